@@ -1,0 +1,116 @@
+"""What API workers and the engine process say to each other: msgpack structs over ZeroMQ, never pickles."""
+
+import msgspec
+
+from app.core.request import FinishReason
+from app.core.sampling import SamplingParams
+from app.core.step import Logprobs
+
+# ------------------------------------------------------------------ API worker to engine
+
+
+class HelloCommand(msgspec.Struct, tag=True):
+    """First message of an API worker; answered by EngineReady once the model is loaded."""
+
+
+class GenerateCommand(msgspec.Struct, tag=True, kw_only=True):
+    """Generate tokens. `request_id` is unique among all open requests of the engine."""
+
+    request_id: str
+    prompt_token_ids: list[int]
+    """Not empty; each within the vocabulary; no more than the model's context."""
+    sampling: SamplingParams
+    priority: int = 0
+    cache_salt: str = ""
+    arrived_at: float
+    """Seconds, `time.monotonic()`."""
+
+
+class AbortCommand(msgspec.Struct, tag=True):
+    """End these requests now. Unknown ids are ignored: they may just have finished."""
+
+    request_ids: list[str]
+
+
+EngineCommand = HelloCommand | GenerateCommand | AbortCommand
+
+# ------------------------------------------------------------------ engine to API worker
+
+
+class EngineReady(msgspec.Struct, tag=True, kw_only=True):
+    """The engine can take work; what a client may want to know of it."""
+
+    pid: int
+    architecture: str
+    model_impl: str
+    device: str
+    dtype: str
+    vocab_size: int
+    max_model_len: int
+    block_size: int
+    num_kv_blocks: int
+    eos_token_ids: list[int]
+    startup_seconds: dict[str, float]
+    """Phase to duration, in order."""
+
+
+class RequestTiming(msgspec.Struct, array_like=True):
+    """`time.monotonic()` at the points where the engine saw a request change."""
+
+    arrived_at: float
+    scheduled_at: float
+    first_token_at: float
+    finished_at: float
+
+
+class RequestOutput(msgspec.Struct, kw_only=True, omit_defaults=True):
+    """News of one request. The last one, and only that, has a `finish_reason`."""
+
+    request_id: str
+    token_ids: list[int]
+    """New tokens, in order. A stop token is among them."""
+    logprobs: list[Logprobs] = msgspec.field(default_factory=list)
+    """Parallel to `token_ids` where asked for."""
+    prompt_logprobs: list[Logprobs] = msgspec.field(default_factory=list)
+    """Of the prompt's second, third, ... token (the first has none), in pieces as chunks are computed."""
+    num_cached_tokens: int = 0
+    """Prompt tokens found in the prefix cache; the same in every output of a request."""
+    finish_reason: FinishReason | None = None
+    timing: RequestTiming | None = None
+    """Comes with `finish_reason`."""
+    error: str = ""
+    """For people, with FinishReason.ERROR."""
+
+
+class EngineStats(msgspec.Struct, kw_only=True):
+    """The engine's state after a step, and what the step did."""
+
+    num_running: int
+    num_waiting: int
+    kv_cache_usage: float
+    """0 to 1: blocks that running requests hold. Blocks that only the prefix cache holds count as free."""
+    step_tokens: int
+    step_seconds: float
+    prompt_tokens: int
+    """Prompt tokens computed in this step (cached ones are not)."""
+    generation_tokens: int
+    prefix_cache_queries: int
+    """Prompt tokens looked up in this step."""
+    prefix_cache_hits: int
+    num_preemptions: int
+
+
+class StepOutputs(msgspec.Struct, tag=True):
+    """One message per step, to each API worker that has a part in it."""
+
+    outputs: list[RequestOutput]
+    stats: EngineStats
+
+
+class EngineFailed(msgspec.Struct, tag=True):
+    """The engine is about to exit: nothing that is open will be finished by it."""
+
+    error: str
+
+
+EngineMessage = EngineReady | StepOutputs | EngineFailed

@@ -1,0 +1,75 @@
+"""A request as the engine sees it: token ids in, token ids out."""
+
+import enum
+from dataclasses import dataclass, field
+
+from app.core.sampling import SamplingParams
+
+
+class RequestStatus(enum.Enum):
+    """Where a request is in its life."""
+
+    WAITING = enum.auto()
+    """Never run yet: holds no blocks and no row."""
+    RUNNING = enum.auto()
+    """Has a row in the worker's batch and blocks in the KV cache."""
+    PREEMPTED = enum.auto()
+    """Ran, and gave its blocks back for want of memory; waits to be computed again."""
+    FINISHED = enum.auto()
+
+
+class FinishReason(enum.StrEnum):
+    """Why a request ended."""
+
+    STOP = "stop"
+    """A stop token or a stop string."""
+    LENGTH = "length"
+    """`max_tokens`, or the end of the model's context."""
+    ABORT = "abort"
+    """Its client went away."""
+    ERROR = "error"
+    """Its own work failed, or the engine did."""
+
+
+@dataclass(slots=True, eq=False)
+class Request:
+    """One generation in progress. Two requests are never equal: identity is what counts."""
+
+    request_id: str
+    token_ids: list[int]
+    """The prompt, and then every token generated so far."""
+    num_prompt_tokens: int
+    sampling: SamplingParams
+    arrived_at: float
+    """Seconds, `time.monotonic()` (one clock for all processes of a machine)."""
+    priority: int = 0
+    """Lower runs first."""
+    cache_salt: str = ""
+    """Prefix blocks are shared only between requests of equal salt."""
+
+    status: RequestStatus = RequestStatus.WAITING
+    finish_reason: FinishReason | None = None
+    row: int = -1
+    """Its place in the worker's batch arrays while RUNNING."""
+    block_table: list[int] = field(default_factory=list)
+    block_hashes: list[bytes] = field(default_factory=list)
+    """Chained hashes of its full blocks of tokens, as far as they have been needed."""
+    num_computed_tokens: int = 0
+    """Tokens whose K/V is in the cache, those of the step in flight included."""
+    num_in_flight: int = 0
+    """Tokens being sampled by steps in flight: they have a position, but no known id yet."""
+    num_registered_blocks: int = 0
+    """Full blocks that the prefix cache knows already."""
+    num_cached_tokens: int = 0
+    """Prompt tokens that were found in the prefix cache when it was first scheduled."""
+    scheduled_at: float = 0.0
+    first_token_at: float = 0.0
+
+    @property
+    def num_output_tokens(self) -> int:
+        return len(self.token_ids) - self.num_prompt_tokens
+
+    @property
+    def sort_key(self) -> tuple[int, float]:
+        """Smaller is served earlier and preempted later: priority, then first come, first served."""
+        return (self.priority, self.arrived_at)

@@ -1,0 +1,42 @@
+"""How a request wants its tokens to be chosen."""
+
+import msgspec
+
+
+class SamplingParams(msgspec.Struct, frozen=True, kw_only=True):
+    """Everything that turns logits into the next token, and says when to stop.
+
+    The API side fills in every default: the engine never guesses. In particular `seed` is always set
+    (drawn at random for a request that names none), so that a request can be replayed exactly.
+
+    Sampling is stateless: the random number for a token is a function of (seed, position) alone.
+    """
+
+    max_tokens: int
+    """Most tokens to generate; at least 1, or 0 to only process the prompt (for its logprobs)."""
+    seed: int
+    """0 to 2**63 - 1."""
+    min_tokens: int = 0
+    """While fewer were generated, `stop_token_ids` cannot be sampled."""
+    temperature: float = 1.0
+    """0 is greedy: the most probable token, no randomness."""
+    top_k: int = 0
+    """Sample among the k most probable tokens; 0 is off."""
+    top_p: float = 1.0
+    """Sample among the fewest tokens that together have this probability."""
+    min_p: float = 0.0
+    """Sample among tokens with at least this fraction of the most probable token's probability."""
+    presence_penalty: float = 0.0
+    """Subtracted from the logit of each token that was generated before."""
+    frequency_penalty: float = 0.0
+    """Subtracted from a token's logit once for each time it was generated before."""
+    repetition_penalty: float = 1.0
+    """Divides positive and multiplies negative logits of tokens in the prompt or output (CTRL, Keskar et al. 2019)."""
+    logit_bias: dict[int, float] = msgspec.field(default_factory=dict)
+    """Token id to what is added to its logit."""
+    stop_token_ids: frozenset[int] = frozenset()
+    """Tokens that end the request, the model's end-of-sequence tokens among them unless these are ignored."""
+    logprobs: int | None = None
+    """How many of the most probable tokens to report beside each sampled one; None reports nothing."""
+    prompt_logprobs: int | None = None
+    """The same for the prompt's tokens."""

@@ -1,0 +1,83 @@
+"""The contract between scheduler and worker: what one forward pass is to do, and what came of it.
+
+A running request has a *row*, its index into the worker's batch arrays. The worker learns of a request once,
+in full (`NewRequest`), when it is given a row; after that only of changes: how many tokens to compute now, and
+blocks added. A row is free for the next request as soon as the scheduler stops naming it.
+
+Steps are executed in the order in which they were submitted.
+"""
+
+from typing import Protocol
+
+import msgspec
+
+from app.core.sampling import SamplingParams
+
+
+class NewRequest(msgspec.Struct):
+    """A request that was just given a row: for the first time, or again after a preemption."""
+
+    row: int
+    token_ids: list[int]
+    """All tokens known so far: the prompt and, after a preemption, what was generated before it."""
+    num_prompt_tokens: int
+    num_computed_tokens: int
+    """Tokens already in the KV cache, through the prefix cache."""
+    block_ids: list[int]
+    sampling: SamplingParams
+
+
+class SchedulerOutput(msgspec.Struct):
+    """One step. `rows`, `request_ids` and `num_scheduled_tokens` are parallel; each row occurs once."""
+
+    new_requests: list[NewRequest]
+    new_blocks: list[tuple[int, list[int]]]
+    """(row, block ids to append to its block table), for rows that were known before."""
+    rows: list[int]
+    request_ids: list[str]
+    num_scheduled_tokens: list[int]
+    """Tokens to compute for each row: 1 for a decode, more for a chunk of a prompt.
+
+    A row whose tokens are all computed after this step samples its next token. That token need not come back
+    to the worker: the next position's input is what the row sampled last."""
+
+    @property
+    def num_tokens(self) -> int:
+        return sum(self.num_scheduled_tokens)
+
+
+class Logprobs(msgspec.Struct, array_like=True):
+    """Log probabilities at one position: first of the token that stands there, then of the most probable ones."""
+
+    token_ids: list[int]
+    logprobs: list[float]
+
+
+NOT_SAMPLED = -1
+
+
+class ModelRunnerOutput(msgspec.Struct):
+    """What a step gave, parallel to the step's `rows`."""
+
+    token_ids: list[int]
+    """The sampled token, or NOT_SAMPLED for a row that still has prompt to compute."""
+    logprobs: dict[int, Logprobs] = msgspec.field(default_factory=dict)
+    """By index into `rows`, for sampled tokens of rows that asked."""
+    prompt_logprobs: dict[int, list[Logprobs]] = msgspec.field(default_factory=dict)
+    """By index into `rows`: of the prompt tokens that this step's chunk *predicts*, in order."""
+
+
+class StepHandle(Protocol):
+    """A step that was submitted and may still be running."""
+
+    def result(self) -> ModelRunnerOutput:
+        """Wait for the step and return what it gave; raises what the step raised."""
+        ...
+
+
+class Worker(Protocol):
+    """Owner of the device: model weights, KV blocks, and every row's state."""
+
+    def submit(self, step: SchedulerOutput) -> StepHandle:
+        """Start a step and return at once where the device allows it."""
+        ...

@@ -1,0 +1,93 @@
+"""Every error that a user can meet, as one tree: one class for each HTTP outcome.
+
+PacelineError
+├── ApiError                     becomes an HTTP answer in OpenAI's error format
+│   ├── InvalidRequestError      400  the request is wrong; `param` names the field
+│   │   └── UnsupportedError     400  the request is right, but Paceline cannot do it
+│   ├── NotFoundError            404
+│   ├── PayloadTooLargeError     413
+│   ├── QueueFullError           429  too many requests are open; Retry-After
+│   ├── InternalError            500  a request's own work failed
+│   └── EngineUnavailableError   503  loading, draining or dead; Retry-After
+└── StartupError                 ends the process with exit code 2 and its text
+    └── ModelError               the model is missing, broken, or of an unsupported kind
+"""
+
+
+class PacelineError(Exception):
+    """Base of all errors with a text that is meant for users."""
+
+
+class ApiError(PacelineError):
+    """An error that becomes an HTTP answer."""
+
+    status = 500
+    type = "server_error"
+    code: str | None = None
+    retry_after: int | None = None
+    """Seconds for the Retry-After header."""
+
+    def __init__(self, message: str, param: str | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.param = param
+
+
+class InvalidRequestError(ApiError):
+    """The request is wrong."""
+
+    status = 400
+    type = "invalid_request_error"
+
+
+class UnsupportedError(InvalidRequestError):
+    """The request is understood, and refused by name."""
+
+    code = "unsupported_parameter"
+
+
+class NotFoundError(ApiError):
+    """No such model or route."""
+
+    status = 404
+    type = "invalid_request_error"
+    code = "not_found"
+
+
+class PayloadTooLargeError(ApiError):
+    """The body is larger than the server reads."""
+
+    status = 413
+    type = "invalid_request_error"
+    code = "payload_too_large"
+
+
+class QueueFullError(ApiError):
+    """More requests are open than the queue admits."""
+
+    status = 429
+    type = "rate_limit_error"
+    code = "queue_full"
+    retry_after = 1
+
+
+class InternalError(ApiError):
+    """The request's own work failed."""
+
+    code = "internal_error"
+
+
+class EngineUnavailableError(ApiError):
+    """The engine is loading, draining or dead."""
+
+    status = 503
+    code = "engine_unavailable"
+    retry_after = 2
+
+
+class StartupError(PacelineError):
+    """The service cannot start with these settings on this machine."""
+
+
+class ModelError(StartupError):
+    """The model is missing, broken, or of a kind that Paceline does not run."""

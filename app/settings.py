@@ -1,0 +1,125 @@
+"""Every setting of the service, in groups by who reads them.
+
+A value comes from, strongest first: a command-line flag, a `PACELINE_*` environment variable, a YAML file
+(`--config`), the default here. Unknown keys are refused. Settings are frozen; "auto" (None) values that depend
+on the model or the machine are resolved by `app.worker.resolve`, which logs what it chose and why.
+"""
+
+import os
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ByteSize, ConfigDict, Field, ValidationError
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, YamlConfigSettingsSource
+
+from app.errors import StartupError
+
+ENV_PREFIX = "PACELINE_"
+
+
+class ModelSettings(BaseModel):
+    """Model"""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    model: str = Field("embedded", description="a folder, a GGUF file, a hub id, or 'embedded' (SmolLM2-135M-Instruct)")
+    served_model_name: str | None = Field(None, description="the name that clients use; the model's own by default")
+    model_impl: Literal["auto", "decoder", "generic"] = Field(
+        "auto", description="Paceline's own decoder, or transformers' model behind Paceline's attention"
+    )
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
+        "auto", description="of weights and KV cache; auto: the checkpoint's, as far as the device is good at it"
+    )
+    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: CUDA if there is one")
+    cpu_threads: int | None = Field(None, ge=1, description="threads of a forward pass on the CPU; auto: the cores")
+    max_model_len: int | None = Field(
+        None, ge=2, description="most tokens of a request, prompt and output; auto: what the model was made for"
+    )
+    worker: Literal["model", "echo"] = Field(
+        "model", description="echo: no model, repeats the prompt at full speed; for testing clients and the front end"
+    )
+
+
+class CacheSettings(BaseModel):
+    """KV cache"""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    block_size: int = Field(16, ge=1, le=256, description="tokens in a KV block")
+    num_kv_blocks: int | None = Field(None, ge=2, description="KV blocks; auto: as many as the memory holds")
+    kv_cache_memory: ByteSize | None = Field(None, description="memory for KV blocks, such as 4GiB; auto: see the log")
+    prefix_caching: bool = Field(True, description="reuse the KV blocks of equal prompt beginnings")
+
+
+class SchedulerSettings(BaseModel):
+    """Scheduler"""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    max_num_seqs: int | None = Field(
+        None, ge=1, le=4096, description="requests in one step; auto: 64 on CPU, 256 on GPU"
+    )
+    max_num_batched_tokens: int | None = Field(
+        None, ge=1, description="tokens in one step; auto: 512 on CPU, 8192 on GPU"
+    )
+    max_itl: float | None = Field(
+        None, gt=0, description="milliseconds between a stream's tokens that prefills may not exceed; auto: 200, GPU 50"
+    )
+    overlap: bool = Field(True, description="prepare a step while the one before runs; off for finding faults")
+
+
+class ServerSettings(BaseModel):
+    """Server"""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    host: str = Field("127.0.0.1", description="address to listen on")
+    port: int = Field(8000, ge=0, le=65535, description="port to listen on; 0: any free one")
+    max_queue: int = Field(1024, ge=0, description="requests that may wait beyond those running; then 429")
+    max_body_size: ByteSize = Field(ByteSize(16 * 2**20), description="largest request body; then 413")
+    max_n: int = Field(128, ge=1, description="largest n")
+    max_logprobs: int = Field(20, ge=0, description="largest logprobs and top_logprobs")
+    keepalive_comment: float = Field(
+        5.0, gt=0, description="seconds of silence after which a stream sends an SSE comment"
+    )
+    keepalive_timeout: int = Field(75, ge=1, description="seconds that an idle HTTP connection is kept")
+    trust_request_chat_template: bool = Field(False, description="let requests bring their own chat_template")
+    log_format: Literal["console", "json"] = Field("console", description="form of the log lines on stderr")
+    log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="least severe line to log")
+
+
+class Settings(ModelSettings, CacheSettings, SchedulerSettings, ServerSettings, BaseSettings):
+    """All of the service's settings; each part of the service takes the group it reads."""
+
+    model_config = SettingsConfigDict(env_prefix=ENV_PREFIX, frozen=True, extra="forbid")
+
+    @classmethod
+    def settings_customise_sources(
+        cls, settings_cls: type[BaseSettings], init_settings: PydanticBaseSettingsSource, **sources: Any
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Flags, then environment, then the YAML file that $PACELINE_CONFIG (or --config) names."""
+        chain = [init_settings, sources["env_settings"]]
+        if config := os.environ.get(f"{ENV_PREFIX}CONFIG"):
+            chain.append(YamlConfigSettingsSource(settings_cls, Path(config)))
+        return tuple(chain)
+
+
+GROUPS: tuple[type[BaseModel], ...] = (ModelSettings, CacheSettings, SchedulerSettings, ServerSettings)
+
+
+def load_settings(**flags: Any) -> Settings:
+    """Settings from `flags` (None: not given), environment and YAML file.
+
+    Raises StartupError that names each key that is unknown or has an unfit value.
+    """
+    known = {f"{ENV_PREFIX}{name.upper()}" for name in (*Settings.model_fields, "config")}
+    if unknown := sorted(name for name in os.environ if name.startswith(ENV_PREFIX) and name not in known):
+        raise StartupError(f"unknown environment variable {', '.join(unknown)}; see paceline serve --help")
+    config = os.environ.get(f"{ENV_PREFIX}CONFIG")
+    if config and not Path(config).is_file():
+        raise StartupError(f"config: no such file: {config}")
+    try:
+        return Settings(**{name: value for name, value in flags.items() if value is not None})
+    except ValidationError as error:
+        problems = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
+        raise StartupError(f"settings: {problems}") from None
