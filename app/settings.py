@@ -95,10 +95,15 @@ class Settings(ModelSettings, CacheSettings, SchedulerSettings, ServerSettings, 
 
     @classmethod
     def settings_customise_sources(
-        cls, settings_cls: type[BaseSettings], init_settings: PydanticBaseSettingsSource, **sources: Any
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,  # noqa: ARG003
+        file_secret_settings: PydanticBaseSettingsSource,  # noqa: ARG003
     ) -> tuple[PydanticBaseSettingsSource, ...]:
         """Flags, then environment, then the YAML file that $PACELINE_CONFIG (or --config) names."""
-        chain = [init_settings, sources["env_settings"]]
+        chain = [init_settings, env_settings]
         if config := os.environ.get(f"{ENV_PREFIX}CONFIG"):
             chain.append(YamlConfigSettingsSource(settings_cls, Path(config)))
         return tuple(chain)
