@@ -1,0 +1,35 @@
+"""The API layer's view of an engine: the one seam between HTTP and the batch."""
+
+from collections.abc import AsyncIterator
+from typing import Protocol
+
+from app.core.messages import EngineReady, GenerateCommand, RequestOutput
+
+
+class EngineClient(Protocol):
+    """Submits requests to an engine and hands back what comes of them."""
+
+    @property
+    def ready(self) -> EngineReady | None:
+        """What the engine said when it was ready; None while it is loading, and after it died."""
+        ...
+
+    @property
+    def failure(self) -> str | None:
+        """Why the engine is gone for good, for people; None while it is loading or well."""
+        ...
+
+    def generate(self, command: GenerateCommand) -> AsyncIterator[RequestOutput]:
+        """Submit a request at once (not at the first `anext`), and iterate over its outputs.
+
+        The last output has a `finish_reason`; an engine that dies ends the request with FinishReason.ERROR.
+        When the reader is slower than the engine, outputs that wait are merged into one.
+
+        Raises EngineUnavailableError while the engine is loading or dead, QueueFullError when too many
+        requests are open.
+        """
+        ...
+
+    def abort(self, request_id: str) -> None:
+        """End a request early; does nothing if it has ended. Its iterator must not be used any more."""
+        ...
