@@ -91,9 +91,6 @@ class EngineStats(msgspec.Struct, kw_only=True):
     """0 to 1: blocks that running requests hold. Blocks that only the prefix cache holds count as free."""
     step_tokens: int
     step_seconds: float
-    prompt_tokens: int
-    """Prompt tokens computed in this step (cached ones are not)."""
-    generation_tokens: int
     prefix_cache_queries: int
     """Prompt tokens looked up in this step."""
     prefix_cache_hits: int
@@ -104,7 +101,8 @@ class StepOutputs(msgspec.Struct, tag=True):
     """One message per step, to each API worker that has a part in it."""
 
     outputs: list[RequestOutput]
-    stats: EngineStats
+    stats: EngineStats | None = None
+    """None if no step was run: outputs of requests that ended in between."""
 
 
 class EngineFailed(msgspec.Struct, tag=True):

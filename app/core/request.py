@@ -62,6 +62,8 @@ class Request:
     """Full blocks that the prefix cache knows already."""
     num_cached_tokens: int = 0
     """Prompt tokens that were found in the prefix cache when it was first scheduled."""
+    num_prompt_logprobs: int = 0
+    """Prompt positions whose logprobs were reported: a preempted prompt is computed twice, but reported once."""
     scheduled_at: float = 0.0
     first_token_at: float = 0.0
 

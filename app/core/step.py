@@ -24,6 +24,8 @@ class NewRequest(msgspec.Struct):
     num_computed_tokens: int
     """Tokens already in the KV cache, through the prefix cache."""
     block_ids: list[int]
+    num_prompt_logprobs: int
+    """Prompt logprobs that were reported before a preemption, and are not wanted again."""
     sampling: SamplingParams
 
 

@@ -1,0 +1,99 @@
+"""The step loop: schedule, run, update."""
+
+import logging
+import time
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from app.core.messages import GenerateCommand, RequestOutput, StepOutputs
+from app.core.request import FinishReason, Request
+from app.core.step import SchedulerOutput, StepHandle, Worker
+from app.engine.scheduler import Scheduler
+
+log = logging.getLogger(__name__)
+
+
+class EngineCore:
+    """Token requests in, token outputs out. Knows nothing of text, sockets or tensors.
+
+    There are two step loops behind one switch. The plain one runs each step to its end. The overlapped one plans
+    and submits a step while the one before it runs, so that the device never waits for Python.
+    """
+
+    def __init__(self, scheduler: Scheduler, worker: Worker, overlap: bool = True) -> None:
+        self.scheduler = scheduler
+        self.worker = worker
+        self.step = self._step_overlapped if overlap else self._step_plain
+        self._in_flight: _Submitted | None = None
+        self._last_result_at = 0.0
+        self._endings: list[RequestOutput] = []  # of requests that ended between steps
+
+    @property
+    def has_work(self) -> bool:
+        return self.scheduler.has_requests or self._in_flight is not None or bool(self._endings)
+
+    def add(self, command: GenerateCommand) -> None:
+        """Queue a request. One that can never run ends with an error at once."""
+        request = Request(
+            request_id=command.request_id,
+            token_ids=list(command.prompt_token_ids),
+            num_prompt_tokens=len(command.prompt_token_ids),
+            sampling=command.sampling,
+            arrived_at=command.arrived_at,
+            priority=command.priority,
+            cache_salt=command.cache_salt,
+        )
+        self.scheduler.add(request)
+        if not 0 < request.num_prompt_tokens <= self.scheduler.max_model_len:
+            self._end([request.request_id], FinishReason.ERROR, "the prompt is empty or too long for the model")
+
+    def abort(self, request_ids: Sequence[str]) -> None:
+        """End these requests now; unknown ids are ignored."""
+        self._end(request_ids, FinishReason.ABORT)
+
+    def _end(self, request_ids: Sequence[str], reason: FinishReason, error: str = "") -> None:
+        for request_id in request_ids:
+            self._endings += self.scheduler.abort(request_id, reason, error)
+
+    # ------------------------------------------------------------------ the two loops
+
+    def _step_plain(self) -> StepOutputs:
+        """Run one step from beginning to end."""
+        return self._finish(self._submit())
+
+    def _step_overlapped(self) -> StepOutputs:
+        """Submit the next step, then finish the one that was in flight."""
+        in_flight, self._in_flight = self._in_flight, self._submit()
+        return self._finish(in_flight)
+
+    def _submit(self) -> "_Submitted | None":
+        step = self.scheduler.schedule()
+        return _Submitted(step, self.worker.submit(step), time.monotonic()) if step else None
+
+    def _finish(self, submitted: "_Submitted | None") -> StepOutputs:
+        """Wait for a step, if there is one, and gather the news for clients."""
+        message = StepOutputs([])
+        if submitted:
+            try:
+                result = submitted.handle.result()
+            except Exception:
+                log.exception("a step of %d requests failed", len(submitted.step.rows))
+                # What the step wrote is unknown: nobody may share it.
+                self.scheduler.pool.clear_prefix_cache()
+                self._end(submitted.step.request_ids, FinishReason.ERROR, "the model failed on this request")
+            else:
+                now = time.monotonic()
+                seconds = now - max(submitted.at, self._last_result_at)
+                self._last_result_at = now
+                message = self.scheduler.update(submitted.step, result, seconds)
+        message.outputs += self._endings
+        self._endings = []
+        return message
+
+
+class _Submitted(NamedTuple):
+    """A step that the worker has, and may still be running."""
+
+    step: SchedulerOutput
+    handle: StepHandle
+    at: float

@@ -1,0 +1,61 @@
+"""Which KV blocks hold which tokens: a chain of hashes of full blocks.
+
+A block's hash covers its tokens and the hash of the block before it, so equal hashes mean equal beginnings of a
+text. Only full blocks are known here: their contents never change again.
+"""
+
+import hashlib
+from array import array
+
+HASH_LENGTH = 32  # bytes of SHA-256: with a weaker hash, a tenant could forge a collision with another's prompt
+
+
+def root_hash(salt: str) -> bytes:
+    """The parent of a request's first block. Requests of different salt never share a block."""
+    return hashlib.sha256(salt.encode()).digest()
+
+
+def hash_block(parent: bytes, token_ids: list[int]) -> bytes:
+    """The hash of a full block that follows the block `parent` is the hash of."""
+    return hashlib.sha256(parent + array("q", token_ids).tobytes()).digest()
+
+
+class PrefixCache:
+    """A two-way map between block ids and hashes of what they hold."""
+
+    def __init__(self) -> None:
+        self._block_of: dict[bytes, int] = {}
+        self._hash_of: dict[int, bytes] = {}
+
+    def __len__(self) -> int:
+        return len(self._block_of)
+
+    def __contains__(self, block: int) -> bool:
+        return block in self._hash_of
+
+    def insert(self, block_hash: bytes, block: int) -> None:
+        """Remember what `block` holds, unless another block is known to hold the same."""
+        if block_hash not in self._block_of:
+            self._block_of[block_hash] = block
+            self._hash_of[block] = block_hash
+
+    def longest_match(self, hashes: list[bytes]) -> list[int]:
+        """The blocks that hold the longest known beginning of a chain of hashes."""
+        blocks = []
+        for block_hash in hashes:
+            block = self._block_of.get(block_hash)
+            if block is None:
+                break
+            blocks.append(block)
+        return blocks
+
+    def remove(self, block: int) -> None:
+        """Forget what `block` holds: it is about to be overwritten."""
+        del self._block_of[self._hash_of.pop(block)]
+
+    def clear(self) -> list[int]:
+        """Forget everything; returns the blocks that were known."""
+        blocks = list(self._hash_of)
+        self._block_of.clear()
+        self._hash_of.clear()
+        return blocks

@@ -1,0 +1,356 @@
+"""Which requests take part in the next step, and with how many tokens.
+
+There is one rule, and no phases: every step hands out a budget of tokens so that each request's
+`num_computed_tokens` catches up with the tokens it has. A request that generates is one token behind, a new prompt
+is all of its tokens behind; long prompts catch up in chunks. Prefix caching starts a request further ahead,
+preemption sets it back to the start.
+"""
+
+import heapq
+import time
+from bisect import insort
+from collections.abc import Callable
+
+from app.core.messages import EngineStats, RequestOutput, RequestTiming, StepOutputs
+from app.core.request import FinishReason, Request, RequestStatus
+from app.core.step import NOT_SAMPLED, ModelRunnerOutput, NewRequest, SchedulerOutput
+from app.engine.block_pool import BlockPool
+from app.engine.chunk_pacer import ChunkPacer
+from app.engine.prefix_cache import hash_block, root_hash
+
+Clock = Callable[[], float]
+
+
+class Scheduler:
+    """Owns every request from its arrival to its end.
+
+    `schedule` and `update` alternate, but `schedule` may run one step ahead (law 7): then the tokens of the step in
+    flight are counted (`num_in_flight`) although their ids are not known. Since steps run in order, blocks and
+    rows that are given back while a step is in flight can be given out again at once.
+    """
+
+    def __init__(
+        self,
+        pool: BlockPool,
+        pacer: ChunkPacer,
+        *,
+        block_size: int,
+        max_num_seqs: int,
+        max_num_batched_tokens: int,
+        max_model_len: int,
+        prefix_caching: bool = True,
+        clock: Clock = time.monotonic,
+    ) -> None:
+        if max_num_batched_tokens < max_num_seqs:
+            raise ValueError("every running request must get a token in each step")
+        if pool.num_blocks * block_size < max_model_len:
+            raise ValueError("the longest request must fit when it runs alone")
+        self.pool = pool
+        self.pacer = pacer
+        self.block_size = block_size
+        self.max_num_batched_tokens = max_num_batched_tokens
+        self.max_model_len = max_model_len
+        self.prefix_caching = prefix_caching
+        self.clock = clock
+
+        self.requests: dict[str, Request] = {}
+        self.running: list[Request] = []  # in `sort_key` order: the last one is preempted first
+        self._waiting: list[tuple[tuple[int, float], int, Request]] = []  # a heap
+        self._num_waiting = 0
+        self._arrivals = 0
+        self._free_rows = list(range(max_num_seqs - 1, -1, -1))
+        self._being_computed: set[bytes] = set()  # hashes of prompt blocks that running requests will register
+        self._counters = dict.fromkeys(("prefix_cache_queries", "prefix_cache_hits", "num_preemptions"), 0)
+
+    # ------------------------------------------------------------------ arrivals and departures
+
+    def add(self, request: Request) -> None:
+        """Queue a new request."""
+        self.requests[request.request_id] = request
+        self._enqueue(request)
+
+    def abort(self, request_id: str, reason: FinishReason = FinishReason.ABORT, error: str = "") -> list[RequestOutput]:
+        """End a request now; returns its final output, or nothing if it had ended before."""
+        request = self.requests.get(request_id)
+        return [self._finish(request, [], reason, error)] if request else []
+
+    @property
+    def num_waiting(self) -> int:
+        return self._num_waiting
+
+    @property
+    def has_requests(self) -> bool:
+        return bool(self.requests)
+
+    def _enqueue(self, request: Request) -> None:
+        self._arrivals += 1  # breaks ties, so that requests themselves are never compared
+        heapq.heappush(self._waiting, (request.sort_key, self._arrivals, request))
+        self._num_waiting += 1
+
+    # ------------------------------------------------------------------ before a step
+
+    def schedule(self) -> SchedulerOutput | None:
+        """Plan the next step; None if there is nothing to compute now."""
+        step = SchedulerOutput([], [], [], [], [])
+        num_decodes = sum(self._num_missing(request) == 1 for request in self.running)
+        # Decodes are never held back: what is planned for prompts comes on top of them.
+        prompt_budget = min(self.pacer.prompt_tokens(num_decodes), self.max_num_batched_tokens - num_decodes)
+        num_running = len(self.running)
+        prompt_budget = self._schedule_running(step, prompt_budget)
+        if self._waiting and len(self.running) == num_running:  # no preemption: otherwise memory is what is short
+            self._schedule_waiting(step, prompt_budget)
+        return step if step.rows else None
+
+    def _num_missing(self, request: Request) -> int:
+        """Tokens that the request is behind; 0 if the step in flight is known to be its last."""
+        num_tokens = len(request.token_ids) + request.num_in_flight
+        if request.num_in_flight and (
+            num_tokens - request.num_prompt_tokens >= request.sampling.max_tokens or num_tokens >= self.max_model_len
+        ):
+            return 0
+        return num_tokens - request.num_computed_tokens
+
+    def _schedule_running(self, step: SchedulerOutput, prompt_budget: int) -> int:
+        """Give running requests their tokens; returns what is left of the budget for prompts."""
+        index = 0
+        while index < len(self.running):
+            request = self.running[index]
+            count = self._num_missing(request)
+            if count > 1:
+                count = min(count, prompt_budget)
+                prompt_budget -= count
+            if count > 0 and self._grow(request, count, step):
+                self._plan(request, count, step)
+            index += 1
+        return prompt_budget
+
+    def _grow(self, request: Request, count: int, step: SchedulerOutput) -> bool:
+        """Make the block table long enough for `count` more tokens; False if the request had to be preempted."""
+        missing = self._num_blocks(request.num_computed_tokens + count) - len(request.block_table)
+        if missing <= 0:
+            return True
+        while self.pool.num_available < missing:
+            victim = self.running[-1]  # lowest priority, youngest: it has no part in this step yet
+            self._preempt(victim)
+            if victim is request:
+                return False
+        blocks = self.pool.allocate(missing)
+        request.block_table += blocks
+        step.new_blocks.append((request.row, blocks))
+        return True
+
+    def _schedule_waiting(self, step: SchedulerOutput, prompt_budget: int) -> None:
+        """Admit waiting requests in order, as far as rows, budget and blocks go."""
+        # Blocks that running prompts have yet to ask for: admitting on top of them would only preempt soon after.
+        promised = sum(max(0, self._num_blocks(len(r.token_ids)) - len(r.block_table)) for r in self.running)
+        deferred = []
+        while self._waiting and prompt_budget > 0 and len(self._free_rows) > len(deferred):
+            entry = self._waiting[0]
+            request = entry[2]
+            if request.status is RequestStatus.FINISHED:  # aborted while it waited
+                heapq.heappop(self._waiting)
+                continue
+            self._extend_hashes(request, len(request.token_ids))
+            shared = self._find_shared_blocks(request)
+            if self._prefix_is_being_computed(request, len(shared)):
+                deferred.append(heapq.heappop(self._waiting))
+                continue
+            total = self._num_blocks(len(request.token_ids))
+            if total - len(shared) + self.pool.num_evictable(shared) + promised > self.pool.num_available:
+                break
+            heapq.heappop(self._waiting)
+            count = min(len(request.token_ids) - len(shared) * self.block_size, prompt_budget)
+            self._admit(request, shared, count, step)
+            prompt_budget -= count
+            promised += total - len(request.block_table)
+        for entry in deferred:
+            heapq.heappush(self._waiting, entry)
+
+    def _may_share(self, request: Request) -> bool:
+        """Logprobs of a prompt need its logits, and so all of its tokens computed."""
+        return self.prefix_caching and request.sampling.prompt_logprobs is None
+
+    def _num_shareable(self, request: Request) -> int:
+        """Full blocks among all tokens but the last, which has to be computed to get the next one's logits."""
+        return (len(request.token_ids) - 1) // self.block_size
+
+    def _find_shared_blocks(self, request: Request) -> list[int]:
+        """Blocks of the prefix cache that the request can start with."""
+        if not self._may_share(request):
+            return []
+        return self.pool.prefix_cache.longest_match(request.block_hashes[: self._num_shareable(request)])
+
+    def _prefix_is_being_computed(self, request: Request, num_shared: int) -> bool:
+        """Whether a running request is about to compute the block that this one needs next.
+
+        Waiting for it for a step or two costs less than computing it twice: so `n` choices share their prompt.
+        """
+        if not self._may_share(request) or num_shared == self._num_shareable(request):
+            return False
+        return request.block_hashes[num_shared] in self._being_computed
+
+    def _admit(self, request: Request, shared: list[int], count: int, step: SchedulerOutput) -> None:
+        self.pool.share(shared)
+        num_cached = len(shared) * self.block_size
+        blocks = self.pool.allocate(self._num_blocks(num_cached + count) - len(shared))
+        if request.status is RequestStatus.WAITING:
+            request.scheduled_at = self.clock()
+            request.num_cached_tokens = num_cached
+        if self.prefix_caching:
+            self._counters["prefix_cache_queries"] += len(request.token_ids)
+            self._counters["prefix_cache_hits"] += num_cached
+        self._num_waiting -= 1
+        request.status = RequestStatus.RUNNING
+        request.row = self._free_rows.pop()
+        request.block_table = shared + blocks
+        request.num_computed_tokens = num_cached
+        request.num_registered_blocks = len(shared)
+        self._being_computed.update(request.block_hashes[len(shared) :])
+        insort(self.running, request, key=lambda r: r.sort_key)
+        step.new_requests.append(
+            NewRequest(
+                row=request.row,
+                token_ids=list(request.token_ids),
+                num_prompt_tokens=request.num_prompt_tokens,
+                num_computed_tokens=num_cached,
+                block_ids=list(request.block_table),
+                num_prompt_logprobs=request.num_prompt_logprobs,
+                sampling=request.sampling,
+            )
+        )
+        self._plan(request, count, step)
+
+    def _plan(self, request: Request, count: int, step: SchedulerOutput) -> None:
+        """Enter `count` tokens of a request into the step."""
+        step.rows.append(request.row)
+        step.request_ids.append(request.request_id)
+        step.num_scheduled_tokens.append(count)
+        request.num_computed_tokens += count
+        if request.num_computed_tokens == len(request.token_ids) + request.num_in_flight:
+            request.num_in_flight += 1
+
+    def _preempt(self, request: Request) -> None:
+        """Take a running request's memory away; it will be computed again later. Its stream only pauses."""
+        self._leave_batch(request)
+        request.status = RequestStatus.PREEMPTED
+        self._counters["num_preemptions"] += 1
+        self._enqueue(request)
+
+    # ------------------------------------------------------------------ after a step
+
+    def update(self, step: SchedulerOutput, result: ModelRunnerOutput, seconds: float) -> StepOutputs:
+        """Take in what a step gave after `seconds`; returns the news for clients."""
+        outputs = []
+        now = self.clock()
+        for index, (request_id, token) in enumerate(zip(step.request_ids, result.token_ids, strict=True)):
+            request = self.requests.get(request_id)
+            if request is None:  # ended while the step ran
+                continue
+            prompt_logprobs = result.prompt_logprobs.get(index)
+            if token != NOT_SAMPLED:
+                output = self._take_token(request, token, now)
+                if index in result.logprobs and output.token_ids:
+                    output.logprobs = [result.logprobs[index]]
+            elif prompt_logprobs:
+                output = self._output(request, [])
+            else:
+                self._register_blocks(request)
+                continue
+            if prompt_logprobs:
+                output.prompt_logprobs = prompt_logprobs
+                request.num_prompt_logprobs += len(prompt_logprobs)
+            outputs.append(output)
+        num_tokens = step.num_tokens
+        num_decodes = step.num_scheduled_tokens.count(1)
+        self.pacer.observe(num_decodes, num_tokens - num_decodes, seconds)
+        return StepOutputs(outputs, self._take_stats(num_tokens, seconds))
+
+    def _take_token(self, request: Request, token: int, now: float) -> RequestOutput:
+        """Append a sampled token and see whether it ends the request."""
+        request.num_in_flight -= 1
+        sampling = request.sampling
+        if sampling.max_tokens == 0:
+            return self._finish(request, [], FinishReason.LENGTH)
+        if request.first_token_at == 0.0:
+            request.first_token_at = now
+        request.token_ids.append(token)
+        if request.num_computed_tokens // self.block_size > request.num_registered_blocks:
+            self._register_blocks(request)
+        if token in sampling.stop_token_ids:
+            return self._finish(request, [token], FinishReason.STOP)
+        if request.num_output_tokens >= sampling.max_tokens or len(request.token_ids) >= self.max_model_len:
+            return self._finish(request, [token], FinishReason.LENGTH)
+        return self._output(request, [token])
+
+    def _output(self, request: Request, token_ids: list[int]) -> RequestOutput:
+        return RequestOutput(
+            request_id=request.request_id, token_ids=token_ids, num_cached_tokens=request.num_cached_tokens
+        )
+
+    def _finish(self, request: Request, token_ids: list[int], reason: FinishReason, error: str = "") -> RequestOutput:
+        if request.status is RequestStatus.RUNNING:
+            self._leave_batch(request)
+        else:
+            self._num_waiting -= 1  # its entry in the heap is dropped when it comes up
+        request.status = RequestStatus.FINISHED
+        request.finish_reason = reason
+        del self.requests[request.request_id]
+        output = self._output(request, token_ids)
+        output.finish_reason = reason
+        output.error = error
+        output.timing = RequestTiming(request.arrived_at, request.scheduled_at, request.first_token_at, self.clock())
+        return output
+
+    def _leave_batch(self, request: Request) -> None:
+        """Give back a running request's row and blocks."""
+        self.running.remove(request)
+        self._free_rows.append(request.row)
+        self._being_computed.difference_update(request.block_hashes[request.num_registered_blocks :])
+        self.pool.free(request.block_table)
+        request.block_table = []
+        request.num_computed_tokens = 0
+        request.num_registered_blocks = 0
+        request.row = -1
+
+    # ------------------------------------------------------------------ blocks
+
+    def _num_blocks(self, num_tokens: int) -> int:
+        return -(-num_tokens // self.block_size)
+
+    def _extend_hashes(self, request: Request, num_tokens: int) -> None:
+        """Hash the request's full blocks among its first `num_tokens` tokens, as far as not done before."""
+        if not self.prefix_caching:
+            return
+        hashes = request.block_hashes
+        for start in range(len(hashes) * self.block_size, num_tokens - self.block_size + 1, self.block_size):
+            parent = hashes[-1] if hashes else root_hash(request.cache_salt)
+            hashes.append(hash_block(parent, request.token_ids[start : start + self.block_size]))
+
+    def _register_blocks(self, request: Request) -> None:
+        """Tell the prefix cache of blocks that have become full.
+
+        Blocks that the step in flight fills count too: whoever shares them reads them in a later step.
+        """
+        if not self.prefix_caching or request.status is not RequestStatus.RUNNING:
+            return
+        known = min(request.num_computed_tokens, len(request.token_ids))
+        self._extend_hashes(request, known)
+        for index in range(request.num_registered_blocks, known // self.block_size):
+            block_hash = request.block_hashes[index]
+            self.pool.prefix_cache.insert(block_hash, request.block_table[index])
+            self._being_computed.discard(block_hash)
+        request.num_registered_blocks = known // self.block_size
+
+    # ------------------------------------------------------------------ what can be seen from outside
+
+    def _take_stats(self, num_tokens: int, seconds: float) -> EngineStats:
+        """The state after a step, and what was counted since the last call."""
+        counters, self._counters = self._counters, dict.fromkeys(self._counters, 0)
+        return EngineStats(
+            num_running=len(self.running),
+            num_waiting=self._num_waiting,
+            kv_cache_usage=self.pool.num_used / self.pool.num_blocks,
+            step_tokens=num_tokens,
+            step_seconds=seconds,
+            **counters,
+        )
