@@ -19,6 +19,7 @@ from app.engine.chunk_pacer import ChunkPacer
 from app.engine.prefix_cache import hash_block, root_hash
 
 Clock = Callable[[], float]
+_Waiting = tuple[tuple[int, float], int, Request]
 
 
 class Scheduler:
@@ -55,7 +56,7 @@ class Scheduler:
 
         self.requests: dict[str, Request] = {}
         self.running: list[Request] = []  # in `sort_key` order: the last one is preempted first
-        self._waiting: list[tuple[tuple[int, float], int, Request]] = []  # a heap
+        self._waiting: list[_Waiting] = []  # a heap
         self._num_waiting = 0
         self._arrivals = 0
         self._free_rows = list(range(max_num_seqs - 1, -1, -1))
@@ -143,7 +144,7 @@ class Scheduler:
         """Admit waiting requests in order, as far as rows, budget and blocks go."""
         # Blocks that running prompts have yet to ask for: admitting on top of them would only preempt soon after.
         promised = sum(max(0, self._num_blocks(len(r.token_ids)) - len(r.block_table)) for r in self.running)
-        deferred = []
+        deferred: list[_Waiting] = []
         while self._waiting and prompt_budget > 0 and len(self._free_rows) > len(deferred):
             entry = self._waiting[0]
             request = entry[2]
@@ -251,11 +252,11 @@ class Scheduler:
                 output = self._take_token(request, token, now)
                 if index in result.logprobs and output.token_ids:
                     output.logprobs = [result.logprobs[index]]
-            elif prompt_logprobs:
-                output = self._output(request, [])
             else:
                 self._register_blocks(request)
-                continue
+                if not prompt_logprobs:
+                    continue
+                output = self._output(request, [])
             if prompt_logprobs:
                 output.prompt_logprobs = prompt_logprobs
                 request.num_prompt_logprobs += len(prompt_logprobs)
