@@ -1,0 +1,60 @@
+"""Rotary position embedding (Su et al., 2021), with the static ways of stretching it."""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class RopeConfig:
+    """One kind of rotary embedding; a model may have several, by layer."""
+
+    theta: float
+    rotary_dim: int
+    """Leading dimensions of a head that are rotated; the rest pass through."""
+    linear_factor: float = 1.0
+    """Positions are divided by this (Chen et al., 2023)."""
+    llama3: tuple[float, float, float, int] | None = None
+    """Llama 3.1's stretching: factor, low_freq_factor, high_freq_factor, original context."""
+
+
+def inverse_frequencies(config: RopeConfig) -> Tensor:
+    """(rotary_dim / 2,) float32: radians per position of each pair of dimensions."""
+    exponents = torch.arange(0, config.rotary_dim, 2, dtype=torch.float32) / config.rotary_dim
+    frequencies = 1.0 / (config.theta**exponents) / config.linear_factor
+    if config.llama3 is None:
+        return frequencies
+    factor, low, high, context = config.llama3
+    # Turns within the original context: many turns stay as they are, few are stretched, some are in between.
+    turns = context * frequencies / (2 * math.pi)
+    smooth = ((turns - low) / (high - low)).clamp(0.0, 1.0)
+    return frequencies * (smooth + (1.0 - smooth) / factor)
+
+
+class RotaryEmbedding(nn.Module):
+    """A table of cosines and sines for every position, and their application."""
+
+    def __init__(self, config: RopeConfig, max_positions: int) -> None:
+        super().__init__()
+        self.rotary_dim = config.rotary_dim
+        angles = torch.arange(max_positions, dtype=torch.float32)[:, None] * inverse_frequencies(config)
+        # (max_positions, rotary_dim): each angle twice, for the two halves of a head.
+        self.register_buffer("cos", torch.cat((angles, angles), dim=-1).cos(), persistent=False)
+        self.register_buffer("sin", torch.cat((angles, angles), dim=-1).sin(), persistent=False)
+
+    def tables(self, positions: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """Cosine and sine, each (tokens, 1, rotary_dim), for positions (tokens,)."""
+        cos: Tensor = self.cos[positions]
+        sin: Tensor = self.sin[positions]
+        return cos.to(dtype).unsqueeze(1), sin.to(dtype).unsqueeze(1)
+
+
+def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Rotate (tokens, heads, head_dim) by tables of (tokens, 1, rotary_dim)."""
+    rotary_dim = cos.shape[-1]
+    rotated = x[..., :rotary_dim]
+    first, second = rotated.chunk(2, dim=-1)
+    rotated = rotated * cos + torch.cat((-second, first), dim=-1) * sin
+    return rotated if rotary_dim == x.shape[-1] else torch.cat((rotated, x[..., rotary_dim:]), dim=-1)

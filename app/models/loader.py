@@ -1,0 +1,172 @@
+"""From a folder with a checkpoint to a model that is ready to run."""
+
+import json
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
+
+from app.attention.layer import Attention
+from app.errors import ModelError
+from app.layers.linear import MergedLinear
+from app.models.config import FAMILIES, NotCarriedError, parse_decoder_config
+from app.models.decoder import Decoder
+
+log = logging.getLogger(__name__)
+
+_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+_PARTS = {"qkv_proj": ("q_proj", "k_proj", "v_proj"), "gate_up_proj": ("gate_proj", "up_proj")}
+"""Merged layers, and the layers of a checkpoint that they merge."""
+
+
+@dataclass(frozen=True)
+class ModelFolder:
+    """A checkpoint's config.json, and what every caller wants to know from it."""
+
+    path: Path
+    raw: dict[str, Any]
+
+    @classmethod
+    def open(cls, path: Path) -> "ModelFolder":
+        """Read config.json; ModelError if there is none or it does not say what the model is."""
+        try:
+            raw = json.loads((path / "config.json").read_text())
+            raw["model_type"], raw["architectures"]
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise ModelError(f"{path / 'config.json'} is not a usable model configuration: {error!r}") from error
+        return cls(path, raw)
+
+    @property
+    def architecture(self) -> str:
+        return str(self.raw["architectures"][0])
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype that the checkpoint says it is stored in; float32 if it does not say."""
+        return _DTYPES.get(self.raw.get("dtype") or self.raw.get("torch_dtype") or "float32", torch.float32)
+
+    @property
+    def max_position_embeddings(self) -> int | None:
+        """Tokens that the model was made for, as far as the file says."""
+        value = self.raw.get("max_position_embeddings") or self.raw.get("n_positions")
+        return int(value) if value else None
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """A model on its device, and its attention layers in order."""
+
+    model: nn.Module
+    """Called with (input_ids, positions, logits_at); see `Decoder.forward`."""
+    impl: str
+    vocab_size: int
+    attention_layers: list[Attention]
+
+
+def load_model(
+    folder: ModelFolder, impl: str, dtype: torch.dtype, device: torch.device, max_model_len: int
+) -> LoadedModel:
+    """Load a checkpoint with the hand-written decoder if it can run it, else through transformers.
+
+    `impl` is "auto", "decoder" or "generic". Raises ModelError for what cannot be loaded.
+    """
+    model: nn.Module | None = None
+    if impl != "generic":
+        model = _try_decoder(folder, impl, dtype, device, max_model_len)
+    used = "decoder" if model is not None else "generic"
+    if model is None:
+        # transformers takes seconds to import: only those who need it pay.
+        from app.models.generic import load_generic
+
+        model = load_generic(folder.path, dtype, device)
+        vocab_size = int(model.model.get_output_embeddings().weight.shape[0])
+    else:
+        vocab_size = model.config.vocab_size
+    layers = [module for module in model.modules() if isinstance(module, Attention)]
+    return LoadedModel(model.eval().requires_grad_(False), used, vocab_size, layers)
+
+
+def _try_decoder(
+    folder: ModelFolder, impl: str, dtype: torch.dtype, device: torch.device, max_model_len: int
+) -> Decoder | None:
+    kind = folder.raw["model_type"]
+    if kind not in FAMILIES or not folder.architecture.endswith("ForCausalLM"):
+        if impl == "decoder":
+            raise ModelError(f"the decoder does not know {folder.architecture} ({kind}); try --model-impl generic")
+        return None
+    try:
+        config = parse_decoder_config(folder.raw)
+        with torch.device(device), _default_dtype(dtype):
+            model = Decoder(config, max_model_len)
+    except NotCarriedError as reason:
+        if impl == "decoder":
+            raise ModelError(f"the decoder does not carry {reason}; try --model-impl generic") from None
+        log.info("using transformers' model: the decoder does not carry %s", reason)
+        return None
+    _load_weights(model, folder.path)
+    return model
+
+
+@contextmanager
+def _default_dtype(dtype: torch.dtype) -> Iterator[None]:
+    previous = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(previous)
+
+
+def _load_weights(model: Decoder, path: Path) -> None:
+    """Fill every parameter from the folder's safetensors files; ModelError names what is missing or does not fit."""
+    targets = _targets(model)
+    filled: set[str] = set()
+    for name, tensor in _tensors(path):
+        key = name.removeprefix("model.")
+        if key not in targets:
+            if not key.endswith(("rotary_emb.inv_freq", "lm_head.weight")):  # the latter is tied where it is not known
+                raise ModelError(f"{path} has a tensor that the model does not: {name}")
+            continue
+        target = targets[key]
+        if target.shape != tensor.shape:
+            raise ModelError(f"{path}: {name} has shape {tuple(tensor.shape)}, not {tuple(target.shape)}")
+        target.copy_(tensor)
+        filled.add(key)
+    if missing := sorted(targets.keys() - filled):
+        raise ModelError(f"{path} lacks {len(missing)} tensors of the model, {missing[0]} for one")
+
+
+def _targets(model: Decoder) -> dict[str, Tensor]:
+    """A checkpoint's tensor name, less "model.", to the memory that it fills; all names that would do."""
+    targets: dict[str, Tensor] = {}
+    for module_name, module in model.named_modules():
+        parent, _, own_name = module_name.rpartition(".")
+        for kind, parameter in module.named_parameters(recurse=False):
+            if module is model.lm_head and model.config.tie_word_embeddings:
+                continue
+            if isinstance(module, MergedLinear) and not model.config.merged_in_checkpoint:
+                for index, part in enumerate(_PARTS[own_name]):
+                    targets[f"{parent}.{part}.{kind}"] = module.part(kind, index)
+            else:
+                targets[f"{module_name}.{kind}"] = parameter.data
+    return targets
+
+
+def _tensors(path: Path) -> Iterator[tuple[str, Tensor]]:
+    """Every tensor of a folder's safetensors files, memory-mapped: pages are read as they are copied."""
+    files = sorted(path.glob("*.safetensors"))
+    if not files:
+        raise ModelError(f"{path} holds no *.safetensors file")
+    for file in files:
+        try:
+            with safe_open(file, framework="pt") as tensors:
+                for name in tensors.keys():  # noqa: SIM118 - not a dict
+                    yield name, tensors.get_tensor(name)
+        except SafetensorError as error:
+            raise ModelError(f"{file} is not a readable safetensors file: {error}") from error

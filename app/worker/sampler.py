@@ -1,0 +1,203 @@
+"""From logits to tokens.
+
+Sampling is stateless: a token is drawn by inverting the cumulative distribution at one uniform number, which is a hash
+of (seed, position). Whatever else is in the batch, and however often a request was preempted, it draws the same.
+"""
+
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from app.core.sampling import SamplingParams
+from app.core.step import Logprobs
+
+_CANDIDATES = (64, 1024)
+"""Top-k and top-p look at this many most probable tokens first: sorting the whole vocabulary is slow."""
+
+
+def uniform(seeds: NDArray[np.uint64], positions: NDArray[np.int64]) -> NDArray[np.float64]:
+    """One number in [0, 1) for each (seed, position): SplitMix64 (Steele, Lea and Flood, 2014) as a hash."""
+    with np.errstate(over="ignore"):
+        mixed = _mix(seeds + np.uint64(0x9E3779B97F4A7C15))
+        mixed = _mix(mixed + positions.astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15))
+    return (mixed >> np.uint64(11)).astype(np.float64) * 2.0**-53
+
+
+def _mix(z: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return z ^ (z >> np.uint64(31))
+
+
+@dataclass
+class RowState:
+    """What sampling needs to know of a row, made when the row is given to a request."""
+
+    sampling: SamplingParams
+    num_prompt_tokens: int
+    output_counts: Tensor | None = None
+    """(vocab,) float32: how often each token was generated; only with penalties."""
+    in_text: Tensor | None = None
+    """(vocab,) bool: tokens of prompt and output; only with a repetition penalty."""
+    bias: tuple[Tensor, Tensor] | None = None
+    """Token ids and what is added to their logits."""
+    stop_token_ids: Tensor | None = None
+    """Masked while the output is shorter than `min_tokens`."""
+    adjusts: bool = field(init=False)
+    """Whether the row's logits are changed before sampling."""
+
+    def __post_init__(self) -> None:
+        optional = (self.output_counts, self.in_text, self.bias, self.stop_token_ids)
+        self.adjusts = any(value is not None for value in optional)
+
+
+class Sampler:
+    """Turns the logits of a step's sampling rows into tokens and log probabilities."""
+
+    def __init__(self, max_num_seqs: int, vocab_size: int, device: torch.device) -> None:
+        self.vocab_size = vocab_size
+        self.device = device
+        self._rows: list[RowState | None] = [None] * max_num_seqs
+        self._temperature = np.zeros(max_num_seqs, dtype=np.float32)
+        self._seeds = np.zeros(max_num_seqs, dtype=np.uint64)
+
+    def add(self, row: int, sampling: SamplingParams, token_ids: list[int], num_prompt_tokens: int) -> None:
+        """Give a row to a request, which may have generated tokens before (after a preemption)."""
+        self._temperature[row] = sampling.temperature
+        self._seeds[row] = sampling.seed
+        state = RowState(sampling, num_prompt_tokens)
+        if sampling.presence_penalty or sampling.frequency_penalty:
+            output = torch.tensor(token_ids[num_prompt_tokens:], dtype=torch.int64, device=self.device)
+            state.output_counts = torch.bincount(output, minlength=self.vocab_size).float()
+        if sampling.repetition_penalty != 1.0:
+            state.in_text = torch.zeros(self.vocab_size, dtype=torch.bool, device=self.device)
+            state.in_text[torch.tensor(token_ids, device=self.device)] = True
+        if sampling.logit_bias:
+            ids = torch.tensor(list(sampling.logit_bias), device=self.device)
+            state.bias = ids, torch.tensor(list(sampling.logit_bias.values()), device=self.device)
+        if sampling.min_tokens and sampling.stop_token_ids:
+            state.stop_token_ids = torch.tensor(list(sampling.stop_token_ids), device=self.device)
+        state.__post_init__()
+        self._rows[row] = state
+
+    def sample(self, logits: Tensor, rows: NDArray[np.int64], positions: NDArray[np.int64]) -> Tensor:
+        """Draw a token for each row.
+
+        logits: float32 (n, vocab), changed in place; rows, positions: (n,), the position being that of the last
+        known token. Returns int64 (n,).
+        """
+        for index, row in enumerate(rows):
+            state = self._rows[row]
+            if state is not None and state.adjusts:
+                self._adjust(logits[index], state, int(positions[index]) + 1)
+        temperature = self._temperature[rows]
+        tokens = logits.argmax(dim=-1)
+        drawn = np.flatnonzero(temperature > 0)
+        if len(drawn):
+            scaled = logits[torch.from_numpy(drawn)] / torch.from_numpy(temperature[drawn])[:, None]
+            numbers = torch.from_numpy(uniform(self._seeds[rows[drawn]], positions[drawn] + 1))
+            tokens[torch.from_numpy(drawn)] = self._draw(scaled, rows[drawn], numbers)
+        self._count(tokens, rows)
+        return tokens
+
+    def _adjust(self, logits: Tensor, state: RowState, num_tokens: int) -> None:
+        """Penalties, bias and minimum length: changes (vocab,) logits of one row in place."""
+        sampling = state.sampling
+        if state.in_text is not None:
+            penalty = sampling.repetition_penalty
+            penalised = torch.where(logits > 0, logits / penalty, logits * penalty)
+            logits.copy_(torch.where(state.in_text, penalised, logits))
+        if state.output_counts is not None:
+            logits -= sampling.frequency_penalty * state.output_counts
+            logits -= sampling.presence_penalty * (state.output_counts > 0)
+        if state.bias is not None:
+            logits.index_add_(0, *state.bias)
+        if state.stop_token_ids is not None and num_tokens - state.num_prompt_tokens < sampling.min_tokens:
+            logits[state.stop_token_ids] = float("-inf")
+
+    def _count(self, tokens: Tensor, rows: NDArray[np.int64]) -> None:
+        """Remember what was generated, for the rows with penalties."""
+        for index, row in enumerate(rows):
+            state = self._rows[row]
+            if state is None or not state.adjusts:
+                continue
+            if state.output_counts is not None:
+                state.output_counts[tokens[index]] += 1
+            if state.in_text is not None:
+                state.in_text[tokens[index]] = True
+
+    # ------------------------------------------------------------------ drawing
+
+    def _draw(self, logits: Tensor, rows: NDArray[np.int64], numbers: Tensor) -> Tensor:
+        """Draw by each row's filters: (n, vocab) logits over temperature and (n,) uniform numbers to (n,) tokens.
+
+        Rows are grouped by how many candidates their own filters need, so that how a row is computed never
+        depends on its neighbours.
+        """
+        tokens = torch.empty(len(rows), dtype=torch.int64)
+        groups: dict[int, list[int]] = {}
+        for index, row in enumerate(rows):
+            state = self._rows[row]
+            assert state is not None
+            groups.setdefault(self._num_candidates(state.sampling), []).append(index)
+        for count, members in groups.items():
+            group = torch.tensor(members)
+            if count == 0:
+                tokens[group] = _invert(torch.softmax(logits[group], dim=-1), numbers[group])
+            else:
+                params = [self._rows[rows[index]].sampling for index in members]  # type: ignore[union-attr]
+                tokens[group] = self._draw_filtered(logits[group], params, numbers[group], count)
+        return tokens
+
+    def _num_candidates(self, sampling: SamplingParams) -> int:
+        """How many of the most probable tokens to look at first; 0 if no filter is set."""
+        if sampling.top_k:
+            return next((n for n in _CANDIDATES if sampling.top_k <= n), self.vocab_size)
+        return _CANDIDATES[-1] if sampling.top_p < 1.0 or sampling.min_p > 0.0 else 0
+
+    def _draw_filtered(self, logits: Tensor, params: list[SamplingParams], numbers: Tensor, count: int) -> Tensor:
+        """Draw among the tokens that top-k, then top-p, then min-p leave over."""
+        count = min(count, self.vocab_size)
+        top_k = torch.tensor([p.top_k or self.vocab_size for p in params])[:, None]
+        top_p = torch.tensor([p.top_p for p in params], dtype=torch.float64)[:, None]
+        min_p = torch.tensor([p.min_p for p in params])[:, None]
+        values, ids = logits.topk(count, dim=-1)  # (n, count), most probable first
+        in_top_k = torch.arange(count) < top_k
+        # Probabilities are relative to what top-k leaves: all of the vocabulary if it is off.
+        whole = torch.where(
+            top_k[:, 0] >= self.vocab_size,
+            logits.logsumexp(dim=-1),
+            values.masked_fill(~in_top_k, float("-inf")).logsumexp(dim=-1),
+        )
+        probs = torch.exp(values - whole[:, None])
+        before = probs.cumsum(dim=-1, dtype=torch.float64) - probs
+        keep = in_top_k & (before < top_p) & (probs >= min_p * probs[:, :1])
+        undecided = keep[:, -1] & (top_k[:, 0] > count) & (count < self.vocab_size)
+        tokens = ids.gather(1, _invert(probs * keep, numbers)[:, None])[:, 0]
+        for index in torch.nonzero(undecided)[:, 0].tolist():  # flat distributions: more candidates are needed
+            row = slice(index, index + 1)
+            tokens[row] = self._draw_filtered(logits[row], params[row], numbers[row], self.vocab_size)
+        return tokens
+
+
+def _invert(weights: Tensor, numbers: Tensor) -> Tensor:
+    """Index (n,) at which the cumulative share of weights (n, m) first exceeds numbers (n,)."""
+    cumulative = weights.cumsum(dim=-1, dtype=torch.float64)
+    targets = numbers[:, None] * cumulative[:, -1:]
+    index = torch.searchsorted(cumulative, targets, right=True)[:, 0]
+    # Rounding can put the target at the very end: the last token of any weight is meant then.
+    last = (weights > 0).cumsum(dim=-1).argmax(dim=-1)
+    return torch.minimum(index, last)
+
+
+def top_logprobs(logits: Tensor, tokens: Tensor, count: int) -> list[Logprobs]:
+    """Log probabilities of `tokens` (n,) under logits (n, vocab), each followed by the `count` most probable."""
+    logprobs = torch.log_softmax(logits, dim=-1)
+    chosen = logprobs.gather(1, tokens[:, None])
+    values, ids = logprobs.topk(count, dim=-1)
+    all_ids = torch.cat((tokens[:, None], ids), dim=1).tolist()
+    all_values = torch.cat((chosen, values), dim=1).tolist()
+    return [Logprobs(i, v) for i, v in zip(all_ids, all_values, strict=True)]
