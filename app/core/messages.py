@@ -47,9 +47,9 @@ class EngineReady(msgspec.Struct, tag=True, kw_only=True):
     dtype: str
     vocab_size: int
     max_model_len: int
+    max_num_seqs: int
     block_size: int
     num_kv_blocks: int
-    eos_token_ids: list[int]
     startup_seconds: dict[str, float]
     """Phase to duration, in order."""
 

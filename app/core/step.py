@@ -7,6 +7,7 @@ blocks added. A row is free for the next request as soon as the scheduler stops 
 Steps are executed in the order in which they were submitted.
 """
 
+from dataclasses import dataclass
 from typing import Protocol
 
 import msgspec
@@ -83,3 +84,33 @@ class Worker(Protocol):
     def submit(self, step: SchedulerOutput) -> StepHandle:
         """Start a step and return at once where the device allows it."""
         ...
+
+
+@dataclass(frozen=True)
+class Limits:
+    """How much the worker can take; the scheduler keeps to it."""
+
+    num_blocks: int
+    max_model_len: int
+    """Tokens of one request, prompt and output."""
+    max_num_seqs: int
+    """Rows."""
+    max_num_batched_tokens: int
+    """Tokens of one step."""
+    max_itl: float
+    """Seconds that a step with prompts in it may take while other requests wait for their next token."""
+
+
+@dataclass(frozen=True)
+class BuiltWorker:
+    """A worker that is ready to run, and what can be said of it."""
+
+    worker: Worker
+    limits: Limits
+    architecture: str
+    model_impl: str
+    device: str
+    dtype: str
+    vocab_size: int
+    startup_seconds: dict[str, float]
+    """Phase to duration, in order."""

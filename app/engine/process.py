@@ -1,10 +1,9 @@
-"""The engine process: `python -m app.engine.process`, started by the supervisor.
+"""The engine process: `python -m app.engine.process ADDRESS MODEL_FOLDER`, started by the supervisor.
 
 It reads its settings as one line of JSON from stdin, and exits when stdin is closed: so it never outlives its parent.
-It listens on a Unix socket for API workers, and answers each of them by name.
+It listens at a ZeroMQ address for API workers, and answers each of them by name.
 """
 
-import json
 import logging
 import os
 import signal
@@ -26,13 +25,11 @@ from app.core.messages import (
     HelloCommand,
     StepOutputs,
 )
-from app.engine.block_pool import BlockPool
-from app.engine.chunk_pacer import ChunkPacer
+from app.engine.build import build_engine
 from app.engine.core import EngineCore
-from app.engine.scheduler import Scheduler
 from app.errors import StartupError
 from app.log import configure_logging
-from app.settings import Settings, load_settings
+from app.settings import Settings
 
 log = logging.getLogger(__name__)
 
@@ -99,37 +96,27 @@ class EngineServer:
         self._socket.send_multipart((worker, self._encode(message)))
 
 
-def build_engine(settings: Settings, model_path: Path) -> tuple[EngineCore, EngineReady]:
-    """Load the model and put an engine around it. Raises StartupError."""
-    started = time.monotonic()
-    # Importing torch takes a second or more: it is a phase of its own, and the echo worker does without.
-    if settings.worker == "echo":
-        from app.worker.echo_factory import build_echo_worker as build
-    else:
-        from app.worker.factory import build_worker as build
-    import_seconds = time.monotonic() - started
-    built = build(settings, model_path)
-    limits = built.limits
-    scheduler = Scheduler(
-        BlockPool(built.num_blocks),
-        ChunkPacer(limits.max_itl, settings.block_size, limits.max_num_batched_tokens),
-        block_size=settings.block_size,
-        max_num_seqs=limits.max_num_seqs,
-        max_num_batched_tokens=limits.max_num_batched_tokens,
-        max_model_len=limits.max_model_len,
-        prefix_caching=settings.prefix_caching,
-    )
-    ready = EngineReady(
-        pid=os.getpid(),
-        architecture=built.architecture,
-        model_impl=built.model_impl,
-        device=built.device,
-        dtype=built.dtype,
-        vocab_size=built.vocab_size,
-        max_model_len=limits.max_model_len,
-        max_num_seqs=limits.max_num_seqs,
-        block_size=settings.block_size,
-        num_kv_blocks=built.num_blocks,
-        startup_seconds={"import": import_seconds, **built.startup_seconds},
-    )
-    return EngineCore(scheduler, built.worker, settings.overlap), ready
+def main() -> None:
+    """Load the model and serve until stdin is closed or a signal comes."""
+    address, model_folder = sys.argv[1:]
+    settings = Settings.model_validate_json(sys.stdin.readline())
+    configure_logging(settings, process="engine")
+    threading.Thread(target=_exit_with_parent, daemon=True).start()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent decides what it means
+    server = EngineServer(address)
+    try:
+        core, ready = build_engine(settings, Path(model_folder))
+        server.run(core, ready)
+    except StartupError as error:
+        log.error("%s", error)
+        server.announce_failure(str(error))
+        sys.exit(EXIT_STARTUP_ERROR)
+
+
+def _exit_with_parent() -> None:
+    sys.stdin.read()
+    os._exit(0)
+
+
+if __name__ == "__main__":
+    main()

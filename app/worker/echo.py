@@ -3,9 +3,14 @@
 For measuring the front end and the scheduler alone, and for testing clients without weights. Torch is not needed.
 """
 
+import json
 from concurrent.futures import Future
+from pathlib import Path
 
-from app.core.step import NOT_SAMPLED, ModelRunnerOutput, SchedulerOutput
+from app.core.step import NOT_SAMPLED, BuiltWorker, Limits, ModelRunnerOutput, SchedulerOutput
+from app.settings import Settings
+
+_NUM_BLOCKS = 65536
 
 
 class EchoWorker:
@@ -30,3 +35,16 @@ class EchoWorker:
         done: Future[ModelRunnerOutput] = Future()
         done.set_result(ModelRunnerOutput(tokens))
         return done
+
+
+def build_echo_worker(settings: Settings, path: Path) -> BuiltWorker:
+    """A worker with the vocabulary of the model in a folder, and nothing else of it."""
+    vocab_size = int(json.loads((path / "config.json").read_text())["vocab_size"])
+    limits = Limits(
+        num_blocks=settings.num_kv_blocks or _NUM_BLOCKS,
+        max_model_len=settings.max_model_len or 8192,
+        max_num_seqs=settings.max_num_seqs or 256,
+        max_num_batched_tokens=settings.max_num_batched_tokens or 8192,
+        max_itl=(settings.max_itl or 50.0) / 1000,
+    )
+    return BuiltWorker(EchoWorker(limits.max_num_seqs), limits, "Echo", "echo", "none", "none", vocab_size, {})

@@ -1,30 +1,16 @@
 """Building a worker from settings."""
 
 import time
-from dataclasses import dataclass
 from pathlib import Path
 
 from app.attention.backends.torch_paged import TorchPagedBackend
-from app.core.step import NewRequest, SchedulerOutput
 from app.core.sampling import SamplingParams
+from app.core.step import BuiltWorker, NewRequest, SchedulerOutput
 from app.models.loader import ModelFolder, load_model
 from app.settings import Settings
 from app.worker.kv_storage import bind_kv_cache, bytes_per_block
 from app.worker.model_runner import ModelRunner
-from app.worker.resolve import Resolved, resolve, resolve_num_blocks
-
-
-@dataclass(frozen=True)
-class BuiltWorker:
-    """A worker that is ready to run, and what the engine has to know of it."""
-
-    runner: ModelRunner
-    resolved: Resolved
-    architecture: str
-    model_impl: str
-    vocab_size: int
-    num_blocks: int
-    startup_seconds: dict[str, float]
+from app.worker.resolve import resolve, resolve_limits
 
 
 def build_worker(settings: Settings, path: Path) -> BuiltWorker:
@@ -32,25 +18,35 @@ def build_worker(settings: Settings, path: Path) -> BuiltWorker:
     clock = _PhaseClock()
     folder = ModelFolder.open(path)
     resolved = resolve(settings, folder)
+    device, dtype = resolved.device, resolved.dtype
     clock.lap("resolve")
-    loaded = load_model(folder, settings.model_impl, resolved.dtype, resolved.device, resolved.max_model_len)
+    loaded = load_model(folder, settings.model_impl, dtype, device, resolved.max_model_len)
     clock.lap("load_weights")
-    block_bytes = bytes_per_block(loaded.attention_layers, settings.block_size, resolved.dtype)
-    num_blocks = resolve_num_blocks(settings, resolved, block_bytes)
+    layers = loaded.attention_layers
+    limits = resolve_limits(settings, resolved, bytes_per_block(layers, settings.block_size, dtype))
     backend = TorchPagedBackend()
-    bind_kv_cache(loaded.attention_layers, backend, num_blocks, settings.block_size, resolved.dtype, resolved.device)
+    bind_kv_cache(layers, backend, limits.num_blocks, settings.block_size, dtype, device)
     clock.lap("allocate_kv_cache")
     runner = ModelRunner(
         loaded,
         backend,
-        resolved.device,
-        max_num_seqs=resolved.max_num_seqs,
-        max_model_len=resolved.max_model_len,
+        device,
+        max_num_seqs=limits.max_num_seqs,
+        max_model_len=limits.max_model_len,
         block_size=settings.block_size,
     )
     _warm_up(runner)
     clock.lap("warm_up")
-    return BuiltWorker(runner, resolved, folder.architecture, loaded.impl, loaded.vocab_size, num_blocks, clock.seconds)
+    return BuiltWorker(
+        worker=runner,
+        limits=limits,
+        architecture=folder.architecture,
+        model_impl=loaded.impl,
+        device=str(device),
+        dtype=str(dtype).removeprefix("torch."),
+        vocab_size=loaded.vocab_size,
+        startup_seconds=clock.seconds,
+    )
 
 
 def _warm_up(runner: ModelRunner) -> None:

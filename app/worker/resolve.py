@@ -8,6 +8,7 @@ from pathlib import Path
 import psutil
 import torch
 
+from app.core.step import Limits
 from app.errors import StartupError
 from app.models.loader import ModelFolder
 from app.settings import Settings
@@ -23,7 +24,7 @@ _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torc
 
 @dataclass(frozen=True)
 class Resolved:
-    """What the engine runs with; no value is left open."""
+    """What the engine runs with; no value is left open. For the limits, see `app.core.step.Limits`."""
 
     device: torch.device
     dtype: torch.dtype
@@ -31,7 +32,6 @@ class Resolved:
     max_num_seqs: int
     max_num_batched_tokens: int
     max_itl: float
-    """Seconds."""
 
 
 def resolve(settings: Settings, folder: ModelFolder) -> Resolved:
@@ -96,8 +96,8 @@ def _max_model_len(settings: Settings, folder: ModelFolder) -> int:
     return length
 
 
-def resolve_num_blocks(settings: Settings, resolved: Resolved, bytes_per_block: int) -> int:
-    """How many KV blocks to allocate; call it when the weights are loaded. StartupError if they do not suffice."""
+def resolve_limits(settings: Settings, resolved: Resolved, bytes_per_block: int) -> Limits:
+    """Decide on the KV blocks; call it when the weights are loaded. StartupError if they do not suffice."""
     needed = -(-resolved.max_model_len // settings.block_size)
     if settings.num_kv_blocks:
         num_blocks, reason = settings.num_kv_blocks, "as set"
@@ -120,7 +120,13 @@ def resolve_num_blocks(settings: Settings, resolved: Resolved, bytes_per_block: 
             f"{num_blocks} KV blocks are too few: one request of {resolved.max_model_len} tokens needs {needed} "
             f"({needed * bytes_per_block / 2**20:.0f} MiB). Lower max_model_len or raise kv_cache_memory"
         )
-    return num_blocks
+    return Limits(
+        num_blocks=num_blocks,
+        max_model_len=resolved.max_model_len,
+        max_num_seqs=resolved.max_num_seqs,
+        max_num_batched_tokens=resolved.max_num_batched_tokens,
+        max_itl=resolved.max_itl,
+    )
 
 
 def _free_memory(device: torch.device) -> int:

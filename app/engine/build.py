@@ -1,0 +1,48 @@
+"""Putting an engine together: the one place that knows both scheduler and worker."""
+
+import os
+import time
+from pathlib import Path
+
+from app.core.messages import EngineReady
+from app.engine.block_pool import BlockPool
+from app.engine.chunk_pacer import ChunkPacer
+from app.engine.core import EngineCore
+from app.engine.scheduler import Scheduler
+from app.settings import Settings
+
+
+def build_engine(settings: Settings, model_folder: Path) -> tuple[EngineCore, EngineReady]:
+    """Load the model in a folder and put an engine around it. Raises StartupError."""
+    started = time.monotonic()
+    # Imported here because torch takes a second: it is a phase of its own, and the echo worker does without.
+    if settings.worker == "echo":
+        from app.worker.echo import build_echo_worker as build
+    else:
+        from app.worker.factory import build_worker as build
+    imported = time.monotonic()
+    built = build(settings, model_folder)
+    limits = built.limits
+    scheduler = Scheduler(
+        BlockPool(limits.num_blocks),
+        ChunkPacer(limits.max_itl, settings.block_size, limits.max_num_batched_tokens),
+        block_size=settings.block_size,
+        max_num_seqs=limits.max_num_seqs,
+        max_num_batched_tokens=limits.max_num_batched_tokens,
+        max_model_len=limits.max_model_len,
+        prefix_caching=settings.prefix_caching,
+    )
+    ready = EngineReady(
+        pid=os.getpid(),
+        architecture=built.architecture,
+        model_impl=built.model_impl,
+        device=built.device,
+        dtype=built.dtype,
+        vocab_size=built.vocab_size,
+        max_model_len=limits.max_model_len,
+        max_num_seqs=limits.max_num_seqs,
+        block_size=settings.block_size,
+        num_kv_blocks=limits.num_blocks,
+        startup_seconds={"import": imported - started, **built.startup_seconds},
+    )
+    return EngineCore(scheduler, built.worker, settings.overlap), ready

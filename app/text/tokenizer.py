@@ -1,0 +1,155 @@
+"""Text to token ids and back, by a model's own tokenizer.json; without torch or transformers."""
+
+import json
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from tokenizers import Tokenizer as FastTokenizer
+
+from app.errors import ModelError
+
+
+def _byte_alphabet() -> dict[str, int]:
+    """The printable characters by which byte-level BPE writes the 256 bytes (Radford et al., 2019)."""
+    printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
+    others = [byte for byte in range(256) if byte not in printable]
+    return {chr(byte): byte for byte in printable} | {chr(256 + i): byte for i, byte in enumerate(others)}
+
+
+_BYTE_OF = _byte_alphabet()
+
+
+class Tokenizer:
+    """One model's tokenizer, with the special tokens and defaults that its files name."""
+
+    def __init__(self, folder: Path) -> None:
+        """Read a model folder; ModelError if there is no usable tokenizer.json."""
+        file = folder / "tokenizer.json"
+        if not file.is_file():
+            raise ModelError(f"{folder} has no tokenizer.json")
+        try:
+            self._fast = FastTokenizer.from_file(str(file))
+            # A second one that reads control tokens as plain text, for what users typed.
+            self._plain = FastTokenizer.from_file(str(file))
+        except Exception as error:  # the library raises bare Exceptions
+            raise ModelError(f"{file} is not a usable tokenizer: {error}") from error
+        self._plain.encode_special_tokens = True
+        for fast in (self._fast, self._plain):
+            fast.no_padding()
+            fast.no_truncation()
+        self._files = {
+            name: _read_json(folder / f"{name}.json") for name in ("tokenizer_config", "generation_config", "config")
+        }
+        added = self._fast.get_added_tokens_decoder()
+        self.special_ids = frozenset(id_ for id_, token in added.items() if token.special)
+        self.control_tokens = [token.content for token in added.values() if token.special]
+        self.vocab_size: int = self._fast.get_vocab_size(with_added_tokens=True)
+
+    # ------------------------------------------------------------------ what the model's files say
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """tokenizer_config.json."""
+        return self._files["tokenizer_config"]
+
+    @property
+    def special_tokens(self) -> dict[str, str]:
+        """Named tokens, such as bos_token, for chat templates."""
+        named = {name: _content(value) for name, value in self.config.items() if name.endswith("_token")}
+        return {name: text for name, text in named.items() if text is not None}
+
+    @cached_property
+    def eos_token_ids(self) -> frozenset[int]:
+        """Every token that ends a text, by any of the model's files."""
+        ids: set[int] = set()
+        for name in ("generation_config", "config"):
+            value = self._files[name].get("eos_token_id")
+            ids.update(value if isinstance(value, list) else [] if value is None else [value])
+        token = self.special_tokens.get("eos_token")
+        if token is not None and (id_ := self._fast.token_to_id(token)) is not None:
+            ids.add(id_)
+        return frozenset(ids)
+
+    @property
+    def default_sampling(self) -> dict[str, float]:
+        """Sampling parameters that the model's authors recommend in generation_config.json."""
+        config = self._files["generation_config"]
+        if config.get("do_sample") is False:
+            return {}
+        names = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
+        return {name: config[name] for name in names if config.get(name) is not None}
+
+    # ------------------------------------------------------------------ encoding
+
+    def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
+        """Token ids of a text, with what the tokenizer puts around every text (such as a BOS token)."""
+        ids: list[int] = self._fast.encode(text, add_special_tokens=add_special_tokens).ids
+        return ids
+
+    def encode_segments(self, segments: list[tuple[str, bool]]) -> list[int]:
+        """Token ids of a rendered chat: (text, may it hold control tokens) pieces in order."""
+        ids: list[int] = []
+        for text, trusted in segments:
+            fast = self._fast if trusted else self._plain
+            ids += fast.encode(text, add_special_tokens=False).ids
+        return ids
+
+    # ------------------------------------------------------------------ decoding
+
+    def decode(self, token_ids: list[int], skip_special_tokens: bool = True) -> str:
+        """The text of token ids."""
+        text: str = self._fast.decode(token_ids, skip_special_tokens=skip_special_tokens)
+        return text
+
+    @cached_property
+    def is_byte_level(self) -> bool:
+        """Whether every token stands for bytes by itself, so that text is their concatenation."""
+        decoder = json.loads(self._fast.to_str()).get("decoder") or {}
+        return bool(decoder.get("type") == "ByteLevel")
+
+    @cached_property
+    def _bytes_of(self) -> list[bytes]:
+        """By token id: the bytes it stands for, with a byte-level tokenizer."""
+        table = [b""] * (max(self._fast.get_vocab(with_added_tokens=True).values()) + 1)
+        for token, id_ in self._fast.get_vocab(with_added_tokens=True).items():
+            table[id_] = _token_bytes(token)
+        return table
+
+    def token_bytes(self, token_id: int) -> bytes:
+        """What a token stands for by itself; b"" for ids that the vocabulary does not name."""
+        if self.is_byte_level:
+            return self._bytes_of[token_id] if token_id < len(self._bytes_of) else b""
+        token = self._fast.id_to_token(token_id)
+        if token is None:
+            return b""
+        if len(token) == 6 and token.startswith("<0x") and token.endswith(">"):  # byte fallback
+            return bytes([int(token[3:5], 16)])
+        return str(token).replace("▁", " ").encode()  # SentencePiece writes a space so
+
+    def token_text(self, token_id: int) -> str:
+        """What a token stands for by itself, as text."""
+        return self.token_bytes(token_id).decode(errors="replace")
+
+
+def _token_bytes(token: str) -> bytes:
+    try:
+        return bytes([_BYTE_OF[char] for char in token])
+    except KeyError:  # an added token that was not written in the byte alphabet
+        return token.encode()
+
+
+def _content(value: Any) -> str | None:
+    """A token in tokenizer_config.json: a text, or an object with its content."""
+    text = value.get("content") if isinstance(value, dict) else value
+    return text if isinstance(text, str) else None
+
+
+def _read_json(file: Path) -> dict[str, Any]:
+    try:
+        value = json.loads(file.read_text())
+    except FileNotFoundError:
+        return {}
+    except ValueError as error:
+        raise ModelError(f"{file} is not valid JSON: {error}") from error
+    return value if isinstance(value, dict) else {}
