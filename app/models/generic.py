@@ -28,7 +28,7 @@ def _attention(
     query: Tensor,
     key: Tensor,
     value: Tensor,
-    attention_mask: Tensor | None,
+    _attention_mask: Tensor | None,
     **options: Any,
 ) -> tuple[Tensor, None]:
     """transformers' side of the seam: query (1, heads, tokens, head_dim) to (1, tokens, heads, v_head_dim)."""

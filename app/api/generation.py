@@ -1,0 +1,174 @@
+"""One call's requests, from submission to the last token: shared by completions and chat."""
+
+import asyncio
+import time
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from dataclasses import dataclass
+
+from app.api.middleware import RequestLog
+from app.api.service import Service
+from app.core.engine_client import EngineClient
+from app.core.messages import GenerateCommand, RequestOutput
+from app.core.request import FinishReason
+from app.core.sampling import SamplingParams
+from app.errors import InternalError
+from app.text.output_processor import OutputProcessor, StopConditions, TextDelta
+
+
+@dataclass(frozen=True)
+class Choice:
+    """One text to generate. Its index among the call's choices is its place in the list."""
+
+    prompt_token_ids: list[int]
+    sampling: SamplingParams
+    conditions: StopConditions
+
+
+@dataclass
+class Usage:
+    """Token counts of a call. A prompt counts once, however many choices continue it."""
+
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    cached_tokens: int = 0
+
+    def as_dict(self) -> dict[str, object]:
+        """The `usage` object of OpenAI's API."""
+        return {
+            "prompt_tokens": self.prompt_tokens,
+            "completion_tokens": self.completion_tokens,
+            "total_tokens": self.prompt_tokens + self.completion_tokens,
+            "prompt_tokens_details": {"cached_tokens": self.cached_tokens},
+        }
+
+
+class Generation:
+    """The choices of one call, running together."""
+
+    def __init__(self, service: Service, choices: Sequence[Choice], n: int, priority: int, entry: RequestLog) -> None:
+        """Submit all choices: `n` for each prompt, one prompt's after the other's.
+
+        Raises EngineUnavailableError or QueueFullError, and then none is left running.
+        """
+        self._service = service
+        self._engine: EngineClient = service.engine
+        self._entry = entry
+        self.usage = Usage()
+        self._open: dict[int, _OpenChoice] = {}
+        try:
+            for index, choice in enumerate(choices):
+                self._submit(index, choice, priority, counts_prompt=index % n == 0)
+        except BaseException:
+            self.abort()
+            raise
+
+    def _submit(self, index: int, choice: Choice, priority: int, counts_prompt: bool) -> None:
+        command = GenerateCommand(
+            request_id=f"{self._entry.request_id}-{index}-{time.monotonic_ns():x}",
+            prompt_token_ids=choice.prompt_token_ids,
+            sampling=choice.sampling,
+            priority=priority,
+            arrived_at=time.monotonic(),
+        )
+        processor = OutputProcessor(self._service.tokenizer, choice.prompt_token_ids, choice.conditions)
+        outputs = self._engine.generate(command)
+        self._open[index] = _OpenChoice(index, command, outputs, processor, counts_prompt)
+        if counts_prompt:
+            self.usage.prompt_tokens += len(choice.prompt_token_ids)
+
+    def abort(self) -> None:
+        """End what is still running."""
+        for choice in self._open.values():
+            self._engine.abort(choice.command.request_id)
+            self._record_finished(choice, FinishReason.ABORT)
+        self._open.clear()
+
+    async def deltas(self) -> AsyncGenerator[tuple[int, TextDelta], None]:
+        """(choice index, news) of all choices as they come. Closing it aborts what still runs.
+
+        Raises InternalError if a choice fails; the others are aborted then.
+        """
+        try:
+            if len(self._open) == 1:
+                (choice,) = self._open.values()
+                async for output in choice.outputs:
+                    delta = self._take(choice, output)
+                    yield choice.index, delta
+                    if delta.finish_reason is not None:
+                        break
+            else:
+                async for item in self._merged():
+                    yield item
+        finally:
+            self.abort()
+
+    async def _merged(self) -> AsyncGenerator[tuple[int, TextDelta], None]:
+        """Several choices: one task each puts its news into one queue, which holds it back when it is full."""
+        queue: asyncio.Queue[tuple[_OpenChoice, RequestOutput]] = asyncio.Queue(maxsize=len(self._open))
+
+        async def pump(choice: _OpenChoice) -> None:
+            async for output in choice.outputs:
+                await queue.put((choice, output))
+
+        tasks = {index: asyncio.create_task(pump(choice)) for index, choice in self._open.items()}
+        try:
+            while self._open:
+                choice, output = await queue.get()
+                if choice.index not in self._open:  # it met a stop string meanwhile
+                    continue
+                delta = self._take(choice, output)
+                if delta.finish_reason is not None:
+                    tasks[choice.index].cancel()
+                yield choice.index, delta
+        finally:
+            for task in tasks.values():
+                task.cancel()
+            await asyncio.gather(*tasks.values(), return_exceptions=True)
+
+    def _take(self, choice: "_OpenChoice", output: RequestOutput) -> TextDelta:
+        """Turn an output into text, and keep the accounts."""
+        delta = choice.processor.process(output)
+        now = time.monotonic()
+        if delta.token_ids:
+            if choice.last_at is None:
+                self._service.metrics.record_first_token(now - choice.command.arrived_at)
+                if choice.counts_prompt:
+                    self.usage.cached_tokens += output.num_cached_tokens
+            else:
+                self._service.metrics.record_inter_token(now - choice.last_at)
+            choice.last_at = now
+            choice.num_tokens += len(delta.token_ids)
+            self.usage.completion_tokens += len(delta.token_ids)
+        if delta.finish_reason is not None:
+            del self._open[choice.index]
+            if delta.needs_abort:
+                self._engine.abort(choice.command.request_id)
+            self._record_finished(choice, delta.finish_reason, output)
+            if delta.finish_reason is FinishReason.ERROR:
+                raise InternalError(delta.error or "the request failed")
+        return delta
+
+    def _record_finished(
+        self, choice: "_OpenChoice", reason: FinishReason, output: RequestOutput | None = None
+    ) -> None:
+        seconds = time.monotonic() - choice.command.arrived_at
+        prompt_tokens = len(choice.command.prompt_token_ids) if choice.counts_prompt else 0
+        timing = output.timing if output else None
+        self._service.metrics.record_finished(reason.value, prompt_tokens, choice.num_tokens, seconds, timing)
+        fields = self._entry.fields
+        fields["prompt_tokens"] = self.usage.prompt_tokens
+        fields["completion_tokens"] = self.usage.completion_tokens
+        fields["finish_reason"] = reason.value
+
+
+@dataclass
+class _OpenChoice:
+    """A choice that has not ended."""
+
+    index: int
+    command: GenerateCommand
+    outputs: AsyncIterator[RequestOutput]
+    processor: OutputProcessor
+    counts_prompt: bool
+    num_tokens: int = 0
+    last_at: float | None = None

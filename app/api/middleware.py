@@ -1,0 +1,83 @@
+"""What happens around every request: its id, the limit on its body, and its line in the log."""
+
+import logging
+import re
+import time
+import uuid
+from dataclasses import dataclass, field
+from typing import Any
+
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from app.errors import PayloadTooLargeError
+
+log = logging.getLogger("app.api.access")
+
+_QUIET = {"/health", "/health/live", "/health/ready", "/metrics"}
+_REQUEST_ID = re.compile(rb"[\x21-\x7e]{1,128}")
+
+
+@dataclass
+class RequestLog:
+    """What routes add to the line that their request leaves in the log."""
+
+    request_id: str
+    status: int = 0
+    fields: dict[str, Any] = field(default_factory=dict)
+
+
+class RequestMiddleware:
+    """Pure ASGI: one call deep, whatever the number of events of a stream."""
+
+    def __init__(self, app: ASGIApp, max_body_size: int) -> None:
+        self._app = app
+        self._max_body_size = max_body_size
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """See ASGI."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        entry = scope["request_log"] = RequestLog(_request_id(scope))
+        request_id = entry.request_id.encode("latin-1")
+        started = time.monotonic()
+
+        async def send_start(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                entry.status = message["status"]
+                message["headers"] = [*message.get("headers", ()), (b"x-request-id", request_id)]
+            await send(message)
+
+        try:
+            await self._app(scope, _limited(receive, self._max_body_size), send_start)
+        finally:
+            _write(scope, entry, time.monotonic() - started)
+
+
+def _request_id(scope: Scope) -> str:
+    """The client's X-Request-ID if it is a sane one, else a new one."""
+    for name, value in scope["headers"]:
+        if name == b"x-request-id" and _REQUEST_ID.fullmatch(value):
+            return str(value.decode("latin-1"))
+    return uuid.uuid4().hex
+
+
+def _limited(receive: Receive, limit: int) -> Receive:
+    """A `receive` that refuses a body beyond `limit` bytes while it is read."""
+    size = 0
+
+    async def limited() -> Message:
+        nonlocal size
+        message = await receive()
+        size += len(message.get("body", b""))
+        if size > limit:
+            raise PayloadTooLargeError(f"the request's body is larger than {limit} bytes (max_body_size)")
+        return message
+
+    return limited
+
+
+def _write(scope: Scope, entry: RequestLog, seconds: float) -> None:
+    level = logging.DEBUG if scope["path"] in _QUIET else logging.INFO
+    fields = {"request_id": entry.request_id, "seconds": round(seconds, 4), **entry.fields}
+    log.log(level, "%s %s %d", scope["method"], scope["path"], entry.status, extra={"fields": fields})

@@ -1,0 +1,49 @@
+"""What every route works with."""
+
+from dataclasses import dataclass
+from typing import Annotated
+
+from fastapi import Depends, Request
+
+from app.core.engine_client import EngineClient
+from app.core.messages import EngineReady
+from app.errors import EngineUnavailableError, NotFoundError
+from app.metrics import Metrics
+from app.settings import Settings
+from app.text.chat_template import ChatTemplate
+from app.text.tokenizer import Tokenizer
+
+
+@dataclass(frozen=True)
+class Service:
+    """One served model: its text side, its engine, its metrics."""
+
+    settings: Settings
+    model_name: str
+    created: int
+    """Seconds since 1970: when the service started."""
+    tokenizer: Tokenizer
+    chat_template: ChatTemplate
+    engine: EngineClient
+    metrics: Metrics
+
+    def ready(self) -> EngineReady:
+        """The engine's own description; EngineUnavailableError while it has none."""
+        if self.engine.ready is None:
+            raise EngineUnavailableError(self.engine.failure or "the model is still loading")
+        return self.engine.ready
+
+    def check_model(self, name: str | None) -> None:
+        """NotFoundError unless `name` is the served model, or not given."""
+        if name is not None and name != self.model_name:
+            error = NotFoundError(f"the model '{name}' does not exist; this server has '{self.model_name}'", "model")
+            error.code = "model_not_found"
+            raise error
+
+
+def _service(request: Request) -> Service:
+    service: Service = request.app.state.service
+    return service
+
+
+ServiceDep = Annotated[Service, Depends(_service)]

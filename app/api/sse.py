@@ -1,0 +1,77 @@
+"""Server-sent events, as OpenAI's API uses them (WHATWG HTML, section 9.2)."""
+
+import asyncio
+from collections.abc import AsyncGenerator
+from typing import Any
+
+import msgspec
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
+
+encode_json = msgspec.json.Encoder().encode
+
+DONE = b"data: [DONE]\n\n"
+_COMMENT = b": keep-alive\n\n"
+_HEADERS = [
+    (b"content-type", b"text/event-stream; charset=utf-8"),
+    (b"cache-control", b"no-cache"),
+    (b"x-accel-buffering", b"no"),  # nginx: pass events on as they come
+]
+
+
+def event(data: Any) -> bytes:
+    """One event with JSON data."""
+    return b"data: " + encode_json(data) + b"\n\n"
+
+
+class EventStream(Response):
+    """Sends events as they come; comments when none come; stops the work when the client goes away.
+
+    Closing the generator is what stops the work: it is closed whatever happens.
+    """
+
+    def __init__(self, events: AsyncGenerator[bytes, None], keepalive: float) -> None:
+        """`keepalive`: seconds of silence after which a comment tells proxies that the stream is alive."""
+        super().__init__(status_code=200)
+        self._events = events
+        self._keepalive = keepalive
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:  # noqa: ARG002 - ASGI
+        """See ASGI."""
+        await send({"type": "http.response.start", "status": 200, "headers": _HEADERS})
+        tasks = [
+            asyncio.create_task(self._send_events(send)),
+            asyncio.create_task(_wait_for_disconnect(receive)),
+            asyncio.create_task(self._send_comments(send)),
+        ]
+        try:
+            await asyncio.wait(tasks[:2], return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+            await self._events.aclose()
+        if not tasks[0].cancelled():
+            tasks[0].result()  # raises what sending raised
+
+    async def _send_events(self, send: Send) -> None:
+        loop = asyncio.get_running_loop()
+        self._last_sent = loop.time()
+        async for data in self._events:
+            await send({"type": "http.response.body", "body": data, "more_body": True})
+            self._last_sent = loop.time()
+        await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+    async def _send_comments(self, send: Send) -> None:
+        loop = asyncio.get_running_loop()
+        self._last_sent = loop.time()
+        while True:
+            await asyncio.sleep(self._last_sent + self._keepalive - loop.time())
+            if loop.time() - self._last_sent >= self._keepalive:
+                await send({"type": "http.response.body", "body": _COMMENT, "more_body": True})
+                self._last_sent = loop.time()
+
+
+async def _wait_for_disconnect(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
