@@ -13,6 +13,9 @@ PacelineError
     └── ModelError               the model is missing, broken, or of an unsupported kind
 """
 
+EXIT_STARTUP_ERROR = 2
+"""Exit code of a process that meets a StartupError."""
+
 
 class PacelineError(Exception):
     """Base of all errors with a text that is meant for users."""
