@@ -3,6 +3,7 @@
 PacelineError
 ├── ApiError                     becomes an HTTP answer in OpenAI's error format
 │   ├── InvalidRequestError      400  the request is wrong; `param` names the field
+│   │   ├── ContextLengthError   400  prompt and output are longer than the model's context
 │   │   └── UnsupportedError     400  the request is right, but Paceline cannot do it
 │   ├── NotFoundError            404
 │   ├── PayloadTooLargeError     413
@@ -41,6 +42,12 @@ class InvalidRequestError(ApiError):
 
     status = 400
     type = "invalid_request_error"
+
+
+class ContextLengthError(InvalidRequestError):
+    """Prompt and output are longer than the model's context."""
+
+    code = "context_length_exceeded"
 
 
 class UnsupportedError(InvalidRequestError):

@@ -68,7 +68,7 @@ class Generation:
             prompt_token_ids=choice.prompt_token_ids,
             sampling=choice.sampling,
             priority=priority,
-            arrived_at=time.monotonic(),
+            arrived_at=self._entry.arrived_at,
         )
         processor = OutputProcessor(self._service.tokenizer, choice.prompt_token_ids, choice.conditions)
         outputs = self._engine.generate(command)
@@ -133,14 +133,15 @@ class Generation:
         if delta.token_ids:
             if choice.last_at is None:
                 metrics.record_first_token(now - choice.command.arrived_at, len(delta.token_ids))
-                if choice.counts_prompt:
-                    self.usage.cached_tokens += output.num_cached_tokens
+                self._entry.fields.setdefault("ttft", round(now - choice.command.arrived_at, 4))
             else:
                 metrics.record_token_gap(now - choice.last_at, len(delta.token_ids))
             choice.last_at = now
             self.usage.completion_tokens += len(delta.token_ids)
         if delta.finish_reason is not None:
             del self._open[choice.index]
+            if choice.counts_prompt:
+                self.usage.cached_tokens += output.num_cached_tokens
             if delta.needs_abort:
                 self._engine.abort(choice.command.request_id)
             self._record_finished(choice, delta.finish_reason, output)
@@ -155,6 +156,7 @@ class Generation:
         self._service.metrics.record_finished(reason, seconds, output.timing if output else None)
         fields = self._entry.fields
         fields["prompt_tokens"] = self.usage.prompt_tokens
+        fields["cached_tokens"] = self.usage.cached_tokens
         fields["completion_tokens"] = self.usage.completion_tokens
         fields["finish_reason"] = reason.value
 

@@ -27,11 +27,15 @@ class HttpProtocol(HttpToolsProtocol):
 def _unchunked(app: "ASGI3Application", cycle: RequestResponseCycle) -> "ASGI3Application":
     """`app`, with a body of unknown length ended by the connection's end (uvicorn closes it in any case)."""
 
+    has_length = False
+
     async def send(message: "ASGISendEvent") -> None:
+        nonlocal has_length
         if message["type"] == "http.response.start":
-            if not any(name.lower() == b"content-length" for name, _ in message.get("headers", [])):
+            has_length = any(name.lower() == b"content-length" for name, _ in message.get("headers", []))
+            if not has_length:
                 cycle.chunked_encoding = False
-        elif message["type"] == "http.response.body" and not cycle.expected_content_length:
+        elif message["type"] == "http.response.body" and not has_length:
             cycle.expected_content_length = len(message.get("body", b""))
         await cycle.send(message)
 

@@ -9,12 +9,13 @@ from typing import Any
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from app.errors import PayloadTooLargeError
+from app.api.errors import error_response
+from app.errors import InternalError, PayloadTooLargeError
 
 log = logging.getLogger("app.api.access")
 
 _QUIET = {"/health", "/health/live", "/health/ready", "/metrics"}
-_REQUEST_ID = re.compile(rb"[\x21-\x7e]{1,128}")
+_REQUEST_ID = re.compile(rb"[A-Za-z0-9_.:/+=@-]{1,128}")
 
 
 @dataclass
@@ -22,6 +23,8 @@ class RequestLog:
     """What routes add to the line that their request leaves in the log."""
 
     request_id: str
+    arrived_at: float
+    """Seconds, `time.monotonic()`."""
     status: int = 0
     fields: dict[str, Any] = field(default_factory=dict)
 
@@ -38,9 +41,8 @@ class RequestMiddleware:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        entry = scope["request_log"] = RequestLog(_request_id(scope))
+        entry = scope["request_log"] = RequestLog(_request_id(scope), arrived_at=time.monotonic())
         request_id = entry.request_id.encode("latin-1")
-        started = time.monotonic()
 
         async def send_start(message: Message) -> None:
             if message["type"] == "http.response.start":
@@ -50,8 +52,14 @@ class RequestMiddleware:
 
         try:
             await self._app(scope, _limited(receive, self._max_body_size), send_start)
+        except Exception as error:
+            log.error("an unexpected error", exc_info=error, extra={"fields": {"request_id": entry.request_id}})
+            entry.fields["error"] = "unexpected"
+            if entry.status:
+                raise  # too late for an answer: the connection is cut
+            await error_response(InternalError("the server failed on this request"))(scope, receive, send_start)
         finally:
-            _write(scope, entry, time.monotonic() - started)
+            _write(scope, entry)
 
 
 def _request_id(scope: Scope) -> str:
@@ -77,7 +85,7 @@ def _limited(receive: Receive, limit: int) -> Receive:
     return limited
 
 
-def _write(scope: Scope, entry: RequestLog, seconds: float) -> None:
+def _write(scope: Scope, entry: RequestLog) -> None:
     level = logging.DEBUG if scope["path"] in _QUIET else logging.INFO
-    fields = {"request_id": entry.request_id, "seconds": round(seconds, 4), **entry.fields}
+    fields = {"request_id": entry.request_id, "seconds": round(time.monotonic() - entry.arrived_at, 4), **entry.fields}
     log.log(level, "%s %s %d", scope["method"], scope["path"], entry.status, extra={"fields": fields})

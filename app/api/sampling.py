@@ -2,36 +2,48 @@
 
 import hashlib
 import secrets
+from dataclasses import dataclass
 
 from app.api.generation import Choice
 from app.api.schemas.common import SamplingFields
 from app.api.service import Service
 from app.core.sampling import SamplingParams
-from app.errors import InvalidRequestError
+from app.errors import ContextLengthError, InvalidRequestError
 from app.text.output_processor import StopConditions
 
 _SEED_BITS = 63
+_GREEDY_BELOW = 1e-5
+"""A temperature below this is taken for 0: logits divided by it could overflow (vLLM does the same)."""
+
+
+@dataclass(frozen=True)
+class TokenLimit:
+    """How many tokens a call wants at most."""
+
+    requested: int | None
+    default: int | None
+    """If none are requested: this many, as far as the context allows; None is all that it leaves."""
+    param: str
+    """The field that says so."""
+    prompt_param: str
+    """The field that holds the prompt."""
 
 
 def make_choices(
     service: Service,
     request: SamplingFields,
     prompts: list[list[int]],
+    limit: TokenLimit,
     *,
-    max_tokens: int | None,
-    max_tokens_field: str,
     logprobs: int | None,
     prompt_logprobs: int | None = None,
 ) -> list[Choice]:
-    """`n` choices for each prompt (token ids). Raises InvalidRequestError that names the field.
-
-    `max_tokens` None: as many as the model's context leaves room for.
-    """
-    limit = service.settings.max_n
-    if request.n > limit:
-        raise InvalidRequestError(f"n: at most {limit} (max_n)", "n")
-    if len(prompts) * request.n > limit * 8:
-        raise InvalidRequestError(f"prompt: at most {limit * 8} choices in one call", "prompt")
+    """`n` choices for each prompt (token ids). Raises InvalidRequestError that names the field."""
+    max_n = service.settings.max_n
+    if request.n > max_n:
+        raise InvalidRequestError(f"n: at most {max_n} (max_n)", "n")
+    if len(prompts) * request.n > max_n * 8:
+        raise InvalidRequestError(f"prompt: at most {max_n * 8} choices in one call", "prompt")
     _check_token_ids(service, request)
     conditions = StopConditions(
         stop=request.stop_strings,
@@ -42,9 +54,12 @@ def make_choices(
     seed = secrets.randbits(_SEED_BITS) if request.seed is None else request.seed % 2**_SEED_BITS
     choices = []
     for prompt in prompts:
-        room = _room(service, prompt, max_tokens, max_tokens_field)
+        max_tokens = _max_tokens(len(prompt), limit, service.ready().max_model_len)
+        if request.min_tokens > max_tokens:
+            raise InvalidRequestError(f"min_tokens: at most {limit.param}, which is {max_tokens}", "min_tokens")
         for index in range(request.n):
-            sampling = _sampling_params(service, request, room, _seed_of_choice(seed, index), logprobs, prompt_logprobs)
+            own_seed = _seed_of_choice(seed, index)
+            sampling = _sampling_params(service, request, max_tokens, own_seed, logprobs, prompt_logprobs)
             choices.append(Choice(prompt, sampling, conditions))
     return choices
 
@@ -63,6 +78,7 @@ def _sampling_params(
         given = getattr(request, name)
         return float(defaults.get(name, fallback) if given is None else given)
 
+    temperature = value("temperature", 1.0)
     stop_token_ids = frozenset(request.stop_token_ids)
     if not request.ignore_eos:
         stop_token_ids |= service.tokenizer.eos_token_ids
@@ -70,7 +86,7 @@ def _sampling_params(
         max_tokens=max_tokens,
         seed=seed,
         min_tokens=request.min_tokens,
-        temperature=value("temperature", 1.0),
+        temperature=0.0 if temperature < _GREEDY_BELOW else temperature,
         top_k=max(0, int(value("top_k", 0))),
         top_p=value("top_p", 1.0),
         min_p=value("min_p", 0.0),
@@ -100,19 +116,20 @@ def _check_token_ids(service: Service, request: SamplingFields) -> None:
         raise InvalidRequestError(f"stop_token_ids: token ids are below {vocab_size}", "stop_token_ids")
 
 
-def _room(service: Service, prompt: list[int], max_tokens: int | None, field: str) -> int:
-    """Tokens to generate after a prompt; InvalidRequestError if both do not fit the context together."""
-    context = service.ready().max_model_len
-    left = context - len(prompt)
-    if max_tokens is None and left > 0:
-        return left
-    if max_tokens is None or max_tokens > left:
-        wanted = "" if max_tokens is None else f" and {max_tokens} of {field}"
-        name = "messages" if max_tokens is None else field
-        raise InvalidRequestError(
-            f"the model's context is {context} tokens; you asked for {len(prompt)} of prompt{wanted}", name
+def _max_tokens(num_prompt_tokens: int, limit: TokenLimit, max_model_len: int) -> int:
+    """Tokens to generate after a prompt; ContextLengthError if both do not fit the model's context together."""
+    left = max_model_len - num_prompt_tokens
+    wanted = 1 if limit.requested is None else limit.requested
+    if wanted > left:
+        raise ContextLengthError(
+            f"This model's maximum context length is {max_model_len} tokens. However, you requested "
+            f"{num_prompt_tokens + wanted} tokens ({num_prompt_tokens} in the {limit.prompt_param}, {wanted} in the "
+            f"completion). Please reduce the length of the {limit.prompt_param} or completion.",
+            limit.param if left > 0 else limit.prompt_param,
         )
-    return max_tokens
+    if limit.requested is not None:
+        return limit.requested
+    return left if limit.default is None else min(limit.default, left)
 
 
 def _seed_of_choice(seed: int, index: int) -> int:

@@ -1,12 +1,18 @@
 """Server-sent events, as OpenAI's API uses them (WHATWG HTML, section 9.2)."""
 
 import asyncio
+import logging
 from collections.abc import AsyncGenerator
 from typing import Any
 
 import msgspec
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
+
+from app.api.errors import error_body
+from app.errors import ApiError, InternalError
+
+log = logging.getLogger(__name__)
 
 encode_json = msgspec.json.Encoder().encode
 
@@ -25,9 +31,9 @@ def event(data: Any) -> bytes:
 
 
 class EventStream(Response):
-    """Sends events as they come; comments when none come; stops the work when the client goes away.
+    """Sends events as they come, then `[DONE]`; comments when none come; stops the work when the client goes away.
 
-    Closing the generator is what stops the work: it is closed whatever happens.
+    Closing the generator is what stops the work: it is closed whatever happens. An error becomes an event.
     """
 
     def __init__(self, events: AsyncGenerator[bytes, None], keepalive: float) -> None:
@@ -57,10 +63,18 @@ class EventStream(Response):
     async def _send_events(self, send: Send) -> None:
         loop = asyncio.get_running_loop()
         self._last_sent = loop.time()
-        async for data in self._events:
-            await send({"type": "http.response.body", "body": data, "more_body": True})
-            self._last_sent = loop.time()
-        await send({"type": "http.response.body", "body": b"", "more_body": False})
+        try:
+            async for data in self._events:
+                await send({"type": "http.response.body", "body": data, "more_body": True})
+                self._last_sent = loop.time()
+        except ApiError as error:
+            end = event(error_body(error)) + DONE
+        except Exception:
+            log.exception("a stream failed")
+            end = event(error_body(InternalError("the server failed on this request"))) + DONE
+        else:
+            end = DONE
+        await send({"type": "http.response.body", "body": end, "more_body": False})
 
     async def _send_comments(self, send: Send) -> None:
         loop = asyncio.get_running_loop()

@@ -2,41 +2,45 @@
 
 import time
 from collections.abc import AsyncGenerator
-from typing import Any
+from typing import Annotated, Any
 
-from fastapi import APIRouter, Request
+from fastapi import APIRouter, Depends, Request
 from starlette.responses import Response
 
-from app.api.chat_prompt import chat_prompt
+from app.api.body import body_of, body_schema
 from app.api.disconnect import run_unless_disconnected
-from app.api.errors import error_body
 from app.api.generation import Generation
-from app.api.sampling import check_logprobs, make_choices
+from app.api.logprobs import finite, token_name
+from app.api.prompts import check_token_ids, encode_chat
+from app.api.sampling import TokenLimit, check_logprobs, make_choices
 from app.api.schemas.chat import ChatRequest
 from app.api.service import Service, ServiceDep
-from app.api.sse import DONE, EventStream, encode_json, event
+from app.api.sse import EventStream, encode_json, event
 from app.core.step import Logprobs
-from app.errors import ApiError, InvalidRequestError
 from app.text.output_processor import TextDelta
 
 router = APIRouter()
 
 
-@router.post("/v1/chat/completions", response_model=None)
-async def create_chat_completion(body: ChatRequest, request: Request, service: ServiceDep) -> Response:
+@router.post("/v1/chat/completions", openapi_extra=body_schema(ChatRequest))
+async def create_chat_completion(
+    body: Annotated[ChatRequest, Depends(body_of(ChatRequest))], request: Request, service: ServiceDep
+) -> Response:
     """Answer a chat with n choices."""
     service.check_model(body.model)
-    service.ready()
+    ready = service.ready()
     check_logprobs(service, body.top_logprobs, "top_logprobs")
-    if body.top_logprobs is not None and not body.logprobs:
-        raise InvalidRequestError("top_logprobs needs logprobs to be true", "top_logprobs")
-    new_name = body.max_completion_tokens is not None
+    prompt = await encode_chat(service, body)
+    check_token_ids(prompt, ready.vocab_size, "messages")
+    if body.max_completion_tokens is not None:
+        limit = TokenLimit(body.max_completion_tokens, None, "max_completion_tokens", "messages")
+    else:
+        limit = TokenLimit(body.max_tokens, None, "max_tokens", "messages")
     choices = make_choices(
         service,
         body,
-        [chat_prompt(service, body)],
-        max_tokens=body.max_completion_tokens if new_name else body.max_tokens,
-        max_tokens_field="max_completion_tokens" if new_name else "max_tokens",
+        [prompt],
+        limit,
         logprobs=(body.top_logprobs or 0) if body.logprobs else None,
     )
     call = _Call(service, body, request.scope["request_log"].request_id)
@@ -99,11 +103,8 @@ class _Call:
                     yield self._event(index, {}, ending=delta)
             if self._include_usage:
                 yield event({**self._head, "choices": [], "usage": generation.usage.as_dict()})
-        except ApiError as error:
-            yield event(error_body(error))
         finally:
             await deltas.aclose()
-        yield DONE
 
     def _event_head(self, index: int) -> bytes:
         head = encode_json({**self._head, "choices": [{"index": index, "delta": {"content": ""}}]})
@@ -121,8 +122,8 @@ class _Call:
         """A token with its logprob, and the most probable ones beside it."""
         entries = [
             {
-                "token": self._tokenizer.token_text(id_),
-                "logprob": value,
+                "token": token_name(self._tokenizer.token_bytes(id_)),
+                "logprob": finite(value),
                 "bytes": list(self._tokenizer.token_bytes(id_)),
             }
             for id_, value in zip(token.token_ids, token.logprobs, strict=True)

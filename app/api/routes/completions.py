@@ -2,40 +2,40 @@
 
 import time
 from collections.abc import AsyncGenerator
-from typing import Any
+from typing import Annotated, Any
 
-from fastapi import APIRouter, Request
+from fastapi import APIRouter, Depends, Request
 from starlette.responses import Response
 
+from app.api.body import body_of, body_schema
 from app.api.disconnect import run_unless_disconnected
-from app.api.errors import error_body
 from app.api.generation import Generation
-from app.api.sampling import check_logprobs, make_choices
-from app.api.schemas.completions import CompletionRequest
+from app.api.logprobs import finite, num_characters, token_name
+from app.api.prompts import check_token_ids, encode_texts
+from app.api.sampling import TokenLimit, check_logprobs, make_choices
+from app.api.schemas.completions import DEFAULT_MAX_TOKENS, CompletionRequest
 from app.api.service import Service, ServiceDep
-from app.api.sse import DONE, EventStream, encode_json, event
+from app.api.sse import EventStream, encode_json, event
 from app.core.step import Logprobs
-from app.errors import ApiError, InvalidRequestError
+from app.errors import InvalidRequestError
 from app.text.output_processor import TextDelta
 
 router = APIRouter()
 
 
-@router.post("/v1/completions", response_model=None)
-async def create_completion(body: CompletionRequest, request: Request, service: ServiceDep) -> Response:
+@router.post("/v1/completions", openapi_extra=body_schema(CompletionRequest))
+async def create_completion(
+    body: Annotated[CompletionRequest, Depends(body_of(CompletionRequest))], request: Request, service: ServiceDep
+) -> Response:
     """Continue a text, or several, with n choices each."""
     service.check_model(body.model)
     service.ready()
     check_logprobs(service, body.logprobs, "logprobs")
-    if body.max_tokens == 0 and not body.echo:
-        raise InvalidRequestError("max_tokens: at least 1, unless the prompt is echoed", "max_tokens")
-    prompts = _prompts(service, body)
     choices = make_choices(
         service,
         body,
-        prompts,
-        max_tokens=body.max_tokens,
-        max_tokens_field="max_tokens",
+        await _prompts(service, body),
+        TokenLimit(body.max_tokens, DEFAULT_MAX_TOKENS, "max_tokens", "prompt"),
         logprobs=body.logprobs,
         prompt_logprobs=body.logprobs if body.echo else None,
     )
@@ -47,17 +47,16 @@ async def create_completion(body: CompletionRequest, request: Request, service: 
     return await run_unless_disconnected(request, call.whole(generation, writers))
 
 
-def _prompts(service: Service, body: CompletionRequest) -> list[list[int]]:
+async def _prompts(service: Service, body: CompletionRequest) -> list[list[int]]:
     """The prompts as lists of token ids; InvalidRequestError if one is empty or names unknown tokens."""
     prompt: Any = body.prompt
     if isinstance(prompt, str) or (prompt and isinstance(prompt[0], int)):
         prompt = [prompt]
-    encode, vocab_size = service.tokenizer.encode, service.ready().vocab_size
-    prompts = [encode(item) if isinstance(item, str) else item for item in prompt]
-    if not prompts or not all(prompts):
+    if not prompt:
         raise InvalidRequestError("prompt: must not be empty", "prompt")
-    if any(max(ids) >= vocab_size for ids in prompts):
-        raise InvalidRequestError(f"prompt: token ids are below {vocab_size}", "prompt")
+    prompts = await encode_texts(service, prompt) if isinstance(prompt[0], str) else prompt
+    for token_ids in prompts:
+        check_token_ids(token_ids, service.ready().vocab_size, "prompt")
     return prompts
 
 
@@ -85,19 +84,25 @@ class _ChoiceWriter:
         return text, self._logprobs(tokens) if self._wants_logprobs else None
 
     def _logprobs(self, tokens: list[Logprobs]) -> dict[str, Any]:
-        name = self._tokenizer.token_text
         result: dict[str, list[Any]] = {"tokens": [], "token_logprobs": [], "top_logprobs": [], "text_offset": []}
         for token in tokens:
-            text = name(token.token_ids[0])
-            result["tokens"].append(text)
-            result["token_logprobs"].append(token.logprobs[0] if token.logprobs else None)
-            # The token itself last: where two tokens have one text, its own value must be the one that is found.
-            pairs = list(zip(token.token_ids, token.logprobs, strict=bool(token.logprobs)))
-            tops = {name(id_): value for id_, value in (*pairs[1:], *pairs[:1])}
-            result["top_logprobs"].append(tops if token.logprobs else None)
+            values = [self._tokenizer.token_bytes(id_) for id_ in token.token_ids]
+            logprobs = [finite(logprob) for logprob in token.logprobs]
+            result["tokens"].append(token_name(values[0]))
+            result["token_logprobs"].append(logprobs[0] if logprobs else None)
+            result["top_logprobs"].append(_by_name(values, logprobs) if logprobs else None)
             result["text_offset"].append(self._offset)
-            self._offset += len(text)
+            self._offset += num_characters(values[0])
         return result
+
+
+def _by_name(values: list[bytes], logprobs: list[float]) -> dict[str, float]:
+    """Logprobs by the tokens' names; the higher one where two tokens have the same."""
+    result: dict[str, float] = {}
+    for value, logprob in zip(values, logprobs, strict=True):
+        name = token_name(value)
+        result[name] = max(logprob, result.get(name, logprob))
+    return result
 
 
 class _Call:
@@ -142,11 +147,8 @@ class _Call:
                 yield event({**self._head, "choices": [choice]})
             if self._include_usage:
                 yield event({**self._head, "choices": [], "usage": generation.usage.as_dict()})
-        except ApiError as error:
-            yield event(error_body(error))
         finally:
             await deltas.aclose()
-        yield DONE
 
     def _event_head(self, index: int) -> bytes:
         head = encode_json({**self._head, "choices": [{"index": index, "text": ""}]})

@@ -1,25 +1,27 @@
 """POST /tokenize and /detokenize"""
 
-from typing import Any
+from typing import Annotated, Any
 
-from fastapi import APIRouter
+from fastapi import APIRouter, Depends
 
-from app.api.chat_prompt import chat_prompt
+from app.api.body import body_of, body_schema
+from app.api.prompts import check_token_ids, encode_chat, encode_texts
 from app.api.schemas.tokenize import DetokenizeRequest, TokenizeRequest
 from app.api.service import ServiceDep
-from app.errors import InvalidRequestError
 
 router = APIRouter()
 
 
-@router.post("/tokenize")
-async def tokenize(body: TokenizeRequest, service: ServiceDep) -> dict[str, Any]:
+@router.post("/tokenize", openapi_extra=body_schema(TokenizeRequest))
+async def tokenize(
+    body: Annotated[TokenizeRequest, Depends(body_of(TokenizeRequest))], service: ServiceDep
+) -> dict[str, Any]:
     """Token ids of a text or a chat."""
     service.check_model(body.model)
     if body.prompt is not None:
-        tokens = service.tokenizer.encode(body.prompt, body.add_special_tokens)
+        (tokens,) = await encode_texts(service, [body.prompt], body.add_special_tokens)
     else:
-        tokens = chat_prompt(service, body)
+        tokens = await encode_chat(service, body)
     return {
         "tokens": tokens,
         "count": len(tokens),
@@ -28,11 +30,12 @@ async def tokenize(body: TokenizeRequest, service: ServiceDep) -> dict[str, Any]
     }
 
 
-@router.post("/detokenize")
-async def detokenize(body: DetokenizeRequest, service: ServiceDep) -> dict[str, str]:
+@router.post("/detokenize", openapi_extra=body_schema(DetokenizeRequest))
+async def detokenize(
+    body: Annotated[DetokenizeRequest, Depends(body_of(DetokenizeRequest))], service: ServiceDep
+) -> dict[str, str]:
     """The text of token ids, special ones included."""
     service.check_model(body.model)
-    vocab_size = service.ready().vocab_size
-    if any(id_ >= vocab_size for id_ in body.tokens):
-        raise InvalidRequestError(f"tokens: token ids are below {vocab_size}", "tokens")
+    if body.tokens:
+        check_token_ids(body.tokens, service.ready().vocab_size, "tokens")
     return {"prompt": service.tokenizer.decode(body.tokens, skip_special_tokens=False)}

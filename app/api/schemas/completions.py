@@ -1,10 +1,39 @@
 """POST /v1/completions"""
 
-from typing import ClassVar
+from typing import Annotated, Any
 
-from pydantic import ConfigDict, Field
+from pydantic import ConfigDict, Discriminator, Field, Tag
 
 from app.api.schemas.common import SamplingFields, TokenId
+from app.errors import InvalidRequestError, UnsupportedError
+
+DEFAULT_MAX_TOKENS = 16
+"""OpenAI's."""
+
+TokenIds = list[TokenId]
+
+
+def _kind(prompt: Any) -> str | None:
+    """Which of the four kinds of prompt a value means; only that one is then validated."""
+    if isinstance(prompt, str):
+        return "text"
+    if not isinstance(prompt, list):
+        return None
+    first = prompt[0] if prompt else 0
+    return "texts" if isinstance(first, str) else "several_token_ids" if isinstance(first, list) else "token_ids"
+
+
+Prompt = Annotated[
+    Annotated[str, Tag("text")]
+    | Annotated[list[str], Tag("texts")]
+    | Annotated[TokenIds, Tag("token_ids")]
+    | Annotated[list[TokenIds], Tag("several_token_ids")],
+    Discriminator(
+        _kind,
+        custom_error_type="prompt_type",
+        custom_error_message="Input should be a text, several texts, token ids, or several lists of token ids",
+    ),
+]
 
 
 class CompletionRequest(SamplingFields):
@@ -12,11 +41,16 @@ class CompletionRequest(SamplingFields):
 
     model_config = ConfigDict(json_schema_extra={"example": {"prompt": "The capital of France is", "max_tokens": 16}})
 
-    DEFAULT_MAX_TOKENS: ClassVar[int] = 16
-
-    prompt: str | list[str] | list[TokenId] | list[list[TokenId]] = Field(
-        description="a text, several texts, token ids, or several lists of token ids"
-    )
-    max_tokens: int = Field(DEFAULT_MAX_TOKENS, ge=0, lt=2**31, description="0 only with echo")
+    prompt: Prompt = Field(description="a text, several texts, token ids, or several lists of token ids")
+    max_tokens: int | None = Field(None, ge=0, lt=2**31, description="16 by default; 0 only with echo")
     logprobs: int | None = Field(None, ge=0, description="most probable tokens to report at each position")
     echo: bool = Field(False, description="return the prompt too")
+    best_of: int | None = Field(None, ge=1, description="1 or n: choices are not ranked")
+
+    def check(self) -> None:
+        """See `RequestBody.check`."""
+        super().check()
+        if self.best_of not in (None, 1, self.n):
+            raise UnsupportedError("best_of: only 1 or n is supported", "best_of")
+        if self.max_tokens == 0 and not self.echo:
+            raise InvalidRequestError("max_tokens: at least 1, unless the prompt is echoed", "max_tokens")

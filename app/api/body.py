@@ -1,0 +1,99 @@
+"""From a request's bytes to a validated body, or to an error that names the field.
+
+FastAPI's own reading is not used: it hides what goes wrong while a body is read, and takes NaN and half surrogate
+pairs for JSON.
+"""
+
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any, TypeVar
+
+from fastapi import Request
+from pydantic import ValidationError
+from pydantic_core import ErrorDetails, from_json
+
+from app.api.schemas.common import RequestBody
+from app.api.schemas.unsupported import MEANS_NOTHING
+from app.errors import InvalidRequestError, UnsupportedError
+
+Body = TypeVar("Body", bound=RequestBody)
+
+
+def body_of(model: type[Body]) -> Callable[[Request], Awaitable[Body]]:
+    """A dependency: the request's body as a `model`."""
+
+    async def read(request: Request) -> Body:
+        _check_content_type(request)
+        return validate(model, parse_object(await request.body()))
+
+    return read
+
+
+def body_schema(model: type[RequestBody]) -> dict[str, Any]:
+    """For OpenAPI: what `body_of` reads."""
+    return {"requestBody": {"required": True, "content": {"application/json": {"schema": model.model_json_schema()}}}}
+
+
+def _check_content_type(request: Request) -> None:
+    """Refuse what is not declared to be JSON: a browser sends such a body across sites only where it is invited."""
+    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if kind != "application/json" and not (kind.startswith("application/") and kind.endswith("+json")):
+        raise InvalidRequestError("the Content-Type must be application/json")
+
+
+def parse_object(body: bytes) -> dict[str, Any]:
+    """A JSON object."""
+    try:
+        data = from_json(body, allow_inf_nan=False)
+    except ValueError as error:
+        raise InvalidRequestError(f"the body is not valid JSON: {error}") from None
+    if not isinstance(data, dict):
+        raise InvalidRequestError("the body must be a JSON object")
+    return data
+
+
+def validate(model: type[Body], data: dict[str, Any]) -> Body:
+    """A JSON object as a `model`."""
+    try:
+        body = model.model_validate(data)
+    except ValidationError as error:
+        raise _refusal(error.errors(include_url=False, include_context=False), data) from None
+    _refuse_extras(body, "")
+    body.check()
+    return body
+
+
+def _refuse_extras(body: RequestBody, path: str) -> None:
+    """Refuse fields that no schema declares, here and in nested objects."""
+    for name, value in (body.model_extra or {}).items():
+        if name not in MEANS_NOTHING:
+            raise InvalidRequestError(f"Unrecognized request argument: {path}{name}", path + name)
+        if value not in MEANS_NOTHING[name]:
+            raise UnsupportedError(f"{path}{name} is not supported", path + name)
+    for name in type(body).model_fields:
+        value = getattr(body, name)
+        if isinstance(value, RequestBody):
+            _refuse_extras(value, f"{path}{name}.")
+        elif isinstance(value, list) and value and isinstance(value[0], RequestBody):
+            for index, item in enumerate(value):
+                _refuse_extras(item, f"{path}{name}[{index}].")
+
+
+def _refusal(errors: Sequence[ErrorDetails], data: Any) -> InvalidRequestError:
+    """One error for what pydantic found: the one that is deepest in the data, since unions report every branch."""
+    paths = [_path(error["loc"], data) for error in errors]
+    index = max(range(len(errors)), key=lambda i: len(paths[i]))
+    param = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in paths[index]).lstrip(".")
+    return InvalidRequestError(f"{param or 'body'}: {errors[index]['msg']}", param or None)
+
+
+def _path(loc: Sequence[str | int], data: Any) -> list[str | int]:
+    """The parts of an error's location that are in the data; the others are pydantic's names of union branches."""
+    path: list[str | int] = []
+    for position, part in enumerate(loc):
+        if isinstance(data, dict) and isinstance(part, str) and (part in data or position == len(loc) - 1):
+            path.append(part)
+            data = data.get(part)
+        elif isinstance(data, list) and isinstance(part, int) and part < len(data):
+            path.append(part)
+            data = data[part]
+    return path

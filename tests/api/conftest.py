@@ -1,0 +1,139 @@
+"""A real server, with real sockets, over an engine that says what tests tell it to."""
+
+import json
+import socket
+import threading
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+import uvicorn
+from fake_engine import FakeEngine
+from fastapi import FastAPI
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
+
+from app.api.app import create_app
+from app.api.process import server_config
+from app.api.service import Service
+from app.metrics import Metrics
+from app.settings import Settings
+from app.text.chat_template import ChatTemplate
+from app.text.tokenizer import Tokenizer as PacelineTokenizer
+from app.text.tokenizer import _byte_alphabet
+
+MODEL = "org/tiny"
+TEMPLATE = (
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+IM_START, IM_END = 256, 257
+
+
+@pytest.fixture(scope="session")
+def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tokenizer whose token ids are the bytes of a text, and two control tokens."""
+    folder = tmp_path_factory.mktemp("model")
+    fast = Tokenizer(models.BPE(vocab=_byte_alphabet(), merges=[]))
+    fast.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    fast.decoder = decoders.ByteLevel()
+    fast.add_special_tokens([AddedToken("<|im_start|>", special=True), AddedToken("<|im_end|>", special=True)])
+    fast.save(str(folder / "tokenizer.json"))
+    (folder / "tokenizer_config.json").write_text(json.dumps({"chat_template": TEMPLATE, "eos_token": "<|im_end|>"}))
+    (folder / "generation_config.json").write_text(json.dumps({"temperature": 0.6, "top_k": 20}))
+    return folder
+
+
+@dataclass(frozen=True)
+class Server:
+    """A running server and what is behind it."""
+
+    host: str
+    port: int
+    engine: FakeEngine
+    service: Service
+    client: httpx.Client
+
+    @property
+    def url(self) -> str:
+        return f"http://{self.host}:{self.port}"
+
+    def post(self, path: str, body: Any = None, **options: Any) -> httpx.Response:
+        """POST a JSON body."""
+        if body is not None:
+            options["json"] = body
+        return self.client.post(path, **options)
+
+    def get(self, path: str, **options: Any) -> httpx.Response:
+        return self.client.get(path, **options)
+
+    def complete(self, **body: Any) -> Any:
+        """A completion that works."""
+        answer = self.post("/v1/completions", {"prompt": "Hi", **body})
+        assert answer.status_code == 200, answer.text
+        return answer.json()
+
+    def events(self, path: str, body: Any) -> list[Any]:
+        """The events of a stream, which must be well-formed; `[DONE]` as it is."""
+        answer = self.post(path, {**body, "stream": True})
+        assert answer.status_code == 200, answer.text
+        assert answer.text.endswith("data: [DONE]\n\n")
+        parts = [part for part in answer.text.split("\n\n") if part and not part.startswith(":")]
+        assert all(part.startswith("data: ") and "\n" not in part for part in parts)
+        data = [part.removeprefix("data: ") for part in parts]
+        assert data.count("[DONE]") == 1
+        return [json.loads(item) for item in data[:-1]]
+
+
+def start_server(folder: Path, **flags: Any) -> Iterator[Server]:
+    """Serve until the caller is done."""
+    settings = Settings(served_model_name=MODEL, **flags)
+    tokenizer = PacelineTokenizer(folder)
+    engine = FakeEngine()
+    service = Service(
+        settings=settings,
+        model_name=MODEL,
+        created=1,
+        tokenizer=tokenizer,
+        chat_template=ChatTemplate.from_folder(folder, tokenizer),
+        engine=engine,
+        metrics=Metrics(),
+    )
+    started = threading.Event()
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        app.state.service = service
+        yield
+
+    class _Server(uvicorn.Server):
+        async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+            await super().startup(sockets)
+            started.set()
+
+    sock = socket.create_server(("127.0.0.1", 0))
+    server = _Server(server_config(create_app(settings, lifespan), settings))
+    thread = threading.Thread(target=server.run, args=([sock],), daemon=True)
+    thread.start()
+    assert started.wait(10)
+    host, port = sock.getsockname()
+    with httpx.Client(base_url=f"http://{host}:{port}", timeout=10) as client:
+        yield Server(host, port, engine, service, client)
+    server.should_exit = True
+    thread.join(10)
+    assert not thread.is_alive()
+
+
+@pytest.fixture(scope="session")
+def _shared_server(model_folder: Path) -> Iterator[Server]:
+    yield from start_server(model_folder, keepalive_comment=0.05, max_body_size=100_000, max_n=4, max_logprobs=5)
+
+
+@pytest.fixture
+def server(_shared_server: Server) -> Server:
+    """A server whose engine says "Hello" to everything."""
+    _shared_server.engine.reset()
+    return _shared_server

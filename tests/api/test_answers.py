@@ -1,0 +1,252 @@
+"""What answers hold: logprobs as lm-eval reads them, parameters as the engine gets them, half characters, probes."""
+
+import json
+import logging
+
+import pytest
+from conftest import IM_END, MODEL, Server
+from fake_engine import READY, say
+from prometheus_client.parser import text_string_to_metric_families
+
+from app.core.messages import EngineStats, GenerateCommand, RequestOutput
+from app.core.request import FinishReason
+from app.core.step import Logprobs
+
+
+def lm_eval_score(choice, ctxlen):
+    """How lm-eval's local-completions reads a scored prompt (openai_completions.py, parse_logprobs)."""
+    logprobs = choice["logprobs"]["token_logprobs"][ctxlen:-1]
+    tops = choice["logprobs"]["top_logprobs"][ctxlen:-1]
+    greedy = all(token == max(top.values()) for token, top in zip(logprobs, tops, strict=True))
+    return sum(logprobs), greedy
+
+
+def test_lm_eval_scores_prompts(server: Server) -> None:
+    prompts = [[0, 9, 0, 0], [9, 0, 8]]
+    answer = server.complete(prompt=prompts, echo=True, max_tokens=1, logprobs=1, temperature=0, seed=1234)
+    choices = sorted(answer["choices"], key=lambda choice: choice["index"])
+    for choice, prompt in zip(choices, prompts, strict=True):
+        assert choice["logprobs"]["token_logprobs"][0] is None
+        assert len(choice["logprobs"]["tokens"]) == len(prompt) + 1
+    # In the fake, token 0 has logprob 0.0 and beats the best of the others; token 9 has -0.09 and beats it too.
+    assert lm_eval_score(choices[0], 2) == (0.0, True)
+    assert lm_eval_score(choices[0], 1) == (-0.09, True)
+    assert lm_eval_score(choices[1], 2) == (-0.08, True)
+
+
+def test_lm_eval_is_not_fooled_by_tokens_that_look_alike(server: Server) -> None:
+    """Bytes 0x80 and 0x81 are no text by themselves: they must not be taken for one token."""
+
+    def script(command: GenerateCommand) -> list[RequestOutput]:
+        halves = Logprobs([0x80, 0x81], [-5.0, -0.1])
+        return [
+            RequestOutput(
+                request_id=command.request_id,
+                token_ids=[65],
+                logprobs=[Logprobs([65, 65], [-0.1, -0.1])],
+                prompt_logprobs=[halves, halves],
+                finish_reason=FinishReason.LENGTH,
+            )
+        ]
+
+    server.engine.script = script
+    choice = server.complete(prompt=[65, 0x80, 0x80], echo=True, max_tokens=1, logprobs=1)["choices"][0]
+    assert lm_eval_score(choice, 1) == (-10.0, False)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_echo_without_generation(server: Server, stream: bool) -> None:
+    body = {"prompt": "Hi!", "echo": True, "max_tokens": 0, "logprobs": 0}
+    if stream:
+        (event,) = server.events("/v1/completions", body)
+        choice = event["choices"][0]
+    else:
+        choice = server.complete(**body)["choices"][0]
+    assert (choice["text"], choice["finish_reason"]) == ("Hi!", "length")
+    assert choice["logprobs"] == {
+        "tokens": ["H", "i", "!"],
+        "token_logprobs": [None, -1.05, -0.33],
+        "top_logprobs": [None, {"i": -1.05}, {"!": -0.33}],
+        "text_offset": [0, 1, 2],
+    }
+    assert server.engine.last_command().sampling.max_tokens == 0
+
+
+def test_streamed_echo_comes_before_the_text(server: Server) -> None:
+    events = server.events("/v1/completions", {"prompt": ["Hi ", "Ho "], "echo": True, "n": 2, "logprobs": 1})
+    for index, prompt in enumerate(["Hi ", "Hi ", "Ho ", "Ho "]):
+        own = [event["choices"][0] for event in events if event["choices"][0]["index"] == index]
+        assert own[0]["text"] == prompt + "H"
+        assert "".join(choice["text"] for choice in own) == prompt + "Hello"
+        assert [offset for choice in own for offset in choice["logprobs"]["text_offset"]] == list(range(8))
+
+
+def test_impossible_tokens_have_a_number(server: Server) -> None:
+    """JSON has no infinity: OpenAI writes -9999 for it."""
+
+    def script(command: GenerateCommand) -> list[RequestOutput]:
+        lowest, end = Logprobs([65, 66], [-0.5, float("-inf")]), FinishReason.LENGTH
+        return [RequestOutput(request_id=command.request_id, token_ids=[65], logprobs=[lowest], finish_reason=end)]
+
+    server.engine.script = script
+    choice = server.complete(logprobs=1)["choices"][0]
+    assert choice["logprobs"]["top_logprobs"] == [{"A": -0.5, "B": -9999.0}]
+
+
+def test_characters_are_sent_whole(server: Server) -> None:
+    text = "héllo 👩‍👧 日本"
+    server.engine.script = say(text)
+    body = {"prompt": "Hi", "max_tokens": 64}
+    pieces = [event["choices"][0]["text"] for event in server.events("/v1/completions", body)]
+    assert "".join(pieces) == text == server.complete(max_tokens=64)["choices"][0]["text"]
+    assert "\ufffd" not in "".join(pieces)
+    assert len(pieces) == len(text.encode())  # one event a token, some of them empty
+
+
+def test_outputs_of_several_tokens_are_one_event(server: Server) -> None:
+    server.engine.script = say("Hello!", per_output=3)
+    events = server.events("/v1/completions", {"prompt": "Hi", "stream_options": {"include_usage": True}})
+    assert [event["choices"][0]["text"] for event in events[:-1]] == ["Hel", "lo!"]
+    assert events[-1]["usage"]["completion_tokens"] == 6
+
+
+def test_the_engine_gets_every_parameter(server: Server) -> None:
+    server.complete(
+        temperature=0.5, top_p=0.9, top_k=-1, min_p=0.1, seed=7, min_tokens=2, max_tokens=9, presence_penalty=1,
+        frequency_penalty=-1, repetition_penalty=1.5, logit_bias={"5": -100}, stop_token_ids=[3], priority=-4,
+        logprobs=2,
+    )  # fmt: skip
+    command = server.engine.last_command()
+    sampling = command.sampling
+    assert (sampling.temperature, sampling.top_p, sampling.top_k, sampling.min_p) == (0.5, 0.9, 0, 0.1)
+    assert (sampling.seed, sampling.min_tokens, sampling.max_tokens, sampling.logprobs) == (7, 2, 9, 2)
+    assert (sampling.presence_penalty, sampling.frequency_penalty, sampling.repetition_penalty) == (1, -1, 1.5)
+    assert (sampling.logit_bias, sampling.stop_token_ids) == ({5: -100.0}, {3, IM_END})
+    assert (command.priority, sampling.prompt_logprobs) == (-4, None)
+
+
+def test_what_is_not_given_is_the_models_or_the_apis_own(server: Server) -> None:
+    server.complete(ignore_eos=True)
+    first = server.engine.last_command().sampling
+    assert (first.temperature, first.top_k, first.top_p, first.max_tokens) == (0.6, 20, 1.0, 16)
+    assert first.stop_token_ids == frozenset()
+    server.post("/v1/chat/completions", {"messages": [{"role": "user", "content": "Hi"}]})
+    chat = server.engine.last_command()
+    assert chat.sampling.max_tokens == READY.max_model_len - len(chat.prompt_token_ids)
+    assert chat.sampling.seed != first.seed
+    server.complete(prompt="x" * 250)
+    assert server.engine.last_command().sampling.max_tokens == 6  # what the context leaves of 16
+
+
+def test_a_thousand_stop_tokens(server: Server) -> None:
+    server.complete(stop_token_ids=[token % 300 for token in range(1000)])
+    assert len(server.engine.last_command().sampling.stop_token_ids) == 300
+
+
+def test_a_tiny_temperature_is_greedy(server: Server) -> None:
+    """Logits divided by it would be infinite."""
+    server.complete(temperature=1e-40)
+    assert server.engine.last_command().sampling.temperature == 0.0
+
+
+def test_control_tokens_that_users_type_are_text(server: Server) -> None:
+    server.post("/v1/chat/completions", {"messages": [{"role": "user", "content": "<|im_end|>"}]})
+    assert server.engine.last_command().prompt_token_ids.count(IM_END) == 1
+
+
+def test_a_message_is_continued(server: Server) -> None:
+    messages = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hel"}]
+    answer = server.post("/tokenize", {"messages": messages, "continue_final_message": True})
+    assert bytes(answer.json()["tokens"][-3:]) == b"Hel"
+    assert (
+        server.post("/v1/chat/completions", {"messages": messages, "continue_final_message": True}).status_code == 200
+    )
+
+
+def test_tokenize_and_back(server: Server) -> None:
+    answer = server.post("/tokenize", {"prompt": "Hé<|im_end|>", "return_token_strs": True}).json()
+    assert answer["tokens"] == [*"Hé".encode(), IM_END]
+    assert (answer["count"], answer["max_model_len"], len(answer["token_strs"])) == (4, 256, 4)
+    assert server.post("/detokenize", {"tokens": answer["tokens"]}).json() == {"prompt": "Hé<|im_end|>"}
+    for path, body in [
+        ("/tokenize", {}),
+        ("/tokenize", {"prompt": "a", "messages": []}),
+        ("/detokenize", {"tokens": [300]}),
+    ]:
+        status = server.post(path, body).status_code
+        assert status == (200 if "messages" in body else 400)
+
+
+def test_probes(server: Server) -> None:
+    def statuses() -> list[int]:
+        return [server.get(path).status_code for path in ("/health", "/health/ready", "/health/live")]
+
+    assert statuses() == [200, 200, 200]
+    server.engine.ready = None
+    assert statuses() == [503, 503, 200]
+    server.engine.failure = "the engine died"
+    assert statuses() == [503, 503, 503]
+    assert "the engine died" in server.get("/health").text
+
+
+def test_metrics_count_what_usage_says(server: Server) -> None:
+    def figures() -> dict[str, float]:
+        families = text_string_to_metric_families(server.get("/metrics").text)
+        return {
+            sample.name + "".join(value for name, value in sample.labels.items() if name != "le"): sample.value
+            for family in families
+            for sample in family.samples
+            if "le" not in sample.labels
+        }
+
+    before = figures()
+    usages = [server.complete(n=2)["usage"], server.complete(prompt=["a", "bcd"])["usage"]]
+    server.events("/v1/completions", {"prompt": "Hi"})
+    server.service.metrics.record_step(
+        EngineStats(
+            num_running=3,
+            num_waiting=2,
+            kv_cache_usage=0.5,
+            step_tokens=7,
+            step_seconds=0.01,
+            prefix_cache_queries=10,
+            prefix_cache_hits=4,
+            num_preemptions=1,
+        )
+    )
+    after = figures()
+    change = {name: value - before.get(name, 0.0) for name, value in after.items()}
+    assert change["paceline_prompt_tokens_total"] == sum(usage["prompt_tokens"] for usage in usages) + 2
+    assert change["paceline_generation_tokens_total"] == sum(usage["completion_tokens"] for usage in usages) + 5
+    assert change["paceline_request_success_totallength"] == 5
+    assert change["paceline_time_to_first_token_seconds_count"] == 5
+    assert change["paceline_inter_token_latency_seconds_count"] == 5 * 4
+    assert change["paceline_e2e_request_latency_seconds_count"] == 5
+    assert change["paceline_request_queue_time_seconds_sum"] == pytest.approx(5 * 0.25)
+    assert change["paceline_request_prefill_time_seconds_sum"] == pytest.approx(5 * 0.75)
+    assert change["paceline_request_decode_time_seconds_sum"] == pytest.approx(5 * 2.0)
+    assert (after["paceline_num_requests_running"], after["paceline_num_requests_waiting"]) == (3, 2)
+    assert after["paceline_kv_cache_usage_ratio"] == 0.5
+    assert change["paceline_prefix_cache_hits_total"] == 4
+    assert change["paceline_iteration_tokens_sum"] == 7
+    assert change["paceline_num_preemptions_total"] == 1
+
+
+def test_one_log_line_a_request(server: Server, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    server.post("/v1/completions", {"prompt": "Hi", "n": 2}, headers={"X-Request-ID": "job-7"})
+    server.post("/v1/completions", {"prompt": 7})
+    server.get("/health")
+    lines = [record for record in caplog.records if record.name.startswith("app.api") and hasattr(record, "fields")]
+    assert len(lines) == 2
+    fields = lines[0].fields
+    assert fields["request_id"] == "job-7"
+    assert (fields["prompt_tokens"], fields["completion_tokens"], fields["finish_reason"]) == (2, 10, "length")
+    assert 0 < fields["ttft"] <= fields["seconds"]
+    assert "prompt" in lines[1].fields["error"]
+
+
+def test_openapi_describes_the_bodies(server: Server) -> None:
+    schema = json.dumps(server.get("/openapi.json").json())
+    assert "continue_final_message" in schema
+    assert MODEL not in schema

@@ -1,0 +1,263 @@
+"""Every wrong request is refused alone, in OpenAI's format, by the name of its field."""
+
+import json
+from typing import Any
+
+import pytest
+from conftest import Server
+from fake_engine import say
+
+from app.core.messages import GenerateCommand, RequestOutput
+from app.core.request import FinishReason
+from app.errors import EngineUnavailableError, QueueFullError
+
+CHAT = {"messages": [{"role": "user", "content": "Hi"}]}
+TEXT = {"prompt": "Hi"}
+
+WRONG = [
+    # body, field that the error names
+    ({**TEXT, "temperature": -0.1}, "temperature"),
+    ({**TEXT, "temperature": "hot"}, "temperature"),
+    ({**TEXT, "temperature": True}, "temperature"),
+    ({**TEXT, "temperature": 10**400}, "temperature"),
+    ({**TEXT, "top_p": 0}, "top_p"),
+    ({**TEXT, "top_p": 1.1}, "top_p"),
+    ({**TEXT, "top_k": 1.5}, "top_k"),
+    ({**TEXT, "top_k": -2}, "top_k"),
+    ({**TEXT, "top_k": 2**31}, "top_k"),
+    ({**TEXT, "min_p": 2}, "min_p"),
+    ({**TEXT, "seed": 2**63}, "seed"),
+    ({**TEXT, "seed": -(2**63) - 1}, "seed"),
+    ({**TEXT, "n": 0}, "n"),
+    ({**TEXT, "n": 5}, "n"),
+    ({**TEXT, "n": 100_000_000}, "n"),
+    ({**TEXT, "best_of": 3}, "best_of"),
+    ({**TEXT, "max_tokens": -1}, "max_tokens"),
+    ({**TEXT, "max_tokens": 0}, "max_tokens"),
+    ({**TEXT, "max_tokens": 10**30}, "max_tokens"),
+    ({**TEXT, "max_tokens": 255}, "max_tokens"),
+    ({**TEXT, "min_tokens": 17}, "min_tokens"),
+    ({**TEXT, "min_tokens": 5, "max_tokens": 4}, "min_tokens"),
+    ({**TEXT, "presence_penalty": 3}, "presence_penalty"),
+    ({**TEXT, "frequency_penalty": -3}, "frequency_penalty"),
+    ({**TEXT, "repetition_penalty": 0}, "repetition_penalty"),
+    ({**TEXT, "logprobs": 6}, "logprobs"),
+    ({**TEXT, "logprobs": True}, "logprobs"),
+    ({**TEXT, "stop": ["a", "b", "c", "d", "e"]}, "stop"),
+    ({**TEXT, "stop": ["a", ""]}, "stop"),
+    ({**TEXT, "stop": ""}, "stop"),
+    ({**TEXT, "stop": ["a", None]}, "stop[1]"),
+    ({**TEXT, "stop_token_ids": [300]}, "stop_token_ids"),
+    ({**TEXT, "stop_token_ids": [-1]}, "stop_token_ids[0]"),
+    ({**TEXT, "stop_token_ids": [1] * 10_000}, "stop_token_ids"),
+    ({**TEXT, "logit_bias": {"300": 1}}, "logit_bias"),
+    ({**TEXT, "logit_bias": {"x": 1}}, "logit_bias"),
+    ({**TEXT, "logit_bias": {"5": 101}}, "logit_bias.5"),
+    ({**TEXT, "logit_bias": {str(i): 1 for i in range(1025)}}, "logit_bias"),
+    ({**TEXT, "priority": 2**31}, "priority"),
+    ({**TEXT, "stream_options": {"include_usage": True}}, "stream_options"),
+    ({**TEXT, "stream": True, "stream_options": {"include_usage": 1}}, "stream_options.include_usage"),
+    ({**TEXT, "model": "other"}, "model"),
+    ({**TEXT, "echo": "yes"}, "echo"),
+    ({}, "prompt"),
+    ({"prompt": None}, "prompt"),
+    ({"prompt": 7}, "prompt"),
+    ({"prompt": ""}, "prompt"),
+    ({"prompt": []}, "prompt"),
+    ({"prompt": [[]]}, "prompt"),
+    ({"prompt": ["a", ""]}, "prompt"),
+    ({"prompt": [1, "a"]}, "prompt[1]"),
+    ({"prompt": ["a", 1]}, "prompt[1]"),
+    ({"prompt": [[1, 2], [3, -4]]}, "prompt[1][1]"),
+    ({"prompt": [5, 300]}, "prompt"),
+    ({"prompt": [2**40]}, "prompt[0]"),
+    ({"prompt": "x" * 256}, "prompt"),
+    ({"prompt": "x" * 256, "max_tokens": 1}, "prompt"),
+    ({**TEXT, "surprise": 1}, "surprise"),
+    ({**TEXT, "suffix": "end"}, "suffix"),
+    ({**TEXT, "guided_json": {}}, "guided_json"),
+    ({**CHAT, "tools": [{"type": "function"}]}, "tools"),
+    ({**CHAT, "tool_choice": "required"}, "tool_choice"),
+    ({**CHAT, "response_format": {"type": "json_object"}}, "response_format"),
+    ({**CHAT, "reasoning_effort": "high"}, "reasoning_effort"),
+    ({**CHAT, "echo": True}, "echo"),
+    ({**CHAT, "max_tokens": 0}, "max_tokens"),
+    ({**CHAT, "max_completion_tokens": 500}, "max_completion_tokens"),
+    ({**CHAT, "top_logprobs": 1}, "top_logprobs"),
+    ({**CHAT, "logprobs": True, "top_logprobs": 6}, "top_logprobs"),
+    ({**CHAT, "chat_template": "{{ 1 }}"}, "chat_template"),
+    ({**CHAT, "chat_template_kwargs": {"messages": []}}, "chat_template_kwargs"),
+    ({**CHAT, "continue_final_message": True, "add_generation_prompt": True}, "continue_final_message"),
+    ({**CHAT, "continue_final_message": True}, "continue_final_message"),
+    ({"messages": []}, "messages"),
+    ({"messages": [{"role": "user", "content": "x" * 256}]}, "messages"),
+    ({"messages": [{"role": "user"}]}, "messages[0].content"),
+    ({"messages": [{"role": "boss", "content": "Hi"}]}, "messages[0].role"),
+    ({"messages": [{"role": "user", "content": "Hi", "name": "<|im_end|>"}]}, "messages[0].name"),
+    ({"messages": [*CHAT["messages"], {"role": "user", "content": 7}]}, "messages[1].content"),
+    ({"messages": [{"role": "assistant", "content": "x", "tool_calls": [{}]}]}, "messages[0].tool_calls"),
+    (
+        {"messages": [{"role": "user", "content": [{"type": "text", "text": "a"}, {"type": "image_url"}]}]},
+        "messages[0].content[1]",
+    ),
+    ({"messages": [{"role": "user", "content": [{"type": "text"}]}]}, "messages[0].content[0].text"),
+]
+
+
+@pytest.mark.parametrize(("body", "param"), WRONG, ids=[f"{param}-{i}" for i, (_, param) in enumerate(WRONG)])
+def test_a_wrong_field_is_named(server: Server, body: dict[str, Any], param: str) -> None:
+    route = "/v1/chat/completions" if "messages" in body else "/v1/completions"
+    answer = server.post(route, body)
+    error = answer.json()["error"]
+    assert answer.status_code == (404 if param == "model" else 400)
+    assert error.keys() == {"message", "type", "param", "code"}
+    assert error["param"] == param
+    assert error["type"] == "invalid_request_error"
+    assert error["message"]
+    assert server.engine.commands.empty()
+
+
+NOTHING = {
+    "tools": [],
+    "tool_choice": "auto",
+    "response_format": {"type": "text"},
+    "store": False,
+    "metadata": {},
+    "service_tier": "auto",
+    "parallel_tool_calls": True,
+    "safety_identifier": "me",
+    "prompt_cache_key": "key",
+    "user": "me",
+    "guided_json": None,
+    "audio": None,
+    "stop": None,
+    "n": None,
+    "seed": None,
+    "logit_bias": None,
+    "stream": None,
+    "stream_options": None,
+    "temperature": None,
+}
+
+
+@pytest.mark.parametrize("body", [{**TEXT, "best_of": 1, "suffix": ""}, {**TEXT, "n": 2, "best_of": 2}, CHAT])
+def test_fields_that_ask_for_nothing_are_granted(server: Server, body: dict[str, Any]) -> None:
+    route = "/v1/chat/completions" if "messages" in body else "/v1/completions"
+    assert server.post(route, {**NOTHING, **body}).status_code == 200
+
+
+BROKEN = {
+    "cut": b'{"prompt": "Hi"',
+    "empty": b"",
+    "list": b"[]",
+    "text": b'"Hi"',
+    "nan": b'{"prompt": "Hi", "temperature": NaN}',
+    "infinity": b'{"prompt": "Hi", "presence_penalty": Infinity}',
+    "overflow": b'{"prompt": "Hi", "temperature": 1e400}',
+    "digits": b'{"prompt": "Hi", "seed": ' + b"9" * 10_000 + b"}",
+    "deep": b'{"prompt": ' + b"[" * 40_000 + b"]" * 40_000 + b"}",
+    "surrogate": b'{"prompt": "\\ud800"}',
+    "not utf-8": b'{"prompt": "\xff"}',
+}
+
+
+@pytest.mark.parametrize("kind", BROKEN)
+def test_a_broken_body_is_refused(server: Server, kind: str) -> None:
+    answer = server.post("/v1/completions", content=BROKEN[kind], headers={"Content-Type": "application/json"})
+    assert answer.status_code == 400
+    assert answer.json()["error"]["type"] == "invalid_request_error"
+
+
+def test_other_content_types_are_refused(server: Server) -> None:
+    """A web page can make a browser send text/plain anywhere, and JSON only where it is invited."""
+    answer = server.post("/v1/completions", content=json.dumps(TEXT), headers={"Content-Type": "text/plain"})
+    assert answer.status_code == 400
+    assert answer.json()["error"]["type"] == "invalid_request_error"
+
+
+def test_a_large_body_is_refused_while_it_is_read(server: Server) -> None:
+    pieces = 0
+
+    def endless():
+        nonlocal pieces
+        for pieces in range(1, 30):  # noqa: B007
+            yield b" " * 10_000
+
+    declared = server.post("/v1/completions", {"prompt": "x" * 100_001})
+    chunked = server.post("/v1/completions", content=endless(), headers={"Content-Type": "application/json"})
+    for answer in (declared, chunked):
+        assert answer.status_code == 413
+        assert answer.json()["error"]["code"] == "payload_too_large"
+    assert server.complete()["choices"][0]["text"] == "Hello"
+
+
+def test_unknown_routes_and_methods(server: Server) -> None:
+    missing, method = server.get("/v1/nothing"), server.get("/v1/completions")
+    assert (missing.status_code, method.status_code) == (404, 405)
+    assert "/v1/nothing" in missing.json()["error"]["message"]
+    assert method.json()["error"]["type"] == "invalid_request_error"
+    assert method.headers["allow"] == "POST"
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_an_engine_that_is_not_there(server: Server, stream: bool) -> None:
+    server.engine.ready, server.engine.failure = None, "out of memory"
+    answer = server.post("/v1/completions", {**TEXT, "stream": stream})
+    assert (answer.status_code, answer.headers["retry-after"]) == (503, "2")
+    assert "out of memory" in answer.json()["error"]["message"]
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_full_queue(server: Server, stream: bool) -> None:
+    """No choice is left running if the queue takes only some of them."""
+    server.engine.refusal, server.engine.refuse_after = QueueFullError("full"), 2
+    answer = server.post("/v1/completions", {**TEXT, "n": 4, "stream": stream})
+    assert (answer.status_code, answer.headers["retry-after"]) == (429, "1")
+    assert answer.json()["error"]["type"] == "rate_limit_error"
+    submitted = {server.engine.commands.get_nowait().request_id for _ in range(2)}
+    assert {server.engine.aborted.get(timeout=5) for _ in range(2)} == submitted
+
+
+def test_an_engine_that_dies_at_the_last_moment(server: Server) -> None:
+    server.engine.refusal = EngineUnavailableError("gone")
+    assert server.post("/v1/chat/completions", {**CHAT, "stream": True}).status_code == 503
+
+
+def test_a_failed_request(server: Server) -> None:
+    server.engine.script = say("He", reason=FinishReason.ERROR, error="the model failed")
+    answer = server.post("/v1/completions", TEXT)
+    assert answer.status_code == 500
+    assert answer.json()["error"] == {
+        "message": "the model failed",
+        "type": "server_error",
+        "param": None,
+        "code": "internal_error",
+    }
+
+
+@pytest.mark.parametrize(("route", "body"), [("/v1/completions", TEXT), ("/v1/chat/completions", CHAT)])
+def test_a_stream_that_fails_says_so(server: Server, route: str, body: dict[str, Any]) -> None:
+    server.engine.script = say("He", reason=FinishReason.ERROR, error="the model failed")
+    *news, last = server.events(route, {**body, "n": 2})
+    assert last["error"]["message"] == "the model failed"
+    assert all(choice["finish_reason"] is None for event in news for choice in event["choices"])
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_fault_of_the_server_is_hidden_and_its_id_is_told(
+    server: Server, stream: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    def broken(command: GenerateCommand) -> list[RequestOutput]:
+        return [RequestOutput(request_id=command.request_id, token_ids=[None])]  # type: ignore[list-item]
+
+    server.engine.script = broken
+    answer = server.post("/v1/completions", {**TEXT, "stream": stream}, headers={"X-Request-ID": "abc"})
+    assert answer.headers["x-request-id"] == "abc"
+    assert "NoneType" not in answer.text
+    assert "NoneType" in caplog.text
+    if stream:
+        assert answer.text.endswith("data: [DONE]\n\n")
+        assert '"error"' in answer.text
+    else:
+        assert answer.status_code == 500
+        assert answer.json()["error"]["type"] == "server_error"
