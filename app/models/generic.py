@@ -28,7 +28,7 @@ def _attention(
     query: Tensor,
     key: Tensor,
     value: Tensor,
-    _attention_mask: Tensor | None,
+    attention_mask: Tensor | None,  # noqa: ARG001 - the interface's; what to see is in the forward context
     **options: Any,
 ) -> tuple[Tensor, None]:
     """transformers' side of the seam: query (1, heads, tokens, head_dim) to (1, tokens, heads, v_head_dim)."""

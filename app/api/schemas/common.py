@@ -1,6 +1,6 @@
 """Fields that completions and chat share, and how unknown ones are refused."""
 
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -15,12 +15,49 @@ TokenId = Annotated[int, Field(ge=0, lt=2**31)]
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 
 _UNSUPPORTED = frozenset(
-    """audio modalities functions function_call tools tool_choice response_format prediction reasoning_effort
-    web_search_options verbosity best_of suffix documents guided_json guided_regex guided_choice guided_grammar
-    guided_decoding_backend structured_outputs prompt_logprobs prompt_embeds truncate_prompt_tokens
-    use_beam_search length_penalty early_stopping bad_words allowed_token_ids typical_p mirostat
-    skip_special_tokens spaces_between_special_tokens return_token_ids return_tokens_as_token_ids
-    logits_processors cache_salt mm_processor_kwargs stream_interval store metadata service_tier""".split()
+    (
+        "allowed_token_ids",
+        "audio",
+        "bad_words",
+        "best_of",
+        "cache_salt",
+        "documents",
+        "early_stopping",
+        "function_call",
+        "functions",
+        "guided_choice",
+        "guided_decoding_backend",
+        "guided_grammar",
+        "guided_json",
+        "guided_regex",
+        "length_penalty",
+        "logits_processors",
+        "metadata",
+        "mirostat",
+        "mm_processor_kwargs",
+        "modalities",
+        "prediction",
+        "prompt_embeds",
+        "prompt_logprobs",
+        "reasoning_effort",
+        "response_format",
+        "return_token_ids",
+        "return_tokens_as_token_ids",
+        "service_tier",
+        "skip_special_tokens",
+        "spaces_between_special_tokens",
+        "store",
+        "stream_interval",
+        "structured_outputs",
+        "suffix",
+        "tool_choice",
+        "tools",
+        "truncate_prompt_tokens",
+        "typical_p",
+        "use_beam_search",
+        "verbosity",
+        "web_search_options",
+    )
 )
 """Fields of OpenAI's and vLLM's APIs that Paceline knows, and does not do yet."""
 
@@ -104,8 +141,6 @@ class SamplingFields(RequestBody):
     stream_options: StreamOptions | None = None
     priority: int = Field(0, ge=-(2**31), lt=2**31, description="lower runs first")
     user: str | None = None
-
-    DEFAULT_TEMPERATURE: ClassVar[float] = 1.0
 
     @property
     def stop_strings(self) -> list[str]:
