@@ -14,6 +14,9 @@ PacelineError
 └── BenchError                   a load test cannot be made: exit code 2 and its text
 """
 
+EXIT_STARTUP_ERROR = 2
+"""Exit code of a process that meets a StartupError."""
+
 
 class PacelineError(Exception):
     """Base of all errors with a text that is meant for users."""

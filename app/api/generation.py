@@ -75,6 +75,7 @@ class Generation:
         self._open[index] = _OpenChoice(index, command, outputs, processor, counts_prompt)
         if counts_prompt:
             self.usage.prompt_tokens += len(choice.prompt_token_ids)
+            self._service.metrics.record_admitted(len(choice.prompt_token_ids))
 
     def abort(self) -> None:
         """End what is still running."""
@@ -128,16 +129,15 @@ class Generation:
     def _take(self, choice: "_OpenChoice", output: RequestOutput) -> TextDelta:
         """Turn an output into text, and keep the accounts."""
         delta = choice.processor.process(output)
-        now = time.monotonic()
+        now, metrics = time.monotonic(), self._service.metrics
         if delta.token_ids:
             if choice.last_at is None:
-                self._service.metrics.record_first_token(now - choice.command.arrived_at)
+                metrics.record_first_token(now - choice.command.arrived_at, len(delta.token_ids))
                 if choice.counts_prompt:
                     self.usage.cached_tokens += output.num_cached_tokens
             else:
-                self._service.metrics.record_inter_token(now - choice.last_at)
+                metrics.record_token_gap(now - choice.last_at, len(delta.token_ids))
             choice.last_at = now
-            choice.num_tokens += len(delta.token_ids)
             self.usage.completion_tokens += len(delta.token_ids)
         if delta.finish_reason is not None:
             del self._open[choice.index]
@@ -152,9 +152,7 @@ class Generation:
         self, choice: "_OpenChoice", reason: FinishReason, output: RequestOutput | None = None
     ) -> None:
         seconds = time.monotonic() - choice.command.arrived_at
-        prompt_tokens = len(choice.command.prompt_token_ids) if choice.counts_prompt else 0
-        timing = output.timing if output else None
-        self._service.metrics.record_finished(reason.value, prompt_tokens, choice.num_tokens, seconds, timing)
+        self._service.metrics.record_finished(reason, seconds, output.timing if output else None)
         fields = self._entry.fields
         fields["prompt_tokens"] = self.usage.prompt_tokens
         fields["completion_tokens"] = self.usage.completion_tokens
@@ -170,5 +168,4 @@ class _OpenChoice:
     outputs: AsyncIterator[RequestOutput]
     processor: OutputProcessor
     counts_prompt: bool
-    num_tokens: int = 0
     last_at: float | None = None

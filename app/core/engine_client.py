@@ -19,6 +19,10 @@ class EngineClient(Protocol):
         """Why the engine is gone for good, for people; None while it is loading or well."""
         ...
 
+    async def wait_until_ready(self) -> EngineReady:
+        """Wait for the engine to load its model; EngineUnavailableError if it fails to."""
+        ...
+
     def generate(self, command: GenerateCommand) -> AsyncIterator[RequestOutput]:
         """Submit a request at once (not at the first `anext`), and iterate over its outputs.
 

@@ -26,13 +26,11 @@ from app.core.messages import (
 )
 from app.engine.build import build_engine
 from app.engine.core import EngineCore
-from app.errors import StartupError
+from app.errors import EXIT_STARTUP_ERROR, StartupError
 from app.log import configure_logging
 from app.settings import Settings
 
 log = logging.getLogger(__name__)
-
-EXIT_STARTUP_ERROR = 2
 
 
 class EngineServer:

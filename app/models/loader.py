@@ -129,10 +129,12 @@ def _load_weights(model: Decoder, path: Path) -> None:
     filled: set[str] = set()
     for name, tensor in _tensors(path):
         key = name.removeprefix("model.")
-        if key not in targets:
-            if not key.endswith(("rotary_emb.inv_freq", "lm_head.weight")):  # the latter is tied where it is not known
-                raise ModelError(f"{path} has a tensor that the model does not: {name}")
+        if key == "lm_head.weight" and model.config.tie_word_embeddings:
+            key = "embed_tokens.weight"
+        if key.endswith("rotary_emb.inv_freq"):  # old checkpoints have it, but it follows from the configuration
             continue
+        if key not in targets:
+            raise ModelError(f"{path} has a tensor that the model does not: {name}")
         target = targets[key]
         if target.shape != tensor.shape:
             raise ModelError(f"{path}: {name} has shape {tuple(tensor.shape)}, not {tuple(target.shape)}")

@@ -5,8 +5,10 @@ gives (num_kv_heads, requests, tokens, head_dim), which is what a batched matrix
 of K and V, and one copy of them.
 """
 
+import math
 from typing import NamedTuple
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -34,9 +36,7 @@ class TorchPagedBackend:
     ) -> tuple[Tensor, Tensor]:
         """See `AttentionBackend.allocate`."""
         shape = (config.num_kv_heads, num_blocks, block_size)
-        k_cache = torch.zeros(*shape, config.head_dim, dtype=dtype, device=device)
-        v_cache = torch.zeros(*shape, config.v_head_dim, dtype=dtype, device=device)
-        return k_cache, v_cache
+        return _zeros((*shape, config.head_dim), dtype, device), _zeros((*shape, config.v_head_dim), dtype, device)
 
     def forward(self, layer: Attention, q: Tensor, k: Tensor, v: Tensor, metadata: AttentionMetadata) -> Tensor:
         """See `AttentionBackend.forward`."""
@@ -149,3 +149,10 @@ class TorchPagedBackend:
 def _first_block(length: int, window: int | None, metadata: AttentionMetadata) -> int:
     """Index of the first block that holds a token seen from a request's last `window` positions."""
     return 0 if window is None else max(0, length - window) // metadata.block_size
+
+
+def _zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """A tensor of zeros that, on the CPU, takes memory only as it is written to: torch.zeros would write all of it."""
+    if device.type != "cpu":
+        return torch.zeros(shape, dtype=dtype, device=device)
+    return torch.from_numpy(np.zeros(math.prod(shape) * dtype.itemsize, dtype=np.uint8)).view(dtype).view(shape)

@@ -1,0 +1,107 @@
+"""The command line: `paceline serve | generate | bench | check-model`."""
+
+import inspect
+import sys
+from typing import Annotated, Any
+
+import typer
+from pydantic.fields import FieldInfo
+
+from app import __version__
+from app.errors import EXIT_STARTUP_ERROR, StartupError
+from app.settings import GROUPS, Settings, load_settings
+
+cli = typer.Typer(
+    name="paceline",
+    help="LLM inference with continuous batching, behind an OpenAI-compatible API.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+
+def _option(name: str, field: FieldInfo, group: str) -> inspect.Parameter:
+    """A command-line option for a setting; None where it is not given, so that weaker sources count."""
+    flag = name.replace("_", "-")
+    is_switch = field.annotation is bool
+    names = f"--{flag}/--no-{flag}" if is_switch else f"--{flag}"
+    default = "auto" if field.default is None else str(field.default)
+    option = typer.Option(names, help=f"{field.description} [{default}]", rich_help_panel=group, show_default=False)
+    kind: Any = bool if is_switch else str
+    return inspect.Parameter(
+        name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Annotated[kind | None, option]
+    )
+
+
+def _with_settings(command: Any, groups: tuple[type, ...]) -> Any:
+    """Give a command one option for each setting of these groups; it is called with those that were given."""
+    own = list(inspect.signature(command).parameters.values())[:-1]
+    options = [
+        _option(name, field, group.__doc__ or "")
+        for group in groups
+        for name, field in group.model_fields.items()  # type: ignore[attr-defined]
+    ]
+    command.__signature__ = inspect.Signature([*own, *options])
+    return command
+
+
+def _settings(flags: dict[str, Any]) -> Settings:
+    return load_settings(**flags)
+
+
+def serve(**flags: Any) -> None:
+    """Serve a model over HTTP.
+
+    Every option can also be set as PACELINE_<OPTION> in the environment, or in a YAML file that PACELINE_CONFIG names.
+    """
+    from app.supervisor import serve as run
+
+    sys.exit(run(_settings(flags)))
+
+
+def generate(
+    prompt: Annotated[str, typer.Argument(help="what to say to the model")],
+    max_tokens: Annotated[int, typer.Option(help="most tokens to generate")] = 256,
+    temperature: Annotated[float, typer.Option(help="0: always the most probable token")] = 0.0,
+    raw: Annotated[bool, typer.Option("--raw", help="continue the text as it is, without a chat template")] = False,
+    **flags: Any,
+) -> None:
+    """Generate text in this process, without a server."""
+    from app.offline import generate_text
+
+    for piece in generate_text(_settings(flags), prompt, max_tokens, temperature, raw):
+        print(piece, end="", flush=True)
+    print()
+
+
+def check_model(
+    model: Annotated[str, typer.Argument(help="a folder, a GGUF file, a hub id, or 'embedded'")],
+) -> None:
+    """Say whether and how a model would run, and compare its logits with transformers'."""
+    from app.check_model import check
+
+    sys.exit(0 if check(model) else 1)
+
+
+def version() -> None:
+    """Print Paceline's version."""
+    print(__version__)
+
+
+cli.command()(_with_settings(serve, GROUPS))
+cli.command()(_with_settings(generate, GROUPS[:3]))
+cli.command()(check_model)
+cli.command()(version)
+
+
+def main() -> None:
+    """Run the command line; what keeps it from starting is one line and exit code 2."""
+    try:
+        cli()
+    except StartupError as error:
+        print(f"paceline: {error}", file=sys.stderr)
+        sys.exit(EXIT_STARTUP_ERROR)
+
+
+if __name__ == "__main__":
+    main()
