@@ -61,11 +61,11 @@ def _write(gguf: Path, folder: Path) -> None:
     """Read a GGUF file through transformers, and write what a model folder has."""
     _say(f"converting {gguf.name}, once: [1/4] loading transformers")
     import torch
-    from safetensors.torch import save_model
+    from safetensors.torch import save_file
     from transformers import AutoModelForCausalLM, AutoTokenizer
-    from transformers.integrations.gguf import read_gguf_metadata
+    from transformers.integrations.gguf.reader import read_gguf_metadata
 
-    metadata, _ = read_gguf_metadata(str(gguf))
+    metadata: dict[str, Any] = read_gguf_metadata(str(gguf))[0]
     source: dict[str, Any] = {"pretrained_model_name_or_path": str(gguf.parent), "gguf_file": gguf.name}
     _say("[2/4] converting the tokenizer")
     tokenizer = AutoTokenizer.from_pretrained(**source)
@@ -74,22 +74,32 @@ def _write(gguf: Path, folder: Path) -> None:
     tokenizer.save_pretrained(folder)
 
     _say(f"[3/4] converting the weights ({gguf.stat().st_size / 2**20:.0f} MiB)")
-    dtype = getattr(torch, _STORED_DTYPES.get(metadata.get("general.file_type"), "bfloat16"))
-    model: Any
-    info: dict[str, Any]
-    model, info = AutoModelForCausalLM.from_pretrained(**source, dtype=dtype, output_loading_info=True)
+    dtype = getattr(torch, _STORED_DTYPES.get(metadata.get("general.file_type", -1), "bfloat16"))
+    loaded: Any = AutoModelForCausalLM.from_pretrained(**source, dtype=dtype, output_loading_info=True)
+    model, info = loaded
     if missing := sorted(info["missing_keys"]):  # transformers fills them with random numbers
         raise ValueError(f"the file lacks {len(missing)} tensors of the model, {missing[0]} for one")
 
     _say("[4/4] writing")
-    # Not save_pretrained: it refuses what came from GGUF, although the weights are plain tensors now.
-    save_model(model, str(folder / "model.safetensors"), metadata={"format": "pt"})
+    # Not model.save_pretrained: it refuses what came from GGUF, although the weights are plain tensors now.
+    save_file(_unique_tensors(model), folder / "model.safetensors", metadata={"format": "pt"})
     config = model.config.to_dict() | {"architectures": [type(model).__name__]}
     for name in ("quantization_config", "_name_or_path", "_model_name_or_path"):
         config.pop(name, None)
     (folder / "config.json").write_text(json.dumps(config, indent=2))
     model.generation_config.eos_token_id = _end_tokens(tokenizer)
     model.generation_config.save_pretrained(folder)
+
+
+def _unique_tensors(model: Any) -> dict[str, Any]:
+    """The model's tensors; one that has several names goes by the first, which is that of the input embedding."""
+    tensors: dict[str, Any] = {}
+    addresses: set[int] = set()
+    for name, tensor in model.state_dict().items():
+        if tensor.data_ptr() not in addresses:
+            addresses.add(tensor.data_ptr())
+            tensors[name] = tensor.contiguous()
+    return tensors
 
 
 def _split_digits(tokenizer: Any) -> None:
@@ -102,7 +112,7 @@ def _split_digits(tokenizer: Any) -> None:
 def _end_tokens(tokenizer: Any) -> list[int]:
     """The end-of-sequence token, and the one that ends a turn of the chat template."""
     template = tokenizer.chat_template or ""
-    names = {name for name in _TURN_ENDS if name in template and name in tokenizer.all_special_tokens}
+    names = {name for name in _TURN_ENDS if name in template and name in tokenizer.get_added_vocab()}
     ids = {tokenizer.eos_token_id, *tokenizer.convert_tokens_to_ids(sorted(names))}
     return sorted(ids - {None})
 
