@@ -40,11 +40,11 @@ class ChatFields(RequestBody):
 
     @model_validator(mode="after")
     def _check_continuation(self) -> "ChatFields":
-        if self.continue_final_message and "add_generation_prompt" in self.model_fields_set:
-            if self.add_generation_prompt:
-                raise InvalidRequestError(
-                    "continue_final_message and add_generation_prompt exclude each other", "continue_final_message"
-                )
+        asked_for_prompt = self.add_generation_prompt and "add_generation_prompt" in self.model_fields_set
+        if self.continue_final_message and asked_for_prompt:
+            raise InvalidRequestError(
+                "continue_final_message and add_generation_prompt exclude each other", "continue_final_message"
+            )
         return self
 
 
