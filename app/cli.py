@@ -8,6 +8,7 @@ import typer
 from pydantic.fields import FieldInfo
 
 from app import __version__
+from app.bench.command import bench
 from app.errors import EXIT_STARTUP_ERROR, StartupError
 from app.settings import GROUPS, Settings, load_settings
 
@@ -91,6 +92,7 @@ def version() -> None:
 cli.command()(_with_settings(serve, GROUPS))
 cli.command()(_with_settings(generate, GROUPS[:3]))
 cli.command()(check_model)
+cli.command()(bench)
 cli.command()(version)
 
 

@@ -10,8 +10,9 @@ PacelineError
 │   ├── QueueFullError           429  too many requests are open; Retry-After
 │   ├── InternalError            500  a request's own work failed
 │   └── EngineUnavailableError   503  loading, draining or dead; Retry-After
-└── StartupError                 ends the process with exit code 2 and its text
-    └── ModelError               the model is missing, broken, or of an unsupported kind
+├── StartupError                 ends the process with exit code 2 and its text
+│   └── ModelError               the model is missing, broken, or of an unsupported kind
+└── BenchError                   a load test cannot be made: exit code 2 and its text
 """
 
 EXIT_STARTUP_ERROR = 2
@@ -101,3 +102,7 @@ class StartupError(PacelineError):
 
 class ModelError(StartupError):
     """The model is missing, broken, or of a kind that Paceline does not run."""
+
+
+class BenchError(PacelineError):
+    """A load test cannot be made: the server cannot be reached, or something that was asked for is missing."""

@@ -1,0 +1,1 @@
+"""The load test behind `paceline bench`: for any OpenAI-compatible streaming server."""

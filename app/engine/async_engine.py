@@ -151,16 +151,21 @@ class AsyncEngine:
 
     async def _listen(self) -> None:
         while True:
-            match self._decode(await self._socket.recv()):
-                case StepOutputs(outputs, stats):
-                    if stats:
-                        self._listener.record_step(stats)
-                    self._dispatch(outputs)
-                case EngineReady() as ready:
-                    self.ready = ready
-                    self._changed.set()
-                case EngineFailed(error):
-                    self._fail(error)
+            self._take(await self._socket.recv())
+            # recv() does not yield while messages are there: let those who got news send them before more is taken in.
+            await asyncio.sleep(0)
+
+    def _take(self, payload: bytes) -> None:
+        match self._decode(payload):
+            case StepOutputs(outputs, stats):
+                if stats:
+                    self._listener.record_step(stats)
+                self._dispatch(outputs)
+            case EngineReady() as ready:
+                self.ready = ready
+                self._changed.set()
+            case EngineFailed(error):
+                self._fail(error)
 
     def _dispatch(self, outputs: list[RequestOutput]) -> None:
         for output in outputs:

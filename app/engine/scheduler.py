@@ -98,7 +98,9 @@ class Scheduler:
         prompt_budget = min(self.pacer.prompt_tokens(num_decodes), self.max_num_batched_tokens - num_decodes)
         num_running = len(self.running)
         prompt_budget = self._schedule_running(step, prompt_budget)
-        if self._waiting and len(self.running) == num_running:  # no preemption: otherwise memory is what is short
+        if (
+            self._waiting and self._free_rows and len(self.running) == num_running
+        ):  # no preemption: otherwise memory is what is short
             self._schedule_waiting(step, prompt_budget)
         return step if step.rows else None
 

@@ -1,4 +1,7 @@
-"""GGUF to safetensors: `python -m app.hub.convert FILE FOLDER`, run once per model in a process of its own."""
+"""GGUF to safetensors: `python -m app.hub.convert FILE FOLDER`, run once per model in a process of its own.
+
+Progress goes to stderr. If the file cannot be converted, the exit code is 1 and stdout says why, in one line.
+"""
 
 import json
 import os
@@ -6,11 +9,18 @@ import shutil
 import sys
 import tempfile
 from pathlib import Path
+from typing import Any
 
-from filelock import FileLock
-from rich.console import Console
+from filelock import FileLock, Timeout
 
-_console = Console(stderr=True)
+_STORED_DTYPES = {0: "float32", 1: "float16"}
+"""`general.file_type` of files that are not quantized. For all others bfloat16 holds more than the few bits that
+the file has of a weight, and is what hardware is fastest at."""
+_TURN_ENDS = ("<|im_end|>", "<|eot_id|>", "<|end|>", "<end_of_turn>")
+"""Tokens with which chat templates end a turn; not every file says that generation ends there."""
+_SINGLE_DIGITS = ("smollm", "starcoder", "refact", "command-r", "codeshell", "exaone", "minerva-7b")
+"""`tokenizer.ggml.pre` of vocabularies that were trained with each digit apart, which transformers does not tell
+from GPT-2's. It matters for the white space before a number, such as that before each item of a numbered list."""
 
 
 def convert(gguf: Path, target: Path) -> None:
@@ -19,54 +29,116 @@ def convert(gguf: Path, target: Path) -> None:
     Several processes may ask for the same folder: one converts, the others wait for it.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(f"{target}.lock"):
-        if target.is_dir():
-            return
-        for stale in target.parent.glob(f".{target.name}-*"):  # of a conversion that was killed
-            shutil.rmtree(stale)
-        temporary = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
-        try:
-            _write(gguf, temporary)
-            _sync(temporary)
-            temporary.rename(target)
-        except BaseException:
-            shutil.rmtree(temporary, ignore_errors=True)
-            raise
+    lock = FileLock(f"{target}.lock")
+    try:
+        held = lock.acquire(blocking=False)
+    except Timeout:
+        _say(f"waiting for another process that is converting {gguf.name}")
+        held = lock.acquire()
+    with held:
+        if not target.is_dir():
+            _write_at_once(gguf, target)
+
+
+def _write_at_once(gguf: Path, target: Path) -> None:
+    prefix = f".{target.name}-"
+    for entry in target.parent.iterdir():
+        if entry.name.startswith(prefix):  # of a conversion that was killed
+            shutil.rmtree(entry)
+    temporary = Path(tempfile.mkdtemp(prefix=prefix, dir=target.parent))
+    try:
+        _write(gguf, temporary)
+        for path in (*temporary.iterdir(), temporary):
+            _sync(path)
+        temporary.rename(target)
+        _sync(target.parent)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
 
 
 def _write(gguf: Path, folder: Path) -> None:
-    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-    with _console.status("importing transformers"):
-        import torch
-        from safetensors.torch import save_model
-        from transformers import AutoModelForCausalLM, AutoTokenizer
-    source = {"pretrained_model_name_or_path": str(gguf.parent), "gguf_file": gguf.name}
-    with _console.status(f"reading the tokenizer of {gguf.name}"):
-        tokenizer = AutoTokenizer.from_pretrained(**source)
-        tokenizer.save_pretrained(folder)
-    _console.print(f"reading the weights of {gguf.name}")
-    # bfloat16 holds more than the few bits that a GGUF file gives a weight, and is what hardware is fastest at.
-    model = AutoModelForCausalLM.from_pretrained(**source, dtype=torch.bfloat16)
-    model.generation_config.eos_token_id = tokenizer.eos_token_id
-    with _console.status("writing safetensors"):
-        # Not save_pretrained: it refuses what came from GGUF, although the weights are plain tensors now.
-        save_model(model, str(folder / "model.safetensors"))
-        config = model.config.to_dict() | {"architectures": [type(model).__name__]}
-        for name in ("quantization_config", "_name_or_path"):
-            config.pop(name, None)
-        (folder / "config.json").write_text(json.dumps(config, indent=2))
-        model.generation_config.save_pretrained(folder)
+    """Read a GGUF file through transformers, and write what a model folder has."""
+    _say(f"converting {gguf.name}, once: [1/4] loading transformers")
+    import torch
+    from safetensors.torch import save_file
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers.integrations.gguf.reader import read_gguf_metadata
+
+    metadata: dict[str, Any] = read_gguf_metadata(str(gguf))[0]
+    source: dict[str, Any] = {"pretrained_model_name_or_path": str(gguf.parent), "gguf_file": gguf.name}
+    _say("[2/4] converting the tokenizer")
+    tokenizer = AutoTokenizer.from_pretrained(**source)
+    if metadata.get("tokenizer.ggml.pre") in _SINGLE_DIGITS:
+        _split_digits(tokenizer)
+    tokenizer.save_pretrained(folder)
+
+    _say(f"[3/4] converting the weights ({gguf.stat().st_size / 2**20:.0f} MiB)")
+    dtype = getattr(torch, _STORED_DTYPES.get(metadata.get("general.file_type", -1), "bfloat16"))
+    loaded: Any = AutoModelForCausalLM.from_pretrained(**source, dtype=dtype, output_loading_info=True)
+    model, info = loaded
+    if missing := sorted(info["missing_keys"]):  # transformers fills them with random numbers
+        raise ValueError(f"the file lacks {len(missing)} tensors of the model, {missing[0]} for one")
+
+    _say("[4/4] writing")
+    # Not model.save_pretrained: it refuses what came from GGUF, although the weights are plain tensors now.
+    save_file(_unique_tensors(model), folder / "model.safetensors", metadata={"format": "pt"})
+    config = model.config.to_dict() | {"architectures": [type(model).__name__]}
+    for name in ("quantization_config", "_name_or_path", "_model_name_or_path"):
+        config.pop(name, None)
+    (folder / "config.json").write_text(json.dumps(config, indent=2))
+    model.generation_config.eos_token_id = _end_tokens(tokenizer)
+    model.generation_config.save_pretrained(folder)
 
 
-def _sync(folder: Path) -> None:
-    """Make sure that what the rename makes visible is on the disk."""
-    for file in folder.iterdir():
-        with file.open("rb") as handle:
-            os.fsync(handle.fileno())
+def _unique_tensors(model: Any) -> dict[str, Any]:
+    """The model's tensors; one that has several names goes by the first, which is that of the input embedding."""
+    tensors: dict[str, Any] = {}
+    addresses: set[int] = set()
+    for name, tensor in model.state_dict().items():
+        if tensor.data_ptr() not in addresses:
+            addresses.add(tensor.data_ptr())
+            tensors[name] = tensor.contiguous()
+    return tensors
+
+
+def _split_digits(tokenizer: Any) -> None:
+    from tokenizers.pre_tokenizers import ByteLevel, Digits, Sequence
+
+    split = Sequence([Digits(individual_digits=True), ByteLevel(add_prefix_space=False)])
+    tokenizer.backend_tokenizer.pre_tokenizer = split
+
+
+def _end_tokens(tokenizer: Any) -> list[int]:
+    """The end-of-sequence token, and the one that ends a turn of the chat template."""
+    template = tokenizer.chat_template or ""
+    names = {name for name in _TURN_ENDS if name in template and name in tokenizer.get_added_vocab()}
+    ids = {tokenizer.eos_token_id, *tokenizer.convert_tokens_to_ids(sorted(names))}
+    return sorted(ids - {None})
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+def _sync(path: Path) -> None:
+    """Have a file, or a folder's list of names, on the disk before the next step."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 if __name__ == "__main__":
+    os.environ["HF_HUB_OFFLINE"] = "1"  # everything is in the file
+    os.environ["TRANSFORMERS_VERBOSITY"] = "error"
+    if not sys.stderr.isatty():
+        os.environ["TQDM_DISABLE"] = "1"  # bars are for terminals; the lines say enough
     try:
         convert(Path(sys.argv[1]), Path(sys.argv[2]))
-    except Exception as error:  # whatever is wrong with the file: one line says it
-        sys.exit(f"{sys.argv[1]}: {error}")
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except Exception as error:  # whatever is wrong with the file, or with the disk: one line says it
+        print(" ".join(str(error).split())[:500] or type(error).__name__)
+        sys.exit(1)

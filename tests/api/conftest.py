@@ -12,7 +12,6 @@ from typing import Any
 import httpx
 import pytest
 import uvicorn
-from fake_engine import FakeEngine
 from fastapi import FastAPI
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
@@ -24,6 +23,7 @@ from app.settings import Settings
 from app.text.chat_template import ChatTemplate
 from app.text.tokenizer import Tokenizer as PacelineTokenizer
 from app.text.tokenizer import _byte_alphabet
+from tests.api.fake_engine import FakeEngine
 
 MODEL = "org/tiny"
 TEMPLATE = (

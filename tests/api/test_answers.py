@@ -4,13 +4,13 @@ import json
 import logging
 
 import pytest
-from conftest import IM_END, MODEL, Server
-from fake_engine import READY, say
 from prometheus_client.parser import text_string_to_metric_families
 
 from app.core.messages import EngineStats, GenerateCommand, RequestOutput
 from app.core.request import FinishReason
 from app.core.step import Logprobs
+from tests.api.conftest import IM_END, MODEL, Server
+from tests.api.fake_engine import READY, say
 
 
 def lm_eval_score(choice, ctxlen):

@@ -4,12 +4,12 @@ import json
 from typing import Any
 
 import pytest
-from conftest import Server
-from fake_engine import say
 
 from app.core.messages import GenerateCommand, RequestOutput
 from app.core.request import FinishReason
 from app.errors import EngineUnavailableError, QueueFullError
+from tests.api.conftest import Server
+from tests.api.fake_engine import say
 
 CHAT = {"messages": [{"role": "user", "content": "Hi"}]}
 TEXT = {"prompt": "Hi"}

@@ -2,10 +2,10 @@
 
 import openai
 import pytest
-from conftest import IM_END, IM_START, MODEL, Server
-from fake_engine import say
 
 from app.core.request import FinishReason
+from tests.api.conftest import IM_END, IM_START, MODEL, Server
+from tests.api.fake_engine import say
 
 MESSAGES = [{"role": "user", "content": "Hi"}]
 

@@ -6,8 +6,9 @@ import socket
 from typing import Any
 
 import pytest
-from conftest import Server
-from fake_engine import say
+
+from tests.api.conftest import Server
+from tests.api.fake_engine import say
 
 ROUTES = [
     ("/v1/completions", {"prompt": "Hi"}),

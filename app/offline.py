@@ -1,0 +1,47 @@
+"""Generating in one process, without a server: the engine's loop, driven by whoever reads the text."""
+
+import secrets
+import time
+from collections.abc import Iterator
+
+from app.core.messages import GenerateCommand
+from app.core.sampling import SamplingParams
+from app.engine.build import build_engine
+from app.errors import StartupError
+from app.hub.source import find_model
+from app.log import configure_logging
+from app.settings import Settings
+from app.text.chat_template import ChatTemplate
+from app.text.output_processor import OutputProcessor, StopConditions
+from app.text.tokenizer import Tokenizer
+
+
+def generate_text(settings: Settings, prompt: str, max_tokens: int, temperature: float, raw: bool) -> Iterator[str]:
+    """The answer to a prompt, in pieces as they are generated. `raw`: continue the text itself, without a template."""
+    configure_logging(settings, process="generate")
+    folder = find_model(settings.model)
+    core, ready = build_engine(settings, folder)
+    tokenizer = Tokenizer(folder)
+    token_ids = (
+        tokenizer.encode(prompt) if raw else _chat(ChatTemplate.from_folder(folder, tokenizer), tokenizer, prompt)
+    )
+    room = ready.max_model_len - len(token_ids)
+    if not token_ids or room < 1:
+        raise StartupError(f"the prompt has {len(token_ids)} tokens; the model takes 1 to {ready.max_model_len - 1}")
+    sampling = SamplingParams(
+        max_tokens=min(max_tokens, room),
+        seed=secrets.randbits(63),
+        temperature=temperature,
+        stop_token_ids=tokenizer.eos_token_ids,
+    )
+    core.add(
+        GenerateCommand(request_id="prompt", prompt_token_ids=token_ids, sampling=sampling, arrived_at=time.monotonic())
+    )
+    processor = OutputProcessor(tokenizer, token_ids, StopConditions())
+    while core.has_work:
+        for output in core.step().outputs:
+            yield processor.process(output).text
+
+
+def _chat(template: ChatTemplate, tokenizer: Tokenizer, prompt: str) -> list[int]:
+    return tokenizer.encode_segments(template.render([{"role": "user", "content": prompt}]))

@@ -1,0 +1,166 @@
+"""What all benchmarks share: a server as a child process, the machine's description, tables and result files."""
+
+import argparse
+import json
+import os
+import platform
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import IO, Any
+
+import httpx
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(REPOSITORY))  # `import app` works without an installation
+RESULTS = REPOSITORY / "benchmarks" / "results"
+
+_READY_TIMEOUT = 300.0  # seconds; the first start converts the model
+_STOP_TIMEOUT = 30.0
+_LOG_TAIL = 4000  # bytes
+
+
+@dataclass(frozen=True)
+class ServerProcess:
+    """A `paceline serve` that is ready."""
+
+    url: str
+    process: subprocess.Popen[bytes]
+    startup_s: float
+    """From exec to the first 200 of /health/ready."""
+
+    def model(self) -> str:
+        """The name to send in requests."""
+        return str(httpx.get(f"{self.url}/v1/models", trust_env=False).raise_for_status().json()["data"][0]["id"])
+
+    def metrics(self) -> str:
+        """The text of /metrics."""
+        return httpx.get(f"{self.url}/metrics", trust_env=False).raise_for_status().text
+
+
+@contextmanager
+def paceline_serve(*flags: str) -> Iterator[ServerProcess]:
+    """Start `paceline serve` on a free port, wait until it is ready, and stop it at the end.
+
+    Raises RuntimeError with the end of its log if it does not get ready.
+    """
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # so that the server is stopped then, too
+    port = _free_port()
+    url = f"http://127.0.0.1:{port}"
+    with tempfile.TemporaryFile() as log:
+        began = time.perf_counter()
+        process = subprocess.Popen(
+            [*_paceline(), "serve", "--port", str(port), *flags],
+            cwd=REPOSITORY,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,  # so that its children can be stopped with it
+        )
+        try:
+            _wait_ready(process, url, log)
+            yield ServerProcess(url, process, time.perf_counter() - began)
+        finally:
+            _stop(process)
+
+
+def _paceline() -> list[str]:
+    """The installed command of this Python, or the checkout's."""
+    installed = shutil.which("paceline", path=str(Path(sys.executable).parent))
+    return [installed] if installed else [sys.executable, "-c", "from app.cli import main; main()"]
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def _wait_ready(process: subprocess.Popen[bytes], url: str, log: IO[bytes]) -> None:
+    deadline = time.perf_counter() + _READY_TIMEOUT
+    with httpx.Client(trust_env=False) as http:
+        while time.perf_counter() < deadline and process.poll() is None:
+            try:
+                if http.get(f"{url}/health/ready").status_code == httpx.codes.OK:
+                    return
+            except httpx.TransportError:
+                pass  # does not listen yet
+            time.sleep(0.01)
+    log.seek(max(0, log.seek(0, os.SEEK_END) - _LOG_TAIL))
+    raise RuntimeError(f"the server did not get ready (exit code {process.poll()}):\n{log.read().decode()}")
+
+
+def _stop(process: subprocess.Popen[bytes]) -> None:
+    """SIGTERM, as an operator would; what is left of the process group after that is killed."""
+    process.terminate()
+    try:
+        process.wait(_STOP_TIMEOUT)
+    except subprocess.TimeoutExpired:
+        print("the server did not stop on SIGTERM", file=sys.stderr)
+    with suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+
+
+def write_result(args: argparse.Namespace, figures: dict[str, Any]) -> None:
+    """Write figures with what is needed to judge them to benchmarks/results/<script>.json."""
+    name = Path(sys.argv[0]).stem
+    result = {
+        "benchmark": name,
+        "when": datetime.now(UTC).isoformat(timespec="seconds"),
+        "commit": _commit(),
+        "machine": _machine(),
+        "flags": {key: str(value) if isinstance(value, Path) else value for key, value in vars(args).items()},
+        **figures,
+    }
+    RESULTS.mkdir(exist_ok=True)
+    path = RESULTS / f"{name}.json"
+    path.write_text(json.dumps(result, indent=1) + "\n")
+    print(f"\nwritten to {path.relative_to(REPOSITORY)}")
+
+
+def print_table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
+    """A Markdown table, ready for README.md; floats are cut to what a reader needs."""
+
+    def text(value: object) -> str:
+        if not isinstance(value, float):
+            return str(value)
+        return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
+
+    print()
+    for line in (header, ["---"] * len(header), *([text(value) for value in row] for row in rows)):
+        print(f"| {' | '.join(line)} |")
+
+
+def _commit() -> str:
+    def git(*arguments: str) -> str:
+        return subprocess.run(["git", *arguments], cwd=REPOSITORY, capture_output=True, text=True).stdout.strip()
+
+    return git("rev-parse", "--short", "HEAD") + (" with changes" if git("status", "--porcelain", "app") else "")
+
+
+def _machine() -> dict[str, Any]:
+    versions = {}
+    for package in ("torch", "transformers"):
+        try:
+            versions[package] = version(package)
+        except PackageNotFoundError:
+            versions[package] = "none"
+    return {"cpu": _cpu_model(), "cores": os.cpu_count(), "python": platform.python_version(), **versions}
+
+
+def _cpu_model() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor()
+    return next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.machine())

@@ -1,0 +1,136 @@
+"""Output tokens a second through HTTP, against transformers' `generate` on a static batch of the same size.
+
+Both run the same weights in bfloat16, greedy, on all cores, one after the other within each round. A static batch is
+what `generate` is best at: all requests begin and end together, and no HTTP is between.
+"""
+
+import argparse
+import asyncio
+import json
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from common import ServerProcess, paceline_serve, print_table, write_result
+
+from app.bench.client import Server
+from app.bench.report import summarize
+from app.bench.runner import Run
+from app.bench.workload import Workload
+from app.hub.source import find_model
+
+_TOKEN_IDS = (100, 32_000)
+_WARMUP_TOKENS = 4
+
+
+def served(server: ServerProcess, concurrency: int, seed: int, args: argparse.Namespace) -> float:
+    """Output tokens a second of the server. Other seeds send other prompts, which no prefix cache knows."""
+    num_requests = max(4, args.waves * concurrency)
+    if args.loadgen:
+        return _by_loadgen(server, concurrency, num_requests, seed, args)
+    run = Run(
+        Workload(
+            concurrency=concurrency,
+            num_requests=num_requests,
+            model=server.model(),
+            input_len=args.input_len,
+            output_len=args.output_len,
+            seed=seed,
+        )
+    )
+
+    async def execute() -> None:
+        async with Server(server.url) as target:
+            await run.execute(target)
+
+    asyncio.run(execute())
+    summary = summarize(run)
+    if summary.failed or summary.short_outputs:
+        raise RuntimeError(f"{summary.failed} failed, {summary.short_outputs} short outputs: {summary.errors}")
+    return summary.out_tok_s
+
+
+def _by_loadgen(
+    server: ServerProcess, concurrency: int, num_requests: int, seed: int, args: argparse.Namespace
+) -> float:
+    spec = {"name": "x", "n": num_requests, "concurrency": concurrency, "in": args.input_len, "out": args.output_len}
+    with tempfile.NamedTemporaryFile(suffix=".json") as out:
+        command = [sys.executable, str(args.loadgen), "--base-url", server.url, "--model", server.model()]
+        command += ["--workloads", "", "--custom", json.dumps(spec), "--seed", str(seed), "--out", out.name]
+        command += ["--warmup", "0", "--workers", "1"]
+        subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+        result = json.loads(Path(out.name).read_text())["workloads"]["x"]
+    if result["failed"] or result["short_outputs"]:
+        raise RuntimeError(f"{result['failed']} failed, {result['short_outputs']} short outputs: {result['errors']}")
+    return float(result["out_tok_s"])
+
+
+class StaticBatch:
+    """transformers' model, run on whole batches."""
+
+    def __init__(self, folder: Path) -> None:
+        import torch
+        from transformers import AutoModelForCausalLM
+
+        self._torch = torch
+        model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16)
+        self._model = model.eval()
+
+    def generate(self, batch: int, input_len: int, output_len: int) -> float:
+        """Output tokens a second of one batch of random prompts."""
+        prompts = self._torch.randint(*_TOKEN_IDS, (batch, input_len))
+        began = time.perf_counter()
+        output = self._model.generate(
+            prompts,
+            attention_mask=self._torch.ones_like(prompts),
+            do_sample=False,
+            min_new_tokens=output_len,
+            max_new_tokens=output_len,
+            pad_token_id=0,
+        )
+        assert output.shape == (batch, input_len + output_len)
+        return batch * output_len / (time.perf_counter() - began)
+
+
+def measure(args: argparse.Namespace) -> dict[int, dict[str, list[float]]]:
+    """Tokens a second of both sides: {concurrency: {side: one value for each round}}."""
+    transformers = StaticBatch(find_model("embedded"))
+    rates: dict[int, dict[str, list[float]]] = {c: {"paceline": [], "transformers": []} for c in args.concurrency}
+    with paceline_serve() as server:
+        transformers.generate(1, args.input_len, _WARMUP_TOKENS)
+        served(server, max(args.concurrency), 0, argparse.Namespace(**{**vars(args), "output_len": _WARMUP_TOKENS}))
+        for round_number in range(1, args.rounds + 1):
+            for concurrency, sides in rates.items():
+                sides["paceline"].append(served(server, concurrency, round_number, args))
+                sides["transformers"].append(transformers.generate(concurrency, args.input_len, args.output_len))
+                latest = ", ".join(f"{side} {values[-1]:.1f} tok/s" for side, values in sides.items())
+                print(f"round {round_number}, concurrency {concurrency}: {latest}", flush=True)
+    return rates
+
+
+def main() -> None:
+    """Measure, print the table, write the result."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--concurrency", type=int, nargs="+", default=[1, 8, 32])
+    parser.add_argument("--input-len", type=int, default=128)
+    parser.add_argument("--output-len", type=int, default=128)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--waves", type=int, default=2, help="requests for each one in flight (at least 4 in all)")
+    parser.add_argument("--loadgen", type=Path, help="an external load generator, instead of Paceline's own")
+    args = parser.parse_args()
+    rows = []
+    rates = measure(args)
+    for concurrency, sides in rates.items():
+        paceline, transformers = (statistics.median(sides[side]) for side in ("paceline", "transformers"))
+        rows.append((concurrency, paceline, transformers, paceline / transformers))
+    print_table(("concurrency", "paceline tok/s", "transformers tok/s", "ratio"), rows)
+    medians = [dict(zip(("concurrency", "paceline", "transformers", "ratio"), row, strict=True)) for row in rows]
+    write_result(args, {"tokens_per_second": medians, "rounds": rates})
+
+
+if __name__ == "__main__":
+    main()

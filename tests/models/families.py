@@ -1,0 +1,105 @@
+"""Tiny random models of many families, as checkpoints on disk."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from transformers import AutoModelForCausalLM, PreTrainedModel
+
+VOCAB_SIZE = 199  # odd: nothing may rely on a multiple of a tile
+
+_TINY: dict[str, Any] = {
+    "vocab_size": VOCAB_SIZE,
+    "hidden_size": 64,
+    "intermediate_size": 112,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 512,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "pad_token_id": 0,
+}
+_LLAMA3_ROPE = {
+    "rope_type": "llama3",
+    "rope_theta": 10000.0,
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 64,
+}
+_HALF_ROPE = {"rope_type": "default", "rope_theta": 10000.0, "partial_rotary_factor": 0.5}
+_WINDOW = {"sliding_window": 20}
+
+DECODER: dict[str, dict[str, Any]] = {
+    "Llama": {"rope_parameters": _LLAMA3_ROPE, "attention_bias": True, "mlp_bias": True},
+    "Mistral": {**_WINDOW, "head_dim": 32},
+    "Qwen2": {**_WINDOW, "use_sliding_window": True, "max_window_layers": 1, "tie_word_embeddings": True},
+    "Qwen3": {"head_dim": 24},
+    "SmolLM3": {},
+    "Phi3": {"rope_parameters": _HALF_ROPE},
+    "Gemma2": {**_WINDOW, "head_dim": 24, "query_pre_attn_scalar": 20},
+    "Gemma3Text": {**_WINDOW, "head_dim": 24, "sliding_window_pattern": 2},
+    "Olmo2": {},
+}
+"""Families of the hand-written decoder: name of the configuration class, less "Config", to what is special here."""
+
+GENERIC: dict[str, dict[str, Any]] = {
+    "StableLm": {},
+    "GPTNeoX": {},
+    "GPT2": {"n_embd": 64, "n_layer": 3, "n_head": 4, "n_positions": 512},
+    "Starcoder2": _WINDOW,
+    "Cohere": {},
+    "Granite": {"logits_scaling": 2.0, "attention_multiplier": 0.3},
+    "Mixtral": {"num_local_experts": 4},
+    "DeepseekV3": {  # keys and values of different size
+        "n_routed_experts": 4,
+        "n_group": 1,
+        "topk_group": 1,
+        "num_experts_per_tok": 2,
+        "moe_intermediate_size": 16,
+        "q_lora_rank": 16,
+        "kv_lora_rank": 16,
+        "qk_rope_head_dim": 8,
+        "qk_nope_head_dim": 16,
+        "v_head_dim": 12,
+        "first_k_dense_replace": 1,
+        "num_key_value_heads": 4,
+    },
+}
+"""Families that only transformers knows."""
+
+REFUSED: dict[str, tuple[dict[str, Any], str]] = {
+    "Mamba": ({}, "layers of type"),
+    "Bloom": ({"n_layer": 3, "n_head": 4}, "attention interface"),
+    "GptOss": ({"num_local_experts": 4, "head_dim": 16}, "s_aux"),
+    "Phi3": (
+        {
+            "original_max_position_embeddings": 64,
+            "rope_parameters": {
+                "rope_type": "longrope",
+                "rope_theta": 10000.0,
+                "short_factor": [1.0] * 8,
+                "long_factor": [2.0] * 8,
+                "original_max_position_embeddings": 64,
+            },
+        },
+        "longrope",
+    ),
+}
+"""Families that cannot be served, with the words that the refusal has to hold."""
+
+
+def write_checkpoint(family: str, options: dict[str, Any], folder: Path) -> PreTrainedModel:
+    """A random model of a family, saved to a folder; returns transformers' model in float32."""
+    config = getattr(transformers, f"{family}Config")(**{**_TINY, **options})
+    generator = torch.Generator().manual_seed(0)
+    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    for parameter in model.parameters():
+        # Far from what training starts with: norms and biases must matter, and logits must not be flat.
+        spread, middle = (0.2, 0.0) if parameter.dim() > 1 else (0.3, 0.7)
+        parameter.data = torch.randn(parameter.shape, generator=generator) * spread + middle
+    model.save_pretrained(folder)
+    loaded: PreTrainedModel = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    return loaded

@@ -1,0 +1,196 @@
+"""What the engine generates in a crowd is what transformers generates for each request alone."""
+
+import random
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import PreTrainedModel
+
+from app.core.messages import GenerateCommand, RequestOutput
+from app.core.sampling import SamplingParams
+from app.engine.block_pool import BlockPool
+from app.engine.chunk_pacer import ChunkPacer
+from app.engine.core import EngineCore
+from app.engine.scheduler import Scheduler
+from app.errors import ModelError
+from app.hub.source import find_model
+from app.settings import Settings, load_settings
+from app.worker.factory import build_worker
+from tests.models.families import DECODER, GENERIC, REFUSED, VOCAB_SIZE, write_checkpoint
+
+BLOCK_SIZE = 8
+NUM_BLOCKS = 34
+MAX_MODEL_LEN = 200
+TOLERANCE = 1e-4
+
+
+def make_engine(folder: Path, settings: Settings, overlap: bool = True) -> EngineCore:
+    """An engine that has to work with chunks of 24 tokens, and memory for about two requests."""
+    built = build_worker(settings, folder)
+    scheduler = Scheduler(
+        BlockPool(NUM_BLOCKS),
+        ChunkPacer(0.02, BLOCK_SIZE, 24),
+        block_size=BLOCK_SIZE,
+        max_num_seqs=8,
+        max_num_batched_tokens=24,
+        max_model_len=MAX_MODEL_LEN,
+    )
+    return EngineCore(scheduler, built.worker, overlap)
+
+
+def tiny_settings(**options: object) -> Settings:
+    return load_settings(
+        dtype="float32",
+        device="cpu",
+        block_size=BLOCK_SIZE,
+        num_kv_blocks=NUM_BLOCKS,
+        max_model_len=MAX_MODEL_LEN,
+        max_num_seqs=8,
+        **options,
+    )
+
+
+def run_crowd(
+    core: EngineCore, requests: dict[str, tuple[list[int], SamplingParams]], seed: int = 0
+) -> tuple[dict[str, list[RequestOutput]], int]:
+    """Submit requests at random steps; returns the outputs of each, and the number of preemptions."""
+    rng = random.Random(seed)
+    waiting, preemptions = list(requests), 0
+    outputs: dict[str, list[RequestOutput]] = {name: [] for name in requests}
+    while waiting or core.has_work:
+        if waiting and rng.random() < 0.4:
+            name = waiting.pop(0)
+            prompt, sampling = requests[name]
+            core.add(
+                GenerateCommand(
+                    request_id=name, prompt_token_ids=prompt, sampling=sampling, arrived_at=time.monotonic()
+                )
+            )
+        message = core.step()
+        preemptions += message.stats.num_preemptions if message.stats else 0
+        for output in message.outputs:
+            assert not output.error
+            outputs[output.request_id].append(output)
+    assert core.scheduler.pool.num_used == 0
+    return outputs, preemptions
+
+
+def make_requests(count: int, **options: object) -> dict[str, tuple[list[int], SamplingParams]]:
+    """Random prompts around block borders; some continue a beginning that others share."""
+    rng = random.Random(1)
+    beginning = [rng.randrange(3, VOCAB_SIZE) for _ in range(40)]
+    requests = {}
+    for index in range(count):
+        prompt = [rng.randrange(3, VOCAB_SIZE) for _ in range(rng.choice([1, 2, 7, 8, 9, 33, 90]))]
+        if index % 2 == 0:
+            prompt = beginning + prompt
+        max_tokens = rng.choice([1, 2, 17, 60])
+        requests[str(index)] = (prompt, SamplingParams(max_tokens=max_tokens, seed=index, **options))  # type: ignore[arg-type]
+    return requests
+
+
+def tokens_of(outputs: list[RequestOutput]) -> list[int]:
+    return [token for output in outputs for token in output.token_ids]
+
+
+@torch.inference_mode()
+def check_logprobs(model: PreTrainedModel, prompt: list[int], outputs: list[RequestOutput]) -> None:
+    """Log probabilities of prompt and output against one whole forward pass."""
+    tokens = prompt + tokens_of(outputs)
+    logits = model(torch.tensor([tokens])).logits[0].float()
+    expected = torch.log_softmax(logits, -1)[:-1].gather(1, torch.tensor(tokens[1:])[:, None])[:, 0]
+    entries = [entry for output in outputs for entry in output.prompt_logprobs]
+    entries += [entry for output in outputs for entry in output.logprobs]
+    assert [entry.token_ids[0] for entry in entries] == tokens[1:]
+    found = torch.tensor([entry.logprobs[0] for entry in entries])
+    assert (found - expected).abs().max() < TOLERANCE
+    for entry in entries:  # greedy tokens stand first among the most probable
+        assert entry.logprobs[1:] == sorted(entry.logprobs[1:], reverse=True)
+
+
+def greedy(model: PreTrainedModel, prompt: list[int], max_tokens: int) -> list[int]:
+    ids = torch.tensor([prompt])
+    limit = min(max_tokens, MAX_MODEL_LEN - len(prompt))
+    out = model.generate(
+        ids,
+        attention_mask=torch.ones_like(ids),
+        max_new_tokens=limit,
+        do_sample=False,
+        eos_token_id=None,
+        pad_token_id=0,
+    )
+    return out[0, len(prompt) :].tolist()  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize(("family", "impl"), [*((f, "decoder") for f in DECODER), *((f, "generic") for f in GENERIC)])
+def test_greedy_in_a_crowd_equals_transformers_alone(family: str, impl: str, tmp_path: Path) -> None:
+    model = write_checkpoint(family, (DECODER | GENERIC)[family], tmp_path)
+    core = make_engine(tmp_path, tiny_settings(model_impl=impl))
+    requests = make_requests(14, temperature=0.0)
+    # Logprobs of every third one: they must not change what it or its neighbours say.
+    for name in list(requests)[1::3]:
+        prompt, sampling = requests[name]
+        wants = SamplingParams(max_tokens=sampling.max_tokens, seed=0, temperature=0.0, logprobs=2, prompt_logprobs=2)
+        requests[name] = (prompt, wants)
+    outputs, preemptions = run_crowd(core, requests)
+    assert preemptions > 0, "the pool was not small enough to prove anything"
+    assert any(o.num_cached_tokens for news in outputs.values() for o in news)
+    for name, (prompt, sampling) in requests.items():
+        assert tokens_of(outputs[name]) == greedy(model, prompt, sampling.max_tokens), name
+        if sampling.logprobs is not None:
+            check_logprobs(model, prompt, outputs[name])
+
+
+@pytest.mark.parametrize("family", ["Llama", "Gemma3Text"])
+def test_the_generic_path_runs_what_the_decoder_runs(family: str, tmp_path: Path) -> None:
+    write_checkpoint(family, DECODER[family], tmp_path)
+    requests = make_requests(6, temperature=0.0)
+    texts = []
+    for impl in ("decoder", "generic"):
+        outputs, _ = run_crowd(make_engine(tmp_path, tiny_settings(model_impl=impl)), requests)
+        texts.append({name: tokens_of(news) for name, news in outputs.items()})
+    assert texts[0] == texts[1]
+
+
+@pytest.mark.parametrize("overlap", [True, False])
+def test_a_seed_gives_the_same_text_alone_in_a_crowd_and_after_preemption(overlap: bool, tmp_path: Path) -> None:
+    write_checkpoint("Llama", DECODER["Llama"], tmp_path)
+    requests = make_requests(14)
+    varied = [{"top_k": 20}, {"top_p": 0.8}, {"min_p": 0.05}, {}, {"frequency_penalty": 0.7, "repetition_penalty": 1.2}]
+    for index, (name, (prompt, sampling)) in enumerate(list(requests.items())):
+        options = varied[index % len(varied)]
+        requests[name] = (prompt, SamplingParams(max_tokens=sampling.max_tokens, seed=index, **options))  # type: ignore[arg-type]
+    core = make_engine(tmp_path, tiny_settings(), overlap)
+    crowd, preemptions = run_crowd(core, requests)
+    assert preemptions > 0
+    for name, request in requests.items():
+        alone, _ = run_crowd(make_engine(tmp_path, tiny_settings()), {name: request})
+        assert tokens_of(alone[name]) == tokens_of(crowd[name]), name
+
+
+@pytest.mark.parametrize("family", REFUSED)
+def test_unsupported_kinds_are_refused_by_name(family: str, tmp_path: Path) -> None:
+    options, words = REFUSED[family]
+    write_checkpoint(family, options, tmp_path)
+    with pytest.raises(ModelError, match=words):
+        build_worker(tiny_settings(), tmp_path)
+
+
+def test_the_embedded_model_on_real_prompts() -> None:
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    folder = find_model("embedded")
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    core = make_engine(folder, tiny_settings())
+    prompts = ["The capital of France is", "def fibonacci(n):\n", "Once upon a time", "2 + 2 =", "Die Hauptstadt von"]
+    requests = {
+        prompt: (tokenizer(prompt).input_ids, SamplingParams(max_tokens=24, seed=0, temperature=0.0, logprobs=0))
+        for prompt in prompts
+    }
+    outputs, _ = run_crowd(core, requests)
+    for prompt, (ids, _) in requests.items():
+        assert tokens_of(outputs[prompt]) == greedy(model, ids, 24)
+    assert "Paris" in tokenizer.decode(tokens_of(outputs[prompts[0]]))

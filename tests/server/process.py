@@ -1,0 +1,84 @@
+"""A real server process, started as a user starts it."""
+
+import os
+import queue
+import re
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import httpx
+
+START_SECONDS = 90  # a first start converts the model
+
+
+class Server:
+    """A running `paceline serve`."""
+
+    def __init__(self, process: subprocess.Popen[str]) -> None:
+        self.process = process
+        self.log: list[str] = []
+        self.url = ""
+        self._lines: queue.Queue[str | None] = queue.Queue()
+        threading.Thread(target=self._read, daemon=True).start()
+
+    def _read(self) -> None:
+        assert self.process.stderr is not None
+        for line in self.process.stderr:
+            self._lines.put(line)
+        self._lines.put(None)
+
+    def wait_for(self, pattern: str) -> re.Match[str]:
+        """Wait for a line of the log; AssertionError if it does not come."""
+        while True:
+            line = self._lines.get(timeout=START_SECONDS)
+            assert line is not None, "the server ended:\n" + "".join(self.log)
+            self.log.append(line)
+            if match := re.search(pattern, line):
+                return match
+
+    def get(self, path: str) -> httpx.Response:
+        return httpx.get(self.url + path, timeout=30)
+
+    def post(self, path: str, body: object) -> httpx.Response:
+        return httpx.post(self.url + path, json=body, timeout=60)
+
+    def metric(self, name: str) -> float:
+        """A metric without labels."""
+        found = re.search(rf"^paceline_{name} (\S+)$", self.get("/metrics").text, re.MULTILINE)
+        assert found, name
+        return float(found[1])
+
+    def children(self) -> dict[str, int]:
+        """Module to process id of the server's own children."""
+        listing = subprocess.run(
+            ["ps", "-o", "pid=,args=", "--ppid", str(self.process.pid)], capture_output=True, text=True, check=True
+        )
+        found = re.findall(r"(\d+) .*-m app\.(\w+)\.process", listing.stdout)
+        return {module: int(pid) for pid, module in found}
+
+
+@contextmanager
+def running_server(
+    *arguments: str, command: tuple[str, ...] = ("-m", "app.cli", "serve", "--port", "0")
+) -> Iterator[Server]:
+    """A server that is ready; stopped by SIGTERM, to which it has to exit with 0."""
+    with popen(*command, *arguments) as process:
+        server = Server(process)
+        try:
+            server.url = server.wait_for(r"ready at (http://\S+)")[1]
+            yield server
+        finally:
+            process.send_signal(signal.SIGTERM)
+            code = process.wait(timeout=30)
+        assert code == 0
+
+
+def popen(*arguments: str, **environment: str) -> subprocess.Popen[str]:
+    """A Python process with its log as text."""
+    return subprocess.Popen(
+        [sys.executable, *arguments], stderr=subprocess.PIPE, text=True, env={**os.environ, **environment}
+    )

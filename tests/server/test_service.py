@@ -1,0 +1,242 @@
+"""The whole service, as a client meets it: a real process, a real socket, the real model."""
+
+import asyncio
+import json
+import signal
+import socket
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import httpx
+import openai
+import pytest
+
+from tests.server.process import Server, popen, running_server
+
+QUESTION = [{"role": "user", "content": "What is the capital of France?"}]
+
+
+def client(server: Server) -> openai.OpenAI:
+    return openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0)
+
+
+def wait_until(condition: object, seconds: float = 10.0) -> None:
+    """Poll a condition that another process fulfils."""
+    deadline = time.monotonic() + seconds
+    while not condition():  # type: ignore[operator]
+        assert time.monotonic() < deadline, "it did not happen"
+        time.sleep(0.02)
+
+
+def test_it_answers_a_real_question_streamed_and_not(server: Server) -> None:
+    with client(server) as api:
+        model = api.models.list().data[0].id
+        answer = api.chat.completions.create(model=model, messages=QUESTION, temperature=0, max_tokens=30)
+        text = answer.choices[0].message.content
+        assert text is not None
+        assert "Paris" in text
+        assert answer.choices[0].finish_reason == "stop"
+        chunks = list(
+            api.chat.completions.create(
+                model=model,
+                messages=QUESTION,
+                temperature=0,
+                max_tokens=30,
+                stream=True,
+                stream_options={"include_usage": True},
+            )
+        )
+        assert "".join(c.choices[0].delta.content or "" for c in chunks if c.choices) == text
+        assert [c.choices[0].finish_reason for c in chunks if c.choices][-1] == "stop"
+        assert chunks[-1].usage is not None
+        assert chunks[-1].usage.completion_tokens == answer.usage.completion_tokens
+
+
+async def test_many_clients_at_once_get_what_each_gets_alone(server: Server) -> None:
+    words = ["red", "blue", "one", "seven", "house", "river", "moon", "bread", "Die", "été", "猫", "🙂"]
+    async with openai.AsyncOpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0) as api:
+
+        async def complete(index: int) -> str:
+            stream = await api.completions.create(
+                model="SmolLM2-135M-Instruct",
+                prompt=words[index],
+                max_tokens=24,
+                seed=index,
+                stream=True,
+                temperature=0.8,
+            )
+            return "".join([chunk.choices[0].text async for chunk in stream])
+
+        crowd = await asyncio.gather(*(complete(index) for index in range(len(words))))
+        alone = [await complete(index) for index in range(len(words))]
+    assert crowd == alone
+    assert not any("\ufffd" in text for text in crowd)
+
+
+def test_a_client_that_goes_away_is_aborted_and_its_blocks_are_free(server: Server) -> None:
+    body = json.dumps({"prompt": "Once", "max_tokens": 1900, "ignore_eos": True, "stream": True}).encode()
+    host, port = server.url.removeprefix("http://").split(":")
+    with socket.create_connection((host, int(port))) as connection:
+        connection.sendall(
+            b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+            b"Content-Length: %d\r\n\r\n%s" % (len(body), body)
+        )
+        received = b""
+        while received.count(b"data:") < 3:
+            received += connection.recv(65536)
+        assert server.metric("num_requests_running") == 1
+    finished = 'paceline_request_success_total{finished_reason="abort"}'
+    wait_until(lambda: finished in server.get("/metrics").text)
+    # The gauges are those of the last step: one more request shows that the aborted one is gone.
+    server.post("/v1/completions", {"prompt": "a", "max_tokens": 2})
+    wait_until(lambda: server.metric("num_requests_running") == 0 and server.metric("kv_cache_usage_ratio") == 0)
+
+
+def test_a_whole_answer_is_aborted_too(server: Server) -> None:
+    before = server.metric("generation_tokens_total")
+    with pytest.raises(httpx.ReadTimeout):
+        httpx.post(
+            f"{server.url}/v1/completions",
+            json={"prompt": "Once", "max_tokens": 1900, "ignore_eos": True},
+            timeout=httpx.Timeout(5, read=0.5),
+        )
+    server.post("/v1/completions", {"prompt": "a", "max_tokens": 2})
+    wait_until(lambda: server.metric("num_requests_running") == 0)
+    assert server.metric("generation_tokens_total") - before < 500
+
+
+def test_a_shared_prefix_is_found_again(server: Server) -> None:
+    prompt = "The quick brown fox jumps over the lazy dog. " * 30
+    usages = [server.post("/v1/completions", {"prompt": prompt, "max_tokens": 1}).json()["usage"] for _ in range(2)]
+    assert usages[0]["prompt_tokens_details"]["cached_tokens"] == 0
+    assert usages[1]["prompt_tokens_details"]["cached_tokens"] > usages[1]["prompt_tokens"] - 17
+
+
+def test_choices_differ_and_the_first_is_what_the_seed_alone_gives(server: Server) -> None:
+    body = {"prompt": "My favourite animal is", "max_tokens": 12, "temperature": 1.0, "seed": 5}
+    one = server.post("/v1/completions", body).json()
+    three = server.post("/v1/completions", {**body, "n": 3}).json()
+    texts = [choice["text"] for choice in three["choices"]]
+    assert texts[0] == one["choices"][0]["text"]
+    assert len(set(texts)) == 3
+    assert three["usage"]["prompt_tokens"] == one["usage"]["prompt_tokens"]
+    assert three["usage"]["completion_tokens"] >= 12
+
+
+def test_echo_with_logprobs_scores_a_text_as_lm_eval_reads_it(server: Server) -> None:
+    context, continuation = "The capital of France is", " Paris"
+    ids = [server.post("/tokenize", {"prompt": text}).json()["tokens"] for text in (context, context + continuation)]
+    for max_tokens in (0, 1):
+        body = {"prompt": ids[1], "max_tokens": max_tokens, "echo": True, "logprobs": 1, "temperature": 0}
+        logprobs = server.post("/v1/completions", body).json()["choices"][0]["logprobs"]
+        end = len(ids[1])
+        values, tops = logprobs["token_logprobs"][len(ids[0]) : end], logprobs["top_logprobs"][len(ids[0]) : end]
+        assert [value == max(top.values()) for value, top in zip(values, tops, strict=True)] == [True]  # it is greedy
+        assert logprobs["token_logprobs"][0] is None
+        assert len(logprobs["tokens"]) == end + max_tokens
+        assert "".join(logprobs["tokens"][:end]) == context + continuation
+
+
+@pytest.mark.parametrize("at_once", [True, False])
+def test_one_long_prompt_does_not_stall_a_stream(server: Server, at_once: bool) -> None:
+    """Not a timing test: other streams must get tokens while the long prompt is being computed."""
+    long_prompt = {"prompt": [7 + at_once] * 1900, "max_tokens": 1}
+    with (
+        ThreadPoolExecutor() as pool,
+        httpx.stream(
+            "POST",
+            f"{server.url}/v1/completions",
+            json={"prompt": "Once", "max_tokens": 400, "ignore_eos": True, "stream": True},
+        ) as stream,
+    ):
+        lines = stream.iter_lines()
+        for _ in range(6):
+            next(lines)
+        answer = pool.submit(server.post, "/v1/completions", long_prompt)
+        during = 0
+        for line in lines:
+            if answer.done():
+                break
+            during += line.startswith("data:")
+    assert during > 5
+
+
+def test_uvicorn_runs_the_asgi_app() -> None:
+    with popen("-m", "uvicorn", "app.main:app", "--port", "0", PACELINE_WORKER="echo") as process:
+        server = Server(process)
+        server.url = server.wait_for(r"running on (http://\S+)")[1]
+        assert (
+            server.post("/v1/completions", {"prompt": "again ", "max_tokens": 4}).json()["usage"]["completion_tokens"]
+            == 4
+        )
+        process.send_signal(signal.SIGTERM)
+        process.wait(timeout=30)
+
+
+def test_the_engine_dies_and_everybody_is_told() -> None:
+    with running_server("--worker", "echo", "--max-num-seqs", "4") as server:
+        with httpx.stream(
+            "POST", f"{server.url}/v1/completions", json={"prompt": "again " * 50, "max_tokens": 8000, "stream": True}
+        ) as stream:
+            lines = stream.iter_lines()
+            next(lines)
+            subprocess.run(["kill", "-9", str(server.children()["engine"])], check=True)
+            rest = [line for line in lines if line]
+        assert rest[-1] == "data: [DONE]"
+        assert json.loads(rest[-2].removeprefix("data: "))["error"]["type"] == "server_error"
+        wait_until(lambda: server.get("/health").status_code == 503, seconds=2)
+        assert server.get("/health/live").status_code == 503
+        refused = server.post("/v1/completions", {"prompt": "a"})
+        assert refused.status_code == 503
+        assert "retry-after" in refused.headers
+
+
+def test_nothing_is_left_when_the_supervisor_is_killed() -> None:
+    with popen("-m", "app.cli", "serve", "--port", "0", "--worker", "echo") as process:
+        server = Server(process)
+        server.wait_for(r"ready at")
+        children = server.children()
+        assert set(children) == {"engine", "api"}
+        process.kill()
+        process.wait()
+        wait_until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in children.values()))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("--model", "/nowhere"), "no such model"),
+        (("--model", "{tmp}"), "no config.json"),
+        (("--max-model-len", "100000"), "more than the 8192"),
+        (("--num-kv-blocks", "10"), "too few"),
+        (("--block-size", "0"), "block_size"),
+        (("--device", "cuda"), "no CUDA"),
+    ],
+)
+def test_what_cannot_start_says_why(arguments: tuple[str, ...], words: str, tmp_path: Path) -> None:
+    arguments = tuple(argument.format(tmp=tmp_path) for argument in arguments)
+    with popen("-m", "app.cli", "serve", "--port", "0", *arguments) as process:
+        _, log = process.communicate(timeout=60)
+    assert process.returncode == 2
+    assert words in log
+    assert "Traceback" not in log
+
+
+def test_generate_without_a_server() -> None:
+    result = subprocess.run(
+        [sys.executable, "-m", "app.cli", "generate", "What is the capital of France?", "--max-tokens", "20"],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert "Paris" in result.stdout
+
+
+def test_check_model_agrees_with_transformers() -> None:
+    result = subprocess.run(
+        [sys.executable, "-m", "app.cli", "check-model", "embedded"], capture_output=True, text=True, check=True
+    )
+    assert result.stdout.count("agrees with transformers") == 2

@@ -1,0 +1,143 @@
+"""The sampler against transformers' logits processors, and against the distributions it should draw from."""
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+from transformers import (
+    MinPLogitsWarper,
+    RepetitionPenaltyLogitsProcessor,
+    TemperatureLogitsWarper,
+    TopKLogitsWarper,
+    TopPLogitsWarper,
+)
+
+from app.core.sampling import SamplingParams
+from app.worker.sampler import Sampler, uniform
+
+VOCAB_SIZE = 2003  # more than the candidates that filters look at first
+PROMPT = [5, 7, 9]
+
+
+def logits_of(kind: str) -> Tensor:
+    generator = torch.Generator().manual_seed(3)
+    spread = {"peaked": 4.0, "flat": 0.01}[kind]
+    return torch.randn(VOCAB_SIZE, generator=generator) * spread
+
+
+def draw(logits: Tensor, sampling: SamplingParams, positions: range, output: list[int] | None = None) -> list[int]:
+    """One token at each position, all drawn in one batch of rows with equal parameters."""
+    sampler = Sampler(len(positions), VOCAB_SIZE, torch.device("cpu"))
+    for row in range(len(positions)):
+        sampler.add(row, sampling, PROMPT + (output or []), len(PROMPT))
+    batch = logits.repeat(len(positions), 1)
+    tokens: list[int] = sampler.sample(batch, np.arange(len(positions)), np.array(positions)).tolist()
+    return tokens
+
+
+def reference(logits: Tensor, sampling: SamplingParams, text: list[int]) -> Tensor:
+    """(vocab,) probabilities, by transformers."""
+    ids = torch.tensor([text])
+    scores = logits[None].clone()
+    if sampling.repetition_penalty != 1.0:
+        scores = RepetitionPenaltyLogitsProcessor(sampling.repetition_penalty)(ids, scores)
+    scores = TemperatureLogitsWarper(sampling.temperature)(ids, scores)
+    if sampling.top_k:
+        scores = TopKLogitsWarper(sampling.top_k)(ids, scores)
+    if sampling.top_p < 1.0:
+        scores = TopPLogitsWarper(sampling.top_p)(ids, scores)
+    if sampling.min_p > 0.0:
+        scores = MinPLogitsWarper(sampling.min_p)(ids, scores)
+    return torch.softmax(scores, dim=-1)[0]
+
+
+@pytest.mark.parametrize("kind", ["peaked", "flat"])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"temperature": 0.7},
+        {"top_k": 1},
+        {"top_k": 50},
+        {"top_k": 1500},
+        {"top_p": 0.9},
+        {"top_p": 0.01},
+        {"min_p": 0.1},
+        {"top_k": 300, "top_p": 0.8, "min_p": 0.02, "temperature": 1.3},
+        {"repetition_penalty": 1.5},
+    ],
+)
+def test_draws_follow_the_distribution(kind: str, options: dict[str, float]) -> None:
+    sampling = SamplingParams(max_tokens=9, seed=11, **options)  # type: ignore[arg-type]
+    logits, count = logits_of(kind), 4000
+    probabilities = reference(logits, sampling, PROMPT).double()
+    tokens = torch.tensor(draw(logits, sampling, range(10, 10 + count)))
+    assert (probabilities[tokens] > 0).all(), "a token was drawn that the filters exclude"
+    # Many rare tokens have no count worth testing: compare the cumulative distributions (Kolmogorov and Smirnov).
+    found = torch.bincount(tokens, minlength=VOCAB_SIZE).double().cumsum(0) / count
+    distance = (found - probabilities.cumsum(0)).abs().max().item()
+    assert distance < 1.95 / count**0.5  # exceeded by chance once in a thousand; the seed is fixed
+
+
+def test_penalties_and_bias() -> None:
+    logits = torch.zeros(VOCAB_SIZE)
+    logits[20], logits[21], logits[22] = 5.0, 4.0, 3.0
+    output = [20, 20, 21]
+
+    def best(**options: object) -> int:
+        sampling = SamplingParams(max_tokens=9, seed=0, temperature=0.0, **options)  # type: ignore[arg-type]
+        return draw(logits, sampling, range(6, 7), output)[0]
+
+    assert best() == 20
+    assert best(presence_penalty=1.5) == 20  # 3.5 against 2.5 and 3.0
+    assert best(frequency_penalty=1.2) == 22  # 2.6, 2.8, 3.0
+    assert best(frequency_penalty=0.6) == 20  # 3.8, 3.4, 3.0
+    assert best(logit_bias={20: -3.0}) == 21
+    assert best(logit_bias={100: 6.0}) == 100
+    assert best(repetition_penalty=2.0) == 22  # 2.5, 2.0, 3.0
+    assert best(stop_token_ids=frozenset([20]), min_tokens=5) == 21
+    assert best(stop_token_ids=frozenset([20]), min_tokens=3) == 20
+
+
+def test_what_was_generated_counts_at_the_next_step() -> None:
+    sampler = Sampler(1, VOCAB_SIZE, torch.device("cpu"))
+    sampler.add(0, SamplingParams(max_tokens=9, seed=0, temperature=0.0, frequency_penalty=2.0), PROMPT, len(PROMPT))
+    logits = torch.zeros(1, VOCAB_SIZE)
+    logits[0, 30], logits[0, 31] = 3.0, 2.0
+    rows = np.array([0])
+    tokens = [int(sampler.sample(logits.clone(), rows, np.array([position]))[0]) for position in range(3, 6)]
+    assert tokens == [30, 31, 30]
+
+
+def test_a_row_draws_the_same_whatever_is_beside_it() -> None:
+    mixed = [
+        SamplingParams(max_tokens=9, seed=5, temperature=0.0),
+        SamplingParams(max_tokens=9, seed=6),
+        SamplingParams(max_tokens=9, seed=7, top_k=40),
+        SamplingParams(max_tokens=9, seed=8, top_p=0.9, repetition_penalty=1.3),
+        SamplingParams(max_tokens=9, seed=9, min_p=0.2, temperature=2.0),
+    ]
+    logits = torch.randn(len(mixed), VOCAB_SIZE, generator=torch.Generator().manual_seed(0))
+    positions = np.array([3, 1000, 7, 9, 50])
+    together = Sampler(len(mixed), VOCAB_SIZE, torch.device("cpu"))
+    alone = []
+    for row, sampling in enumerate(mixed):
+        together.add(row, sampling, PROMPT, len(PROMPT))
+        single = Sampler(1, VOCAB_SIZE, torch.device("cpu"))
+        single.add(0, sampling, PROMPT, len(PROMPT))
+        alone.append(int(single.sample(logits[row : row + 1].clone(), np.array([0]), positions[row : row + 1])[0]))
+    assert together.sample(logits.clone(), np.arange(len(mixed)), positions).tolist() == alone
+
+
+def test_numbers_are_uniform_and_depend_on_seed_and_position_only() -> None:
+    seeds = np.repeat(np.array([0, 1, 2**63 - 1], dtype=np.uint64), 5000)
+    positions = np.tile(np.arange(5000), 3)
+    numbers = uniform(seeds, positions)
+    assert ((numbers >= 0) & (numbers < 1)).all()
+    assert len(set(numbers.tolist())) == len(numbers)
+    order = np.random.default_rng(0).permutation(len(numbers))
+    assert (uniform(seeds[order], positions[order]) == numbers[order]).all()
+    for part in numbers.reshape(3, 5000):
+        counts = np.histogram(part, bins=50, range=(0, 1))[0]
+        assert ((counts - 100) ** 2 / 100).sum() < 90  # chi square with 49 degrees: beyond once in 3000
+        assert abs(np.corrcoef(part[:-1], part[1:])[0, 1]) < 0.05
