@@ -185,6 +185,6 @@ def test_a_hub_that_cannot_be_reached_or_does_not_answer_is_given_up_within_seco
         address = f"http://127.0.0.1:{silent.getsockname()[1]}"
         answer = find("org/tiny", HF_ENDPOINT=address, HF_HOME=str(tmp_path))
     assert answer == "ModelError: org/tiny is no folder here, and could not be downloaded: timed out"
-    assert time.perf_counter() - start < 15
+    assert time.perf_counter() - start < 20
     answer = find("org/tiny", HF_ENDPOINT=address, HF_HOME=str(tmp_path))  # now nobody listens
     assert answer.startswith("ModelError: org/tiny is no folder here, and could not be downloaded: [Errno")
