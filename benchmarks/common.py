@@ -135,7 +135,7 @@ def write_result(args: argparse.Namespace, figures: dict[str, Any]) -> None:
         "commit": _commit(),
         "machine": _machine(),
         "cores_used_by_others": round(others, 2),
-        "flags": {key: str(value) if isinstance(value, Path) else value for key, value in vars(args).items()},
+        "flags": {key: value.name if isinstance(value, Path) else value for key, value in vars(args).items()},
         **figures,
     }
     RESULTS.mkdir(exist_ok=True)
