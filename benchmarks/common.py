@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import IO, Any
 
 import httpx
+import psutil
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(REPOSITORY))  # `import app` works without an installation
@@ -28,6 +29,17 @@ RESULTS = REPOSITORY / "benchmarks" / "results"
 _READY_TIMEOUT = 300.0  # seconds; the first start converts the model
 _STOP_TIMEOUT = 30.0
 _LOG_TAIL = 4000  # bytes
+_QUIET = 0.1  # cores
+
+
+def _cpu_seconds() -> tuple[float, float]:
+    """Processor time so far: of the whole machine, and of this process with its children that have ended."""
+    machine, own = psutil.cpu_times()._asdict(), os.times()
+    busy = sum(seconds for kind, seconds in machine.items() if kind not in ("idle", "iowait", "guest", "guest_nice"))
+    return busy, own.user + own.system + own.children_user + own.children_system
+
+
+_BEGAN = time.perf_counter(), *_cpu_seconds()
 
 
 @dataclass(frozen=True)
@@ -114,12 +126,16 @@ def _stop(process: subprocess.Popen[bytes]) -> None:
 def write_result(args: argparse.Namespace, figures: dict[str, Any]) -> None:
     """Write figures with what is needed to judge them to benchmarks/results/<script>.json."""
     name = Path(sys.argv[0]).stem
+    others = _cores_of_others()
+    if others > _QUIET:
+        print(f"\nDO NOT TRUST THESE FIGURES: other processes used {others:.2f} cores meanwhile.")
     result = {
         "benchmark": name,
         "when": datetime.now(UTC).isoformat(timespec="seconds"),
         "commit": _commit(),
         "machine": _machine(),
-        "flags": {key: str(value) if isinstance(value, Path) else value for key, value in vars(args).items()},
+        "cores_used_by_others": round(others, 2),
+        "flags": {key: value.name if isinstance(value, Path) else value for key, value in vars(args).items()},
         **figures,
     }
     RESULTS.mkdir(exist_ok=True)
@@ -139,6 +155,17 @@ def print_table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> None
     print()
     for line in (header, ["---"] * len(header), *([text(value) for value in row] for row in rows)):
         print(f"| {' | '.join(line)} |")
+
+
+def _cores_of_others() -> float:
+    """Cores that were busy since this script began with what neither it nor its ended children did.
+
+    A static batch on all cores waits for its slowest thread: a busy neighbour can cost it ten times its speed, and a
+    comparison then says nothing.
+    """
+    began, busy_before, own_before = _BEGAN
+    busy, own = _cpu_seconds()
+    return max(0.0, (busy - busy_before) - (own - own_before)) / (time.perf_counter() - began)
 
 
 def _commit() -> str:

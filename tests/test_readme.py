@@ -1,0 +1,21 @@
+"""What the README says of settings is what there is."""
+
+from pathlib import Path
+
+from app.settings import GROUPS
+
+README = (Path(__file__).parent.parent / "README.md").read_text()
+
+
+def settings_table() -> str:
+    """The table of all settings, as it stands in the README."""
+    lines = ["| setting | default | what |", "| --- | --- | --- |"]
+    for group in GROUPS:
+        for name, field in group.model_fields.items():
+            default = "auto" if field.default is None else str(field.default).lower()
+            lines.append(f"| `{name}` | {default} | {field.description} |")
+    return "\n".join(lines)
+
+
+def test_the_readme_lists_every_setting() -> None:
+    assert settings_table() in README, settings_table()
