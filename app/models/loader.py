@@ -157,15 +157,21 @@ def _targets(model: Decoder) -> dict[str, Tensor]:
     return targets
 
 
+def _weight_files(path: Path) -> list[Path]:
+    """The files that hold the weights: folders may hold them a second time, in another form."""
+    index = path / "model.safetensors.index.json"
+    if index.is_file():
+        return sorted({path / name for name in json.loads(index.read_text())["weight_map"].values()})
+    whole = path / "model.safetensors"
+    return [whole] if whole.is_file() else sorted(path.glob("*.safetensors"))
+
+
 def _tensors(path: Path) -> Iterator[tuple[str, Tensor]]:
     """Every tensor of a folder's safetensors files, memory-mapped: pages are read as they are copied."""
-    files = sorted(path.glob("*.safetensors"))
-    if not files:
-        raise ModelError(f"{path} holds no *.safetensors file")
-    for file in files:
+    for file in _weight_files(path):
         try:
             with safe_open(file, framework="pt") as tensors:
                 for name in tensors.keys():  # noqa: SIM118 - not a dict
                     yield name, tensors.get_tensor(name)
-        except SafetensorError as error:
+        except (SafetensorError, OSError) as error:
             raise ModelError(f"{file} is not a readable safetensors file: {error}") from error
