@@ -80,7 +80,7 @@ class ServerSettings(BaseModel):
     max_n: int = Field(128, ge=1, description="largest n")
     max_logprobs: int = Field(20, ge=0, description="largest logprobs and top_logprobs")
     keepalive_comment: float = Field(
-        5.0, gt=0, description="seconds of silence after which a stream sends an SSE comment"
+        1.0, gt=0, description="seconds of silence after which a stream sends an SSE comment"
     )
     keepalive_timeout: int = Field(75, ge=1, description="seconds that an idle HTTP connection is kept")
     trust_request_chat_template: bool = Field(False, description="let requests bring their own chat_template")

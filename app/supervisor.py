@@ -35,7 +35,7 @@ class EngineProcess:
         # A folder that only this user may enter: whoever reaches the socket commands the engine.
         self._folder = tempfile.mkdtemp(prefix="paceline-")
         self.address = f"ipc://{self._folder}/engine"
-        self.process = _start("app.engine.process", settings, self.address, str(model_folder))
+        self.process = _start("app.engine.process", settings, self.address, str(model_folder.absolute()))
 
     def stop(self) -> None:
         """End it, and remove its socket."""
@@ -45,7 +45,12 @@ class EngineProcess:
 
 def _start(module: str, settings: Settings, *arguments: str, fds: tuple[int, ...] = ()) -> subprocess.Popen[bytes]:
     """Run a module as a child. It reads its settings from stdin, whose end tells it that the parent is gone."""
-    process = subprocess.Popen([sys.executable, "-m", module, *arguments], stdin=subprocess.PIPE, pass_fds=fds)
+    process = subprocess.Popen(
+        [sys.executable, "-m", module, *arguments],
+        cwd=Path(__file__).parents[1],  # what holds `app`: where the user is, there may be another of that name
+        stdin=subprocess.PIPE,
+        pass_fds=fds,
+    )
     assert process.stdin is not None
     process.stdin.write(settings.model_dump_json().encode() + b"\n")
     process.stdin.flush()
@@ -100,7 +105,7 @@ def serve(settings: Settings) -> int:
     folder = find_model(settings.model)
     wake = _wake_on_signals()
     engine = EngineProcess(settings, folder)
-    arguments = (engine.address, str(folder), str(sock.fileno()), str(started_at))
+    arguments = (engine.address, str(folder.absolute()), str(sock.fileno()), str(started_at))
     api = _start("app.api.process", settings, *arguments, fds=(sock.fileno(),))
     try:
         return _watch(engine.process, api, wake)

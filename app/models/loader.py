@@ -2,6 +2,7 @@
 
 import json
 import logging
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -21,6 +22,8 @@ from app.models.decoder import Decoder
 log = logging.getLogger(__name__)
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+_SAY_EVERY = 2.0
+"""Seconds between two lines about the progress of loading."""
 _PARTS = {"qkv_proj": ("q_proj", "k_proj", "v_proj"), "gate_up_proj": ("gate_proj", "up_proj")}
 """Merged layers, and the layers of a checkpoint that they merge."""
 
@@ -124,6 +127,7 @@ def _load_weights(model: Decoder, path: Path) -> None:
     """Fill every parameter from the folder's safetensors files; ModelError names what is missing or does not fit."""
     targets = _targets(model)
     filled: set[str] = set()
+    last_said = time.monotonic()
     for name, tensor in _tensors(path):
         key = name.removeprefix("model.")
         if key == "lm_head.weight" and model.config.tie_word_embeddings:
@@ -137,6 +141,9 @@ def _load_weights(model: Decoder, path: Path) -> None:
             raise ModelError(f"{path}: {name} has shape {tuple(tensor.shape)}, not {tuple(target.shape)}")
         target.copy_(tensor)
         filled.add(key)
+        if time.monotonic() - last_said > _SAY_EVERY:
+            last_said = time.monotonic()
+            log.info("loading weights: %d of %d tensors", len(filled), len(targets))
     if missing := sorted(targets.keys() - filled):
         raise ModelError(f"{path} lacks {len(missing)} tensors of the model, {missing[0]} for one")
 
@@ -157,15 +164,21 @@ def _targets(model: Decoder) -> dict[str, Tensor]:
     return targets
 
 
+def _weight_files(path: Path) -> list[Path]:
+    """The files that hold the weights: folders may hold them a second time, in another form."""
+    index = path / "model.safetensors.index.json"
+    if index.is_file():
+        return sorted({path / name for name in json.loads(index.read_text())["weight_map"].values()})
+    whole = path / "model.safetensors"
+    return [whole] if whole.is_file() else sorted(path.glob("*.safetensors"))
+
+
 def _tensors(path: Path) -> Iterator[tuple[str, Tensor]]:
     """Every tensor of a folder's safetensors files, memory-mapped: pages are read as they are copied."""
-    files = sorted(path.glob("*.safetensors"))
-    if not files:
-        raise ModelError(f"{path} holds no *.safetensors file")
-    for file in files:
+    for file in _weight_files(path):
         try:
             with safe_open(file, framework="pt") as tensors:
                 for name in tensors.keys():  # noqa: SIM118 - not a dict
                     yield name, tensors.get_tensor(name)
-        except SafetensorError as error:
+        except (SafetensorError, OSError) as error:
             raise ModelError(f"{file} is not a readable safetensors file: {error}") from error

@@ -1,0 +1,107 @@
+"""The step loops, with a worker that has no model."""
+
+import asyncio
+from concurrent.futures import Future
+
+import pytest
+
+from app.core.messages import GenerateCommand, RequestOutput
+from app.core.request import FinishReason
+from app.core.sampling import SamplingParams
+from app.core.step import ModelRunnerOutput, SchedulerOutput
+from app.engine.async_engine import RequestStream
+from app.engine.block_pool import BlockPool
+from app.engine.chunk_pacer import ChunkPacer
+from app.engine.core import EngineCore
+from app.engine.scheduler import Scheduler
+from app.worker.echo import EchoWorker
+
+ROWS = 4
+
+
+class StumblingWorker(EchoWorker):
+    """Fails at every step that a request with this id takes part in."""
+
+    victim = "victim"
+
+    def submit(self, step: SchedulerOutput) -> Future[ModelRunnerOutput]:
+        done = super().submit(step)
+        if self.victim in step.request_ids:
+            done = Future()
+            done.set_exception(RuntimeError("device-side assert"))
+        return done
+
+
+def make_core(worker: EchoWorker, overlap: bool) -> EngineCore:
+    scheduler = Scheduler(
+        BlockPool(64),
+        ChunkPacer(1.0, 4, 64),
+        block_size=4,
+        max_num_seqs=ROWS,
+        max_num_batched_tokens=64,
+        max_model_len=64,
+    )
+    return EngineCore(scheduler, worker, overlap)
+
+
+def command(name: str, prompt: list[int], max_tokens: int = 5, arrived_at: float = 0.0) -> GenerateCommand:
+    sampling = SamplingParams(max_tokens=max_tokens, seed=0)
+    return GenerateCommand(request_id=name, prompt_token_ids=prompt, sampling=sampling, arrived_at=arrived_at)
+
+
+def run(core: EngineCore, outputs: dict[str, list[RequestOutput]], steps: int = 1000) -> None:
+    while core.has_work and steps:
+        for output in core.step().outputs:
+            outputs.setdefault(output.request_id, []).append(output)
+        steps -= 1
+
+
+@pytest.mark.parametrize("overlap", [True, False])
+def test_a_failed_step_ends_its_requests_and_no_others(overlap: bool) -> None:
+    core, outputs = make_core(StumblingWorker(ROWS), overlap), dict[str, list[RequestOutput]]()
+    core.add(command("victim", [1, 2]))
+    core.add(command("beside it", [5, 6, 7]))
+    run(core, outputs, steps=1 + overlap)
+    core.add(command("after it", [3, 4]))
+    run(core, outputs)
+    for name in ("victim", "beside it"):
+        assert [output.finish_reason for output in outputs[name]] == [FinishReason.ERROR]
+        assert "device-side" not in outputs[name][0].error  # what is inside stays in the log
+    assert [token for output in outputs["after it"] for token in output.token_ids] == [3, 4, 3, 4, 3]
+    assert core.scheduler.pool.num_used == 0
+
+
+@pytest.mark.parametrize("overlap", [True, False])
+def test_an_abort_ends_a_request_once_wherever_it_is(overlap: bool) -> None:
+    core, outputs = make_core(EchoWorker(ROWS), overlap), dict[str, list[RequestOutput]]()
+    for index in range(ROWS + 1):
+        core.add(command(str(index), [1, 2, 3], max_tokens=50, arrived_at=index))
+    run(core, outputs, steps=3)
+    core.abort(["0", str(ROWS), "unknown", "0"])  # one that runs, one that waits, one that there never was
+    run(core, outputs)
+    for name, news in outputs.items():
+        reasons = [output.finish_reason for output in news if output.finish_reason]
+        assert reasons == [FinishReason.ABORT if name in ("0", str(ROWS)) else FinishReason.LENGTH]
+    assert len(outputs) == ROWS + 1
+    assert core.scheduler.pool.num_used == 0
+
+
+def test_a_prompt_that_cannot_run_ends_with_an_error() -> None:
+    core, outputs = make_core(EchoWorker(ROWS), True), dict[str, list[RequestOutput]]()
+    core.add(command("empty", []))
+    core.add(command("long", [1] * 65))
+    run(core, outputs)
+    assert {news[-1].finish_reason for news in outputs.values()} == {FinishReason.ERROR}
+
+
+async def test_what_a_slow_reader_missed_is_merged() -> None:
+    stream = RequestStream()
+    reader = asyncio.ensure_future(anext(stream))
+    await asyncio.sleep(0)  # it waits now
+    stream.put(RequestOutput(request_id="a", token_ids=[1]))
+    assert (await reader).token_ids == [1]
+    stream.put(RequestOutput(request_id="a", token_ids=[2]))
+    stream.put(RequestOutput(request_id="a", token_ids=[3, 4]))
+    stream.put(RequestOutput(request_id="a", token_ids=[5], finish_reason=FinishReason.STOP))
+    rest = [output async for output in stream]
+    assert [(output.token_ids, output.finish_reason) for output in rest] == [([2, 3, 4, 5], FinishReason.STOP)]
