@@ -7,12 +7,13 @@ that transformers gives them, and with a limit on their output.
 import json
 import re
 import secrets
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 import jinja2
+from jinja2.exceptions import SecurityError
 from jinja2.ext import Extension, loopcontrols
 from jinja2.nodes import CallBlock, Node
 from jinja2.parser import Parser
@@ -25,6 +26,7 @@ Message = dict[str, Any]
 Segments = list[tuple[str, bool]]
 """(text, may it hold control tokens) pieces of a rendered chat."""
 
+_OPEN, _CLOSE = "\U000f0000", "\U000f0001"
 _MAX_OUTPUT = 16 * 2**20
 _RESERVED = {"messages", "tools", "documents", "add_generation_prompt", "continue_final_message", "chat_template"}
 
@@ -44,12 +46,48 @@ class _GenerationBlock(Extension):
         return caller()
 
 
+class _Dict:
+    """`dict` of templates: without the class, whose methods would change what the sandbox keeps unchangeable."""
+
+    def __call__(self, *args: Any, **kwargs: Any) -> dict[Any, Any]:
+        return dict(*args, **kwargs)
+
+    def fromkeys(self, keys: Iterable[Any], value: Any = None) -> dict[Any, Any]:
+        """As `dict.fromkeys`."""
+        return dict.fromkeys(keys, value)
+
+
+class _Namespace(jinja2.utils.Namespace):
+    """`namespace` of templates: refuses the names by which Python itself calls into an object."""
+
+    def __init__(self, /, *args: Any, **kwargs: Any) -> None:
+        attributes = dict(*args, **kwargs)
+        for name in attributes:
+            _check_public(name)
+        super().__init__(attributes)
+
+    def __setitem__(self, name: str, value: Any) -> None:
+        _check_public(name)
+        super().__setitem__(name, value)
+
+
+def _check_public(name: Any) -> None:
+    if isinstance(name, str) and name.startswith("_"):
+        raise SecurityError(f"a namespace cannot hold {name!r}")
+
+
 def _raise_exception(message: str) -> None:
     raise jinja2.TemplateError(message)
 
 
-def _tojson(value: Any, ensure_ascii: bool = False, indent: int | None = None, **options: Any) -> str:
-    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, **options)
+def _tojson(
+    value: Any,
+    ensure_ascii: bool = False,
+    indent: int | None = None,
+    separators: tuple[str, str] | None = None,
+    sort_keys: bool = False,
+) -> str:
+    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
 
 
 def _environment() -> ImmutableSandboxedEnvironment:
@@ -58,6 +96,8 @@ def _environment() -> ImmutableSandboxedEnvironment:
     environment.filters["tojson"] = _tojson
     environment.globals["raise_exception"] = _raise_exception
     environment.globals["strftime_now"] = lambda fmt: datetime.now().strftime(fmt)
+    environment.globals["dict"] = _Dict()
+    environment.globals["namespace"] = _Namespace
     return environment
 
 
@@ -71,7 +111,10 @@ class ChatTemplate:
         """
         self._environment = _environment()
         self._special_tokens = dict(special_tokens)
-        self._control_tokens = sorted(control_tokens, key=len, reverse=True)
+        # Longer ones first, so that a token is not mistaken for another one inside it.
+        self._control_tokens = sorted(filter(None, control_tokens), key=len, reverse=True)
+        self._control_pattern = re.compile("|".join(map(re.escape, self._control_tokens)) or "(?!)")
+        self._index_of = {token: index for index, token in enumerate(self._control_tokens)}
         try:
             self._template = None if source is None else self._environment.from_string(source)
         except jinja2.TemplateError as error:
@@ -81,7 +124,12 @@ class ChatTemplate:
     def from_folder(cls, folder: Path, tokenizer: Tokenizer) -> "ChatTemplate":
         """The template of a model folder: chat_template.jinja, or in tokenizer_config.json."""
         file = folder / "chat_template.jinja"
-        source = file.read_text() if file.is_file() else _default_template(tokenizer.config.get("chat_template"))
+        try:
+            source: str | None = file.read_text(encoding="utf-8")
+        except FileNotFoundError:
+            source = _default_template(tokenizer.config.get("chat_template"))
+        except UnicodeDecodeError as error:
+            raise ModelError(f"{file} is not UTF-8 text: {error}") from error
         return cls(source, tokenizer.special_tokens, tokenizer.control_tokens)
 
     def render(
@@ -101,28 +149,35 @@ class ChatTemplate:
         template = self._choose(override)
         if taken := sorted(_RESERVED & set(kwargs or {})):
             raise InvalidRequestError(f"{taken[0]} cannot be set here", "chat_template_kwargs")
-        nonce = secrets.token_hex(8)
+        # Private-use characters and digits: no filter of a template changes or escapes them.
+        nonce = str(secrets.randbits(64))
         prepared = [self._prepare(message, nonce) for message in messages]
+        final, mark = "", f"{_OPEN}{nonce}{_CLOSE} "
         if continue_final_message:
-            prepared[-1]["content"] += f"<{nonce}>"
+            if not prepared or "content" not in prepared[-1]:
+                raise InvalidRequestError("the final message has no content to continue", "continue_final_message")
+            final = prepared[-1]["content"]
+            prepared[-1]["content"] = final + mark
         text = self._run(
             template,
             {
                 **self._special_tokens,
-                **(kwargs or {}),
+                **self._guard(dict(kwargs or {}), nonce),
                 "messages": prepared,
+                "tools": None,  # what is not given is none rather than undefined: templates ask `is not none`
+                "documents": None,
                 "add_generation_prompt": add_generation_prompt and not continue_final_message,
             },
         )
         if continue_final_message:
-            text = _cut_at(text, f"<{nonce}>")
+            text = _cut_at(text, mark, final)
         return self._split(text, nonce)
 
     def _choose(self, override: str | None) -> jinja2.Template:
         if override is not None:
             try:
                 return self._environment.from_string(override)
-            except jinja2.TemplateError as error:
+            except Exception as error:  # a stranger's program: what it breaks is not always Jinja's own
                 raise InvalidRequestError(f"chat_template: {error}", "chat_template") from error
         if self._template is None:
             raise InvalidRequestError("this model has no chat template: use /v1/completions", "messages")
@@ -135,28 +190,35 @@ class ChatTemplate:
                 pieces.append(piece)
                 size += len(piece)
                 if size > _MAX_OUTPUT:
-                    raise InvalidRequestError("the rendered chat is too long", "messages")
-        except (jinja2.TemplateError, TypeError, ValueError, ArithmeticError, LookupError, RecursionError) as error:
+                    raise ValueError(f"the text is longer than {_MAX_OUTPUT} characters")
+        except Exception as error:  # templates are programs: theirs can be any error
             raise InvalidRequestError(f"the chat template refuses these messages: {error}", "messages") from error
         return "".join(pieces)
 
     # ------------------------------------------------------------------ control tokens that users typed
 
     def _prepare(self, message: Message, nonce: str) -> Message:
-        """A copy with the content as one text, and a placeholder for each control token in it."""
-        content = message.get("content")
-        if isinstance(content, list):
-            content = "\n".join(part["text"] for part in content)
-        text = content or ""
-        for index, token in enumerate(self._control_tokens):
-            if token in text:
-                text = text.replace(token, f"<{nonce}:{index}>")
-        return {**message, "content": text}
+        """A copy without empty fields, with the content as one text, and placeholders for control tokens."""
+        given = {name: value for name, value in message.items() if value is not None}
+        if isinstance(content := given.get("content"), list):
+            given["content"] = "\n".join(part["text"] for part in content)
+        guarded: Message = self._guard(given, nonce)
+        return guarded
+
+    def _guard(self, value: Any, nonce: str) -> Any:
+        """A copy of JSON data with a placeholder for each control token in its texts."""
+        if isinstance(value, str):
+            return self._control_pattern.sub(lambda match: f"{_OPEN}{nonce}:{self._index_of[match[0]]}{_CLOSE}", value)
+        if isinstance(value, dict):
+            return {name: self._guard(item, nonce) for name, item in value.items()}
+        if isinstance(value, list):
+            return [self._guard(item, nonce) for item in value]
+        return value
 
     def _split(self, text: str, nonce: str) -> Segments:
         """Cut a rendered chat at the placeholders, and put the tokens' text back."""
         segments = []
-        for index, piece in enumerate(re.split(f"<{nonce}:([0-9]+)>", text)):
+        for index, piece in enumerate(re.split(f"{_OPEN}{nonce}:([0-9]+){_CLOSE}", text)):
             if index % 2:
                 segments.append((self._control_tokens[int(piece)], False))
             elif piece:
@@ -164,12 +226,16 @@ class ChatTemplate:
         return segments
 
 
-def _cut_at(text: str, mark: str) -> str:
-    """The text before the mark at the end of the final message; templates may have trimmed what was around it."""
-    end = text.rfind(mark)
-    if end < 0:
-        raise InvalidRequestError("the chat template drops the final message", "continue_final_message")
-    return text[:end]
+def _cut_at(text: str, mark: str, final: str) -> str:
+    """The text before the mark, which stands behind the final message.
+
+    As transformers does: a template that trims messages takes the blank off the mark, and then also the blanks
+    before it are gone.
+    """
+    end = text.rfind(mark.rstrip())
+    if end < 0 or final.strip() not in text:
+        raise InvalidRequestError("the chat template drops or changes the final message", "continue_final_message")
+    return text[:end] if text.startswith(mark, end) else text[:end].rstrip()
 
 
 def _default_template(value: Any) -> str | None:

@@ -6,8 +6,10 @@ from typing import Protocol
 from app.text.tokenizer import Tokenizer
 
 _REPLACEMENT = "\ufffd"
-_MAX_HELD = 8
-"""A character is at most four bytes, so at most four byte tokens; beyond this the bytes are simply invalid."""
+_MAX_HELD = 4
+"""A character is at most four bytes, so at most four tokens; what is not whole by then never will be."""
+_MAX_LOOK_BACK = 32
+"""Tokens of a prompt's end among which to look for one that can serve as context."""
 
 
 class Detokenizer(Protocol):
@@ -47,37 +49,53 @@ class ByteDetokenizer:
 
 
 class WindowDetokenizer:
-    """For every other tokenizer: a token's text is what it adds to the decoding of the tokens before it.
+    """For every other tokenizer: the text of new tokens is what they add to the decoding of the tokens before them.
 
-    Decoding a short window is enough, since tokens affect only their neighbours (spaces between words). Text that
-    ends in U+FFFD may be half a character and is held back.
+    A short context is enough, since tokens affect only their neighbours (the space between two words). It holds whole
+    characters only: byte tokens are decoded together with those before them, so half a character would spoil the next.
     """
 
     def __init__(self, tokenizer: Tokenizer, prompt_token_ids: list[int]) -> None:
         self._tokenizer = tokenizer
-        self._window = [id_ for id_ in prompt_token_ids[-_MAX_HELD:] if id_ not in tokenizer.special_ids]
-        self._num_done = len(self._window)
+        self._context = self._last_whole_token(prompt_token_ids[-_MAX_LOOK_BACK:])
+        self._held: list[int] = []
+        """New tokens whose text is not out yet: it may be half a character."""
 
     def feed(self, token_id: int) -> str:
         """See `Detokenizer.feed`."""
-        if token_id in self._tokenizer.special_ids:
+        if token_id in self._tokenizer.special_ids or not self._tokenizer.token_bytes(token_id):
             return ""
-        self._window.append(token_id)
-        text = self._new_text()
-        if text.endswith(_REPLACEMENT) and len(self._window) - self._num_done < _MAX_HELD:
-            return ""
-        return self._advance(text)
+        self._held.append(token_id)
+        given_up, text = "", self._text_of(self._held)
+        if text.endswith(_REPLACEMENT):
+            if len(self._held) < _MAX_HELD:
+                return ""
+            # The first is not the beginning of a character, but those after it may be.
+            given_up = self._text_of([self._held.pop(0)])
+            text = self._text_of(self._held)
+            if text.endswith(_REPLACEMENT):
+                return given_up
+        self._context, self._held = self._held, []
+        return given_up + text
 
     def finish(self) -> str:
         """See `Detokenizer.finish`."""
-        return self._advance(self._new_text())
+        return self._text_of(self._held) if self._held else ""
 
-    def _new_text(self) -> str:
-        """What the window's new tokens add to its old ones."""
-        before = self._tokenizer.decode(self._window[: self._num_done], skip_special_tokens=False)
-        return self._tokenizer.decode(self._window, skip_special_tokens=False)[len(before) :]
+    def _last_whole_token(self, token_ids: list[int]) -> list[int]:
+        """The last token with a text of its own, if there is one."""
+        for token_id in reversed(token_ids):
+            is_text = token_id not in self._tokenizer.special_ids and self._tokenizer.token_bytes(token_id)
+            if is_text and _REPLACEMENT not in self._decode([token_id]):
+                return [token_id]
+        return []
 
-    def _advance(self, text: str) -> str:
-        self._window = self._window[self._num_done :] if len(self._window) > self._num_done else self._window
-        self._num_done = len(self._window)
-        return text
+    def _text_of(self, token_ids: list[int]) -> str:
+        """What tokens add to the context."""
+        before = self._decode(self._context)
+        text = self._decode(self._context + token_ids)
+        # One invalid byte makes its valid neighbours invalid too in some decoders: then the context is no help.
+        return text[len(before) :] if text.startswith(before) else self._decode(token_ids)
+
+    def _decode(self, token_ids: list[int]) -> str:
+        return self._tokenizer.decode(token_ids, skip_special_tokens=False)

@@ -20,7 +20,7 @@ class StopConditions:
     stop_token_ids: frozenset[int] = frozenset()
     """Those that the client named; the end-of-sequence tokens are the engine's business."""
     min_tokens: int = 0
-    """Stop strings are not looked for in the text of the first tokens."""
+    """Stop strings are not looked for while fewer tokens than this were generated."""
 
 
 @dataclass(slots=True)
@@ -45,6 +45,7 @@ class OutputProcessor:
     def __init__(self, tokenizer: Tokenizer, prompt_token_ids: list[int], conditions: StopConditions) -> None:
         self._detokenizer = make_detokenizer(tokenizer, prompt_token_ids)
         self._conditions = conditions
+        self._min_tokens = conditions.min_tokens
         self._checker = StopChecker(conditions.stop, conditions.include_stop_str_in_output)
         self._num_tokens = 0
 
@@ -72,7 +73,7 @@ class OutputProcessor:
         return delta
 
     def _check(self, piece: str) -> tuple[str, str | None]:
-        if self._num_tokens <= self._conditions.min_tokens:
+        if self._num_tokens < self._min_tokens:
             return piece, None
         return self._checker.feed(piece)
 

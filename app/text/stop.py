@@ -1,5 +1,7 @@
 """Stop strings in a text that comes in pieces."""
 
+import re
+
 
 class StopChecker:
     """Finds the first stop string, and never lets out text that could be the beginning of one."""
@@ -9,16 +11,18 @@ class StopChecker:
         self._stop = stop
         self._include = include_in_output
         self._held = ""
+        # Most pieces hold no character that begins a stop string: this tells them apart in a fraction of a microsecond.
+        self._may_begin = re.compile("|".join(sorted({re.escape(text[0]) for text in stop}))).search
 
     def feed(self, text: str) -> tuple[str, str | None]:
         """The text that is safe to send, and the stop string if one was completed. Nothing follows after that."""
-        if not self._stop:
+        if not self._stop or (not self._held and self._may_begin(text) is None):
             return text, None
         self._held += text
-        # At the same place the longer one wins no more than the shorter: the one that is complete first does.
-        found = [(self._held.find(stop) + len(stop), stop) for stop in self._stop if stop in self._held]
+        # The one that is complete first wins, wherever the text is cut; of two that end together, the longer.
+        found = [(self._held.find(stop) + len(stop), -len(stop), stop) for stop in self._stop if stop in self._held]
         if found:
-            end, stop = min(found)
+            end, _, stop = min(found)
             safe = self._held[: end if self._include else end - len(stop)]
             self._held = ""
             return safe, stop

