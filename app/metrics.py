@@ -121,7 +121,8 @@ class Metrics:
         self._queue.observe(timing.scheduled_at - timing.arrived_at)
         if timing.first_token_at:
             self._prefill.observe(timing.first_token_at - timing.scheduled_at)
-            self._decode.observe(timing.finished_at - timing.first_token_at)
+            finished_at = timing.finished_at or timing.arrived_at + e2e_seconds
+            self._decode.observe(finished_at - timing.first_token_at)
 
     def render(self) -> bytes:
         """Everything in Prometheus' text format; see CONTENT_TYPE."""

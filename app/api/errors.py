@@ -32,8 +32,6 @@ def install_error_handlers(app: FastAPI) -> None:
 
     @app.exception_handler(HTTPException)
     async def _http_error(request: Request, error: HTTPException) -> JSONResponse:
-        if isinstance(error.__cause__, ApiError):  # raised while FastAPI read the body, which it words as its own
-            return _response(error.__cause__)
         kind = NotFoundError if error.status_code == 404 else InvalidRequestError
         message = f"{request.method} {request.url.path}: {error.detail}"
         return error_response(kind(message), error.status_code, dict(error.headers or {}))

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from app.api.middleware import RequestLog
 from app.api.service import Service
 from app.core.engine_client import EngineClient
-from app.core.messages import GenerateCommand, RequestOutput
+from app.core.messages import GenerateCommand, RequestOutput, RequestTiming
 from app.core.request import FinishReason
 from app.core.sampling import SamplingParams
-from app.errors import InternalError
+from app.errors import ApiError, EngineUnavailableError, InternalError
 from app.text.output_processor import OutputProcessor, StopConditions, TextDelta
 
 
@@ -130,6 +130,7 @@ class Generation:
         """Turn an output into text, and keep the accounts."""
         delta = choice.processor.process(output)
         now, metrics = time.monotonic(), self._service.metrics
+        choice.timing = output.timing or choice.timing
         if delta.token_ids:
             if choice.last_at is None:
                 metrics.record_first_token(now - choice.command.arrived_at, len(delta.token_ids))
@@ -144,16 +145,20 @@ class Generation:
                 self.usage.cached_tokens += output.num_cached_tokens
             if delta.needs_abort:
                 self._engine.abort(choice.command.request_id)
-            self._record_finished(choice, delta.finish_reason, output)
+            self._record_finished(choice, delta.finish_reason)
             if delta.finish_reason is FinishReason.ERROR:
-                raise InternalError(delta.error or "the request failed")
+                raise self._error(delta.error)
         return delta
 
-    def _record_finished(
-        self, choice: "_OpenChoice", reason: FinishReason, output: RequestOutput | None = None
-    ) -> None:
+    def _error(self, text: str) -> ApiError:
+        """A request failed: by itself, or because the engine is gone, and then another try may go better."""
+        if self._engine.failure is not None:
+            return EngineUnavailableError(f"the engine is not available: {self._engine.failure}")
+        return InternalError(text or "the request failed")
+
+    def _record_finished(self, choice: "_OpenChoice", reason: FinishReason) -> None:
         seconds = time.monotonic() - choice.command.arrived_at
-        self._service.metrics.record_finished(reason, seconds, output.timing if output else None)
+        self._service.metrics.record_finished(reason, seconds, choice.timing)
         fields = self._entry.fields
         fields["prompt_tokens"] = self.usage.prompt_tokens
         fields["cached_tokens"] = self.usage.cached_tokens
@@ -171,3 +176,5 @@ class _OpenChoice:
     processor: OutputProcessor
     counts_prompt: bool
     last_at: float | None = None
+    timing: RequestTiming | None = None
+    """What the engine said last of when it began; a choice that ends at a stop string ends without the engine."""

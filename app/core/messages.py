@@ -61,6 +61,7 @@ class RequestTiming(msgspec.Struct, array_like=True):
     scheduled_at: float
     first_token_at: float
     finished_at: float
+    """0 for a request that has not finished."""
 
 
 class RequestOutput(msgspec.Struct, kw_only=True, omit_defaults=True):
@@ -77,7 +78,7 @@ class RequestOutput(msgspec.Struct, kw_only=True, omit_defaults=True):
     """Prompt tokens found in the prefix cache; the same in every output of a request."""
     finish_reason: FinishReason | None = None
     timing: RequestTiming | None = None
-    """Comes with `finish_reason`."""
+    """Comes with the first token, and again with `finish_reason`."""
     error: str = ""
     """For people, with FinishReason.ERROR."""
 

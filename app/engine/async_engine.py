@@ -73,6 +73,7 @@ def _merge(first: RequestOutput, second: RequestOutput) -> RequestOutput:
         token_ids=first.token_ids + second.token_ids,
         logprobs=first.logprobs + second.logprobs,
         prompt_logprobs=first.prompt_logprobs + second.prompt_logprobs,
+        timing=second.timing or first.timing,
     )
 
 

@@ -274,7 +274,8 @@ class Scheduler:
         sampling = request.sampling
         if sampling.max_tokens == 0:
             return self._finish(request, [], FinishReason.LENGTH)
-        if request.first_token_at == 0.0:
+        is_first = request.first_token_at == 0.0
+        if is_first:
             request.first_token_at = now
         request.token_ids.append(token)
         if request.num_computed_tokens // self.block_size > request.num_registered_blocks:
@@ -283,7 +284,10 @@ class Scheduler:
             return self._finish(request, [token], FinishReason.STOP)
         if request.num_output_tokens >= sampling.max_tokens or len(request.token_ids) >= self.max_model_len:
             return self._finish(request, [token], FinishReason.LENGTH)
-        return self._output(request, [token])
+        output = self._output(request, [token])
+        if is_first:
+            output.timing = _timing(request, 0.0)
+        return output
 
     def _output(self, request: Request, token_ids: list[int]) -> RequestOutput:
         return RequestOutput(
@@ -301,7 +305,7 @@ class Scheduler:
         output = self._output(request, token_ids)
         output.finish_reason = reason
         output.error = error
-        output.timing = RequestTiming(request.arrived_at, request.scheduled_at, request.first_token_at, self.clock())
+        output.timing = _timing(request, self.clock())
         return output
 
     def _leave_batch(self, request: Request) -> None:
@@ -357,3 +361,7 @@ class Scheduler:
             step_seconds=seconds,
             **counters,
         )
+
+
+def _timing(request: Request, finished_at: float) -> RequestTiming:
+    return RequestTiming(request.arrived_at, request.scheduled_at, request.first_token_at, finished_at)
