@@ -1,12 +1,14 @@
 """Output tokens a second through HTTP, against transformers' `generate` on a static batch of the same size.
 
-Both run the same weights in bfloat16, greedy, on all cores, one after the other within each round. A static batch is
-what `generate` is best at: all requests begin and end together, and no HTTP is between.
+Both run the same weights in bfloat16, greedy, on all cores. Within each round one side follows the other, in processes
+of its own that are gone when it is the other's turn. A static batch is what `generate` is best at: all requests begin
+and end together, and no HTTP is between.
 """
 
 import argparse
 import asyncio
 import json
+import multiprocessing
 import statistics
 import subprocess
 import sys
@@ -69,46 +71,56 @@ def _by_loadgen(
     return float(result["out_tok_s"])
 
 
-class StaticBatch:
-    """transformers' model, run on whole batches."""
+def static_batches(batches: list[int], input_len: int, output_len: int) -> list[float]:
+    """Output tokens a second of transformers, for each batch size; runs in a process of its own."""
+    import torch
+    from transformers import AutoModelForCausalLM
 
-    def __init__(self, folder: Path) -> None:
-        import torch
-        from transformers import AutoModelForCausalLM
+    loaded: Any = AutoModelForCausalLM.from_pretrained(find_model("embedded"), dtype=torch.bfloat16)
+    model = loaded.eval()
 
-        self._torch = torch
-        model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16)
-        self._model = model.eval()
-
-    def generate(self, batch: int, input_len: int, output_len: int) -> float:
-        """Output tokens a second of one batch of random prompts."""
-        prompts = self._torch.randint(*_TOKEN_IDS, (batch, input_len))
+    def generate(batch: int, num_tokens: int) -> float:
+        prompts = torch.randint(*_TOKEN_IDS, (batch, input_len))
         began = time.perf_counter()
-        output = self._model.generate(
+        output = model.generate(
             prompts,
-            attention_mask=self._torch.ones_like(prompts),
+            attention_mask=torch.ones_like(prompts),
             do_sample=False,
-            min_new_tokens=output_len,
-            max_new_tokens=output_len,
+            min_new_tokens=num_tokens,
+            max_new_tokens=num_tokens,
             pad_token_id=0,
         )
-        assert output.shape == (batch, input_len + output_len)
-        return batch * output_len / (time.perf_counter() - began)
+        assert output.shape == (batch, input_len + num_tokens)
+        return batch * num_tokens / (time.perf_counter() - began)
+
+    generate(max(batches), _WARMUP_TOKENS)
+    return [generate(batch, output_len) for batch in batches]
+
+
+def served_batches(round_number: int, args: argparse.Namespace) -> list[float]:
+    """Output tokens a second of a fresh server, for each concurrency."""
+    with paceline_serve() as server:
+        served(server, max(args.concurrency), 0, argparse.Namespace(**{**vars(args), "output_len": _WARMUP_TOKENS}))
+        return [served(server, concurrency, round_number, args) for concurrency in args.concurrency]
 
 
 def measure(args: argparse.Namespace) -> dict[int, dict[str, list[float]]]:
-    """Tokens a second of both sides: {concurrency: {side: one value for each round}}."""
-    transformers = StaticBatch(find_model("embedded"))
+    """Tokens a second of both sides: {concurrency: {side: one value for each round}}.
+
+    The sides take turns, and neither has a process while the other is measured.
+    """
     rates: dict[int, dict[str, list[float]]] = {c: {"paceline": [], "transformers": []} for c in args.concurrency}
-    with paceline_serve() as server:
-        transformers.generate(1, args.input_len, _WARMUP_TOKENS)
-        served(server, max(args.concurrency), 0, argparse.Namespace(**{**vars(args), "output_len": _WARMUP_TOKENS}))
-        for round_number in range(1, args.rounds + 1):
-            for concurrency, sides in rates.items():
-                sides["paceline"].append(served(server, concurrency, round_number, args))
-                sides["transformers"].append(transformers.generate(concurrency, args.input_len, args.output_len))
-                latest = ", ".join(f"{side} {values[-1]:.1f} tok/s" for side, values in sides.items())
-                print(f"round {round_number}, concurrency {concurrency}: {latest}", flush=True)
+    for round_number in range(1, args.rounds + 1):
+        paceline = served_batches(round_number, args)
+        with multiprocessing.get_context("spawn").Pool(1) as pool:
+            transformers = pool.apply(static_batches, (args.concurrency, args.input_len, args.output_len))
+            pool.close()
+            pool.join()  # waited for, so that its processor time counts as this script's
+        for concurrency, ours, theirs in zip(args.concurrency, paceline, transformers, strict=True):
+            rates[concurrency]["paceline"].append(ours)
+            rates[concurrency]["transformers"].append(theirs)
+            latest = f"paceline {ours:.1f} tok/s, transformers {theirs:.1f} tok/s"
+            print(f"round {round_number}, concurrency {concurrency}: {latest}", flush=True)
     return rates
 
 
