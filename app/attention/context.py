@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 @dataclass
 class AttentionMetadata:
-    """The shape of one step. Requests that decode (one token each) come first, then chunks of prompts."""
+    """The shape of one step. Requests that decode (one token each) come first, by length, then chunks of prompts."""
 
     slot_mapping: Tensor
     """(tokens,) int64: where each token's K/V is written; block id * block size + offset, or -1 for padding."""

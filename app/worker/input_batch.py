@@ -17,7 +17,7 @@ Ints = NDArray[np.int64]
 
 @dataclass
 class StepInput:
-    """One step in the order of the forward pass: decodes (one token each) first, then chunks of prompts."""
+    """One step in the order of the forward pass: decodes (one token each) by length, then chunks of prompts."""
 
     order: Ints
     """(requests,): index into the step's `rows` of each request."""
@@ -84,9 +84,9 @@ class InputBatch:
             self._append_blocks(row, block_ids)
 
         counts = np.array(step.num_scheduled_tokens, dtype=np.int64)
-        order = np.argsort(counts > 1, kind="stable")
-        counts = counts[order]
-        rows = np.array(step.rows, dtype=np.int64)[order]
+        rows = np.array(step.rows, dtype=np.int64)
+        order = np.lexsort((self.num_computed[rows], counts > 1))
+        counts, rows = counts[order], rows[order]
         starts = self.num_computed[rows]
         seq_lens = starts + counts
         query_starts = np.zeros(len(rows) + 1, dtype=np.int64)

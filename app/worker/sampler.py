@@ -97,11 +97,15 @@ class Sampler:
         tokens = logits.argmax(dim=-1)
         drawn = np.flatnonzero(temperature > 0)
         if len(drawn):
-            scaled = logits[torch.from_numpy(drawn)] / torch.from_numpy(temperature[drawn])[:, None]
-            numbers = torch.from_numpy(uniform(self._seeds[rows[drawn]], positions[drawn] + 1))
-            tokens[torch.from_numpy(drawn)] = self._draw(scaled, rows[drawn], numbers)
+            index = self._tensor(drawn)
+            scaled = logits[index] / self._tensor(temperature[drawn])[:, None]
+            numbers = self._tensor(uniform(self._seeds[rows[drawn]], positions[drawn] + 1))
+            tokens[index] = self._draw(scaled, rows[drawn], numbers)
         self._count(tokens, rows)
         return tokens
+
+    def _tensor(self, array: NDArray[np.generic]) -> Tensor:
+        return torch.from_numpy(array).to(self.device)
 
     def _adjust(self, logits: Tensor, state: RowState, num_tokens: int) -> None:
         """Penalties, bias and minimum length: changes (vocab,) logits of one row in place."""
@@ -137,14 +141,14 @@ class Sampler:
         Rows are grouped by how many candidates their own filters need, so that how a row is computed never
         depends on its neighbours.
         """
-        tokens = torch.empty(len(rows), dtype=torch.int64)
+        tokens = torch.empty(len(rows), dtype=torch.int64, device=self.device)
         groups: dict[int, list[int]] = {}
         for index, row in enumerate(rows):
             state = self._rows[row]
             assert state is not None
             groups.setdefault(self._num_candidates(state.sampling), []).append(index)
         for count, members in groups.items():
-            group = torch.tensor(members)
+            group = torch.tensor(members, device=self.device)
             if count == 0:
                 tokens[group] = _invert(torch.softmax(logits[group], dim=-1), numbers[group])
             else:
@@ -161,11 +165,11 @@ class Sampler:
     def _draw_filtered(self, logits: Tensor, params: list[SamplingParams], numbers: Tensor, count: int) -> Tensor:
         """Draw among the tokens that top-k, then top-p, then min-p leave over."""
         count = min(count, self.vocab_size)
-        top_k = torch.tensor([p.top_k or self.vocab_size for p in params])[:, None]
-        top_p = torch.tensor([p.top_p for p in params], dtype=torch.float64)[:, None]
-        min_p = torch.tensor([p.min_p for p in params])[:, None]
+        top_k = torch.tensor([p.top_k or self.vocab_size for p in params], device=self.device)[:, None]
+        top_p = torch.tensor([p.top_p for p in params], dtype=torch.float64, device=self.device)[:, None]
+        min_p = torch.tensor([p.min_p for p in params], device=self.device)[:, None]
         values, ids = logits.topk(count, dim=-1)  # (n, count), most probable first
-        in_top_k = torch.arange(count) < top_k
+        in_top_k = torch.arange(count, device=self.device) < top_k
         # Probabilities are relative to what top-k leaves: all of the vocabulary if it is off.
         whole = torch.where(
             top_k[:, 0] >= self.vocab_size,

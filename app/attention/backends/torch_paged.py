@@ -6,9 +6,10 @@ of K and V, and one copy of them.
 """
 
 import math
+import mmap
+from itertools import pairwise
 from typing import NamedTuple
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -20,8 +21,8 @@ from app.attention.layer import Attention, AttentionConfig
 class _DecodeGroup(NamedTuple):
     """Decoding requests of similar length, padded to the longest."""
 
-    rows: Tensor
-    """(requests,): which of the step's tokens, which is the same as which of its requests."""
+    rows: slice
+    """Which of the step's requests, which is the same as which of its tokens."""
     blocks: Tensor
     """(requests * blocks,): the blocks to gather, request by request."""
     mask: Tensor
@@ -62,32 +63,30 @@ class TorchPagedBackend:
                 -(-length // metadata.block_size) - first
                 for length, first in zip(metadata.seq_lens, first_blocks, strict=True)
             ]
-            # Powers of two: a group is padded to at most twice what it needs.
-            groups: dict[int, list[int]] = {}
-            for row in range(metadata.num_decodes):
-                groups.setdefault(spans[row].bit_length(), []).append(row)
+            # Powers of two: a group is padded to at most twice what it needs. Requests come sorted by length.
+            sizes = [span.bit_length() for span in spans[: metadata.num_decodes]]
+            ends = [row for row in range(1, len(sizes) + 1) if row == len(sizes) or sizes[row] != sizes[row - 1]]
+            groups = [slice(start, end) for start, end in pairwise([0, *ends])]
             metadata.derived[key] = [
-                self._make_group(rows, max(spans[row] for row in rows), first_blocks, config, metadata)
-                for rows in groups.values()
+                self._make_group(rows, max(spans[rows]), first_blocks[rows], config, metadata) for rows in groups
             ]
         result: list[_DecodeGroup] = metadata.derived[key]
         return result
 
     def _make_group(
-        self, rows: list[int], span: int, first_blocks: list[int], config: AttentionConfig, metadata: AttentionMetadata
+        self, rows: slice, span: int, first_blocks: list[int], config: AttentionConfig, metadata: AttentionMetadata
     ) -> _DecodeGroup:
         device = metadata.block_tables.device
-        row_index = torch.tensor(rows, device=device)
-        first = torch.tensor([first_blocks[row] for row in rows], device=device)[:, None]
-        lengths = torch.tensor([metadata.seq_lens[row] for row in rows], device=device)[:, None]
+        first = torch.tensor(first_blocks, device=device)[:, None]
+        lengths = torch.tensor(metadata.seq_lens[rows], device=device)[:, None]
         columns = (first + torch.arange(span, device=device)).clamp_(max=metadata.block_tables.shape[1] - 1)
-        blocks = metadata.block_tables[row_index[:, None], columns].flatten()
+        blocks = metadata.block_tables[rows].gather(1, columns).flatten()
         positions = first * metadata.block_size + torch.arange(span * metadata.block_size, device=device)
         seen = positions < lengths
         if config.window is not None:
             seen &= positions >= lengths - config.window
         mask = torch.zeros(seen.shape, device=device).masked_fill_(~seen, float("-inf"))
-        return _DecodeGroup(row_index, blocks, mask[:, None, :])
+        return _DecodeGroup(rows, blocks, mask[:, None, :])
 
     def _decode(self, layer: Attention, q: Tensor, group: _DecodeGroup) -> Tensor:
         """One query token per request: (requests, num_heads, head_dim) to (requests, num_heads, v_head_dim)."""
@@ -96,7 +95,7 @@ class TorchPagedBackend:
         k = layer.k_cache.index_select(1, group.blocks).view(heads * requests, -1, config.head_dim)
         v = layer.v_cache.index_select(1, group.blocks).view(heads * requests, -1, config.v_head_dim)
         # Query heads that share a K/V head become rows of one product: (heads * requests, group, head_dim).
-        q = q.view(requests, heads, -1, config.head_dim).transpose(0, 1).reshape(heads * requests, -1, config.head_dim)
+        q = q.reshape(requests, heads, -1, config.head_dim).transpose(0, 1).reshape(heads * requests, -1, config.head_dim)
         scores = torch.bmm(q, k.transpose(1, 2)).float().mul_(config.scale)
         if config.softcap is not None:
             scores.div_(config.softcap).tanh_().mul_(config.softcap)
@@ -152,7 +151,13 @@ def _first_block(length: int, window: int | None, metadata: AttentionMetadata) -
 
 
 def _zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
-    """A tensor of zeros that, on the CPU, takes memory only as it is written to: torch.zeros would write all of it."""
+    """A tensor of zeros. On the CPU it takes memory only as it is written to, while torch.zeros would write all of it.
+
+    Blocks are small and lie anywhere: with pages of 2 MiB, finding them misses the processor's table less often.
+    """
     if device.type != "cpu":
         return torch.zeros(shape, dtype=dtype, device=device)
-    return torch.from_numpy(np.zeros(math.prod(shape) * dtype.itemsize, dtype=np.uint8)).view(dtype).view(shape)
+    memory = mmap.mmap(-1, math.prod(shape) * dtype.itemsize)
+    if hasattr(mmap, "MADV_HUGEPAGE"):
+        memory.madvise(mmap.MADV_HUGEPAGE)
+    return torch.frombuffer(memory, dtype=dtype).view(shape)
