@@ -97,10 +97,10 @@ class Sampler:
         tokens = logits.argmax(dim=-1)
         drawn = np.flatnonzero(temperature > 0)
         if len(drawn):
-            index = self._tensor(drawn)
-            scaled = logits[index] / self._tensor(temperature[drawn])[:, None]
+            members = self._tensor(drawn)
+            scaled = logits[members] / self._tensor(temperature[drawn])[:, None]
             numbers = self._tensor(uniform(self._seeds[rows[drawn]], positions[drawn] + 1))
-            tokens[index] = self._draw(scaled, rows[drawn], numbers)
+            tokens[members] = self._draw(scaled, rows[drawn], numbers)
         self._count(tokens, rows)
         return tokens
 
