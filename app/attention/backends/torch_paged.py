@@ -1,8 +1,8 @@
 """Paged attention in plain torch operations: for the CPU, and the reference for every other backend.
 
 Cache layout: (num_kv_heads, num_blocks, block_size, head_dim). With the heads outside, gathering the blocks of a batch
-gives (num_kv_heads, requests, tokens, head_dim), which is what a batched matrix product takes: no transposition
-of K and V, and one copy of them.
+gives (num_kv_heads, requests, tokens, head_dim), which is what torch's attention takes: one copy of K and V, and no
+transposition.
 """
 
 import math
@@ -26,7 +26,7 @@ class _DecodeGroup(NamedTuple):
     blocks: Tensor
     """(requests * blocks,): the blocks to gather, request by request."""
     mask: Tensor
-    """(requests, 1, tokens) float32: 0 where a token is seen, else -inf."""
+    """(1, requests, 1, tokens): 0 where a token is seen, else -inf."""
 
 
 class TorchPagedBackend:
@@ -45,7 +45,7 @@ class TorchPagedBackend:
             cache.flatten(1, 2).index_copy_(1, metadata.slot_mapping, new.transpose(0, 1))
         config = layer.config
         out = q.new_empty(q.shape[0], config.num_heads, config.v_head_dim)
-        for group in self._decode_groups(config, metadata):
+        for group in self._decode_groups(layer, metadata):
             out[group.rows] = self._decode(layer, q[group.rows], group)
         for index in range(metadata.num_decodes, len(metadata.seq_lens)):
             chunk = slice(metadata.query_starts[index], metadata.query_starts[index + 1])
@@ -54,11 +54,12 @@ class TorchPagedBackend:
 
     # ------------------------------------------------------------------ decode
 
-    def _decode_groups(self, config: AttentionConfig, metadata: AttentionMetadata) -> list[_DecodeGroup]:
+    def _decode_groups(self, layer: Attention, metadata: AttentionMetadata) -> list[_DecodeGroup]:
         """The step's decodes by length, for this layer's window. Made by the first such layer of a step."""
-        key = ("decode", config.window)
+        window = layer.config.window
+        key = ("decode", window)
         if key not in metadata.derived:
-            first_blocks = [_first_block(length, config.window, metadata) for length in metadata.seq_lens]
+            first_blocks = [_first_block(length, window, metadata) for length in metadata.seq_lens]
             spans = [
                 -(-length // metadata.block_size) - first
                 for length, first in zip(metadata.seq_lens, first_blocks, strict=True)
@@ -68,13 +69,13 @@ class TorchPagedBackend:
             ends = [row for row in range(1, len(sizes) + 1) if row == len(sizes) or sizes[row] != sizes[row - 1]]
             groups = [slice(start, end) for start, end in pairwise([0, *ends])]
             metadata.derived[key] = [
-                self._make_group(rows, max(spans[rows]), first_blocks[rows], config, metadata) for rows in groups
+                self._make_group(rows, max(spans[rows]), first_blocks[rows], layer, metadata) for rows in groups
             ]
         result: list[_DecodeGroup] = metadata.derived[key]
         return result
 
     def _make_group(
-        self, rows: slice, span: int, first_blocks: list[int], config: AttentionConfig, metadata: AttentionMetadata
+        self, rows: slice, span: int, first_blocks: list[int], layer: Attention, metadata: AttentionMetadata
     ) -> _DecodeGroup:
         device = metadata.block_tables.device
         first = torch.tensor(first_blocks, device=device)[:, None]
@@ -83,25 +84,19 @@ class TorchPagedBackend:
         blocks = metadata.block_tables[rows].gather(1, columns).flatten()
         positions = first * metadata.block_size + torch.arange(span * metadata.block_size, device=device)
         seen = positions < lengths
-        if config.window is not None:
-            seen &= positions >= lengths - config.window
-        mask = torch.zeros(seen.shape, device=device).masked_fill_(~seen, float("-inf"))
-        return _DecodeGroup(rows, blocks, mask[:, None, :])
+        if layer.config.window is not None:
+            seen &= positions >= lengths - layer.config.window
+        return _DecodeGroup(rows, blocks, _mask(seen, layer.k_cache.dtype)[None, :, None])
 
     def _decode(self, layer: Attention, q: Tensor, group: _DecodeGroup) -> Tensor:
         """One query token per request: (requests, num_heads, head_dim) to (requests, num_heads, v_head_dim)."""
         config = layer.config
         heads, requests = config.num_kv_heads, q.shape[0]
-        k = layer.k_cache.index_select(1, group.blocks).view(heads * requests, -1, config.head_dim)
-        v = layer.v_cache.index_select(1, group.blocks).view(heads * requests, -1, config.v_head_dim)
-        # Query heads that share a K/V head become rows of one product: (heads * requests, group, head_dim).
-        q = q.reshape(requests, heads, -1, config.head_dim).transpose(0, 1).reshape(heads * requests, -1, config.head_dim)
-        scores = torch.bmm(q, k.transpose(1, 2)).float().mul_(config.scale)
-        if config.softcap is not None:
-            scores.div_(config.softcap).tanh_().mul_(config.softcap)
-        scores = scores.view(heads, requests, -1, k.shape[1]).add_(group.mask).flatten(0, 1)
-        out = torch.bmm(torch.softmax(scores, dim=-1).to(v.dtype), v)
-        return out.view(heads, requests, -1, config.v_head_dim).transpose(0, 1).flatten(1, 2)
+        k = layer.k_cache.index_select(1, group.blocks).view(heads, requests, -1, config.head_dim)
+        v = layer.v_cache.index_select(1, group.blocks).view(heads, requests, -1, config.v_head_dim)
+        # Query heads that share a K/V head are as good as queries of it: (heads, requests, group, head_dim).
+        q = q.unflatten(1, (heads, -1)).transpose(0, 1)
+        return _attend(q, k, v, group.mask, config).transpose(0, 1).flatten(1, 2)
 
     # ------------------------------------------------------------------ prefill
 
@@ -114,13 +109,7 @@ class TorchPagedBackend:
         repeats = config.num_heads // config.num_kv_heads
         k = layer.k_cache.index_select(1, blocks).flatten(1, 2)[:, :num_keys].repeat_interleave(repeats, dim=0)
         v = layer.v_cache.index_select(1, blocks).flatten(1, 2)[:, :num_keys].repeat_interleave(repeats, dim=0)
-        q = q.transpose(0, 1)
-        if config.softcap is None:
-            out = F.scaled_dot_product_attention(q[None], k[None], v[None], attn_mask=mask, scale=config.scale)[0]
-        else:
-            scores = torch.bmm(q, k.transpose(1, 2)).float().mul_(config.scale)
-            scores.div_(config.softcap).tanh_().mul_(config.softcap).add_(mask)
-            out = torch.bmm(torch.softmax(scores, dim=-1).to(v.dtype), v)
+        out = _attend(q.transpose(0, 1)[None], k[None], v[None], mask, config)[0]
         return out.transpose(0, 1)
 
     def _prefill_plan(
@@ -139,8 +128,7 @@ class TorchPagedBackend:
             seen = keys <= queries
             if config.window is not None:
                 seen &= keys > queries - config.window
-            mask = torch.zeros(seen.shape, dtype=q.dtype, device=q.device).masked_fill_(~seen, float("-inf"))
-            metadata.derived[key] = (first_key, blocks, mask)
+            metadata.derived[key] = (first_key, blocks, _mask(seen, q.dtype))
         plan: tuple[int, Tensor, Tensor] = metadata.derived[key]
         return plan
 
@@ -148,6 +136,20 @@ class TorchPagedBackend:
 def _first_block(length: int, window: int | None, metadata: AttentionMetadata) -> int:
     """Index of the first block that holds a token seen from a request's last `window` positions."""
     return 0 if window is None else max(0, length - window) // metadata.block_size
+
+
+def _attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, config: AttentionConfig) -> Tensor:
+    """Attention of q (a, b, queries, head_dim) to k and v (a, b, keys, ...); `mask` is added to the scores."""
+    if config.softcap is None:
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=config.scale)
+    scores = torch.matmul(q, k.transpose(-1, -2)).float().mul_(config.scale / config.softcap)
+    scores.tanh_().mul_(config.softcap).add_(mask)
+    return torch.matmul(torch.softmax(scores, dim=-1).to(v.dtype), v)
+
+
+def _mask(seen: Tensor, dtype: torch.dtype) -> Tensor:
+    """0 where something is seen, else -inf."""
+    return torch.zeros(seen.shape, dtype=dtype, device=seen.device).masked_fill_(~seen, float("-inf"))
 
 
 def _zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
