@@ -67,6 +67,8 @@ def _device(settings: Settings) -> torch.device:
         torch.set_num_threads(settings.cpu_threads or len(os.sched_getaffinity(0)))
         log.info("device cpu, %d threads", torch.get_num_threads())
     else:
+        # cuDNN's attention makes a plan for each new shape, which takes a second. A step's shape is nearly always new.
+        torch.backends.cuda.enable_cudnn_sdp(False)
         log.info("device %s", torch.cuda.get_device_name(device))
     return device
 
