@@ -14,9 +14,21 @@ class Linear(nn.Module):
         super().__init__()
         self.weight = nn.Parameter(torch.empty(out_features, in_features))
         self.bias = nn.Parameter(torch.empty(out_features)) if bias else None
+        self._packed: Tensor | None = None
 
     def forward(self, x: Tensor) -> Tensor:
+        if self._packed is not None:
+            out: Tensor = torch.ops.mkldnn._linear_pointwise(x, self._packed, self.bias, "none", [], "")
+            return out
         return F.linear(x, self.weight, self.bias)
+
+    def pack(self) -> None:
+        """Reorder the filled weight, once, as oneDNN's kernels want it: otherwise they do so in every product.
+
+        Only for bfloat16 on a CPU that is fast at it; a packed layer's `weight` stays as it is.
+        """
+        if self.weight.dtype is torch.bfloat16 and torch.ops.mkldnn._is_mkldnn_bf16_supported():
+            self._packed = torch.ops.mkldnn._reorder_linear_weight(self.weight.data)
 
 
 class MergedLinear(Linear):

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from app.attention.layer import Attention
 from app.errors import ModelError
-from app.layers.linear import MergedLinear
+from app.layers.linear import Linear, MergedLinear
 from app.models.config import FAMILIES, NotCarriedError, parse_decoder_config
 from app.models.decoder import Decoder
 
@@ -110,6 +110,10 @@ def _try_decoder(
         log.info("using transformers' model: the decoder does not carry %s", reason)
         return None
     _load_weights(model, folder.path)
+    if device.type == "cpu":
+        for module in model.modules():
+            if isinstance(module, Linear):
+                module.pack()
     return model
 
 
