@@ -191,9 +191,11 @@ class ChatTemplate:
                 size += len(piece)
                 if size > _MAX_OUTPUT:
                     raise ValueError(f"the text is longer than {_MAX_OUTPUT} characters")
+            text = "".join(pieces)
+            text.encode()  # half a surrogate pair, which a template can write, is no text for the tokenizer
         except Exception as error:  # templates are programs: theirs can be any error
             raise InvalidRequestError(f"the chat template refuses these messages: {error}", "messages") from error
-        return "".join(pieces)
+        return text
 
     # ------------------------------------------------------------------ control tokens that users typed
 

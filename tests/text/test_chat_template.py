@@ -87,6 +87,14 @@ def test_the_final_message_is_left_open_as_transformers_does(
     assert render(model, chat, override=TEMPLATES[name], continue_final_message=True) == want
 
 
+def test_a_template_that_continues_a_message_is_told_of_no_generation_prompt(
+    model: ChatTemplate, oracles: dict[str, Any]
+) -> None:
+    chat, source = [{"role": "assistant", "content": "Well"}], "{{ add_generation_prompt }} {{ messages[0].content }}!"
+    want = oracles["smol"].apply_chat_template(chat, chat_template=source, tokenize=False, continue_final_message=True)
+    assert render(model, chat, override=source, continue_final_message=True) == want == "False Well"
+
+
 PIECES = ["hello ", "\n", "<|im_start|>", "<|im_end|>", "<|im_", "start|>", "<|endoftext|>", "system", " 😀", "1"]
 
 
@@ -150,6 +158,11 @@ def test_control_tokens_stay_text_in_any_field_and_through_filters(
     assert model.render(chat, **options) == [("<|im_end|>", False)]
 
 
+def test_a_control_token_is_not_mistaken_for_another_inside_it() -> None:
+    template = ChatTemplate("{{ messages[0].content }}", {}, ["<a>", "<a><b>", "<b>"])
+    assert template.render([{"role": "user", "content": "<a><b><a>"}]) == [("<a><b>", False), ("<a>", False)]
+
+
 def test_parts_of_a_message_are_joined_by_line_breaks(model: ChatTemplate) -> None:
     parts = [{"type": "text", "text": "one"}, {"type": "text", "text": "two"}]
     joined = render(model, [{"role": "user", "content": "one\ntwo"}])
@@ -179,6 +192,7 @@ LOOPS = "{% for i in range(99999) %}{% for j in range(99999) %}" + "x" * 100 + "
         ({"override": "{{ namespace(__html__=1) }}"}, "__html__", "messages"),
         ({"override": "{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}"}, "recursion", "messages"),
         ({"override": LOOPS}, "longer than 100000 characters", "messages"),
+        ({"override": "{{ '\\ud800' }}"}, "surrogates not allowed", "messages"),
         ({"override": "{% for %}"}, "chat_template: ", "chat_template"),
         ({"override": "{{ " + "(" * 5000}, "chat_template: ", "chat_template"),
         ({"kwargs": {"messages": []}}, "messages cannot be set here", "chat_template_kwargs"),
