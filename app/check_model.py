@@ -71,6 +71,7 @@ def _reference(folder: Path, prompt: list[int]) -> torch.Tensor:
     """(tokens - 1,): what transformers' own model says of each token but the first."""
     from transformers import AutoModelForCausalLM
 
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    # Eager: some of transformers' faster attentions leave out what a model has, such as soft-capping.
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager")
     logits = model(torch.tensor([prompt])).logits[0, :-1].float()
     return torch.log_softmax(logits, -1).gather(1, torch.tensor(prompt[1:])[:, None])[:, 0]

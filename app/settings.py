@@ -83,7 +83,9 @@ class ServerSettings(BaseModel):
         1.0, gt=0, description="seconds of silence after which a stream sends an SSE comment"
     )
     keepalive_timeout: int = Field(75, ge=1, description="seconds that an idle HTTP connection is kept")
-    trust_request_chat_template: bool = Field(False, description="let requests bring their own chat_template")
+    trust_request_chat_template: bool = Field(
+        False, description="let requests bring their own chat_template: a program that can take time and memory"
+    )
     log_format: Literal["console", "json"] = Field("console", description="form of the log lines on stderr")
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="least severe line to log")
 

@@ -24,7 +24,7 @@ from app.settings import Settings
 log = logging.getLogger(__name__)
 
 _STOP_SECONDS = 10
-"""What a child gets to end by itself after SIGTERM."""
+"""What a child gets to end by itself."""
 
 
 class EngineProcess:
@@ -58,14 +58,14 @@ def _start(module: str, settings: Settings, *arguments: str, fds: tuple[int, ...
 
 
 def _stop(process: subprocess.Popen[bytes]) -> None:
-    process.terminate()
+    """Tell a child to end, and make sure that it does."""
+    assert process.stdin is not None
+    process.stdin.close()
     try:
         process.wait(_STOP_SECONDS)
     except subprocess.TimeoutExpired:
         process.kill()
         process.wait()
-    if process.stdin is not None:
-        process.stdin.close()
 
 
 def listen(settings: Settings) -> socket.socket:

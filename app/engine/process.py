@@ -94,12 +94,14 @@ class EngineServer:
 
 
 def main() -> None:
-    """Load the model and serve until stdin is closed or a signal comes."""
+    """Load the model and serve until stdin is closed."""
     address, model_folder = sys.argv[1:]
     settings = Settings.model_validate_json(sys.stdin.readline())
     configure_logging(settings, process="engine")
     threading.Thread(target=_exit_with_parent, daemon=True).start()
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent decides what it means
+    # Signals may reach the whole group at once; what they mean for open requests is the parent's to decide.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
     server = EngineServer(address)
     try:
         core, ready = build_engine(settings, Path(model_folder))

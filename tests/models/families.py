@@ -101,5 +101,8 @@ def write_checkpoint(family: str, options: dict[str, Any], folder: Path) -> PreT
         spread, middle = (0.2, 0.0) if parameter.dim() > 1 else (0.3, 0.7)
         parameter.data = torch.randn(parameter.shape, generator=generator) * spread + middle
     model.save_pretrained(folder)
-    loaded: PreTrainedModel = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
-    return loaded
+    # Eager: some versions of transformers' faster attentions leave soft-capping out.
+    loaded: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
+        folder, dtype=torch.float32, attn_implementation="eager"
+    )
+    return loaded.eval()  # type: ignore[no-any-return]
