@@ -1,7 +1,7 @@
 """Every setting of the service, in groups by who reads them.
 
 A value comes from, strongest first: a command-line flag, a `PACELINE_*` environment variable, a YAML file
-(`--config`), the default here. Unknown keys are refused. Settings are frozen; "auto" (None) values that depend
+that `PACELINE_CONFIG` names, the default here. Unknown keys are refused. Settings are frozen; "auto" (None) values that depend
 on the model or the machine are resolved by `app.worker.resolve`, which logs what it chose and why.
 """
 
@@ -104,7 +104,7 @@ class Settings(ModelSettings, CacheSettings, SchedulerSettings, ServerSettings, 
         dotenv_settings: PydanticBaseSettingsSource,  # noqa: ARG003
         file_secret_settings: PydanticBaseSettingsSource,  # noqa: ARG003
     ) -> tuple[PydanticBaseSettingsSource, ...]:
-        """Flags, then environment, then the YAML file that $PACELINE_CONFIG (or --config) names."""
+        """Flags, then environment, then the YAML file that $PACELINE_CONFIG names."""
         chain = [init_settings, env_settings]
         if config := os.environ.get(f"{ENV_PREFIX}CONFIG"):
             chain.append(YamlConfigSettingsSource(settings_cls, Path(config)))
