@@ -1,8 +1,8 @@
 """Every setting of the service, in groups by who reads them.
 
-A value comes from, strongest first: a command-line flag, a `PACELINE_*` environment variable, a YAML file
-that `PACELINE_CONFIG` names, the default here. Unknown keys are refused. Settings are frozen; "auto" (None) values that depend
-on the model or the machine are resolved by `app.worker.resolve`, which logs what it chose and why.
+A value comes from, strongest first: a command-line flag, a `PACELINE_*` environment variable, the YAML file that
+`PACELINE_CONFIG` names, the default here. Unknown keys are refused. Settings are frozen; "auto" (None) values that
+depend on the model or the machine are resolved by `app.worker.resolve`, which logs what it chose and why.
 """
 
 import os
