@@ -10,7 +10,7 @@ from pydantic.fields import FieldInfo
 from app import __version__
 from app.bench.command import bench
 from app.errors import EXIT_STARTUP_ERROR, StartupError
-from app.settings import GROUPS, Settings, load_settings
+from app.settings import GROUPS, load_settings
 
 cli = typer.Typer(
     name="paceline",
@@ -46,10 +46,6 @@ def _with_settings(command: Any, groups: tuple[type, ...]) -> Any:
     return command
 
 
-def _settings(flags: dict[str, Any]) -> Settings:
-    return load_settings(**flags)
-
-
 def serve(**flags: Any) -> None:
     """Serve a model over HTTP.
 
@@ -57,7 +53,7 @@ def serve(**flags: Any) -> None:
     """
     from app.supervisor import serve as run
 
-    sys.exit(run(_settings(flags)))
+    sys.exit(run(load_settings(**flags)))
 
 
 def generate(
@@ -70,7 +66,7 @@ def generate(
     """Generate text in this process, without a server."""
     from app.offline import generate_text
 
-    for piece in generate_text(_settings(flags), prompt, max_tokens, temperature, raw):
+    for piece in generate_text(load_settings(**flags), prompt, max_tokens, temperature, raw):
         print(piece, end="", flush=True)
     print()
 

@@ -6,12 +6,13 @@ from typing import Any
 
 from fastapi import Request
 from starlette.responses import Response
+from starlette.types import Receive
 
 
 async def run_unless_disconnected(request: Request, work: Coroutine[Any, Any, bytes]) -> Response:
     """Run `work` and answer with its JSON; if the client goes away before, cancel it."""
     task = asyncio.create_task(work)
-    watcher = asyncio.create_task(_disconnected(request))
+    watcher = asyncio.create_task(wait_for_disconnect(request.receive))
     try:
         await asyncio.wait((task, watcher), return_when=asyncio.FIRST_COMPLETED)
         if not task.done():
@@ -23,6 +24,7 @@ async def run_unless_disconnected(request: Request, work: Coroutine[Any, Any, by
         await asyncio.gather(task, watcher, return_exceptions=True)
 
 
-async def _disconnected(request: Request) -> None:
-    while (await request.receive())["type"] != "http.disconnect":
+async def wait_for_disconnect(receive: Receive) -> None:
+    """Return when the client has gone away; what it still sends is dropped."""
+    while (await receive())["type"] != "http.disconnect":
         pass

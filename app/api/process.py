@@ -100,8 +100,8 @@ async def _greet(service: Service, sock: socket.socket, started_at: float) -> No
     """Once the engine is ready, say where and with what."""
     with suppress(EngineUnavailableError):  # the engine itself has said why it does not start
         ready = await service.engine.wait_until_ready()
-        service.metrics.record_startup({**ready.startup_seconds, "total": time.time() - started_at})
         total = time.time() - started_at
+        service.metrics.record_startup({**ready.startup_seconds, "total": total})
         print(_banner(service, ready, sock, total), file=sys.stderr, flush=True)
 
 

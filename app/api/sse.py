@@ -9,6 +9,7 @@ import msgspec
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
+from app.api.disconnect import wait_for_disconnect
 from app.api.errors import error_body
 from app.errors import ApiError, InternalError
 
@@ -47,7 +48,7 @@ class EventStream(Response):
         await send({"type": "http.response.start", "status": 200, "headers": _HEADERS})
         tasks = [
             asyncio.create_task(self._send_events(send)),
-            asyncio.create_task(_wait_for_disconnect(receive)),
+            asyncio.create_task(wait_for_disconnect(receive)),
             asyncio.create_task(self._send_comments(send)),
         ]
         try:
@@ -84,8 +85,3 @@ class EventStream(Response):
             if loop.time() - self._last_sent >= self._keepalive:
                 await send({"type": "http.response.body", "body": _COMMENT, "more_body": True})
                 self._last_sent = loop.time()
-
-
-async def _wait_for_disconnect(receive: Receive) -> None:
-    while (await receive())["type"] != "http.disconnect":
-        pass

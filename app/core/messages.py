@@ -40,7 +40,6 @@ EngineCommand = HelloCommand | GenerateCommand | AbortCommand
 class EngineReady(msgspec.Struct, tag=True, kw_only=True):
     """The engine can take work; what a client may want to know of it."""
 
-    pid: int
     architecture: str
     model_impl: str
     device: str

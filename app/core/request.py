@@ -48,7 +48,6 @@ class Request:
     """Prefix blocks are shared only between requests of equal salt."""
 
     status: RequestStatus = RequestStatus.WAITING
-    finish_reason: FinishReason | None = None
     row: int = -1
     """Its place in the worker's batch arrays while RUNNING."""
     block_table: list[int] = field(default_factory=list)

@@ -59,8 +59,8 @@ class BlockPool:
                 del self._cached[block]
             self._references[block] += 1
 
-    def num_evictable(self, blocks: list[int]) -> int:
-        """How many of these would no longer be available to `allocate` once they are shared."""
+    def num_unused(self, blocks: list[int]) -> int:
+        """How many of these no table names: they are available to `allocate` until they are shared."""
         return sum(self._references[block] == 0 for block in blocks)
 
     def free(self, blocks: list[int]) -> None:

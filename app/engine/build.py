@@ -1,6 +1,5 @@
 """Putting an engine together: the one place that knows both scheduler and worker."""
 
-import os
 import time
 from pathlib import Path
 
@@ -33,7 +32,6 @@ def build_engine(settings: Settings, model_folder: Path) -> tuple[EngineCore, En
         prefix_caching=settings.prefix_caching,
     )
     ready = EngineReady(
-        pid=os.getpid(),
         architecture=built.architecture,
         model_impl=built.model_impl,
         device=built.device,

@@ -1,13 +1,12 @@
 """Which KV blocks hold which tokens: a chain of hashes of full blocks.
 
-A block's hash covers its tokens and the hash of the block before it, so equal hashes mean equal beginnings of a
-text. Only full blocks are known here: their contents never change again.
+A block's hash covers its tokens and the hash of the block before it, so equal hashes mean equal beginnings of a text:
+with a weaker hash than SHA-256, a tenant could forge a collision with another's prompt. Only full blocks are known
+here: their contents never change again.
 """
 
 import hashlib
 from array import array
-
-HASH_LENGTH = 32  # bytes of SHA-256: with a weaker hash, a tenant could forge a collision with another's prompt
 
 
 def root_hash(salt: str) -> bytes:
@@ -26,9 +25,6 @@ class PrefixCache:
     def __init__(self) -> None:
         self._block_of: dict[bytes, int] = {}
         self._hash_of: dict[int, bytes] = {}
-
-    def __len__(self) -> int:
-        return len(self._block_of)
 
     def __contains__(self, block: int) -> bool:
         return block in self._hash_of
@@ -53,9 +49,7 @@ class PrefixCache:
         """Forget what `block` holds: it is about to be overwritten."""
         del self._block_of[self._hash_of.pop(block)]
 
-    def clear(self) -> list[int]:
-        """Forget everything; returns the blocks that were known."""
-        blocks = list(self._hash_of)
+    def clear(self) -> None:
+        """Forget everything."""
         self._block_of.clear()
         self._hash_of.clear()
-        return blocks

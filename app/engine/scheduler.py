@@ -76,10 +76,6 @@ class Scheduler:
         return [self._finish(request, [], reason, error)] if request else []
 
     @property
-    def num_waiting(self) -> int:
-        return self._num_waiting
-
-    @property
     def has_requests(self) -> bool:
         return bool(self.requests)
 
@@ -159,7 +155,7 @@ class Scheduler:
                 deferred.append(heapq.heappop(self._waiting))
                 continue
             total = self._num_blocks(len(request.token_ids))
-            if total - len(shared) + self.pool.num_evictable(shared) + promised > self.pool.num_available:
+            if total - len(shared) + self.pool.num_unused(shared) + promised > self.pool.num_available:
                 break
             heapq.heappop(self._waiting)
             count = min(len(request.token_ids) - len(shared) * self.block_size, prompt_budget)
@@ -300,7 +296,6 @@ class Scheduler:
         else:
             self._num_waiting -= 1  # its entry in the heap is dropped when it comes up
         request.status = RequestStatus.FINISHED
-        request.finish_reason = reason
         del self.requests[request.request_id]
         output = self._output(request, token_ids)
         output.finish_reason = reason

@@ -38,7 +38,6 @@ class RotaryEmbedding(nn.Module):
 
     def __init__(self, config: RopeConfig, max_positions: int) -> None:
         super().__init__()
-        self.rotary_dim = config.rotary_dim
         angles = torch.arange(max_positions, dtype=torch.float32)[:, None] * inverse_frequencies(config)
         # (max_positions, rotary_dim): each angle twice, for the two halves of a head.
         self.register_buffer("cos", torch.cat((angles, angles), dim=-1).cos(), persistent=False)

@@ -21,7 +21,7 @@ from app.models.decoder import Decoder
 
 log = logging.getLogger(__name__)
 
-_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 _SAY_EVERY = 2.0
 """Seconds between two lines about the progress of loading."""
 _PARTS = {"qkv_proj": ("q_proj", "k_proj", "v_proj"), "gate_up_proj": ("gate_proj", "up_proj")}
@@ -52,7 +52,7 @@ class ModelFolder:
     @property
     def dtype(self) -> torch.dtype:
         """The dtype that the checkpoint says it is stored in; float32 if it does not say."""
-        return _DTYPES.get(self.raw.get("dtype") or self.raw.get("torch_dtype") or "float32", torch.float32)
+        return DTYPES.get(self.raw.get("dtype") or self.raw.get("torch_dtype") or "float32", torch.float32)
 
     @property
     def max_position_embeddings(self) -> int | None:

@@ -10,7 +10,7 @@ import torch
 
 from app.core.step import Limits
 from app.errors import StartupError
-from app.models.loader import ModelFolder
+from app.models.loader import DTYPES, ModelFolder
 from app.settings import Settings
 
 log = logging.getLogger(__name__)
@@ -19,7 +19,6 @@ _FALLBACK_LENGTH = 2048
 """Context of a model that does not say what it was made for."""
 _KV_SHARE_OF_MEMORY = 0.5
 """Of the memory that is free once the weights are loaded. The rest is for activations, and for other programs."""
-_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 @dataclass(frozen=True)
@@ -75,7 +74,7 @@ def _device(settings: Settings) -> torch.device:
 
 def _dtype(settings: Settings, folder: ModelFolder, device: torch.device) -> torch.dtype:
     if settings.dtype != "auto":
-        return _DTYPES[settings.dtype]
+        return DTYPES[settings.dtype]
     stored = folder.dtype
     if device.type == "cpu" and stored is not torch.float32:
         # Without bfloat16 instructions a CPU converts every weight at every use, which is slower than float32.

@@ -4,7 +4,7 @@ Sampling is stateless: a token is drawn by inverting the cumulative distribution
 of (seed, position). Whatever else is in the batch, and however often a request was preempted, it draws the same.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -46,12 +46,8 @@ class RowState:
     """Token ids and what is added to their logits."""
     stop_token_ids: Tensor | None = None
     """Masked while the output is shorter than `min_tokens`."""
-    adjusts: bool = field(init=False)
-    """Whether the row's logits are changed before sampling."""
-
-    def __post_init__(self) -> None:
-        optional = (self.output_counts, self.in_text, self.bias, self.stop_token_ids)
-        self.adjusts = any(value is not None for value in optional)
+    adjusts: bool = False
+    """Whether any of the above is there, and so the row's logits are changed before sampling."""
 
 
 class Sampler:
@@ -80,7 +76,8 @@ class Sampler:
             state.bias = ids, torch.tensor(list(sampling.logit_bias.values()), device=self.device)
         if sampling.min_tokens and sampling.stop_token_ids:
             state.stop_token_ids = torch.tensor(list(sampling.stop_token_ids), device=self.device)
-        state.__post_init__()
+        optional = (state.output_counts, state.in_text, state.bias, state.stop_token_ids)
+        state.adjusts = any(value is not None for value in optional)
         self._rows[row] = state
 
     def sample(self, logits: Tensor, rows: NDArray[np.int64], positions: NDArray[np.int64]) -> Tensor:

@@ -13,7 +13,6 @@ from app.engine.async_engine import RequestStream
 from app.errors import ApiError
 
 READY = EngineReady(
-    pid=1,
     architecture="Fake",
     model_impl="fake",
     device="none",

@@ -126,8 +126,11 @@ class _Call:
             choice["text"] += text
             choice["finish_reason"] = delta.finish_reason
             choice["stop_reason"] = delta.stop_reason
-            if logprobs:
-                choice["logprobs"] = _joined(choice["logprobs"], logprobs)
+            if logprobs and choice["logprobs"]:
+                for name, values in logprobs.items():
+                    choice["logprobs"][name] += values
+            elif logprobs:
+                choice["logprobs"] = logprobs
         return encode_json({**self._head, "choices": choices, "usage": generation.usage.as_dict()})
 
     async def events(self, generation: Generation, writers: list[_ChoiceWriter]) -> AsyncGenerator[bytes, None]:
@@ -163,7 +166,3 @@ def _choice(index: int, text: str, logprobs: dict[str, Any] | None, delta: TextD
         "finish_reason": delta.finish_reason if delta else None,
         "stop_reason": delta.stop_reason if delta else None,
     }
-
-
-def _joined(first: dict[str, Any] | None, second: dict[str, Any]) -> dict[str, Any]:
-    return second if first is None else {name: first[name] + second[name] for name in second}
