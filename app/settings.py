@@ -17,6 +17,11 @@ from app.errors import StartupError
 ENV_PREFIX = "PACELINE_"
 
 
+def cache_folder() -> Path:
+    """Where Paceline keeps what it can make again."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "paceline"
+
+
 class ModelSettings(BaseModel):
     """Model"""
 

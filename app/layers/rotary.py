@@ -48,12 +48,3 @@ class RotaryEmbedding(nn.Module):
         cos: Tensor = self.cos[positions]
         sin: Tensor = self.sin[positions]
         return cos.to(dtype).unsqueeze(1), sin.to(dtype).unsqueeze(1)
-
-
-def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotate (tokens, heads, head_dim) by tables of (tokens, 1, rotary_dim)."""
-    rotary_dim = cos.shape[-1]
-    rotated = x[..., :rotary_dim]
-    first, second = rotated.chunk(2, dim=-1)
-    rotated = rotated * cos + torch.cat((-second, first), dim=-1) * sin
-    return rotated if rotary_dim == x.shape[-1] else torch.cat((rotated, x[..., rotary_dim:]), dim=-1)

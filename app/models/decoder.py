@@ -5,24 +5,33 @@ dimension and no padding. Parameters have the names they have in checkpoints, bu
 """
 
 from collections.abc import Callable
+from functools import partial
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from app.attention.layer import Attention, AttentionConfig
+from app.kernels.ops import rotate, silu_mul
 from app.layers.linear import Linear, MergedLinear
 from app.layers.norm import OffsetRMSNorm, RMSNorm
-from app.layers.rotary import RotaryEmbedding, rotate
+from app.layers.rotary import RotaryEmbedding
 from app.models.config import DecoderConfig, NotCarriedError
 
 RopeTables = tuple[Tensor, Tensor] | None
 
+
+def _gelu_mul(gate_up: Tensor, approximate: str) -> Tensor:
+    gate, up = gate_up.chunk(2, dim=-1)
+    return F.gelu(gate, approximate=approximate) * up
+
+
 _ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
-    "silu": F.silu,
-    "gelu": F.gelu,
-    "gelu_pytorch_tanh": lambda x: F.gelu(x, approximate="tanh"),
+    "silu": silu_mul,
+    "gelu": partial(_gelu_mul, approximate="none"),
+    "gelu_pytorch_tanh": partial(_gelu_mul, approximate="tanh"),
 }
+"""Of what gate_up_proj gives: the activated gate times the rest."""
 
 
 def _norm(config: DecoderConfig, size: int) -> RMSNorm:
@@ -84,8 +93,7 @@ class DecoderMLP(nn.Module):
         self.activation = _ACTIVATIONS[config.activation]
 
     def forward(self, x: Tensor) -> Tensor:
-        gate, up = self.gate_up_proj(x).chunk(2, dim=-1)
-        out: Tensor = self.down_proj(self.activation(gate) * up)
+        out: Tensor = self.down_proj(self.activation(self.gate_up_proj(x)))
         return out
 
 

@@ -3,9 +3,13 @@
 import time
 from pathlib import Path
 
+import torch
+
+from app.attention.backends.base import AttentionBackend
 from app.attention.backends.torch_paged import TorchPagedBackend
 from app.core.sampling import SamplingParams
 from app.core.step import BuiltWorker, NewRequest, SchedulerOutput
+from app.kernels.ops import CPU_DTYPES
 from app.models.loader import ModelFolder, load_model
 from app.settings import Settings
 from app.worker.kv_storage import bind_kv_cache, bytes_per_block
@@ -24,7 +28,7 @@ def build_worker(settings: Settings, path: Path) -> BuiltWorker:
     clock.lap("load_weights")
     layers = loaded.attention_layers
     limits = resolve_limits(settings, resolved, bytes_per_block(layers, settings.block_size, dtype))
-    backend = TorchPagedBackend()
+    backend = _choose_backend(device, dtype)
     bind_kv_cache(layers, backend, limits.num_blocks, settings.block_size, dtype, device)
     clock.lap("allocate_kv_cache")
     runner = ModelRunner(
@@ -47,6 +51,14 @@ def build_worker(settings: Settings, path: Path) -> BuiltWorker:
         vocab_size=loaded.vocab_size,
         startup_seconds=clock.seconds,
     )
+
+
+def _choose_backend(device: torch.device, dtype: torch.dtype) -> AttentionBackend:
+    if device.type == "cpu" and dtype in CPU_DTYPES:
+        from app.attention.backends.cpu_paged import CpuPagedBackend  # Numba is for the CPU only
+
+        return CpuPagedBackend()
+    return TorchPagedBackend()
 
 
 def _warm_up(runner: ModelRunner) -> None:

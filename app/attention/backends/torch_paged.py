@@ -45,14 +45,19 @@ class TorchPagedBackend:
             cache.flatten(1, 2).index_copy_(1, metadata.slot_mapping, new.transpose(0, 1))
         config = layer.config
         out = q.new_empty(q.shape[0], config.num_heads, config.v_head_dim)
-        for group in self._decode_groups(layer, metadata):
-            out[group.rows] = self._decode(layer, q[group.rows], group)
+        if metadata.num_decodes:
+            self.decode(layer, q[: metadata.num_decodes], metadata, out[: metadata.num_decodes])
         for index in range(metadata.num_decodes, len(metadata.seq_lens)):
             chunk = slice(metadata.query_starts[index], metadata.query_starts[index + 1])
             out[chunk] = self._prefill(layer, q[chunk], index, metadata)
         return out.flatten(1)
 
     # ------------------------------------------------------------------ decode
+
+    def decode(self, layer: Attention, q: Tensor, metadata: AttentionMetadata, out: Tensor) -> None:
+        """Fill `out` (requests, num_heads, v_head_dim) for the step's decodes, q (requests, num_heads, head_dim)."""
+        for group in self._decode_groups(layer, metadata):
+            out[group.rows] = self._decode(layer, q[group.rows], group)
 
     def _decode_groups(self, layer: Attention, metadata: AttentionMetadata) -> list[_DecodeGroup]:
         """The step's decodes by length, for this layer's window. Made by the first such layer of a step."""
@@ -159,7 +164,7 @@ def _zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> 
     """
     if device.type != "cpu":
         return torch.zeros(shape, dtype=dtype, device=device)
-    memory = mmap.mmap(-1, math.prod(shape) * dtype.itemsize)
+    memory = mmap.mmap(-1, math.prod(shape) * dtype.itemsize, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     if hasattr(mmap, "MADV_HUGEPAGE"):
         memory.madvise(mmap.MADV_HUGEPAGE)
     return torch.frombuffer(memory, dtype=dtype).view(shape)

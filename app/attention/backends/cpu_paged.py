@@ -1,0 +1,41 @@
+"""Paged attention on the CPU: decodes by a kernel that reads the blocks in place, prefills by torch."""
+
+from typing import Any
+
+import numba
+import numpy as np
+import torch
+from torch import Tensor
+
+from app.attention.backends.torch_paged import TorchPagedBackend
+from app.attention.context import AttentionMetadata
+from app.attention.layer import Attention
+from app.kernels.cpu.numerics import array
+from app.kernels.cpu.paged_decode import paged_decode
+
+
+class CpuPagedBackend(TorchPagedBackend):
+    """For float32 and bfloat16. How a request is computed never depends on its neighbours."""
+
+    def decode(self, layer: Attention, q: Tensor, metadata: AttentionMetadata, out: Tensor) -> None:
+        """See `TorchPagedBackend.decode`."""
+        config = layer.config
+        block_tables, firsts, lengths = self._ranges(config.window, metadata)
+        group = config.num_heads // config.num_kv_heads
+        run = paged_decode(group, config.head_dim, config.v_head_dim, metadata.block_size)
+        scale, softcap = np.float32(config.scale), np.float32(config.softcap or 0.0)
+        caches = array(layer.k_cache), array(layer.v_cache)
+        run(array(q.contiguous()), *caches, block_tables, firsts, lengths, scale, softcap, array(out))
+
+    def _ranges(self, window: int | None, metadata: AttentionMetadata) -> tuple[Any, Any, Any]:
+        """Block tables, and the first position and the number of positions that each decode sees; once a step."""
+        key = ("cpu decode", window)
+        if key not in metadata.derived:
+            # Kernels count the threads of the one that calls them: as many as torch's.
+            most: int = numba.config.NUMBA_NUM_THREADS  # type: ignore[attr-defined]
+            numba.set_num_threads(min(torch.get_num_threads(), most))
+            lengths = np.array(metadata.seq_lens[: metadata.num_decodes])
+            firsts = np.zeros_like(lengths) if window is None else np.maximum(lengths - window, 0)
+            metadata.derived[key] = metadata.block_tables.numpy(), firsts, lengths
+        result: tuple[Any, Any, Any] = metadata.derived[key]
+        return result

@@ -1,0 +1,100 @@
+"""What stands between the large products of a decoder layer, each as one pass over its input.
+
+Each function goes over its rows one by one, on all threads if there is enough to do: waking a thread costs as much as
+some ten thousand numbers.
+"""
+
+import numpy as np
+import torch
+from numba import prange
+from torch import Tensor
+
+from app.kernels.cpu.numerics import array, exp, from_float, inline, kernel, to_float
+
+_WORTH_A_THREAD = 65536
+"""Numbers."""
+
+
+@inline
+def _norm_row(x, weight, offset, eps, out):  # type: ignore[no-untyped-def]
+    total = np.float32(0)
+    for i in range(x.shape[0]):
+        value = to_float(x[i])
+        total += value * value
+    factor = np.float32(1) / np.sqrt(total / np.float32(x.shape[0]) + eps)
+    for i in range(x.shape[0]):
+        out[i] = from_float(to_float(x[i]) * factor * (to_float(weight[i]) + offset), out)
+
+
+@kernel
+def _rms_norm(x, weight, offset, eps, out):  # type: ignore[no-untyped-def]
+    if x.size < _WORTH_A_THREAD:
+        for row in range(x.shape[0]):
+            _norm_row(x[row], weight, offset, eps, out[row])
+    else:
+        for row in prange(x.shape[0]):
+            _norm_row(x[row], weight, offset, eps, out[row])
+
+
+def rms_norm(x: Tensor, weight: Tensor, offset: float, eps: float) -> Tensor:
+    """`x / rms(x) * (weight + offset)` over the last dimension of x."""
+    x = x.contiguous()
+    out = torch.empty_like(x)
+    size = x.shape[-1]
+    _rms_norm(array(x.view(-1, size)), array(weight), np.float32(offset), np.float32(eps), array(out.view(-1, size)))
+    return out
+
+
+@inline
+def _silu_mul_row(gate_up, out):  # type: ignore[no-untyped-def]
+    for i in range(out.shape[0]):
+        gate = to_float(gate_up[i])
+        small = exp(-abs(gate))
+        sigmoid = (np.float32(1) if gate >= 0 else small) / (np.float32(1) + small)
+        out[i] = from_float(gate * sigmoid * to_float(gate_up[out.shape[0] + i]), out)
+
+
+@kernel
+def _silu_mul(gate_up, out):  # type: ignore[no-untyped-def]
+    if gate_up.size < _WORTH_A_THREAD:
+        for row in range(out.shape[0]):
+            _silu_mul_row(gate_up[row], out[row])
+    else:
+        for row in prange(out.shape[0]):
+            _silu_mul_row(gate_up[row], out[row])
+
+
+def silu_mul(gate_up: Tensor) -> Tensor:
+    """`silu(gate) * up` of (tokens, 2 * size): (tokens, size)."""
+    out = gate_up.new_empty(gate_up.shape[0], gate_up.shape[1] // 2)
+    _silu_mul(array(gate_up.contiguous()), array(out))
+    return out
+
+
+@inline
+def _rotate_token(x, cos, sin, out):  # type: ignore[no-untyped-def]
+    half = cos.shape[0] // 2
+    for head in range(x.shape[0]):
+        for i in range(half):
+            first, second = to_float(x[head, i]), to_float(x[head, half + i])
+            out[head, i] = from_float(first * to_float(cos[i]) - second * to_float(sin[i]), out)
+            out[head, half + i] = from_float(second * to_float(cos[i]) + first * to_float(sin[i]), out)
+        for i in range(2 * half, x.shape[1]):
+            out[head, i] = x[head, i]
+
+
+@kernel
+def _rotate(x, cos, sin, out):  # type: ignore[no-untyped-def]
+    if x.size < _WORTH_A_THREAD:
+        for token in range(x.shape[0]):
+            _rotate_token(x[token], cos[token], sin[token], out[token])
+    else:
+        for token in prange(x.shape[0]):
+            _rotate_token(x[token], cos[token], sin[token], out[token])
+
+
+def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Rotate (tokens, heads, head_dim), which may be part of a wider row, by tables (tokens, 1, rotary_dim)."""
+    out = torch.empty(x.shape, dtype=x.dtype)
+    _rotate(array(x), array(cos[:, 0]), array(sin[:, 0]), array(out))
+    return out

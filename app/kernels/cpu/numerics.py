@@ -1,0 +1,92 @@
+"""What all CPU kernels share: how they are compiled, and how they read and write numbers.
+
+Numba has no bfloat16. Kernels see such tensors as uint16, compute in float32, and convert at the edges: a bfloat16 is
+the upper half of a float32.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import numba
+import numpy as np
+import torch
+from numba import types
+from numba.extending import overload
+from numpy.typing import NDArray
+from torch import Tensor
+
+from app.settings import cache_folder
+
+# Compiling takes seconds: the result is kept. Its key names the processor, so that machines can share the folder.
+numba.config.CACHE_DIR = str(cache_folder() / "kernels")  # type: ignore[attr-defined]
+# torch computes with OpenMP, too: one pool of threads for both, instead of two that wait for work on the same cores.
+numba.config.THREADING_LAYER_PRIORITY = ["omp", "workqueue", "tbb"]  # type: ignore[attr-defined]
+
+_FAST = {"reassoc", "contract", "arcp", "nsz"}
+"""Sums in any order, for vectors. Not "nnan" and "ninf": a model that computes NaN is to be seen."""
+_LOG2_E = np.float32(1.4426950408889634)
+
+
+def kernel(function: Callable[..., Any]) -> Any:
+    """Compile a function whose `prange` loops are shared out among the threads."""
+    return numba.njit(parallel=True, fastmath=_FAST, nogil=True, error_model="numpy", cache=True)(function)
+
+
+def inline(function: Callable[..., Any]) -> Any:
+    """A function that becomes part of the kernels that call it, and sees their constants."""
+    return numba.njit(inline="always", fastmath=_FAST, error_model="numpy")(function)
+
+
+def array(tensor: Tensor) -> NDArray[Any]:
+    """A tensor's memory as kernels take it. They are compiled anew for a tensor with gaps between its rows."""
+    return (tensor.view(torch.uint16) if tensor.dtype is torch.bfloat16 else tensor).numpy()
+
+
+def to_float(_number: Any) -> np.float32:
+    """A number of an array as float32."""
+    raise NotImplementedError("for kernels only")
+
+
+def from_float(_number: np.float32, _like: Any) -> Any:
+    """A float32 as an array of `like`'s type holds it."""
+    raise NotImplementedError("for kernels only")
+
+
+@overload(to_float)
+def _to_float(number):  # type: ignore[no-untyped-def]
+    if number == types.uint16:
+        return lambda number: np.uint32(np.uint32(number) << np.uint32(16)).view(np.float32)
+    return lambda number: np.float32(number)
+
+
+@overload(from_float)
+def _from_float(number, like):  # type: ignore[no-untyped-def]  # noqa: ARG001 - the names of what it stands for
+    if like.dtype == types.uint16:
+        return lambda number, like: _round_to_bfloat16(number)  # noqa: ARG005
+    return lambda number, like: np.float32(number)  # noqa: ARG005
+
+
+@inline
+def _round_to_bfloat16(number):  # type: ignore[no-untyped-def]
+    bits = np.float32(number).view(np.uint32)
+    odd = (bits >> np.uint32(16)) & np.uint32(1)
+    return np.uint16((bits + np.uint32(0x7FFF) + odd) >> np.uint32(16))
+
+
+@inline
+def exp(x):  # type: ignore[no-untyped-def]
+    """e**x to seven digits, for x <= 0. Unlike the C library's, the compiler can do this to many numbers at once.
+
+    2**whole goes into the exponent's bits, and 2**rest, -0.5 <= rest <= 0.5, is six terms of its series.
+    """
+    y = max(np.float32(x) * _LOG2_E, np.float32(-126.0))
+    whole = np.floor(y + np.float32(0.5))
+    z = (y - whole) * np.float32(0.6931471805599453)
+    rest = np.float32(1 / 720)
+    rest = rest * z + np.float32(1 / 120)
+    rest = rest * z + np.float32(1 / 24)
+    rest = rest * z + np.float32(1 / 6)
+    rest = rest * z + np.float32(1 / 2)
+    rest = rest * z + np.float32(1)
+    rest = rest * z + np.float32(1)
+    return rest * np.int32((np.int32(whole) + np.int32(127)) << np.int32(23)).view(np.float32)

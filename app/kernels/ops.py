@@ -1,0 +1,46 @@
+"""The operations that have kernels of their own, and torch's where they have none for a device or dtype."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+CPU_DTYPES = (torch.float32, torch.bfloat16)
+"""What the CPU kernels compute on."""
+
+
+def _on_cpu(x: Tensor) -> bool:
+    return x.is_cpu and x.dtype in CPU_DTYPES
+
+
+def rms_norm(x: Tensor, weight: Tensor, offset: float, eps: float) -> Tensor:
+    """`x / rms(x) * (weight + offset)` over the last dimension (Zhang and Sennrich, 2019), rounded at the end."""
+    if _on_cpu(x):
+        from app.kernels.cpu import fused
+
+        return fused.rms_norm(x, weight, offset, eps)
+    if offset:
+        return F.rms_norm(x.float(), weight.shape, weight.float() + offset, eps).to(x.dtype)
+    return F.rms_norm(x, weight.shape, weight, eps)
+
+
+def silu_mul(gate_up: Tensor) -> Tensor:
+    """`silu(gate) * up` of (tokens, 2 * size), which are one behind the other: (tokens, size)."""
+    if _on_cpu(gate_up):
+        from app.kernels.cpu import fused
+
+        return fused.silu_mul(gate_up)
+    gate, up = gate_up.chunk(2, dim=-1)
+    return F.silu(gate) * up
+
+
+def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Rotate (tokens, heads, head_dim) by tables of (tokens, 1, rotary_dim)."""
+    if _on_cpu(x):
+        from app.kernels.cpu import fused
+
+        return fused.rotate(x, cos, sin)
+    rotary_dim = cos.shape[-1]
+    rotated = x[..., :rotary_dim]
+    first, second = rotated.chunk(2, dim=-1)
+    rotated = rotated * cos + torch.cat((-second, first), dim=-1) * sin
+    return rotated if rotary_dim == x.shape[-1] else torch.cat((rotated, x[..., rotary_dim:]), dim=-1)

@@ -1,0 +1,62 @@
+"""CPU kernels against plain torch in float64. Sizes below and above what is worth a second thread."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from app.kernels import ops
+
+TOLERANCE = {torch.float32: 2e-6, torch.bfloat16: 2**-8}
+"""Relative to the largest number: a few roundings in float32, one in bfloat16."""
+
+
+def close(actual: Tensor, expected: Tensor) -> None:
+    error = (actual.double() - expected).abs().max()
+    assert error <= TOLERANCE[actual.dtype] * expected.abs().max() + 1e-30, error
+
+
+@pytest.fixture(params=[torch.float32, torch.bfloat16], ids=str)
+def dtype(request: pytest.FixtureRequest) -> torch.dtype:
+    torch.manual_seed(0)
+    return request.param
+
+
+@pytest.mark.parametrize("shape", [(1, 7), (3, 4, 64), (200, 576)])
+@pytest.mark.parametrize("offset", [0.0, 1.0])
+def test_rms_norm(shape: tuple[int, ...], offset: float, dtype: torch.dtype) -> None:
+    x, weight = (5 * torch.randn(shape)).to(dtype), torch.randn(shape[-1]).to(dtype)
+    expected = F.rms_norm(x.double(), weight.shape, weight.double() + offset, 1e-5)
+    close(ops.rms_norm(x, weight, offset, 1e-5), expected)
+
+
+@pytest.mark.parametrize("shape", [(1, 2), (5, 96), (100, 1024)])
+def test_silu_mul(shape: tuple[int, int], dtype: torch.dtype) -> None:
+    gate_up = (20 * torch.randn(shape)).to(dtype)
+    gate_up[0, 0] = -200.0  # exp of it is no float32
+    gate, up = gate_up.double().chunk(2, dim=-1)
+    close(ops.silu_mul(gate_up), F.silu(gate) * up)
+
+
+@pytest.mark.parametrize("rotary_dim", [64, 24])
+@pytest.mark.parametrize("tokens", [1, 5, 200])
+def test_rotate_part_of_a_wider_row(tokens: int, rotary_dim: int, dtype: torch.dtype) -> None:
+    x = torch.randn(tokens, 12, 64).to(dtype)[:, 3:11]
+    angles = torch.randn(tokens, 1, rotary_dim // 2).repeat(1, 1, 2)
+    cos, sin = angles.cos().to(dtype), angles.sin().to(dtype)
+    first, second = x[..., :rotary_dim].double().chunk(2, dim=-1)
+    turned = x[..., :rotary_dim].double() * cos + torch.cat((-second, first), dim=-1) * sin
+    close(ops.rotate(x, cos, sin), torch.cat((turned, x[..., rotary_dim:].double()), dim=-1))
+
+
+def test_numbers_are_rounded_to_bfloat16_as_torch_does() -> None:
+    x = torch.randn(1, 4096)
+    x[0, :4] = torch.tensor([1.00390625, 1.01171875, -1.00390625, 3.0e38])  # ties, and near the largest
+    cos, sin = torch.ones(1, 1, 4096), torch.zeros(1, 1, 4096)
+    as_bfloat16 = ops.rotate(x[None].to(torch.bfloat16), cos.to(torch.bfloat16), sin.to(torch.bfloat16))
+    assert torch.equal(as_bfloat16[0], x.to(torch.bfloat16))
+    halves = torch.full((1, 1, 4096), 0.5)
+    expected = (x.to(torch.bfloat16).float() * 0.5).to(torch.bfloat16)
+    assert torch.equal(
+        ops.rotate(x[None].to(torch.bfloat16), halves.to(torch.bfloat16), sin.to(torch.bfloat16))[0], expected
+    )
