@@ -90,8 +90,9 @@ class Metrics:
         self._queries.inc(stats.prefix_cache_queries)
         self._hits.inc(stats.prefix_cache_hits)
         self._preemptions.inc(stats.num_preemptions)
-        self._step_tokens.observe(stats.step_tokens)
-        self._step_seconds.observe(stats.step_seconds)
+        if stats.step_tokens:
+            self._step_tokens.observe(stats.step_tokens)
+            self._step_seconds.observe(stats.step_seconds)
 
     def record_startup(self, seconds: Mapping[str, float]) -> None:
         """How long each phase of the engine's start took."""

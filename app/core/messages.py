@@ -90,6 +90,7 @@ class EngineStats(msgspec.Struct, kw_only=True):
     kv_cache_usage: float
     """0 to 1: blocks that running requests hold. Blocks that only the prefix cache holds count as free."""
     step_tokens: int
+    """0 if no step was run: requests ended in between."""
     step_seconds: float
     prefix_cache_queries: int
     """Prompt tokens looked up in this step."""
@@ -101,8 +102,7 @@ class StepOutputs(msgspec.Struct, tag=True):
     """One message per step, to each API worker that has a part in it."""
 
     outputs: list[RequestOutput]
-    stats: EngineStats | None = None
-    """None if no step was run: outputs of requests that ended in between."""
+    stats: EngineStats
 
 
 class EngineFailed(msgspec.Struct, tag=True):

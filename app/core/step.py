@@ -57,13 +57,15 @@ class Logprobs(msgspec.Struct, array_like=True):
 
 
 NOT_SAMPLED = -1
+NOT_A_NUMBER = -2
 
 
 class ModelRunnerOutput(msgspec.Struct):
     """What a step gave, parallel to the step's `rows`."""
 
     token_ids: list[int]
-    """The sampled token, or NOT_SAMPLED for a row that still has prompt to compute."""
+    """The sampled token; NOT_SAMPLED for a row that still has prompt to compute, NOT_A_NUMBER if no token can be
+    sampled from the row's logits."""
     logprobs: dict[int, Logprobs] = msgspec.field(default_factory=dict)
     """By index into `rows`, for sampled tokens of rows that asked."""
     prompt_logprobs: dict[int, list[Logprobs]] = msgspec.field(default_factory=dict)

@@ -159,8 +159,7 @@ class AsyncEngine:
     def _take(self, payload: bytes) -> None:
         match self._decode(payload):
             case StepOutputs(outputs, stats):
-                if stats:
-                    self._listener.record_step(stats)
+                self._listener.record_step(stats)
                 self._dispatch(outputs)
             case EngineReady() as ready:
                 self.ready = ready

@@ -3,6 +3,7 @@
 import logging
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import NamedTuple
 
 from app.core.messages import GenerateCommand, RequestOutput, StepOutputs
@@ -72,23 +73,29 @@ class EngineCore:
 
     def _finish(self, submitted: "_Submitted | None") -> StepOutputs:
         """Wait for a step, if there is one, and gather the news for clients."""
-        message = StepOutputs([])
+        outputs, num_tokens, seconds = [], 0, 0.0
         if submitted:
             try:
                 result = submitted.handle.result()
             except Exception:
                 log.exception("a step of %d requests failed", len(submitted.step.rows))
-                # What the step wrote is unknown: nobody may share it.
-                self.scheduler.pool.clear_prefix_cache()
-                self._end(submitted.step.request_ids, FinishReason.ERROR, "the model failed on this request")
+                self._discard_in_flight()
+                outputs = self.scheduler.recover(submitted.step)
             else:
                 now = time.monotonic()
-                seconds = now - max(submitted.at, self._last_result_at)
+                num_tokens, seconds = submitted.step.num_tokens, now - max(submitted.at, self._last_result_at)
                 self._last_result_at = now
-                message = self.scheduler.update(submitted.step, result, seconds)
-        message.outputs += self._endings
+                outputs = self.scheduler.update(submitted.step, result, seconds)
+        outputs += self._endings
         self._endings = []
-        return message
+        return StepOutputs(outputs, self.scheduler.take_stats(num_tokens, seconds))
+
+    def _discard_in_flight(self) -> None:
+        """Wait for the step behind a failed one: it stands on what that one should have written."""
+        in_flight, self._in_flight = self._in_flight, None
+        if in_flight:
+            with suppress(Exception):
+                in_flight.handle.result()
 
 
 class _Submitted(NamedTuple):

@@ -78,14 +78,12 @@ class EngineServer:
 
     def _publish(self, message: StepOutputs) -> None:
         """Send each API worker the outputs of its requests; the statistics go to all."""
-        parts: dict[bytes, StepOutputs] = {}
-        if message.stats:
-            parts = {worker: StepOutputs([], message.stats) for worker in self._workers}
+        parts = {worker: StepOutputs([], message.stats) for worker in self._workers}
         for output in message.outputs:
             worker = self._worker_of[output.request_id]
             if output.finish_reason is not None:
                 del self._worker_of[output.request_id]
-            parts.setdefault(worker, StepOutputs([])).outputs.append(output)
+            parts[worker].outputs.append(output)
         for worker, part in parts.items():
             self._send(worker, part)
 

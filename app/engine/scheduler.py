@@ -11,9 +11,9 @@ import time
 from bisect import insort
 from collections.abc import Callable
 
-from app.core.messages import EngineStats, RequestOutput, RequestTiming, StepOutputs
+from app.core.messages import EngineStats, RequestOutput, RequestTiming
 from app.core.request import FinishReason, Request, RequestStatus
-from app.core.step import NOT_SAMPLED, ModelRunnerOutput, NewRequest, SchedulerOutput
+from app.core.step import NOT_A_NUMBER, NOT_SAMPLED, ModelRunnerOutput, NewRequest, SchedulerOutput
 from app.engine.block_pool import BlockPool
 from app.engine.chunk_pacer import ChunkPacer
 from app.engine.prefix_cache import hash_block, root_hash
@@ -60,6 +60,7 @@ class Scheduler:
         self._num_waiting = 0
         self._arrivals = 0
         self._free_rows = list(range(max_num_seqs - 1, -1, -1))
+        self._suspects: list[Request] = []  # of a failed step: each must run alone until it has given a token
         self._being_computed: set[bytes] = set()  # hashes of prompt blocks that running requests will register
         self._counters = dict.fromkeys(("prefix_cache_queries", "prefix_cache_hits", "num_preemptions"), 0)
 
@@ -88,6 +89,8 @@ class Scheduler:
 
     def schedule(self) -> SchedulerOutput | None:
         """Plan the next step; None if there is nothing to compute now."""
+        if self._suspects:
+            return self._schedule_alone(self._suspects[0])
         step = SchedulerOutput([], [], [], [], [])
         num_decodes = sum(self._num_missing(request) == 1 for request in self.running)
         # Decodes are never held back: what is planned for prompts comes on top of them.
@@ -146,7 +149,7 @@ class Scheduler:
         while self._waiting and prompt_budget > 0 and len(self._free_rows) > len(deferred):
             entry = self._waiting[0]
             request = entry[2]
-            if request.status is RequestStatus.FINISHED:  # aborted while it waited
+            if request.status in (RequestStatus.FINISHED, RequestStatus.RUNNING):  # aborted, or run apart meanwhile
                 heapq.heappop(self._waiting)
                 continue
             self._extend_hashes(request, len(request.token_ids))
@@ -164,6 +167,25 @@ class Scheduler:
             promised += total - len(request.block_table)
         for entry in deferred:
             heapq.heappush(self._waiting, entry)
+
+    def _schedule_alone(self, request: Request) -> SchedulerOutput | None:
+        """Plan a step for one request, whatever the others hold."""
+        step = SchedulerOutput([], [], [], [], [])
+        is_running = request.status is RequestStatus.RUNNING
+        missing = self._num_missing(request) if is_running else len(request.token_ids)
+        count = min(missing, self.max_num_batched_tokens)
+        if count == 0:
+            return None
+        needed = self._num_blocks(request.num_computed_tokens + count) - len(request.block_table)
+        others = [other for other in self.running if other is not request]
+        while self.pool.num_available < needed or not (is_running or self._free_rows):
+            self._preempt(others.pop())
+        if is_running:
+            self._grow(request, count, step)
+            self._plan(request, count, step)
+        else:
+            self._admit(request, [], count, step)
+        return step
 
     def _may_share(self, request: Request) -> bool:
         """Logprobs of a prompt need its logits, and so all of its tokens computed."""
@@ -233,11 +255,14 @@ class Scheduler:
         self._leave_batch(request)
         request.status = RequestStatus.PREEMPTED
         self._counters["num_preemptions"] += 1
-        self._enqueue(request)
+        if request in self._suspects:
+            self._num_waiting += 1
+        else:
+            self._enqueue(request)
 
     # ------------------------------------------------------------------ after a step
 
-    def update(self, step: SchedulerOutput, result: ModelRunnerOutput, seconds: float) -> StepOutputs:
+    def update(self, step: SchedulerOutput, result: ModelRunnerOutput, seconds: float) -> list[RequestOutput]:
         """Take in what a step gave after `seconds`; returns the news for clients."""
         outputs = []
         now = self.clock()
@@ -246,7 +271,10 @@ class Scheduler:
             if request is None:  # ended while the step ran
                 continue
             prompt_logprobs = result.prompt_logprobs.get(index)
-            if token != NOT_SAMPLED:
+            if token == NOT_A_NUMBER:
+                self.pool.clear_prefix_cache()  # its blocks may hold no numbers either
+                output = self._finish(request, [], FinishReason.ERROR, "the model's output is not a number")
+            elif token != NOT_SAMPLED:
                 output = self._take_token(request, token, now)
                 if index in result.logprobs and output.token_ids:
                     output.logprobs = [result.logprobs[index]]
@@ -262,11 +290,31 @@ class Scheduler:
         num_tokens = step.num_tokens
         num_decodes = step.num_scheduled_tokens.count(1)
         self.pacer.observe(num_decodes, num_tokens - num_decodes, seconds)
-        return StepOutputs(outputs, self._take_stats(num_tokens, seconds))
+        return outputs
+
+    def recover(self, step: SchedulerOutput) -> list[RequestOutput]:
+        """After a step that failed: end the request that is to blame, or run the step's requests apart to find it.
+
+        No step may be in flight. What the failed one wrote is unknown, so everything is computed again.
+        """
+        suspects = [self.requests[name] for name in step.request_ids if name in self.requests]
+        outputs = []
+        if len(step.request_ids) == 1:
+            outputs = [self._finish(r, [], FinishReason.ERROR, "the model failed on this request") for r in suspects]
+        else:
+            self._suspects += [request for request in suspects if request not in self._suspects]
+        for request in self.running[::-1]:
+            self._preempt(request)
+        for request in self.requests.values():
+            request.num_in_flight = 0
+        self.pool.clear_prefix_cache()
+        return outputs
 
     def _take_token(self, request: Request, token: int, now: float) -> RequestOutput:
         """Append a sampled token and see whether it ends the request."""
         request.num_in_flight -= 1
+        if request in self._suspects:
+            self._suspects.remove(request)
         sampling = request.sampling
         if sampling.max_tokens == 0:
             return self._finish(request, [], FinishReason.LENGTH)
@@ -293,15 +341,25 @@ class Scheduler:
     def _finish(self, request: Request, token_ids: list[int], reason: FinishReason, error: str = "") -> RequestOutput:
         if request.status is RequestStatus.RUNNING:
             self._leave_batch(request)
+            request.status = RequestStatus.FINISHED
         else:
-            self._num_waiting -= 1  # its entry in the heap is dropped when it comes up
-        request.status = RequestStatus.FINISHED
+            self._num_waiting -= 1
+            request.status = RequestStatus.FINISHED
+            self._forget_finished()
+        if request in self._suspects:
+            self._suspects.remove(request)
         del self.requests[request.request_id]
         output = self._output(request, token_ids)
         output.finish_reason = reason
         output.error = error
         output.timing = _timing(request, self.clock())
         return output
+
+    def _forget_finished(self) -> None:
+        """Requests that end while they wait stay in the heap until they come up, or are too many."""
+        if len(self._waiting) > 2 * self._num_waiting + 16:
+            self._waiting = [entry for entry in self._waiting if entry[2].status is not RequestStatus.FINISHED]
+            heapq.heapify(self._waiting)
 
     def _leave_batch(self, request: Request) -> None:
         """Give back a running request's row and blocks."""
@@ -345,7 +403,7 @@ class Scheduler:
 
     # ------------------------------------------------------------------ what can be seen from outside
 
-    def _take_stats(self, num_tokens: int, seconds: float) -> EngineStats:
+    def take_stats(self, num_tokens: int, seconds: float) -> EngineStats:
         """The state after a step, and what was counted since the last call."""
         counters, self._counters = self._counters, dict.fromkeys(self._counters, 0)
         return EngineStats(

@@ -118,10 +118,11 @@ class ModelRunner:
         # Reported log probabilities are the model's own: before penalties and bias change the logits.
         raw = {i: logits[i : i + 1].clone() for i in wants}
         tokens = self.sampler.sample(logits, rows, batch.seq_lens[batch.samples] - 1)
-        self.last_sampled[self._tensor(rows)] = tokens
+        valid = tokens.clamp(min=0)  # a row that has just failed may be in the next step all the same
+        self.last_sampled[self._tensor(rows)] = valid
         token_ids = np.full(len(step.rows), NOT_SAMPLED)
         token_ids[indices] = tokens.cpu().numpy()
-        logprobs = {int(indices[i]): top_logprobs(raw[i], tokens[i : i + 1], count)[0] for i, count in wants.items()}
+        logprobs = {int(indices[i]): top_logprobs(raw[i], valid[i : i + 1], count)[0] for i, count in wants.items()}
         return ModelRunnerOutput(token_ids.tolist(), logprobs, prompt_logprobs)
 
     def _tensor(self, array: NDArray[np.generic]) -> Tensor:

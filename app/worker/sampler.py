@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from app.core.sampling import SamplingParams
-from app.core.step import Logprobs
+from app.core.step import NOT_A_NUMBER, Logprobs
 
 _CANDIDATES = (64, 1024)
 """Top-k and top-p look at this many most probable tokens first: sorting the whole vocabulary is slow."""
@@ -84,14 +84,14 @@ class Sampler:
         """Draw a token for each row.
 
         logits: float32 (n, vocab), changed in place; rows, positions: (n,), the position being that of the last
-        known token. Returns int64 (n,).
+        known token. Returns int64 (n,), NOT_A_NUMBER for a row without a largest logit.
         """
         for index, row in enumerate(rows):
             state = self._rows[row]
             if state is not None and state.adjusts:
                 self._adjust(logits[index], state, int(positions[index]) + 1)
         temperature = self._temperature[rows]
-        tokens = logits.argmax(dim=-1)
+        largest, tokens = logits.max(dim=-1)
         drawn = np.flatnonzero(temperature > 0)
         if len(drawn):
             members = self._tensor(drawn)
@@ -99,7 +99,8 @@ class Sampler:
             numbers = self._tensor(uniform(self._seeds[rows[drawn]], positions[drawn] + 1))
             tokens[members] = self._draw(scaled, rows[drawn], numbers)
         self._count(tokens, rows)
-        return tokens
+        # NaN anywhere is the largest of all.
+        return torch.where(largest.isfinite(), tokens, NOT_A_NUMBER)
 
     def _tensor(self, array: NDArray[np.generic]) -> Tensor:
         return torch.from_numpy(array).to(self.device)

@@ -95,7 +95,7 @@ def test_a_step_of_decodes_and_chunks(config: AttentionConfig, backend: Attentio
     layer = Attention(config)
     caches = backend.allocate(config, NUM_BLOCKS, BLOCK, dtype, torch.device("cpu"))
     for cache in caches:
-        cache.normal_()  # what other requests left behind
+        cache.fill_(math.nan)  # what other requests left behind
     layer.k_cache, layer.v_cache = caches
     decodes = [(known, 1) for known in (0, 1, 14, 15, 16, 31, 40, 100, 500)]
     chunks = [(0, 2), (0, 33), (16, 16), (45, 20)]

@@ -20,13 +20,13 @@ ROWS = 4
 
 
 class StumblingWorker(EchoWorker):
-    """Fails at every step that a request with this id takes part in."""
+    """Fails at every step that a request of one of these names takes part in."""
 
-    victim = "victim"
+    victims = frozenset(("victim", "another"))
 
     def submit(self, step: SchedulerOutput) -> Future[ModelRunnerOutput]:
         done = super().submit(step)
-        if self.victim in step.request_ids:
+        if self.victims.intersection(step.request_ids):
             done = Future()
             done.set_exception(RuntimeError("device-side assert"))
         return done
@@ -57,18 +57,36 @@ def run(core: EngineCore, outputs: dict[str, list[RequestOutput]], steps: int = 
 
 
 @pytest.mark.parametrize("overlap", [True, False])
-def test_a_failed_step_ends_its_requests_and_no_others(overlap: bool) -> None:
+def test_a_failed_step_ends_those_to_blame_and_no_others(overlap: bool) -> None:
     core, outputs = make_core(StumblingWorker(ROWS), overlap), dict[str, list[RequestOutput]]()
+    core.add(command("before it", [5, 6, 7], max_tokens=9))
+    run(core, outputs, steps=4)
     core.add(command("victim", [1, 2]))
-    core.add(command("beside it", [5, 6, 7]))
+    core.add(command("beside it", [8, 9, 8, 8, 9, 9]))
+    core.add(command("another", [1]))
     run(core, outputs, steps=1 + overlap)
     core.add(command("after it", [3, 4]))
     run(core, outputs)
-    for name in ("victim", "beside it"):
+    for name in StumblingWorker.victims:
         assert [output.finish_reason for output in outputs[name]] == [FinishReason.ERROR]
         assert "device-side" not in outputs[name][0].error  # what is inside stays in the log
-    assert [token for output in outputs["after it"] for token in output.token_ids] == [3, 4, 3, 4, 3]
+    texts = {name: [token for output in outputs[name] for token in output.token_ids] for name in outputs}
+    assert texts["before it"] == [5, 6, 7] * 3
+    assert texts["beside it"] == [8, 9, 8, 8, 9]
+    assert texts["after it"] == [3, 4, 3, 4, 3]
     assert core.scheduler.pool.num_used == 0
+
+
+@pytest.mark.parametrize("overlap", [True, False])
+def test_the_last_message_says_that_nothing_runs(overlap: bool) -> None:
+    core = make_core(EchoWorker(ROWS), overlap)
+    core.add(command("a", [1, 2, 3], max_tokens=50))
+    for _ in range(3):
+        assert core.step().stats.num_running == 1
+    core.abort(["a"])
+    while core.has_work:
+        stats = core.step().stats
+    assert (stats.num_running, stats.num_waiting, stats.kv_cache_usage) == (0, 0, 0.0)
 
 
 @pytest.mark.parametrize("overlap", [True, False])

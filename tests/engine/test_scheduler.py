@@ -7,9 +7,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from app.core.messages import RequestOutput
-from app.core.request import Request, RequestStatus
+from app.core.request import FinishReason, Request, RequestStatus
 from app.core.sampling import SamplingParams
-from app.core.step import NOT_SAMPLED, ModelRunnerOutput, SchedulerOutput
+from app.core.step import NOT_A_NUMBER, NOT_SAMPLED, ModelRunnerOutput, SchedulerOutput
 from app.engine.block_pool import BlockPool
 from app.engine.chunk_pacer import ChunkPacer
 from app.engine.scheduler import Scheduler
@@ -50,12 +50,19 @@ class Device:
     """(block, offset) to all tokens up to the one whose K/V stands there: K/V depends on its whole past."""
 
     def run(self, step: SchedulerOutput) -> ModelRunnerOutput:
+        """Do what the step says."""
+        self.take(step)
+        return self.compute(step)
+
+    def take(self, step: SchedulerOutput) -> None:
         for new in step.new_requests:
             self.rows[new.row] = list(new.token_ids)
             self.computed[new.row] = new.num_computed_tokens
             self.tables[new.row] = list(new.block_ids)
         for row, blocks in step.new_blocks:
             self.tables[row] += blocks
+
+    def compute(self, step: SchedulerOutput) -> ModelRunnerOutput:
         sampled = []
         for row, count in zip(step.rows, step.num_scheduled_tokens, strict=True):
             tokens, start = self.rows[row], self.computed[row]
@@ -70,6 +77,14 @@ class Device:
             else:
                 sampled.append(NOT_SAMPLED)
         return ModelRunnerOutput(sampled)
+
+    def fail(self, step: SchedulerOutput) -> None:
+        """Write rubbish wherever the step writes."""
+        self.take(step)
+        for row, count in zip(step.rows, step.num_scheduled_tokens, strict=True):
+            for position in range(self.computed[row], self.computed[row] + count):
+                self.cache[self._slot(row, position)] = ()
+            self.computed[row] += count
 
     def _slot(self, row: int, position: int) -> tuple[int, int]:
         return self.tables[row][position // BLOCK_SIZE], position % BLOCK_SIZE
@@ -93,9 +108,11 @@ def check_invariants(scheduler: Scheduler, step: SchedulerOutput | None) -> None
 
 
 prompts = st.lists(st.integers(1, 2), min_size=1, max_size=MAX_MODEL_LEN)
-requests = st.tuples(prompts, st.integers(1, 30), st.integers(0, 2))
-# None is a step of the engine; a number aborts one of the requests; the rest are arrivals.
-events = st.lists(st.one_of(requests, st.none(), st.none(), st.integers(0, 20)), max_size=60)
+requests = st.tuples(prompts, st.integers(0, 30), st.integers(0, 2))
+# A word is a step of the engine: it goes well, or fails, or gives one request no number. A number aborts one of the
+# requests; the rest are arrivals.
+steps = st.sampled_from(["well", "well", "well", "fails", "no number"])
+events = st.lists(st.one_of(requests, steps, steps, st.integers(0, 20)), max_size=60)
 
 
 @given(events=events, overlap=st.booleans(), prefix_caching=st.booleans())
@@ -104,27 +121,47 @@ def test_random_traffic(events: list[object], overlap: bool, prefix_caching: boo
     scheduler, device = make_scheduler(prefix_caching), Device()
     arrived: dict[str, Request] = {}
     outputs: dict[str, list[RequestOutput]] = {}
-    in_flight: tuple[SchedulerOutput, ModelRunnerOutput] | None = None
+    in_flight: tuple[SchedulerOutput, ModelRunnerOutput | None] | None = None
+    to_blame: set[str] = set()
 
     def take(news: list[RequestOutput]) -> None:
         for output in news:
             outputs[output.request_id].append(output)
 
-    def step() -> None:
+    def submit(plan: SchedulerOutput, how: str) -> ModelRunnerOutput | None:
+        if how == "fails" or (in_flight and in_flight[1] is None):  # a step behind a failed one reads rubbish
+            return device.fail(plan)
+        result = device.run(plan)
+        sampling = [index for index, token in enumerate(result.token_ids) if token != NOT_SAMPLED]
+        if how == "no number" and sampling:
+            result.token_ids[sampling[0]] = NOT_A_NUMBER
+            to_blame.add(plan.request_ids[sampling[0]])
+        return result
+
+    def finish(plan: SchedulerOutput, result: ModelRunnerOutput | None) -> None:
+        nonlocal in_flight
+        if result is None:
+            in_flight = None
+            if len(plan.request_ids) == 1:
+                to_blame.update(plan.request_ids)
+            take(scheduler.recover(plan))
+        else:
+            take(scheduler.update(plan, result, seconds=0.01))
+
+    def step(how: str = "well") -> None:
         nonlocal in_flight
         plan = scheduler.schedule()
         check_invariants(scheduler, plan)
-        previous, in_flight = in_flight, (plan, device.run(plan)) if plan else None
-        for finished in (previous, in_flight) if not overlap else (previous,):
-            if finished:
-                take(scheduler.update(*finished, seconds=0.01).outputs)
+        previous, in_flight = in_flight, (plan, submit(plan, how)) if plan else None
         if not overlap:
-            in_flight = None
+            previous, in_flight = in_flight, None
+        if previous:
+            finish(*previous)
         check_invariants(scheduler, None)
 
     for event in events:
-        if event is None:
-            step()
+        if isinstance(event, str):
+            step(event)
         elif isinstance(event, int):
             take(scheduler.abort(str(event)))
         else:
@@ -151,7 +188,9 @@ def test_random_traffic(events: list[object], overlap: bool, prefix_caching: boo
         assert [output.finish_reason is not None for output in news] == [False] * (len(news) - 1) + [True]
         generated = [token for output in news for token in output.token_ids]
         assert generated == expected(request)[: len(generated)]
-        if news[-1].finish_reason.value in ("stop", "length"):  # type: ignore[union-attr]
+        if news[-1].finish_reason is FinishReason.ERROR:
+            assert request_id in to_blame
+        elif news[-1].finish_reason is not FinishReason.ABORT:
             assert generated == expected(request)
 
 
@@ -215,10 +254,9 @@ def test_lower_priority_is_preempted_and_its_text_is_whole() -> None:
     add(scheduler, "high", [2] * 20, max_tokens=20, priority=0)
     device, preempted, texts = Device(), 0, {"low": 0, "high": 0}
     while step := scheduler.schedule():
-        message = scheduler.update(step, device.run(step), seconds=0.01)
-        assert message.stats
-        preempted += message.stats.num_preemptions
-        for output in message.outputs:
+        outputs = scheduler.update(step, device.run(step), seconds=0.01)
+        preempted += scheduler.take_stats(step.num_tokens, 0.01).num_preemptions
+        for output in outputs:
             texts[output.request_id] += len(output.token_ids)
             if output.request_id == "low" and output.finish_reason:
                 assert texts["high"] == 20

@@ -69,7 +69,7 @@ def run_crowd(
                 )
             )
         message = core.step()
-        preemptions += message.stats.num_preemptions if message.stats else 0
+        preemptions += message.stats.num_preemptions
         for output in message.outputs:
             assert not output.error
             outputs[output.request_id].append(output)

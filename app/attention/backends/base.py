@@ -15,7 +15,7 @@ class AttentionBackend(Protocol):
     def allocate(
         self, config: AttentionConfig, num_blocks: int, block_size: int, dtype: torch.dtype, device: torch.device
     ) -> tuple[Tensor, Tensor]:
-        """A layer's K and V cache, filled with zeros: what is never written is masked, but must be finite."""
+        """A layer's K and V cache."""
         ...
 
     def forward(self, layer: Attention, q: Tensor, k: Tensor, v: Tensor, metadata: AttentionMetadata) -> Tensor:

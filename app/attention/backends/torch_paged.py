@@ -27,6 +27,8 @@ class _DecodeGroup(NamedTuple):
     """(requests * blocks,): the blocks to gather, request by request."""
     mask: Tensor
     """(1, requests, 1, tokens): 0 where a token is seen, else -inf."""
+    unseen: Tensor
+    """(1, requests, tokens, 1): what other requests left there may be anything, NaN included."""
 
 
 class TorchPagedBackend:
@@ -91,7 +93,8 @@ class TorchPagedBackend:
         seen = positions < lengths
         if layer.config.window is not None:
             seen &= positions >= lengths - layer.config.window
-        return _DecodeGroup(rows, blocks, _mask(seen, layer.k_cache.dtype)[None, :, None])
+        mask = _mask(seen, layer.k_cache.dtype)[None, :, None]
+        return _DecodeGroup(rows, blocks, mask, ~seen[None, :, :, None])
 
     def _decode(self, layer: Attention, q: Tensor, group: _DecodeGroup) -> Tensor:
         """One query token per request: (requests, num_heads, head_dim) to (requests, num_heads, v_head_dim)."""
@@ -99,6 +102,7 @@ class TorchPagedBackend:
         heads, requests = config.num_kv_heads, q.shape[0]
         k = layer.k_cache.index_select(1, group.blocks).view(heads, requests, -1, config.head_dim)
         v = layer.v_cache.index_select(1, group.blocks).view(heads, requests, -1, config.v_head_dim)
+        k, v = k.masked_fill_(group.unseen, 0), v.masked_fill_(group.unseen, 0)
         # Query heads that share a K/V head are as good as queries of it: (heads, requests, group, head_dim).
         q = q.unflatten(1, (heads, -1)).transpose(0, 1)
         return _attend(q, k, v, group.mask, config).transpose(0, 1).flatten(1, 2)
