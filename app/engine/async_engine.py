@@ -14,7 +14,6 @@ from zmq.utils.monitor import recv_monitor_message
 from app.core.messages import (
     AbortCommand,
     EngineCommand,
-    EngineFailed,
     EngineMessage,
     EngineReady,
     EngineStats,
@@ -121,7 +120,7 @@ class AsyncEngine:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
-        self._fail("the server is shutting down")
+        self.fail("the server is shutting down")
         self._socket.disable_monitor()
         self._monitor.close()
         self._socket.close()
@@ -164,8 +163,6 @@ class AsyncEngine:
             case EngineReady() as ready:
                 self.ready = ready
                 self._changed.set()
-            case EngineFailed(error):
-                self._fail(error)
 
     def _dispatch(self, outputs: list[RequestOutput]) -> None:
         for output in outputs:
@@ -180,10 +177,10 @@ class AsyncEngine:
         """Wait for the engine's socket to be closed: then it has died."""
         await recv_monitor_message(self._monitor)
         log.error(_DIED)
-        self._fail(_DIED)
+        self.fail(_DIED)
 
-    def _fail(self, error: str) -> None:
-        """The engine is gone: every open request ends with an error."""
+    def fail(self, error: str) -> None:
+        """The engine is gone, or of no use any more: every open request ends with an error."""
         if self.failure is None:
             self.failure = error
         self.ready = None

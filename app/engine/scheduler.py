@@ -42,10 +42,9 @@ class Scheduler:
         prefix_caching: bool = True,
         clock: Clock = time.monotonic,
     ) -> None:
-        if max_num_batched_tokens < max_num_seqs:
-            raise ValueError("every running request must get a token in each step")
-        if pool.num_blocks * block_size < max_model_len:
-            raise ValueError("the longest request must fit when it runs alone")
+        # Every running request gets a token in each step, and the longest one fits when it runs alone.
+        assert max_num_batched_tokens >= max_num_seqs
+        assert pool.num_blocks * block_size >= max_model_len
         self.pool = pool
         self.pacer = pacer
         self.block_size = block_size
