@@ -1,5 +1,8 @@
 """The operations that have kernels of their own, and torch's where they have none for a device or dtype."""
 
+from functools import cache
+from types import ModuleType
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -12,12 +15,18 @@ def _on_cpu(x: Tensor) -> bool:
     return x.is_cpu and x.dtype in CPU_DTYPES
 
 
+@cache
+def _cpu() -> ModuleType:
+    from app.kernels.cpu import fused  # with Numba, which is for the CPU only
+
+    return fused
+
+
 def rms_norm(x: Tensor, weight: Tensor, offset: float, eps: float) -> Tensor:
     """`x / rms(x) * (weight + offset)` over the last dimension (Zhang and Sennrich, 2019), rounded at the end."""
     if _on_cpu(x):
-        from app.kernels.cpu import fused
-
-        return fused.rms_norm(x, weight, offset, eps)
+        out: Tensor = _cpu().rms_norm(x, weight, offset, eps)
+        return out
     if offset:
         return F.rms_norm(x.float(), weight.shape, weight.float() + offset, eps).to(x.dtype)
     return F.rms_norm(x, weight.shape, weight, eps)
@@ -26,9 +35,8 @@ def rms_norm(x: Tensor, weight: Tensor, offset: float, eps: float) -> Tensor:
 def silu_mul(gate_up: Tensor) -> Tensor:
     """`silu(gate) * up` of (tokens, 2 * size), which are one behind the other: (tokens, size)."""
     if _on_cpu(gate_up):
-        from app.kernels.cpu import fused
-
-        return fused.silu_mul(gate_up)
+        out: Tensor = _cpu().silu_mul(gate_up)
+        return out
     gate, up = gate_up.chunk(2, dim=-1)
     return F.silu(gate) * up
 
@@ -36,9 +44,8 @@ def silu_mul(gate_up: Tensor) -> Tensor:
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """Rotate (tokens, heads, head_dim) by tables of (tokens, 1, rotary_dim)."""
     if _on_cpu(x):
-        from app.kernels.cpu import fused
-
-        return fused.rotate(x, cos, sin)
+        out: Tensor = _cpu().rotate(x, cos, sin)
+        return out
     rotary_dim = cos.shape[-1]
     rotated = x[..., :rotary_dim]
     first, second = rotated.chunk(2, dim=-1)

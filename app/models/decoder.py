@@ -44,16 +44,16 @@ class DecoderAttention(nn.Module):
     def __init__(self, config: DecoderConfig, layer: int) -> None:
         super().__init__()
         self.head_dim = config.head_dim
-        self.q_size = config.num_heads * config.head_dim
-        self.kv_size = config.num_kv_heads * config.head_dim
-        sizes = (self.q_size, self.kv_size, self.kv_size)
-        self.qkv_proj = MergedLinear(config.hidden_size, sizes, config.qkv_bias)
-        self.o_proj = Linear(self.q_size, config.hidden_size, config.o_bias)
+        self.num_heads = config.num_heads
+        self.num_kv_heads = config.num_kv_heads
+        q_size, kv_size = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
+        self.qkv_proj = MergedLinear(config.hidden_size, (q_size, kv_size, kv_size), config.qkv_bias)
+        self.o_proj = Linear(q_size, config.hidden_size, config.o_bias)
         self.norm_per_head = config.qk_norm == "head"
         self.norm_whole = config.qk_norm == "full"
         if config.qk_norm != "none":
-            self.q_norm = _norm(config, config.head_dim if self.norm_per_head else self.q_size)
-            self.k_norm = _norm(config, config.head_dim if self.norm_per_head else self.kv_size)
+            self.q_norm = _norm(config, config.head_dim if self.norm_per_head else q_size)
+            self.k_norm = _norm(config, config.head_dim if self.norm_per_head else kv_size)
         self.attn = Attention(
             AttentionConfig(
                 num_heads=config.num_heads,
@@ -67,17 +67,22 @@ class DecoderAttention(nn.Module):
         )
 
     def forward(self, x: Tensor, rope: RopeTables) -> Tensor:
-        q, k, v = self.qkv_proj(x).split((self.q_size, self.kv_size, self.kv_size), dim=-1)
-        if self.norm_whole:
-            q, k = self.q_norm(q), self.k_norm(k)
-        # (tokens, heads * head_dim) to (tokens, heads, head_dim)
-        q, k, v = (t.unflatten(-1, (-1, self.head_dim)) for t in (q, k, v))
-        if self.norm_per_head:
-            q, k = self.q_norm(q), self.k_norm(k)
+        heads = self.qkv_proj(x).unflatten(-1, (-1, self.head_dim))  # (tokens, heads, head_dim)
+        qk, v = heads.split((self.num_heads + self.num_kv_heads, self.num_kv_heads), dim=1)
+        if self.norm_per_head or self.norm_whole:
+            qk = self._norm(*qk.split((self.num_heads, self.num_kv_heads), dim=1))
         if rope is not None:
-            q, k = rotate(q, *rope), rotate(k, *rope)
+            qk = rotate(qk, *rope)
+        q, k = qk.split((self.num_heads, self.num_kv_heads), dim=1)
         out: Tensor = self.o_proj(self.attn(q, k, v))
         return out
+
+    def _norm(self, q: Tensor, k: Tensor) -> Tensor:
+        if self.norm_whole:
+            q, k = (norm(t.flatten(1)).view(t.shape) for norm, t in ((self.q_norm, q), (self.k_norm, k)))
+        else:
+            q, k = self.q_norm(q), self.k_norm(k)
+        return torch.cat((q, k), dim=1)
 
 
 class DecoderMLP(nn.Module):
