@@ -4,7 +4,6 @@ One process that starts an engine beside it. Settings come from PACELINE_* varia
 `paceline serve` does the same with a supervisor around it.
 """
 
-import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
@@ -13,17 +12,11 @@ import anyio.to_thread
 from fastapi import FastAPI
 
 from app.api.app import create_app
-from app.api.process import TextSide, running_service
-from app.api.service import Service
-from app.core.messages import EngineReady
-from app.errors import StartupError
+from app.api.process import running_service
 from app.hub.source import find_model
 from app.log import configure_logging
 from app.settings import load_settings
 from app.supervisor import EngineProcess
-
-_LOOK_EVERY = 0.5
-"""Seconds between two looks at a loading engine's process."""
 
 
 def make_app() -> FastAPI:
@@ -34,29 +27,17 @@ def make_app() -> FastAPI:
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         configure_logging(settings, process="api")
         folder = await anyio.to_thread.run_sync(find_model, settings.model)
-        text = TextSide.load(folder)
         engine = EngineProcess(settings, folder)
         try:
-            async with running_service(settings, folder, text, engine.address) as service:
+            async with running_service(settings, folder, engine.address) as service:
                 app.state.service = service
-                ready = await _ready_or_dead(service, engine)
+                ready = await service.engine.wait_until_ready()
                 service.metrics.record_startup(ready.startup_seconds)
                 yield
         finally:
             engine.stop()
 
     return create_app(settings, lifespan)
-
-
-async def _ready_or_dead(service: Service, engine: EngineProcess) -> EngineReady:
-    """Wait for an engine to get ready; StartupError if it ends before. The engine itself has said why."""
-    ready = asyncio.create_task(service.engine.wait_until_ready())
-    while not ready.done():
-        if engine.process.poll() is not None:
-            ready.cancel()
-            raise StartupError("the engine ended before it was ready")
-        await asyncio.wait([ready], timeout=_LOOK_EVERY)
-    return ready.result()
 
 
 def __getattr__(name: str) -> Any:

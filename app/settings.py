@@ -9,7 +9,6 @@ import os
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
 from pydantic import BaseModel, ByteSize, ConfigDict, Field, ValidationError
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, YamlConfigSettingsSource
 
@@ -133,8 +132,6 @@ def load_settings(**flags: Any) -> Settings:
         raise StartupError(f"config: no such file: {config}")
     try:
         return Settings(**{name: value for name, value in flags.items() if value is not None})
-    except yaml.YAMLError as error:
-        raise StartupError(f"config: {config} is not YAML: {' '.join(str(error).split())}") from None
     except ValidationError as error:
         problems = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
         raise StartupError(f"settings: {problems}") from None

@@ -5,16 +5,16 @@ longest; the API worker starts beside it, and says "loading" until the engine is
 """
 
 import logging
-import os
-import queue
 import shutil
 import signal
 import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from pathlib import Path
+from types import FrameType
 
 from app.errors import EXIT_STARTUP_ERROR, StartupError
 from app.hub.source import find_model
@@ -25,9 +25,6 @@ log = logging.getLogger(__name__)
 
 _STOP_SECONDS = 10
 """What a child gets to end by itself."""
-_SAME_SIGNAL_SECONDS = 1
-"""How long a signal to a group may take to reach all of it."""
-_Signals = queue.SimpleQueue[int]
 
 
 class EngineProcess:
@@ -35,22 +32,14 @@ class EngineProcess:
 
     def __init__(self, settings: Settings, model_folder: Path) -> None:
         """Start it; `address` is where API workers find it."""
-        self._ready, ready = os.pipe()
         # A folder that only this user may enter: whoever reaches the socket commands the engine.
         self._folder = tempfile.mkdtemp(prefix="paceline-")
         self.address = f"ipc://{self._folder}/engine"
-        arguments = (self.address, str(model_folder.absolute()), str(ready))
-        self.process = _start("app.engine.process", settings, *arguments, fds=(ready,))
-        os.close(ready)
-
-    def was_ready(self) -> bool:
-        """Whether an engine that has ended had got ready before."""
-        return bool(os.read(self._ready, 1))
+        self.process = _start("app.engine.process", settings, self.address, str(model_folder.absolute()))
 
     def stop(self) -> None:
         """End it, and remove its socket."""
         _stop(self.process)
-        os.close(self._ready)
         shutil.rmtree(self._folder, ignore_errors=True)
 
 
@@ -93,57 +82,60 @@ def listen(settings: Settings) -> socket.socket:
     return sock
 
 
+class _Wake(threading.Event):
+    """Set by signals: of this process, or of a child's end."""
+
+    stop_requested = False
+
+    def on_stop(self, _number: int, _frame: FrameType | None) -> None:
+        """The end of everything is wanted."""
+        self.stop_requested = True
+        self.set()
+
+    def on_child(self, _number: int, _frame: FrameType | None) -> None:
+        """A child has ended."""
+        self.set()
+
+
 def serve(settings: Settings) -> int:
     """Run the service until a signal comes or a child ends; returns the exit code."""
     configure_logging(settings, process="supervisor")
     started_at = time.time()
     sock = listen(settings)  # before anything slow: a port that is taken shows at once
     folder = find_model(settings.model)
-    signals = _catch_signals()
+    wake = _wake_on_signals()
     engine = EngineProcess(settings, folder)
     arguments = (engine.address, str(folder.absolute()), str(sock.fileno()), str(started_at))
     api = _start("app.api.process", settings, *arguments, fds=(sock.fileno(),))
     try:
-        return _watch(engine, api, signals)
+        return _watch(engine.process, api, wake)
     finally:
         sock.close()
         _stop(api)
         engine.stop()
 
 
-def _watch(engine: EngineProcess, api: subprocess.Popen[bytes], signals: _Signals) -> int:
+def _watch(engine: subprocess.Popen[bytes], api: subprocess.Popen[bytes], wake: _Wake) -> int:
     """Wait for the end; returns the exit code."""
     engine_is_dead = False
-    while signals.get() == signal.SIGCHLD:
+    while not wake.stop_requested:
+        wake.wait()
+        wake.clear()
         if api.poll() is not None:
-            if api.returncode == 0 and _stop_follows(signals):
-                return 0
             log.error("the API worker ended with exit code %d", api.returncode)
             return max(1, api.returncode)
-        if engine.process.poll() is not None and not engine_is_dead:
-            code = engine.process.returncode
-            if not engine.was_ready():
-                log.error("the engine ended with exit code %d before it was ready", code)
+        if engine.poll() is not None and not engine_is_dead:
+            if engine.returncode == EXIT_STARTUP_ERROR:
                 return EXIT_STARTUP_ERROR
             engine_is_dead = True
             # The API worker stays, and tells probes and clients so.
-            log.error("the engine ended with exit code %d; answering 503 from now on", code)
+            log.error("the engine ended with exit code %d; answering 503 from now on", engine.returncode)
     return 0
 
 
-def _stop_follows(signals: _Signals) -> bool:
-    """Whether a child ended because the whole group is told to, this process included."""
-    try:
-        while signals.get(timeout=_SAME_SIGNAL_SECONDS) == signal.SIGCHLD:
-            pass
-    except queue.Empty:
-        return False
-    return True
-
-
-def _catch_signals() -> _Signals:
-    """Signals from now on: of this process's end, or of a child's."""
-    signals: _Signals = queue.SimpleQueue()  # its put() may interrupt its own get()
-    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGCHLD):
-        signal.signal(number, lambda number, _frame: signals.put(number))
-    return signals
+def _wake_on_signals() -> _Wake:
+    wake = _Wake()
+    signal.signal(signal.SIGTERM, wake.on_stop)
+    signal.signal(signal.SIGINT, wake.on_stop)
+    signal.signal(signal.SIGCHLD, wake.on_child)
+    return wake

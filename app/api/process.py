@@ -1,19 +1,18 @@
 """An API worker: `python -m app.api.process ADDRESS MODEL_FOLDER SOCKET_FD STARTED_AT`, started by the supervisor.
 
-It ends in good order when its parent is gone.
+It reads its settings as one line of JSON from stdin, and ends in good order when stdin is closed: the parent is gone.
 """
 
 import asyncio
-import logging
 import os
 import signal
 import socket
 import sys
+import threading
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
-from typing import NamedTuple
 
 import uvicorn
 from fastapi import FastAPI
@@ -21,46 +20,31 @@ from fastapi import FastAPI
 from app.api.app import create_app
 from app.api.http_protocol import HttpProtocol
 from app.api.service import Service
-from app.child import read_settings, when_parent_ends
 from app.core.messages import EngineReady
 from app.engine.async_engine import AsyncEngine
-from app.errors import EXIT_STARTUP_ERROR, EngineUnavailableError, StartupError
+from app.errors import EngineUnavailableError
 from app.log import configure_logging
 from app.metrics import Metrics
 from app.settings import Settings
 from app.text.chat_template import ChatTemplate
 from app.text.tokenizer import Tokenizer
 
-log = logging.getLogger(__name__)
-
 _GRACE_SECONDS = 8
 """What open streams get to end after a signal; less than what the supervisor gives this process."""
 
 
-class TextSide(NamedTuple):
-    """What turns requests into token ids and back."""
-
-    tokenizer: Tokenizer
-    chat_template: ChatTemplate
-
-    @classmethod
-    def load(cls, folder: Path) -> "TextSide":
-        """Read a model folder's; ModelError if they are broken."""
-        tokenizer = Tokenizer(folder)
-        return cls(tokenizer, ChatTemplate.from_folder(folder, tokenizer))
-
-
 @asynccontextmanager
-async def running_service(settings: Settings, folder: Path, text: TextSide, address: str) -> AsyncIterator[Service]:
+async def running_service(settings: Settings, folder: Path, address: str) -> AsyncIterator[Service]:
     """A service that is connected to an engine. Does not wait until the engine is ready."""
     metrics = Metrics()
+    tokenizer = Tokenizer(folder)
     engine = AsyncEngine(address, settings.max_queue, metrics)
     service = Service(
         settings=settings,
         model_name=settings.served_model_name or _default_name(settings, folder),
         created=int(time.time()),
-        tokenizer=text.tokenizer,
-        chat_template=text.chat_template,
+        tokenizer=tokenizer,
+        chat_template=ChatTemplate.from_folder(folder, tokenizer),
         engine=engine,
         metrics=metrics,
     )
@@ -82,37 +66,20 @@ def _default_name(settings: Settings, folder: Path) -> str:
 def main() -> None:
     """Serve HTTP on an inherited socket."""
     address, folder, fd, started_at = sys.argv[1:]
-    settings = read_settings()
+    settings = Settings.model_validate_json(sys.stdin.readline())
     configure_logging(settings, process="api")
-    when_parent_ends(lambda: os.kill(os.getpid(), signal.SIGTERM))
-    try:
-        text = TextSide.load(Path(folder))
-    except StartupError as error:
-        log.error("%s", error)
-        sys.exit(EXIT_STARTUP_ERROR)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     sock = socket.socket(fileno=int(fd))
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        async with running_service(settings, Path(folder), text, address) as service:
+        async with running_service(settings, Path(folder), address) as service:
             app.state.service = service
             greeting = asyncio.create_task(_greet(service, sock, float(started_at)))
             yield
             greeting.cancel()
 
-    _Server(server_config(create_app(settings, lifespan), settings)).run([sock])
-
-
-class _Server(uvicorn.Server):
-    """uvicorn's, that tells streams of the end which outlast the grace, instead of cutting them off."""
-
-    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        """Stop listening, wait for open requests, end those that remain."""
-        app = self.config.app
-        assert isinstance(app, FastAPI)
-        fail = app.state.service.engine.fail
-        asyncio.get_running_loop().call_later(_GRACE_SECONDS - 1, fail, "the server is shutting down")
-        await super().shutdown(sockets)
+    uvicorn.Server(server_config(create_app(settings, lifespan), settings)).run([sock])
 
 
 def server_config(app: FastAPI, settings: Settings) -> uvicorn.Config:
@@ -150,6 +117,11 @@ def _banner(service: Service, ready: EngineReady, sock: socket.socket, seconds: 
   try        curl {url}/v1/chat/completions -H 'Content-Type: application/json' \\
                -d '{{"messages": [{{"role": "user", "content": "What is the capital of France?"}}]}}'
 """
+
+
+def _end_with_parent() -> None:
+    sys.stdin.read()
+    os.kill(os.getpid(), signal.SIGTERM)
 
 
 if __name__ == "__main__":

@@ -105,4 +105,10 @@ class StepOutputs(msgspec.Struct, tag=True):
     stats: EngineStats
 
 
-EngineMessage = EngineReady | StepOutputs
+class EngineFailed(msgspec.Struct, tag=True):
+    """The engine is about to exit: nothing that is open will be finished by it."""
+
+    error: str
+
+
+EngineMessage = EngineReady | StepOutputs | EngineFailed

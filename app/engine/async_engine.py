@@ -14,6 +14,7 @@ from zmq.utils.monitor import recv_monitor_message
 from app.core.messages import (
     AbortCommand,
     EngineCommand,
+    EngineFailed,
     EngineMessage,
     EngineReady,
     EngineStats,
@@ -120,7 +121,7 @@ class AsyncEngine:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
-        self.fail("the server is shutting down")
+        self._fail("the server is shutting down")
         self._socket.disable_monitor()
         self._monitor.close()
         self._socket.close()
@@ -163,6 +164,8 @@ class AsyncEngine:
             case EngineReady() as ready:
                 self.ready = ready
                 self._changed.set()
+            case EngineFailed(error):
+                self._fail(error)
 
     def _dispatch(self, outputs: list[RequestOutput]) -> None:
         for output in outputs:
@@ -177,10 +180,10 @@ class AsyncEngine:
         """Wait for the engine's socket to be closed: then it has died."""
         await recv_monitor_message(self._monitor)
         log.error(_DIED)
-        self.fail(_DIED)
+        self._fail(_DIED)
 
-    def fail(self, error: str) -> None:
-        """The engine is gone, or of no use any more: every open request ends with an error."""
+    def _fail(self, error: str) -> None:
+        """The engine is gone: every open request ends with an error."""
         if self.failure is None:
             self.failure = error
         self.ready = None

@@ -8,7 +8,6 @@ from app.engine.block_pool import BlockPool
 from app.engine.chunk_pacer import ChunkPacer
 from app.engine.core import EngineCore
 from app.engine.scheduler import Scheduler
-from app.errors import StartupError
 from app.settings import Settings
 
 
@@ -23,10 +22,6 @@ def build_engine(settings: Settings, model_folder: Path) -> tuple[EngineCore, En
     imported = time.monotonic()
     built = build(settings, model_folder)
     limits = built.limits
-    if limits.max_num_batched_tokens < limits.max_num_seqs:
-        raise StartupError("max_num_batched_tokens must be at least max_num_seqs: each running request gets a token")
-    if limits.num_blocks * settings.block_size < limits.max_model_len:
-        raise StartupError(f"num_kv_blocks: {limits.num_blocks} are too few for {limits.max_model_len} tokens")
     scheduler = Scheduler(
         BlockPool(limits.num_blocks),
         ChunkPacer(limits.max_itl, settings.block_size, limits.max_num_batched_tokens),

@@ -42,9 +42,10 @@ class Scheduler:
         prefix_caching: bool = True,
         clock: Clock = time.monotonic,
     ) -> None:
-        # Every running request gets a token in each step, and the longest one fits when it runs alone.
-        assert max_num_batched_tokens >= max_num_seqs
-        assert pool.num_blocks * block_size >= max_model_len
+        if max_num_batched_tokens < max_num_seqs:
+            raise ValueError("every running request must get a token in each step")
+        if pool.num_blocks * block_size < max_model_len:
+            raise ValueError("the longest request must fit when it runs alone")
         self.pool = pool
         self.pacer = pacer
         self.block_size = block_size

@@ -84,12 +84,10 @@ def _write(gguf: Path, folder: Path) -> None:
     # Not model.save_pretrained: it refuses what came from GGUF, although the weights are plain tensors now.
     save_file(_unique_tensors(model), folder / "model.safetensors", metadata={"format": "pt"})
     config = model.config.to_dict() | {"architectures": [type(model).__name__]}
-    # Not every transformers takes it over from the file.
-    config["eos_token_id"] = metadata.get("tokenizer.ggml.eos_token_id", tokenizer.eos_token_id)
     for name in ("quantization_config", "_name_or_path", "_model_name_or_path"):
         config.pop(name, None)
     (folder / "config.json").write_text(json.dumps(config, indent=2))
-    model.generation_config.eos_token_id = _end_tokens(tokenizer, config["eos_token_id"])
+    model.generation_config.eos_token_id = _end_tokens(tokenizer)
     model.generation_config.save_pretrained(folder)
 
 
@@ -111,11 +109,11 @@ def _split_digits(tokenizer: Any) -> None:
     tokenizer.backend_tokenizer.pre_tokenizer = split
 
 
-def _end_tokens(tokenizer: Any, end_of_text: int | None) -> list[int]:
+def _end_tokens(tokenizer: Any) -> list[int]:
     """The end-of-sequence token, and the one that ends a turn of the chat template."""
     template = tokenizer.chat_template or ""
     names = {name for name in _TURN_ENDS if name in template and name in tokenizer.get_added_vocab()}
-    ids = {end_of_text, *tokenizer.convert_tokens_to_ids(sorted(names))}
+    ids = {tokenizer.eos_token_id, *tokenizer.convert_tokens_to_ids(sorted(names))}
     return sorted(ids - {None})
 
 

@@ -25,11 +25,10 @@ class Linear(nn.Module):
     def pack(self) -> None:
         """Reorder the filled weight, once, as oneDNN's kernels want it: otherwise they do so in every product.
 
-        Only for bfloat16 on a CPU that is fast at it. The weight itself is gone then, unless others hold it, too.
+        Only for bfloat16 on a CPU that is fast at it; a packed layer's `weight` stays as it is.
         """
         if self.weight.dtype is torch.bfloat16 and torch.ops.mkldnn._is_mkldnn_bf16_supported():
             self._packed = torch.ops.mkldnn._reorder_linear_weight(self.weight.data)
-            self.weight.data = torch.empty(0, dtype=self.weight.dtype)
 
 
 class MergedLinear(Linear):

@@ -26,6 +26,7 @@ class DecoderConfig:
     num_kv_heads: int
     head_dim: int
     norm_eps: float
+    max_position_embeddings: int
     tie_word_embeddings: bool
     activation: str
     windows: tuple[int | None, ...]
@@ -138,11 +139,6 @@ _COMMON: dict[str, Any] = {
 }
 
 
-def default_positions(family: str) -> int:
-    """Tokens that a family's models are made for, if config.json does not say."""
-    return int(_DEFAULTS[family]["max_position_embeddings"])
-
-
 def parse_decoder_config(raw: dict[str, Any]) -> DecoderConfig:
     """Read the config.json of one of FAMILIES; NotCarriedError if the decoder cannot run it as it stands."""
     family = raw["model_type"]
@@ -162,6 +158,7 @@ def parse_decoder_config(raw: dict[str, Any]) -> DecoderConfig:
         "num_kv_heads": full["num_key_value_heads"],
         "head_dim": full["head_dim"],
         "norm_eps": full["rms_norm_eps"],
+        "max_position_embeddings": full["max_position_embeddings"],
         "tie_word_embeddings": full["tie_word_embeddings"],
         "activation": full.get("hidden_activation") or full["hidden_act"],
         "attention_scale": full["head_dim"] ** -0.5,

@@ -16,7 +16,6 @@ from app.attention.layer import Attention, AttentionConfig
 from app.errors import ModelError
 
 _NAME = "paceline"
-_LONGEST_REASON = 500
 _MIXING_ROPES = {"longrope", "dynamic"}
 """Rotary embeddings that rotate a token by the longest request of its batch."""
 _CAUSAL_LAYERS = {"full_attention", "sliding_attention", "attention"}
@@ -83,34 +82,15 @@ class GenericModel(nn.Module):
 
 def load_generic(folder: Path, dtype: torch.dtype, device: torch.device) -> GenericModel:
     """Load a checkpoint through transformers; ModelError names what is not supported about it."""
-    try:
-        return _load(folder, dtype, device)
-    except ModelError:
-        raise
-    except Exception as error:  # hundreds of models, and any broken configuration of each
-        reason = " ".join(str(error).split())[:_LONGEST_REASON]
-        raise ModelError(f"transformers cannot run {folder}: {reason or type(error).__name__}") from error
-
-
-def _load(folder: Path, dtype: torch.dtype, device: torch.device) -> GenericModel:
-    # Without the code that a checkpoint may bring: transformers would ask, on a terminal, whether to run it.
-    try:
-        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
-    except ValueError as error:
-        if "trust_remote_code" in str(error):
-            raise ModelError(f"{folder} needs code of its own (auto_map), which is not run") from error
-        raise
+    config = AutoConfig.from_pretrained(folder)
     _refuse_unsupported(config)
     ALL_ATTENTION_FUNCTIONS.register(_NAME, _attention)
-    model: Any = AutoModelForCausalLM.from_pretrained(
-        folder,
-        config=config,
-        dtype=dtype,
-        attn_implementation=_NAME,
-        use_safetensors=True,
-        device_map=None,
-        trust_remote_code=False,
-    )
+    try:
+        model: Any = AutoModelForCausalLM.from_pretrained(
+            folder, config=config, dtype=dtype, attn_implementation=_NAME, use_safetensors=True, device_map=None
+        )
+    except (ValueError, OSError) as error:
+        raise ModelError(f"transformers cannot load {folder}: {error}") from error
     if getattr(model, "_is_stateful", False):
         raise ModelError(f"{config.model_type} keeps a recurrent state, which is not supported")
     generic = GenericModel(model.to(device).eval())
@@ -118,17 +98,17 @@ def _load(folder: Path, dtype: torch.dtype, device: torch.device) -> GenericMode
     with torch.inference_mode():
         generic(tokens, torch.arange(2, device=device), tokens[:1])  # the layers describe themselves
     num_layers = sum(isinstance(module, Attention) for module in generic.modules())
-    if num_layers != (expected := config.get_text_config().num_hidden_layers):
+    if num_layers != config.num_hidden_layers:
         raise ModelError(
-            f"{config.model_type}: {num_layers} of {expected} layers attend through transformers' "
+            f"{config.model_type}: {num_layers} of {config.num_hidden_layers} layers attend through transformers' "
             "attention interface; the others cannot be given a paged cache"
         )
     return generic
 
 
-def _refuse_unsupported(whole: Any) -> None:
-    kind, config = whole.model_type, whole.get_text_config()
-    if whole.is_encoder_decoder:
+def _refuse_unsupported(config: Any) -> None:
+    kind = config.model_type
+    if config.is_encoder_decoder:
         raise ModelError(f"{kind} is an encoder-decoder model, which is not supported")
     if getattr(config, "alibi", False):
         raise ModelError(f"{kind} with ALiBi positions is not supported")

@@ -117,7 +117,7 @@ class ChatTemplate:
         self._index_of = {token: index for index, token in enumerate(self._control_tokens)}
         try:
             self._template = None if source is None else self._environment.from_string(source)
-        except Exception as error:  # what is odd enough breaks the parser
+        except jinja2.TemplateError as error:
             raise ModelError(f"the model's chat template is broken: {error}") from error
 
     @classmethod

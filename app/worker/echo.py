@@ -11,10 +11,6 @@ from app.core.step import NOT_SAMPLED, BuiltWorker, Limits, ModelRunnerOutput, S
 from app.settings import Settings
 
 _NUM_BLOCKS = 65536
-_MAX_MODEL_LEN = 8192
-_MAX_NUM_SEQS = 256
-_MAX_NUM_BATCHED_TOKENS = 8192
-_MAX_ITL = 50.0
 
 
 class EchoWorker:
@@ -46,9 +42,9 @@ def build_echo_worker(settings: Settings, path: Path) -> BuiltWorker:
     vocab_size = int(json.loads((path / "config.json").read_text())["vocab_size"])
     limits = Limits(
         num_blocks=settings.num_kv_blocks or _NUM_BLOCKS,
-        max_model_len=settings.max_model_len or _MAX_MODEL_LEN,
-        max_num_seqs=settings.max_num_seqs or _MAX_NUM_SEQS,
-        max_num_batched_tokens=settings.max_num_batched_tokens or _MAX_NUM_BATCHED_TOKENS,
-        max_itl=(settings.max_itl or _MAX_ITL) / 1000,
+        max_model_len=settings.max_model_len or 8192,
+        max_num_seqs=settings.max_num_seqs or 256,
+        max_num_batched_tokens=settings.max_num_batched_tokens or 8192,
+        max_itl=(settings.max_itl or 50.0) / 1000,
     )
     return BuiltWorker(EchoWorker(limits.max_num_seqs), limits, "Echo", "echo", "none", "none", vocab_size, {})

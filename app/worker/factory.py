@@ -62,21 +62,18 @@ def _choose_backend(device: torch.device, dtype: torch.dtype) -> AttentionBacken
 
 
 def _warm_up(runner: ModelRunner) -> None:
-    """Run a prompt of two tokens and, like a decode, one of one token, so that no request pays for first-time work.
-
-    Block 0 is overwritten later.
-    """
-    for length in (2, 1):
-        request = NewRequest(
-            row=0,
-            token_ids=[0] * length,
-            num_prompt_tokens=length,
-            num_computed_tokens=0,
-            block_ids=[0],
-            num_prompt_logprobs=0,
-            sampling=SamplingParams(max_tokens=1, seed=0, top_k=2),
-        )
-        runner.submit(SchedulerOutput([request], [], [0], ["warm-up"], [length])).result()
+    """Run a prefill and a decode, so that no request pays for first-time work. Block 0 is overwritten later."""
+    request = NewRequest(
+        row=0,
+        token_ids=[0, 0],
+        num_prompt_tokens=2,
+        num_computed_tokens=0,
+        block_ids=[0],
+        num_prompt_logprobs=0,
+        sampling=SamplingParams(max_tokens=2, seed=0, top_k=2),
+    )
+    runner.submit(SchedulerOutput([request], [], [0], ["warm-up"], [2])).result()
+    runner.submit(SchedulerOutput([], [(0, [1])], [0], ["warm-up"], [1])).result()
 
 
 class _PhaseClock:

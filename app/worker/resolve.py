@@ -1,8 +1,7 @@
-"""All automatic decisions about a model, in one place: "auto" settings become values, and the log says why."""
+"""All automatic decisions in one place: every "auto" setting becomes a value, and the log says why."""
 
 import logging
 import os
-import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,8 +19,6 @@ _FALLBACK_LENGTH = 2048
 """Context of a model that does not say what it was made for."""
 _KV_SHARE_OF_MEMORY = 0.5
 """Of the memory that is free once the weights are loaded. The rest is for activations, and for other programs."""
-
-_CONTROL_GROUP = Path("/sys/fs/cgroup")
 
 
 @dataclass(frozen=True)
@@ -49,6 +46,8 @@ def resolve(settings: Settings, folder: ModelFolder) -> Resolved:
         max_num_batched_tokens=settings.max_num_batched_tokens or max(8192 if on_gpu else 512, max_num_seqs),
         max_itl=(settings.max_itl or (50.0 if on_gpu else 200.0)) / 1000,
     )
+    if resolved.max_num_batched_tokens < resolved.max_num_seqs:
+        raise StartupError("max_num_batched_tokens must be at least max_num_seqs: each running request gets a token")
     log.info(
         "up to %d requests and %d tokens in a step, pauses up to %.0f ms",
         resolved.max_num_seqs,
@@ -64,7 +63,7 @@ def _device(settings: Settings) -> torch.device:
         raise StartupError("device: no CUDA device, or a torch without CUDA")
     device = torch.device("cuda" if has_cuda and settings.device != "cpu" else "cpu")
     if device.type == "cpu":
-        torch.set_num_threads(settings.cpu_threads or _num_cpus())
+        torch.set_num_threads(settings.cpu_threads or len(os.sched_getaffinity(0)))
         log.info("device cpu, %d threads", torch.get_num_threads())
     else:
         # cuDNN's attention makes a plan for each new shape, which takes a second. A step's shape is nearly always new.
@@ -99,12 +98,8 @@ def _max_model_len(settings: Settings, folder: ModelFolder) -> int:
 
 
 def resolve_limits(settings: Settings, resolved: Resolved, bytes_per_block: int) -> Limits:
-    """Decide on the KV blocks; call it when the weights are loaded. StartupError if they do not suffice.
-
-    A context length that nobody asked for shrinks to what the memory holds.
-    """
-    max_model_len = resolved.max_model_len
-    needed = -(-max_model_len // settings.block_size)
+    """Decide on the KV blocks; call it when the weights are loaded. StartupError if they do not suffice."""
+    needed = -(-resolved.max_model_len // settings.block_size)
     if settings.num_kv_blocks:
         num_blocks, reason = settings.num_kv_blocks, "as set"
     elif settings.kv_cache_memory:
@@ -114,19 +109,21 @@ def resolve_limits(settings: Settings, resolved: Resolved, bytes_per_block: int)
         useful = needed * resolved.max_num_seqs
         num_blocks = min(int(free * _KV_SHARE_OF_MEMORY) // bytes_per_block, useful)
         reason = f"of the {free / 2**30:.1f} GiB that are free" if num_blocks < useful else "all that can be used"
-    gibibytes = num_blocks * bytes_per_block / 2**30
-    log.info("%d KV blocks of %d tokens (%.2f GiB, %s)", num_blocks, settings.block_size, gibibytes, reason)
+    log.info(
+        "%d KV blocks of %d tokens (%.2f GiB, %s)",
+        num_blocks,
+        settings.block_size,
+        num_blocks * bytes_per_block / 2**30,
+        reason,
+    )
     if num_blocks < needed:
-        if settings.max_model_len or num_blocks < 1:
-            raise StartupError(
-                f"{num_blocks} KV blocks are too few: one request of {max_model_len} tokens needs {needed} "
-                f"({needed * bytes_per_block / 2**20:.0f} MiB). Lower max_model_len or raise kv_cache_memory"
-            )
-        max_model_len = num_blocks * settings.block_size
-        log.warning("context of %d tokens: that is what these blocks hold", max_model_len)
+        raise StartupError(
+            f"{num_blocks} KV blocks are too few: one request of {resolved.max_model_len} tokens needs {needed} "
+            f"({needed * bytes_per_block / 2**20:.0f} MiB). Lower max_model_len or raise kv_cache_memory"
+        )
     return Limits(
         num_blocks=num_blocks,
-        max_model_len=max_model_len,
+        max_model_len=resolved.max_model_len,
         max_num_seqs=resolved.max_num_seqs,
         max_num_batched_tokens=resolved.max_num_batched_tokens,
         max_itl=resolved.max_itl,
@@ -138,29 +135,12 @@ def _free_memory(device: torch.device) -> int:
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0])
     free = int(psutil.virtual_memory().available)
-    limit, used = _read_numbers("memory.max"), _read_numbers("memory.current")
-    if not limit or not used:
-        return free
-    # Files that were read are counted as used, but give way: the weights are among them.
-    files = re.search(r"^inactive_file (\d+)$", _read("memory.stat"), re.MULTILINE)
-    return min(free, limit[0] - used[0] + (int(files[1]) if files else 0))
+    limit, used = (_read_number(Path("/sys/fs/cgroup") / name) for name in ("memory.max", "memory.current"))
+    return free if limit is None or used is None else min(free, limit - used)
 
 
-def _num_cpus() -> int:
-    """Cores that this process may use; a container's share counts."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    quota = _read_numbers("cpu.max")  # microseconds of processor time, and in how many microseconds
-    return min(cores, max(1, round(quota[0] / quota[1]))) if len(quota) == 2 else cores
-
-
-def _read_numbers(name: str) -> list[int]:
-    """The numbers in a file of the control group; none if it sets no limit ("max")."""
-    words = _read(name).split()
-    return [int(word) for word in words] if all(word.isdigit() for word in words) else []
-
-
-def _read(name: str) -> str:
+def _read_number(path: Path) -> int | None:
     try:
-        return (_CONTROL_GROUP / name).read_text()
-    except OSError:  # not in a control group, or of the first version
-        return ""
+        return int(path.read_text())
+    except (OSError, ValueError):  # no such control group, or "max"
+        return None

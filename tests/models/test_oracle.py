@@ -41,8 +41,15 @@ def make_engine(folder: Path, settings: Settings, overlap: bool = True) -> Engin
 
 
 def tiny_settings(**options: object) -> Settings:
-    tiny = {"num_kv_blocks": NUM_BLOCKS, "max_model_len": MAX_MODEL_LEN, "max_num_seqs": 8}
-    return load_settings(dtype="float32", device="cpu", block_size=BLOCK_SIZE, **{**tiny, **options})
+    return load_settings(
+        dtype="float32",
+        device="cpu",
+        block_size=BLOCK_SIZE,
+        num_kv_blocks=NUM_BLOCKS,
+        max_model_len=MAX_MODEL_LEN,
+        max_num_seqs=8,
+        **options,
+    )
 
 
 def run_crowd(

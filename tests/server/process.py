@@ -55,7 +55,7 @@ class Server:
     def children(self) -> dict[str, int]:
         """Module to process id of the server's own children."""
         listing = subprocess.run(
-            ["ps", "-o", "pid=,args=", "--ppid", str(self.process.pid)], capture_output=True, text=True, check=False
+            ["ps", "-o", "pid=,args=", "--ppid", str(self.process.pid)], capture_output=True, text=True, check=True
         )
         found = re.findall(r"(\d+) .*-m app\.(\w+)\.process", listing.stdout)
         return {module: int(pid) for pid, module in found}
@@ -77,13 +77,8 @@ def running_server(
         assert code == 0
 
 
-@contextmanager
-def popen(*arguments: str, **environment: str) -> Iterator[subprocess.Popen[str]]:
-    """A Python process with its log as text; killed if it has not ended at the end."""
-    with subprocess.Popen(
+def popen(*arguments: str, **environment: str) -> subprocess.Popen[str]:
+    """A Python process with its log as text."""
+    return subprocess.Popen(
         [sys.executable, *arguments], stderr=subprocess.PIPE, text=True, env={**os.environ, **environment}
-    ) as process:
-        try:
-            yield process
-        finally:
-            process.kill()
+    )

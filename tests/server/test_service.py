@@ -14,7 +14,6 @@ import httpx
 import openai
 import pytest
 
-from app.hub.source import find_model
 from tests.server.process import Server, popen, running_server
 
 QUESTION = [{"role": "user", "content": "What is the capital of France?"}]
@@ -91,6 +90,8 @@ def test_a_client_that_goes_away_is_aborted_and_its_blocks_are_free(server: Serv
         assert server.metric("num_requests_running") == 1
     finished = 'paceline_request_success_total{finished_reason="abort"}'
     wait_until(lambda: finished in server.get("/metrics").text)
+    # The gauges are those of the last step: one more request shows that the aborted one is gone.
+    server.post("/v1/completions", {"prompt": "a", "max_tokens": 2})
     wait_until(lambda: server.metric("num_requests_running") == 0 and server.metric("kv_cache_usage_ratio") == 0)
 
 
@@ -102,6 +103,7 @@ def test_a_whole_answer_is_aborted_too(server: Server) -> None:
             json={"prompt": "Once", "max_tokens": 1900, "ignore_eos": True},
             timeout=httpx.Timeout(5, read=0.5),
         )
+    server.post("/v1/completions", {"prompt": "a", "max_tokens": 2})
     wait_until(lambda: server.metric("num_requests_running") == 0)
     assert server.metric("generation_tokens_total") - before < 500
 
@@ -209,8 +211,7 @@ def test_nothing_is_left_when_the_supervisor_is_killed() -> None:
         (("--model", "/nowhere"), "no such model"),
         (("--model", "{tmp}"), "no config.json"),
         (("--max-model-len", "100000"), "more than the 8192"),
-        (("--num-kv-blocks", "10", "--max-model-len", "4096"), "too few"),
-        (("--worker", "echo", "--max-num-batched-tokens", "8"), "max_num_batched_tokens must be at least"),
+        (("--num-kv-blocks", "10"), "too few"),
         (("--block-size", "0"), "block_size"),
         (("--device", "cuda"), "no CUDA"),
     ],
@@ -224,57 +225,9 @@ def test_what_cannot_start_says_why(arguments: tuple[str, ...], words: str, tmp_
     assert "Traceback" not in log
 
 
-@pytest.mark.parametrize(
-    ("file", "text", "words"),
-    [
-        ("tokenizer.json", "{}", "not a usable tokenizer"),
-        ("chat_template.jinja", "{% if %}", "chat template is broken"),
-        (
-            "config.json",
-            '{"model_type": "x", "architectures": ["X"], "auto_map": {"AutoConfig": "x.X"}}',
-            "code of its own",
-        ),
-    ],
-)
-def test_a_broken_model_says_so_and_ends(file: str, text: str, words: str, tmp_path: Path) -> None:
-    for part in find_model("embedded").iterdir():
-        (tmp_path / part.name).symlink_to(part)
-    (tmp_path / file).unlink(missing_ok=True)
-    (tmp_path / file).write_text(text)
-    with popen("-m", "app.cli", "serve", "--port", "0", "--model", str(tmp_path)) as process:
-        _, log = process.communicate(timeout=60)
-    assert process.returncode == 2
-    assert words in log
-    assert "Traceback" not in log
-
-
-def test_an_engine_that_dies_while_it_loads_ends_the_service() -> None:
-    with popen("-m", "app.cli", "serve", "--port", "0") as process:
-        server = Server(process)
-        wait_until(lambda: "engine" in server.children())
-        subprocess.run(["kill", "-9", str(server.children()["engine"])], check=True)
-        server.wait_for("before it was ready")
-        assert process.wait(timeout=30) == 2
-
-
-def test_streams_that_outlast_the_grace_are_told() -> None:
-    with running_server("--worker", "echo", "--max-model-len", "1000000", "--num-kv-blocks", "65536") as server:
-        body = {"prompt": "again " * 50, "max_tokens": 900_000, "stream": True}
-        with httpx.stream("POST", f"{server.url}/v1/completions", json=body, timeout=60) as stream:
-            lines = stream.iter_lines()
-            next(lines)
-            server.process.send_signal(signal.SIGTERM)
-            last = ["", ""]
-            for line in lines:
-                if line:
-                    last = [last[1], line]
-    assert last[1] == "data: [DONE]"
-    assert "shutting down" in json.loads(last[0].removeprefix("data: "))["error"]["message"]
-
-
 def test_generate_without_a_server() -> None:
     result = subprocess.run(
-        [sys.executable, "-m", "app.cli", "generate", "What is the capital of France?", "--dtype", "float32"],
+        [sys.executable, "-m", "app.cli", "generate", "What is the capital of France?", "--max-tokens", "20"],
         capture_output=True,
         text=True,
         check=True,
