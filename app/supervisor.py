@@ -122,7 +122,8 @@ def _watch(engine: EngineProcess, api: subprocess.Popen[bytes], signals: "queue.
             return max(1, api.returncode)
         if engine.exit_code is not None and not engine_is_dead:
             if not engine.was_ready:
-                log.error("the engine ended with exit code %d before it was ready", engine.exit_code)
+                if engine.exit_code != EXIT_STARTUP_ERROR:  # then it has said why
+                    log.error("the engine ended with exit code %d before it was ready", engine.exit_code)
                 return engine.exit_code if engine.exit_code > 0 else EXIT_STARTUP_ERROR
             engine_is_dead = True
             # The API worker stays, and tells probes and clients so.

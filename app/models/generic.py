@@ -17,6 +17,7 @@ from app.attention.layer import Attention, AttentionConfig
 from app.errors import ModelError
 
 _NAME = "paceline"
+_OWN_CODE = "code that comes with a checkpoint (auto_map) is not run"
 _MIXING_ROPES = {"longrope", "dynamic"}
 """Rotary embeddings that rotate a token by the longest request of its batch."""
 _CAUSAL_LAYERS = {"full_attention", "sliding_attention", "attention"}
@@ -86,16 +87,19 @@ def load_generic(folder: Path, raw: dict[str, Any], dtype: torch.dtype, device: 
 
     ModelError names what is not supported about it, or what transformers says against it.
     """
-    if raw["model_type"] not in CONFIG_MAPPING:
-        own_code = "; code that comes with a checkpoint (auto_map) is not run" if "auto_map" in raw else ""
-        raise ModelError(
-            f"{folder / 'config.json'}: transformers {version} knows no model_type {raw['model_type']}{own_code}"
-        )
+    file, kind = folder / "config.json", raw["model_type"]
+    if kind not in CONFIG_MAPPING:
+        own_code = f"; {_OWN_CODE}" if "auto_map" in raw else ""
+        raise ModelError(f"{file}: transformers {version} knows no model_type {kind}{own_code}")
     try:
         return _load(folder, dtype, device)
     except ModelError:
         raise
     except Exception as error:  # transformers raises anything over what a checkpoint may say
+        if "trust_remote_code" in str(error):
+            raise ModelError(
+                f"{file}: transformers {version} has no {kind} that generates text; {_OWN_CODE}"
+            ) from error
         reason = " ".join(str(error).split())[:500]
         raise ModelError(f"transformers cannot load {folder}: {type(error).__name__}: {reason}") from error
 

@@ -102,10 +102,16 @@ def test_code_of_a_checkpoint_is_not_run_where_its_family_is_known(checkpoint: P
         assert build_engine(tiny_settings(model_impl=impl), checkpoint)[1].model_impl == impl
 
 
-def test_the_context_of_a_family_counts_where_config_json_leaves_it_out(checkpoint: Path) -> None:
-    rewrite_config(checkpoint, model_type="phi3", architectures=["Phi3ForCausalLM"], max_position_embeddings=...)
-    with pytest.raises(StartupError, match="more than the 4096 the model was made for"):
-        build_engine(tiny_settings(max_model_len=4097), checkpoint)
+@pytest.mark.parametrize(
+    ("config", "length"),
+    [({"model_type": "phi3"}, 4096), ({"model_type": "gemma3", "text_config": {"model_type": "gemma3_text"}}, 131072)],
+)
+def test_the_context_of_a_family_counts_where_config_json_leaves_it_out(
+    config: dict[str, Any], length: int, checkpoint: Path
+) -> None:
+    rewrite_config(checkpoint, max_position_embeddings=..., **config)
+    with pytest.raises(StartupError, match=f"more than the {length} the model was made for"):
+        build_engine(tiny_settings(max_model_len=length + 1), checkpoint)
 
 
 @pytest.mark.parametrize("block_size", [1, 16])
