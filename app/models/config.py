@@ -153,7 +153,7 @@ _SIZES = (
 def max_position_embeddings(raw: dict[str, Any]) -> int | None:
     """Tokens that a model was made for, by its config.json or its family's default; None if neither says."""
     text = raw.get("text_config") or raw  # of a model that also sees or hears
-    known = _DEFAULTS.get(text.get("model_type"), {}) | text | raw
+    known = _DEFAULTS.get(str(text.get("model_type")), {}) | text | raw
     value = known.get("max_position_embeddings") or known.get("n_positions")
     if value is not None and (type(value) is not int or value < 2):
         raise ValueError(f"max_position_embeddings is {value!r}")
