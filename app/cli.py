@@ -9,7 +9,7 @@ from pydantic.fields import FieldInfo
 
 from app import __version__
 from app.bench.command import bench
-from app.errors import EXIT_STARTUP_ERROR, StartupError
+from app.errors import EXIT_STARTUP_ERROR, PacelineError, StartupError
 from app.settings import GROUPS, load_settings
 
 cli = typer.Typer(
@@ -93,12 +93,12 @@ cli.command()(version)
 
 
 def main() -> None:
-    """Run the command line; what keeps it from starting is one line and exit code 2."""
+    """Run the command line; an error is one line, with exit code 2 if it keeps a command from starting, else 1."""
     try:
         cli()
-    except StartupError as error:
+    except PacelineError as error:
         print(f"paceline: {error}", file=sys.stderr)
-        sys.exit(EXIT_STARTUP_ERROR)
+        sys.exit(EXIT_STARTUP_ERROR if isinstance(error, StartupError) else 1)
 
 
 if __name__ == "__main__":

@@ -4,15 +4,19 @@ One process that starts an engine beside it. Settings come from PACELINE_* varia
 `paceline serve` does the same with a supervisor around it.
 """
 
+import asyncio
+import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
-import anyio.to_thread
 from fastapi import FastAPI
 
 from app.api.app import create_app
-from app.api.process import running_service
+from app.api.process import load_text_side, running_service
+from app.core.engine_client import EngineClient
+from app.core.messages import EngineReady
+from app.errors import EXIT_STARTUP_ERROR, StartupError
 from app.hub.source import find_model
 from app.log import configure_logging
 from app.settings import load_settings
@@ -20,18 +24,22 @@ from app.supervisor import EngineProcess
 
 
 def make_app() -> FastAPI:
-    """An application that starts an engine when it starts, and stops it when it stops."""
+    """An application that starts an engine when it starts, and stops it when it stops.
+
+    Finds the model at once, which may mean to download or convert it: what is wrong with it raises StartupError here.
+    """
     settings = load_settings()
+    configure_logging(settings, process="api")
+    folder = find_model(settings.model)
+    text = load_text_side(settings, folder)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        configure_logging(settings, process="api")
-        folder = await anyio.to_thread.run_sync(find_model, settings.model)
         engine = EngineProcess(settings, folder)
         try:
-            async with running_service(settings, folder, engine.address) as service:
+            async with running_service(settings, text, engine.address) as service:
                 app.state.service = service
-                ready = await service.engine.wait_until_ready()
+                ready = await _wait_until_ready(service.engine, engine)
                 service.metrics.record_startup(ready.startup_seconds)
                 yield
         finally:
@@ -40,8 +48,23 @@ def make_app() -> FastAPI:
     return create_app(settings, lifespan)
 
 
+async def _wait_until_ready(client: EngineClient, engine: EngineProcess) -> EngineReady:
+    """Wait for the engine to load its model; StartupError if it ends instead."""
+    ready = asyncio.create_task(client.wait_until_ready())
+    while not ready.done():
+        if engine.exit_code is not None:
+            ready.cancel()
+            raise StartupError(f"the engine ended with exit code {engine.exit_code} before it was ready")
+        await asyncio.wait([ready], timeout=0.2)
+    return ready.result()
+
+
 def __getattr__(name: str) -> Any:
     """Make `app` when a server asks for it, not whenever this module is imported."""
     if name == "app":
-        return make_app()
+        try:
+            return make_app()
+        except StartupError as error:  # one line, as from `paceline serve`, rather than the server's own traceback
+            print(f"paceline: {error}", file=sys.stderr)
+            sys.exit(EXIT_STARTUP_ERROR)
     raise AttributeError(name)

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from app.core.messages import GenerateCommand
 from app.core.sampling import SamplingParams
 from app.engine.build import build_engine
-from app.errors import StartupError
+from app.errors import InternalError, StartupError
 from app.hub.source import find_model
 from app.log import configure_logging
 from app.settings import Settings
@@ -17,7 +17,10 @@ from app.text.tokenizer import Tokenizer
 
 
 def generate_text(settings: Settings, prompt: str, max_tokens: int, temperature: float, raw: bool) -> Iterator[str]:
-    """The answer to a prompt, in pieces as they are generated. `raw`: continue the text itself, without a template."""
+    """The answer to a prompt, in pieces as they are generated. `raw`: continue the text itself, without a template.
+
+    Raises PacelineError.
+    """
     configure_logging(settings, process="generate")
     folder = find_model(settings.model)
     core, ready = build_engine(settings, folder)
@@ -40,6 +43,8 @@ def generate_text(settings: Settings, prompt: str, max_tokens: int, temperature:
     processor = OutputProcessor(tokenizer, token_ids, StopConditions())
     while core.has_work:
         for output in core.step().outputs:
+            if output.error:
+                raise InternalError(output.error)
             yield processor.process(output).text
 
 

@@ -2,7 +2,7 @@
 
 A value comes from, strongest first: a command-line flag, a `PACELINE_*` environment variable, the YAML file that
 `PACELINE_CONFIG` names, the default here. Unknown keys are refused. Settings are frozen; "auto" (None) values that
-depend on the model or the machine are resolved by `app.worker.resolve`, which logs what it chose and why.
+depend on the model or the machine are resolved by `app.worker.resolve` and `limits`, which log what they chose and why.
 """
 
 import os
@@ -109,10 +109,14 @@ class Settings(ModelSettings, CacheSettings, SchedulerSettings, ServerSettings, 
         dotenv_settings: PydanticBaseSettingsSource,  # noqa: ARG003
         file_secret_settings: PydanticBaseSettingsSource,  # noqa: ARG003
     ) -> tuple[PydanticBaseSettingsSource, ...]:
-        """Flags, then environment, then the YAML file that $PACELINE_CONFIG names."""
+        """Flags, then environment, then the YAML file that $PACELINE_CONFIG names. StartupError if it is broken."""
         chain = [init_settings, env_settings]
         if config := os.environ.get(f"{ENV_PREFIX}CONFIG"):
-            chain.append(YamlConfigSettingsSource(settings_cls, Path(config)))
+            try:
+                chain.append(YamlConfigSettingsSource(settings_cls, Path(config)))
+            except Exception as error:  # of the YAML library, of Python, or of what makes settings of what it read
+                reason = " ".join(str(error).split())
+                raise StartupError(f"config: {config} is not a YAML file of settings: {reason}") from error
         return tuple(chain)
 
 

@@ -5,16 +5,16 @@ longest; the API worker starts beside it, and says "loading" until the engine is
 """
 
 import logging
+import queue
 import shutil
 import signal
 import socket
 import subprocess
 import sys
 import tempfile
-import threading
 import time
+from contextlib import suppress
 from pathlib import Path
-from types import FrameType
 
 from app.errors import EXIT_STARTUP_ERROR, StartupError
 from app.hub.source import find_model
@@ -37,6 +37,16 @@ class EngineProcess:
         self.address = f"ipc://{self._folder}/engine"
         self.process = _start("app.engine.process", settings, self.address, str(model_folder.absolute()))
 
+    @property
+    def was_ready(self) -> bool:
+        """Whether it has loaded its model: from then on there is its socket."""
+        return Path(self._folder, "engine").exists()
+
+    @property
+    def exit_code(self) -> int | None:
+        """None while it runs; negative if a signal ended it."""
+        return self.process.poll()
+
     def stop(self) -> None:
         """End it, and remove its socket."""
         _stop(self.process)
@@ -44,7 +54,7 @@ class EngineProcess:
 
 
 def _start(module: str, settings: Settings, *arguments: str, fds: tuple[int, ...] = ()) -> subprocess.Popen[bytes]:
-    """Run a module as a child. It reads its settings from stdin, whose end tells it that the parent is gone."""
+    """Run a module as a child, which reads its settings from stdin, and ends when that does (`app.child`)."""
     process = subprocess.Popen(
         [sys.executable, "-m", module, *arguments],
         cwd=Path(__file__).parents[1],  # what holds `app`: where the user is, there may be another of that name
@@ -52,15 +62,17 @@ def _start(module: str, settings: Settings, *arguments: str, fds: tuple[int, ...
         pass_fds=fds,
     )
     assert process.stdin is not None
-    process.stdin.write(settings.model_dump_json().encode() + b"\n")
-    process.stdin.flush()
+    with suppress(BrokenPipeError):  # it has ended already, which is seen soon enough
+        process.stdin.write(settings.model_dump_json().encode() + b"\n")
+        process.stdin.flush()
     return process
 
 
 def _stop(process: subprocess.Popen[bytes]) -> None:
     """Tell a child to end, and make sure that it does."""
     assert process.stdin is not None
-    process.stdin.close()
+    with suppress(BrokenPipeError):
+        process.stdin.close()
     try:
         process.wait(_STOP_SECONDS)
     except subprocess.TimeoutExpired:
@@ -82,60 +94,58 @@ def listen(settings: Settings) -> socket.socket:
     return sock
 
 
-class _Wake(threading.Event):
-    """Set by signals: of this process, or of a child's end."""
-
-    stop_requested = False
-
-    def on_stop(self, _number: int, _frame: FrameType | None) -> None:
-        """The end of everything is wanted."""
-        self.stop_requested = True
-        self.set()
-
-    def on_child(self, _number: int, _frame: FrameType | None) -> None:
-        """A child has ended."""
-        self.set()
-
-
 def serve(settings: Settings) -> int:
     """Run the service until a signal comes or a child ends; returns the exit code."""
     configure_logging(settings, process="supervisor")
     started_at = time.time()
     sock = listen(settings)  # before anything slow: a port that is taken shows at once
     folder = find_model(settings.model)
-    wake = _wake_on_signals()
+    signals = _signals()
     engine = EngineProcess(settings, folder)
     arguments = (engine.address, str(folder.absolute()), str(sock.fileno()), str(started_at))
     api = _start("app.api.process", settings, *arguments, fds=(sock.fileno(),))
     try:
-        return _watch(engine.process, api, wake)
+        return _watch(engine, api, signals)
     finally:
         sock.close()
         _stop(api)
         engine.stop()
 
 
-def _watch(engine: subprocess.Popen[bytes], api: subprocess.Popen[bytes], wake: _Wake) -> int:
+def _watch(engine: EngineProcess, api: subprocess.Popen[bytes], signals: "queue.SimpleQueue[int]") -> int:
     """Wait for the end; returns the exit code."""
     engine_is_dead = False
-    while not wake.stop_requested:
-        wake.wait()
-        wake.clear()
+    while not _stop_is_wanted(signals):
         if api.poll() is not None:
-            log.error("the API worker ended with exit code %d", api.returncode)
+            if api.returncode != EXIT_STARTUP_ERROR:  # then it has said why
+                log.error("the API worker ended with exit code %d", api.returncode)
             return max(1, api.returncode)
-        if engine.poll() is not None and not engine_is_dead:
-            if engine.returncode == EXIT_STARTUP_ERROR:
-                return EXIT_STARTUP_ERROR
+        if engine.exit_code is not None and not engine_is_dead:
+            if not engine.was_ready:
+                if engine.exit_code != EXIT_STARTUP_ERROR:  # then it has said why
+                    log.error("the engine ended with exit code %d before it was ready", engine.exit_code)
+                return engine.exit_code if engine.exit_code > 0 else EXIT_STARTUP_ERROR
             engine_is_dead = True
             # The API worker stays, and tells probes and clients so.
-            log.error("the engine ended with exit code %d; answering 503 from now on", engine.returncode)
+            log.error("the engine ended with exit code %d; answering 503 from now on", engine.exit_code)
     return 0
 
 
-def _wake_on_signals() -> _Wake:
-    wake = _Wake()
-    signal.signal(signal.SIGTERM, wake.on_stop)
-    signal.signal(signal.SIGINT, wake.on_stop)
-    signal.signal(signal.SIGCHLD, wake.on_child)
-    return wake
+def _stop_is_wanted(signals: "queue.SimpleQueue[int]") -> bool:
+    """Wait for the next signals. To stop counts more than that a child ended: the same signal may have ended it."""
+    arrived = [signals.get()]
+    while not signals.empty():
+        arrived.append(signals.get())
+    return any(number != signal.SIGCHLD for number in arrived)
+
+
+def _signals() -> "queue.SimpleQueue[int]":
+    """From now on, the signals that are for the supervisor: to stop, or that a child ended.
+
+    A handler may interrupt this process anywhere, in another handler too: of all queues and events, only SimpleQueue
+    can be put to then.
+    """
+    arrived: queue.SimpleQueue[int] = queue.SimpleQueue()
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGCHLD):
+        signal.signal(number, lambda number, _frame: arrived.put(number))
+    return arrived

@@ -11,11 +11,12 @@ EVERYBODY = {"core", "settings", "errors"}
 MAY_IMPORT = {
     "cli": {"supervisor", "offline", "check_model", "bench"},
     "main": {"api", "supervisor", "hub", "log"},
+    "child": set(),
     "supervisor": {"hub", "log"},
     "offline": {"engine", "hub", "text", "log"},
     "check_model": {"engine", "hub"},
-    "api": {"engine", "text", "metrics", "log"},
-    "engine": {"log"},
+    "api": {"engine", "text", "metrics", "log", "child"},
+    "engine": {"log", "child"},
     "worker": {"models", "attention", "kernels"},
     "models": {"layers", "attention", "kernels"},
     "attention": {"kernels"},
@@ -46,6 +47,7 @@ TORCH_FREE = {
     "metrics",
     "log",
     "supervisor",
+    "child",
     "cli",
     "main",
 }

@@ -1,17 +1,18 @@
 """An API worker: `python -m app.api.process ADDRESS MODEL_FOLDER SOCKET_FD STARTED_AT`, started by the supervisor.
 
-It reads its settings as one line of JSON from stdin, and ends in good order when stdin is closed: the parent is gone.
+It takes its settings from stdin, and ends in good order when stdin is closed: the parent is gone (`app.child`).
 """
 
 import asyncio
+import logging
 import os
 import signal
 import socket
 import sys
-import threading
 import time
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, suppress
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 
 import uvicorn
@@ -20,31 +21,51 @@ from fastapi import FastAPI
 from app.api.app import create_app
 from app.api.http_protocol import HttpProtocol
 from app.api.service import Service
+from app.child import read_settings, when_parent_ends
 from app.core.messages import EngineReady
 from app.engine.async_engine import AsyncEngine
-from app.errors import EngineUnavailableError
+from app.errors import EXIT_STARTUP_ERROR, EngineUnavailableError, StartupError
 from app.log import configure_logging
 from app.metrics import Metrics
 from app.settings import Settings
 from app.text.chat_template import ChatTemplate
 from app.text.tokenizer import Tokenizer
 
+log = logging.getLogger(__name__)
+
 _GRACE_SECONDS = 8
 """What open streams get to end after a signal; less than what the supervisor gives this process."""
+_LAST_WORDS_SECONDS = 1
+"""The end of that time: streams that are still open are told so, and get to send it."""
+
+
+@dataclass(frozen=True)
+class TextSide:
+    """What a service has of a model without its engine."""
+
+    model_name: str
+    tokenizer: Tokenizer
+    chat_template: ChatTemplate
+
+
+def load_text_side(settings: Settings, folder: Path) -> TextSide:
+    """Read a model folder. Raises ModelError: do it before there is a server, which would say more than that."""
+    tokenizer = Tokenizer(folder)
+    template = ChatTemplate.from_folder(folder, tokenizer)
+    return TextSide(settings.served_model_name or _default_name(settings, folder), tokenizer, template)
 
 
 @asynccontextmanager
-async def running_service(settings: Settings, folder: Path, address: str) -> AsyncIterator[Service]:
+async def running_service(settings: Settings, text: TextSide, address: str) -> AsyncIterator[Service]:
     """A service that is connected to an engine. Does not wait until the engine is ready."""
     metrics = Metrics()
-    tokenizer = Tokenizer(folder)
     engine = AsyncEngine(address, settings.max_queue, metrics)
     service = Service(
         settings=settings,
-        model_name=settings.served_model_name or _default_name(settings, folder),
+        model_name=text.model_name,
         created=int(time.time()),
-        tokenizer=tokenizer,
-        chat_template=ChatTemplate.from_folder(folder, tokenizer),
+        tokenizer=text.tokenizer,
+        chat_template=text.chat_template,
         engine=engine,
         metrics=metrics,
     )
@@ -66,24 +87,30 @@ def _default_name(settings: Settings, folder: Path) -> str:
 def main() -> None:
     """Serve HTTP on an inherited socket."""
     address, folder, fd, started_at = sys.argv[1:]
-    settings = Settings.model_validate_json(sys.stdin.readline())
+    settings = read_settings()
     configure_logging(settings, process="api")
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    when_parent_ends(lambda: os.kill(os.getpid(), signal.SIGTERM))
+    try:
+        text = load_text_side(settings, Path(folder))
+    except StartupError as error:
+        log.error("%s", error)
+        sys.exit(EXIT_STARTUP_ERROR)
     sock = socket.socket(fileno=int(fd))
+    running = AsyncExitStack()
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        async with running_service(settings, Path(folder), address) as service:
-            app.state.service = service
+        async with running:
+            app.state.service = service = await running.enter_async_context(running_service(settings, text, address))
             greeting = asyncio.create_task(_greet(service, sock, float(started_at)))
             yield
             greeting.cancel()
 
-    uvicorn.Server(server_config(create_app(settings, lifespan), settings)).run([sock])
+    DrainingServer(server_config(create_app(settings, lifespan), settings), running.aclose).run([sock])
 
 
-def server_config(app: FastAPI, settings: Settings) -> uvicorn.Config:
-    """uvicorn as Paceline wants it: its fast parser and loop, and no log of its own."""
+def server_config(app: FastAPI, settings: Settings, grace: int = _GRACE_SECONDS) -> uvicorn.Config:
+    """uvicorn as Paceline wants it: its fast parser and loop, and no log of its own. `grace` is in seconds."""
     return uvicorn.Config(
         app,
         http=HttpProtocol,
@@ -92,8 +119,27 @@ def server_config(app: FastAPI, settings: Settings) -> uvicorn.Config:
         access_log=False,
         server_header=False,
         timeout_keep_alive=settings.keepalive_timeout,
-        timeout_graceful_shutdown=_GRACE_SECONDS,
+        timeout_graceful_shutdown=grace,
     )
+
+
+class DrainingServer(uvicorn.Server):
+    """uvicorn's server, which just cuts what is open when its grace ends: here streams get a proper end before that."""
+
+    def __init__(self, config: uvicorn.Config, let_go: Callable[[], Awaitable[None]]) -> None:
+        """`let_go` ends all open requests with an error, by letting go of their engine. It may be called again."""
+        super().__init__(config)
+        self._let_go = let_go
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """See uvicorn."""
+        ending = asyncio.create_task(self._end_streams())
+        await super().shutdown(sockets)
+        ending.cancel()
+
+    async def _end_streams(self) -> None:
+        await asyncio.sleep((self.config.timeout_graceful_shutdown or 0) - _LAST_WORDS_SECONDS)
+        await self._let_go()
 
 
 async def _greet(service: Service, sock: socket.socket, started_at: float) -> None:
@@ -117,11 +163,6 @@ def _banner(service: Service, ready: EngineReady, sock: socket.socket, seconds: 
   try        curl {url}/v1/chat/completions -H 'Content-Type: application/json' \\
                -d '{{"messages": [{{"role": "user", "content": "What is the capital of France?"}}]}}'
 """
-
-
-def _end_with_parent() -> None:
-    sys.stdin.read()
-    os.kill(os.getpid(), signal.SIGTERM)
 
 
 if __name__ == "__main__":

@@ -105,10 +105,4 @@ class StepOutputs(msgspec.Struct, tag=True):
     stats: EngineStats
 
 
-class EngineFailed(msgspec.Struct, tag=True):
-    """The engine is about to exit: nothing that is open will be finished by it."""
-
-    error: str
-
-
-EngineMessage = EngineReady | StepOutputs | EngineFailed
+EngineMessage = EngineReady | StepOutputs

@@ -84,7 +84,7 @@ class Worker(Protocol):
     """Owner of the device: model weights, KV blocks, and every row's state."""
 
     def submit(self, step: SchedulerOutput) -> StepHandle:
-        """Start a step and return at once where the device allows it."""
+        """Start a step and return at once where the device allows it. What goes wrong is raised by the handle."""
         ...
 
 

@@ -14,7 +14,6 @@ from zmq.utils.monitor import recv_monitor_message
 from app.core.messages import (
     AbortCommand,
     EngineCommand,
-    EngineFailed,
     EngineMessage,
     EngineReady,
     EngineStats,
@@ -164,8 +163,6 @@ class AsyncEngine:
             case EngineReady() as ready:
                 self.ready = ready
                 self._changed.set()
-            case EngineFailed(error):
-                self._fail(error)
 
     def _dispatch(self, outputs: list[RequestOutput]) -> None:
         for output in outputs:

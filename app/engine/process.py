@@ -1,23 +1,23 @@
 """The engine process: `python -m app.engine.process ADDRESS MODEL_FOLDER`, started by the supervisor.
 
-It reads its settings as one line of JSON from stdin, and exits when stdin is closed: so it never outlives its parent.
-It listens at a ZeroMQ address for API workers, and answers each of them by name.
+It takes its settings from stdin, and exits when stdin is closed: so it never outlives its parent (`app.child`).
+Once the model is loaded it listens at a ZeroMQ address for API workers, and answers each of them by name. That there
+is a socket tells the parent that this engine has started.
 """
 
 import logging
 import os
 import signal
 import sys
-import threading
 from pathlib import Path
 
 import msgspec
 import zmq
 
+from app.child import read_settings, when_parent_ends
 from app.core.messages import (
     AbortCommand,
     EngineCommand,
-    EngineFailed,
     EngineMessage,
     EngineReady,
     GenerateCommand,
@@ -28,7 +28,6 @@ from app.engine.build import build_engine
 from app.engine.core import EngineCore
 from app.errors import EXIT_STARTUP_ERROR, StartupError
 from app.log import configure_logging
-from app.settings import Settings
 
 log = logging.getLogger(__name__)
 
@@ -37,9 +36,9 @@ class EngineServer:
     """Connects an EngineCore to its API workers."""
 
     def __init__(self, address: str) -> None:
-        """Listen at a ZeroMQ address at once: commands wait in the socket until `run`."""
+        """Listen at a ZeroMQ address; commands wait in the socket until `run`."""
         self._socket: zmq.Socket[bytes] = zmq.Context.instance().socket(zmq.ROUTER)
-        self._socket.setsockopt(zmq.SNDHWM, 0)  # never drop a token: what a slow reader may hold is bounded there
+        self._socket.setsockopt(zmq.SNDHWM, 0)  # never drop a token: API workers take in all that comes
         self._socket.setsockopt(zmq.LINGER, 1000)
         self._socket.bind(address)
         self._encode = msgspec.msgpack.Encoder().encode
@@ -53,12 +52,6 @@ class EngineServer:
             self._receive(core, ready, wait=not core.has_work)
             if core.has_work:
                 self._publish(core.step())
-
-    def announce_failure(self, error: str) -> None:
-        """Tell all API workers that this engine ends."""
-        for worker in self._workers:
-            self._send(worker, EngineFailed(error))
-        self._socket.close()
 
     def _receive(self, core: EngineCore, ready: EngineReady, wait: bool) -> None:
         """Take in all commands that have arrived; wait for the first if there is nothing else to do."""
@@ -94,25 +87,22 @@ class EngineServer:
 def main() -> None:
     """Load the model and serve until stdin is closed."""
     address, model_folder = sys.argv[1:]
-    settings = Settings.model_validate_json(sys.stdin.readline())
+    settings = read_settings()
     configure_logging(settings, process="engine")
-    threading.Thread(target=_exit_with_parent, daemon=True).start()
+    when_parent_ends(lambda: os._exit(0))
     # Signals may reach the whole group at once; what they mean for open requests is the parent's to decide.
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
-    server = EngineServer(address)
     try:
         core, ready = build_engine(settings, Path(model_folder))
-        server.run(core, ready)
+        server = EngineServer(address)
     except StartupError as error:
         log.error("%s", error)
-        server.announce_failure(str(error))
         sys.exit(EXIT_STARTUP_ERROR)
-
-
-def _exit_with_parent() -> None:
-    sys.stdin.read()
-    os._exit(0)
+    except Exception:
+        log.exception("the engine cannot start")
+        sys.exit(EXIT_STARTUP_ERROR)
+    server.run(core, ready)
 
 
 if __name__ == "__main__":

@@ -62,8 +62,12 @@ def _write(gguf: Path, folder: Path) -> None:
     _say(f"converting {gguf.name}, once: [1/4] loading transformers")
     import torch
     from safetensors.torch import save_file
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-    from transformers.integrations.gguf.reader import read_gguf_metadata
+    from transformers import AutoModelForCausalLM, AutoTokenizer, __version__
+
+    try:
+        from transformers.integrations.gguf.reader import read_gguf_metadata
+    except ImportError as error:
+        raise ValueError(f"it takes transformers 5.17 or a later 5.x; this is {__version__}") from error
 
     metadata: dict[str, Any] = read_gguf_metadata(str(gguf))[0]
     source: dict[str, Any] = {"pretrained_model_name_or_path": str(gguf.parent), "gguf_file": gguf.name}
@@ -71,6 +75,9 @@ def _write(gguf: Path, folder: Path) -> None:
     tokenizer = AutoTokenizer.from_pretrained(**source)
     if metadata.get("tokenizer.ggml.pre") in _SINGLE_DIGITS:
         _split_digits(tokenizer)
+    if (eos_token_id := metadata.get("tokenizer.ggml.eos_token_id")) is not None:
+        # Not every version of transformers takes it from the file; some know one of their own.
+        tokenizer.eos_token = tokenizer.convert_ids_to_tokens(eos_token_id)
     tokenizer.save_pretrained(folder)
 
     _say(f"[3/4] converting the weights ({gguf.stat().st_size / 2**20:.0f} MiB)")

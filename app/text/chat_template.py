@@ -117,7 +117,11 @@ class ChatTemplate:
         self._index_of = {token: index for index, token in enumerate(self._control_tokens)}
         try:
             self._template = None if source is None else self._environment.from_string(source)
-        except jinja2.TemplateError as error:
+        except (
+            jinja2.TemplateError,
+            RecursionError,
+            SyntaxError,
+        ) as error:  # the last two: of Python, which it becomes
             raise ModelError(f"the model's chat template is broken: {error}") from error
 
     @classmethod
@@ -127,8 +131,8 @@ class ChatTemplate:
         try:
             source: str | None = file.read_text(encoding="utf-8")
         except FileNotFoundError:
-            source = _default_template(tokenizer.config.get("chat_template"))
-        except UnicodeDecodeError as error:
+            source = _default_template(folder, tokenizer.config.get("chat_template"))
+        except (OSError, UnicodeDecodeError) as error:
             raise ModelError(f"{file} is not UTF-8 text: {error}") from error
         return cls(source, tokenizer.special_tokens, tokenizer.control_tokens)
 
@@ -240,9 +244,11 @@ def _cut_at(text: str, mark: str, final: str) -> str:
     return text[:end] if text.startswith(mark, end) else text[:end].rstrip()
 
 
-def _default_template(value: Any) -> str | None:
+def _default_template(folder: Path, value: Any) -> str | None:
     """chat_template in tokenizer_config.json: a text, or a list of named ones."""
     if isinstance(value, list):
-        named = {entry["name"]: entry["template"] for entry in value}
-        value = named.get("default")
+        try:
+            value = {entry["name"]: entry["template"] for entry in value}.get("default")
+        except (KeyError, TypeError) as error:
+            raise ModelError(f"{folder / 'tokenizer_config.json'}: chat_template has no names: {error!r}") from error
     return value if isinstance(value, str) else None

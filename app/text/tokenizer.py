@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Callable
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +41,13 @@ class Tokenizer:
             self._add_missing_tokens()
         except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise ModelError(f"{folder / 'tokenizer_config.json'} declares broken tokens: {error!r}") from error
+        try:
+            self.eos_token_ids = self._eos_token_ids()
+            """Every token that ends a text, by any of the model's files."""
+            self.default_sampling = self._default_sampling()
+            """Sampling parameters that the model's authors recommend in generation_config.json."""
+        except (TypeError, ValueError) as error:
+            raise ModelError(f"generation_config.json or config.json in {folder}: {error}") from error
         added = self._fast.get_added_tokens_decoder()
         self.special_ids = frozenset(id_ for id_, token in added.items() if token.special)
         self.control_tokens = [token.content for token in added.values() if token.special]
@@ -86,25 +92,26 @@ class Tokenizer:
         named = {name: _content(value) for name, value in declared.items() if name.endswith("_token")}
         return {name: text for name, text in named.items() if text is not None}
 
-    @cached_property
-    def eos_token_ids(self) -> frozenset[int]:
-        """Every token that ends a text, by any of the model's files."""
+    def _eos_token_ids(self) -> frozenset[int]:
         ids: set[int] = set()
         for name in ("generation_config", "config"):
             value = self._files[name].get("eos_token_id")
             ids.update(value if isinstance(value, list) else [] if value is None else [value])
+        if not all(type(id_) is int for id_ in ids):
+            raise ValueError(f"eos_token_id is {sorted(ids, key=str)}")
         token = self.special_tokens.get("eos_token")
         if token is not None and (id_ := self._fast.token_to_id(token)) is not None:
             ids.add(id_)
         return frozenset(ids)
 
-    @property
-    def default_sampling(self) -> dict[str, float]:
-        """Sampling parameters that the model's authors recommend in generation_config.json."""
+    def _default_sampling(self) -> dict[str, float]:
         config = self._files["generation_config"]
         if config.get("do_sample") is False:
             return {}
         names = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
+        for name in names:
+            if type(config.get(name)) not in (int, float, type(None)):
+                raise ValueError(f"{name} is {config[name]!r}")
         return {name: config[name] for name in names if config.get(name) is not None}
 
     # ------------------------------------------------------------------ encoding
@@ -201,6 +208,6 @@ def _read_json(file: Path) -> dict[str, Any]:
         value = json.loads(file.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return {}
-    except ValueError as error:
-        raise ModelError(f"{file} is not valid JSON: {error}") from error
+    except (OSError, ValueError) as error:
+        raise ModelError(f"{file} is not readable JSON: {error}") from error
     return value if isinstance(value, dict) else {}

@@ -7,10 +7,14 @@ import json
 from concurrent.futures import Future
 from pathlib import Path
 
-from app.core.step import NOT_SAMPLED, BuiltWorker, Limits, ModelRunnerOutput, SchedulerOutput
+from app.core.step import NOT_SAMPLED, BuiltWorker, ModelRunnerOutput, SchedulerOutput
+from app.errors import ModelError
 from app.settings import Settings
+from app.worker.limits import initial_limits, with_blocks
 
 _NUM_BLOCKS = 65536
+_MAX_MODEL_LEN = 8192
+"""No model sets a limit."""
 
 
 class EchoWorker:
@@ -38,13 +42,11 @@ class EchoWorker:
 
 
 def build_echo_worker(settings: Settings, path: Path) -> BuiltWorker:
-    """A worker with the vocabulary of the model in a folder, and nothing else of it."""
-    vocab_size = int(json.loads((path / "config.json").read_text())["vocab_size"])
-    limits = Limits(
-        num_blocks=settings.num_kv_blocks or _NUM_BLOCKS,
-        max_model_len=settings.max_model_len or 8192,
-        max_num_seqs=settings.max_num_seqs or 256,
-        max_num_batched_tokens=settings.max_num_batched_tokens or 8192,
-        max_itl=(settings.max_itl or 50.0) / 1000,
-    )
+    """A worker with the vocabulary of the model in a folder, and nothing else of it. Raises StartupError."""
+    config = json.loads((path / "config.json").read_text())
+    vocab_size = config.get("vocab_size") or (config.get("text_config") or {}).get("vocab_size")
+    if type(vocab_size) is not int:
+        raise ModelError(f"{path / 'config.json'}: vocab_size is {vocab_size!r}")
+    limits = initial_limits(settings, settings.max_model_len or _MAX_MODEL_LEN, is_fast=True)
+    limits = with_blocks(limits, settings, settings.num_kv_blocks or _NUM_BLOCKS)
     return BuiltWorker(EchoWorker(limits.max_num_seqs), limits, "Echo", "echo", "none", "none", vocab_size, {})

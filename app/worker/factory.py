@@ -14,7 +14,7 @@ from app.models.loader import ModelFolder, load_model
 from app.settings import Settings
 from app.worker.kv_storage import bind_kv_cache, bytes_per_block
 from app.worker.model_runner import ModelRunner
-from app.worker.resolve import resolve, resolve_limits
+from app.worker.resolve import resolve, resolve_blocks
 
 
 def build_worker(settings: Settings, path: Path) -> BuiltWorker:
@@ -24,10 +24,10 @@ def build_worker(settings: Settings, path: Path) -> BuiltWorker:
     resolved = resolve(settings, folder)
     device, dtype = resolved.device, resolved.dtype
     clock.lap("resolve")
-    loaded = load_model(folder, settings.model_impl, dtype, device, resolved.max_model_len)
+    loaded = load_model(folder, settings.model_impl, dtype, device, resolved.limits.max_model_len)
     clock.lap("load_weights")
     layers = loaded.attention_layers
-    limits = resolve_limits(settings, resolved, bytes_per_block(layers, settings.block_size, dtype))
+    limits = resolve_blocks(settings, resolved, bytes_per_block(layers, settings.block_size, dtype))
     backend = _choose_backend(device, dtype)
     bind_kv_cache(layers, backend, limits.num_blocks, settings.block_size, dtype, device)
     clock.lap("allocate_kv_cache")
@@ -39,7 +39,7 @@ def build_worker(settings: Settings, path: Path) -> BuiltWorker:
         max_model_len=limits.max_model_len,
         block_size=settings.block_size,
     )
-    _warm_up(runner)
+    _warm_up(runner, min(2, limits.max_model_len - 1))
     clock.lap("warm_up")
     return BuiltWorker(
         worker=runner,
@@ -61,19 +61,19 @@ def _choose_backend(device: torch.device, dtype: torch.dtype) -> AttentionBacken
     return TorchPagedBackend()
 
 
-def _warm_up(runner: ModelRunner) -> None:
+def _warm_up(runner: ModelRunner, prompt_len: int) -> None:
     """Run a prefill and a decode, so that no request pays for first-time work. Block 0 is overwritten later."""
     request = NewRequest(
         row=0,
-        token_ids=[0, 0],
-        num_prompt_tokens=2,
+        token_ids=[0] * prompt_len,
+        num_prompt_tokens=prompt_len,
         num_computed_tokens=0,
         block_ids=[0],
         num_prompt_logprobs=0,
         sampling=SamplingParams(max_tokens=2, seed=0, top_k=2),
     )
-    runner.submit(SchedulerOutput([request], [], [0], ["warm-up"], [2])).result()
-    runner.submit(SchedulerOutput([], [(0, [1])], [0], ["warm-up"], [1])).result()
+    runner.submit(SchedulerOutput([request], [], [0], ["warm-up"], [prompt_len])).result()
+    runner.submit(SchedulerOutput([], [], [0], ["warm-up"], [1])).result()
 
 
 class _PhaseClock:

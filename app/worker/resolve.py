@@ -1,7 +1,11 @@
-"""All automatic decisions in one place: every "auto" setting becomes a value, and the log says why."""
+"""What depends on the model and the machine: "auto" settings become values, and the log says why.
+
+How much is done at once is in `app.worker.limits`, since workers without a model need it too.
+"""
 
 import logging
 import os
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,9 +16,12 @@ from app.core.step import Limits
 from app.errors import StartupError
 from app.models.loader import DTYPES, ModelFolder
 from app.settings import Settings
+from app.worker.limits import initial_limits, with_blocks
 
 log = logging.getLogger(__name__)
 
+_CGROUP = Path("/sys/fs/cgroup")
+"""Of this process, where it is in a container."""
 _FALLBACK_LENGTH = 2048
 """Context of a model that does not say what it was made for."""
 _KV_SHARE_OF_MEMORY = 0.5
@@ -23,38 +30,19 @@ _KV_SHARE_OF_MEMORY = 0.5
 
 @dataclass(frozen=True)
 class Resolved:
-    """What the engine runs with; no value is left open. For the limits, see `app.core.step.Limits`."""
+    """What the engine runs with."""
 
     device: torch.device
     dtype: torch.dtype
-    max_model_len: int
-    max_num_seqs: int
-    max_num_batched_tokens: int
-    max_itl: float
+    limits: Limits
+    """Without KV blocks, until the weights are loaded."""
 
 
 def resolve(settings: Settings, folder: ModelFolder) -> Resolved:
     """Fill in what the settings leave open; StartupError for what this machine cannot do."""
     device = _device(settings)
-    on_gpu = device.type == "cuda"
-    max_num_seqs = settings.max_num_seqs or (256 if on_gpu else 64)
-    resolved = Resolved(
-        device=device,
-        dtype=_dtype(settings, folder, device),
-        max_model_len=_max_model_len(settings, folder),
-        max_num_seqs=max_num_seqs,
-        max_num_batched_tokens=settings.max_num_batched_tokens or max(8192 if on_gpu else 512, max_num_seqs),
-        max_itl=(settings.max_itl or (50.0 if on_gpu else 200.0)) / 1000,
-    )
-    if resolved.max_num_batched_tokens < resolved.max_num_seqs:
-        raise StartupError("max_num_batched_tokens must be at least max_num_seqs: each running request gets a token")
-    log.info(
-        "up to %d requests and %d tokens in a step, pauses up to %.0f ms",
-        resolved.max_num_seqs,
-        resolved.max_num_batched_tokens,
-        resolved.max_itl * 1000,
-    )
-    return resolved
+    dtype = _dtype(settings, folder, device)
+    return Resolved(device, dtype, initial_limits(settings, _max_model_len(settings, folder), device.type == "cuda"))
 
 
 def _device(settings: Settings) -> torch.device:
@@ -63,7 +51,7 @@ def _device(settings: Settings) -> torch.device:
         raise StartupError("device: no CUDA device, or a torch without CUDA")
     device = torch.device("cuda" if has_cuda and settings.device != "cpu" else "cpu")
     if device.type == "cpu":
-        torch.set_num_threads(settings.cpu_threads or len(os.sched_getaffinity(0)))
+        torch.set_num_threads(settings.cpu_threads or _usable_cpus())
         log.info("device cpu, %d threads", torch.get_num_threads())
     else:
         # cuDNN's attention makes a plan for each new shape, which takes a second. A step's shape is nearly always new.
@@ -92,21 +80,26 @@ def _max_model_len(settings: Settings, folder: ModelFolder) -> int:
         raise StartupError(
             f"max_model_len: {settings.max_model_len} is more than the {made_for} the model was made for"
         )
-    length = settings.max_model_len or made_for or _FALLBACK_LENGTH
-    log.info("context of %d tokens: %s", length, "as set" if settings.max_model_len else "what the model was made for")
+    if settings.max_model_len:
+        length, reason = settings.max_model_len, "as set"
+    elif made_for:
+        length, reason = made_for, "what the model was made for"
+    else:
+        length, reason = _FALLBACK_LENGTH, "the model does not say what it was made for"
+    log.info("context of %d tokens: %s", length, reason)
     return length
 
 
-def resolve_limits(settings: Settings, resolved: Resolved, bytes_per_block: int) -> Limits:
+def resolve_blocks(settings: Settings, resolved: Resolved, bytes_per_block: int) -> Limits:
     """Decide on the KV blocks; call it when the weights are loaded. StartupError if they do not suffice."""
-    needed = -(-resolved.max_model_len // settings.block_size)
+    limits = resolved.limits
     if settings.num_kv_blocks:
         num_blocks, reason = settings.num_kv_blocks, "as set"
     elif settings.kv_cache_memory:
         num_blocks, reason = settings.kv_cache_memory // bytes_per_block, "of kv_cache_memory"
     else:
         free = _free_memory(resolved.device)
-        useful = needed * resolved.max_num_seqs
+        useful = -(-limits.max_model_len // settings.block_size) * limits.max_num_seqs
         num_blocks = min(int(free * _KV_SHARE_OF_MEMORY) // bytes_per_block, useful)
         reason = f"of the {free / 2**30:.1f} GiB that are free" if num_blocks < useful else "all that can be used"
     log.info(
@@ -116,31 +109,38 @@ def resolve_limits(settings: Settings, resolved: Resolved, bytes_per_block: int)
         num_blocks * bytes_per_block / 2**30,
         reason,
     )
-    if num_blocks < needed:
-        raise StartupError(
-            f"{num_blocks} KV blocks are too few: one request of {resolved.max_model_len} tokens needs {needed} "
-            f"({needed * bytes_per_block / 2**20:.0f} MiB). Lower max_model_len or raise kv_cache_memory"
-        )
-    return Limits(
-        num_blocks=num_blocks,
-        max_model_len=resolved.max_model_len,
-        max_num_seqs=resolved.max_num_seqs,
-        max_num_batched_tokens=resolved.max_num_batched_tokens,
-        max_itl=resolved.max_itl,
-    )
+    return with_blocks(limits, settings, num_blocks)
 
 
-def _free_memory(device: torch.device) -> int:
+# ---------------------------------------------------------------------- what the machine has
+
+
+def _usable_cpus(cgroup: Path = _CGROUP) -> int:
+    """Cores that this process may use. A container may get the time of some cores only, on any of them."""
+    # Not all systems have affinities.
+    cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    quota, _, period = _read(cgroup / "cpu.max").partition(" ")  # microseconds; "max" is without limit
+    # Rounded down: threads that wait for each other in every layer must not be stopped in turn.
+    return min(cpus, max(1, int(quota) // int(period))) if quota.isdigit() else cpus
+
+
+def _free_memory(device: torch.device, cgroup: Path = _CGROUP) -> int:
     """Bytes; a container's limit counts."""
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0])
     free = int(psutil.virtual_memory().available)
-    limit, used = (_read_number(Path("/sys/fs/cgroup") / name) for name in ("memory.max", "memory.current"))
-    return free if limit is None or used is None else min(free, limit - used)
+    limit, used = _read(cgroup / "memory.max"), _read(cgroup / "memory.current")
+    if not limit.isdigit() or not used.isdigit():
+        return free
+    # Pages of files that nobody uses just now count as used, and are given back when they are needed: such as those of
+    # the checkpoint that was just read.
+    idle = re.search(r"^inactive_file (\d+)$", _read(cgroup / "memory.stat"), re.MULTILINE)
+    return max(0, min(free, int(limit) - int(used) + (int(idle[1]) if idle else 0)))
 
 
-def _read_number(path: Path) -> int | None:
+def _read(path: Path) -> str:
+    """A control group's file; nothing if there is none, as outside of containers."""
     try:
-        return int(path.read_text())
-    except (OSError, ValueError):  # no such control group, or "max"
-        return None
+        return path.read_text().strip()
+    except OSError:
+        return ""

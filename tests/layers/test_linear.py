@@ -17,6 +17,7 @@ def test_a_packed_layer_computes_the_same(tokens: int, bias: bool) -> None:
     expected = x.float() @ layer.weight.float().T + (layer.bias.float() if layer.bias is not None else 0.0)
     plain = layer(x)
     layer.pack()
+    assert layer.weight.numel() == 0 or layer._packed is None  # not held twice
     for out in (plain, layer(x)):
         assert out.shape == expected.shape
         torch.testing.assert_close(out.float(), expected, rtol=0.02, atol=0.1)

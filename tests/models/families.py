@@ -67,6 +67,19 @@ GENERIC: dict[str, dict[str, Any]] = {
         "first_k_dense_replace": 1,
         "num_key_value_heads": 4,
     },
+    "Gemma3": {  # it also sees; served for text
+        "text_config": {**_TINY, **_WINDOW, "head_dim": 24, "layer_types": ["sliding_attention", "full_attention"] * 2}
+        | {"num_hidden_layers": 4},
+        "vision_config": {
+            "hidden_size": 32,
+            "intermediate_size": 32,
+            "num_hidden_layers": 1,
+            "num_attention_heads": 2,
+            "image_size": 28,
+            "patch_size": 14,
+        },
+        "mm_tokens_per_image": 4,
+    },
 }
 """Families that only transformers knows."""
 

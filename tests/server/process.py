@@ -55,7 +55,7 @@ class Server:
     def children(self) -> dict[str, int]:
         """Module to process id of the server's own children."""
         listing = subprocess.run(
-            ["ps", "-o", "pid=,args=", "--ppid", str(self.process.pid)], capture_output=True, text=True, check=True
+            ["ps", "-o", "pid=,args=", "--ppid", str(self.process.pid)], capture_output=True, text=True, check=False
         )
         found = re.findall(r"(\d+) .*-m app\.(\w+)\.process", listing.stdout)
         return {module: int(pid) for pid, module in found}

@@ -2,18 +2,23 @@
 
 import asyncio
 import json
+import re
 import signal
 import socket
 import subprocess
 import sys
 import time
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 import httpx
 import openai
 import pytest
 
+from app.cli import main
+from app.core.step import ModelRunnerOutput
+from app.hub.source import find_model
+from app.worker.echo import EchoWorker
 from tests.server.process import Server, popen, running_server
 
 QUESTION = [{"role": "user", "content": "What is the capital of France?"}]
@@ -90,8 +95,6 @@ def test_a_client_that_goes_away_is_aborted_and_its_blocks_are_free(server: Serv
         assert server.metric("num_requests_running") == 1
     finished = 'paceline_request_success_total{finished_reason="abort"}'
     wait_until(lambda: finished in server.get("/metrics").text)
-    # The gauges are those of the last step: one more request shows that the aborted one is gone.
-    server.post("/v1/completions", {"prompt": "a", "max_tokens": 2})
     wait_until(lambda: server.metric("num_requests_running") == 0 and server.metric("kv_cache_usage_ratio") == 0)
 
 
@@ -103,7 +106,6 @@ def test_a_whole_answer_is_aborted_too(server: Server) -> None:
             json={"prompt": "Once", "max_tokens": 1900, "ignore_eos": True},
             timeout=httpx.Timeout(5, read=0.5),
         )
-    server.post("/v1/completions", {"prompt": "a", "max_tokens": 2})
     wait_until(lambda: server.metric("num_requests_running") == 0)
     assert server.metric("generation_tokens_total") - before < 500
 
@@ -211,7 +213,8 @@ def test_nothing_is_left_when_the_supervisor_is_killed() -> None:
         (("--model", "/nowhere"), "no such model"),
         (("--model", "{tmp}"), "no config.json"),
         (("--max-model-len", "100000"), "more than the 8192"),
-        (("--num-kv-blocks", "10"), "too few"),
+        (("--num-kv-blocks", "10", "--max-model-len", "2048"), "too few"),
+        (("--worker", "echo", "--max-num-batched-tokens", "100"), "less than max_num_seqs"),
         (("--block-size", "0"), "block_size"),
         (("--device", "cuda"), "no CUDA"),
     ],
@@ -223,6 +226,84 @@ def test_what_cannot_start_says_why(arguments: tuple[str, ...], words: str, tmp_
     assert process.returncode == 2
     assert words in log
     assert "Traceback" not in log
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "words"),
+    [
+        # With code that transformers would ask for on the terminal, for a model that it does not know by itself.
+        (
+            "config.json",
+            '{"model_type": "clip", "architectures": ["A"], "auto_map": {"AutoModelForCausalLM": "m.A"}}',
+            "(auto_map) is not run",
+        ),
+        ("tokenizer.json", "{}", "tokenizer.json is not a usable tokenizer"),
+        ("chat_template.jinja", "{% for", "chat template is broken"),
+    ],
+)
+def test_a_broken_model_ends_the_service_with_one_line(file: str, content: str, words: str, tmp_path: Path) -> None:
+    embedded = find_model("embedded")
+    for path in embedded.iterdir():
+        (tmp_path / path.name).symlink_to(path)
+    (tmp_path / file).unlink(missing_ok=True)
+    (tmp_path / file).write_text(content)
+    with popen("-m", "app.cli", "serve", "--port", "0", "--model", str(tmp_path)) as process:
+        _, log = process.communicate(timeout=60)
+    assert process.returncode == 2
+    assert words in log
+    assert log.count("error") == 1
+    assert "Traceback" not in log
+
+
+def test_an_engine_that_is_killed_while_it_loads_ends_the_service() -> None:
+    for command in (("app.cli", "serve", "--port", "0"), ("uvicorn", "app.main:app", "--port", "0")):
+        with popen("-m", *command) as process:
+            server = Server(process)
+            wait_until(lambda server=server: "engine" in server.children(), seconds=30)
+            subprocess.run(["kill", "-9", str(server.children()["engine"])], check=True)
+            with pytest.raises(AssertionError, match="the server ended"):
+                server.wait_for("ready at|running on")
+            process.wait(timeout=30)
+        assert process.returncode in (2, 3)  # the second is uvicorn's own
+        assert "the engine ended with exit code -9 before it was ready" in "".join(server.log)
+
+
+def test_uvicorn_says_in_one_line_what_is_wrong_with_the_model() -> None:
+    with popen("-m", "uvicorn", "app.main:app", "--port", "0", PACELINE_MODEL="/nowhere") as process:
+        _, log = process.communicate(timeout=30)
+    assert process.returncode == 2
+    assert "paceline: no such model" in log
+    assert "Traceback" not in log
+
+
+@pytest.mark.parametrize("content", ["port: [1", "- port", "port: \x00", "port: 99999", "nothing: 1", "\udcff"])
+def test_a_broken_configuration_file_is_one_line(
+    content: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "paceline.yaml"
+    file.write_text(content, errors="surrogateescape")
+    monkeypatch.setenv("PACELINE_CONFIG", str(file))
+    monkeypatch.setattr(sys, "argv", ["paceline", "serve"])
+    with pytest.raises(SystemExit) as raised:
+        main()
+    assert raised.value.code == 2
+    assert re.fullmatch(r"paceline: (config|settings): .+\n", capsys.readouterr().err)
+
+
+def test_generate_fails_with_the_requests_error(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(_worker: object, _step: object) -> Future[ModelRunnerOutput]:
+        step: Future[ModelRunnerOutput] = Future()
+        step.set_exception(RuntimeError("the device is gone"))
+        return step
+
+    monkeypatch.setattr(EchoWorker, "submit", fail)
+    monkeypatch.setattr(sys, "argv", ["paceline", "generate", "--worker", "echo", "--raw", "again"])
+    with pytest.raises(SystemExit) as raised:
+        main()
+    assert raised.value.code == 1
+    assert re.search(r"^paceline: .+$", capsys.readouterr().err, re.MULTILINE)
 
 
 def test_generate_without_a_server() -> None:

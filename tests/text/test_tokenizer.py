@@ -97,7 +97,9 @@ def test_what_the_files_say_about_generating(folders: dict[str, Path], tmp_path:
     [
         ("tokenizer.json", None, "has no tokenizer.json"),
         ("tokenizer.json", b'{"version": "1.0"', "tokenizer.json is not a usable tokenizer"),
-        ("tokenizer_config.json", b"\xff\xfe", "tokenizer_config.json is not valid JSON"),
+        ("tokenizer_config.json", b"\xff\xfe", "tokenizer_config.json is not readable JSON"),
+        ("generation_config.json", b'{"eos_token_id": ["</s>"]}', r"config.json.*: eos_token_id is \['</s>'\]"),
+        ("generation_config.json", b'{"temperature": "hot"}', "config.json.*: temperature is 'hot'"),
         ("tokenizer_config.json", b'{"added_tokens_decoder": {"5": {}}}', "tokenizer_config.json declares broken"),
     ],
 )
@@ -105,7 +107,7 @@ def test_a_broken_folder_is_named(
     file: str, content: bytes | None, message: str, folders: dict[str, Path], tmp_path: Path
 ) -> None:
     folder = copy(folders["wordpiece"], tmp_path)
-    (folder / file).unlink()
+    (folder / file).unlink(missing_ok=True)
     if content is not None:
         (folder / file).write_bytes(content)
     with pytest.raises(ModelError, match=message):
