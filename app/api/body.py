@@ -12,7 +12,7 @@ from pydantic import ValidationError
 from pydantic_core import ErrorDetails, from_json
 
 from app.api.schemas.common import RequestBody
-from app.api.schemas.unsupported import MEANS_NOTHING
+from app.api.schemas.unsupported import asks_for_nothing
 from app.errors import InvalidRequestError, UnsupportedError
 
 Body = TypeVar("Body", bound=RequestBody)
@@ -65,9 +65,9 @@ def validate(model: type[Body], data: dict[str, Any]) -> Body:
 def _refuse_extras(body: RequestBody, path: str) -> None:
     """Refuse fields that no schema declares, here and in nested objects."""
     for name, value in (body.model_extra or {}).items():
-        if name not in MEANS_NOTHING:
+        if name not in body.unsupported:
             raise InvalidRequestError(f"Unrecognized request argument: {path}{name}", path + name)
-        if value not in MEANS_NOTHING[name]:
+        if not asks_for_nothing(value, body.unsupported[name]):
             raise UnsupportedError(f"{path}{name} is not supported", path + name)
     for name in type(body).model_fields:
         value = getattr(body, name)

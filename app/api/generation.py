@@ -59,8 +59,13 @@ class Generation:
             for index, choice in enumerate(choices):
                 self._submit(index, choice, priority, counts_prompt=index % n == 0)
         except BaseException:
-            self.abort()
+            for open_choice in self._open.values():  # they count as refused, not as aborted
+                self._engine.abort(open_choice.command.request_id)
+            self._open.clear()
             raise
+        for choice in choices[::n]:
+            self.usage.prompt_tokens += len(choice.prompt_token_ids)
+            service.metrics.record_admitted(len(choice.prompt_token_ids))
 
     def _submit(self, index: int, choice: Choice, priority: int, counts_prompt: bool) -> None:
         command = GenerateCommand(
@@ -73,9 +78,6 @@ class Generation:
         processor = OutputProcessor(self._service.tokenizer, choice.prompt_token_ids, choice.conditions)
         outputs = self._engine.generate(command)
         self._open[index] = _OpenChoice(index, command, outputs, processor, counts_prompt)
-        if counts_prompt:
-            self.usage.prompt_tokens += len(choice.prompt_token_ids)
-            self._service.metrics.record_admitted(len(choice.prompt_token_ids))
 
     def abort(self) -> None:
         """End what is still running."""
@@ -105,11 +107,14 @@ class Generation:
 
     async def _merged(self) -> AsyncGenerator[tuple[int, TextDelta], None]:
         """Several choices: one task each puts its news into one queue, which holds it back when it is full."""
-        queue: asyncio.Queue[tuple[_OpenChoice, RequestOutput]] = asyncio.Queue(maxsize=len(self._open))
+        queue: asyncio.Queue[tuple[_OpenChoice, RequestOutput | Exception]] = asyncio.Queue(maxsize=len(self._open))
 
         async def pump(choice: _OpenChoice) -> None:
-            async for output in choice.outputs:
-                await queue.put((choice, output))
+            try:
+                async for output in choice.outputs:
+                    await queue.put((choice, output))
+            except Exception as error:  # whoever reads the queue waits for this choice
+                await queue.put((choice, error))
 
         tasks = {index: asyncio.create_task(pump(choice)) for index, choice in self._open.items()}
         try:
@@ -117,6 +122,8 @@ class Generation:
                 choice, output = await queue.get()
                 if choice.index not in self._open:  # it met a stop string meanwhile
                     continue
+                if isinstance(output, Exception):
+                    raise output
                 delta = self._take(choice, output)
                 if delta.finish_reason is not None:
                     tasks[choice.index].cancel()

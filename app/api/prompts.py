@@ -4,22 +4,30 @@ Long texts are tokenized in a thread, which the other streams of this process do
 """
 
 import asyncio
+from collections.abc import Callable
+from typing import TypeVar
 
 from app.api.schemas.chat import ChatFields
 from app.api.service import Service
-from app.errors import InvalidRequestError, UnsupportedError
+from app.errors import ContextLengthError, InvalidRequestError, UnsupportedError
+
+T = TypeVar("T")
 
 _LONG_TEXT = 8192
-"""Characters from which on tokenizing takes milliseconds."""
+"""Characters from which on rendering and tokenizing take milliseconds."""
 
 
-async def encode_texts(service: Service, texts: list[str], add_special_tokens: bool = True) -> list[list[int]]:
-    """Token ids of each text."""
+async def encode_texts(
+    service: Service, texts: list[str], param: str, add_special_tokens: bool = True
+) -> list[list[int]]:
+    """Token ids of each text. Raises ContextLengthError for one that can only be too long, before the work is done."""
+    for text in texts:
+        _check_length(service, text, param)
 
     def encode() -> list[list[int]]:
         return [service.tokenizer.encode(text, add_special_tokens) for text in texts]
 
-    return encode() if sum(map(len, texts)) < _LONG_TEXT else await asyncio.to_thread(encode)
+    return await _aside(encode, sum(map(len, texts)))
 
 
 async def encode_chat(service: Service, body: ChatFields) -> list[int]:
@@ -29,16 +37,36 @@ async def encode_chat(service: Service, body: ChatFields) -> list[int]:
             "chat_template: this server does not run templates of requests (trust_request_chat_template)",
             "chat_template",
         )
-    segments = service.chat_template.render(
-        [message.for_template() for message in body.messages],
-        add_generation_prompt=body.add_generation_prompt is not False,
-        continue_final_message=body.continue_final_message,
-        override=body.chat_template,
-        kwargs=body.chat_template_kwargs,
-    )
-    if sum(len(text) for text, _ in segments) < _LONG_TEXT:
+    messages = [message.for_template() for message in body.messages]
+
+    def encode() -> list[int]:
+        segments = service.chat_template.render(
+            messages,
+            add_generation_prompt=body.add_generation_prompt is not False,
+            continue_final_message=body.continue_final_message,
+            override=body.chat_template,
+            kwargs=body.chat_template_kwargs,
+        )
+        _check_length(service, "".join(text for text, _ in segments), "messages")
         return service.tokenizer.encode_segments(segments)
-    return await asyncio.to_thread(service.tokenizer.encode_segments, segments)
+
+    size = len(str(messages)) + len(str(body.chat_template_kwargs))
+    return await _aside(encode, _LONG_TEXT if body.chat_template else size)
+
+
+async def _aside(work: Callable[[], T], size: int) -> T:
+    """Do work on that many characters: in a thread if they are many."""
+    return work() if size < _LONG_TEXT else await asyncio.to_thread(work)
+
+
+def _check_length(service: Service, text: str, param: str) -> None:
+    longest = service.ready().max_model_len * service.tokenizer.longest_token
+    if len(text) > longest:
+        raise ContextLengthError(
+            f"This model's maximum context length is {service.ready().max_model_len} tokens, which are {longest} "
+            f"characters at most. However, the {param} has {len(text)} characters.",
+            param,
+        )
 
 
 def check_token_ids(token_ids: list[int], vocab_size: int, param: str) -> None:

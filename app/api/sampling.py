@@ -12,6 +12,9 @@ from app.errors import ContextLengthError, InvalidRequestError
 from app.text.output_processor import StopConditions
 
 _SEED_BITS = 63
+_PROMPTS_PER_N = 8
+"""A call may have this many times `max_n` choices, for all of its prompts together."""
+_TOKEN_ID_DIGITS = 10
 _GREEDY_BELOW = 1e-5
 """A temperature below this is taken for 0: logits divided by it could overflow (vLLM does the same)."""
 
@@ -39,11 +42,6 @@ def make_choices(
     prompt_logprobs: int | None = None,
 ) -> list[Choice]:
     """`n` choices for each prompt (token ids). Raises InvalidRequestError that names the field."""
-    max_n = service.settings.max_n
-    if request.n > max_n:
-        raise InvalidRequestError(f"n: at most {max_n} (max_n)", "n")
-    if len(prompts) * request.n > max_n * 8:
-        raise InvalidRequestError(f"prompt: at most {max_n * 8} choices in one call", "prompt")
     _check_token_ids(service, request)
     conditions = StopConditions(
         stop=request.stop_strings,
@@ -100,6 +98,15 @@ def _sampling_params(
     )
 
 
+def check_num_choices(service: Service, num_prompts: int, n: int) -> None:
+    """InvalidRequestError if a call asks for too many texts. Cheap: to be called before prompts are tokenized."""
+    max_n = service.settings.max_n
+    if n > max_n:
+        raise InvalidRequestError(f"n: at most {max_n} (max_n)", "n")
+    if num_prompts * n > max_n * _PROMPTS_PER_N:
+        raise InvalidRequestError(f"prompt: at most {max_n * _PROMPTS_PER_N} choices in one call", "prompt")
+
+
 def check_logprobs(service: Service, count: int | None, field: str) -> None:
     """InvalidRequestError if more are asked for than the server reports."""
     limit = service.settings.max_logprobs
@@ -110,7 +117,8 @@ def check_logprobs(service: Service, count: int | None, field: str) -> None:
 def _check_token_ids(service: Service, request: SamplingFields) -> None:
     vocab_size = service.ready().vocab_size
     for token in request.logit_bias:
-        if not (token.isascii() and token.isdigit() and int(token) < vocab_size):
+        is_number = token.isascii() and token.isdigit() and len(token) <= _TOKEN_ID_DIGITS
+        if not (is_number and int(token) < vocab_size):
             raise InvalidRequestError(f"logit_bias: {token[:20]} is not a token id below {vocab_size}", "logit_bias")
     if any(token >= vocab_size for token in request.stop_token_ids):
         raise InvalidRequestError(f"stop_token_ids: token ids are below {vocab_size}", "stop_token_ids")

@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 from typing import Any
 
 import msgspec
@@ -34,17 +34,27 @@ def event(data: Any) -> bytes:
 class EventStream(Response):
     """Sends events as they come, then `[DONE]`; comments when none come; stops the work when the client goes away.
 
-    Closing the generator is what stops the work: it is closed whatever happens. An error becomes an event.
+    An error becomes an event.
     """
 
-    def __init__(self, events: AsyncGenerator[bytes, None], keepalive: float) -> None:
-        """`keepalive`: seconds of silence after which a comment tells proxies that the stream is alive."""
+    def __init__(self, events: AsyncGenerator[bytes, None], stop: Callable[[], None], keepalive: float) -> None:
+        """`stop` ends the work, if any is left: closing a generator that has not begun does not.
+
+        `keepalive`: seconds of silence after which a comment tells proxies that the stream is alive.
+        """
         super().__init__(status_code=200)
         self._events = events
+        self._stop = stop
         self._keepalive = keepalive
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:  # noqa: ARG002 - ASGI
         """See ASGI."""
+        try:
+            await self._run(receive, send)
+        finally:
+            self._stop()
+
+    async def _run(self, receive: Receive, send: Send) -> None:
         await send({"type": "http.response.start", "status": 200, "headers": _HEADERS})
         tasks = [
             asyncio.create_task(self._send_events(send)),

@@ -48,7 +48,10 @@ class RequestStream(AsyncIterator[RequestOutput]):
 
     def put(self, output: RequestOutput) -> None:
         """Hand an output to the reader, now or when it comes back."""
-        self._pending = output if self._pending is None else _merge(self._pending, output)
+        if self._pending is None:
+            self._pending = output
+        else:
+            _extend(self._pending, output)
         if self._wake is not None and not self._wake.done():
             self._wake.set_result(None)
 
@@ -65,15 +68,13 @@ class RequestStream(AsyncIterator[RequestOutput]):
         return output
 
 
-def _merge(first: RequestOutput, second: RequestOutput) -> RequestOutput:
-    """Two consecutive outputs of a request as one."""
-    return msgspec.structs.replace(
-        second,
-        token_ids=first.token_ids + second.token_ids,
-        logprobs=first.logprobs + second.logprobs,
-        prompt_logprobs=first.prompt_logprobs + second.prompt_logprobs,
-        timing=second.timing or first.timing,
-    )
+def _extend(output: RequestOutput, next_one: RequestOutput) -> None:
+    """Make two consecutive outputs of a request one, in place: a reader may miss thousands."""
+    output.token_ids += next_one.token_ids
+    output.logprobs += next_one.logprobs
+    output.prompt_logprobs += next_one.prompt_logprobs
+    output.timing = next_one.timing or output.timing
+    output.finish_reason, output.error = next_one.finish_reason, next_one.error
 
 
 class AsyncEngine:
@@ -105,6 +106,8 @@ class AsyncEngine:
         """Greet the engine, which answers when it is ready, and listen to it from now on."""
         self._send(HelloCommand())
         self._tasks = [asyncio.create_task(self._listen()), asyncio.create_task(self._watch())]
+        for task in self._tasks:
+            task.add_done_callback(self._on_task_end)
 
     async def wait_until_ready(self) -> EngineReady:
         """Wait for the engine to load its model; EngineUnavailableError if it fails to."""
@@ -120,10 +123,16 @@ class AsyncEngine:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
-        self._fail("the server is shutting down")
+        self.fail("the server is shutting down")
         self._socket.disable_monitor()
         self._monitor.close()
         self._socket.close()
+
+    def _on_task_end(self, task: asyncio.Task[None]) -> None:
+        """Nobody would hear from the engine any more: rather an error than silence."""
+        if not task.cancelled() and (error := task.exception()):
+            log.error("the connection to the engine failed", exc_info=error)
+            self.fail("the connection to the engine failed")
 
     # ------------------------------------------------------------------ requests
 
@@ -177,9 +186,9 @@ class AsyncEngine:
         """Wait for the engine's socket to be closed: then it has died."""
         await recv_monitor_message(self._monitor)
         log.error(_DIED)
-        self._fail(_DIED)
+        self.fail(_DIED)
 
-    def _fail(self, error: str) -> None:
+    def fail(self, error: str) -> None:
         """The engine is gone: every open request ends with an error."""
         if self.failure is None:
             self.failure = error

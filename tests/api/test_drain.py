@@ -15,10 +15,20 @@ from fastapi import FastAPI
 
 from app.api.app import create_app
 from app.api.process import DrainingServer, load_text_side, running_service, server_config
-from app.core.messages import EngineCommand, GenerateCommand, HelloCommand, RequestOutput, StepOutputs
+from app.core.messages import EngineCommand, EngineStats, GenerateCommand, HelloCommand, RequestOutput, StepOutputs
 from app.settings import Settings
 from tests.api.fake_engine import READY
 
+STATS = EngineStats(
+    num_running=1,
+    num_waiting=0,
+    kv_cache_usage=0.0,
+    step_tokens=1,
+    step_seconds=0.01,
+    prefix_cache_queries=0,
+    prefix_cache_hits=0,
+    num_preemptions=0,
+)
 GRACE = 2  # seconds: the streams are told after the first
 
 
@@ -41,7 +51,7 @@ def address(tmp_path: Path) -> Iterator[str]:
                     router.send_multipart((worker, encode(READY)))
                 case GenerateCommand(request_id=request_id):
                     output = RequestOutput(request_id=request_id, token_ids=[72])
-                    router.send_multipart((worker, encode(StepOutputs([output]))))
+                    router.send_multipart((worker, encode(StepOutputs([output], STATS))))
 
     thread = threading.Thread(target=run)
     thread.start()

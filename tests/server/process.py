@@ -77,8 +77,13 @@ def running_server(
         assert code == 0
 
 
-def popen(*arguments: str, **environment: str) -> subprocess.Popen[str]:
-    """A Python process with its log as text."""
-    return subprocess.Popen(
+@contextmanager
+def popen(*arguments: str, **environment: str) -> Iterator[subprocess.Popen[str]]:
+    """A Python process with its log as text; killed if it has not ended at the end."""
+    with subprocess.Popen(
         [sys.executable, *arguments], stderr=subprocess.PIPE, text=True, env={**os.environ, **environment}
-    )
+    ) as process:
+        try:
+            yield process
+        finally:
+            process.kill()

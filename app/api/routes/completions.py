@@ -1,26 +1,26 @@
 """POST /v1/completions"""
 
-import time
-from collections.abc import AsyncGenerator
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Request
 from starlette.responses import Response
 
+from app.api.answer import Answer
 from app.api.body import body_of, body_schema
-from app.api.disconnect import run_unless_disconnected
-from app.api.generation import Generation
+from app.api.generation import Choice
 from app.api.logprobs import finite, num_characters, token_name
 from app.api.prompts import check_token_ids, encode_texts
-from app.api.sampling import TokenLimit, check_logprobs, make_choices
+from app.api.sampling import TokenLimit, check_logprobs, check_num_choices, make_choices
 from app.api.schemas.completions import DEFAULT_MAX_TOKENS, CompletionRequest
 from app.api.service import Service, ServiceDep
-from app.api.sse import EventStream, encode_json, event
+from app.api.sse import encode_json, event
 from app.core.step import Logprobs
 from app.errors import InvalidRequestError
 from app.text.output_processor import TextDelta
 
 router = APIRouter()
+
+_EVENT_TAIL = b',"logprobs":null,"finish_reason":null,"stop_reason":null}]}\n\n'
 
 
 @router.post("/v1/completions", openapi_extra=body_schema(CompletionRequest))
@@ -39,12 +39,8 @@ async def create_completion(
         logprobs=body.logprobs,
         prompt_logprobs=body.logprobs if body.echo else None,
     )
-    call = _Call(service, body, request.scope["request_log"].request_id)
-    generation = Generation(service, choices, body.n, body.priority, request.scope["request_log"])
-    writers = [_ChoiceWriter(service, body, choice.prompt_token_ids) for choice in choices]
-    if body.stream:
-        return EventStream(call.events(generation, writers), service.settings.keepalive_comment)
-    return await run_unless_disconnected(request, call.whole(generation, writers))
+    answer = _TextAnswer(service, body, choices, request.scope["request_log"].request_id)
+    return await answer.respond(request, choices, body.n, body.priority)
 
 
 async def _prompts(service: Service, body: CompletionRequest) -> list[list[int]]:
@@ -54,7 +50,8 @@ async def _prompts(service: Service, body: CompletionRequest) -> list[list[int]]
         prompt = [prompt]
     if not prompt:
         raise InvalidRequestError("prompt: must not be empty", "prompt")
-    prompts = await encode_texts(service, prompt) if isinstance(prompt[0], str) else prompt
+    check_num_choices(service, len(prompt), body.n)
+    prompts = await encode_texts(service, prompt, "prompt") if isinstance(prompt[0], str) else prompt
     for token_ids in prompts:
         check_token_ids(token_ids, service.ready().vocab_size, "prompt")
     return prompts
@@ -105,57 +102,43 @@ def _by_name(values: list[bytes], logprobs: list[float]) -> dict[str, float]:
     return result
 
 
-class _Call:
-    """The answer to one request."""
+class _TextAnswer(Answer):
+    """Texts that continue the prompts."""
 
-    def __init__(self, service: Service, body: CompletionRequest, request_id: str) -> None:
-        self._include_usage = body.include_usage
-        self._head = {
-            "id": f"cmpl-{request_id}",
-            "object": "text_completion",
-            "created": int(time.time()),
-            "model": service.model_name,
-        }
+    def __init__(self, service: Service, body: CompletionRequest, choices: list[Choice], request_id: str) -> None:
+        super().__init__(service, body, {"id": f"cmpl-{request_id}", "object": "text_completion"})
+        self._writers = [_ChoiceWriter(service, body, choice.prompt_token_ids) for choice in choices]
+        self._texts: list[list[str]] = [[] for _ in choices]
+        self._choices = [_choice(index, "", None) for index in range(len(choices))]
+        self._event_heads: list[bytes] = []
 
-    async def whole(self, generation: Generation, writers: list[_ChoiceWriter]) -> bytes:
-        """The body of an answer that is not streamed."""
-        choices = [_choice(index, "", None) for index in range(len(writers))]
-        async for index, delta in generation.deltas():
-            text, logprobs = writers[index].write(delta)
-            choice = choices[index]
-            choice["text"] += text
-            choice["finish_reason"] = delta.finish_reason
-            choice["stop_reason"] = delta.stop_reason
-            if logprobs and choice["logprobs"]:
-                for name, values in logprobs.items():
-                    choice["logprobs"][name] += values
-            elif logprobs:
-                choice["logprobs"] = logprobs
-        return encode_json({**self._head, "choices": choices, "usage": generation.usage.as_dict()})
+    def take(self, index: int, delta: TextDelta) -> None:
+        """See `Answer`."""
+        text, logprobs = self._writers[index].write(delta)
+        self._texts[index].append(text)
+        choice = self._choices[index]
+        choice["finish_reason"], choice["stop_reason"] = delta.finish_reason, delta.stop_reason
+        if logprobs and choice["logprobs"]:
+            for name, values in logprobs.items():
+                choice["logprobs"][name] += values
+        elif logprobs:
+            choice["logprobs"] = logprobs
 
-    async def events(self, generation: Generation, writers: list[_ChoiceWriter]) -> AsyncGenerator[bytes, None]:
-        """The events of a streamed answer."""
-        # Most events differ in nothing but their text: the rest is encoded once.
-        heads = [self._event_head(index) for index in range(len(writers))]
-        tail = b',"logprobs":null,"finish_reason":null,"stop_reason":null}]}\n\n'
-        deltas = generation.deltas()
-        try:
-            async for index, delta in deltas:
-                text, logprobs = writers[index].write(delta)
-                if delta.finish_reason is None and logprobs is None:
-                    if delta.token_ids:
-                        yield heads[index] + encode_json(text) + tail
-                    continue
-                choice = _choice(index, text, logprobs, delta)
-                yield event({**self._head, "choices": [choice]})
-            if self._include_usage:
-                yield event({**self._head, "choices": [], "usage": generation.usage.as_dict()})
-        finally:
-            await deltas.aclose()
+    def choices(self) -> list[dict[str, Any]]:
+        """See `Answer`."""
+        return [choice | {"text": "".join(texts)} for choice, texts in zip(self._choices, self._texts, strict=True)]
 
-    def _event_head(self, index: int) -> bytes:
-        head = encode_json({**self._head, "choices": [{"index": index, "text": ""}]})
-        return b"data: " + head.removesuffix(b'""}]}')
+    def first_events(self) -> list[bytes]:
+        """See `Answer`."""
+        self._event_heads = [self.event_head({"index": index, "text": ""}) for index in range(len(self._choices))]
+        return []
+
+    def events(self, index: int, delta: TextDelta) -> list[bytes]:
+        """See `Answer`."""
+        text, logprobs = self._writers[index].write(delta)
+        if delta.finish_reason is not None or logprobs is not None:
+            return [event({**self._head, "choices": [_choice(index, text, logprobs, delta)]})]
+        return [self._event_heads[index] + encode_json(text) + _EVENT_TAIL] if delta.token_ids else []
 
 
 def _choice(index: int, text: str, logprobs: dict[str, Any] | None, delta: TextDelta | None = None) -> dict[str, Any]:

@@ -19,7 +19,7 @@ async def tokenize(
     """Token ids of a text or a chat."""
     service.check_model(body.model)
     if body.prompt is not None:
-        (tokens,) = await encode_texts(service, [body.prompt], body.add_special_tokens)
+        (tokens,) = await encode_texts(service, [body.prompt], "prompt", body.add_special_tokens)
     else:
         tokens = await encode_chat(service, body)
     return {

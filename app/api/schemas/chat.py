@@ -5,12 +5,14 @@ from typing import Annotated, Any, Literal
 from pydantic import ConfigDict, Field
 
 from app.api.schemas.common import Label, RequestBody, SamplingFields
+from app.api.schemas.unsupported import IN_MESSAGES, IN_REQUESTS
 from app.errors import InvalidRequestError, UnsupportedError
 
 
 class ContentPart(RequestBody):
     """A piece of a message; only text is supported."""
 
+    unsupported = IN_MESSAGES
     type: str
     text: str | None = None
 
@@ -18,6 +20,7 @@ class ContentPart(RequestBody):
 class Message(RequestBody):
     """One turn of a chat."""
 
+    unsupported = IN_MESSAGES
     role: Literal["system", "developer", "user", "assistant", "tool"]
     content: str | list[ContentPart] | None = Field(None, description="a text, or parts of type text")
     # Templates may print the name: nothing in it may look like a control token.
@@ -43,6 +46,7 @@ class Message(RequestBody):
 class ChatFields(RequestBody):
     """How a chat becomes a prompt."""
 
+    unsupported = IN_REQUESTS
     messages: list[Message] = Field(min_length=1)
     add_generation_prompt: bool | None = Field(None, description="true, unless the final message is continued")
     continue_final_message: bool = False
@@ -83,3 +87,5 @@ class ChatRequest(ChatFields, SamplingFields):
         super().check()
         if self.top_logprobs is not None and not self.logprobs:
             raise InvalidRequestError("top_logprobs needs logprobs to be true", "top_logprobs")
+        if self.max_tokens and self.max_completion_tokens and self.max_tokens != self.max_completion_tokens:
+            raise InvalidRequestError("max_tokens and max_completion_tokens differ; give one of them", "max_tokens")

@@ -1,12 +1,14 @@
 """Fields that completions and chat share, and what holds for every request body."""
 
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from app.api.schemas.unsupported import IN_REQUESTS, IN_STREAM_OPTIONS, Unsupported
 from app.errors import InvalidRequestError
 
 MAX_STOP = 4
+MAX_STOP_LENGTH = 1024
 MAX_STOP_TOKEN_IDS = 4096
 MAX_LOGIT_BIAS = 1024
 _INT64 = 2**63
@@ -22,6 +24,8 @@ class RequestBody(BaseModel):
     """
 
     model_config = ConfigDict(strict=True, extra="allow", allow_inf_nan=False)
+    unsupported: ClassVar[Unsupported] = {}
+    """Fields that are known, and the values of them that are as good as not given."""
 
     @model_validator(mode="before")
     @classmethod
@@ -35,12 +39,14 @@ class RequestBody(BaseModel):
 class StreamOptions(RequestBody):
     """What a stream holds beside text."""
 
+    unsupported = IN_STREAM_OPTIONS
     include_usage: bool = Field(False, description="send token counts in a last event")
 
 
 class SamplingFields(RequestBody):
     """How tokens are chosen, and when to stop. What is not given is the model's own default, or the API's."""
 
+    unsupported = IN_REQUESTS
     model: Label | None = Field(None, description="the served model's name")
     temperature: float | None = Field(None, ge=0, le=100)
     top_p: float | None = Field(None, gt=0, le=1)
@@ -48,7 +54,9 @@ class SamplingFields(RequestBody):
     min_p: float | None = Field(None, ge=0, le=1)
     seed: int | None = Field(None, ge=-_INT64, lt=_INT64)
     n: int = Field(1, ge=1)
-    stop: str | list[str] = Field(default_factory=list, description=f"up to {MAX_STOP} strings")
+    stop: str | list[str] = Field(
+        default_factory=list, description=f"up to {MAX_STOP} strings of {MAX_STOP_LENGTH} characters"
+    )
     stop_token_ids: list[TokenId] = Field(default_factory=list, max_length=MAX_STOP_TOKEN_IDS)
     include_stop_str_in_output: bool = False
     min_tokens: int = Field(0, ge=0, lt=2**31)
@@ -80,6 +88,8 @@ class SamplingFields(RequestBody):
         """See `RequestBody.check`."""
         if len(self.stop_strings) > MAX_STOP:
             raise InvalidRequestError(f"stop: at most {MAX_STOP} strings", "stop")
+        if max(map(len, self.stop_strings), default=0) > MAX_STOP_LENGTH:
+            raise InvalidRequestError(f"stop: at most {MAX_STOP_LENGTH} characters each", "stop")
         if not all(self.stop_strings):
             raise InvalidRequestError("stop: a stop string must not be empty", "stop")
         if self.stream_options is not None and not self.stream:

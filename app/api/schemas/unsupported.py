@@ -1,12 +1,14 @@
 """Fields of OpenAI's and vLLM's APIs that Paceline knows, and does not support.
 
 By name, the values that ask for nothing: these are accepted, every other value is refused by name. Null is always
-accepted.
+accepted. Each schema has its own table.
 """
 
 from typing import Any
 
-_OPENAI: dict[str, tuple[Any, ...]] = {
+Unsupported = dict[str, tuple[Any, ...]]
+
+_OPENAI: Unsupported = {
     "audio": (),
     "function_call": ("none", "auto"),
     "functions": ([],),
@@ -28,7 +30,7 @@ _OPENAI: dict[str, tuple[Any, ...]] = {
     "web_search_options": (),
 }
 
-_VLLM: dict[str, tuple[Any, ...]] = {
+_VLLM: Unsupported = {
     "add_special_tokens": (),
     "allowed_token_ids": (),
     "bad_words": ([],),
@@ -43,7 +45,7 @@ _VLLM: dict[str, tuple[Any, ...]] = {
     "guided_whitespace_pattern": (),
     "include_reasoning": (True,),
     "kv_transfer_params": (),
-    "length_penalty": (1.0,),
+    "length_penalty": (1.0, 1),
     "logits_processors": ([],),
     "mirostat": (),
     "mm_processor_kwargs": ({},),
@@ -65,7 +67,7 @@ _VLLM: dict[str, tuple[Any, ...]] = {
     "vllm_xargs": ({},),
 }
 
-_INSIDE_MESSAGES: dict[str, tuple[Any, ...]] = {
+IN_MESSAGES: Unsupported = {
     "annotations": ([],),
     "file": (),
     "image_url": (),
@@ -77,10 +79,14 @@ _INSIDE_MESSAGES: dict[str, tuple[Any, ...]] = {
     "video_url": (),
 }
 
-_INSIDE_STREAM_OPTIONS: dict[str, tuple[Any, ...]] = {
+IN_STREAM_OPTIONS: Unsupported = {
     "continuous_usage_stats": (False,),
     "include_obfuscation": (False,),
 }
 
-MEANS_NOTHING: dict[str, tuple[Any, ...]] = _OPENAI | _VLLM | _INSIDE_MESSAGES | _INSIDE_STREAM_OPTIONS
-"""Name of a field to the values of it that are as good as not given."""
+IN_REQUESTS: Unsupported = _OPENAI | _VLLM
+
+
+def asks_for_nothing(value: Any, accepted: tuple[Any, ...]) -> bool:
+    """Whether a value is among the accepted ones; 0 is not False here."""
+    return any(type(value) is type(other) and value == other for other in accepted)
