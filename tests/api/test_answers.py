@@ -107,6 +107,7 @@ def test_outputs_of_several_tokens_are_one_event(server: Server) -> None:
     server.engine.script = say("Hello!", per_output=3)
     events = server.events("/v1/completions", {"prompt": "Hi", "stream_options": {"include_usage": True}})
     assert [event["choices"][0]["text"] for event in events[:-1]] == ["Hel", "lo!"]
+    assert [event["usage"] for event in events[:-1]] == [None, None]
     assert events[-1]["usage"]["completion_tokens"] == 6
 
 

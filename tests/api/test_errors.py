@@ -8,8 +8,9 @@ import pytest
 from app.core.messages import GenerateCommand, RequestOutput
 from app.core.request import FinishReason
 from app.errors import EngineUnavailableError, QueueFullError
+from app.text.tokenizer import Tokenizer
 from tests.api.conftest import Server
-from tests.api.fake_engine import say
+from tests.api.fake_engine import READY, say
 
 CHAT = {"messages": [{"role": "user", "content": "Hi"}]}
 TEXT = {"prompt": "Hi"}
@@ -45,6 +46,7 @@ WRONG = [
     ({**TEXT, "logprobs": True}, "logprobs"),
     ({**TEXT, "stop": ["a", "b", "c", "d", "e"]}, "stop"),
     ({**TEXT, "stop": ["a", ""]}, "stop"),
+    ({**TEXT, "stop": "x" * 1025}, "stop"),
     ({**TEXT, "stop": ""}, "stop"),
     ({**TEXT, "stop": ["a", None]}, "stop[1]"),
     ({**TEXT, "stop_token_ids": [300]}, "stop_token_ids"),
@@ -52,6 +54,7 @@ WRONG = [
     ({**TEXT, "stop_token_ids": [1] * 10_000}, "stop_token_ids"),
     ({**TEXT, "logit_bias": {"300": 1}}, "logit_bias"),
     ({**TEXT, "logit_bias": {"x": 1}}, "logit_bias"),
+    ({**TEXT, "logit_bias": {"9" * 5000: 1}}, "logit_bias"),
     ({**TEXT, "logit_bias": {"5": 101}}, "logit_bias.5"),
     ({**TEXT, "logit_bias": {str(i): 1 for i in range(1025)}}, "logit_bias"),
     ({**TEXT, "priority": 2**31}, "priority"),
@@ -82,6 +85,9 @@ WRONG = [
     ({**CHAT, "reasoning_effort": "high"}, "reasoning_effort"),
     ({**CHAT, "echo": True}, "echo"),
     ({**CHAT, "max_tokens": 0}, "max_tokens"),
+    ({**CHAT, "max_tokens": 3, "max_completion_tokens": 4}, "max_tokens"),
+    ({**CHAT, "store": 0}, "store"),
+    ({**CHAT, "refusal": ""}, "refusal"),
     ({**CHAT, "max_completion_tokens": 500}, "max_completion_tokens"),
     ({**CHAT, "top_logprobs": 1}, "top_logprobs"),
     ({**CHAT, "logprobs": True, "top_logprobs": 6}, "top_logprobs"),
@@ -138,6 +144,25 @@ NOTHING = {
     "stream_options": None,
     "temperature": None,
 }
+
+
+def test_what_can_only_be_too_much_is_refused_before_it_is_tokenized(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def encode(*_: object) -> None:
+        raise AssertionError("work for nothing")
+
+    monkeypatch.setattr(Tokenizer, "encode", encode)
+    monkeypatch.setattr(Tokenizer, "encode_segments", encode)
+    text = "x" * (READY.max_model_len * server.service.tokenizer.longest_token + 1)
+    bodies = [{"prompt": text}, {"prompt": ["x"] * 1000}]
+    for path, body in [
+        *(("/v1/completions", body) for body in bodies),
+        ("/v1/chat/completions", {"messages": [{"role": "user", "content": text}]}),
+    ]:
+        answer = server.post(path, body)
+        assert answer.status_code == 400
+        assert answer.json()["error"]["param"] in ("prompt", "messages")
 
 
 @pytest.mark.parametrize("body", [{**TEXT, "best_of": 1, "suffix": ""}, {**TEXT, "n": 2, "best_of": 2}, CHAT])

@@ -1,12 +1,15 @@
 """What only a socket shows: clients that leave, comments in silence, HTTP/1.0, slow readers."""
 
+import asyncio
 import http.client
 import json
 import socket
+from collections.abc import AsyncGenerator
 from typing import Any
 
 import pytest
 
+from app.api.sse import EventStream
 from tests.api.conftest import Server
 from tests.api.fake_engine import say
 
@@ -44,6 +47,20 @@ def test_a_client_that_leaves_before_the_first_token_is_aborted(server: Server) 
         client.sendall(request("/v1/completions", {"prompt": "Hi", "stream": True}))
         submitted = server.engine.commands.get(timeout=5).request_id
     assert server.engine.aborted.get(timeout=5) == submitted
+
+
+async def test_a_client_that_leaves_before_the_answer_begins_is_aborted() -> None:
+    stopped = asyncio.Event()
+
+    async def events() -> AsyncGenerator[bytes, None]:
+        yield b"never sent"
+
+    async def send(_: object) -> None:
+        raise OSError("the client is gone")
+
+    with pytest.raises(OSError, match="gone"):
+        await EventStream(events(), stopped.set, 1.0)({}, send, send)
+    assert stopped.is_set()
 
 
 def test_a_choice_that_meets_its_stop_string_is_aborted(server: Server) -> None:
