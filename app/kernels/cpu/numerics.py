@@ -4,7 +4,10 @@ Numba has no bfloat16. Kernels see such tensors as uint16, compute in float32, a
 the upper half of a float32.
 """
 
+import logging
+import os
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numba
@@ -17,8 +20,25 @@ from torch import Tensor
 
 from app.settings import cache_folder
 
-# Compiling takes seconds: the result is kept. Its key names the processor, so that machines can share the folder.
-numba.config.CACHE_DIR = str(cache_folder() / "kernels")  # type: ignore[attr-defined]
+log = logging.getLogger(__name__)
+
+
+def _keep_kernels(folder: Path) -> bool:
+    """Compiling takes seconds: keep the result, where the folder can be written to.
+
+    Its key names the processor, so that machines can share the folder.
+    """
+    if not folder.is_dir():
+        log.info("compiling the CPU's kernels, once: this takes some ten seconds")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError:
+        return False
+    numba.config.CACHE_DIR = str(folder)  # type: ignore[attr-defined]
+    return os.access(folder, os.W_OK)
+
+
+_ARE_KEPT = _keep_kernels(cache_folder() / "kernels")
 # torch computes with OpenMP, too: one pool of threads for both, instead of two that wait for work on the same cores.
 numba.config.THREADING_LAYER_PRIORITY = ["omp", "workqueue", "tbb"]  # type: ignore[attr-defined]
 
@@ -29,7 +49,7 @@ _LOG2_E = np.float32(1.4426950408889634)
 
 def kernel(function: Callable[..., Any]) -> Any:
     """Compile a function whose `prange` loops are shared out among the threads."""
-    return numba.njit(parallel=True, fastmath=_FAST, nogil=True, error_model="numpy", cache=True)(function)
+    return numba.njit(parallel=True, fastmath=_FAST, nogil=True, error_model="numpy", cache=_ARE_KEPT)(function)
 
 
 def inline(function: Callable[..., Any]) -> Any:
