@@ -3,6 +3,7 @@
 import asyncio
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from contextlib import aclosing
 from dataclasses import dataclass
 
 from app.api.middleware import RequestLog
@@ -100,8 +101,9 @@ class Generation:
                     if delta.finish_reason is not None:
                         break
             else:
-                async for item in self._merged():
-                    yield item
+                async with aclosing(self._merged()) as merged:
+                    async for item in merged:
+                        yield item
         finally:
             self.abort()
 

@@ -1,0 +1,128 @@
+"""What goes wrong inside ends the streams that wait for it, and leaves nothing running."""
+
+import asyncio
+import threading
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+import zmq
+import zmq.asyncio
+
+from app.api.generation import Choice, Generation
+from app.api.middleware import RequestLog
+from app.api.service import Service
+from app.core.messages import EngineStats, GenerateCommand, RequestOutput, StepOutputs
+from app.core.request import FinishReason
+from app.core.sampling import SamplingParams
+from app.engine.async_engine import AsyncEngine, RequestStream
+from app.errors import QueueFullError
+from app.metrics import Metrics
+from app.settings import Settings
+from app.text.chat_template import ChatTemplate
+from app.text.output_processor import StopConditions
+from app.text.tokenizer import Tokenizer
+from tests.api.conftest import MODEL, Server
+from tests.api.fake_engine import READY, FakeEngine, say
+from tests.api.test_drain import STATS
+
+SAMPLING = SamplingParams(max_tokens=5, seed=0)
+
+
+class _BrokenListener:
+    def record_step(self, stats: EngineStats) -> None:  # noqa: ARG002 - the protocol's
+        raise RuntimeError("broken")
+
+
+async def test_what_breaks_the_connection_ends_its_streams(tmp_path: Path) -> None:
+    address, encode = f"ipc://{tmp_path}/engine", msgspec.msgpack.encode
+    router: zmq.asyncio.Socket = zmq.asyncio.Context.instance().socket(zmq.ROUTER)
+    router.setsockopt(zmq.LINGER, 0)
+    router.bind(address)
+    engine = AsyncEngine(address, 4, _BrokenListener())
+    await engine.start()
+    try:
+        worker, _ = await router.recv_multipart()
+        await router.send_multipart((worker, encode(READY)))
+        await engine.wait_until_ready()
+        stream = engine.generate(
+            GenerateCommand(request_id="a", prompt_token_ids=[1], sampling=SAMPLING, arrived_at=0.0)
+        )
+        output = RequestOutput(request_id="a", token_ids=[1])
+        await router.send_multipart((worker, encode(StepOutputs([output], STATS))))
+        assert (await asyncio.wait_for(anext(stream), 5)).finish_reason is FinishReason.ERROR
+        assert engine.failure == "the connection to the engine failed"
+    finally:
+        await engine.close()
+        router.close()
+
+
+def test_an_error_of_one_choice_among_several_is_an_answer(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def outputs() -> AsyncIterator[RequestOutput]:
+        raise RuntimeError("broken")
+        yield
+
+    monkeypatch.setattr(server.engine, "generate", lambda _: outputs())
+    assert server.post("/v1/completions", {"prompt": "Hi", "n": 2}).status_code == 500
+
+
+async def test_closing_leaves_no_task_behind(model_folder: Path) -> None:
+    tokenizer, engine = Tokenizer(model_folder), FakeEngine()
+    engine.script = say("He", reason=None)  # begins, and never ends
+    service = Service(
+        settings=Settings(),
+        model_name=MODEL,
+        created=1,
+        tokenizer=tokenizer,
+        chat_template=ChatTemplate.from_folder(model_folder, tokenizer),
+        engine=engine,
+        metrics=Metrics(),
+    )
+    choices = [Choice([1], SAMPLING, StopConditions())] * 2
+    deltas = Generation(service, choices, 2, 0, RequestLog("id", 0.0)).deltas()
+    for _ in range(4):
+        await anext(deltas)
+    await deltas.aclose()
+    names = {task.get_coro().__qualname__ for task in asyncio.all_tasks()}
+    assert not {name for name in names if "pump" in name}
+
+
+def test_choices_that_a_full_queue_refuses_are_not_counted(server: Server) -> None:
+    def figures() -> list[bytes]:
+        return [
+            line
+            for line in server.service.metrics.render().splitlines()
+            if line.startswith((b"paceline_request_success_total", b"paceline_prompt_tokens_total"))
+        ]
+
+    before = figures()
+    server.engine.refusal, server.engine.refuse_after = QueueFullError("full"), 2
+    assert server.post("/v1/completions", {"prompt": "Hi", "n": 4}).status_code == 429
+    assert len(before) == 5
+    assert figures() == before
+
+
+def test_long_chats_are_rendered_aside(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    threads, render = list[threading.Thread](), ChatTemplate.render
+
+    def spy(*args: Any, **options: Any) -> Any:
+        threads.append(threading.current_thread())
+        return render(*args, **options)
+
+    monkeypatch.setattr(ChatTemplate, "render", spy)
+    for length in (1, 1, 9000):
+        server.post("/tokenize", {"messages": [{"role": "user", "content": "x" * length}]})
+    first, second, aside = threads
+    assert first is second
+    assert aside is not first
+
+
+async def test_a_slow_reader_costs_no_copies() -> None:
+    stream, token_ids = RequestStream(), [0]
+    stream.put(RequestOutput(request_id="a", token_ids=token_ids))
+    for token in range(1, 100):
+        stream.put(RequestOutput(request_id="a", token_ids=[token]))
+    assert (await anext(stream)).token_ids is token_ids
+    assert token_ids == list(range(100))
