@@ -54,8 +54,8 @@ class Tokenizer:
         self.vocab_size: int = self._fast.get_vocab_size(with_added_tokens=True)
         vocabulary = self._fast.get_vocab(with_added_tokens=True)
         self.longest_token = max(map(len, vocabulary), default=1)
-        """Characters of the longest token: a text has as many tokens as its length over this, unless many words of it are
-        unknown and become one."""
+        """Characters of the longest token: a text has as many tokens as its length over this, at least.
+        (Unless many unknown words become one token.)"""
         self.is_byte_level = isinstance(self._fast.decoder, decoders.ByteLevel)
         """Whether every token stands for bytes by itself, so that text is their concatenation."""
         # Made here rather than at the first token, which would keep every open stream waiting.
