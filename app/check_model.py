@@ -21,6 +21,9 @@ _TOLERANCE = 1e-3
 
 def check(model: str) -> bool:
     """Print how a model would run, and compare its logits with transformers'; whether they agree."""
+    from transformers.utils.logging import disable_progress_bar
+
+    disable_progress_bar()  # type: ignore[no-untyped-call]
     console = Console()
     try:
         folder = find_model(model)

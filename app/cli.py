@@ -2,9 +2,11 @@
 
 import inspect
 import sys
-from typing import Annotated, Any
+from types import NoneType
+from typing import Annotated, Any, Literal, get_args, get_origin
 
 import typer
+from pydantic import ByteSize
 from pydantic.fields import FieldInfo
 
 from app import __version__
@@ -21,17 +23,34 @@ cli = typer.Typer(
 )
 
 
+_METAVARS: dict[Any, str] = {int: "INTEGER", float: "NUMBER", ByteSize: "SIZE"}
+
+
 def _option(name: str, field: FieldInfo, group: str) -> inspect.Parameter:
     """A command-line option for a setting; None where it is not given, so that weaker sources count."""
     flag = name.replace("_", "-")
     is_switch = field.annotation is bool
     names = f"--{flag}/--no-{flag}" if is_switch else f"--{flag}"
     default = "auto" if field.default is None else str(field.default)
-    option = typer.Option(names, help=f"{field.description} [{default}]", rich_help_panel=group, show_default=False)
+    option = typer.Option(
+        names,
+        help=f"{field.description} [{default}]",
+        metavar=None if is_switch else _metavar(field.annotation),
+        rich_help_panel=group,
+        show_default=False,
+    )
     kind: Any = bool if is_switch else str
     return inspect.Parameter(
         name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Annotated[kind | None, option]
     )
+
+
+def _metavar(annotation: Any) -> str:
+    """What an option takes: its choices, or its type. `annotation` may be optional."""
+    kinds = [kind for kind in get_args(annotation) if kind is not NoneType]
+    if get_origin(annotation) is Literal:
+        return "|".join(kinds)
+    return _METAVARS.get(kinds[0] if kinds else annotation, "TEXT")
 
 
 def _with_settings(command: Any, groups: tuple[type, ...]) -> Any:

@@ -161,7 +161,7 @@ def _banner(service: Service, ready: EngineReady, sock: socket.socket, seconds: 
   model      {service.model_name} ({ready.architecture}, {ready.model_impl}, {ready.dtype}, {ready.device})
   KV cache   {ready.num_kv_blocks} blocks of {ready.block_size} tokens; up to {ready.max_model_len} tokens a request
   try        curl {url}/v1/chat/completions -H 'Content-Type: application/json' \\
-               -d '{{"messages": [{{"role": "user", "content": "What is the capital of France?"}}]}}'
+               -d '{{"temperature": 0, "messages": [{{"role": "user", "content": "What is the capital of France?"}}]}}'
 """
 
 

@@ -32,6 +32,14 @@ def rms_norm(x: Tensor, weight: Tensor, offset: float, eps: float) -> Tensor:
     return F.rms_norm(x, weight.shape, weight, eps)
 
 
+def refine_largest(rounded: Tensor, x: Tensor, weight: Tensor) -> Tensor:
+    """`rounded` = `x @ weight.T` as float32; for a CPU's bfloat16, the largest of each row as if never rounded."""
+    if rounded.dtype is torch.bfloat16 and rounded.is_cpu:
+        out: Tensor = _cpu().refine_largest(rounded, x, weight)
+        return out
+    return rounded.float()
+
+
 def silu_mul(gate_up: Tensor) -> Tensor:
     """`silu(gate) * up` of (tokens, 2 * size), which are one behind the other: (tokens, size)."""
     if _on_cpu(gate_up):
@@ -42,11 +50,12 @@ def silu_mul(gate_up: Tensor) -> Tensor:
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotate (tokens, heads, head_dim) by tables of (tokens, 1, rotary_dim)."""
+    """Rotate (tokens, heads, head_dim) by tables of (tokens, rotary_dim)."""
     if _on_cpu(x):
         out: Tensor = _cpu().rotate(x, cos, sin)
         return out
     rotary_dim = cos.shape[-1]
+    cos, sin = cos.unsqueeze(1), sin.unsqueeze(1)  # the same for all heads
     rotated = x[..., :rotary_dim]
     first, second = rotated.chunk(2, dim=-1)
     rotated = rotated * cos + torch.cat((-second, first), dim=-1) * sin

@@ -6,9 +6,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from app.kernels.ops import refine_largest
+
 
 class Linear(nn.Module):
     """`x @ weight.T + bias`."""
+
+    keeps_weight = False
 
     def __init__(self, in_features: int, out_features: int, bias: bool) -> None:
         super().__init__()
@@ -25,12 +29,21 @@ class Linear(nn.Module):
     def pack(self) -> None:
         """Reorder the filled weight, once, as oneDNN's kernels want it: otherwise they do so in every product.
 
-        Only for bfloat16 on a CPU that is fast at it. A packed layer's `weight` is empty: nobody needs it twice. Memory
-        that is shared with another module, as that of a tied embedding, stays with that one.
+        Only for bfloat16 on a CPU that is fast at it. A packed layer's `weight` is empty then: nobody needs it twice.
         """
         if self.weight.dtype is torch.bfloat16 and torch.ops.mkldnn._is_mkldnn_bf16_supported():
             self._packed = torch.ops.mkldnn._reorder_linear_weight(self.weight.data)
-            self.weight.data = self.weight.data.new_empty(0)
+            if not self.keeps_weight:
+                self.weight.data = self.weight.data.new_empty(0)
+
+
+class Head(Linear):
+    """The last layer, from hidden states to logits in float32."""
+
+    keeps_weight = True  # for the largest logits
+
+    def forward(self, x: Tensor) -> Tensor:
+        return refine_largest(super().forward(x), x, self.weight)
 
 
 class MergedLinear(Linear):

@@ -44,7 +44,7 @@ class RotaryEmbedding(nn.Module):
         self.register_buffer("sin", torch.cat((angles, angles), dim=-1).sin(), persistent=False)
 
     def tables(self, positions: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-        """Cosine and sine, each (tokens, 1, rotary_dim), for positions (tokens,)."""
+        """Cosine and sine, each (tokens, rotary_dim), for positions (tokens,)."""
         cos: Tensor = self.cos[positions]
         sin: Tensor = self.sin[positions]
-        return cos.to(dtype).unsqueeze(1), sin.to(dtype).unsqueeze(1)
+        return cos.to(dtype), sin.to(dtype)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from app.attention.layer import Attention, AttentionConfig
 from app.kernels.ops import rotate, silu_mul
-from app.layers.linear import Linear, MergedLinear
+from app.layers.linear import Head, Linear, MergedLinear
 from app.layers.norm import OffsetRMSNorm, RMSNorm
 from app.layers.rotary import RotaryEmbedding
 from app.models.config import DecoderConfig, NotCarriedError
@@ -148,7 +148,7 @@ class Decoder(nn.Module):
         )
         self.layers = nn.ModuleList(DecoderLayer(config, layer) for layer in range(len(config.windows)))
         self.norm = _norm(config, config.hidden_size)
-        self.lm_head = Linear(config.hidden_size, config.vocab_size, bias=False)
+        self.lm_head = Head(config.hidden_size, config.vocab_size, bias=False)
         if config.tie_word_embeddings:
             self.lm_head.weight = nn.Parameter(self.embed_tokens.weight.data)  # the same memory
         kinds = list(dict.fromkeys(rope for rope in config.ropes if rope is not None))
@@ -164,7 +164,7 @@ class Decoder(nn.Module):
         tables = [rotary.tables(positions, x.dtype) for rotary in self.rotaries]
         for layer, rotary in zip(self.layers, self.rotary_of_layer, strict=True):
             x = layer(x, None if rotary is None else tables[rotary])
-        logits: Tensor = self.lm_head(self.norm(x[logits_at])).float()
+        logits: Tensor = self.lm_head(self.norm(x[logits_at]))
         if self.config.logit_softcap is not None:
             logits = torch.tanh(logits / self.config.logit_softcap) * self.config.logit_softcap
         return logits

@@ -38,24 +38,36 @@ def test_silu_mul(shape: tuple[int, int], dtype: torch.dtype) -> None:
     close(ops.silu_mul(gate_up), F.silu(gate) * up)
 
 
+def test_the_largest_logits_are_as_exact_as_in_float32() -> None:
+    torch.manual_seed(0)
+    x, weight = torch.randn(40, 64).bfloat16(), torch.randn(5000, 64).bfloat16()
+    exact = x.double() @ weight.double().T
+    rounded = (x.float() @ weight.float().T).bfloat16()
+    assert (rounded.argmax(-1) != exact.argmax(-1)).any()  # what this is for
+    refined = ops.refine_largest(rounded, x, weight)
+    assert torch.equal(refined.argmax(-1), exact.argmax(-1))
+    close(refined.amax(-1), exact.amax(-1))
+    assert (refined - exact).abs().max() <= (rounded.double() - exact).abs().max()
+
+
 @pytest.mark.parametrize("rotary_dim", [64, 24])
 @pytest.mark.parametrize("tokens", [1, 5, 200])
 def test_rotate_part_of_a_wider_row(tokens: int, rotary_dim: int, dtype: torch.dtype) -> None:
     x = torch.randn(tokens, 12, 64).to(dtype)[:, 3:11]
-    angles = torch.randn(tokens, 1, rotary_dim // 2).repeat(1, 1, 2)
+    angles = torch.randn(tokens, rotary_dim // 2).repeat(1, 2)
     cos, sin = angles.cos().to(dtype), angles.sin().to(dtype)
     first, second = x[..., :rotary_dim].double().chunk(2, dim=-1)
-    turned = x[..., :rotary_dim].double() * cos + torch.cat((-second, first), dim=-1) * sin
+    turned = x[..., :rotary_dim].double() * cos[:, None] + torch.cat((-second, first), dim=-1) * sin[:, None]
     close(ops.rotate(x, cos, sin), torch.cat((turned, x[..., rotary_dim:].double()), dim=-1))
 
 
 def test_numbers_are_rounded_to_bfloat16_as_torch_does() -> None:
     x = torch.randn(1, 4096)
     x[0, :4] = torch.tensor([1.00390625, 1.01171875, -1.00390625, 3.0e38])  # ties, and near the largest
-    cos, sin = torch.ones(1, 1, 4096), torch.zeros(1, 1, 4096)
+    cos, sin = torch.ones(1, 4096), torch.zeros(1, 4096)
     as_bfloat16 = ops.rotate(x[None].to(torch.bfloat16), cos.to(torch.bfloat16), sin.to(torch.bfloat16))
     assert torch.equal(as_bfloat16[0], x.to(torch.bfloat16))
-    halves = torch.full((1, 1, 4096), 0.5)
+    halves = torch.full((1, 4096), 0.5)
     expected = (x.to(torch.bfloat16).float() * 0.5).to(torch.bfloat16)
     assert torch.equal(
         ops.rotate(x[None].to(torch.bfloat16), halves.to(torch.bfloat16), sin.to(torch.bfloat16))[0], expected

@@ -308,7 +308,7 @@ def test_generate_fails_with_the_requests_error(
 
 def test_generate_without_a_server() -> None:
     result = subprocess.run(
-        [sys.executable, "-m", "app.cli", "generate", "What is the capital of France?", "--dtype", "float32"],
+        [sys.executable, "-m", "app.cli", "generate", "What is the capital of France?"],
         capture_output=True,
         text=True,
         check=True,

@@ -10,7 +10,7 @@ from torch import Tensor
 from app.attention.backends.torch_paged import TorchPagedBackend
 from app.attention.context import AttentionMetadata
 from app.attention.layer import Attention
-from app.kernels.cpu.numerics import array
+from app.kernels.cpu.numerics import array, constant
 from app.kernels.cpu.paged_decode import paged_decode
 
 
@@ -24,7 +24,7 @@ class CpuPagedBackend(TorchPagedBackend):
         group = config.num_heads // config.num_kv_heads
         run = paged_decode(group, config.head_dim, config.v_head_dim, metadata.block_size)
         scale, softcap = np.float32(config.scale), np.float32(config.softcap or 0.0)
-        caches = array(layer.k_cache), array(layer.v_cache)
+        caches = constant(layer.k_cache), constant(layer.v_cache)
         run(array(q.contiguous()), *caches, block_tables, firsts, lengths, scale, softcap, array(out))
 
     def _ranges(self, window: int | None, metadata: AttentionMetadata) -> tuple[Any, Any, Any]:

@@ -9,7 +9,7 @@ import torch
 from numba import prange
 from torch import Tensor
 
-from app.kernels.cpu.numerics import array, exp, from_float, inline, kernel, to_float
+from app.kernels.cpu.numerics import array, constant, exp, from_float, inline, kernel, to_float
 
 _WORTH_A_THREAD = 65536
 """Numbers."""
@@ -41,7 +41,34 @@ def rms_norm(x: Tensor, weight: Tensor, offset: float, eps: float) -> Tensor:
     x = x.contiguous()
     out = torch.empty_like(x)
     size = x.shape[-1]
-    _rms_norm(array(x.view(-1, size)), array(weight), np.float32(offset), np.float32(eps), array(out.view(-1, size)))
+    _rms_norm(array(x.view(-1, size)), constant(weight), np.float32(offset), np.float32(eps), array(out.view(-1, size)))
+    return out
+
+
+@kernel
+def _refine_largest(rounded, x, weight, out):  # type: ignore[no-untyped-def]
+    for row in prange(out.shape[0]):
+        largest = to_float(rounded[row, 0])
+        for i in range(out.shape[1]):
+            value = to_float(rounded[row, i])
+            out[row, i] = value
+            largest = max(largest, value)
+        near = largest - np.float32(2.0**-6) * (abs(largest) + np.float32(1))
+        for i in range(out.shape[1]):
+            if out[row, i] >= near:
+                total = np.float32(0)
+                for k in range(x.shape[1]):
+                    total += to_float(x[row, k]) * to_float(weight[i, k])
+                out[row, i] = total
+
+
+def refine_largest(rounded: Tensor, x: Tensor, weight: Tensor) -> Tensor:
+    """`rounded` = `x @ weight.T` in float32, where the largest of a row, and those near it, are computed again.
+
+    A bfloat16 has eight bits: rounding makes equals of what is as far apart as 0.1, and so chooses tokens by chance.
+    """
+    out = torch.empty(rounded.shape, dtype=torch.float32)
+    _refine_largest(array(rounded), array(x.contiguous()), constant(weight), array(out))
     return out
 
 
@@ -94,7 +121,7 @@ def _rotate(x, cos, sin, out):  # type: ignore[no-untyped-def]
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotate (tokens, heads, head_dim), which may be part of a wider row, by tables (tokens, 1, rotary_dim)."""
+    """Rotate (tokens, heads, head_dim), which may be part of a wider row, by tables (tokens, rotary_dim)."""
     out = torch.empty(x.shape, dtype=x.dtype)
-    _rotate(array(x), array(cos[:, 0]), array(sin[:, 0]), array(out))
+    _rotate(array(x), array(cos), array(sin), array(out))
     return out

@@ -7,6 +7,7 @@ the upper half of a float32.
 import logging
 import os
 from collections.abc import Callable
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -60,6 +61,12 @@ def inline(function: Callable[..., Any]) -> Any:
 def array(tensor: Tensor) -> NDArray[Any]:
     """A tensor's memory as kernels take it. They are compiled anew for a tensor with gaps between its rows."""
     return (tensor.view(torch.uint16) if tensor.dtype is torch.bfloat16 else tensor).numpy()
+
+
+@lru_cache(maxsize=4096)
+def constant(tensor: Tensor) -> NDArray[Any]:
+    """As `array`, for tensors that live as long as the model: weights and caches."""
+    return array(tensor)
 
 
 def to_float(_number: Any) -> np.float32:
