@@ -5,6 +5,7 @@ Once the model is loaded it listens at a ZeroMQ address for API workers, and ans
 is a socket tells the parent that this engine has started.
 """
 
+import gc
 import logging
 import os
 import signal
@@ -102,6 +103,8 @@ def main() -> None:
     except Exception:
         log.exception("the engine cannot start")
         sys.exit(EXIT_STARTUP_ERROR)
+    gc.collect()
+    gc.freeze()  # a later collection need not walk through the libraries: that would be a pause in every stream
     server.run(core, ready)
 
 
