@@ -115,12 +115,14 @@ class TorchPagedBackend:
         config = layer.config
         first_key, blocks, mask = self._prefill_plan(config, index, q, metadata)
         num_keys = metadata.seq_lens[index] - first_key
-        # (num_heads, keys, head_dim): each K/V head repeated for the query heads that share it.
-        repeats = config.num_heads // config.num_kv_heads
-        k = layer.k_cache.index_select(1, blocks).flatten(1, 2)[:, :num_keys].repeat_interleave(repeats, dim=0)
-        v = layer.v_cache.index_select(1, blocks).flatten(1, 2)[:, :num_keys].repeat_interleave(repeats, dim=0)
-        out = _attend(q.transpose(0, 1)[None], k[None], v[None], mask, config)[0]
-        return out.transpose(0, 1)
+        # (num_kv_heads, group, keys, head_dim): the query heads that share a K/V head see the same memory.
+        group = config.num_heads // config.num_kv_heads
+        k, v = (
+            cache.index_select(1, blocks).flatten(1, 2)[:, None, :num_keys].expand(-1, group, -1, -1)
+            for cache in (layer.k_cache, layer.v_cache)
+        )
+        q = q.unflatten(1, (config.num_kv_heads, group)).permute(1, 2, 0, 3)
+        return _attend(q, k, v, mask, config).permute(2, 0, 1, 3).flatten(1, 2)
 
     def _prefill_plan(
         self, config: AttentionConfig, index: int, q: Tensor, metadata: AttentionMetadata
