@@ -1,6 +1,6 @@
 """How much prompt a step may compute while other requests wait for their next token."""
 
-MARGIN = 0.8
+MARGIN = 0.7
 """Share of the allowed pause that is planned for; the rest is for what the estimate misses."""
 HALF_LIFE = 256
 """Prompt tokens after which a measurement counts half: a long prompt slows down as its context grows."""
