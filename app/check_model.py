@@ -21,12 +21,12 @@ _TOLERANCE = 1e-3
 
 def check(model: str) -> bool:
     """Print how a model would run, and compare its logits with transformers'; whether they agree."""
-    from transformers.utils.logging import disable_progress_bar
-
-    disable_progress_bar()  # type: ignore[no-untyped-call]
     console = Console()
     try:
         folder = find_model(model)
+        from transformers.utils.logging import disable_progress_bar  # takes seconds: once there is a model
+
+        disable_progress_bar()  # type: ignore[no-untyped-call]
         # Chunks of one block, in float32: paging, chunking and the cache all take part, and rounding does not.
         settings = load_settings(model=model, dtype="float32", device="cpu", max_model_len=_NUM_TOKENS + 2)
         settings = settings.model_copy(update={"max_num_batched_tokens": 16, "max_num_seqs": 4})

@@ -339,12 +339,12 @@ class Scheduler:
         )
 
     def _finish(self, request: Request, token_ids: list[int], reason: FinishReason, error: str = "") -> RequestOutput:
-        if request.status is RequestStatus.RUNNING:
+        was_running = request.status is RequestStatus.RUNNING
+        request.status = RequestStatus.FINISHED
+        if was_running:
             self._leave_batch(request)
-            request.status = RequestStatus.FINISHED
         else:
             self._num_waiting -= 1
-            request.status = RequestStatus.FINISHED
             self._forget_finished()
         if request in self._suspects:
             self._suspects.remove(request)

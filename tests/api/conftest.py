@@ -88,12 +88,10 @@ class Server:
         return [json.loads(item) for item in data[:-1]]
 
 
-def start_server(folder: Path, **flags: Any) -> Iterator[Server]:
-    """Serve until the caller is done."""
-    settings = Settings(served_model_name=MODEL, **flags)
+def make_service(folder: Path, engine: FakeEngine, settings: Settings) -> Service:
+    """What the routes work with, around a fake engine."""
     tokenizer = PacelineTokenizer(folder)
-    engine = FakeEngine()
-    service = Service(
+    return Service(
         settings=settings,
         model_name=MODEL,
         created=1,
@@ -102,6 +100,13 @@ def start_server(folder: Path, **flags: Any) -> Iterator[Server]:
         engine=engine,
         metrics=Metrics(),
     )
+
+
+def start_server(folder: Path, **flags: Any) -> Iterator[Server]:
+    """Serve until the caller is done."""
+    settings = Settings(served_model_name=MODEL, **flags)
+    engine = FakeEngine()
+    service = make_service(folder, engine, settings)
     started = threading.Event()
 
     @asynccontextmanager

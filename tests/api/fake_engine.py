@@ -6,7 +6,7 @@ import threading
 from collections.abc import Callable
 from contextlib import suppress
 
-from app.core.messages import EngineReady, GenerateCommand, RequestOutput, RequestTiming
+from app.core.messages import EngineReady, EngineStats, GenerateCommand, RequestOutput, RequestTiming
 from app.core.request import FinishReason
 from app.core.step import Logprobs
 from app.engine.async_engine import RequestStream
@@ -23,6 +23,17 @@ READY = EngineReady(
     block_size=16,
     num_kv_blocks=64,
     startup_seconds={"load_weights": 1.5},
+)
+
+STATS = EngineStats(
+    num_running=3,
+    num_waiting=2,
+    kv_cache_usage=0.5,
+    step_tokens=7,
+    step_seconds=0.01,
+    prefix_cache_queries=10,
+    prefix_cache_hits=4,
+    num_preemptions=1,
 )
 
 Script = Callable[[GenerateCommand], list[RequestOutput]]

@@ -6,11 +6,11 @@ import logging
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from app.core.messages import EngineStats, GenerateCommand, RequestOutput
+from app.core.messages import GenerateCommand, RequestOutput
 from app.core.request import FinishReason
 from app.core.step import Logprobs
 from tests.api.conftest import IM_END, MODEL, Server
-from tests.api.fake_engine import READY, say
+from tests.api.fake_engine import READY, STATS, say
 
 
 def lm_eval_score(choice, ctxlen):
@@ -203,18 +203,7 @@ def test_metrics_count_what_usage_says(server: Server) -> None:
     before = figures()
     usages = [server.complete(n=2)["usage"], server.complete(prompt=["a", "bcd"])["usage"]]
     server.events("/v1/completions", {"prompt": "Hi"})
-    server.service.metrics.record_step(
-        EngineStats(
-            num_running=3,
-            num_waiting=2,
-            kv_cache_usage=0.5,
-            step_tokens=7,
-            step_seconds=0.01,
-            prefix_cache_queries=10,
-            prefix_cache_hits=4,
-            num_preemptions=1,
-        )
-    )
+    server.service.metrics.record_step(STATS)
     after = figures()
     change = {name: value - before.get(name, 0.0) for name, value in after.items()}
     assert change["paceline_prompt_tokens_total"] == sum(usage["prompt_tokens"] for usage in usages) + 2

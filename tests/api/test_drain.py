@@ -15,20 +15,10 @@ from fastapi import FastAPI
 
 from app.api.app import create_app
 from app.api.process import DrainingServer, load_text_side, running_service, server_config
-from app.core.messages import EngineCommand, EngineStats, GenerateCommand, HelloCommand, RequestOutput, StepOutputs
+from app.core.messages import EngineCommand, GenerateCommand, HelloCommand, RequestOutput, StepOutputs
 from app.settings import Settings
-from tests.api.fake_engine import READY
+from tests.api.fake_engine import READY, STATS
 
-STATS = EngineStats(
-    num_running=1,
-    num_waiting=0,
-    kv_cache_usage=0.0,
-    step_tokens=1,
-    step_seconds=0.01,
-    prefix_cache_queries=0,
-    prefix_cache_hits=0,
-    num_preemptions=0,
-)
 GRACE = 2  # seconds: the streams are told after the first
 
 

@@ -13,20 +13,16 @@ import zmq.asyncio
 
 from app.api.generation import Choice, Generation
 from app.api.middleware import RequestLog
-from app.api.service import Service
 from app.core.messages import EngineStats, GenerateCommand, RequestOutput, StepOutputs
 from app.core.request import FinishReason
 from app.core.sampling import SamplingParams
 from app.engine.async_engine import AsyncEngine, RequestStream
 from app.errors import QueueFullError
-from app.metrics import Metrics
 from app.settings import Settings
 from app.text.chat_template import ChatTemplate
 from app.text.output_processor import StopConditions
-from app.text.tokenizer import Tokenizer
-from tests.api.conftest import MODEL, Server
-from tests.api.fake_engine import READY, FakeEngine, say
-from tests.api.test_drain import STATS
+from tests.api.conftest import Server, make_service
+from tests.api.fake_engine import READY, STATS, FakeEngine, say
 
 SAMPLING = SamplingParams(max_tokens=5, seed=0)
 
@@ -69,17 +65,9 @@ def test_an_error_of_one_choice_among_several_is_an_answer(server: Server, monke
 
 
 async def test_closing_leaves_no_task_behind(model_folder: Path) -> None:
-    tokenizer, engine = Tokenizer(model_folder), FakeEngine()
+    engine = FakeEngine()
     engine.script = say("He", reason=None)  # begins, and never ends
-    service = Service(
-        settings=Settings(),
-        model_name=MODEL,
-        created=1,
-        tokenizer=tokenizer,
-        chat_template=ChatTemplate.from_folder(model_folder, tokenizer),
-        engine=engine,
-        metrics=Metrics(),
-    )
+    service = make_service(model_folder, engine, Settings())
     choices = [Choice([1], SAMPLING, StopConditions())] * 2
     deltas = Generation(service, choices, 2, 0, RequestLog("id", 0.0)).deltas()
     for _ in range(4):
