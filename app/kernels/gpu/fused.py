@@ -1,0 +1,156 @@
+"""What stands between the large products of a decoder layer, each as one pass over its input."""
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+
+@triton.jit
+def _rms_norm(x, residual, weight, out, eps, offset, SIZE: tl.constexpr, BLOCK: tl.constexpr, ADDS: tl.constexpr):
+    """One row: SIZE numbers of x, plus those of residual, which takes the sum."""
+    row = tl.program_id(0).to(tl.int64) * SIZE
+    at = tl.arange(0, BLOCK)
+    mask = at < SIZE
+    values = tl.load(x + row + at, mask=mask, other=0.0)
+    if ADDS:
+        added = values.to(tl.float32) + tl.load(residual + row + at, mask=mask, other=0.0).to(tl.float32)
+        values = added.to(out.dtype.element_ty)
+        tl.store(residual + row + at, values, mask=mask)
+    values = values.to(tl.float32)
+    factor = tl.rsqrt(tl.sum(values * values, axis=0) / SIZE + eps)
+    scale = tl.load(weight + at, mask=mask, other=0.0).to(tl.float32) + offset
+    tl.store(out + row + at, (values * factor * scale).to(out.dtype.element_ty), mask=mask)
+
+
+def rms_norm(x: Tensor, weight: Tensor, offset: float, eps: float, residual: Tensor | None = None) -> Tensor:
+    """`x / rms(x) * (weight + offset)` over the last dimension of x; of `residual += x` if it is given."""
+    x = x.contiguous()
+    out = torch.empty_like(x)
+    size = x.shape[-1]
+    block = triton.next_power_of_2(size)
+    _rms_norm[(x.numel() // size,)](
+        x, x if residual is None else residual, weight, out, eps, offset,
+        SIZE=size, BLOCK=block, ADDS=residual is not None, num_warps=min(8, max(1, block // 512)),
+    )  # fmt: skip
+    return out
+
+
+@triton.jit
+def _tanh(x):
+    return 2 * tl.sigmoid(2 * x) - 1
+
+
+@triton.jit
+def _gated(gate_up, out, SIZE: tl.constexpr, BLOCK: tl.constexpr, ACTIVATION: tl.constexpr):
+    row = tl.program_id(0).to(tl.int64)
+    at = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    mask = at < SIZE
+    gate = tl.load(gate_up + row * 2 * SIZE + at, mask=mask, other=0.0).to(tl.float32)
+    up = tl.load(gate_up + row * 2 * SIZE + SIZE + at, mask=mask, other=0.0).to(tl.float32)
+    if ACTIVATION == "silu":
+        gate = gate * tl.sigmoid(gate)
+    elif ACTIVATION == "gelu":
+        gate = 0.5 * gate * (1 + tl.erf(gate * 0.7071067811865476))
+    else:
+        gate = 0.5 * gate * (1 + _tanh(0.7978845608028654 * (gate + 0.044715 * gate * gate * gate)))
+    tl.store(out + row * SIZE + at, (gate * up).to(out.dtype.element_ty), mask=mask)
+
+
+def gated(gate_up: Tensor, activation: str) -> Tensor:
+    """`activation(gate) * up` of (tokens, 2 * size): (tokens, size)."""
+    size = gate_up.shape[1] // 2
+    out = gate_up.new_empty(gate_up.shape[0], size)
+    _gated[(gate_up.shape[0], triton.cdiv(size, 1024))](
+        gate_up, out, SIZE=size, BLOCK=1024, ACTIVATION=activation, num_warps=4
+    )
+    return out
+
+
+@triton.jit
+def _prepare_head(
+    qkv, cos, sin, q_weight, k_weight, q_out, k_cache, v_cache, slots, eps, offset,
+    HEADS: tl.constexpr, KV_HEADS: tl.constexpr, DIM: tl.constexpr, BLOCK: tl.constexpr, ROTARY: tl.constexpr,
+    BLOCK_SIZE: tl.constexpr, NORMS: tl.constexpr,
+):  # fmt: skip
+    """One head of one token. Heads of queries come first, then those of keys, then those of values."""
+    token, head = tl.program_id(0).to(tl.int64), tl.program_id(1)
+    at = tl.arange(0, BLOCK)
+    mask = at < DIM
+    x = qkv + (token * (HEADS + 2 * KV_HEADS) + head) * DIM
+    values = tl.load(x + at, mask=mask, other=0.0).to(tl.float32)
+    slot = tl.load(slots + token).to(tl.int64)
+    if head < HEADS + KV_HEADS:
+        # A number's partner is half the rotated dimensions away.
+        HALF: tl.constexpr = ROTARY // 2
+        is_first, turns = at < HALF, at < ROTARY
+        other = tl.where(is_first, at + HALF, tl.where(turns, at - HALF, at))
+        partners = tl.load(x + other, mask=mask, other=0.0).to(tl.float32)
+        if NORMS:
+            factor = tl.rsqrt(tl.sum(values * values, axis=0) / DIM + eps)
+            weight = q_weight if head < HEADS else k_weight
+            # Rounded in between, as models are trained.
+            scale = tl.load(weight + at, mask=mask, other=0.0).to(tl.float32) + offset
+            values = (values * factor * scale).to(q_out.dtype.element_ty).to(tl.float32)
+            scale = tl.load(weight + other, mask=mask, other=0.0).to(tl.float32) + offset
+            partners = (partners * factor * scale).to(q_out.dtype.element_ty).to(tl.float32)
+        if ROTARY > 0:
+            c = tl.load(cos + token * ROTARY + at, mask=turns, other=1.0).to(tl.float32)
+            s = tl.load(sin + token * ROTARY + at, mask=turns, other=0.0).to(tl.float32)
+            values = values * c + tl.where(is_first, -partners, partners) * s
+    result = values.to(q_out.dtype.element_ty)
+    if head < HEADS:
+        tl.store(q_out + (token * HEADS + head) * DIM + at, result, mask=mask)
+    elif slot >= 0:
+        cache = k_cache if head < HEADS + KV_HEADS else v_cache
+        kv_head = (head - HEADS) % KV_HEADS
+        place = ((slot // BLOCK_SIZE * KV_HEADS + kv_head) * BLOCK_SIZE + slot % BLOCK_SIZE) * DIM
+        tl.store(cache + place + at, result, mask=mask)
+
+
+def rotate_and_store(
+    qkv: Tensor,
+    num_heads: int,
+    rope: tuple[Tensor, Tensor] | None,
+    norms: tuple[Tensor, Tensor, float, float] | None,
+    k_cache: Tensor,
+    v_cache: Tensor,
+    slots: Tensor,
+) -> Tensor:
+    """Norm and rotate queries and keys, write K and V to their slots, and return the queries.
+
+    qkv: (tokens, heads + 2 * kv_heads, head_dim); rope: cosine and sine, each (tokens, rotary_dim); norms: the weights
+    of queries and keys, each (head_dim,), offset and eps; caches: (blocks, kv_heads, block_size, head_dim); slots:
+    (tokens,), -1 for a token whose K and V go nowhere.
+    """
+    tokens, heads, dim = qkv.shape
+    out = qkv.new_empty(tokens, num_heads, dim)
+    cos, sin = rope if rope else (qkv, qkv)
+    q_weight, k_weight, offset, eps = norms if norms else (qkv, qkv, 0.0, 0.0)
+    _prepare_head[(tokens, heads)](
+        qkv, cos, sin, q_weight, k_weight, out, k_cache, v_cache, slots, eps, offset,
+        HEADS=num_heads, KV_HEADS=(heads - num_heads) // 2, DIM=dim, BLOCK=triton.next_power_of_2(dim),
+        ROTARY=cos.shape[-1] if rope else 0, BLOCK_SIZE=k_cache.shape[2], NORMS=norms is not None, num_warps=1,
+    )  # fmt: skip
+    return out
+
+
+@triton.jit
+def _store(new, cache, slots, stride, KV_HEADS: tl.constexpr, DIM: tl.constexpr, BLOCK: tl.constexpr,
+           BLOCK_SIZE: tl.constexpr):  # fmt: skip
+    token, head = tl.program_id(0).to(tl.int64), tl.program_id(1)
+    slot = tl.load(slots + token).to(tl.int64)
+    at = tl.arange(0, BLOCK)
+    if slot >= 0:
+        place = ((slot // BLOCK_SIZE * KV_HEADS + head) * BLOCK_SIZE + slot % BLOCK_SIZE) * DIM
+        values = tl.load(new + token * stride + head * DIM + at, mask=at < DIM)
+        tl.store(cache + place + at, values, mask=at < DIM)
+
+
+def store(new: Tensor, cache: Tensor, slots: Tensor) -> None:
+    """Write (tokens, kv_heads, head_dim) to (blocks, kv_heads, block_size, head_dim); slots as above."""
+    new = new if new.stride(1) == new.shape[2] and new.stride(2) == 1 else new.contiguous()
+    _store[new.shape[:2]](
+        new, cache, slots, new.stride(0), KV_HEADS=new.shape[1], DIM=new.shape[2],
+        BLOCK=triton.next_power_of_2(new.shape[2]), BLOCK_SIZE=cache.shape[2], num_warps=1,
+    )  # fmt: skip

@@ -1,0 +1,207 @@
+"""Attention straight from the KV blocks: a kernel for requests that decode, and one for chunks of prompts.
+
+Both keep a running softmax (Milakov and Gimelshein, 2018; Dao et al., 2022), and take all query heads that share a K/V
+head together, so that each K and V is read once. Exponents are of 2.
+
+Layouts: q (tokens, heads, head_dim); K cache (blocks, kv_heads, block_size, head_dim), V cache alike with v_head_dim;
+block tables (rows, blocks) int32.
+"""
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+_LOG2_E = 1.4426950408889634
+
+
+@triton.jit
+def _attend_tile(
+    state, q, k_base, v_base, table, begin, last, seen_from, scale, softcap,
+    KV_HEADS: tl.constexpr, DIM: tl.constexpr, V_DIM: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_V: tl.constexpr,
+    BLOCK_SIZE: tl.constexpr, TILE: tl.constexpr, WINDOW: tl.constexpr, SOFTCAP: tl.constexpr, SLOW: tl.constexpr,
+):  # fmt: skip
+    """Take in TILE keys from position `begin`. `last`: the last position that each query (rows,) sees.
+
+    `state`: the largest score (rows,), the sum of weights (rows,), the weighted sum of values (rows, BLOCK_V).
+    """
+    largest, total, acc = state
+    positions = begin + tl.arange(0, TILE)
+    in_range = positions < seen_from
+    block = tl.load(table + positions // BLOCK_SIZE, mask=in_range, other=0).to(tl.int64)
+    place = block * KV_HEADS * BLOCK_SIZE + positions % BLOCK_SIZE
+    d, dv = tl.arange(0, BLOCK_D), tl.arange(0, BLOCK_V)
+    k = tl.load(k_base + place[None, :] * DIM + d[:, None], mask=in_range[None, :] & (d[:, None] < DIM), other=0.0)
+    if SLOW:
+        scores = tl.dot(q, k, input_precision="ieee") * scale
+    else:
+        scores = tl.dot(q, k) * scale
+    if SOFTCAP:
+        scores = softcap * (2 * tl.sigmoid(2 * scores / softcap) - 1)
+    scores *= 1.4426950408889634
+    seen = positions[None, :] <= last[:, None]
+    if WINDOW > 0:
+        seen &= positions[None, :] > last[:, None] - WINDOW
+    scores = tl.where(seen, scores, float("-inf"))
+    new_largest = tl.maximum(largest, tl.max(scores, axis=1))
+    # A query that has seen nothing yet: -inf less -inf is no number.
+    base = tl.where(new_largest == float("-inf"), 0.0, new_largest)
+    weights = tl.exp2(scores - base[:, None])
+    factor = tl.exp2(largest - base)
+    v = tl.load(v_base + place[:, None] * V_DIM + dv[None, :], mask=in_range[:, None] & (dv[None, :] < V_DIM), other=0.0)
+    if SLOW:
+        added = tl.dot(weights, v, input_precision="ieee")
+    else:
+        added = tl.dot(weights.to(v.dtype), v)
+    return new_largest, total * factor + tl.sum(weights, axis=1), acc * factor[:, None] + added
+
+
+@triton.jit
+def _decode(
+    q, k_cache, v_cache, tables, rows, seq_lens, out, partial, lse, scale, softcap, table_stride,
+    GROUP: tl.constexpr, ROWS: tl.constexpr, KV_HEADS: tl.constexpr, DIM: tl.constexpr, V_DIM: tl.constexpr,
+    BLOCK_D: tl.constexpr, BLOCK_V: tl.constexpr, BLOCK_SIZE: tl.constexpr, TILE: tl.constexpr, SPLITS: tl.constexpr,
+    WINDOW: tl.constexpr, SOFTCAP: tl.constexpr, SLOW: tl.constexpr,
+):  # fmt: skip
+    """One K/V head of one request, and one of SPLITS equal parts of its past."""
+    request, head, split = tl.program_id(0), tl.program_id(1), tl.program_id(2)
+    length = tl.load(seq_lens + request)
+    first = 0
+    if WINDOW > 0:
+        first = tl.maximum(length - WINDOW, 0) // TILE * TILE
+    share = tl.cdiv(tl.cdiv(length - first, TILE), SPLITS) * TILE
+    start = first + split * share
+    end = tl.minimum(start + share, length)
+
+    g, d, dv = tl.arange(0, ROWS), tl.arange(0, BLOCK_D), tl.arange(0, BLOCK_V)
+    q_head = request.to(tl.int64) * KV_HEADS * GROUP + head * GROUP + g
+    is_head = g < GROUP
+    largest = tl.full([ROWS], float("-inf"), tl.float32)
+    total = tl.zeros([ROWS], tl.float32)
+    acc = tl.zeros([ROWS, BLOCK_V], tl.float32)
+    if start < end:
+        queries = tl.load(q + q_head[:, None] * DIM + d[None, :], mask=is_head[:, None] & (d[None, :] < DIM), other=0.0)
+        table = tables + tl.load(rows + request).to(tl.int64) * table_stride
+        last = tl.zeros([ROWS], tl.int32) + length - 1
+        k_base = k_cache + head * BLOCK_SIZE * DIM
+        v_base = v_cache + head * BLOCK_SIZE * V_DIM
+        for begin in range(start, end, TILE):
+            largest, total, acc = _attend_tile(
+                (largest, total, acc), queries, k_base, v_base, table, begin, last, end, scale, softcap,
+                KV_HEADS, DIM, V_DIM, BLOCK_D, BLOCK_V, BLOCK_SIZE, TILE, WINDOW, SOFTCAP, SLOW,
+            )  # fmt: skip
+    result = acc / tl.where(total > 0, total, 1.0)[:, None]
+    mask = is_head[:, None] & (dv[None, :] < V_DIM)
+    if SPLITS == 1:
+        tl.store(out + q_head[:, None] * V_DIM + dv[None, :], result.to(out.dtype.element_ty), mask=mask)
+    else:
+        place = q_head * SPLITS + split
+        tl.store(partial + place[:, None] * V_DIM + dv[None, :], result, mask=mask)
+        tl.store(lse + place, largest + tl.log2(total), mask=is_head)
+
+
+@triton.jit
+def _merge(partial, lse, out, SPLITS: tl.constexpr, V_DIM: tl.constexpr, BLOCK_V: tl.constexpr):
+    """The parts of one head of one request, each weighted by the sum of its exponentials."""
+    head = tl.program_id(0).to(tl.int64)
+    s, dv = tl.arange(0, SPLITS), tl.arange(0, BLOCK_V)
+    sums = tl.load(lse + head * SPLITS + s)
+    largest = tl.max(sums, axis=0)
+    weights = tl.exp2(sums - tl.where(largest == float("-inf"), 0.0, largest))
+    mask = (dv[None, :] < V_DIM) & (weights[:, None] > 0)
+    parts = tl.load(partial + (head * SPLITS + s[:, None]) * V_DIM + dv[None, :], mask=mask, other=0.0)
+    total = tl.sum(weights, axis=0)
+    result = tl.sum(parts * weights[:, None], axis=0) / tl.where(total > 0, total, 1.0)
+    tl.store(out + head * V_DIM + dv, result.to(out.dtype.element_ty), mask=dv < V_DIM)
+
+
+def decode(
+    q: Tensor, k_cache: Tensor, v_cache: Tensor, tables: Tensor, rows: Tensor, seq_lens: Tensor, out: Tensor,
+    *, scale: float, window: int | None, softcap: float | None, splits: int, tile: int = 64, warps: int = 4,
+    stages: int = 3,
+) -> None:  # fmt: skip
+    """One query token per request: q (requests, heads, head_dim) to out (requests, heads, v_head_dim).
+
+    rows (requests,) int32: each request's row in the block tables; seq_lens (requests,) int32: tokens that it sees,
+    its own included, or 0 for none, whose `out` is 0. `splits`, a power of two: parts that each past is cut into.
+    """
+    requests, heads, dim = q.shape
+    _, kv_heads, block_size, _ = k_cache.shape
+    v_dim, group = v_cache.shape[3], heads // kv_heads
+    partial = lse = out
+    if splits > 1:
+        partial = torch.empty(requests * heads * splits * v_dim, dtype=torch.float32, device=q.device)
+        lse = torch.empty(requests * heads * splits, dtype=torch.float32, device=q.device)
+    block_v = triton.next_power_of_2(v_dim)
+    _decode[(requests, kv_heads, splits)](
+        q, k_cache, v_cache, tables, rows, seq_lens, out, partial, lse, scale, softcap or 0.0, tables.stride(0),
+        GROUP=group, ROWS=max(16, triton.next_power_of_2(group)), KV_HEADS=kv_heads, DIM=dim, V_DIM=v_dim,
+        BLOCK_D=max(16, triton.next_power_of_2(dim)), BLOCK_V=max(16, block_v), BLOCK_SIZE=block_size, TILE=tile,
+        SPLITS=splits, WINDOW=window or 0, SOFTCAP=softcap is not None, SLOW=q.dtype is torch.float32,
+        num_warps=warps, num_stages=stages,
+    )  # fmt: skip
+    if splits > 1:
+        _merge[(requests * heads,)](partial, lse, out, SPLITS=splits, V_DIM=v_dim, BLOCK_V=block_v, num_warps=1)
+
+
+@triton.jit
+def _chunks(
+    q, k_cache, v_cache, tables, tiles, out, scale, softcap, table_stride,
+    GROUP: tl.constexpr, ROWS: tl.constexpr, KV_HEADS: tl.constexpr, DIM: tl.constexpr, V_DIM: tl.constexpr,
+    BLOCK_D: tl.constexpr, BLOCK_V: tl.constexpr, BLOCK_SIZE: tl.constexpr, TILE: tl.constexpr,
+    WINDOW: tl.constexpr, SOFTCAP: tl.constexpr, SLOW: tl.constexpr,
+):  # fmt: skip
+    """One K/V head, and some successive query tokens of one request, each with all of its heads: ROWS queries."""
+    tile, head = tl.program_id(0), tl.program_id(1)
+    row = tl.load(tiles + tile * 4)
+    token = tl.load(tiles + tile * 4 + 1)
+    count = tl.load(tiles + tile * 4 + 2)
+    position = tl.load(tiles + tile * 4 + 3)
+    if count > 0:
+        m, d, dv = tl.arange(0, ROWS), tl.arange(0, BLOCK_D), tl.arange(0, BLOCK_V)
+        is_query = m < count * GROUP
+        q_head = (token + m // GROUP).to(tl.int64) * KV_HEADS * GROUP + head * GROUP + m % GROUP
+        queries = tl.load(
+            q + q_head[:, None] * DIM + d[None, :], mask=is_query[:, None] & (d[None, :] < DIM), other=0.0
+        )
+        table = tables + row.to(tl.int64) * table_stride
+        last = position + m // GROUP
+        k_base = k_cache + head * BLOCK_SIZE * DIM
+        v_base = v_cache + head * BLOCK_SIZE * V_DIM
+        end = position + count
+        first = 0
+        if WINDOW > 0:
+            first = tl.maximum(position + 1 - WINDOW, 0) // TILE * TILE
+        largest = tl.full([ROWS], float("-inf"), tl.float32)
+        total = tl.zeros([ROWS], tl.float32)
+        acc = tl.zeros([ROWS, BLOCK_V], tl.float32)
+        for begin in range(first, end, TILE):
+            largest, total, acc = _attend_tile(
+                (largest, total, acc), queries, k_base, v_base, table, begin, last, end, scale, softcap,
+                KV_HEADS, DIM, V_DIM, BLOCK_D, BLOCK_V, BLOCK_SIZE, TILE, WINDOW, SOFTCAP, SLOW,
+            )  # fmt: skip
+        result = acc / tl.where(total > 0, total, 1.0)[:, None]
+        mask = is_query[:, None] & (dv[None, :] < V_DIM)
+        tl.store(out + q_head[:, None] * V_DIM + dv[None, :], result.to(out.dtype.element_ty), mask=mask)
+
+
+def chunks(
+    q: Tensor, k_cache: Tensor, v_cache: Tensor, tables: Tensor, tiles: Tensor, out: Tensor,
+    *, scale: float, window: int | None, softcap: float | None, tile_tokens: int, tile: int = 64, warps: int = 8,
+    stages: int = 2,
+) -> None:  # fmt: skip
+    """Chunks of prompts: q (tokens, heads, head_dim) to out (tokens, heads, v_head_dim).
+
+    tiles (n, 4) int32: pieces of chunks, of `tile_tokens` tokens at most, each with its row in the block tables, its
+    first token's index, its number of tokens (0: none), and its first token's position.
+    """
+    _, heads, dim = q.shape
+    _, kv_heads, block_size, _ = k_cache.shape
+    v_dim, group = v_cache.shape[3], heads // kv_heads
+    _chunks[(tiles.shape[0], kv_heads)](
+        q, k_cache, v_cache, tables, tiles, out, scale, softcap or 0.0, tables.stride(0),
+        GROUP=group, ROWS=max(16, triton.next_power_of_2(tile_tokens * group)), KV_HEADS=kv_heads, DIM=dim,
+        V_DIM=v_dim, BLOCK_D=max(16, triton.next_power_of_2(dim)), BLOCK_V=max(16, triton.next_power_of_2(v_dim)),
+        BLOCK_SIZE=block_size, TILE=tile, WINDOW=window or 0, SOFTCAP=softcap is not None,
+        SLOW=q.dtype is torch.float32, num_warps=warps, num_stages=stages,
+    )  # fmt: skip

@@ -1,0 +1,314 @@
+"""The GPU's kernels against plain torch in float64: on a GPU where there is one, else in Triton's interpreter."""
+
+import math
+import os
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+if DEVICE.type == "cpu":
+    os.environ["TRITON_INTERPRET"] = "1"  # before the kernels are imported
+
+from app.kernels.gpu import fused, paged_attention, sampling
+
+TOLERANCE = {torch.float32: 2e-6, torch.bfloat16: 2**-6, torch.float16: 2**-9}
+"""Relative to the largest number: a few roundings."""
+BLOCK_SIZE = 16
+HALF = torch.bfloat16 if DEVICE.type == "cuda" else torch.float16  # the interpreter's products of bfloat16 are wrong
+pytestmark = [  # numpy's, in the interpreter
+    pytest.mark.filterwarnings("ignore:overflow encountered"),
+    pytest.mark.filterwarnings("ignore:divide by zero encountered"),
+]
+
+
+def close(actual: Tensor, expected: Tensor, factor: float = 1.0) -> None:
+    assert not actual.isnan().any()
+    error = (actual.double() - expected).abs().max()
+    assert error <= factor * TOLERANCE[actual.dtype] * expected.abs().max() + 1e-30, error
+
+
+def randn(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+    return torch.randn(shape).to(DEVICE, dtype)
+
+
+@pytest.fixture(params=[torch.float32, HALF], ids=str)
+def dtype(request: pytest.FixtureRequest) -> torch.dtype:
+    torch.manual_seed(0)
+    return request.param
+
+
+# ---------------------------------------------------------------------- between the large products
+
+
+@pytest.mark.parametrize("shape", [(1, 7), (3, 4, 64), (5, 576)])
+@pytest.mark.parametrize("offset", [0.0, 1.0])
+def test_rms_norm(shape: tuple[int, ...], offset: float, dtype: torch.dtype) -> None:
+    x, residual, weight = (randn(*s, dtype=dtype) for s in (shape, shape, shape[-1:]))
+    expected = F.rms_norm(x.double(), weight.shape, weight.double() + offset, 1e-5)
+    close(fused.rms_norm(x, weight, offset, 1e-5), expected)
+    total = x + residual
+    expected = F.rms_norm(total.double(), weight.shape, weight.double() + offset, 1e-5)
+    close(fused.rms_norm(x, weight, offset, 1e-5, residual), expected)
+    close(residual, total.double())  # the interpreter cuts bfloat16 off instead of rounding
+
+
+@pytest.mark.parametrize("activation", ["silu", "gelu", "gelu_pytorch_tanh"])
+@pytest.mark.parametrize("size", [1, 96, 1500])
+def test_gated(activation: str, size: int, dtype: torch.dtype) -> None:
+    gate_up = 10 * randn(3, 2 * size, dtype=dtype)
+    gate_up[0, 0] = -200.0
+    gate, up = gate_up.double().chunk(2, dim=-1)
+    gate = F.silu(gate) if activation == "silu" else F.gelu(gate, approximate="none" if activation == "gelu" else "tanh")
+    close(fused.gated(gate_up, activation), gate * up)
+
+
+def rotated(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    size = cos.shape[-1]
+    first, second = x[..., :size].chunk(2, dim=-1)
+    turned = x[..., :size] * cos[:, None] + torch.cat((-second, first), dim=-1) * sin[:, None]
+    return torch.cat((turned, x[..., size:]), dim=-1)
+
+
+@pytest.mark.parametrize("rotary_dim", [64, 24, 0])
+@pytest.mark.parametrize("norms", [False, True])
+def test_rotate_and_store(rotary_dim: int, norms: bool, dtype: torch.dtype) -> None:
+    heads, kv_heads, dim, slots = 6, 2, 64, [5, -1, 16, 47]
+    qkv = randn(4, heads + 2 * kv_heads, dim, dtype=dtype)
+    angles = torch.randn(4, rotary_dim // 2).repeat(1, 2)
+    cos, sin = angles.cos().to(DEVICE, dtype), angles.sin().to(DEVICE, dtype)
+    weights = randn(dim, dtype=dtype), randn(dim, dtype=dtype)
+    k_cache, v_cache = (torch.full((3, kv_heads, BLOCK_SIZE, dim), math.nan, dtype=dtype).to(DEVICE) for _ in "kv")
+    q = fused.rotate_and_store(
+        qkv, heads, (cos, sin) if rotary_dim else None, (*weights, 1.0, 1e-6) if norms else None, k_cache, v_cache,
+        torch.tensor(slots, device=DEVICE, dtype=torch.int32),
+    )  # fmt: skip
+    exact_q, exact_k, v = qkv.double().split((heads, kv_heads, kv_heads), dim=1)
+    if norms:
+        exact_q, exact_k = (
+            F.rms_norm(x, (dim,), w.double() + 1.0, 1e-6) for x, w in ((exact_q, weights[0]), (exact_k, weights[1]))
+        )
+    if rotary_dim:
+        exact_q, exact_k = (rotated(x, cos.double(), sin.double()) for x in (exact_q, exact_k))
+    close(q, exact_q, 2)
+    for token, slot in enumerate(slots):
+        if slot >= 0:
+            block, offset = divmod(slot, BLOCK_SIZE)
+            close(k_cache[block, :, offset], exact_k[token], 2)
+            assert torch.equal(v_cache[block, :, offset].double(), v[token])
+    assert k_cache[:, 0, :, 0].isfinite().sum() == 3  # padding goes nowhere
+
+
+def test_store() -> None:
+    new = randn(3, 8, 24)[:, 2:5]
+    cache = torch.full((3, 3, BLOCK_SIZE, 24), math.nan).to(DEVICE)
+    fused.store(new, cache, torch.tensor([17, -1, 0], device=DEVICE, dtype=torch.int32))
+    assert torch.equal(cache[1, :, 1], new[0])
+    assert torch.equal(cache[0, :, 0], new[2])
+    assert cache.isfinite().sum() == 2 * 3 * 24
+
+
+# ---------------------------------------------------------------------- attention
+
+SHAPES = {
+    "grouped": {"heads": 9, "kv_heads": 3, "dim": 64, "v_dim": 64, "window": None, "softcap": None},
+    "odd sizes": {"heads": 2, "kv_heads": 2, "dim": 24, "v_dim": 16, "window": None, "softcap": None},
+    "window, softcap": {"heads": 4, "kv_heads": 1, "dim": 32, "v_dim": 32, "window": 20, "softcap": 3.0},
+}
+
+
+class Past:
+    """K and V of some requests, in blocks anywhere, among numbers that others left behind."""
+
+    def __init__(self, shape: dict, lengths: list[int], dtype: torch.dtype) -> None:
+        counts = [-(-length // BLOCK_SIZE) for length in lengths]
+        num_blocks = sum(counts) + 2
+        self.shape, self.lengths = shape, lengths
+        self.k_cache = torch.full((num_blocks, shape["kv_heads"], BLOCK_SIZE, shape["dim"]), math.nan, dtype=dtype)
+        self.v_cache = torch.full((num_blocks, shape["kv_heads"], BLOCK_SIZE, shape["v_dim"]), math.nan, dtype=dtype)
+        self.tables = torch.full((len(lengths), max(counts) + 1), num_blocks - 1, dtype=torch.int32)
+        blocks = torch.randperm(num_blocks - 1)
+        self.past = []
+        for row, (length, count) in enumerate(zip(lengths, counts, strict=True)):
+            table, blocks = blocks[:count], blocks[count:]
+            self.tables[row, :count] = table
+            k, v = (
+                torch.randn(length, shape["kv_heads"], d).to(dtype) for d in (shape["dim"], shape["v_dim"])
+            )
+            for position in range(length):
+                place = table[position // BLOCK_SIZE], slice(None), position % BLOCK_SIZE
+                self.k_cache[place], self.v_cache[place] = k[position], v[position]
+            self.past.append((k.double(), v.double()))
+        self.k_cache, self.v_cache, self.tables = (
+            t.to(DEVICE) for t in (self.k_cache, self.v_cache, self.tables)
+        )
+
+    def reference(self, q: Tensor, request: int, last: int) -> Tensor:
+        """Attention of q (heads, dim), at position `last`, written out."""
+        shape = self.shape
+        first = 0 if shape["window"] is None else max(0, last + 1 - shape["window"])
+        repeats = shape["heads"] // shape["kv_heads"]
+        k, v = (t[first : last + 1].repeat_interleave(repeats, dim=1) for t in self.past[request])
+        scores = torch.einsum("hd,khd->hk", q.double().cpu(), k) * 0.2
+        if shape["softcap"]:
+            scores = shape["softcap"] * torch.tanh(scores / shape["softcap"])
+        return torch.einsum("hk,khd->hd", scores.softmax(-1), v)
+
+
+@pytest.mark.parametrize("splits", [1, 4])
+@pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
+def test_decode(shape: dict, splits: int, dtype: torch.dtype) -> None:
+    lengths = [1, 15, 16, 17, 64, 65, 300]
+    past = Past(shape, lengths, dtype)
+    rows = torch.tensor([3, 0, 6, 5, 4, 2, 1, 0], device=DEVICE, dtype=torch.int32)
+    seq_lens = torch.tensor([lengths[row] for row in rows[:-1]] + [0], device=DEVICE, dtype=torch.int32)
+    q = randn(8, shape["heads"], shape["dim"], dtype=dtype)
+    out = torch.full((8, shape["heads"], shape["v_dim"]), math.nan, dtype=dtype, device=DEVICE)
+    paged_attention.decode(
+        q, past.k_cache, past.v_cache, past.tables, rows, seq_lens, out, scale=0.2, window=shape["window"],
+        softcap=shape["softcap"], splits=splits,
+    )  # fmt: skip
+    expected = [past.reference(q[i], int(rows[i]), int(seq_lens[i]) - 1) for i in range(7)]
+    close(out[:7].cpu(), torch.stack(expected), 2)
+    assert not out[7].any()
+
+
+@pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
+def test_chunks(shape: dict, dtype: torch.dtype) -> None:
+    chunks = [(0, 2), (0, 33), (16, 16), (45, 20)]  # first position, tokens
+    past = Past(shape, [sum(chunk) for chunk in chunks], dtype)
+    tiles, starts, at = [], [], 3
+    for row, (first, count) in enumerate(chunks):
+        starts.append(at)
+        tiles += [[row, at + t, min(8, count - t), first + t] for t in range(0, count, 8)]
+        at += count
+    tiles.insert(2, [-1, 0, 0, 0])
+    q = randn(at, shape["heads"], shape["dim"], dtype=dtype)
+    out = torch.full((at, shape["heads"], shape["v_dim"]), math.nan, dtype=dtype, device=DEVICE)
+    paged_attention.chunks(
+        q, past.k_cache, past.v_cache, past.tables, torch.tensor(tiles, device=DEVICE, dtype=torch.int32), out,
+        scale=0.2, window=shape["window"], softcap=shape["softcap"], tile_tokens=8,
+    )  # fmt: skip
+    for row, ((first, count), start) in enumerate(zip(chunks, starts, strict=True)):
+        expected = [past.reference(q[start + t], row, first + t) for t in range(count)]
+        close(out[start : start + count].cpu(), torch.stack(expected), 2)
+    assert out[:3].isnan().all()
+
+
+# ---------------------------------------------------------------------- sampling
+
+VOCAB = 1000
+
+
+def sampling_tensors(rows: int, **values: list[float]) -> sampling.SamplingTensors:
+    params = sampling.SamplingTensors.allocate(rows, VOCAB, DEVICE)
+    params.top_k += VOCAB
+    params.top_p += 1.0
+    params.repetition += 1.0
+    for name, value in values.items():
+        tensor = getattr(params, name)
+        tensor.copy_(torch.tensor(value, dtype=tensor.dtype))
+    return params
+
+
+def choose(logits: Tensor, params: sampling.SamplingTensors, rows: list[int], position: int = 7, draws: bool = True):
+    tokens = torch.full((len(rows),), -9, dtype=torch.int32, device=DEVICE)
+    last = torch.full((params.seed.shape[0],), -9, dtype=torch.int64, device=DEVICE)
+    positions = torch.full((len(rows),), position, dtype=torch.int32, device=DEVICE)
+    indices = torch.tensor(rows, dtype=torch.int32, device=DEVICE)
+    sampling.choose(logits, indices, positions, params, tokens, last, draws=draws, block=256)
+    return tokens.tolist(), last.tolist()
+
+
+def test_greedy_takes_the_first_of_the_largest() -> None:
+    logits = randn(4, VOCAB)
+    logits[0, 10] = logits[0, 700] = 9.0
+    logits[1, 5] = math.nan
+    logits[3] = -math.inf
+    params = sampling_tensors(4)
+    for draws in (False, True):
+        tokens, last = choose(logits, params, [2, 0, -1, 3], draws=draws)
+        assert tokens == [10, -2, -9, -2]
+        assert last == [0, -9, 10, 0]
+
+
+def kept(logits: Tensor, temperature: float, top_k: int, top_p: float, min_p: float) -> set[int]:
+    """The tokens that may be drawn, by sorting."""
+    probs = (logits.double() / temperature).softmax(-1)
+    order = probs.argsort(descending=True)[:top_k].tolist()
+    probs = probs / probs[order].sum()
+    result, before = set(), 0.0
+    for token in order:
+        if before >= top_p:
+            break
+        if probs[token] >= min_p * probs[order[0]]:
+            result.add(token)
+        before += float(probs[token])
+    return result
+
+
+FILTERS = [
+    (1.0, 5, 1.0, 0.0), (0.8, 50, 0.95, 0.0), (1.0, VOCAB, 0.5, 0.0), (2.0, VOCAB, 0.99, 0.0), (0.7, VOCAB, 1.0, 0.2),
+    (1.0, 1, 1.0, 0.0), (1.0, 999, 1.0, 0.0), (1.5, 20, 0.9, 0.05), (1.0, VOCAB, 1e-6, 0.0),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("temperature, top_k, top_p, min_p", FILTERS)
+def test_filters(temperature: float, top_k: int, top_p: float, min_p: float) -> None:
+    torch.manual_seed(1)
+    logits = 3 * randn(1, VOCAB)
+    may_be = kept(logits[0].cpu(), temperature, top_k, top_p, min_p)
+    draws = 12
+    params = sampling_tensors(
+        draws, temperature=[temperature] * draws, top_k=[top_k] * draws, top_p=[top_p] * draws, min_p=[min_p] * draws,
+        seed=[2**40 + i for i in range(draws)],
+    )  # fmt: skip
+    tokens, _ = choose(logits.expand(draws, -1).contiguous(), params, list(range(draws)))
+    assert set(tokens) <= may_be
+    assert len(set(tokens)) >= min(len(may_be), 4)
+
+
+def test_tokens_are_drawn_with_their_probabilities_and_by_seed_and_position_alone() -> None:
+    draws = 300
+    logits = torch.full((VOCAB,), -math.inf)
+    logits[[3, 50, 999]] = torch.tensor([0.5, 0.3, 0.2]).log()
+    logits = logits.expand(draws, -1).contiguous().to(DEVICE)
+    params = sampling_tensors(draws, temperature=[1.0] * draws, seed=list(range(draws)))
+    tokens, _ = choose(logits, params, list(range(draws)))
+    for token, share in ((3, 0.5), (50, 0.3), (999, 0.2)):
+        assert abs(tokens.count(token) / draws - share) < 4 * math.sqrt(share * (1 - share) / draws)
+    again, _ = choose(logits[:10], params, list(range(10))[::-1])
+    assert again[::-1] == tokens[:10]
+    assert choose(logits, params, list(range(draws)), position=8)[0] != tokens
+
+
+def test_penalties_and_bias() -> None:
+    logits = 3 * randn(2, VOCAB)
+    params = sampling_tensors(
+        3, adjusts=[1, 1, 0], presence=[0.5, 0, 9], frequency=[0.25, 0, 9], repetition=[1.5, 1.0, 9]
+    )
+    params.counts[0, :3] = torch.tensor([0, 1, 2 * 3 + 1], dtype=torch.int16)
+    params.bias[0, 4], params.bias[1, 7] = -math.inf, 2.5
+    expected = logits.clone()
+    first = logits[0, 1:3]
+    expected[0, 1:3] = torch.where(first > 0, first / 1.5, first * 1.5)
+    expected[0, 2] -= 0.5 + 3 * 0.25
+    expected[0, 4] = -math.inf
+    expected[1, 7] += 2.5
+    batch = torch.cat((logits, logits[:1]))
+    rows = torch.tensor([0, 1, 2], dtype=torch.int32, device=DEVICE)
+    sampling.adjust(batch, rows, params, block=256)
+    assert torch.allclose(batch[:2], expected)
+    assert torch.equal(batch[2], logits[0])
+
+
+def test_what_is_drawn_is_counted() -> None:
+    params = sampling_tensors(2, temperature=[1.0, 1.0])
+    logits = torch.full((2, VOCAB), -math.inf).to(DEVICE)
+    logits[:, 8] = 0.0
+    for _ in range(3):
+        choose(logits, params, [0, 1])
+    assert params.counts[0, 8] == 2 * 3 + 1
+    assert params.counts.ne(0).sum() == 2
