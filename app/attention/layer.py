@@ -1,6 +1,7 @@
 """The one seam between models and the KV cache."""
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from torch import Tensor, nn
 
@@ -23,6 +24,17 @@ class AttentionConfig:
     """Scores are squashed to `softcap * tanh(score / softcap)` (Gemma 2)."""
 
 
+class HeadNorms(NamedTuple):
+    """Root-mean-square norms of each head of queries and of keys, before they are rotated."""
+
+    q_weight: Tensor
+    """(head_dim,)"""
+    k_weight: Tensor
+    offset: float
+    """Added to the weights."""
+    eps: float
+
+
 class Attention(nn.Module):
     """Causal attention over a request's whole past, with the K/V kept in blocks.
 
@@ -43,4 +55,14 @@ class Attention(nn.Module):
         returns (tokens, num_heads * v_head_dim).
         """
         context = current_context()
-        return context.backend.forward(self, q, k, v, context.metadata)
+        context.backend.store(self, k, v, context.metadata)
+        return context.backend.attend(self, q, context.metadata)
+
+    def forward_merged(self, qkv: Tensor, rope: tuple[Tensor, Tensor] | None, norms: HeadNorms | None) -> Tensor:
+        """As `forward`, for heads that have yet to be normed and rotated: a backend can do that as it writes them.
+
+        qkv: (tokens, num_heads + 2 * num_kv_heads, head_dim); rope: cosine and sine, each (tokens, rotary_dim).
+        """
+        context = current_context()
+        q = context.backend.rotate_and_store(self, qkv, rope, norms, context.metadata)
+        return context.backend.attend(self, q, context.metadata)

@@ -1,6 +1,7 @@
 """The operations that have kernels of their own, and torch's where they have none for a device or dtype."""
 
 from functools import cache
+from importlib.util import find_spec
 from types import ModuleType
 
 import torch
@@ -9,10 +10,8 @@ from torch import Tensor
 
 CPU_DTYPES = (torch.float32, torch.bfloat16)
 """What the CPU kernels compute on."""
-
-
-def _on_cpu(x: Tensor) -> bool:
-    return x.is_cpu and x.dtype in CPU_DTYPES
+HAS_TRITON = find_spec("triton") is not None
+"""Whether there are kernels for the GPU: torch's builds for CUDA bring Triton with them."""
 
 
 @cache
@@ -22,36 +21,88 @@ def _cpu() -> ModuleType:
     return fused
 
 
-def rms_norm(x: Tensor, weight: Tensor, offset: float, eps: float) -> Tensor:
-    """`x / rms(x) * (weight + offset)` over the last dimension (Zhang and Sennrich, 2019), rounded at the end."""
-    if _on_cpu(x):
-        out: Tensor = _cpu().rms_norm(x, weight, offset, eps)
+@cache
+def _gpu() -> ModuleType:
+    from app.kernels.gpu import fused
+
+    return fused
+
+
+def _kernels(x: Tensor) -> ModuleType | None:
+    """The module with the kernels for a tensor, if there are any."""
+    if x.is_cuda and HAS_TRITON:
+        return _gpu()
+    return _cpu() if x.is_cpu and x.dtype in CPU_DTYPES else None
+
+
+def rms_norm(x: Tensor, weight: Tensor, offset: float, eps: float, residual: Tensor | None = None) -> Tensor:
+    """`x / rms(x) * (weight + offset)` over the last dimension (Zhang and Sennrich, 2019), rounded at the end.
+
+    With a residual: `residual += x`, in place, and of this.
+    """
+    if kernels := _kernels(x):
+        out: Tensor = kernels.rms_norm(x, weight, offset, eps, residual)
         return out
+    if residual is not None:
+        x = residual.add_(x)
     if offset:
         return F.rms_norm(x.float(), weight.shape, weight.float() + offset, eps).to(x.dtype)
     return F.rms_norm(x, weight.shape, weight, eps)
 
 
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """`x @ weight.T + bias` of x (tokens, in) and weight (out, in)."""
+    if x.is_cuda and HAS_TRITON and x.shape[0] == 1 and x.dtype is not torch.float32:
+        from app.kernels.gpu.linear import gemv
+
+        return gemv(x, weight, bias, x.dtype)
+    return F.linear(x, weight, bias)
+
+
+def logits(x: Tensor, weight: Tensor) -> Tensor:
+    """`x @ weight.T` in float32, not rounded in between.
+
+    A bfloat16 has eight bits: rounding makes equals of what is as far apart as 0.1, and so chooses tokens by chance.
+    """
+    if not x.is_cuda or x.dtype is torch.float32:
+        out = F.linear(x, weight)
+        return refine_largest(out, x, weight) if out.is_cpu and out.dtype is torch.bfloat16 else out.float()
+    if HAS_TRITON and x.shape[0] == 1:
+        from app.kernels.gpu.linear import gemv
+
+        return gemv(x, weight, None, torch.float32)
+    return torch.mm(x, weight.t(), out_dtype=torch.float32)
+
+
 def refine_largest(rounded: Tensor, x: Tensor, weight: Tensor) -> Tensor:
-    """`rounded` = `x @ weight.T` as float32; for a CPU's bfloat16, the largest of each row as if never rounded."""
-    if rounded.dtype is torch.bfloat16 and rounded.is_cpu:
-        out: Tensor = _cpu().refine_largest(rounded, x, weight)
-        return out
-    return rounded.float()
+    """`rounded` = `x @ weight.T` of a CPU's bfloat16 as float32: the largest of each row as if never rounded."""
+    out: Tensor = _cpu().refine_largest(rounded, x, weight)
+    return out
 
 
-def silu_mul(gate_up: Tensor) -> Tensor:
-    """`silu(gate) * up` of (tokens, 2 * size), which are one behind the other: (tokens, size)."""
-    if _on_cpu(gate_up):
-        out: Tensor = _cpu().silu_mul(gate_up)
+def gated(gate_up: Tensor, activation: str) -> Tensor:
+    """`activation(gate) * up` of (tokens, 2 * size), which are one behind the other: (tokens, size).
+
+    `activation`: one of ACTIVATIONS.
+    """
+    kernels = _kernels(gate_up)
+    if kernels and (gate_up.is_cuda or activation == "silu"):
+        out: Tensor = kernels.gated(gate_up, activation)
         return out
     gate, up = gate_up.chunk(2, dim=-1)
-    return F.silu(gate) * up
+    return ACTIVATIONS[activation](gate) * up
+
+
+ACTIVATIONS = {
+    "silu": F.silu,
+    "gelu": F.gelu,
+    "gelu_pytorch_tanh": lambda gate: F.gelu(gate, approximate="tanh"),
+}
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """Rotate (tokens, heads, head_dim) by tables of (tokens, rotary_dim)."""
-    if _on_cpu(x):
+    if x.is_cpu and x.dtype in CPU_DTYPES:
         out: Tensor = _cpu().rotate(x, cos, sin)
         return out
     rotary_dim = cos.shape[-1]

@@ -3,10 +3,9 @@
 from collections.abc import Sequence
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from app.kernels.ops import refine_largest
+from app.kernels.ops import linear, logits, refine_largest
 
 
 class Linear(nn.Module):
@@ -24,7 +23,7 @@ class Linear(nn.Module):
         if self._packed is not None:
             out: Tensor = torch.ops.mkldnn._linear_pointwise(x, self._packed, self.bias, "none", [], "")
             return out
-        return F.linear(x, self.weight, self.bias)
+        return linear(x, self.weight, self.bias)
 
     def pack(self) -> None:
         """Reorder the filled weight, once, as oneDNN's kernels want it: otherwise they do so in every product.
@@ -43,7 +42,9 @@ class Head(Linear):
     keeps_weight = True  # for the largest logits
 
     def forward(self, x: Tensor) -> Tensor:
-        return refine_largest(super().forward(x), x, self.weight)
+        if self._packed is not None:
+            return refine_largest(super().forward(x), x, self.weight)
+        return logits(x, self.weight)
 
 
 class MergedLinear(Linear):

@@ -16,8 +16,9 @@ class RMSNorm(nn.Module):
         self.weight = nn.Parameter(torch.empty(size))
         self.eps = eps
 
-    def forward(self, x: Tensor) -> Tensor:
-        return rms_norm(x, self.weight, self.offset, self.eps)
+    def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
+        """The norm of x; with a residual, of `residual += x`, which is done in place."""
+        return rms_norm(x, self.weight, self.offset, self.eps, residual)
 
 
 class OffsetRMSNorm(RMSNorm):

@@ -4,34 +4,17 @@ Tokens of all requests of a step stand in one row: hidden states are (tokens, hi
 dimension and no padding. Parameters have the names they have in checkpoints, but for the merged projections.
 """
 
-from collections.abc import Callable
-from functools import partial
-
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from app.attention.layer import Attention, AttentionConfig
-from app.kernels.ops import rotate, silu_mul
+from app.attention.layer import Attention, AttentionConfig, HeadNorms
+from app.kernels.ops import ACTIVATIONS, gated
 from app.layers.linear import Head, Linear, MergedLinear
 from app.layers.norm import OffsetRMSNorm, RMSNorm
 from app.layers.rotary import RotaryEmbedding
 from app.models.config import DecoderConfig, NotCarriedError
 
 RopeTables = tuple[Tensor, Tensor] | None
-
-
-def _gelu_mul(gate_up: Tensor, approximate: str) -> Tensor:
-    gate, up = gate_up.chunk(2, dim=-1)
-    return F.gelu(gate, approximate=approximate) * up
-
-
-_ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
-    "silu": silu_mul,
-    "gelu": partial(_gelu_mul, approximate="none"),
-    "gelu_pytorch_tanh": partial(_gelu_mul, approximate="tanh"),
-}
-"""Of what gate_up_proj gives: the activated gate times the rest."""
 
 
 def _norm(config: DecoderConfig, size: int) -> RMSNorm:
@@ -44,8 +27,6 @@ class DecoderAttention(nn.Module):
     def __init__(self, config: DecoderConfig, layer: int) -> None:
         super().__init__()
         self.head_dim = config.head_dim
-        self.num_heads = config.num_heads
-        self.num_kv_heads = config.num_kv_heads
         q_size, kv_size = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
         self.qkv_proj = MergedLinear(config.hidden_size, (q_size, kv_size, kv_size), config.qkv_bias)
         self.o_proj = Linear(q_size, config.hidden_size, config.o_bias)
@@ -67,22 +48,19 @@ class DecoderAttention(nn.Module):
         )
 
     def forward(self, x: Tensor, rope: RopeTables) -> Tensor:
-        heads = self.qkv_proj(x).unflatten(-1, (-1, self.head_dim))  # (tokens, heads, head_dim)
-        qk, v = heads.split((self.num_heads + self.num_kv_heads, self.num_kv_heads), dim=1)
-        if self.norm_per_head or self.norm_whole:
-            qk = self._norm(*qk.split((self.num_heads, self.num_kv_heads), dim=1))
-        if rope is not None:
-            qk = rotate(qk, *rope)
-        q, k = qk.split((self.num_heads, self.num_kv_heads), dim=1)
-        out: Tensor = self.o_proj(self.attn(q, k, v))
+        qkv = self.qkv_proj(x)
+        if self.norm_whole:
+            sizes = self.qkv_proj.sizes
+            q, k, v = qkv.split(sizes, dim=-1)
+            qkv = torch.cat((self.q_norm(q), self.k_norm(k), v), dim=-1)
+        heads = qkv.unflatten(-1, (-1, self.head_dim))  # (tokens, heads, head_dim)
+        out: Tensor = self.o_proj(self.attn.forward_merged(heads, rope, self._head_norms()))
         return out
 
-    def _norm(self, q: Tensor, k: Tensor) -> Tensor:
-        if self.norm_whole:
-            q, k = (norm(t.flatten(1)).view(t.shape) for norm, t in ((self.q_norm, q), (self.k_norm, k)))
-        else:
-            q, k = self.q_norm(q), self.k_norm(k)
-        return torch.cat((q, k), dim=1)
+    def _head_norms(self) -> HeadNorms | None:
+        if not self.norm_per_head:
+            return None
+        return HeadNorms(self.q_norm.weight, self.k_norm.weight, self.q_norm.offset, self.q_norm.eps)
 
 
 class DecoderMLP(nn.Module):
@@ -93,12 +71,12 @@ class DecoderMLP(nn.Module):
         size = config.intermediate_size
         self.gate_up_proj = MergedLinear(config.hidden_size, (size, size), config.mlp_bias)
         self.down_proj = Linear(size, config.hidden_size, config.mlp_bias)
-        if config.activation not in _ACTIVATIONS:
+        if config.activation not in ACTIVATIONS:
             raise NotCarriedError(f"activation {config.activation}")
-        self.activation = _ACTIVATIONS[config.activation]
+        self.activation = config.activation
 
     def forward(self, x: Tensor) -> Tensor:
-        out: Tensor = self.down_proj(self.activation(self.gate_up_proj(x)))
+        out: Tensor = self.down_proj(gated(self.gate_up_proj(x), self.activation))
         return out
 
 
@@ -125,19 +103,25 @@ class DecoderLayer(nn.Module):
         for name in names:
             self.add_module(name, _norm(config, config.hidden_size))
 
-    def forward(self, x: Tensor, rope: RopeTables) -> Tensor:
+    def forward(self, x: Tensor, rope: RopeTables, stream: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """The residual stream is `stream + x`, or x if there is no other part; and so is what is returned.
+
+        The sum is left to the next norm, which reads both parts anyhow.
+        """
         if self.placement == "pre":
-            x = x + self.self_attn(self.input_layernorm(x), rope)
-            return x + self.mlp(self.post_attention_layernorm(x))
+            normed = self.input_layernorm(x, stream)
+            stream = x if stream is None else stream
+            normed = self.post_attention_layernorm(self.self_attn(normed, rope), stream)
+            return self.mlp(normed), stream
         if self.placement == "post":
             x = x + self.post_attention_layernorm(self.self_attn(x, rope))
-            return x + self.post_feedforward_layernorm(self.mlp(x))
+            return x + self.post_feedforward_layernorm(self.mlp(x)), None
         x = x + self.post_attention_layernorm(self.self_attn(self.input_layernorm(x), rope))
-        return x + self.post_feedforward_layernorm(self.mlp(self.pre_feedforward_layernorm(x)))
+        return x + self.post_feedforward_layernorm(self.mlp(self.pre_feedforward_layernorm(x))), None
 
 
 class Decoder(nn.Module):
-    """Token ids and positions in, logits of the tokens that need them out."""
+    """Token ids and positions in, hidden states out; and from these, for the tokens that need them, logits."""
 
     def __init__(self, config: DecoderConfig, max_model_len: int) -> None:
         super().__init__()
@@ -151,20 +135,27 @@ class Decoder(nn.Module):
         self.lm_head = Head(config.hidden_size, config.vocab_size, bias=False)
         if config.tie_word_embeddings:
             self.lm_head.weight = nn.Parameter(self.embed_tokens.weight.data)  # the same memory
+        scale = torch.tensor(config.embedding_scale, dtype=torch.get_default_dtype())
+        self.register_buffer("embedding_scale", scale, persistent=False)
         kinds = list(dict.fromkeys(rope for rope in config.ropes if rope is not None))
         self.rotaries = nn.ModuleList(RotaryEmbedding(rope, max_model_len) for rope in kinds)
         self.rotary_of_layer = [None if rope is None else kinds.index(rope) for rope in config.ropes]
 
-    def forward(self, input_ids: Tensor, positions: Tensor, logits_at: Tensor) -> Tensor:
-        """input_ids and positions (tokens,) int64, logits_at (n,) token indices; float32 (n, vocab_size)."""
+    def forward(self, input_ids: Tensor, positions: Tensor) -> Tensor:
+        """Hidden states after the last norm (tokens, hidden_size), for input_ids and positions (tokens,)."""
         x = self.embed_tokens(input_ids)
         if self.config.embedding_scale != 1.0:
             # Rounded to the model's dtype first, as in training.
-            x = x * torch.tensor(self.config.embedding_scale, dtype=x.dtype, device=x.device)
+            x = x * self.embedding_scale
         tables = [rotary.tables(positions, x.dtype) for rotary in self.rotaries]
+        stream: Tensor | None = None
         for layer, rotary in zip(self.layers, self.rotary_of_layer, strict=True):
-            x = layer(x, None if rotary is None else tables[rotary])
-        logits: Tensor = self.lm_head(self.norm(x[logits_at]))
+            x, stream = layer(x, None if rotary is None else tables[rotary], stream)
+        return self.norm(x, stream)
+
+    def compute_logits(self, hidden: Tensor) -> Tensor:
+        """Logits (n, vocab_size) in float32 for hidden states (n, hidden_size)."""
+        logits: Tensor = self.lm_head(hidden)
         if self.config.logit_softcap is not None:
             logits = torch.tanh(logits / self.config.logit_softcap) * self.config.logit_softcap
         return logits

@@ -11,8 +11,11 @@ import torch
 from torch import Tensor, nn
 from transformers import CONFIG_MAPPING, AutoConfig, AutoModelForCausalLM
 from transformers import __version__ as version
+from transformers.modeling_outputs import MoeModelOutputWithPast
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
+from app.attention.backends.torch_paged import TorchPagedBackend
+from app.attention.context import ForwardContext, forward_context
 from app.attention.layer import Attention, AttentionConfig
 from app.errors import ModelError
 
@@ -37,7 +40,6 @@ def _attention(
     q, k, v = (t[0].transpose(0, 1) for t in (query, key, value))
     if not hasattr(module, "paceline"):
         _describe(module, q, k, v, options)
-        return v.new_zeros(1, q.shape[0], q.shape[1], v.shape[2]), None
     out = module.paceline(q, k, v)
     return out.view(1, q.shape[0], q.shape[1], -1), None
 
@@ -63,23 +65,56 @@ def _describe(module: nn.Module, q: Tensor, k: Tensor, v: Tensor, options: dict[
     )
 
 
+class _Blind(TorchPagedBackend):
+    """An attention backend that sees nothing, as all layers do while they describe themselves."""
+
+    def store(self, *_arguments: Any) -> None:
+        """Nothing is kept."""
+
+    def attend(self, layer: Attention, q: Tensor, _metadata: object) -> Tensor:
+        """Zeros."""
+        return q.new_zeros(q.shape[0], layer.config.num_heads * layer.config.v_head_dim)
+
+
+class _Given(nn.Module):
+    """Stands where a causal model has its body, and hands out hidden states that were computed before."""
+
+    hidden: Tensor
+
+    def forward(self, *_args: Any, **_options: Any) -> MoeModelOutputWithPast:  # with all that any model asks for
+        return MoeModelOutputWithPast(last_hidden_state=self.hidden)
+
+
 class GenericModel(nn.Module):
-    """The same interface as `app.models.decoder.Decoder`, for whatever transformers can load."""
+    """The same interface as `app.models.decoder.Decoder`, for whatever transformers can load.
+
+    transformers' causal models are a body, and a head that may scale or cap its logits. The two are run apart.
+    """
 
     def __init__(self, model: Any) -> None:
         super().__init__()
-        self.model = model
         self.vocab_size = int(model.get_output_embeddings().weight.shape[0])
+        self.body = getattr(model, model.base_model_prefix)
+        self.given = _Given()
+        setattr(model, model.base_model_prefix, self.given)
+        self.head = model
 
-    def forward(self, input_ids: Tensor, positions: Tensor, logits_at: Tensor) -> Tensor:
-        """input_ids and positions (tokens,) int64, logits_at (n,) token indices; float32 (n, vocab_size)."""
-        out = self.model(
-            input_ids=input_ids[None], position_ids=positions[None], use_cache=False, logits_to_keep=logits_at
-        )
-        logits: Tensor = out.logits[0]
-        if logits.shape[0] != logits_at.shape[0]:  # a few models compute all
-            logits = logits[logits_at]
+    def forward(self, input_ids: Tensor, positions: Tensor) -> Tensor:
+        """Hidden states after the last norm (tokens, hidden_size), for input_ids and positions (tokens,)."""
+        out = self.body(input_ids=input_ids[None], position_ids=positions[None], use_cache=False)
+        hidden: Tensor = out.last_hidden_state[0]
+        return hidden
+
+    def compute_logits(self, hidden: Tensor) -> Tensor:
+        """Logits (n, vocab_size) in float32 for hidden states (n, hidden_size)."""
+        self.given.hidden = hidden[None]
+        logits: Tensor = self.head(input_ids=self._no_tokens(hidden), use_cache=False).logits[0]
         return logits.float()
+
+    @staticmethod
+    def _no_tokens(hidden: Tensor) -> Tensor:
+        """Heads look at the shape of their input at most."""
+        return torch.zeros(1, hidden.shape[0], dtype=torch.int64, device=hidden.device)
 
 
 def load_generic(folder: Path, raw: dict[str, Any], dtype: torch.dtype, device: torch.device) -> GenericModel:
@@ -124,10 +159,14 @@ def _load(folder: Path, dtype: torch.dtype, device: torch.device) -> GenericMode
         raise ModelError(f"{folder} lacks {len(missing)} tensors of the model, {missing[0]} for one")
     if getattr(model, "_is_stateful", False):
         raise ModelError(f"{config.model_type} keeps a recurrent state, which is not supported")
-    generic = GenericModel(model.to(device).eval())
-    tokens = torch.zeros(2, dtype=torch.int64, device=device)
-    with torch.inference_mode():
-        generic(tokens, torch.arange(2, device=device), tokens[:1])  # the layers describe themselves
+    model = model.to(device).eval()
+    tokens, positions = torch.zeros(2, dtype=torch.int64, device=device), torch.arange(2, device=device)
+    with torch.inference_mode(), forward_context(ForwardContext(_Blind(), None)):  # the layers describe themselves
+        whole = model(input_ids=tokens[None], position_ids=positions[None], use_cache=False).logits[0].float()
+        generic = GenericModel(model)
+        in_two = generic.compute_logits(generic(tokens, positions))
+    if not torch.equal(whole, in_two):
+        raise ModelError(f"{config.model_type} is not a body and a head, and cannot be run as these")
     num_layers = sum(isinstance(module, Attention) for module in generic.modules())
     expected = config.get_text_config().num_hidden_layers
     if num_layers != expected:

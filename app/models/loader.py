@@ -83,7 +83,7 @@ class LoadedModel:
     """A model on its device, and its attention layers in order."""
 
     model: nn.Module
-    """Called with (input_ids, positions, logits_at); see `Decoder.forward`."""
+    """With `forward` and `compute_logits` as `Decoder` has them."""
     impl: str
     vocab_size: int
     attention_layers: list[Attention]

@@ -8,7 +8,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from app.attention.backends.base import AttentionBackend
-from app.attention.context import AttentionMetadata, ForwardContext, forward_context
+from app.attention.backends.torch_paged import AttentionMetadata
+from app.attention.context import ForwardContext, forward_context
 from app.core.step import NOT_SAMPLED, Logprobs, ModelRunnerOutput, SchedulerOutput
 from app.models.loader import LoadedModel
 from app.worker.input_batch import InputBatch, StepInput
@@ -24,7 +25,7 @@ class ModelRunner:
     def __init__(
         self,
         loaded: LoadedModel,
-        backend: AttentionBackend,
+        backend: AttentionBackend[AttentionMetadata],
         device: torch.device,
         *,
         max_num_seqs: int,
@@ -52,7 +53,8 @@ class ModelRunner:
         batch = self.batch.prepare(step)
         logits_at, num_prompt_positions = self._positions_with_logits(batch)
         with forward_context(ForwardContext(self.backend, self._metadata(batch))):
-            logits = self.model(self._input_ids(batch), self._tensor(batch.positions), self._tensor(logits_at))
+            hidden = self.model(self._input_ids(batch), self._tensor(batch.positions))
+        logits = self.model.compute_logits(hidden[self._tensor(logits_at)])
         num_sampling = len(logits_at) - sum(num_prompt_positions.values())
         prompt_logprobs = self._prompt_logprobs(batch, logits[num_sampling:], num_prompt_positions)
         return self._sample(step, batch, logits[:num_sampling], prompt_logprobs)

@@ -9,8 +9,7 @@ from torch import Tensor
 
 from app.attention.backends.base import AttentionBackend
 from app.attention.backends.cpu_paged import CpuPagedBackend
-from app.attention.backends.torch_paged import TorchPagedBackend
-from app.attention.context import AttentionMetadata
+from app.attention.backends.torch_paged import AttentionMetadata, TorchPagedBackend
 from app.attention.layer import Attention, AttentionConfig
 
 BLOCK = 16
@@ -100,6 +99,7 @@ def test_a_step_of_decodes_and_chunks(config: AttentionConfig, backend: Attentio
     decodes = [(known, 1) for known in (0, 1, 14, 15, 16, 31, 40, 100, 500)]
     chunks = [(0, 2), (0, 33), (16, 16), (45, 20)]
     step = make_step(config, layer, decodes + chunks, dtype)
-    actual = backend.forward(layer, step.q, step.k, step.v, step.metadata).double()
+    backend.store(layer, step.k, step.v, step.metadata)
+    actual = backend.attend(layer, step.q, step.metadata).double()
     error = (actual - reference(step, config)).abs().max()
     assert error < TOLERANCE[dtype], error

@@ -28,14 +28,19 @@ def test_rms_norm(shape: tuple[int, ...], offset: float, dtype: torch.dtype) -> 
     x, weight = (5 * torch.randn(shape)).to(dtype), torch.randn(shape[-1]).to(dtype)
     expected = F.rms_norm(x.double(), weight.shape, weight.double() + offset, 1e-5)
     close(ops.rms_norm(x, weight, offset, 1e-5), expected)
+    residual = torch.randn(shape).to(dtype)
+    total = residual + x
+    expected = F.rms_norm(total.double(), weight.shape, weight.double() + offset, 1e-5)
+    close(ops.rms_norm(x, weight, offset, 1e-5, residual), expected)
+    assert torch.equal(residual, total)
 
 
 @pytest.mark.parametrize("shape", [(1, 2), (5, 96), (100, 1024)])
-def test_silu_mul(shape: tuple[int, int], dtype: torch.dtype) -> None:
+def test_silu(shape: tuple[int, int], dtype: torch.dtype) -> None:
     gate_up = (20 * torch.randn(shape)).to(dtype)
     gate_up[0, 0] = -200.0  # exp of it is no float32
     gate, up = gate_up.double().chunk(2, dim=-1)
-    close(ops.silu_mul(gate_up), F.silu(gate) * up)
+    close(ops.gated(gate_up, "silu"), F.silu(gate) * up)
 
 
 def test_the_largest_logits_are_as_exact_as_in_float32() -> None:

@@ -7,15 +7,30 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from app.attention.backends.torch_paged import TorchPagedBackend
-from app.attention.context import AttentionMetadata
-from app.attention.layer import Attention
+from app.attention.backends.torch_paged import AttentionMetadata, TorchPagedBackend
+from app.attention.layer import Attention, HeadNorms
+from app.kernels.cpu.fused import rotate_and_store
 from app.kernels.cpu.numerics import array, constant
 from app.kernels.cpu.paged_decode import paged_decode
 
 
 class CpuPagedBackend(TorchPagedBackend):
     """For float32 and bfloat16. How a request is computed never depends on its neighbours."""
+
+    def rotate_and_store(
+        self,
+        layer: Attention,
+        qkv: Tensor,
+        rope: tuple[Tensor, Tensor] | None,
+        norms: HeadNorms | None,
+        metadata: AttentionMetadata,
+    ) -> Tensor:
+        """See `AttentionBackend.rotate_and_store`."""
+        if rope is None or norms is not None:
+            return super().rotate_and_store(layer, qkv, rope, norms, metadata)
+        return rotate_and_store(
+            qkv, layer.config.num_heads, *rope, layer.k_cache, layer.v_cache, metadata.slot_mapping
+        )
 
     def decode(self, layer: Attention, q: Tensor, metadata: AttentionMetadata, out: Tensor) -> None:
         """See `TorchPagedBackend.decode`."""

@@ -8,15 +8,34 @@ transposition.
 import math
 import mmap
 from contextlib import suppress
+from dataclasses import dataclass, field
 from itertools import pairwise
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from app.attention.context import AttentionMetadata
-from app.attention.layer import Attention, AttentionConfig
+from app.attention.layer import Attention, AttentionConfig, HeadNorms
+from app.kernels.ops import rms_norm, rotate
+
+
+@dataclass
+class AttentionMetadata:
+    """The shape of one step. Requests that decode (one token each) come first, by length, then chunks of prompts."""
+
+    slot_mapping: Tensor
+    """(tokens,) int64: where each token's K/V is written: block id * block size + offset."""
+    block_tables: Tensor
+    """(requests, blocks) int64: each request's blocks, padded with 0."""
+    query_starts: list[int]
+    """Offset of each request's first token among the step's tokens, and the number of tokens."""
+    seq_lens: list[int]
+    """Tokens of each request whose K/V is in the cache once this step's is written."""
+    num_decodes: int
+    block_size: int
+    derived: dict[Any, Any] = field(default_factory=dict)
+    """What a backend has derived from the above, so that it does so once a step and not in every layer."""
 
 
 class _DecodeGroup(NamedTuple):
@@ -42,10 +61,32 @@ class TorchPagedBackend:
         shape = (config.num_kv_heads, num_blocks, block_size)
         return _zeros((*shape, config.head_dim), dtype, device), _zeros((*shape, config.v_head_dim), dtype, device)
 
-    def forward(self, layer: Attention, q: Tensor, k: Tensor, v: Tensor, metadata: AttentionMetadata) -> Tensor:
-        """See `AttentionBackend.forward`."""
+    def store(self, layer: Attention, k: Tensor, v: Tensor, metadata: AttentionMetadata) -> None:
+        """See `AttentionBackend.store`."""
         for cache, new in ((layer.k_cache, k), (layer.v_cache, v)):
             cache.flatten(1, 2).index_copy_(1, metadata.slot_mapping, new.transpose(0, 1))
+
+    def rotate_and_store(
+        self,
+        layer: Attention,
+        qkv: Tensor,
+        rope: tuple[Tensor, Tensor] | None,
+        norms: HeadNorms | None,
+        metadata: AttentionMetadata,
+    ) -> Tensor:
+        """See `AttentionBackend.rotate_and_store`."""
+        sizes = layer.config.num_heads, layer.config.num_kv_heads
+        qk, v = qkv.split((sum(sizes), sizes[1]), dim=1)
+        if norms is not None:
+            weights, offset, eps = norms[:2], norms.offset, norms.eps
+            parts = zip(qk.split(sizes, dim=1), weights, strict=True)
+            qk = torch.cat([rms_norm(part, weight, offset, eps) for part, weight in parts], dim=1)
+        q, k = (qk if rope is None else rotate(qk, *rope)).split(sizes, dim=1)
+        self.store(layer, k, v, metadata)
+        return q
+
+    def attend(self, layer: Attention, q: Tensor, metadata: AttentionMetadata) -> Tensor:
+        """See `AttentionBackend.attend`."""
         config = layer.config
         out = q.new_empty(q.shape[0], config.num_heads, config.v_head_dim)
         if metadata.num_decodes:

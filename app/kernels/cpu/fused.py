@@ -16,7 +16,11 @@ _WORTH_A_THREAD = 65536
 
 
 @inline
-def _norm_row(x, weight, offset, eps, out):  # type: ignore[no-untyped-def]
+def _norm_row(x, weight, offset, eps, residual, out):  # type: ignore[no-untyped-def]
+    if residual.shape[0] > 0:
+        for i in range(x.shape[0]):
+            residual[i] = from_float(to_float(residual[i]) + to_float(x[i]), residual)
+        x = residual
     total = np.float32(0)
     for i in range(x.shape[0]):
         value = to_float(x[i])
@@ -27,21 +31,24 @@ def _norm_row(x, weight, offset, eps, out):  # type: ignore[no-untyped-def]
 
 
 @kernel
-def _rms_norm(x, weight, offset, eps, out):  # type: ignore[no-untyped-def]
+def _rms_norm(x, weight, offset, eps, residual, out):  # type: ignore[no-untyped-def]
     if x.size < _WORTH_A_THREAD:
         for row in range(x.shape[0]):
-            _norm_row(x[row], weight, offset, eps, out[row])
+            _norm_row(x[row], weight, offset, eps, residual[row], out[row])
     else:
         for row in prange(x.shape[0]):
-            _norm_row(x[row], weight, offset, eps, out[row])
+            _norm_row(x[row], weight, offset, eps, residual[row], out[row])
 
 
-def rms_norm(x: Tensor, weight: Tensor, offset: float, eps: float) -> Tensor:
-    """`x / rms(x) * (weight + offset)` over the last dimension of x."""
+def rms_norm(x: Tensor, weight: Tensor, offset: float, eps: float, residual: Tensor | None = None) -> Tensor:
+    """`x / rms(x) * (weight + offset)` over the last dimension of x; of `residual += x` if it is given."""
     x = x.contiguous()
     out = torch.empty_like(x)
     size = x.shape[-1]
-    _rms_norm(array(x.view(-1, size)), constant(weight), np.float32(offset), np.float32(eps), array(out.view(-1, size)))
+    rows = x.numel() // size
+    added = x.new_empty(rows, 0) if residual is None else residual.view(rows, size)
+    numbers = np.float32(offset), np.float32(eps)
+    _rms_norm(array(x.view(rows, size)), constant(weight), *numbers, array(added), array(out.view(rows, size)))
     return out
 
 
@@ -91,7 +98,7 @@ def _silu_mul(gate_up, out):  # type: ignore[no-untyped-def]
             _silu_mul_row(gate_up[row], out[row])
 
 
-def silu_mul(gate_up: Tensor) -> Tensor:
+def gated(gate_up: Tensor, _activation: str) -> Tensor:
     """`silu(gate) * up` of (tokens, 2 * size): (tokens, size)."""
     out = gate_up.new_empty(gate_up.shape[0], gate_up.shape[1] // 2)
     _silu_mul(array(gate_up.contiguous()), array(out))
@@ -99,15 +106,58 @@ def silu_mul(gate_up: Tensor) -> Tensor:
 
 
 @inline
-def _rotate_token(x, cos, sin, out):  # type: ignore[no-untyped-def]
+def _rotate_head(x, cos, sin, out):  # type: ignore[no-untyped-def]
     half = cos.shape[0] // 2
+    for i in range(half):
+        first, second = to_float(x[i]), to_float(x[half + i])
+        out[i] = from_float(first * to_float(cos[i]) - second * to_float(sin[i]), out)
+        out[half + i] = from_float(second * to_float(cos[i]) + first * to_float(sin[i]), out)
+    for i in range(2 * half, x.shape[0]):
+        out[i] = x[i]
+
+
+@inline
+def _rotate_and_store_token(x, cos, sin, block, offset, q, k_cache, v_cache):  # type: ignore[no-untyped-def]
+    heads, kv_heads = q.shape[0], k_cache.shape[0]
+    for head in range(heads):
+        _rotate_head(x[head], cos, sin, q[head])
+    for head in range(kv_heads):
+        _rotate_head(x[heads + head], cos, sin, k_cache[head, block, offset])
+        for i in range(x.shape[1]):
+            v_cache[head, block, offset, i] = x[heads + kv_heads + head, i]
+
+
+@kernel
+def _rotate_and_store(qkv, cos, sin, slots, block_size, q, k_cache, v_cache):  # type: ignore[no-untyped-def]
+    if qkv.size < _WORTH_A_THREAD:
+        for t in range(qkv.shape[0]):
+            block, offset = slots[t] // block_size, slots[t] % block_size
+            _rotate_and_store_token(qkv[t], cos[t], sin[t], block, offset, q[t], k_cache, v_cache)
+    else:
+        for t in prange(qkv.shape[0]):
+            block, offset = slots[t] // block_size, slots[t] % block_size
+            _rotate_and_store_token(qkv[t], cos[t], sin[t], block, offset, q[t], k_cache, v_cache)
+
+
+def rotate_and_store(
+    qkv: Tensor, num_heads: int, cos: Tensor, sin: Tensor, k_cache: Tensor, v_cache: Tensor, slots: Tensor
+) -> Tensor:
+    """Rotate queries and keys, write K and V to their slots, and return the queries.
+
+    qkv: (tokens, heads + 2 * kv_heads, head_dim); cos, sin: (tokens, rotary_dim); caches: (kv_heads, blocks,
+    block_size, head_dim); slots: (tokens,) int64.
+    """
+    q = qkv.new_empty(qkv.shape[0], num_heads, qkv.shape[2])
+    tables = array(cos), array(sin), array(slots)
+    caches = constant(k_cache), constant(v_cache)
+    _rotate_and_store(array(qkv), *tables, k_cache.shape[2], array(q), *caches)
+    return q
+
+
+@inline
+def _rotate_token(x, cos, sin, out):  # type: ignore[no-untyped-def]
     for head in range(x.shape[0]):
-        for i in range(half):
-            first, second = to_float(x[head, i]), to_float(x[head, half + i])
-            out[head, i] = from_float(first * to_float(cos[i]) - second * to_float(sin[i]), out)
-            out[head, half + i] = from_float(second * to_float(cos[i]) + first * to_float(sin[i]), out)
-        for i in range(2 * half, x.shape[1]):
-            out[head, i] = x[head, i]
+        _rotate_head(x[head], cos, sin, out[head])
 
 
 @kernel
