@@ -32,6 +32,12 @@ class ModelSettings(BaseModel):
     model_impl: Literal["auto", "decoder", "generic"] = Field(
         "auto", description="Paceline's own decoder, or transformers' model behind Paceline's attention"
     )
+    load_format: Literal["auto", "dummy"] = Field(
+        "auto", description="dummy: random weights instead of the checkpoint's, for benchmarks"
+    )
+    attention_backend: Literal["auto", "triton", "cpu", "torch"] = Field(
+        "auto", description="whose kernels attend; auto: the device's own, torch where there are none"
+    )
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
         "auto", description="of weights and KV cache; auto: the checkpoint's, as far as the device is good at it"
     )
@@ -53,6 +59,9 @@ class CacheSettings(BaseModel):
     block_size: int = Field(16, ge=1, le=256, description="tokens in a KV block")
     num_kv_blocks: int | None = Field(None, ge=2, description="KV blocks; auto: as many as the memory holds")
     kv_cache_memory: ByteSize | None = Field(None, description="memory for KV blocks, such as 4GiB; auto: see the log")
+    gpu_memory_utilization: float = Field(
+        0.9, gt=0, le=1, description="share of the GPU's memory to use, for weights, activations and KV blocks"
+    )
     prefix_caching: bool = Field(True, description="reuse the KV blocks of equal prompt beginnings")
 
 
@@ -80,6 +89,7 @@ class ServerSettings(BaseModel):
 
     host: str = Field("127.0.0.1", description="address to listen on")
     port: int = Field(8000, ge=0, le=65535, description="port to listen on; 0: any free one")
+    api_workers: int = Field(1, ge=1, le=64, description="processes that do HTTP and text, on one socket")
     max_queue: int = Field(1024, ge=0, description="requests that may wait beyond those running; then 429")
     max_body_size: ByteSize = Field(ByteSize(16 * 2**20), description="largest request body; then 413")
     max_n: int = Field(128, ge=1, description="largest n")

@@ -11,7 +11,6 @@ import torch
 from torch import Tensor, nn
 from transformers import CONFIG_MAPPING, AutoConfig, AutoModelForCausalLM
 from transformers import __version__ as version
-from transformers.modeling_outputs import MoeModelOutputWithPast
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from app.attention.backends.torch_paged import TorchPagedBackend
@@ -76,13 +75,26 @@ class _Blind(TorchPagedBackend):
         return q.new_zeros(q.shape[0], layer.config.num_heads * layer.config.v_head_dim)
 
 
+class _Hidden:
+    """The output of a body, as causal models read it: hidden states, and nothing else that they may look for."""
+
+    def __init__(self, hidden: Tensor) -> None:
+        self.last_hidden_state = hidden
+
+    def __getitem__(self, key: object) -> Tensor | tuple[()]:
+        return self.last_hidden_state if key == 0 else ()
+
+    def __getattr__(self, _name: str) -> None:
+        return None
+
+
 class _Given(nn.Module):
     """Stands where a causal model has its body, and hands out hidden states that were computed before."""
 
     hidden: Tensor
 
-    def forward(self, *_args: Any, **_options: Any) -> MoeModelOutputWithPast:  # with all that any model asks for
-        return MoeModelOutputWithPast(last_hidden_state=self.hidden)
+    def forward(self, *_args: Any, **_options: Any) -> _Hidden:
+        return _Hidden(self.hidden)
 
 
 class GenericModel(nn.Module):

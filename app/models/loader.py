@@ -4,10 +4,11 @@ import json
 import logging
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -18,10 +19,14 @@ from app.errors import ModelError
 from app.layers.linear import Linear, MergedLinear
 from app.models.config import FAMILIES, NotCarriedError, max_position_embeddings, parse_decoder_config
 from app.models.decoder import Decoder
+from app.settings import ModelSettings
 
 log = logging.getLogger(__name__)
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+_READERS = 8
+_PIECE = 64 * 2**20
+"""Bytes of a tensor that are loaded at once."""
 _SAY_EVERY = 2.0
 """Seconds between two lines about the progress of loading."""
 _PARTS = {"qkv_proj": ("q_proj", "k_proj", "v_proj"), "gate_up_proj": ("gate_proj", "up_proj")}
@@ -90,28 +95,33 @@ class LoadedModel:
 
 
 def load_model(
-    folder: ModelFolder, impl: str, dtype: torch.dtype, device: torch.device, max_model_len: int
+    folder: ModelFolder, settings: ModelSettings, dtype: torch.dtype, device: torch.device, max_model_len: int
 ) -> LoadedModel:
     """Load a checkpoint with the hand-written decoder if it can run it, else through transformers.
 
-    `impl` is "auto", "decoder" or "generic". Raises ModelError for what cannot be loaded.
+    Raises ModelError for what cannot be loaded.
     """
     model: Any = None
-    if impl != "generic":
-        model = _try_decoder(folder, impl, dtype, device, max_model_len)
+    if settings.model_impl != "generic":
+        model = _try_decoder(folder, settings, dtype, device, max_model_len)
     used = "decoder" if model is not None else "generic"
     if model is None:
         # transformers takes seconds to import: only those who need it pay.
         from app.models.generic import load_generic
 
+        if settings.load_format == "dummy":
+            raise ModelError(
+                f"load_format: dummy weights are for the decoder, which does not run {folder.architecture}"
+            )
         model = load_generic(folder.path, folder.raw, dtype, device)
     layers = [module for module in model.modules() if isinstance(module, Attention)]
     return LoadedModel(model.eval().requires_grad_(False), used, model.vocab_size, layers)
 
 
 def _try_decoder(
-    folder: ModelFolder, impl: str, dtype: torch.dtype, device: torch.device, max_model_len: int
+    folder: ModelFolder, settings: ModelSettings, dtype: torch.dtype, device: torch.device, max_model_len: int
 ) -> Decoder | None:
+    impl = settings.model_impl
     kind = folder.raw["model_type"]
     if kind not in FAMILIES or not folder.architecture.endswith("ForCausalLM"):
         if impl == "decoder":
@@ -129,7 +139,10 @@ def _try_decoder(
     except (ValueError, LookupError, ArithmeticError, TypeError, AttributeError) as error:
         reason_text = str(error) if type(error) is ValueError else f"{type(error).__name__}: {error}"
         raise ModelError(f"{folder.path / 'config.json'} describes no {kind} model: {reason_text}") from error
-    _load_weights(model, folder.path)
+    if settings.load_format == "dummy":
+        _fill_with_noise(model)
+    else:
+        _load_weights(model, folder.path)
     if device.type == "cpu":
         for module in model.modules():
             if isinstance(module, Linear):
@@ -147,29 +160,77 @@ def _default_dtype(dtype: torch.dtype) -> Iterator[None]:
         torch.set_default_dtype(previous)
 
 
+@torch.no_grad()
+def _fill_with_noise(model: Decoder) -> None:
+    """Weights as a model has them before training, so that what it computes are ordinary numbers."""
+    for parameter in model.parameters():
+        if parameter.dim() > 1:
+            parameter.normal_(0.0, 0.02)
+        else:
+            parameter.fill_(1.0)
+
+
+class _Piece(NamedTuple):
+    """Some rows of a tensor in a file, and the memory that they fill."""
+
+    file: Path
+    name: str
+    rows: slice
+    target: Tensor
+
+    def load(self) -> None:
+        with _reading(self.file) as tensors:
+            part = tensors.get_slice(self.name)[self.rows] if self.target.dim() else tensors.get_tensor(self.name)
+        if self.target.is_cuda:
+            part = part.pin_memory()  # the GPU fetches it by itself
+        self.target.copy_(part, non_blocking=True)
+
+
 def _load_weights(model: Decoder, path: Path) -> None:
     """Fill every parameter from the folder's safetensors files; ModelError names what is missing or does not fit."""
     targets = _targets(model)
-    filled: set[str] = set()
-    last_said = time.monotonic()
-    for name, tensor in _tensors(path):
-        key = name.removeprefix("model.")
-        if key == "lm_head.weight" and model.config.tie_word_embeddings:
-            key = "embed_tokens.weight"
-        if key.endswith("rotary_emb.inv_freq"):  # old checkpoints have it, but it follows from the configuration
-            continue
-        if key not in targets:
-            raise ModelError(f"{path} has a tensor that the model does not: {name}")
-        target = targets[key]
-        if target.shape != tensor.shape:
-            raise ModelError(f"{path}: {name} has shape {tuple(tensor.shape)}, not {tuple(target.shape)}")
-        target.copy_(tensor)
-        filled.add(key)
-        if time.monotonic() - last_said > _SAY_EVERY:
-            last_said = time.monotonic()
-            log.info("loading weights: %d of %d tensors", len(filled), len(targets))
-    if missing := sorted(targets.keys() - filled):
+    found: dict[str, list[_Piece]] = {}
+    for file in _weight_files(path):
+        with _reading(file) as tensors:
+            for name in tensors.keys():  # noqa: SIM118 - not a dict
+                key = name.removeprefix("model.")
+                if key == "lm_head.weight" and model.config.tie_word_embeddings:
+                    key = "embed_tokens.weight"
+                if key.endswith("rotary_emb.inv_freq"):  # old checkpoints have it, but it follows from config.json
+                    continue
+                if key not in targets:
+                    raise ModelError(f"{path} has a tensor that the model does not: {name}")
+                shape = tuple(tensors.get_slice(name).get_shape())
+                if targets[key].shape != shape:
+                    raise ModelError(f"{path}: {name} has shape {shape}, not {tuple(targets[key].shape)}")
+                found[key] = _pieces(file, name, targets[key])
+    if missing := sorted(targets.keys() - found.keys()):
         raise ModelError(f"{path} lacks {len(missing)} tensors of the model, {missing[0]} for one")
+    _load_pieces([piece for pieces in found.values() for piece in pieces])
+
+
+def _pieces(file: Path, name: str, target: Tensor) -> list[_Piece]:
+    """A tensor in parts of at most _PIECE bytes, as far as its rows allow."""
+    if not target.dim():
+        return [_Piece(file, name, slice(0), target)]
+    rows = max(1, _PIECE * len(target) // max(1, target.nbytes))
+    return [
+        _Piece(file, name, slice(start, min(start + rows, len(target))), target[start : start + rows])
+        for start in range(0, len(target), rows)
+    ]
+
+
+def _load_pieces(pieces: list[_Piece]) -> None:
+    """Several at once: reading a file, copying it and sending it to a GPU are each done by somebody else."""
+    last_said, done, total = time.monotonic(), 0, sum(piece.target.nbytes for piece in pieces)
+    with ThreadPoolExecutor(_READERS) as pool:
+        for piece, _ in zip(pieces, pool.map(_Piece.load, pieces), strict=True):
+            done += piece.target.nbytes
+            if time.monotonic() - last_said > _SAY_EVERY:
+                last_said = time.monotonic()
+                log.info("loading weights: %.1f of %.1f GiB", done / 2**30, total / 2**30)
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
 
 
 def _targets(model: Decoder) -> dict[str, Tensor]:
@@ -197,12 +258,11 @@ def _weight_files(path: Path) -> list[Path]:
     return [whole] if whole.is_file() else sorted(path.glob("*.safetensors"))
 
 
-def _tensors(path: Path) -> Iterator[tuple[str, Tensor]]:
-    """Every tensor of a folder's safetensors files, memory-mapped: pages are read as they are copied."""
-    for file in _weight_files(path):
-        try:
-            with safe_open(file, framework="pt") as tensors:
-                for name in tensors.keys():  # noqa: SIM118 - not a dict
-                    yield name, tensors.get_tensor(name)
-        except (SafetensorError, OSError) as error:
-            raise ModelError(f"{file} is not a readable safetensors file: {error}") from error
+@contextmanager
+def _reading(file: Path) -> Iterator[Any]:
+    """A safetensors file, memory-mapped: pages are read as they are copied. ModelError if it is broken."""
+    try:
+        with safe_open(file, framework="pt") as tensors:
+            yield tensors
+    except (SafetensorError, OSError) as error:
+        raise ModelError(f"{file} is not a readable safetensors file: {error}") from error

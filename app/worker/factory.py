@@ -1,20 +1,24 @@
 """Building a worker from settings."""
 
+import logging
+import os
 import time
 from pathlib import Path
 
 import torch
 
-from app.attention.backends.base import AttentionBackend
 from app.attention.backends.torch_paged import TorchPagedBackend
 from app.core.sampling import SamplingParams
-from app.core.step import BuiltWorker, NewRequest, SchedulerOutput
-from app.kernels.ops import CPU_DTYPES
-from app.models.loader import ModelFolder, load_model
+from app.core.step import BuiltWorker, Limits, NewRequest, SchedulerOutput, Worker
+from app.errors import StartupError
+from app.kernels.ops import CPU_DTYPES, HAS_TRITON
+from app.models.loader import LoadedModel, ModelFolder, load_model
 from app.settings import Settings
 from app.worker.kv_storage import bind_kv_cache, bytes_per_block
 from app.worker.model_runner import ModelRunner
-from app.worker.resolve import resolve, resolve_blocks
+from app.worker.resolve import Resolved, resolve, resolve_blocks
+
+log = logging.getLogger(__name__)
 
 
 def build_worker(settings: Settings, path: Path) -> BuiltWorker:
@@ -22,13 +26,63 @@ def build_worker(settings: Settings, path: Path) -> BuiltWorker:
     clock = _PhaseClock()
     folder = ModelFolder.open(path)
     resolved = resolve(settings, folder)
-    device, dtype = resolved.device, resolved.dtype
     clock.lap("resolve")
-    loaded = load_model(folder, settings.model_impl, dtype, device, resolved.limits.max_model_len)
-    clock.lap("load_weights")
-    layers = loaded.attention_layers
+    try:
+        loaded = load_model(folder, settings, resolved.dtype, resolved.device, resolved.limits.max_model_len)
+        clock.lap("load_weights")
+        build = _build_gpu_runner if _choose_backend(settings, resolved) == "triton" else _build_runner
+        worker, limits = build(settings, resolved, loaded, clock)
+    except torch.cuda.OutOfMemoryError as error:
+        raise StartupError(
+            f"the GPU's memory does not suffice: {error}. Lower gpu_memory_utilization if other programs use this GPU, "
+            "else max_num_batched_tokens or max_num_seqs, or take a smaller model"
+        ) from error
+    return BuiltWorker(
+        worker=worker,
+        limits=limits,
+        architecture=folder.architecture,
+        model_impl=loaded.impl,
+        device=str(resolved.device),
+        dtype=str(resolved.dtype).removeprefix("torch."),
+        vocab_size=loaded.vocab_size,
+        startup_seconds=clock.seconds,
+    )
+
+
+def _choose_backend(settings: Settings, resolved: Resolved) -> str:
+    """Whose kernels attend; StartupError if they cannot on this device."""
+    on_gpu, asked = resolved.device.type == "cuda", settings.attention_backend
+    # Triton's interpreter runs its kernels anywhere, if slowly: for tests.
+    fits = {
+        "triton": HAS_TRITON and (on_gpu or bool(os.environ.get("TRITON_INTERPRET"))),
+        "cpu": not on_gpu and resolved.dtype in CPU_DTYPES,
+        "torch": True,
+    }
+    if asked != "auto":
+        if not fits[asked]:
+            raise StartupError(f"attention_backend: {asked} does not run on {resolved.device} with {resolved.dtype}")
+        return asked
+    chosen = ("triton" if HAS_TRITON else "torch") if on_gpu else "cpu" if fits["cpu"] else "torch"
+    reasons = {
+        "triton": "kernels that CUDA graphs can hold",
+        "cpu": "kernels that read KV blocks in place",
+        "torch": "no other kernels for this device and dtype",
+    }
+    log.info("attention backend %s: %s", chosen, reasons[chosen])
+    return chosen
+
+
+def _build_runner(
+    settings: Settings, resolved: Resolved, loaded: LoadedModel, clock: "_PhaseClock"
+) -> tuple[Worker, Limits]:
+    """A worker that runs steps as they come."""
+    device, dtype, layers = resolved.device, resolved.dtype, loaded.attention_layers
     limits = resolve_blocks(settings, resolved, bytes_per_block(layers, settings.block_size, dtype))
-    backend = _choose_backend(device, dtype)
+    backend = TorchPagedBackend()
+    if _choose_backend(settings, resolved) == "cpu":
+        from app.attention.backends.cpu_paged import CpuPagedBackend  # Numba is for the CPU only
+
+        backend = CpuPagedBackend()
     bind_kv_cache(layers, backend, limits.num_blocks, settings.block_size, dtype, device)
     clock.lap("allocate_kv_cache")
     runner = ModelRunner(
@@ -41,24 +95,39 @@ def build_worker(settings: Settings, path: Path) -> BuiltWorker:
     )
     _warm_up(runner, min(2, limits.max_model_len - 1))
     clock.lap("warm_up")
-    return BuiltWorker(
-        worker=runner,
-        limits=limits,
-        architecture=folder.architecture,
-        model_impl=loaded.impl,
-        device=str(device),
-        dtype=str(dtype).removeprefix("torch."),
-        vocab_size=loaded.vocab_size,
-        startup_seconds=clock.seconds,
+    return runner, limits
+
+
+def _build_gpu_runner(
+    settings: Settings, resolved: Resolved, loaded: LoadedModel, clock: "_PhaseClock"
+) -> tuple[Worker, Limits]:
+    """A worker that replays recorded steps."""
+    from app.attention.backends.triton_paged import TritonPagedBackend
+    from app.worker.gpu_runner import GpuRunner
+
+    device, dtype, layers = resolved.device, resolved.dtype, loaded.attention_layers
+    backend = TritonPagedBackend([layer.config for layer in layers])
+    runner = GpuRunner(
+        loaded,
+        backend,
+        device,
+        max_num_seqs=resolved.limits.max_num_seqs,
+        max_num_batched_tokens=resolved.limits.max_num_batched_tokens,
+        max_model_len=resolved.limits.max_model_len,
+        block_size=settings.block_size,
     )
-
-
-def _choose_backend(device: torch.device, dtype: torch.dtype) -> AttentionBackend:
-    if device.type == "cpu" and dtype in CPU_DTYPES:
-        from app.attention.backends.cpu_paged import CpuPagedBackend  # Numba is for the CPU only
-
-        return CpuPagedBackend()
-    return TorchPagedBackend()
+    activations = 0
+    if device.type == "cuda":
+        bind_kv_cache(layers, backend, 1, settings.block_size, dtype, device)  # to measure without
+        activations = runner.measure_activations()
+        clock.lap("measure_memory")
+    block_bytes = bytes_per_block(layers, settings.block_size, dtype)
+    limits = resolve_blocks(settings, resolved, block_bytes, activations)
+    bind_kv_cache(layers, backend, limits.num_blocks, settings.block_size, dtype, device)
+    clock.lap("allocate_kv_cache")
+    runner.prepare()
+    clock.lap("record_graphs")
+    return runner, limits
 
 
 def _warm_up(runner: ModelRunner, prompt_len: int) -> None:

@@ -5,6 +5,7 @@ whatever the number of requests.
 """
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -42,6 +43,17 @@ class StepInput:
     num_decodes: int
     samples: NDArray[np.bool_]
     """(requests,): whether the request's last token of this step is followed by a sampled one."""
+
+
+class PromptTargets(NamedTuple):
+    """Prompt tokens of one request whose logprobs are wanted, and predicted by this step's chunk."""
+
+    index: int
+    """Into the step's `rows`."""
+    logits_at: Ints
+    """Tokens of the step that predict them."""
+    token_ids: Ints
+    num_logprobs: int
 
 
 class InputBatch:
@@ -120,3 +132,21 @@ class InputBatch:
             chunk = self.token_ids[rows[index]][starts[index] : seq_lens[index]]
             input_ids[query_starts[index] : query_starts[index + 1]] = chunk
         return input_ids
+
+    def prompt_targets(self, batch: StepInput) -> list[PromptTargets]:
+        """For each request that wants logprobs of its prompt, what this step tells of them."""
+        targets = []
+        for index, row in enumerate(batch.rows):
+            sampling = self.sampling[row]
+            if sampling is None or sampling.prompt_logprobs is None:
+                continue
+            # The logits at a position predict the next one: the prompt's last has none to predict.
+            start, end = int(batch.query_starts[index]), int(batch.query_starts[index + 1])
+            offset = int(batch.positions[start])
+            first = start + max(0, int(self.num_prompt_logprobs[row]) - offset)
+            end = min(end, start + int(self.num_prompt[row]) - 1 - offset)
+            if first < end:
+                token_ids = self.token_ids[row][offset + first - start + 1 : offset + end - start + 1]
+                logits_at = np.arange(first, end)
+                targets.append(PromptTargets(int(batch.order[index]), logits_at, token_ids, sampling.prompt_logprobs))
+        return targets

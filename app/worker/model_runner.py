@@ -12,7 +12,7 @@ from app.attention.backends.torch_paged import AttentionMetadata
 from app.attention.context import ForwardContext, forward_context
 from app.core.step import NOT_SAMPLED, Logprobs, ModelRunnerOutput, SchedulerOutput
 from app.models.loader import LoadedModel
-from app.worker.input_batch import InputBatch, StepInput
+from app.worker.input_batch import InputBatch, PromptTargets, StepInput
 from app.worker.sampler import Sampler, top_logprobs
 
 
@@ -51,13 +51,15 @@ class ModelRunner:
         for request in step.new_requests:
             self.sampler.add(request.row, request.sampling, request.token_ids, request.num_prompt_tokens)
         batch = self.batch.prepare(step)
-        logits_at, num_prompt_positions = self._positions_with_logits(batch)
+        targets = self.batch.prompt_targets(batch)
         with forward_context(ForwardContext(self.backend, self._metadata(batch))):
             hidden = self.model(self._input_ids(batch), self._tensor(batch.positions))
+        # Logits of the last tokens of requests that sample, and of what logprobs of prompts need.
+        last = batch.query_starts[1:][batch.samples] - 1
+        logits_at = np.concatenate([last, *(target.logits_at for target in targets)])
         logits = self.model.compute_logits(hidden[self._tensor(logits_at)])
-        num_sampling = len(logits_at) - sum(num_prompt_positions.values())
-        prompt_logprobs = self._prompt_logprobs(batch, logits[num_sampling:], num_prompt_positions)
-        return self._sample(step, batch, logits[:num_sampling], prompt_logprobs)
+        prompt_logprobs = self._prompt_logprobs(logits[len(last) :], targets)
+        return self._sample(step, batch, logits[: len(last)], prompt_logprobs)
 
     def _input_ids(self, batch: StepInput) -> Tensor:
         """(tokens,): from the host, or what the row sampled last."""
@@ -75,39 +77,13 @@ class ModelRunner:
             block_size=self.batch.block_size,
         )
 
-    def _positions_with_logits(self, batch: StepInput) -> tuple[NDArray[np.int64], dict[int, int]]:
-        """Token indices whose logits are needed: last tokens of sampling requests, then what prompt logprobs need.
-
-        The second value is how many of the latter each request has, by index into the batch.
-        """
-        last = batch.query_starts[1:][batch.samples] - 1
-        wanted, counts = [last], {}
-        for index, row in enumerate(batch.rows):
-            sampling = self.batch.sampling[row]
-            if sampling is None or sampling.prompt_logprobs is None:
-                continue
-            # The logits at a position predict the next one: the prompt's last has none to predict.
-            start, end = batch.query_starts[index], batch.query_starts[index + 1]
-            offset = int(batch.positions[start])
-            first = start + max(0, int(self.batch.num_prompt_logprobs[row]) - offset)
-            end = min(end, start + int(self.batch.num_prompt[row]) - 1 - offset)
-            if first < end:
-                wanted.append(np.arange(first, end))
-                counts[index] = int(end - first)
-        return np.concatenate(wanted), counts
-
-    def _prompt_logprobs(self, batch: StepInput, logits: Tensor, counts: dict[int, int]) -> dict[int, list[Logprobs]]:
+    def _prompt_logprobs(self, logits: Tensor, targets: list[PromptTargets]) -> dict[int, list[Logprobs]]:
         """By index into the step's rows."""
-        result = {}
-        for (index, count), part in zip(counts.items(), logits.split(list(counts.values())), strict=True):
-            row = batch.rows[index]
-            sampling = self.batch.sampling[row]
-            assert sampling is not None
-            assert sampling.prompt_logprobs is not None
-            start = max(int(batch.positions[batch.query_starts[index]]), int(self.batch.num_prompt_logprobs[row]))
-            targets = self._tensor(self.batch.token_ids[row][start + 1 : start + 1 + count])
-            result[int(batch.order[index])] = top_logprobs(part, targets, sampling.prompt_logprobs)
-        return result
+        parts = logits.split([len(target.token_ids) for target in targets])
+        return {
+            target.index: top_logprobs(part, self._tensor(target.token_ids), target.num_logprobs).to_lists()
+            for target, part in zip(targets, parts, strict=True)
+        }
 
     def _sample(
         self, step: SchedulerOutput, batch: StepInput, logits: Tensor, prompt_logprobs: dict[int, list[Logprobs]]
@@ -124,7 +100,9 @@ class ModelRunner:
         self.last_sampled[self._tensor(rows)] = valid
         token_ids = np.full(len(step.rows), NOT_SAMPLED)
         token_ids[indices] = tokens.cpu().numpy()
-        logprobs = {int(indices[i]): top_logprobs(raw[i], valid[i : i + 1], count)[0] for i, count in wants.items()}
+        logprobs = {
+            int(indices[i]): top_logprobs(raw[i], valid[i : i + 1], count).to_lists()[0] for i, count in wants.items()
+        }
         return ModelRunnerOutput(token_ids.tolist(), logprobs, prompt_logprobs)
 
     def _tensor(self, array: NDArray[np.generic]) -> Tensor:

@@ -28,6 +28,10 @@ _KV_SHARE_OF_MEMORY = 0.5
 """Of the memory that is free once the weights are loaded. The rest is for activations, and for other programs."""
 
 
+_GRAPHS = 2**30
+"""What CUDA graphs take on top of the memory of what they record."""
+
+
 @dataclass(frozen=True)
 class Resolved:
     """What the engine runs with."""
@@ -90,8 +94,11 @@ def _max_model_len(settings: Settings, folder: ModelFolder) -> int:
     return length
 
 
-def resolve_blocks(settings: Settings, resolved: Resolved, bytes_per_block: int) -> Limits:
-    """Decide on the KV blocks; call it when the weights are loaded. StartupError if they do not suffice."""
+def resolve_blocks(settings: Settings, resolved: Resolved, bytes_per_block: int, activations: int = 0) -> Limits:
+    """Decide on the KV blocks; call it when the weights are loaded. StartupError if they do not suffice.
+
+    `activations`: bytes that a step takes on a GPU, as measured.
+    """
     limits = resolved.limits
     if settings.num_kv_blocks:
         num_blocks, reason = settings.num_kv_blocks, "as set"
@@ -99,8 +106,12 @@ def resolve_blocks(settings: Settings, resolved: Resolved, bytes_per_block: int)
         num_blocks, reason = settings.kv_cache_memory // bytes_per_block, "of kv_cache_memory"
     else:
         free = _free_memory(resolved.device)
+        if resolved.device.type == "cuda":
+            usable, share = _gpu_memory_left(settings, resolved.device, free, activations), 1.0
+        else:
+            usable, share = free, _KV_SHARE_OF_MEMORY
         useful = -(-limits.max_model_len // settings.block_size) * limits.max_num_seqs
-        num_blocks = min(int(free * _KV_SHARE_OF_MEMORY) // bytes_per_block, useful)
+        num_blocks = min(int(usable * share) // bytes_per_block, useful)
         reason = f"of the {free / 2**30:.1f} GiB that are free" if num_blocks < useful else "all that can be used"
     log.info(
         "%d KV blocks of %d tokens (%.2f GiB, %s)",
@@ -110,6 +121,25 @@ def resolve_blocks(settings: Settings, resolved: Resolved, bytes_per_block: int)
         reason,
     )
     return with_blocks(limits, settings, num_blocks)
+
+
+def _gpu_memory_left(settings: Settings, device: torch.device, free: int, activations: int) -> int:
+    """Bytes for KV blocks; StartupError if there are none."""
+    total = int(torch.cuda.mem_get_info(device)[1])
+    allowed = int(total * settings.gpu_memory_utilization)
+    left = allowed - (total - free) - activations - _GRAPHS
+    parts = (
+        f"{allowed / 2**30:.2f} GiB ({settings.gpu_memory_utilization:.0%} of {total / 2**30:.2f}) "
+        f"less {(total - free) / 2**30:.2f} in use (weights and all), {activations / 2**30:.2f} for the largest step "
+        f"and {_GRAPHS / 2**30:.2f} for CUDA graphs"
+    )
+    log.info("memory for KV blocks: %.2f GiB = %s", left / 2**30, parts)
+    if left <= 0:
+        raise StartupError(
+            f"gpu_memory_utilization: nothing is left for KV blocks: {parts}. Raise it, or lower "
+            "max_num_batched_tokens, or take a smaller model"
+        )
+    return left
 
 
 # ---------------------------------------------------------------------- what the machine has

@@ -5,6 +5,7 @@ of (seed, position). Whatever else is in the batch, and however often a request 
 """
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -195,11 +196,21 @@ def _invert(weights: Tensor, numbers: Tensor) -> Tensor:
     return torch.minimum(index, last)
 
 
-def top_logprobs(logits: Tensor, tokens: Tensor, count: int) -> list[Logprobs]:
+class TopLogprobs(NamedTuple):
+    """Log probabilities at n positions: of the token that stands there, then of the most probable ones."""
+
+    token_ids: Tensor
+    """(n, 1 + count)"""
+    logprobs: Tensor
+
+    def to_lists(self) -> list[Logprobs]:
+        """As they are sent, position by position."""
+        return [Logprobs(i, v) for i, v in zip(self.token_ids.tolist(), self.logprobs.tolist(), strict=True)]
+
+
+def top_logprobs(logits: Tensor, tokens: Tensor, count: int) -> TopLogprobs:
     """Log probabilities of `tokens` (n,) under logits (n, vocab), each followed by the `count` most probable."""
     logprobs = torch.log_softmax(logits, dim=-1)
-    chosen = logprobs.gather(1, tokens[:, None])
     values, ids = logprobs.topk(count, dim=-1)
-    all_ids = torch.cat((tokens[:, None], ids), dim=1).tolist()
-    all_values = torch.cat((chosen, values), dim=1).tolist()
-    return [Logprobs(i, v) for i, v in zip(all_ids, all_values, strict=True)]
+    chosen = logprobs.gather(1, tokens[:, None])
+    return TopLogprobs(torch.cat((tokens[:, None], ids), dim=1), torch.cat((chosen, values), dim=1))

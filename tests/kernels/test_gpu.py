@@ -203,10 +203,10 @@ VOCAB = 5000
 def sampling_tensors(rows: list[int], position: int = 7, **values: list[float]) -> sampling.SamplingTensors:
     """Greedy and without penalties, but for `values`."""
     off = {
-        "seed": 0, "temperature": 0, "top_k": VOCAB, "top_p": 1, "min_p": 0, "presence": 0, "frequency": 0,
-        "repetition": 1,
+        "seed": 0, "temperature": 0, "top_k": VOCAB, "top_p": 1, "min_p": 0, "adjusts": 0, "presence": 0,
+        "frequency": 0, "repetition": 1,
     }  # fmt: skip
-    kinds = {"seed": torch.int64, "top_k": torch.int32}
+    kinds = {"seed": torch.int64, "top_k": torch.int32, "adjusts": torch.int32}
     tensors = {
         name: torch.tensor(values.get(name, [value] * len(rows)), dtype=kinds.get(name, torch.float32), device=DEVICE)
         for name, value in off.items()
@@ -254,7 +254,8 @@ def kept(logits: Tensor, temperature: float, top_k: int, top_p: float, min_p: fl
 
 FILTERS = [
     (1.0, 5, 1.0, 0.0), (0.8, 50, 0.95, 0.0), (1.0, VOCAB, 0.5, 0.0), (2.0, VOCAB, 0.99, 0.0), (0.7, VOCAB, 1.0, 0.2),
-    (1.0, 1, 1.0, 0.0), (1.0, 30, 1.0, 0.0), (1.0, 4999, 1.0, 0.0), (1.0, VOCAB, 0.05, 0.0), (1.5, 20, 0.9, 0.05), (1.0, VOCAB, 1e-6, 0.0),
+    (1.0, 1, 1.0, 0.0), (1.0, 30, 1.0, 0.0), (1.0, 4999, 1.0, 0.0),
+    (1.0, VOCAB, 0.05, 0.0), (1.5, 20, 0.9, 0.05), (1.0, VOCAB, 1e-6, 0.0),
 ]  # fmt: skip
 
 
@@ -289,9 +290,10 @@ def test_tokens_are_drawn_with_their_probabilities_and_by_seed_and_position_alon
 
 def test_penalties_and_bias() -> None:
     logits = 3 * randn(2, VOCAB)
-    params = sampling_tensors([1, 2, 0], presence=[0.5, 0, 9], frequency=[0.25, 0, 9], repetition=[1.5, 1.0, 9])
+    params = sampling_tensors(
+        [1, 2, 0], adjusts=[1, 1, 0], presence=[0.5, 0, 9], frequency=[0.25, 0, 9], repetition=[1.5, 1.0, 9]
+    )
     memory = sampling.RowMemory(3, VOCAB, DEVICE)
-    memory.adjusts[1:] = 1
     memory.counts[1, :3] = torch.tensor([0, 1, 2 * 3 + 1], dtype=torch.int16)
     memory.bias[1, 4], memory.bias[2, 7] = -math.inf, 2.5
     expected = logits.clone()

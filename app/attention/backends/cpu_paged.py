@@ -28,9 +28,7 @@ class CpuPagedBackend(TorchPagedBackend):
         """See `AttentionBackend.rotate_and_store`."""
         if rope is None or norms is not None:
             return super().rotate_and_store(layer, qkv, rope, norms, metadata)
-        return rotate_and_store(
-            qkv, layer.config.num_heads, *rope, layer.k_cache, layer.v_cache, metadata.slot_mapping
-        )
+        return rotate_and_store(qkv, layer.config.num_heads, *rope, layer.k_cache, layer.v_cache, metadata.slot_mapping)
 
     def decode(self, layer: Attention, q: Tensor, metadata: AttentionMetadata, out: Tensor) -> None:
         """See `TorchPagedBackend.decode`."""

@@ -48,7 +48,9 @@ def _attend_tile(
     base = tl.where(new_largest == float("-inf"), 0.0, new_largest)
     weights = tl.exp2(scores - base[:, None])
     factor = tl.exp2(largest - base)
-    v = tl.load(v_base + place[:, None] * V_DIM + dv[None, :], mask=in_range[:, None] & (dv[None, :] < V_DIM), other=0.0)
+    v = tl.load(
+        v_base + place[:, None] * V_DIM + dv[None, :], mask=in_range[:, None] & (dv[None, :] < V_DIM), other=0.0
+    )
     if SLOW:
         added = tl.dot(weights, v, input_precision="ieee")
     else:

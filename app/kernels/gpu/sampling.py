@@ -3,7 +3,8 @@
 A token is drawn by a race: each one that may be drawn gets a random time, exponentially distributed with its
 probability as the rate, and the first wins (the Gumbel-max trick). Times are a hash of (seed, position, token) alone.
 
-Filters come down to one threshold: top-k, top-p and min-p each keep the logits from some value on. Four kernels find it:
+Filters come down to one threshold: top-k, top-p and min-p each keep the logits from some value on. Four kernels
+find it:
 
 1. `_scan`, in parts of each row: who wins without filters, and the largest logit of each 128;
 2. `_bound`: a value above which there are enough logits, from the largest of each 128 alone;
@@ -13,7 +14,6 @@ Filters come down to one threshold: top-k, top-p and min-p each keep the logits 
 Where the few are not enough, or too many, as with flat distributions, `_draw` searches the whole row: slower, no less
 exact. Greedy requests need the first kernel, and the last one to pick the largest of all parts.
 """
-
 
 from dataclasses import dataclass
 
@@ -39,6 +39,8 @@ class SamplingTensors:
     """int32; the size of the vocabulary if off."""
     top_p: Tensor
     min_p: Tensor
+    adjusts: Tensor
+    """int32: whether there are penalties or bias."""
     presence: Tensor
     frequency: Tensor
     repetition: Tensor
@@ -49,8 +51,6 @@ class RowMemory:
 
     def __init__(self, rows: int, vocab: int, device: torch.device) -> None:
         self.last_sampled = torch.zeros(rows, dtype=torch.int64, device=device)
-        self.adjusts = torch.zeros(rows, dtype=torch.int8, device=device)
-        """Whether the row has penalties or bias."""
         self.counts = torch.zeros(rows, vocab, dtype=torch.int16, device=device)
         """Twice a token's number in the output, plus one if it is in the prompt or the output."""
         self.bias = torch.zeros(rows, vocab, dtype=torch.float32, device=device)
@@ -407,7 +407,7 @@ def _adjust_part(
     index = tl.program_id(0)
     row = tl.load(rows + index).to(tl.int64)
     if row >= 0:
-        if tl.load(adjusts + row) != 0:
+        if tl.load(adjusts + index) != 0:
             at = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
             mask = at < VOCAB
             x = tl.load(logits + index.to(tl.int64) * VOCAB + at, mask=mask)
@@ -425,6 +425,6 @@ def adjust(logits: Tensor, params: SamplingTensors, memory: RowMemory) -> None:
     """Penalties and bias, in place, for those of logits (n, vocab) that want any."""
     n, vocab = logits.shape
     _adjust_part[(n, triton.cdiv(vocab, _PART))](
-        logits, params.rows, memory.adjusts, memory.counts, memory.bias, params.presence, params.frequency,
+        logits, params.rows, params.adjusts, memory.counts, memory.bias, params.presence, params.frequency,
         params.repetition, VOCAB=vocab, BLOCK=_PART, num_warps=8,
     )  # fmt: skip

@@ -1,0 +1,133 @@
+"""A step's numbers on their way to the GPU: one buffer, one copy."""
+
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Generic, NamedTuple, TypeVar
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from app.kernels.gpu.sampling import SamplingTensors
+
+Ints = NDArray[np.int32]
+Numbers = TypeVar("Numbers")
+
+
+class StepShape(NamedTuple):
+    """How much a forward pass has room for. Graphs are captured for a few shapes, and steps are padded to them."""
+
+    tokens: int
+    decodes: int
+    tiles: int
+
+
+@dataclass(frozen=True)
+class BodyInputs(Generic[Numbers]):
+    """What a forward pass of a shape reads; of numpy arrays on the host, of tensors on the device."""
+
+    input_ids: Numbers
+    """(tokens,); meaningless for tokens that their rows sampled last."""
+    sampled_by: Numbers
+    """(tokens,): the row that sampled the token last, or -1 for one that came with its request."""
+    positions: Numbers
+    """(tokens,)"""
+    slot_mapping: Numbers
+    """(tokens,)"""
+    decode_rows: Numbers
+    """(decodes,)"""
+    decode_lens: Numbers
+    """(decodes,)"""
+    tiles: Numbers
+    """(tiles * 4,)"""
+
+
+_SAMPLING_FIELDS = {
+    "seed": np.int64,
+    "positions": np.int32,
+    "rows": np.int32,
+    "logits_at": np.int32,
+    "temperature": np.float32,
+    "top_k": np.int32,
+    "top_p": np.float32,
+    "min_p": np.float32,
+    "adjusts": np.int32,
+    "presence": np.float32,
+    "frequency": np.float32,
+    "repetition": np.float32,
+}
+_SAMPLING_INTS = sum(np.dtype(kind).itemsize // 4 for kind in _SAMPLING_FIELDS.values())
+_TORCH = {np.int64: torch.int64, np.int32: torch.int32, np.float32: torch.float32}
+
+
+class GpuInputs:
+    """The buffer: numbers of sampling first, then those of the forward pass, then changes of block tables.
+
+    There are two buffers on the host, used in turn: a step is prepared while the one before it may not have been
+    copied yet. The device needs only one, since copies wait for the steps before them.
+    """
+
+    def __init__(self, max_num_seqs: int, largest: StepShape, max_updates: int, device: torch.device) -> None:
+        self._body_at = _SAMPLING_INTS * max_num_seqs
+        self.updates_at = self._body_at + 4 * largest.tokens + 2 * largest.decodes + 4 * largest.tiles
+        size = self.updates_at + 2 * max_updates
+        on_gpu = device.type == "cuda"
+        self._hosts = [torch.zeros(size, dtype=torch.int32, pin_memory=on_gpu) for _ in range(2)]
+        self._device = torch.zeros(size, dtype=torch.int32, device=device)
+        self._turn = 0
+
+    def next_step(self) -> None:
+        """From now on, write to the other buffer."""
+        self._turn = 1 - self._turn
+
+    def send(self, shape: StepShape, num_updates: int) -> tuple[Tensor, Tensor]:
+        """Copy what was written to the device; returns the places of the updates and their values there."""
+        # Updates lie behind the largest shape: two pieces, unless there are none.
+        self._copy(0, self._body_at + 4 * shape.tokens + 2 * shape.decodes + 4 * shape.tiles)
+        at = self.updates_at
+        self._copy(at, at + 2 * num_updates)
+        return self._device[at : at + num_updates], self._device[at + num_updates : at + 2 * num_updates]
+
+    def _copy(self, start: int, end: int) -> None:
+        if start < end:
+            self._device[start:end].copy_(self._hosts[self._turn][start:end], non_blocking=True)
+
+    def host_updates(self, count: int) -> tuple[Ints, Ints]:
+        """Where to write places and values of changes of block tables."""
+        host: Ints = self._hosts[self._turn].numpy()
+        at = self.updates_at
+        return host[at : at + count], host[at + count : at + 2 * count]
+
+    def host_body(self, shape: StepShape) -> BodyInputs[Ints]:
+        """Where to write the numbers of a forward pass."""
+        return BodyInputs(*(self._hosts[self._turn][part].numpy() for part in self._body_parts(shape)))
+
+    def device_body(self, shape: StepShape) -> BodyInputs[Tensor]:
+        """Where the device finds them."""
+        return BodyInputs(*(self._device[part] for part in self._body_parts(shape)))
+
+    def _body_parts(self, shape: StepShape) -> list[slice]:
+        sizes = [shape.tokens] * 4 + [shape.decodes] * 2 + [4 * shape.tiles]
+        ends = self._body_at + np.cumsum([0, *sizes])
+        return [slice(int(start), int(end)) for start, end in pairwise(ends)]
+
+    def host_sampling(self, count: int) -> dict[str, NDArray[np.generic]]:
+        """Where to write the numbers of sampling, by name: the fields of SamplingTensors, and `logits_at`."""
+        host = self._hosts[self._turn].numpy()
+        return {name: host[part].view(kind) for name, kind, part in self._sampling_parts(count)}
+
+    def device_sampling(self, count: int) -> tuple[SamplingTensors, Tensor]:
+        """Where the device finds them; the second value is (count,) tokens whose logits are wanted."""
+        tensors = {name: self._device[part].view(_TORCH[kind]) for name, kind, part in self._sampling_parts(count)}
+        logits_at = tensors.pop("logits_at")
+        return SamplingTensors(**tensors), logits_at
+
+    @staticmethod
+    def _sampling_parts(count: int) -> list[tuple[str, type, slice]]:
+        parts, start = [], 0
+        for name, kind in _SAMPLING_FIELDS.items():
+            end = start + count * (np.dtype(kind).itemsize // 4)
+            parts.append((name, kind, slice(start, end)))
+            start = end
+        return parts

@@ -1,0 +1,350 @@
+"""Runs steps on a GPU: nothing is waited for but the tokens, and each step is a replay of recorded work.
+
+A step is two pieces: the forward pass, from token ids to hidden states, in some shape that holds it; and sampling, from
+hidden states to tokens, for some number of requests. What differs from step to step are numbers in a buffer.
+"""
+
+import logging
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from app.attention.backends.triton_paged import GpuMetadata, TritonPagedBackend
+from app.attention.context import ForwardContext, forward_context
+from app.core.step import NOT_SAMPLED, ModelRunnerOutput, SchedulerOutput, StepHandle
+from app.kernels.gpu.sampling import Scratch, adjust, choose
+from app.models.loader import LoadedModel
+from app.worker.cuda_graphs import CudaGraphs, decode_sizes, fitting, token_sizes
+from app.worker.gpu_inputs import GpuInputs, StepShape
+from app.worker.gpu_sampling import NO_LOGPROBS, RowSampling
+from app.worker.input_batch import InputBatch, Ints, StepInput
+from app.worker.sampler import TopLogprobs, top_logprobs
+
+log = logging.getLogger(__name__)
+
+_LOGITS_AT_ONCE = 256
+"""Rows of logits that are computed together for logprobs of prompts: each takes half a megabyte and more."""
+
+
+class GpuRunner:
+    """The worker of one GPU. `submit` returns while the GPU works: so the engine plans a step during the one before."""
+
+    def __init__(
+        self,
+        loaded: LoadedModel,
+        backend: TritonPagedBackend,
+        device: torch.device,
+        *,
+        max_num_seqs: int,
+        max_num_batched_tokens: int,
+        max_model_len: int,
+        block_size: int,
+    ) -> None:
+        self.model = loaded.model
+        self.backend = backend
+        self.device = device
+        self.batch = InputBatch(max_num_seqs, max_model_len, block_size)
+        self.sampling = RowSampling(max_num_seqs, loaded.vocab_size, device)
+        self.block_tables = torch.zeros(self.batch.block_table.shape, dtype=torch.int32, device=device)
+        self._decode_sizes = decode_sizes(max_num_seqs)
+        self._token_sizes = token_sizes(max_num_batched_tokens)
+        self.largest = self._mixed_shape(max_num_batched_tokens)
+        self._inputs = GpuInputs(max_num_seqs, self.largest, self.block_tables.numel(), device)
+        self._scratch = Scratch(max_num_seqs, loaded.vocab_size, device)
+        self._tokens = torch.zeros(max_num_seqs, dtype=torch.int32, device=device)
+        self._hidden: Tensor
+        """(max_num_batched_tokens, hidden_size): from one piece of a step to the other."""
+        self._graphs: CudaGraphs | None = None
+
+    def _mixed_shape(self, tokens: int) -> StepShape:
+        """For steps with chunks of prompts, of two tokens at least: each may end with a tile that is not full."""
+        requests = len(self.batch.num_blocks)
+        tiles = tokens // self.backend.tile_tokens + min(tokens // 2, requests)
+        return StepShape(tokens, min(tokens, requests), tiles)
+
+    # ------------------------------------------------------------------ start-up
+
+    @torch.inference_mode()
+    def measure_activations(self) -> int:
+        """Bytes that the largest step takes, beside weights and KV blocks. The layers need some cache already."""
+        torch.cuda.synchronize()
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        self._write_body(None, self.largest)
+        self._inputs.send(self.largest, 0)
+        self._allocate_hidden()
+        self._run_body(self.largest)
+        self._write_sampling(None, self._decode_sizes[-1])
+        self._inputs.send(self.largest, 0)
+        self._run_sampling(self._decode_sizes[-1], draws=True)
+        torch.cuda.synchronize()
+        peak = torch.cuda.max_memory_allocated() - before
+        torch.cuda.empty_cache()
+        return int(peak)
+
+    @torch.inference_mode()
+    def prepare(self) -> None:
+        """Run every shape once, so that all kernels are compiled, and record it where there is a GPU."""
+        shapes = [self._mixed_shape(size) for size in self._token_sizes[::-1]]
+        shapes += [StepShape(size, size, 0) for size in self._decode_sizes[::-1]]
+        self._allocate_hidden()
+        graphs = CudaGraphs() if self.device.type == "cuda" else None
+        try:
+            for shape in shapes:
+                self._write_body(None, shape)
+                self._inputs.send(shape, 0)
+                self._run_body(shape)
+                if graphs:
+                    graphs.record(shape, lambda shape=shape: self._run_body(shape))  # type: ignore[misc]
+            for size in self._decode_sizes[::-1]:
+                for draws in (False, True):
+                    self._write_sampling(None, size)
+                    self._inputs.send(shapes[-1], 0)
+                    self._run_sampling(size, draws)
+                    if graphs:
+                        graphs.record((size, draws), lambda s=size, d=draws: self._run_sampling(s, d))  # type: ignore[misc]
+        except RuntimeError as error:
+            if graphs is None or isinstance(error, torch.cuda.OutOfMemoryError):
+                raise
+            log.warning("this model's steps cannot be recorded as CUDA graphs, and run slower without: %s", error)
+            graphs = None
+        self._graphs = graphs
+        if self.device.type == "cuda":
+            torch.cuda.synchronize()
+
+    def _allocate_hidden(self) -> None:
+        if not hasattr(self, "_hidden"):
+            shape = StepShape(1, 1, 0)
+            self._write_body(None, shape)
+            self._inputs.send(shape, 0)
+            hidden = self._forward(shape)
+            self._hidden = hidden.new_zeros(self.largest.tokens, hidden.shape[-1])
+
+    # ------------------------------------------------------------------ a step
+
+    def submit(self, step: SchedulerOutput) -> StepHandle:
+        """See `app.core.step.Worker`."""
+        try:
+            return self._launch(step)
+        except Exception as error:  # the handle raises it
+            return _Failed(error)
+
+    @torch.inference_mode()
+    def _launch(self, step: SchedulerOutput) -> StepHandle:
+        for request in step.new_requests:
+            self.sampling.add(request)
+        batch = self.batch.prepare(step)
+        samples = np.flatnonzero(batch.samples)
+        rows, lengths = batch.rows[samples], batch.seq_lens[samples]
+        self.sampling.let_stop(rows, lengths)
+
+        shape = self._shape_of(batch)
+        size = fitting(self._decode_sizes, max(1, len(rows)))
+        self._inputs.next_step()
+        self._write_body(batch, shape)
+        self._write_sampling(batch, size, samples)
+        self._send(step, shape)
+        self._replay(shape, lambda: self._run_body(shape))
+        result = _Launched(batch.order[samples], len(step.rows))
+        self._add_prompt_logprobs(batch, result)
+        if len(rows):
+            self._sample(rows, size, result)
+        if self.device.type == "cuda":
+            result.done = torch.cuda.Event()
+            result.done.record()
+        return result
+
+    def _shape_of(self, batch: StepInput) -> StepShape:
+        count = len(batch.positions)
+        if count == batch.num_decodes:
+            size = fitting(self._decode_sizes, count)
+            return StepShape(size, size, 0)
+        return self._mixed_shape(fitting(self._token_sizes, count))
+
+    def _replay(self, name: Hashable, work: Callable[[], None]) -> None:
+        if self._graphs is not None:
+            self._graphs.replay(name)
+        else:
+            work()
+
+    def _sample(self, rows: Ints, size: int, result: "_Launched") -> None:
+        """Draw the tokens, and have them sent to the host."""
+        wants = np.flatnonzero(self.sampling.num_logprobs[rows] != NO_LOGPROBS)
+        draws = not self.sampling.are_greedy(rows)
+        if len(wants):  # reported log probabilities are the model's own: before penalties and bias change the logits
+            logits = self._compute_logits(size)
+            raw = logits[torch.from_numpy(wants).to(self.device)]
+            self._choose(logits, size, draws)
+            for at, index in enumerate(wants.tolist()):
+                count = int(self.sampling.num_logprobs[rows[index]])
+                tokens = self._tokens[index : index + 1].long().clamp(min=0)
+                result.logprobs[int(result.indices[index])] = self._fetch(top_logprobs(raw[at : at + 1], tokens, count))
+        else:
+            self._replay((size, draws), lambda: self._run_sampling(size, draws))
+        result.token_ids = self._to_host(self._tokens[: len(rows)])
+
+    def _add_prompt_logprobs(self, batch: StepInput, result: "_Launched") -> None:
+        for target in self.batch.prompt_targets(batch):
+            places = torch.from_numpy(target.logits_at).to(self.device)
+            token_ids = torch.from_numpy(target.token_ids).to(self.device)
+            pieces = zip(places.split(_LOGITS_AT_ONCE), token_ids.split(_LOGITS_AT_ONCE), strict=True)
+            result.prompt_logprobs[target.index] = [
+                self._fetch(top_logprobs(self.model.compute_logits(self._hidden[at]), ids, target.num_logprobs))
+                for at, ids in pieces
+            ]
+
+    def _fetch(self, logprobs: TopLogprobs) -> TopLogprobs:
+        return TopLogprobs(self._to_host(logprobs.token_ids), self._to_host(logprobs.logprobs))
+
+    def _to_host(self, tensor: Tensor) -> Tensor:
+        """A copy that is complete when the step is."""
+        if self.device.type == "cpu":
+            return tensor.clone()
+        host = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
+        return host.copy_(tensor, non_blocking=True)
+
+    # ------------------------------------------------------------------ the numbers of a step
+
+    def _write_body(self, batch: StepInput | None, shape: StepShape) -> None:
+        """Write a step's numbers, or those of a step of nothing but padding."""
+        to = self._inputs.host_body(shape)
+        count = len(batch.positions) if batch else 0
+        decodes = batch.num_decodes if batch else 0
+        to.input_ids[count:] = 0
+        to.sampled_by[count:] = -1
+        to.positions[count:] = 0
+        to.slot_mapping[count:] = -1
+        to.decode_rows[decodes:] = 0
+        to.decode_lens[decodes:] = 0
+        to.tiles[:] = 0
+        if batch is None:
+            return
+        to.input_ids[:count] = batch.input_ids
+        to.sampled_by[:count] = np.where(batch.input_is_sampled, batch.token_rows, -1)
+        to.positions[:count] = batch.positions
+        to.slot_mapping[:count] = batch.slot_mapping
+        to.decode_rows[:decodes] = batch.rows[:decodes]
+        to.decode_lens[:decodes] = batch.seq_lens[:decodes]
+        tiles, at = to.tiles.reshape(-1, 4), 0
+        for index in range(decodes, len(batch.rows)):
+            start, end = int(batch.query_starts[index]), int(batch.query_starts[index + 1])
+            first = np.arange(start, end, self.backend.tile_tokens)
+            part = tiles[at : at + len(first)]
+            part[:, 0] = batch.rows[index]
+            part[:, 1] = first
+            part[:, 2] = np.minimum(end - first, self.backend.tile_tokens)
+            part[:, 3] = batch.positions[first]
+            at += len(first)
+
+    def _write_sampling(self, batch: StepInput | None, size: int, samples: Ints | None = None) -> None:
+        """Write what sampling needs to know of the requests `samples` of a step, or of padding."""
+        to = self._inputs.host_sampling(size)
+        if batch is None or samples is None:
+            batch, samples = None, np.zeros(0, dtype=np.int64)
+        count, rows = len(samples), samples if batch is None else batch.rows[samples]
+        self.sampling.write(rows, to)
+        to["rows"][:count] = rows
+        to["rows"][count:] = -1
+        to["logits_at"][:] = 0
+        to["positions"][:] = 0
+        if batch is not None:
+            to["logits_at"][:count] = batch.query_starts[1:][samples] - 1
+            to["positions"][:count] = batch.seq_lens[samples] - 1
+
+    def _send(self, step: SchedulerOutput, shape: StepShape) -> None:
+        """Copy what was written to the device, and the blocks that rows got in this step to its block tables."""
+        changed = [(request.row, request.block_ids) for request in step.new_requests]
+        places, values = [], []
+        for row, block_ids in changed:
+            places.append(np.arange(len(block_ids)) + row * self.block_tables.shape[1])
+            values.append(block_ids)
+        for row, block_ids in step.new_blocks:
+            end = int(self.batch.num_blocks[row])
+            places.append(np.arange(end - len(block_ids), end) + row * self.block_tables.shape[1])
+            values.append(block_ids)
+        count = sum(map(len, values))
+        if count:
+            to_places, to_values = self._inputs.host_updates(count)
+            np.concatenate(places, out=to_places, casting="same_kind")
+            to_values[:] = np.concatenate(values)
+        at, blocks = self._inputs.send(shape, count)
+        if count:
+            self.block_tables.view(-1).index_copy_(0, at.long(), blocks)
+
+    # ------------------------------------------------------------------ what is recorded
+
+    def _run_body(self, shape: StepShape) -> None:
+        hidden = self._forward(shape)
+        self._hidden[: shape.tokens].copy_(hidden)
+
+    def _forward(self, shape: StepShape) -> Tensor:
+        x = self._inputs.device_body(shape)
+        sampled = self.sampling.memory.last_sampled[x.sampled_by.clamp(min=0)]
+        input_ids = torch.where(x.sampled_by >= 0, sampled, x.input_ids)
+        metadata = GpuMetadata(
+            slot_mapping=x.slot_mapping,
+            block_tables=self.block_tables,
+            decode_rows=x.decode_rows,
+            decode_lens=x.decode_lens,
+            tiles=x.tiles.view(-1, 4),
+        )
+        with forward_context(ForwardContext(self.backend, metadata)):
+            hidden: Tensor = self.model(input_ids, x.positions.long())
+        return hidden
+
+    def _run_sampling(self, size: int, draws: bool) -> None:
+        self._choose(self._compute_logits(size), size, draws)
+
+    def _compute_logits(self, size: int) -> Tensor:
+        _, logits_at = self._inputs.device_sampling(size)
+        logits: Tensor = self.model.compute_logits(self._hidden[logits_at])
+        return logits
+
+    def _choose(self, logits: Tensor, size: int, draws: bool) -> None:
+        params, _ = self._inputs.device_sampling(size)
+        if draws:
+            adjust(logits, params, self.sampling.memory)
+        choose(logits, params, self.sampling.memory, self._scratch, self._tokens[:size], draws=draws)
+
+
+@dataclass
+class _Launched:
+    """A step that the GPU works on."""
+
+    indices: Ints
+    """Into the step's rows: whose tokens come."""
+    num_rows: int
+    token_ids: Tensor | None = None
+    logprobs: dict[int, TopLogprobs] = field(default_factory=dict)
+    prompt_logprobs: dict[int, list[TopLogprobs]] = field(default_factory=dict)
+    done: torch.cuda.Event | None = None
+
+    def result(self) -> ModelRunnerOutput:
+        """See `StepHandle`."""
+        if self.done is not None:
+            self.done.synchronize()
+        token_ids = np.full(self.num_rows, NOT_SAMPLED)
+        if self.token_ids is not None:
+            token_ids[self.indices] = self.token_ids.numpy()
+        return ModelRunnerOutput(
+            token_ids.tolist(),
+            {index: logprobs.to_lists()[0] for index, logprobs in self.logprobs.items()},
+            {
+                index: [one for part in parts for one in part.to_lists()]
+                for index, parts in self.prompt_logprobs.items()
+            },
+        )
+
+
+@dataclass
+class _Failed:
+    """A step that could not be launched."""
+
+    error: Exception
+
+    def result(self) -> ModelRunnerOutput:
+        """Raises the error."""
+        raise self.error

@@ -1,0 +1,145 @@
+"""A decode step on the GPU against what its memory allows, without HTTP or scheduler.
+
+The floor of a step is the bytes of weights and of K/V that it reads, over the bandwidth of a copy measured in the same
+run (read and written bytes both count). Steps are launched one ahead, as the engine does it. `--profile` adds the time
+of each kind of kernel in a step.
+"""
+
+import argparse
+import statistics
+import sys
+import time
+from collections import defaultdict
+from pathlib import Path
+
+import torch
+from common import print_table, write_result
+
+from app.core.sampling import SamplingParams
+from app.core.step import BuiltWorker, NewRequest, SchedulerOutput
+from app.settings import load_settings
+from app.worker.factory import build_worker
+
+
+def copy_bandwidth() -> float:
+    """Bytes a second, read and written: the median of some copies of a gigabyte."""
+    source = torch.empty(2**30, dtype=torch.uint8, device="cuda")
+    target, rates = torch.empty_like(source), []
+    for _ in range(10):
+        begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+        begin.record()
+        for _ in range(4):
+            target.copy_(source)
+        end.record()
+        torch.cuda.synchronize()
+        rates.append(4 * 2 * source.nbytes / begin.elapsed_time(end) * 1000)
+    return statistics.median(rates)
+
+
+def prefill(built: BuiltWorker, batch: int, args: argparse.Namespace, sampling: SamplingParams) -> float:
+    """Give rows 0 to batch - 1 to requests and compute their prompts; returns seconds."""
+    blocks = -(-(args.input_len + args.steps + 8) // args.block_size)
+    at_once = max(1, args.max_num_batched_tokens // args.input_len)
+    began = time.perf_counter()
+    for first in range(0, batch, at_once):
+        rows = list(range(first, min(batch, first + at_once)))
+        requests = [
+            NewRequest(
+                row=row,
+                token_ids=[(7 * row + 13 * at) % 30_000 for at in range(args.input_len)],
+                num_prompt_tokens=args.input_len,
+                num_computed_tokens=0,
+                block_ids=list(range(row * blocks, (row + 1) * blocks)),
+                num_prompt_logprobs=0,
+                sampling=sampling,
+            )
+            for row in rows
+        ]
+        step = SchedulerOutput(requests, [], rows, [str(row) for row in rows], [args.input_len] * len(rows))
+        built.worker.submit(step).result()
+    return time.perf_counter() - began
+
+
+def decode(built: BuiltWorker, batch: int, steps: int) -> list[float]:
+    """Seconds of each of some steps in which all rows decode."""
+    rows = list(range(batch))
+    step = SchedulerOutput([], [], rows, [str(row) for row in rows], [1] * batch)
+    in_flight = built.worker.submit(step)
+    times, last = [], time.perf_counter()
+    for _ in range(steps - 1):
+        following = built.worker.submit(step)
+        in_flight.result()
+        in_flight = following
+        now = time.perf_counter()
+        times.append(now - last)
+        last = now
+    in_flight.result()
+    return times
+
+
+def profile(built: BuiltWorker, batch: int) -> None:
+    """Print how long each kind of kernel takes in a step, and how long none runs."""
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as recorded:
+        decode(built, batch, 10)
+    spent: dict[str, list[float]] = defaultdict(list)
+    events = [event for event in recorded.events() if event.device_type == torch.profiler.DeviceType.CUDA]
+    for event in events:
+        spent[event.name[:70]].append(event.time_range.elapsed_us())
+    span = max(event.time_range.end for event in events) - min(event.time_range.start for event in events)
+    busy = sum(map(sum, spent.values()))
+    print(f"\nbatch {batch}: {span / 10:.0f} us a step, of which {busy / 10:.0f} in kernels")
+    for name, times in sorted(spent.items(), key=lambda item: -sum(item[1]))[:14]:
+        print(f"{sum(times) / 10:9.1f} us {len(times) / 10:6.1f} x {statistics.median(times):7.1f}  {name}")
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--model", type=Path, required=True, help="a folder with config.json; weights are random")
+    parser.add_argument("--batch", type=int, nargs="+", default=[1, 32, 256])
+    parser.add_argument("--input-len", type=int, default=512)
+    parser.add_argument("--steps", type=int, default=100)
+    parser.add_argument("--block-size", type=int, default=16)
+    parser.add_argument("--max-num-batched-tokens", type=int, default=8192)
+    parser.add_argument("--max-model-len", type=int, default=8192)
+    parser.add_argument("--profile", action="store_true")
+    parser.add_argument("--sampled", action="store_true", help="temperature 0.8, top-k 50, top-p 0.95 beside greedy")
+    args = parser.parse_args()
+    bandwidth = copy_bandwidth()
+    settings = load_settings(
+        model=str(args.model),
+        load_format="dummy",
+        block_size=args.block_size,
+        max_num_batched_tokens=args.max_num_batched_tokens,
+        max_model_len=args.max_model_len,
+    )
+    built = build_worker(settings, args.model)
+    runner = built.worker
+    model = runner.model  # type: ignore[attr-defined]
+    weights = sum(p.nbytes for p in {id(p): p for p in model.parameters()}.values())
+    if not model.config.tie_word_embeddings:
+        weights -= model.embed_tokens.weight.nbytes
+    caches = [(layer.k_cache, layer.v_cache) for layer in model.modules() if hasattr(layer, "k_cache")]
+    per_token = sum(c.nbytes // (c.shape[0] * c.shape[2]) for pair in caches for c in pair)
+    kinds = {"greedy": SamplingParams(max_tokens=10**6, seed=1, temperature=0.0)}
+    if args.sampled:
+        kinds["sampled"] = SamplingParams(max_tokens=10**6, seed=1, temperature=0.8, top_k=50, top_p=0.95)
+    rows = []
+    for batch in args.batch:
+        floor = (weights + batch * (args.input_len + args.steps / 2) * per_token) / bandwidth
+        for kind, sampling in kinds.items():
+            prefill_s = prefill(built, batch, args, sampling)
+            step = statistics.median(decode(built, batch, args.steps))
+            rows.append((batch, kind, prefill_s, step * 1000, floor * 1000, floor / step))
+            print(rows[-1], flush=True)
+        if args.profile:
+            profile(built, batch)
+    header = ("batch", "sampling", "prefill s", "step ms", "floor ms", "floor / step")
+    print_table(header, rows)
+    figures = {"copy_bytes_per_s": bandwidth, "startup_seconds": built.startup_seconds}
+    figures |= {"gpu": torch.cuda.get_device_name()}
+    write_result(args, figures | {"steps": [dict(zip(header, row, strict=True)) for row in rows]})
+
+
+if __name__ == "__main__":
+    sys.exit(main())
