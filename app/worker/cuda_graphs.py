@@ -43,12 +43,6 @@ class CudaGraphs:
         """Run a recorded piece; KeyError if there is none of the name."""
         self._graphs[name].replay()
 
-    def __contains__(self, name: Hashable) -> bool:
-        return name in self._graphs
-
-    def __len__(self) -> int:
-        return len(self._graphs)
-
 
 def decode_sizes(most: int) -> list[int]:
     """Numbers of decoding requests to record graphs for. Little is wasted: weights are read once in any case."""

@@ -72,10 +72,10 @@ class GpuRunner:
         """Bytes that the largest step takes, beside weights and KV blocks. The layers need some cache already."""
         torch.cuda.synchronize()
         torch.cuda.reset_peak_memory_stats()
+        self._allocate_hidden()
         before = torch.cuda.memory_allocated()
         self._write_body(None, self.largest)
         self._inputs.send(self.largest, 0)
-        self._allocate_hidden()
         self._run_body(self.largest)
         self._write_sampling(None, self._decode_sizes[-1])
         self._inputs.send(self.largest, 0)
@@ -122,6 +122,7 @@ class GpuRunner:
             self._inputs.send(shape, 0)
             hidden = self._forward(shape)
             self._hidden = hidden.new_zeros(self.largest.tokens, hidden.shape[-1])
+            hidden.cpu()  # what was sent may be written over only when it has arrived
 
     # ------------------------------------------------------------------ a step
 
