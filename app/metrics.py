@@ -4,10 +4,12 @@ Names follow the field's (vLLM's above all), with the prefix `paceline_`. A reco
 some are made for every token of every stream.
 """
 
+import os
 from collections.abc import Iterator, Mapping
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, generate_latest
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
+from prometheus_client.multiprocess import MultiProcessCollector
 
 from app.core.messages import EngineStats, RequestTiming
 from app.core.request import FinishReason
@@ -36,12 +38,19 @@ def _steps(first: float, last: float) -> Iterator[float]:
 _TOKEN_BUCKETS = [float(2**power) for power in range(15)]
 
 
+SHARED_FOLDER = "PROMETHEUS_MULTIPROC_DIR"
+"""Environment variable that makes several processes count together, in files of this folder. It has to be set before
+prometheus_client is imported."""
+
+
 class Metrics:
-    """All figures of one process, in a registry of its own."""
+    """All figures of one process, in a registry of its own; or of all API workers, if SHARED_FOLDER is set."""
 
     def __init__(self) -> None:
         self._registry = CollectorRegistry()
-        ProcessCollector(registry=self._registry)
+        self._are_shared = SHARED_FOLDER in os.environ
+        if not self._are_shared:
+            ProcessCollector(registry=self._registry)
         self._define_request_metrics()
         self._define_engine_metrics()
 
@@ -127,7 +136,11 @@ class Metrics:
 
     def render(self) -> bytes:
         """Everything in Prometheus' text format; see CONTENT_TYPE."""
-        return generate_latest(self._registry)
+        if not self._are_shared:
+            return generate_latest(self._registry)
+        everybody = CollectorRegistry()
+        MultiProcessCollector(everybody)
+        return generate_latest(everybody)
 
     # ------------------------------------------------------------------ definitions
 
@@ -138,4 +151,6 @@ class Metrics:
         return Counter(name, text, labels or [], namespace=_PREFIX, registry=self._registry)
 
     def _gauge(self, name: str, text: str, labels: list[str] | None = None) -> Gauge:
-        return Gauge(name, text, labels or [], namespace=_PREFIX, registry=self._registry)
+        # What one process has set last counts: gauges are the engine's, which tells one process of them.
+        mode = {"multiprocess_mode": "mostrecent"} if self._are_shared else {}
+        return Gauge(name, text, labels or [], namespace=_PREFIX, registry=self._registry, **mode)

@@ -1,10 +1,11 @@
 """Process lifecycle: an engine and the API workers around it.
 
 The supervisor itself is light: no torch, no event loop. It starts the engine first, since loading the model takes
-longest; the API worker starts beside it, and says "loading" until the engine is ready.
+longest; API workers start beside it, and say "loading" until the engine is ready.
 """
 
 import logging
+import os
 import queue
 import shutil
 import signal
@@ -19,6 +20,7 @@ from pathlib import Path
 from app.errors import EXIT_STARTUP_ERROR, StartupError
 from app.hub.source import find_model
 from app.log import configure_logging
+from app.metrics import SHARED_FOLDER
 from app.settings import Settings
 
 log = logging.getLogger(__name__)
@@ -33,14 +35,14 @@ class EngineProcess:
     def __init__(self, settings: Settings, model_folder: Path) -> None:
         """Start it; `address` is where API workers find it."""
         # A folder that only this user may enter: whoever reaches the socket commands the engine.
-        self._folder = tempfile.mkdtemp(prefix="paceline-")
-        self.address = f"ipc://{self._folder}/engine"
+        self.folder = tempfile.mkdtemp(prefix="paceline-")
+        self.address = f"ipc://{self.folder}/engine"
         self.process = _start("app.engine.process", settings, self.address, str(model_folder.absolute()))
 
     @property
     def was_ready(self) -> bool:
         """Whether it has loaded its model: from then on there is its socket."""
-        return Path(self._folder, "engine").exists()
+        return Path(self.folder, "engine").exists()
 
     @property
     def exit_code(self) -> int | None:
@@ -50,16 +52,19 @@ class EngineProcess:
     def stop(self) -> None:
         """End it, and remove its socket."""
         _stop(self.process)
-        shutil.rmtree(self._folder, ignore_errors=True)
+        shutil.rmtree(self.folder, ignore_errors=True)
 
 
-def _start(module: str, settings: Settings, *arguments: str, fds: tuple[int, ...] = ()) -> subprocess.Popen[bytes]:
+def _start(
+    module: str, settings: Settings, *arguments: str, fds: tuple[int, ...] = (), **environment: str
+) -> subprocess.Popen[bytes]:
     """Run a module as a child, which reads its settings from stdin, and ends when that does (`app.child`)."""
     process = subprocess.Popen(
         [sys.executable, "-m", module, *arguments],
         cwd=Path(__file__).parents[1],  # what holds `app`: where the user is, there may be another of that name
         stdin=subprocess.PIPE,
         pass_fds=fds,
+        env=os.environ | environment,
     )
     assert process.stdin is not None
     with suppress(BrokenPipeError):  # it has ended already, which is seen soon enough
@@ -68,16 +73,19 @@ def _start(module: str, settings: Settings, *arguments: str, fds: tuple[int, ...
     return process
 
 
-def _stop(process: subprocess.Popen[bytes]) -> None:
-    """Tell a child to end, and make sure that it does."""
-    assert process.stdin is not None
-    with suppress(BrokenPipeError):
-        process.stdin.close()
-    try:
-        process.wait(_STOP_SECONDS)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        process.wait()
+def _stop(*processes: subprocess.Popen[bytes]) -> None:
+    """Tell children to end, and make sure that they do."""
+    deadline = time.monotonic() + _STOP_SECONDS
+    for process in processes:
+        assert process.stdin is not None
+        with suppress(BrokenPipeError):
+            process.stdin.close()
+    for process in processes:
+        try:
+            process.wait(max(0.0, deadline - time.monotonic()))
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
 
 
 def listen(settings: Settings) -> socket.socket:
@@ -102,24 +110,38 @@ def serve(settings: Settings) -> int:
     folder = find_model(settings.model)
     signals = _signals()
     engine = EngineProcess(settings, folder)
-    arguments = (engine.address, str(folder.absolute()), str(sock.fileno()), str(started_at))
-    api = _start("app.api.process", settings, *arguments, fds=(sock.fileno(),))
+    workers = _start_api_workers(settings, engine, folder, sock, started_at)
     try:
-        return _watch(engine, api, signals)
+        return _watch(engine, workers, signals)
     finally:
         sock.close()
-        _stop(api)
+        _stop(*workers)
         engine.stop()
 
 
-def _watch(engine: EngineProcess, api: subprocess.Popen[bytes], signals: "queue.SimpleQueue[int]") -> int:
+def _start_api_workers(
+    settings: Settings, engine: EngineProcess, folder: Path, sock: socket.socket, started_at: float
+) -> list[subprocess.Popen[bytes]]:
+    """API workers that accept from the same socket, and count together if they are several."""
+    environment = {}
+    if settings.api_workers > 1:
+        environment[SHARED_FOLDER] = str(Path(engine.folder, "metrics"))
+        Path(environment[SHARED_FOLDER]).mkdir()
+    arguments = (engine.address, str(folder.absolute()), str(sock.fileno()), str(started_at))
+    return [
+        _start("app.api.process", settings, *arguments, str(index), fds=(sock.fileno(),), **environment)
+        for index in range(settings.api_workers)
+    ]
+
+
+def _watch(engine: EngineProcess, workers: list[subprocess.Popen[bytes]], signals: "queue.SimpleQueue[int]") -> int:
     """Wait for the end; returns the exit code."""
     engine_is_dead = False
     while not _stop_is_wanted(signals):
-        if api.poll() is not None:
-            if api.returncode != EXIT_STARTUP_ERROR:  # then it has said why
-                log.error("the API worker ended with exit code %d", api.returncode)
-            return max(1, api.returncode)
+        if ended := [worker.returncode for worker in workers if worker.poll() is not None]:
+            if EXIT_STARTUP_ERROR not in ended:  # then it has said why
+                log.error("an API worker ended with exit code %d", ended[0])
+            return max(1, *ended)
         if engine.exit_code is not None and not engine_is_dead:
             if not engine.was_ready:
                 if engine.exit_code != EXIT_STARTUP_ERROR:  # then it has said why

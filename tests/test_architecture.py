@@ -12,7 +12,7 @@ MAY_IMPORT = {
     "cli": {"supervisor", "offline", "check_model", "bench"},
     "main": {"api", "supervisor", "hub", "log"},
     "child": set(),
-    "supervisor": {"hub", "log"},
+    "supervisor": {"hub", "log", "metrics"},
     "offline": {"engine", "hub", "text", "log"},
     "check_model": {"engine", "hub"},
     "api": {"engine", "text", "metrics", "log", "child"},

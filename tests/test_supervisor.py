@@ -32,7 +32,7 @@ def test_a_stop_counts_more_than_a_child_that_ended(arrived: list[signal.Signals
     for number in arrived:
         signals.put(number)
     engine: Any = SimpleNamespace(exit_code=None)
-    assert _watch(engine, ended(0), signals) == code
+    assert _watch(engine, [ended(0)], signals) == code
 
 
 @pytest.mark.parametrize(("exit_code", "code"), [(2, 2), (7, 7), (0, 2), (-9, 2)])
@@ -41,4 +41,4 @@ def test_an_engine_that_ends_before_it_was_ready_ends_the_service(exit_code: int
     signals.put(signal.SIGCHLD)
     engine: Any = SimpleNamespace(exit_code=exit_code, was_ready=False)
     api: Any = SimpleNamespace(poll=lambda: None)
-    assert _watch(engine, api, signals) == code
+    assert _watch(engine, [api], signals) == code

@@ -1,4 +1,4 @@
-"""An API worker: `python -m app.api.process ADDRESS MODEL_FOLDER SOCKET_FD STARTED_AT`, started by the supervisor.
+"""An API worker: `python -m app.api.process ADDRESS MODEL_FOLDER SOCKET_FD STARTED_AT INDEX`, started by the supervisor.
 
 It takes its settings from stdin, and ends in good order when stdin is closed: the parent is gone (`app.child`).
 """
@@ -86,7 +86,7 @@ def _default_name(settings: Settings, folder: Path) -> str:
 
 def main() -> None:
     """Serve HTTP on an inherited socket."""
-    address, folder, fd, started_at = sys.argv[1:]
+    address, folder, fd, started_at, index = sys.argv[1:]
     settings = read_settings()
     configure_logging(settings, process="api")
     when_parent_ends(lambda: os.kill(os.getpid(), signal.SIGTERM))
@@ -102,9 +102,10 @@ def main() -> None:
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         async with running:
             app.state.service = service = await running.enter_async_context(running_service(settings, text, address))
-            greeting = asyncio.create_task(_greet(service, sock, float(started_at)))
+            greeting = asyncio.create_task(_greet(service, sock, float(started_at))) if index == "0" else None
             yield
-            greeting.cancel()
+            if greeting:
+                greeting.cancel()
 
     DrainingServer(server_config(create_app(settings, lifespan), settings), running.aclose).run([sock])
 

@@ -102,7 +102,8 @@ class StepOutputs(msgspec.Struct, tag=True):
     """One message per step, to each API worker that has a part in it."""
 
     outputs: list[RequestOutput]
-    stats: EngineStats
+    stats: EngineStats | None
+    """Sent to one API worker only, since what several workers count is added up."""
 
 
 EngineMessage = EngineReady | StepOutputs

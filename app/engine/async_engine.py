@@ -167,7 +167,8 @@ class AsyncEngine:
     def _take(self, payload: bytes) -> None:
         match self._decode(payload):
             case StepOutputs(outputs, stats):
-                self._listener.record_step(stats)
+                if stats is not None:
+                    self._listener.record_step(stats)
                 self._dispatch(outputs)
             case EngineReady() as ready:
                 self.ready = ready

@@ -45,7 +45,7 @@ class EngineServer:
         self._encode = msgspec.msgpack.Encoder().encode
         self._decode = msgspec.msgpack.Decoder(EngineCommand).decode
         self._worker_of: dict[str, bytes] = {}
-        self._workers: set[bytes] = set()
+        self._workers: list[bytes] = []
 
     def run(self, core: EngineCore, ready: EngineReady) -> None:
         """Serve until the process ends."""
@@ -62,7 +62,7 @@ class EngineServer:
             worker, payload = self._socket.recv_multipart()
             match self._decode(payload):
                 case HelloCommand():
-                    self._workers.add(worker)
+                    self._workers.append(worker)
                     self._send(worker, ready)
                 case GenerateCommand() as command:
                     self._worker_of[command.request_id] = worker
@@ -71,15 +71,17 @@ class EngineServer:
                     core.abort(request_ids)
 
     def _publish(self, message: StepOutputs) -> None:
-        """Send each API worker the outputs of its requests; the statistics go to all."""
-        parts = {worker: StepOutputs([], message.stats) for worker in self._workers}
+        """Send each API worker the outputs of its requests; the statistics go to the first one."""
+        parts = {worker: StepOutputs([], None) for worker in self._workers}
+        parts[self._workers[0]].stats = message.stats
         for output in message.outputs:
             worker = self._worker_of[output.request_id]
             if output.finish_reason is not None:
                 del self._worker_of[output.request_id]
             parts[worker].outputs.append(output)
         for worker, part in parts.items():
-            self._send(worker, part)
+            if part.outputs or part.stats:
+                self._send(worker, part)
 
     def _send(self, worker: bytes, message: EngineMessage) -> None:
         self._socket.send_multipart((worker, self._encode(message)))
