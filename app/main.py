@@ -30,7 +30,7 @@ def make_app() -> FastAPI:
     """
     settings = load_settings()
     configure_logging(settings, process="api")
-    folder = find_model(settings.model)
+    folder = find_model(settings.model, needs_weights=settings.load_format != "dummy")
     text = load_text_side(settings, folder)
 
     @asynccontextmanager

@@ -22,7 +22,7 @@ def generate_text(settings: Settings, prompt: str, max_tokens: int, temperature:
     Raises PacelineError.
     """
     configure_logging(settings, process="generate")
-    folder = find_model(settings.model)
+    folder = find_model(settings.model, needs_weights=settings.load_format != "dummy")
     core, ready = build_engine(settings, folder)
     tokenizer = Tokenizer(folder)
     token_ids = (

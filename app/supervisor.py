@@ -107,7 +107,7 @@ def serve(settings: Settings) -> int:
     configure_logging(settings, process="supervisor")
     started_at = time.time()
     sock = listen(settings)  # before anything slow: a port that is taken shows at once
-    folder = find_model(settings.model)
+    folder = find_model(settings.model, needs_weights=settings.load_format != "dummy")
     signals = _signals()
     engine = EngineProcess(settings, folder)
     workers = _start_api_workers(settings, engine, folder, sock, started_at)

@@ -22,7 +22,7 @@ _HUB_TIMEOUT = 5.0
 """Seconds in which the hub must answer. Connections of huggingface-hub wait for ever unless told otherwise."""
 
 
-def find_model(model: str) -> Path:
+def find_model(model: str, needs_weights: bool = True) -> Path:
     """The folder of a model: "embedded", a folder, a GGUF file, or a hub id.
 
     Converts and downloads as needed, once, with progress on stderr. Raises ModelError with a text that says what to do.
@@ -31,7 +31,7 @@ def find_model(model: str) -> Path:
         return _converted(*_embedded())
     path = Path(model).expanduser()
     if path.is_dir():
-        return _checked(path)
+        return _checked(path, needs_weights)
     if path.is_file():
         stat = path.stat()
         return _converted(path, f"{path.resolve()}:{stat.st_size}:{stat.st_mtime_ns}")
@@ -54,12 +54,14 @@ def _embedded() -> tuple[Path, str]:
     raise ModelError(f"the package {EMBEDDED_PACKAGE} {package.version} has no GGUF file")
 
 
-def _checked(folder: Path) -> Path:
+def _checked(folder: Path, needs_weights: bool = True) -> Path:
     """The folder, if it has what a server needs."""
     for name in ("config.json", "tokenizer.json"):
         if not (folder / name).is_file():
             raise ModelError(f"{folder} has no {name}")
     _read_object(folder / "config.json")
+    if not needs_weights:
+        return folder
     if not any(folder.glob("*.safetensors")):
         others = sorted(file.name for pattern in ("*.bin", "*.pt", "*.pth", "*.gguf") for file in folder.glob(pattern))
         beside = f" beside {others[0]}" if others else ""
