@@ -10,6 +10,8 @@ import statistics
 import sys
 import time
 from collections import defaultdict
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -77,19 +79,19 @@ def decode(built: BuiltWorker, batch: int, steps: int) -> list[float]:
     return times
 
 
-def profile(built: BuiltWorker, batch: int) -> None:
+def profile(name: str, steps: int, work: Callable[[], object]) -> None:
     """Print how long each kind of kernel takes in a step, and how long none runs."""
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as recorded:
-        decode(built, batch, 10)
+        work()
     spent: dict[str, list[float]] = defaultdict(list)
     events = [event for event in recorded.events() if event.device_type == torch.profiler.DeviceType.CUDA]
     for event in events:
         spent[event.name[:70]].append(event.time_range.elapsed_us())
     span = max(event.time_range.end for event in events) - min(event.time_range.start for event in events)
     busy = sum(map(sum, spent.values()))
-    print(f"\nbatch {batch}: {span / 10:.0f} us a step, of which {busy / 10:.0f} in kernels")
-    for name, times in sorted(spent.items(), key=lambda item: -sum(item[1]))[:14]:
-        print(f"{sum(times) / 10:9.1f} us {len(times) / 10:6.1f} x {statistics.median(times):7.1f}  {name}")
+    print(f"\n{name}: {span / steps:.0f} us a step, of which {busy / steps:.0f} in kernels")
+    for kernel, times in sorted(spent.items(), key=lambda item: -sum(item[1]))[:14]:
+        print(f"{sum(times) / steps:9.1f} us {len(times) / steps:6.1f} x {statistics.median(times):7.1f}  {kernel}")
 
 
 def main() -> None:
@@ -133,7 +135,9 @@ def main() -> None:
             rows.append((batch, kind, prefill_s, step * 1000, floor * 1000, floor / step))
             print(rows[-1], flush=True)
         if args.profile:
-            profile(built, batch)
+            profile(f"decode, batch {batch}", 10, partial(decode, built, batch, 10))
+    if args.profile:
+        profile("one prompt", 1, partial(prefill, built, 1, args, sampling))
     header = ("batch", "sampling", "prefill s", "step ms", "floor ms", "floor / step")
     print_table(header, rows)
     figures = {"copy_bytes_per_s": bandwidth, "startup_seconds": built.startup_seconds}

@@ -39,6 +39,9 @@ class CudaGraphs:
             graph.capture_end()
         self._graphs[name] = graph
 
+    def __contains__(self, name: Hashable) -> bool:
+        return name in self._graphs
+
     def replay(self, name: Hashable) -> None:
         """Run a recorded piece; KeyError if there is none of the name."""
         self._graphs[name].replay()

@@ -1,7 +1,6 @@
 """A step's numbers on their way to the GPU: one buffer, one copy."""
 
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import Generic, NamedTuple, TypeVar
 
 import numpy as np
@@ -21,6 +20,8 @@ class StepShape(NamedTuple):
     tokens: int
     decodes: int
     tiles: int
+    splits: int
+    """Parts that the past of each decode is cut into."""
 
 
 @dataclass(frozen=True)
@@ -58,6 +59,8 @@ _SAMPLING_FIELDS = {
     "repetition": np.float32,
 }
 _SAMPLING_INTS = sum(np.dtype(kind).itemsize // 4 for kind in _SAMPLING_FIELDS.values())
+_ALIGNMENT = 4
+"""Numbers: 16 bytes."""
 _TORCH = {np.int64: torch.int64, np.int32: torch.int32, np.float32: torch.float32}
 
 
@@ -69,8 +72,8 @@ class GpuInputs:
     """
 
     def __init__(self, max_num_seqs: int, largest: StepShape, max_updates: int, device: torch.device) -> None:
-        self._body_at = _SAMPLING_INTS * max_num_seqs
-        self.updates_at = self._body_at + 4 * largest.tokens + 2 * largest.decodes + 4 * largest.tiles
+        self._body_at = _aligned(_SAMPLING_INTS * (max_num_seqs + _ALIGNMENT))
+        self.updates_at = self._body_parts(largest)[-1].stop
         size = self.updates_at + 2 * max_updates
         on_gpu = device.type == "cuda"
         self._hosts = [torch.zeros(size, dtype=torch.int32, pin_memory=on_gpu) for _ in range(2)]
@@ -84,7 +87,7 @@ class GpuInputs:
     def send(self, shape: StepShape, num_updates: int) -> tuple[Tensor, Tensor]:
         """Copy what was written to the device; returns the places of the updates and their values there."""
         # Updates lie behind the largest shape: two pieces, unless there are none.
-        self._copy(0, self._body_at + 4 * shape.tokens + 2 * shape.decodes + 4 * shape.tiles)
+        self._copy(0, self._body_parts(shape)[-1].stop)
         at = self.updates_at
         self._copy(at, at + 2 * num_updates)
         return self._device[at : at + num_updates], self._device[at + num_updates : at + 2 * num_updates]
@@ -109,8 +112,11 @@ class GpuInputs:
 
     def _body_parts(self, shape: StepShape) -> list[slice]:
         sizes = [shape.tokens] * 4 + [shape.decodes] * 2 + [4 * shape.tiles]
-        ends = self._body_at + np.cumsum([0, *sizes])
-        return [slice(int(start), int(end)) for start, end in pairwise(ends)]
+        parts, start = [], self._body_at
+        for size in sizes:
+            parts.append(slice(start, start + size))
+            start = _aligned(start + size)
+        return parts
 
     def host_sampling(self, count: int) -> dict[str, NDArray[np.generic]]:
         """Where to write the numbers of sampling, by name: the fields of SamplingTensors, and `logits_at`."""
@@ -124,10 +130,16 @@ class GpuInputs:
         return SamplingTensors(**tensors), logits_at
 
     @staticmethod
-    def _sampling_parts(count: int) -> list[tuple[str, type, slice]]:
-        parts, start = [], 0
+    def _sampling_parts(count: int) -> "list[tuple[str, type[np.generic], slice]]":
+        parts: list[tuple[str, type[np.generic], slice]] = []
+        start = 0
         for name, kind in _SAMPLING_FIELDS.items():
             end = start + count * (np.dtype(kind).itemsize // 4)
             parts.append((name, kind, slice(start, end)))
-            start = end
+            start = _aligned(end)
         return parts
+
+
+def _aligned(place: int) -> int:
+    """The next place that kernels can read from in large pieces: they are compiled anew for places that are not."""
+    return -(-place // _ALIGNMENT) * _ALIGNMENT

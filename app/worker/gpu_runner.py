@@ -59,11 +59,15 @@ class GpuRunner:
         """(max_num_batched_tokens, hidden_size): from one piece of a step to the other."""
         self._graphs: CudaGraphs | None = None
 
-    def _mixed_shape(self, tokens: int) -> StepShape:
+    def _mixed_shape(self, tokens: int, longest: int = 0) -> StepShape:
         """For steps with chunks of prompts, of two tokens at least: each may end with a tile that is not full."""
         requests = len(self.batch.num_blocks)
         tiles = tokens // self.backend.tile_tokens + min(tokens // 2, requests)
-        return StepShape(tokens, min(tokens, requests), tiles)
+        decodes = min(tokens, requests)
+        return StepShape(tokens, decodes, tiles, self.backend.splits(decodes, longest))
+
+    def _decode_shape(self, decodes: int, longest: int = 0) -> StepShape:
+        return StepShape(decodes, decodes, 0, self.backend.splits(decodes, longest))
 
     # ------------------------------------------------------------------ start-up
 
@@ -89,7 +93,7 @@ class GpuRunner:
     def prepare(self) -> None:
         """Run every shape once, so that all kernels are compiled, and record it where there is a GPU."""
         shapes = [self._mixed_shape(size) for size in self._token_sizes[::-1]]
-        shapes += [StepShape(size, size, 0) for size in self._decode_sizes[::-1]]
+        shapes += [self._decode_shape(size) for size in self._decode_sizes[::-1]]
         self._allocate_hidden()
         graphs = CudaGraphs() if self.device.type == "cuda" else None
         try:
@@ -117,7 +121,7 @@ class GpuRunner:
 
     def _allocate_hidden(self) -> None:
         if not hasattr(self, "_hidden"):
-            shape = StepShape(1, 1, 0)
+            shape = self._decode_shape(1)
             self._write_body(None, shape)
             self._inputs.send(shape, 0)
             hidden = self._forward(shape)
@@ -148,7 +152,7 @@ class GpuRunner:
         self._write_body(batch, shape)
         self._write_sampling(batch, size, samples)
         self._send(step, shape)
-        self._replay(shape, lambda: self._run_body(shape))
+        self._run(shape, lambda: self._run_body(shape))
         result = _Launched(batch.order[samples], len(step.rows))
         self._add_prompt_logprobs(batch, result)
         if len(rows):
@@ -160,16 +164,19 @@ class GpuRunner:
 
     def _shape_of(self, batch: StepInput) -> StepShape:
         count = len(batch.positions)
+        longest = int(batch.seq_lens[: batch.num_decodes].max(initial=0))
         if count == batch.num_decodes:
-            size = fitting(self._decode_sizes, count)
-            return StepShape(size, size, 0)
-        return self._mixed_shape(fitting(self._token_sizes, count))
+            return self._decode_shape(fitting(self._decode_sizes, count), longest)
+        return self._mixed_shape(fitting(self._token_sizes, count), longest)
 
-    def _replay(self, name: Hashable, work: Callable[[], None]) -> None:
-        if self._graphs is not None:
+    def _run(self, name: Hashable, work: Callable[[], None]) -> None:
+        """Replay what was recorded under a name. What is rarely needed is recorded when it is seen first."""
+        if self._graphs is not None and name in self._graphs:
             self._graphs.replay(name)
-        else:
-            work()
+            return
+        work()
+        if self._graphs is not None:
+            self._graphs.record(name, work)
 
     def _sample(self, rows: Ints, size: int, result: "_Launched") -> None:
         """Draw the tokens, and have them sent to the host."""
@@ -184,7 +191,7 @@ class GpuRunner:
                 tokens = self._tokens[index : index + 1].long().clamp(min=0)
                 result.logprobs[int(result.indices[index])] = self._fetch(top_logprobs(raw[at : at + 1], tokens, count))
         else:
-            self._replay((size, draws), lambda: self._run_sampling(size, draws))
+            self._run((size, draws), lambda: self._run_sampling(size, draws))
         result.token_ids = self._to_host(self._tokens[: len(rows)])
 
     def _add_prompt_logprobs(self, batch: StepInput, result: "_Launched") -> None:
@@ -291,6 +298,7 @@ class GpuRunner:
             decode_rows=x.decode_rows,
             decode_lens=x.decode_lens,
             tiles=x.tiles.view(-1, 4),
+            splits=shape.splits,
         )
         with forward_context(ForwardContext(self.backend, metadata)):
             hidden: Tensor = self.model(input_ids, x.positions.long())

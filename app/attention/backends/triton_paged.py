@@ -14,9 +14,11 @@ from app.kernels.gpu.paged_attention import chunks, decode
 
 _QUERIES_OF_A_TILE = 128
 """Query heads times tokens that one program takes: what the matrix units like."""
-_PROGRAMS = 512
+_PROGRAMS = 256
 """Of a decode: a GPU has some 130 multiprocessors, and each runs several programs at once."""
 _MOST_SPLITS = 16
+_LONG = 8192
+"""Tokens of a past that one program would be busy with for too long, while the others have ended."""
 
 
 @dataclass(frozen=True)
@@ -36,6 +38,8 @@ class GpuMetadata:
     """(decodes,): tokens that each decode sees, its own included; 0 for padding."""
     tiles: Tensor
     """(tiles, 4): pieces of chunks of prompts; see `app.kernels.gpu.paged_attention.chunks`."""
+    splits: int
+    """Parts that each decode's past is cut into; see `TritonPagedBackend.splits`."""
 
 
 class TritonPagedBackend:
@@ -46,6 +50,14 @@ class TritonPagedBackend:
         largest_group = max(config.num_heads // config.num_kv_heads for config in configs)
         self.tile_tokens = max(1, _QUERIES_OF_A_TILE // largest_group)
         """Most tokens of a tile."""
+        self._num_kv_heads = min(config.num_kv_heads for config in configs)
+
+    def splits(self, decodes: int, longest: int) -> int:
+        """Parts that each past is cut into, a power of two, so that there is work for the whole GPU."""
+        splits = _MOST_SPLITS if longest > _LONG else 1
+        while splits < _MOST_SPLITS and decodes * self._num_kv_heads * splits < _PROGRAMS:
+            splits *= 2
+        return splits
 
     def allocate(
         self, config: AttentionConfig, num_blocks: int, block_size: int, dtype: torch.dtype, device: torch.device
@@ -81,17 +93,8 @@ class TritonPagedBackend:
         options = {"scale": config.scale, "window": config.window, "softcap": config.softcap}
         count = metadata.decode_rows.shape[0]
         if count:
-            splits = _num_splits(count * config.num_kv_heads)
             rows, lengths = metadata.decode_rows, metadata.decode_lens
-            decode(q[:count], *caches, rows, lengths, out[:count], splits=splits, **options)
+            decode(q[:count], *caches, rows, lengths, out[:count], splits=metadata.splits, **options)
         if metadata.tiles.shape[0]:  # after the decodes, which write to the tokens that are none of theirs, too
             chunks(q, *caches, metadata.tiles, out, tile_tokens=self.tile_tokens, **options)
         return out.flatten(1)
-
-
-def _num_splits(programs: int) -> int:
-    """Parts of each request's past, a power of two, so that there is work for the whole GPU."""
-    splits = 1
-    while splits < _MOST_SPLITS and programs * splits < _PROGRAMS:
-        splits *= 2
-    return splits

@@ -68,44 +68,49 @@ def gated(gate_up: Tensor, activation: str) -> Tensor:
 
 
 @triton.jit
-def _prepare_head(
+def _prepare_heads(
     qkv, cos, sin, q_weight, k_weight, q_out, k_cache, v_cache, slots, eps, offset,
-    HEADS: tl.constexpr, KV_HEADS: tl.constexpr, DIM: tl.constexpr, BLOCK: tl.constexpr, ROTARY: tl.constexpr,
-    BLOCK_SIZE: tl.constexpr, NORMS: tl.constexpr,
+    HEADS: tl.constexpr, KV_HEADS: tl.constexpr, DIM: tl.constexpr, BLOCK: tl.constexpr, AT_ONCE: tl.constexpr,
+    ROTARY: tl.constexpr, BLOCK_SIZE: tl.constexpr, NORMS: tl.constexpr,
 ):  # fmt: skip
-    """One head of one token. Heads of queries come first, then those of keys, then those of values."""
-    token, head = tl.program_id(0).to(tl.int64), tl.program_id(1)
-    at = tl.arange(0, BLOCK)
-    mask = at < DIM
+    """AT_ONCE heads of one token. Heads of queries come first, then those of keys, then those of values."""
+    token = tl.program_id(0).to(tl.int64)
+    head = tl.program_id(1) * AT_ONCE + tl.arange(0, AT_ONCE)[:, None]
+    at = tl.arange(0, BLOCK)[None, :]
+    mask = (head < HEADS + 2 * KV_HEADS) & (at < DIM)
+    is_query, is_value = head < HEADS, head >= HEADS + KV_HEADS
     x = qkv + (token * (HEADS + 2 * KV_HEADS) + head) * DIM
-    values = tl.load(x + at, mask=mask, other=0.0).to(tl.float32)
-    slot = tl.load(slots + token).to(tl.int64)
-    if head < HEADS + KV_HEADS:
-        # A number's partner is half the rotated dimensions away.
-        HALF: tl.constexpr = ROTARY // 2
-        is_first, turns = at < HALF, at < ROTARY
-        other = tl.where(is_first, at + HALF, tl.where(turns, at - HALF, at))
-        partners = tl.load(x + other, mask=mask, other=0.0).to(tl.float32)
+    raw = tl.load(x + at, mask=mask, other=0.0)
+    values = raw.to(tl.float32)
+    # A number's partner is half the rotated dimensions away.
+    is_first, turns = at < ROTARY // 2, at < ROTARY
+    other = tl.where(is_first, at + ROTARY // 2, tl.where(turns, at - ROTARY // 2, at))
+    if NORMS:
+        factor = tl.rsqrt(tl.sum(values * values, axis=1) / DIM + eps)[:, None]
+        scale = tl.where(is_query, _scale(q_weight, at, DIM, offset), _scale(k_weight, at, DIM, offset))
+        # Rounded in between, as models are trained.
+        values = (values * factor * scale).to(q_out.dtype.element_ty).to(tl.float32)
+    if ROTARY > 0:
+        partners = tl.load(x + other, mask=mask & ~is_value, other=0.0).to(tl.float32)
         if NORMS:
-            factor = tl.rsqrt(tl.sum(values * values, axis=0) / DIM + eps)
-            weight = q_weight if head < HEADS else k_weight
-            # Rounded in between, as models are trained.
-            scale = tl.load(weight + at, mask=mask, other=0.0).to(tl.float32) + offset
-            values = (values * factor * scale).to(q_out.dtype.element_ty).to(tl.float32)
-            scale = tl.load(weight + other, mask=mask, other=0.0).to(tl.float32) + offset
+            scale = tl.where(is_query, _scale(q_weight, other, DIM, offset), _scale(k_weight, other, DIM, offset))
             partners = (partners * factor * scale).to(q_out.dtype.element_ty).to(tl.float32)
-        if ROTARY > 0:
-            c = tl.load(cos + token * ROTARY + at, mask=turns, other=1.0).to(tl.float32)
-            s = tl.load(sin + token * ROTARY + at, mask=turns, other=0.0).to(tl.float32)
-            values = values * c + tl.where(is_first, -partners, partners) * s
-    result = values.to(q_out.dtype.element_ty)
-    if head < HEADS:
-        tl.store(q_out + (token * HEADS + head) * DIM + at, result, mask=mask)
-    elif slot >= 0:
-        cache = k_cache if head < HEADS + KV_HEADS else v_cache
+        c = tl.load(cos + token * ROTARY + at, mask=turns, other=1.0).to(tl.float32)
+        s = tl.load(sin + token * ROTARY + at, mask=turns, other=0.0).to(tl.float32)
+        values = values * c + tl.where(is_first, -partners, partners) * s
+    result = tl.where(is_value, raw, values.to(q_out.dtype.element_ty))
+    tl.store(q_out + (token * HEADS + head) * DIM + at, result, mask=mask & is_query)
+    slot = tl.load(slots + token).to(tl.int64)
+    if slot >= 0:
         kv_head = (head - HEADS) % KV_HEADS
-        place = ((slot // BLOCK_SIZE * KV_HEADS + kv_head) * BLOCK_SIZE + slot % BLOCK_SIZE) * DIM
-        tl.store(cache + place + at, result, mask=mask)
+        place = ((slot // BLOCK_SIZE * KV_HEADS + kv_head) * BLOCK_SIZE + slot % BLOCK_SIZE) * DIM + at
+        tl.store(k_cache + place, result, mask=mask & ~is_query & ~is_value)
+        tl.store(v_cache + place, result, mask=mask & is_value)
+
+
+@triton.jit
+def _scale(weight, at, DIM: tl.constexpr, offset):
+    return tl.load(weight + at, mask=at < DIM, other=0.0).to(tl.float32) + offset
 
 
 def rotate_and_store(
@@ -127,10 +132,12 @@ def rotate_and_store(
     out = qkv.new_empty(tokens, num_heads, dim)
     cos, sin = rope if rope else (qkv, qkv)
     q_weight, k_weight, offset, eps = norms if norms else (qkv, qkv, 0.0, 0.0)
-    _prepare_head[(tokens, heads)](
+    at_once = 8
+    _prepare_heads[(tokens, triton.cdiv(heads, at_once))](
         qkv, cos, sin, q_weight, k_weight, out, k_cache, v_cache, slots, eps, offset,
         HEADS=num_heads, KV_HEADS=(heads - num_heads) // 2, DIM=dim, BLOCK=triton.next_power_of_2(dim),
-        ROTARY=cos.shape[-1] if rope else 0, BLOCK_SIZE=k_cache.shape[2], NORMS=norms is not None, num_warps=1,
+        AT_ONCE=at_once, ROTARY=cos.shape[-1] if rope else 0, BLOCK_SIZE=k_cache.shape[2], NORMS=norms is not None,
+        num_warps=4,
     )  # fmt: skip
     return out
 

@@ -10,8 +10,7 @@ _BLOCK_K = 1024
 
 @triton.jit
 def _gemv(
-    x, weight, bias, out, N: tl.constexpr, K: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
-    HAS_BIAS: tl.constexpr,
+    x, weight, bias, out, N, K, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, HAS_BIAS: tl.constexpr,
 ):  # fmt: skip
     """BLOCK_N rows of the weight."""
     n = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
@@ -38,6 +37,6 @@ def gemv(x: Tensor, weight: Tensor, bias: Tensor | None, dtype: torch.dtype) -> 
     rows, warps = (1, 2) if n * k > 2**23 else (2, 4)
     _gemv[(triton.cdiv(n, rows),)](
         x.contiguous(), weight, weight if bias is None else bias, out,
-        N=n, K=k, BLOCK_N=rows, BLOCK_K=_BLOCK_K, HAS_BIAS=bias is not None, num_warps=warps,
+        n, k, BLOCK_N=rows, BLOCK_K=_BLOCK_K, HAS_BIAS=bias is not None, num_warps=warps,
     )  # fmt: skip
     return out

@@ -58,20 +58,20 @@ def _attend_tile(
     return new_largest, total * factor + tl.sum(weights, axis=1), acc * factor[:, None] + added
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["splits"])
 def _decode(
-    q, k_cache, v_cache, tables, rows, seq_lens, out, partial, lse, scale, softcap, table_stride,
+    q, k_cache, v_cache, tables, rows, seq_lens, out, partial, lse, scale, softcap, table_stride, splits,
     GROUP: tl.constexpr, ROWS: tl.constexpr, KV_HEADS: tl.constexpr, DIM: tl.constexpr, V_DIM: tl.constexpr,
-    BLOCK_D: tl.constexpr, BLOCK_V: tl.constexpr, BLOCK_SIZE: tl.constexpr, TILE: tl.constexpr, SPLITS: tl.constexpr,
+    BLOCK_D: tl.constexpr, BLOCK_V: tl.constexpr, BLOCK_SIZE: tl.constexpr, TILE: tl.constexpr, IS_WHOLE: tl.constexpr,
     WINDOW: tl.constexpr, SOFTCAP: tl.constexpr, SLOW: tl.constexpr,
 ):  # fmt: skip
-    """One K/V head of one request, and one of SPLITS equal parts of its past."""
+    """One K/V head of one request, and one of `splits` equal parts of its past: the whole, if IS_WHOLE."""
     request, head, split = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     length = tl.load(seq_lens + request)
     first = 0
     if WINDOW > 0:
         first = tl.maximum(length - WINDOW, 0) // TILE * TILE
-    share = tl.cdiv(tl.cdiv(length - first, TILE), SPLITS) * TILE
+    share = tl.cdiv(tl.cdiv(length - first, TILE), splits) * TILE
     start = first + split * share
     end = tl.minimum(start + share, length)
 
@@ -94,10 +94,10 @@ def _decode(
             )  # fmt: skip
     result = acc / tl.where(total > 0, total, 1.0)[:, None]
     mask = is_head[:, None] & (dv[None, :] < V_DIM)
-    if SPLITS == 1:
+    if IS_WHOLE:
         tl.store(out + q_head[:, None] * V_DIM + dv[None, :], result.to(out.dtype.element_ty), mask=mask)
     else:
-        place = q_head * SPLITS + split
+        place = q_head * splits + split
         tl.store(partial + place[:, None] * V_DIM + dv[None, :], result, mask=mask)
         tl.store(lse + place, largest + tl.log2(total), mask=is_head)
 
@@ -136,10 +136,10 @@ def decode(
         lse = torch.empty(requests * heads * splits, dtype=torch.float32, device=q.device)
     block_v = triton.next_power_of_2(v_dim)
     _decode[(requests, kv_heads, splits)](
-        q, k_cache, v_cache, tables, rows, seq_lens, out, partial, lse, scale, softcap or 0.0, tables.stride(0),
+        q, k_cache, v_cache, tables, rows, seq_lens, out, partial, lse, scale, softcap or 0.0, tables.stride(0), splits,
         GROUP=group, ROWS=max(16, triton.next_power_of_2(group)), KV_HEADS=kv_heads, DIM=dim, V_DIM=v_dim,
         BLOCK_D=max(16, triton.next_power_of_2(dim)), BLOCK_V=max(16, block_v), BLOCK_SIZE=block_size, TILE=tile,
-        SPLITS=splits, WINDOW=window or 0, SOFTCAP=softcap is not None, SLOW=q.dtype is torch.float32,
+        IS_WHOLE=splits == 1, WINDOW=window or 0, SOFTCAP=softcap is not None, SLOW=q.dtype is torch.float32,
         num_warps=warps, num_stages=stages,
     )  # fmt: skip
     if splits > 1:
