@@ -6,6 +6,7 @@ some are made for every token of every stream.
 
 import os
 from collections.abc import Iterator, Mapping
+from typing import Literal
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, generate_latest
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
@@ -139,7 +140,7 @@ class Metrics:
         if not self._are_shared:
             return generate_latest(self._registry)
         everybody = CollectorRegistry()
-        MultiProcessCollector(everybody)
+        MultiProcessCollector(everybody)  # type: ignore[no-untyped-call]
         return generate_latest(everybody)
 
     # ------------------------------------------------------------------ definitions
@@ -152,5 +153,5 @@ class Metrics:
 
     def _gauge(self, name: str, text: str, labels: list[str] | None = None) -> Gauge:
         # What one process has set last counts: gauges are the engine's, which tells one process of them.
-        mode = {"multiprocess_mode": "mostrecent"} if self._are_shared else {}
-        return Gauge(name, text, labels or [], namespace=_PREFIX, registry=self._registry, **mode)
+        mode: Literal["mostrecent", "all"] = "mostrecent" if self._are_shared else "all"
+        return Gauge(name, text, labels or [], namespace=_PREFIX, registry=self._registry, multiprocess_mode=mode)

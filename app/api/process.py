@@ -1,6 +1,7 @@
-"""An API worker: `python -m app.api.process ADDRESS MODEL_FOLDER SOCKET_FD STARTED_AT INDEX`, started by the supervisor.
+"""An API worker: `python -m app.api.process ADDRESS MODEL_FOLDER SOCKET_FD STARTED_AT INDEX`.
 
-It takes its settings from stdin, and ends in good order when stdin is closed: the parent is gone (`app.child`).
+The supervisor starts it. It takes its settings from stdin, and ends in good order when stdin is closed: the parent is
+gone (`app.child`).
 """
 
 import asyncio

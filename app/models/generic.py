@@ -17,6 +17,7 @@ from app.attention.backends.torch_paged import TorchPagedBackend
 from app.attention.context import ForwardContext, forward_context
 from app.attention.layer import Attention, AttentionConfig
 from app.errors import ModelError
+from app.models.fusion import fuse
 
 _NAME = "paceline"
 _OWN_CODE = "code that comes with a checkpoint (auto_map) is not run"
@@ -171,7 +172,8 @@ def _load(folder: Path, dtype: torch.dtype, device: torch.device) -> GenericMode
         raise ModelError(f"{folder} lacks {len(missing)} tensors of the model, {missing[0]} for one")
     if getattr(model, "_is_stateful", False):
         raise ModelError(f"{config.model_type} keeps a recurrent state, which is not supported")
-    model = model.to(device).eval()
+    model = model.to(device).eval().requires_grad_(False)
+    fuse(model)
     tokens, positions = torch.zeros(2, dtype=torch.int64, device=device), torch.arange(2, device=device)
     with torch.inference_mode(), forward_context(ForwardContext(_Blind(), None)):  # the layers describe themselves
         whole = model(input_ids=tokens[None], position_ids=positions[None], use_cache=False).logits[0].float()

@@ -114,6 +114,10 @@ def load_model(
                 f"load_format: dummy weights are for the decoder, which does not run {folder.architecture}"
             )
         model = load_generic(folder.path, folder.raw, dtype, device)
+    if device.type == "cpu":
+        for module in model.modules():
+            if isinstance(module, Linear):
+                module.pack()
     layers = [module for module in model.modules() if isinstance(module, Attention)]
     return LoadedModel(model.eval().requires_grad_(False), used, model.vocab_size, layers)
 
@@ -143,10 +147,6 @@ def _try_decoder(
         _fill_with_noise(model)
     else:
         _load_weights(model, folder.path)
-    if device.type == "cpu":
-        for module in model.modules():
-            if isinstance(module, Linear):
-                module.pack()
     return model
 
 

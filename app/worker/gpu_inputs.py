@@ -1,7 +1,7 @@
 """A step's numbers on their way to the GPU: one buffer, one copy."""
 
 from dataclasses import dataclass
-from typing import Generic, NamedTuple, TypeVar
+from typing import Any, Generic, NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -44,7 +44,7 @@ class BodyInputs(Generic[Numbers]):
     """(tiles * 4,)"""
 
 
-_SAMPLING_FIELDS = {
+_SAMPLING_FIELDS: dict[str, Any] = {
     "seed": np.int64,
     "positions": np.int32,
     "rows": np.int32,
@@ -118,7 +118,7 @@ class GpuInputs:
             start = _aligned(start + size)
         return parts
 
-    def host_sampling(self, count: int) -> dict[str, NDArray[np.generic]]:
+    def host_sampling(self, count: int) -> dict[str, NDArray[Any]]:
         """Where to write the numbers of sampling, by name: the fields of SamplingTensors, and `logits_at`."""
         host = self._hosts[self._turn].numpy()
         return {name: host[part].view(kind) for name, kind, part in self._sampling_parts(count)}
@@ -130,8 +130,8 @@ class GpuInputs:
         return SamplingTensors(**tensors), logits_at
 
     @staticmethod
-    def _sampling_parts(count: int) -> "list[tuple[str, type[np.generic], slice]]":
-        parts: list[tuple[str, type[np.generic], slice]] = []
+    def _sampling_parts(count: int) -> list[tuple[str, Any, slice]]:
+        parts: list[tuple[str, Any, slice]] = []
         start = 0
         for name, kind in _SAMPLING_FIELDS.items():
             end = start + count * (np.dtype(kind).itemsize // 4)

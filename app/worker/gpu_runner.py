@@ -199,7 +199,7 @@ class GpuRunner:
             places = torch.from_numpy(target.logits_at).to(self.device)
             token_ids = torch.from_numpy(target.token_ids).to(self.device)
             pieces = zip(places.split(_LOGITS_AT_ONCE), token_ids.split(_LOGITS_AT_ONCE), strict=True)
-            result.prompt_logprobs[target.index] = [
+            result.prompt_logprobs[target.order] = [
                 self._fetch(top_logprobs(self.model.compute_logits(self._hidden[at]), ids, target.num_logprobs))
                 for at, ids in pieces
             ]

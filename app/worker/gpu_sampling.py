@@ -1,5 +1,7 @@
 """How each row wants to be sampled: on the host by row, for the kernels in the order of a step."""
 
+from typing import Any
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -25,11 +27,12 @@ class RowSampling:
         self.vocab_size = vocab_size
         self.memory = RowMemory(max_num_seqs, vocab_size, device)
         self.num_logprobs = np.full(max_num_seqs, NO_LOGPROBS, dtype=np.int64)
-        self._values: dict[str, NDArray[np.generic]] = {
+        self._values: dict[str, NDArray[Any]] = {
             "seed": np.zeros(max_num_seqs, dtype=np.int64),
             "top_k": np.zeros(max_num_seqs, dtype=np.int32),
             "adjusts": np.zeros(max_num_seqs, dtype=np.int32),
-        } | {name: np.zeros(max_num_seqs, dtype=np.float32) for name in _FLOATS}
+        }
+        self._values |= {name: np.zeros(max_num_seqs, dtype=np.float32) for name in _FLOATS}
         self._suppressed: dict[int, tuple[int, SamplingParams]] = {}
         """Rows that may not stop yet, and the length at which they may."""
 
@@ -90,7 +93,7 @@ class RowSampling:
         """Whether all of these rows want just the most probable token."""
         return not (self._values["temperature"][rows].any() or self._values["adjusts"][rows].any())
 
-    def write(self, rows: NDArray[np.int64], to: dict[str, NDArray[np.generic]]) -> None:
+    def write(self, rows: NDArray[np.int64], to: dict[str, NDArray[Any]]) -> None:
         """Write the parameters of `rows` to arrays of at least their number."""
         for name, values in self._values.items():
             to[name][: len(rows)] = values[rows]

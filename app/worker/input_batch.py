@@ -48,8 +48,8 @@ class StepInput:
 class PromptTargets(NamedTuple):
     """Prompt tokens of one request whose logprobs are wanted, and predicted by this step's chunk."""
 
-    index: int
-    """Into the step's `rows`."""
+    order: int
+    """Index into the step's `rows`."""
     logits_at: Ints
     """Tokens of the step that predict them."""
     token_ids: Ints

@@ -1,5 +1,7 @@
 """The memory of the KV blocks."""
 
+from typing import Any
+
 import torch
 
 from app.attention.backends.base import AttentionBackend
@@ -14,7 +16,7 @@ def bytes_per_block(layers: list[Attention], block_size: int, dtype: torch.dtype
 
 def bind_kv_cache(
     layers: list[Attention],
-    backend: AttentionBackend,
+    backend: AttentionBackend[Any],
     num_blocks: int,
     block_size: int,
     dtype: torch.dtype,

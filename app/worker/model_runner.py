@@ -81,7 +81,7 @@ class ModelRunner:
         """By index into the step's rows."""
         parts = logits.split([len(target.token_ids) for target in targets])
         return {
-            target.index: top_logprobs(part, self._tensor(target.token_ids), target.num_logprobs).to_lists()
+            target.order: top_logprobs(part, self._tensor(target.token_ids), target.num_logprobs).to_lists()
             for target, part in zip(targets, parts, strict=True)
         }
 

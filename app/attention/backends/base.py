@@ -32,7 +32,7 @@ class AttentionBackend(Protocol[Metadata]):
         norms: HeadNorms | None,
         metadata: Metadata,
     ) -> Tensor:
-        """Norm, rotate, and store; returns the queries (tokens, num_heads, head_dim). See `Attention.forward_merged`."""
+        """Norm, rotate and store; returns the queries (tokens, num_heads, head_dim). See `Attention.forward_merged`."""
         ...
 
     def attend(self, layer: Attention, q: Tensor, metadata: Metadata) -> Tensor:

@@ -4,6 +4,7 @@ Cache layout: (num_blocks, num_kv_heads, block_size, head_dim): what one program
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -90,7 +91,7 @@ class TritonPagedBackend:
         q = q.contiguous()
         out = q.new_empty(q.shape[0], config.num_heads, config.v_head_dim)
         caches = layer.k_cache, layer.v_cache, metadata.block_tables
-        options = {"scale": config.scale, "window": config.window, "softcap": config.softcap}
+        options: dict[str, Any] = {"scale": config.scale, "window": config.window, "softcap": config.softcap}
         count = metadata.decode_rows.shape[0]
         if count:
             rows, lengths = metadata.decode_rows, metadata.decode_lens

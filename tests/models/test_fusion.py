@@ -1,0 +1,52 @@
+"""Swaps in transformers' models. That results stay the same is what the oracle tests show."""
+
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from app.layers.linear import Linear, MergedLinear
+from app.layers.norm import RMSNorm
+from app.models.fusion import fuse
+from tests.models.families import _TINY, DECODER
+
+
+def fused_llama() -> tuple[LlamaForCausalLM, torch.Tensor]:
+    """A model, and what it gave before its modules were swapped, for the tokens 1, 2, 3."""
+    torch.manual_seed(0)
+    model = LlamaForCausalLM(LlamaConfig(**{**_TINY, **DECODER["Llama"]})).eval().requires_grad_(False)
+    before = model(torch.tensor([[1, 2, 3]])).logits
+    fuse(model)
+    return model, before
+
+
+def test_all_layers_of_a_llama_are_swapped() -> None:
+    model, before = fused_llama()
+    kinds = [type(module) for module in model.modules()]
+    layers = model.config.num_hidden_layers
+    assert sum(issubclass(kind, MergedLinear) for kind in kinds) == 2 * layers
+    assert sum(issubclass(kind, Linear) for kind in kinds) == 4 * layers
+    assert sum(issubclass(kind, RMSNorm) for kind in kinds) == 2 * layers + 1
+    assert torch.allclose(model(torch.tensor([[1, 2, 3]])).logits, before, atol=1e-5)
+
+
+def test_merged_layers_may_get_different_inputs() -> None:
+    attention = fused_llama()[0].model.layers[0].self_attn
+    first, other = torch.randn(1, 2, 64), torch.randn(1, 2, 64)
+    attention.q_proj(first)
+    k = attention.k_proj(other)
+    attention.q_proj(other)
+    assert torch.allclose(k, attention.k_proj(other))
+    assert attention.q_proj.input is not None
+    attention.v_proj(other)
+    assert attention.q_proj.input is None
+
+
+def test_what_is_not_as_it_seems_is_left_alone() -> None:
+    model = LlamaForCausalLM(LlamaConfig(**_TINY)).requires_grad_(False)
+
+    class OddRMSNorm(type(model.model.norm)):  # type: ignore[misc]
+        def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+            return super().forward(hidden_states) + 0.01
+
+    odd = model.model.norm = OddRMSNorm(64)
+    fuse(model)
+    assert model.model.norm is odd

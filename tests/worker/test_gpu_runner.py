@@ -1,0 +1,113 @@
+"""Steps as the GPU runs them: on a GPU where there is one, else in Triton's interpreter, with nothing recorded."""
+
+from pathlib import Path
+
+import msgspec
+import pytest
+import torch
+from transformers import PreTrainedModel
+
+pytest.importorskip("triton")
+
+from app.core.sampling import SamplingParams
+from app.engine.block_pool import BlockPool
+from app.engine.chunk_pacer import ChunkPacer
+from app.engine.core import EngineCore
+from app.engine.scheduler import Scheduler
+from app.settings import load_settings
+from app.worker.cuda_graphs import decode_sizes, fitting, token_sizes
+from app.worker.factory import build_worker
+from tests.models.families import DECODER, write_checkpoint
+from tests.models.test_oracle import check_logprobs, greedy, run_crowd, tokens_of
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+LIMITS = {"max_model_len": 48, "max_num_seqs": 4, "max_num_batched_tokens": 12}
+BLOCK_SIZE, NUM_BLOCKS = 4, 12
+pytestmark = [  # numpy's, in the interpreter
+    pytest.mark.filterwarnings("ignore:overflow encountered"),
+    pytest.mark.filterwarnings("ignore:divide by zero encountered"),
+]
+Requests = dict[str, tuple[list[int], SamplingParams]]
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, PreTrainedModel]:
+    folder = tmp_path_factory.mktemp("model")
+    one_layer = {"num_hidden_layers": 1, "num_attention_heads": 2, "num_key_value_heads": 1}
+    return folder, write_checkpoint("Qwen3", DECODER["Qwen3"] | one_layer, folder)
+
+
+def make_engine(folder: Path, backend: str) -> EngineCore:
+    settings = load_settings(
+        dtype="float32",
+        device=DEVICE,
+        attention_backend=backend,
+        block_size=BLOCK_SIZE,
+        num_kv_blocks=NUM_BLOCKS,
+        **LIMITS,
+    )
+    scheduler = Scheduler(BlockPool(NUM_BLOCKS), ChunkPacer(0.02, BLOCK_SIZE, 12), block_size=BLOCK_SIZE, **LIMITS)
+    return EngineCore(scheduler, build_worker(settings, folder).worker)
+
+
+def test_a_crowd_equals_transformers_alone(model: tuple[Path, PreTrainedModel]) -> None:
+    folder, oracle = model
+    plain = SamplingParams(max_tokens=8, seed=1, temperature=0.0)
+    beginning = list(range(5, 14))
+    requests: Requests = {
+        "shares": ([*beginning, 14], plain),
+        "its beginning": ([*beginning, 15, 16], msgspec.structs.replace(plain, logprobs=2, prompt_logprobs=1)),
+        "shares, too": ([*beginning, 20], plain),
+        "short": ([40], msgspec.structs.replace(plain, max_tokens=20)),
+        "long": (list(range(60, 90)), plain),
+    }
+    outputs, preemptions = run_crowd(make_engine(folder, "triton"), requests)
+    assert preemptions > 0
+    assert any(output.num_cached_tokens for news in outputs.values() for output in news)
+    for name, (prompt, sampling) in requests.items():
+        assert tokens_of(outputs[name]) == greedy(oracle, prompt, sampling.max_tokens), name
+        if sampling.logprobs is not None:
+            check_logprobs(oracle, prompt, outputs[name])
+
+
+def test_what_changes_logits_does_what_it_does_on_the_cpu(model: tuple[Path, PreTrainedModel]) -> None:
+    plain = SamplingParams(max_tokens=6, seed=1, temperature=0.0)
+    first = greedy(model[1], [5, 6, 7], 1)[0]
+    options = {
+        "repetition": {"repetition_penalty": 3.0},
+        "frequency": {"frequency_penalty": 2.0, "presence_penalty": 1.0},
+        "bias": {"logit_bias": {first: -100.0, 17: 2.0}},
+        "no early end": {"min_tokens": 3, "stop_token_ids": frozenset([first]), "logit_bias": {9: 1.0}},
+    }
+    requests: Requests = {
+        name: ([5, 6, 7], msgspec.structs.replace(plain, **changes)) for name, changes in options.items()
+    }
+    texts = [
+        {name: tokens_of(news) for name, news in run_crowd(make_engine(model[0], backend), requests)[0].items()}
+        for backend in ("triton", "auto" if DEVICE == "cpu" else "torch")
+    ]
+    assert texts[0] == texts[1]
+    assert first not in texts[0]["no early end"][:2]
+    assert first not in texts[0]["bias"]
+
+
+def test_a_seed_gives_the_same_text_alone_and_in_a_crowd(model: tuple[Path, PreTrainedModel]) -> None:
+    options = [{"top_k": 20}, {"top_p": 0.8}, {"min_p": 0.05}, {"frequency_penalty": 0.7, "temperature": 1.5}]
+    requests: Requests = {
+        str(seed): ([3, 4, 5, seed], SamplingParams(max_tokens=8, seed=seed, **changes))  # type: ignore[arg-type]
+        for seed, changes in enumerate(options, 20)
+    }
+    core = make_engine(model[0], "triton")
+    crowd, _ = run_crowd(core, requests)
+    for name, request in requests.items():
+        alone, _ = run_crowd(core, {name: request})
+        assert tokens_of(alone[name]) == tokens_of(crowd[name]), name
+
+
+@pytest.mark.parametrize("most", [1, 3, 8, 16, 17, 256, 1000, 8192])
+def test_every_step_has_a_shape_that_is_not_much_larger(most: int) -> None:
+    for sizes in (decode_sizes(most), token_sizes(most)):
+        assert sizes == sorted(set(sizes))
+        assert sizes[-1] == most
+        for count in range(1, most + 1):
+            assert count <= fitting(sizes, count) <= max(count + 16, count * 9 / 8 + 1)
