@@ -100,8 +100,8 @@ def _merge(parent: nn.Module, names: tuple[str, ...]) -> bool:
 def _as_linear(layer: nn.Linear) -> _FlatLinear:
     with torch.device("meta"):
         linear = _FlatLinear(layer.in_features, layer.out_features, layer.bias is not None)
-    linear.weight = layer.weight  # the same memory
-    linear.bias = layer.bias
+    linear.weight = nn.Parameter(layer.weight, requires_grad=False)  # the same memory
+    linear.bias = None if layer.bias is None else nn.Parameter(layer.bias, requires_grad=False)
     return linear
 
 
