@@ -123,8 +123,8 @@ def _stop(process: subprocess.Popen[bytes]) -> None:
     process.wait()
 
 
-def write_result(args: argparse.Namespace, figures: dict[str, Any]) -> None:
-    """Write figures with what is needed to judge them to benchmarks/results/<script>.json."""
+def write_result(args: argparse.Namespace, figures: dict[str, Any], of: str = "") -> None:
+    """Write figures with what is needed to judge them to benchmarks/results/<script>.json, or <script>_<of>.json."""
     name = Path(sys.argv[0]).stem
     others = _cores_of_others()
     if others > _QUIET:
@@ -139,7 +139,7 @@ def write_result(args: argparse.Namespace, figures: dict[str, Any]) -> None:
         **figures,
     }
     RESULTS.mkdir(exist_ok=True)
-    path = RESULTS / f"{name}.json"
+    path = RESULTS / (f"{name}_{of}.json" if of else f"{name}.json")
     path.write_text(json.dumps(result, indent=1) + "\n")
     print(f"\nwritten to {path.relative_to(REPOSITORY)}")
 

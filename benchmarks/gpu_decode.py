@@ -142,7 +142,7 @@ def main() -> None:
     print_table(header, rows)
     figures = {"copy_bytes_per_s": bandwidth, "startup_seconds": built.startup_seconds}
     figures |= {"gpu": torch.cuda.get_device_name()}
-    write_result(args, figures | {"steps": [dict(zip(header, row, strict=True)) for row in rows]})
+    write_result(args, figures | {"steps": [dict(zip(header, row, strict=True)) for row in rows]}, args.model.name)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,62 @@
+"""The whole service on a GPU, by an external load generator: random weights at a real shape, no prefix cache, greedy.
+
+Starts `paceline serve`, runs the load generator's workloads one after the other, prints a table, and keeps what the
+load generator says. What stands behind `--` goes to `paceline serve`.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from common import paceline_serve, print_table, write_result
+
+
+def measure(url: str, args: argparse.Namespace) -> dict[str, Any]:
+    """The load generator's figures, workload by workload."""
+    with tempfile.TemporaryDirectory() as folder:
+        out = Path(folder, "out.json")
+        command = [sys.executable, str(args.loadgen), "--base-url", url, "--model", "m", "--label", args.model.name]
+        command += ["--workloads", args.workloads, "--rate", str(args.rate), "--scale", str(args.scale)]
+        command += ["--workers", str(args.workers), "--extra-body", args.extra_body, "--out", str(out)]
+        subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+        workloads: dict[str, Any] = json.loads(out.read_text())["workloads"]
+        return workloads
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--model", type=Path, required=True, help="a folder with config.json and a tokenizer")
+    parser.add_argument("--loadgen", type=Path, required=True, help="the load generator, a Python script")
+    parser.add_argument("--workloads", default="A,B,C,D,A")
+    parser.add_argument("--rate", type=float, default=16.0, help="arrivals a second of workload D")
+    parser.add_argument("--scale", type=float, default=1.0, help="of the number of requests")
+    parser.add_argument("--workers", type=int, default=6, help="processes of the load generator")
+    parser.add_argument("--api-workers", type=int, default=4)
+    parser.add_argument("--extra-body", default="{}", help="JSON, such as sampling parameters")
+    parser.add_argument("serve", nargs="*", help="more flags of paceline serve")
+    args = parser.parse_args()
+    flags = ["--model", str(args.model.absolute()), "--served-model-name", "m", "--load-format", "dummy"]
+    flags += ["--no-prefix-caching", "--max-model-len", "8192", "--api-workers", str(args.api_workers), *args.serve]
+    with paceline_serve(*flags) as server:
+        workloads = measure(server.url, args)
+    rows = [
+        (
+            name,
+            f"{w['ok']}/{w['requests']}",
+            w["out_tok_s"],
+            *(w[kind][share] for kind in ("ttft_ms", "tpot_ms") for share in ("p50", "p99")),
+        )
+        for name, w in workloads.items()
+    ]
+    print_table(("workload", "ok", "out tok/s", "TTFT p50 ms", "TTFT p99 ms", "TPOT p50 ms", "TPOT p99 ms"), rows)
+    print(f"\nready after {server.startup_s:.1f} s")
+    write_result(args, {"startup_s": server.startup_s, "workloads": workloads}, args.model.name)
+
+
+if __name__ == "__main__":
+    main()
