@@ -9,9 +9,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from app.kernels.gpu.sampling import SamplingTensors
+from app.worker.gpu_sampling import RowSampling
+from app.worker.input_batch import StepInput
 
 Ints = NDArray[np.int32]
 Numbers = TypeVar("Numbers")
+NOBODY: NDArray[np.int64] = np.zeros(0, dtype=np.int64)
+"""Requests of a step of nothing but padding."""
 
 
 class StepShape(NamedTuple):
@@ -71,7 +75,10 @@ class GpuInputs:
     copied yet. The device needs only one, since copies wait for the steps before them.
     """
 
-    def __init__(self, max_num_seqs: int, largest: StepShape, max_updates: int, device: torch.device) -> None:
+    def __init__(
+        self, max_num_seqs: int, largest: StepShape, tile_tokens: int, max_updates: int, device: torch.device
+    ) -> None:
+        self._tile_tokens = tile_tokens
         self._body_at = _aligned(_SAMPLING_INTS * (max_num_seqs + _ALIGNMENT))
         self.updates_at = self._body_parts(largest)[-1].stop
         size = self.updates_at + 2 * max_updates
@@ -102,12 +109,43 @@ class GpuInputs:
         at = self.updates_at
         return host[at : at + count], host[at + count : at + 2 * count]
 
-    def host_body(self, shape: StepShape) -> BodyInputs[Ints]:
-        """Where to write the numbers of a forward pass."""
-        return BodyInputs(*(self._hosts[self._turn][part].numpy() for part in self._body_parts(shape)))
+    def write_body(self, batch: StepInput | None, shape: StepShape) -> None:
+        """Write the numbers of a forward pass, or of one of nothing but padding."""
+        to: BodyInputs[Ints] = BodyInputs(*(self._hosts[self._turn][part].numpy() for part in self._body_parts(shape)))
+        count = len(batch.positions) if batch else 0
+        decodes = batch.num_decodes if batch else 0
+        to.input_ids[count:] = 0
+        to.sampled_by[count:] = -1
+        to.positions[count:] = 0
+        to.slot_mapping[count:] = -1
+        to.decode_rows[decodes:] = 0
+        to.decode_lens[decodes:] = 0
+        to.tiles[:] = 0
+        if batch is None:
+            return
+        to.input_ids[:count] = batch.input_ids
+        to.sampled_by[:count] = np.where(batch.input_is_sampled, batch.token_rows, -1)
+        to.positions[:count] = batch.positions
+        to.slot_mapping[:count] = batch.slot_mapping
+        to.decode_rows[:decodes] = batch.rows[:decodes]
+        to.decode_lens[:decodes] = batch.seq_lens[:decodes]
+        self._write_tiles(batch, to.tiles.reshape(-1, 4))
+
+    def _write_tiles(self, batch: StepInput, tiles: Ints) -> None:
+        """Cut the chunks of prompts into tiles (tiles, 4); see `app.kernels.gpu.paged_attention.chunks`."""
+        at = 0
+        for index in range(batch.num_decodes, len(batch.rows)):
+            start, end = int(batch.query_starts[index]), int(batch.query_starts[index + 1])
+            first = np.arange(start, end, self._tile_tokens)
+            part = tiles[at : at + len(first)]
+            part[:, 0] = batch.rows[index]
+            part[:, 1] = first
+            part[:, 2] = np.minimum(end - first, self._tile_tokens)
+            part[:, 3] = batch.positions[first]
+            at += len(first)
 
     def device_body(self, shape: StepShape) -> BodyInputs[Tensor]:
-        """Where the device finds them."""
+        """Where the device finds the numbers of a forward pass."""
         return BodyInputs(*(self._device[part] for part in self._body_parts(shape)))
 
     def _body_parts(self, shape: StepShape) -> list[slice]:
@@ -118,13 +156,24 @@ class GpuInputs:
             start = _aligned(start + size)
         return parts
 
-    def host_sampling(self, count: int) -> dict[str, NDArray[Any]]:
-        """Where to write the numbers of sampling, by name: the fields of SamplingTensors, and `logits_at`."""
+    def write_sampling(
+        self, batch: StepInput | None, samples: NDArray[np.int64], size: int, sampling: RowSampling
+    ) -> None:
+        """Write what sampling needs to know of the requests `samples` of a step, padded to `size`."""
         host = self._hosts[self._turn].numpy()
-        return {name: host[part].view(kind) for name, kind, part in self._sampling_parts(count)}
+        to = {name: host[part].view(kind) for name, kind, part in self._sampling_parts(size)}
+        count, rows = len(samples), NOBODY if batch is None else batch.rows[samples]
+        sampling.write(rows, to)
+        to["rows"][:count] = rows
+        to["rows"][count:] = -1
+        to["logits_at"][:] = 0
+        to["positions"][:] = 0
+        if batch is not None:
+            to["logits_at"][:count] = batch.query_starts[1:][samples] - 1
+            to["positions"][:count] = batch.seq_lens[samples] - 1
 
     def device_sampling(self, count: int) -> tuple[SamplingTensors, Tensor]:
-        """Where the device finds them; the second value is (count,) tokens whose logits are wanted."""
+        """Where the device finds the numbers of sampling; the second value: (count,) tokens whose logits are wanted."""
         tensors = {name: self._device[part].view(_TORCH[kind]) for name, kind, part in self._sampling_parts(count)}
         logits_at = tensors.pop("logits_at")
         return SamplingTensors(**tensors), logits_at

@@ -18,7 +18,7 @@ from app.core.step import NOT_SAMPLED, ModelRunnerOutput, SchedulerOutput, StepH
 from app.kernels.gpu.sampling import Scratch, adjust, choose
 from app.models.loader import LoadedModel
 from app.worker.cuda_graphs import CudaGraphs, decode_sizes, fitting, token_sizes
-from app.worker.gpu_inputs import GpuInputs, StepShape
+from app.worker.gpu_inputs import NOBODY, GpuInputs, StepShape
 from app.worker.gpu_sampling import NO_LOGPROBS, RowSampling
 from app.worker.input_batch import InputBatch, Ints, StepInput
 from app.worker.sampler import TopLogprobs, top_logprobs
@@ -52,7 +52,7 @@ class GpuRunner:
         self._decode_sizes = decode_sizes(max_num_seqs)
         self._token_sizes = token_sizes(max_num_batched_tokens)
         self.largest = self._mixed_shape(max_num_batched_tokens)
-        self._inputs = GpuInputs(max_num_seqs, self.largest, self.block_tables.numel(), device)
+        self._inputs = GpuInputs(max_num_seqs, self.largest, backend.tile_tokens, self.block_tables.numel(), device)
         self._scratch = Scratch(max_num_seqs, loaded.vocab_size, device)
         self._tokens = torch.zeros(max_num_seqs, dtype=torch.int32, device=device)
         self._hidden: Tensor
@@ -78,10 +78,10 @@ class GpuRunner:
         torch.cuda.reset_peak_memory_stats()
         self._allocate_hidden()
         before = torch.cuda.memory_allocated()
-        self._write_body(None, self.largest)
+        self._inputs.write_body(None, self.largest)
         self._inputs.send(self.largest, 0)
         self._run_body(self.largest)
-        self._write_sampling(None, self._decode_sizes[-1])
+        self._inputs.write_sampling(None, NOBODY, self._decode_sizes[-1], self.sampling)
         self._inputs.send(self.largest, 0)
         self._run_sampling(self._decode_sizes[-1], draws=True)
         torch.cuda.synchronize()
@@ -98,17 +98,17 @@ class GpuRunner:
         graphs = CudaGraphs() if self.device.type == "cuda" else None
         try:
             for shape in shapes:
-                self._write_body(None, shape)
+                self._inputs.write_body(None, shape)
                 self._inputs.send(shape, 0)
                 self._run_body(shape)
-                if graphs:
+                if graphs is not None:
                     graphs.record(shape, lambda shape=shape: self._run_body(shape))  # type: ignore[misc]
             for size in self._decode_sizes[::-1]:
                 for draws in (False, True):
-                    self._write_sampling(None, size)
+                    self._inputs.write_sampling(None, NOBODY, size, self.sampling)
                     self._inputs.send(shapes[-1], 0)
                     self._run_sampling(size, draws)
-                    if graphs:
+                    if graphs is not None:
                         graphs.record((size, draws), lambda s=size, d=draws: self._run_sampling(s, d))  # type: ignore[misc]
         except RuntimeError as error:
             if graphs is None or isinstance(error, torch.cuda.OutOfMemoryError):
@@ -122,7 +122,7 @@ class GpuRunner:
     def _allocate_hidden(self) -> None:
         if not hasattr(self, "_hidden"):
             shape = self._decode_shape(1)
-            self._write_body(None, shape)
+            self._inputs.write_body(None, shape)
             self._inputs.send(shape, 0)
             hidden = self._forward(shape)
             self._hidden = hidden.new_zeros(self.largest.tokens, hidden.shape[-1])
@@ -149,8 +149,8 @@ class GpuRunner:
         shape = self._shape_of(batch)
         size = fitting(self._decode_sizes, max(1, len(rows)))
         self._inputs.next_step()
-        self._write_body(batch, shape)
-        self._write_sampling(batch, size, samples)
+        self._inputs.write_body(batch, shape)
+        self._inputs.write_sampling(batch, samples, size, self.sampling)
         self._send(step, shape)
         self._run(shape, lambda: self._run_body(shape))
         result = _Launched(batch.order[samples], len(step.rows))
@@ -213,54 +213,6 @@ class GpuRunner:
             return tensor.clone()
         host = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
         return host.copy_(tensor, non_blocking=True)
-
-    # ------------------------------------------------------------------ the numbers of a step
-
-    def _write_body(self, batch: StepInput | None, shape: StepShape) -> None:
-        """Write a step's numbers, or those of a step of nothing but padding."""
-        to = self._inputs.host_body(shape)
-        count = len(batch.positions) if batch else 0
-        decodes = batch.num_decodes if batch else 0
-        to.input_ids[count:] = 0
-        to.sampled_by[count:] = -1
-        to.positions[count:] = 0
-        to.slot_mapping[count:] = -1
-        to.decode_rows[decodes:] = 0
-        to.decode_lens[decodes:] = 0
-        to.tiles[:] = 0
-        if batch is None:
-            return
-        to.input_ids[:count] = batch.input_ids
-        to.sampled_by[:count] = np.where(batch.input_is_sampled, batch.token_rows, -1)
-        to.positions[:count] = batch.positions
-        to.slot_mapping[:count] = batch.slot_mapping
-        to.decode_rows[:decodes] = batch.rows[:decodes]
-        to.decode_lens[:decodes] = batch.seq_lens[:decodes]
-        tiles, at = to.tiles.reshape(-1, 4), 0
-        for index in range(decodes, len(batch.rows)):
-            start, end = int(batch.query_starts[index]), int(batch.query_starts[index + 1])
-            first = np.arange(start, end, self.backend.tile_tokens)
-            part = tiles[at : at + len(first)]
-            part[:, 0] = batch.rows[index]
-            part[:, 1] = first
-            part[:, 2] = np.minimum(end - first, self.backend.tile_tokens)
-            part[:, 3] = batch.positions[first]
-            at += len(first)
-
-    def _write_sampling(self, batch: StepInput | None, size: int, samples: Ints | None = None) -> None:
-        """Write what sampling needs to know of the requests `samples` of a step, or of padding."""
-        to = self._inputs.host_sampling(size)
-        if batch is None or samples is None:
-            batch, samples = None, np.zeros(0, dtype=np.int64)
-        count, rows = len(samples), samples if batch is None else batch.rows[samples]
-        self.sampling.write(rows, to)
-        to["rows"][:count] = rows
-        to["rows"][count:] = -1
-        to["logits_at"][:] = 0
-        to["positions"][:] = 0
-        if batch is not None:
-            to["logits_at"][:count] = batch.query_starts[1:][samples] - 1
-            to["positions"][:count] = batch.seq_lens[samples] - 1
 
     def _send(self, step: SchedulerOutput, shape: StepShape) -> None:
         """Copy what was written to the device, and the blocks that rows got in this step to its block tables."""

@@ -288,7 +288,7 @@ def test_filters(temperature: float, top_k: int, top_p: float, min_p: float) -> 
     torch.manual_seed(1)
     logits = 3 * randn(1, VOCAB)
     may_be = kept(logits[0].cpu(), temperature, top_k, top_p, min_p)
-    draws = 12
+    draws = 6
     params = sampling_tensors(
         list(range(draws)), temperature=[temperature] * draws, top_k=[top_k] * draws, top_p=[top_p] * draws,
         min_p=[min_p] * draws, seed=[2**40 + i for i in range(draws)],
@@ -299,7 +299,7 @@ def test_filters(temperature: float, top_k: int, top_p: float, min_p: float) -> 
 
 
 def test_tokens_are_drawn_with_their_probabilities_and_by_seed_and_position_alone() -> None:
-    draws = 150
+    draws = 100
     logits = torch.full((VOCAB,), -math.inf)
     logits[[3, 50, 999]] = torch.tensor([0.5, 0.3, 0.2]).log()
     logits = logits.expand(draws, -1).contiguous().to(DEVICE)

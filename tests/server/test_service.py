@@ -166,6 +166,27 @@ def test_one_long_prompt_does_not_stall_a_stream(server: Server, at_once: bool) 
     assert during > 5
 
 
+def test_several_api_workers_share_a_socket_and_count_together() -> None:
+    with running_server("--worker", "echo", "--api-workers", "3") as server:
+        wait_until(lambda: all(server.get("/health/ready").is_success for _ in range(10)))
+
+        def ask(index: int) -> int:
+            body = {"model": "SmolLM2-135M-Instruct", "prompt": [index + 5, 7], "max_tokens": 4}
+            tokens: int = server.post("/v1/completions", body).json()["usage"]["completion_tokens"]
+            return tokens
+
+        with ThreadPoolExecutor(12) as pool:
+            assert sum(pool.map(ask, range(60))) == 240
+        # Whichever worker is asked.
+        wait_until(lambda: all(server.metric("generation_tokens_total") == 240 for _ in range(5)))
+        assert server.metric("time_to_first_token_seconds_count") == 60
+        assert server.metric("num_requests_running") == 0
+        listing = subprocess.run(
+            ["ps", "-o", "args=", "--ppid", str(server.process.pid)], capture_output=True, text=True
+        )
+        assert listing.stdout.count("app.api.process") == 3
+
+
 def test_uvicorn_runs_the_asgi_app() -> None:
     with popen("-m", "uvicorn", "app.main:app", "--port", "0", PACELINE_WORKER="echo") as process:
         server = Server(process)

@@ -58,7 +58,7 @@ def test_a_crowd_equals_transformers_alone(model: tuple[Path, PreTrainedModel]) 
         "shares": ([*beginning, 14], plain),
         "its beginning": ([*beginning, 15, 16], msgspec.structs.replace(plain, logprobs=2, prompt_logprobs=1)),
         "shares, too": ([*beginning, 20], plain),
-        "short": ([40], msgspec.structs.replace(plain, max_tokens=20)),
+        "short": ([40], msgspec.structs.replace(plain, max_tokens=14)),
         "long": (list(range(60, 90)), plain),
     }
     outputs, preemptions = run_crowd(make_engine(folder, "triton"), requests)
@@ -94,7 +94,7 @@ def test_what_changes_logits_does_what_it_does_on_the_cpu(model: tuple[Path, Pre
 def test_a_seed_gives_the_same_text_alone_and_in_a_crowd(model: tuple[Path, PreTrainedModel]) -> None:
     options = [{"top_k": 20}, {"top_p": 0.8}, {"min_p": 0.05}, {"frequency_penalty": 0.7, "temperature": 1.5}]
     requests: Requests = {
-        str(seed): ([3, 4, 5, seed], SamplingParams(max_tokens=8, seed=seed, **changes))  # type: ignore[arg-type]
+        str(seed): ([3, 4, 5, seed], SamplingParams(max_tokens=4, seed=seed, **changes))  # type: ignore[arg-type]
         for seed, changes in enumerate(options, 20)
     }
     core = make_engine(model[0], "triton")
