@@ -295,7 +295,7 @@ def test_filters(temperature: float, top_k: int, top_p: float, min_p: float) -> 
     )  # fmt: skip
     tokens = choose(logits.expand(draws, -1).contiguous(), params)
     assert set(tokens) <= may_be
-    assert len(set(tokens)) >= min(len(may_be), 3)
+    assert len(set(tokens)) >= min(len(may_be), 2)
 
 
 def test_tokens_are_drawn_with_their_probabilities_and_by_seed_and_position_alone() -> None:
