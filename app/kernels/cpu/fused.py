@@ -16,8 +16,8 @@ _WORTH_A_THREAD = 65536
 
 
 @inline
-def _norm_row(x, weight, offset, eps, residual, out):  # type: ignore[no-untyped-def]
-    if residual.shape[0] > 0:
+def _norm_row(x, weight, offset, eps, adds, residual, out):  # type: ignore[no-untyped-def]
+    if adds:
         for i in range(x.shape[0]):
             residual[i] = from_float(to_float(residual[i]) + to_float(x[i]), residual)
         x = residual
@@ -31,25 +31,26 @@ def _norm_row(x, weight, offset, eps, residual, out):  # type: ignore[no-untyped
 
 
 @kernel
-def _rms_norm(x, weight, offset, eps, residual, out):  # type: ignore[no-untyped-def]
+def _rms_norm(x, weight, offset, eps, adds, residual, out):  # type: ignore[no-untyped-def]
     if x.size < _WORTH_A_THREAD:
         for row in range(x.shape[0]):
-            _norm_row(x[row], weight, offset, eps, residual[row], out[row])
+            _norm_row(x[row], weight, offset, eps, adds, residual[row], out[row])
     else:
         for row in prange(x.shape[0]):
-            _norm_row(x[row], weight, offset, eps, residual[row], out[row])
+            _norm_row(x[row], weight, offset, eps, adds, residual[row], out[row])
 
 
 def rms_norm(x: Tensor, weight: Tensor, offset: float, eps: float, residual: Tensor | None = None) -> Tensor:
     """`x / rms(x) * (weight + offset)` over the last dimension of x; of `residual += x` if it is given."""
+    shape, size = x.shape, x.shape[-1]
     x = x.contiguous()
+    if x.dim() != 2:
+        x = x.view(-1, size)
     out = torch.empty_like(x)
-    size = x.shape[-1]
-    rows = x.numel() // size
-    added = x.new_empty(rows, 0) if residual is None else residual.view(rows, size)
-    numbers = np.float32(offset), np.float32(eps)
-    _rms_norm(array(x.view(rows, size)), constant(weight), *numbers, array(added), array(out.view(rows, size)))
-    return out
+    rows = array(x)
+    added = rows if residual is None else array(residual.view_as(x))
+    _rms_norm(rows, constant(weight), np.float32(offset), np.float32(eps), residual is not None, added, array(out))
+    return out if len(shape) == 2 else out.view(shape)
 
 
 @kernel

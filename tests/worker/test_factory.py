@@ -1,0 +1,66 @@
+"""Building workers: what is chosen, and what is refused."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from app.core.sampling import SamplingParams
+from app.core.step import NewRequest, SchedulerOutput
+from app.errors import ModelError, StartupError
+from app.hub.source import find_model
+from app.settings import Settings, load_settings
+from app.worker.factory import build_worker
+from app.worker.resolve import _gpu_memory_left
+from tests.models.families import _TINY
+
+GIB = 2**30
+
+
+def write_config(folder: Path, **options: object) -> Path:
+    config = {**_TINY, "model_type": "llama", "architectures": ["LlamaForCausalLM"], "dtype": "float32", **options}
+    (folder / "config.json").write_text(json.dumps(config))
+    (folder / "tokenizer.json").write_text("{}")
+    return folder
+
+
+def dummy_settings(**options: object) -> Settings:
+    return load_settings(load_format="dummy", device="cpu", num_kv_blocks=40, max_model_len=64, **options)
+
+
+def test_dummy_weights_need_no_checkpoint_and_compute_numbers(tmp_path: Path) -> None:
+    folder = write_config(tmp_path)
+    with pytest.raises(ModelError, match="safetensors"):
+        find_model(str(folder))
+    assert find_model(str(folder), needs_weights=False) == folder
+    worker = build_worker(dummy_settings(), folder).worker
+    sampling = SamplingParams(max_tokens=1, seed=0, temperature=0.0)
+    request = NewRequest(0, [5, 6, 7], 3, 0, [0], 0, sampling)
+    result = worker.submit(SchedulerOutput([request], [], [0], ["a"], [3])).result()
+    assert 0 <= result.token_ids[0] < _TINY["vocab_size"]
+
+
+def test_dummy_weights_are_for_the_decoder(tmp_path: Path) -> None:
+    folder = write_config(tmp_path, model_type="gpt2", architectures=["GPT2LMHeadModel"])
+    with pytest.raises(ModelError, match="load_format"):
+        build_worker(dummy_settings(), folder)
+
+
+@pytest.mark.parametrize(("backend", "dtype"), [("triton", "float32"), ("cpu", "float16")])
+def test_a_backend_that_does_not_run_here_is_refused(
+    backend: str, dtype: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    with pytest.raises(StartupError, match=f"attention_backend: {backend}"):
+        build_worker(dummy_settings(attention_backend=backend, dtype=dtype), write_config(tmp_path))
+
+
+def test_memory_of_a_gpu_is_what_weights_and_the_largest_step_leave(monkeypatch: pytest.MonkeyPatch) -> None:
+    free = 60 * GIB
+    monkeypatch.setattr("torch.cuda.mem_get_info", lambda _device: (free, 80 * GIB))
+    device = torch.device("cuda")
+    settings = load_settings(gpu_memory_utilization=0.5)
+    assert _gpu_memory_left(settings, device, free, 5 * GIB) == (40 - 20 - 5 - 1) * GIB
+    with pytest.raises(StartupError, match="gpu_memory_utilization: nothing is left"):
+        _gpu_memory_left(settings, device, free, 19 * GIB)
