@@ -51,8 +51,8 @@ def rms_norm(x: Tensor, weight: Tensor, offset: float, eps: float, residual: Ten
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """`x @ weight.T + bias` of x (tokens, in) and weight (out, in)."""
-    if x.is_cuda and HAS_TRITON and x.shape[0] == 1 and x.dtype is not torch.float32:
+    """`x @ weight.T + bias` of x (..., in) and weight (out, in)."""
+    if x.is_cuda and HAS_TRITON and x.numel() == x.shape[-1] and x.dtype is not torch.float32:
         from app.kernels.gpu.linear import gemv
 
         return gemv(x, weight, bias, x.dtype)

@@ -23,21 +23,13 @@ _TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 2**-6, torch.float16: 2**-9}
 """Difference that other orders of adding make, relative to the largest number."""
 
 
-class _FlatLinear(Linear):
-    """For the inputs of transformers' models, (1, tokens, in_features)."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        return super().forward(x.flatten(0, -2)).view(*x.shape[:-1], -1)
-
-
 class _First(MergedLinear):
     """Computes what its followers are asked for next, and keeps it until they are."""
 
     input: Tensor | None = None
 
     def forward(self, x: Tensor) -> Tensor:
-        out = super().forward(x.flatten(0, -2)).view(*x.shape[:-1], -1)
-        first, *rest = out.split(self.sizes, dim=-1)
+        first, *rest = super().forward(x).split(self.sizes, dim=-1)
         self.input, self.kept = x, dict(enumerate(rest))
         return first
 
@@ -97,9 +89,9 @@ def _merge(parent: nn.Module, names: tuple[str, ...]) -> bool:
     return _swap(parent, dict(zip(names, [first, *followers], strict=True)), layers[0].in_features)
 
 
-def _as_linear(layer: nn.Linear) -> _FlatLinear:
+def _as_linear(layer: nn.Linear) -> Linear:
     with torch.device("meta"):
-        linear = _FlatLinear(layer.in_features, layer.out_features, layer.bias is not None)
+        linear = Linear(layer.in_features, layer.out_features, layer.bias is not None)
     linear.weight = nn.Parameter(layer.weight, requires_grad=False)  # the same memory
     linear.bias = None if layer.bias is None else nn.Parameter(layer.bias, requires_grad=False)
     return linear

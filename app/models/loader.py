@@ -229,7 +229,7 @@ def _load_pieces(pieces: list[_Piece]) -> None:
             if time.monotonic() - last_said > _SAY_EVERY:
                 last_said = time.monotonic()
                 log.info("loading weights: %.1f of %.1f GiB", done / 2**30, total / 2**30)
-    if torch.cuda.is_available():
+    if any(piece.target.is_cuda for piece in pieces):
         torch.cuda.synchronize()
 
 

@@ -3,13 +3,10 @@
 A forward pass is some hundred kernels, and Python needs longer to start one than the GPU to run it.
 """
 
-import logging
 from collections.abc import Callable, Hashable
 from contextlib import suppress
 
 import torch
-
-log = logging.getLogger(__name__)
 
 
 class CudaGraphs:

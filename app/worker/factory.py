@@ -30,8 +30,11 @@ def build_worker(settings: Settings, path: Path) -> BuiltWorker:
     try:
         loaded = load_model(folder, settings, resolved.dtype, resolved.device, resolved.limits.max_model_len)
         clock.lap("load_weights")
-        build = _build_gpu_runner if _choose_backend(settings, resolved) == "triton" else _build_runner
-        worker, limits = build(settings, resolved, loaded, clock)
+        chosen = _choose_backend(settings, resolved)
+        if chosen == "triton":
+            worker, limits = _build_gpu_runner(settings, resolved, loaded, clock)
+        else:
+            worker, limits = _build_runner(settings, resolved, loaded, clock, _backend(chosen))
     except torch.cuda.OutOfMemoryError as error:
         raise StartupError(
             f"the GPU's memory does not suffice: {error}. Lower gpu_memory_utilization if other programs use this GPU, "
@@ -72,17 +75,20 @@ def _choose_backend(settings: Settings, resolved: Resolved) -> str:
     return chosen
 
 
+def _backend(chosen: str) -> TorchPagedBackend:
+    if chosen == "cpu":
+        from app.attention.backends.cpu_paged import CpuPagedBackend  # Numba is for the CPU only
+
+        return CpuPagedBackend()
+    return TorchPagedBackend()
+
+
 def _build_runner(
-    settings: Settings, resolved: Resolved, loaded: LoadedModel, clock: "_PhaseClock"
+    settings: Settings, resolved: Resolved, loaded: LoadedModel, clock: "_PhaseClock", backend: TorchPagedBackend
 ) -> tuple[Worker, Limits]:
     """A worker that runs steps as they come."""
     device, dtype, layers = resolved.device, resolved.dtype, loaded.attention_layers
     limits = resolve_blocks(settings, resolved, bytes_per_block(layers, settings.block_size, dtype))
-    backend = TorchPagedBackend()
-    if _choose_backend(settings, resolved) == "cpu":
-        from app.attention.backends.cpu_paged import CpuPagedBackend  # Numba is for the CPU only
-
-        backend = CpuPagedBackend()
     bind_kv_cache(layers, backend, limits.num_blocks, settings.block_size, dtype, device)
     clock.lap("allocate_kv_cache")
     runner = ModelRunner(

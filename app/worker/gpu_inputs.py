@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from app.kernels.gpu.sampling import SamplingTensors
-from app.worker.gpu_sampling import RowSampling
+from app.worker.gpu_sampling import PARAMETERS, RowSampling
 from app.worker.input_batch import StepInput
 
 Ints = NDArray[np.int32]
@@ -49,20 +49,11 @@ class BodyInputs(Generic[Numbers]):
 
 
 _SAMPLING_FIELDS: dict[str, Any] = {
-    "seed": np.int64,
-    "positions": np.int32,
     "rows": np.int32,
+    "positions": np.int32,
     "logits_at": np.int32,
-    "temperature": np.float32,
-    "top_k": np.int32,
-    "top_p": np.float32,
-    "min_p": np.float32,
-    "adjusts": np.int32,
-    "presence": np.float32,
-    "frequency": np.float32,
-    "repetition": np.float32,
+    **{name: kind for name, (kind, _) in PARAMETERS.items()},
 }
-_SAMPLING_INTS = sum(np.dtype(kind).itemsize // 4 for kind in _SAMPLING_FIELDS.values())
 _ALIGNMENT = 4
 """Numbers: 16 bytes."""
 _TORCH = {np.int64: torch.int64, np.int32: torch.int32, np.float32: torch.float32}
@@ -79,7 +70,7 @@ class GpuInputs:
         self, max_num_seqs: int, largest: StepShape, tile_tokens: int, max_updates: int, device: torch.device
     ) -> None:
         self._tile_tokens = tile_tokens
-        self._body_at = _aligned(_SAMPLING_INTS * (max_num_seqs + _ALIGNMENT))
+        self._body_at = _aligned(self._sampling_parts(max_num_seqs)[-1][2].stop)
         self.updates_at = self._body_parts(largest)[-1].stop
         size = self.updates_at + 2 * max_updates
         on_gpu = device.type == "cuda"

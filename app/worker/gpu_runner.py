@@ -7,6 +7,7 @@ hidden states to tokens, for some number of requests. What differs from step to 
 import logging
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
+from functools import partial
 
 import numpy as np
 import torch
@@ -95,27 +96,22 @@ class GpuRunner:
         shapes = [self._mixed_shape(size) for size in self._token_sizes[::-1]]
         shapes += [self._decode_shape(size) for size in self._decode_sizes[::-1]]
         self._allocate_hidden()
-        graphs = CudaGraphs() if self.device.type == "cuda" else None
+        self._graphs = CudaGraphs() if self.device.type == "cuda" else None
         try:
             for shape in shapes:
                 self._inputs.write_body(None, shape)
                 self._inputs.send(shape, 0)
-                self._run_body(shape)
-                if graphs is not None:
-                    graphs.record(shape, lambda shape=shape: self._run_body(shape))  # type: ignore[misc]
+                self._run(shape, partial(self._run_body, shape))
             for size in self._decode_sizes[::-1]:
                 for draws in (False, True):
                     self._inputs.write_sampling(None, NOBODY, size, self.sampling)
                     self._inputs.send(shapes[-1], 0)
-                    self._run_sampling(size, draws)
-                    if graphs is not None:
-                        graphs.record((size, draws), lambda s=size, d=draws: self._run_sampling(s, d))  # type: ignore[misc]
+                    self._run((size, draws), partial(self._run_sampling, size, draws))
         except RuntimeError as error:
-            if graphs is None or isinstance(error, torch.cuda.OutOfMemoryError):
+            if self._graphs is None or isinstance(error, torch.cuda.OutOfMemoryError):
                 raise
             log.warning("this model's steps cannot be recorded as CUDA graphs, and run slower without: %s", error)
-            graphs = None
-        self._graphs = graphs
+            self._graphs = None
         if self.device.type == "cuda":
             torch.cuda.synchronize()
 
@@ -152,7 +148,7 @@ class GpuRunner:
         self._inputs.write_body(batch, shape)
         self._inputs.write_sampling(batch, samples, size, self.sampling)
         self._send(step, shape)
-        self._run(shape, lambda: self._run_body(shape))
+        self._run(shape, partial(self._run_body, shape))
         result = _Launched(batch.order[samples], len(step.rows))
         self._add_prompt_logprobs(batch, result)
         if len(rows):
@@ -170,7 +166,7 @@ class GpuRunner:
         return self._mixed_shape(fitting(self._token_sizes, count), longest)
 
     def _run(self, name: Hashable, work: Callable[[], None]) -> None:
-        """Replay what was recorded under a name. What is rarely needed is recorded when it is seen first."""
+        """Replay what was recorded under a name. What is seen for the first time is run, and recorded."""
         if self._graphs is not None and name in self._graphs:
             self._graphs.replay(name)
             return
@@ -191,7 +187,7 @@ class GpuRunner:
                 tokens = self._tokens[index : index + 1].long().clamp(min=0)
                 result.logprobs[int(result.indices[index])] = self._fetch(top_logprobs(raw[at : at + 1], tokens, count))
         else:
-            self._run((size, draws), lambda: self._run_sampling(size, draws))
+            self._run((size, draws), partial(self._run_sampling, size, draws))
         result.token_ids = self._to_host(self._tokens[: len(rows)])
 
     def _add_prompt_logprobs(self, batch: StepInput, result: "_Launched") -> None:
@@ -216,12 +212,9 @@ class GpuRunner:
 
     def _send(self, step: SchedulerOutput, shape: StepShape) -> None:
         """Copy what was written to the device, and the blocks that rows got in this step to its block tables."""
-        changed = [(request.row, request.block_ids) for request in step.new_requests]
+        new = [(request.row, request.block_ids) for request in step.new_requests]
         places, values = [], []
-        for row, block_ids in changed:
-            places.append(np.arange(len(block_ids)) + row * self.block_tables.shape[1])
-            values.append(block_ids)
-        for row, block_ids in step.new_blocks:
+        for row, block_ids in (*new, *step.new_blocks):  # a row is in one of them, and these are its last blocks
             end = int(self.batch.num_blocks[row])
             places.append(np.arange(end - len(block_ids), end) + row * self.block_tables.shape[1])
             values.append(block_ids)

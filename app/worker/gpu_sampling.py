@@ -11,13 +11,18 @@ from app.core.step import NewRequest
 from app.kernels.gpu.sampling import RowMemory
 
 NO_LOGPROBS = -1
-_FLOATS = ("temperature", "top_p", "min_p", "presence", "frequency", "repetition")
-_NOTHING = {"seed": 0, "top_k": 1, "adjusts": 0, "temperature": 0.0, "top_p": 1.0, "min_p": 0.0} | {
-    "presence": 0.0,
-    "frequency": 0.0,
-    "repetition": 1.0,
+PARAMETERS: dict[str, tuple[Any, float]] = {
+    "seed": (np.int64, 0),
+    "temperature": (np.float32, 0.0),
+    "top_k": (np.int32, 1),
+    "top_p": (np.float32, 1.0),
+    "min_p": (np.float32, 0.0),
+    "adjusts": (np.int32, 0),
+    "presence": (np.float32, 0.0),
+    "frequency": (np.float32, 0.0),
+    "repetition": (np.float32, 1.0),
 }
-"""For padding."""
+"""What `SamplingTensors` has of each row: its kind, and what stands for padding."""
 
 
 class RowSampling:
@@ -28,11 +33,8 @@ class RowSampling:
         self.memory = RowMemory(max_num_seqs, vocab_size, device)
         self.num_logprobs = np.full(max_num_seqs, NO_LOGPROBS, dtype=np.int64)
         self._values: dict[str, NDArray[Any]] = {
-            "seed": np.zeros(max_num_seqs, dtype=np.int64),
-            "top_k": np.zeros(max_num_seqs, dtype=np.int32),
-            "adjusts": np.zeros(max_num_seqs, dtype=np.int32),
+            name: np.zeros(max_num_seqs, dtype=kind) for name, (kind, _) in PARAMETERS.items()
         }
-        self._values |= {name: np.zeros(max_num_seqs, dtype=np.float32) for name in _FLOATS}
         self._suppressed: dict[int, tuple[int, SamplingParams]] = {}
         """Rows that may not stop yet, and the length at which they may."""
 
@@ -95,6 +97,6 @@ class RowSampling:
 
     def write(self, rows: NDArray[np.int64], to: dict[str, NDArray[Any]]) -> None:
         """Write the parameters of `rows` to arrays of at least their number."""
-        for name, values in self._values.items():
-            to[name][: len(rows)] = values[rows]
-            to[name][len(rows) :] = _NOTHING[name]
+        for name, (_, padding) in PARAMETERS.items():
+            to[name][: len(rows)] = self._values[name][rows]
+            to[name][len(rows) :] = padding

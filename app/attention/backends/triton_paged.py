@@ -44,7 +44,10 @@ class GpuMetadata:
 
 
 class TritonPagedBackend:
-    """For float32, bfloat16 and float16. How a request is computed depends on the number of decodes beside it only."""
+    """For float32, bfloat16 and float16.
+
+    How a request is computed depends on the number of decodes beside it, and on whether any of them is long.
+    """
 
     def __init__(self, configs: list[AttentionConfig]) -> None:
         """`configs`: of all layers."""

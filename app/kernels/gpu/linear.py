@@ -30,9 +30,9 @@ def _gemv(
 
 
 def gemv(x: Tensor, weight: Tensor, bias: Tensor | None, dtype: torch.dtype) -> Tensor:
-    """`x @ weight.T + bias` in `dtype`, for x (1, k) and weight (n, k)."""
+    """`x @ weight.T + bias` in `dtype`, for x (..., k) of one row and weight (n, k)."""
     n, k = weight.shape
-    out = torch.empty(1, n, dtype=dtype, device=x.device)
+    out = torch.empty(*x.shape[:-1], n, dtype=dtype, device=x.device)
     # Measured on an H100: two warps for each row of a large matrix, and enough programs for a small one.
     rows, warps = (1, 2) if n * k > 2**23 else (2, 4)
     _gemv[(triton.cdiv(n, rows),)](
