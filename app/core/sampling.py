@@ -40,3 +40,5 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True):
     """How many of the most probable tokens to report beside each sampled one; None reports nothing."""
     prompt_logprobs: int | None = None
     """The same for the prompt's tokens."""
+    grammar: str = ""
+    """What the output must match, as llguidance writes a grammar; empty is any text."""
