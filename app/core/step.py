@@ -101,6 +101,8 @@ class Limits:
     """Tokens of one step."""
     max_itl: float
     """Seconds that a step with prompts in it may take while other requests wait for their next token."""
+    step_sizes: tuple[int, ...] = ()
+    """Numbers of tokens that steps with prompts are filled up to, ascending; none if a step takes what it has."""
 
 
 @dataclass(frozen=True)

@@ -29,6 +29,7 @@ def build_engine(settings: Settings, model_folder: Path) -> tuple[EngineCore, En
         max_num_seqs=limits.max_num_seqs,
         max_num_batched_tokens=limits.max_num_batched_tokens,
         max_model_len=limits.max_model_len,
+        step_sizes=limits.step_sizes,
         prefix_caching=settings.prefix_caching,
     )
     ready = EngineReady(

@@ -8,8 +8,8 @@ preemption sets it back to the start.
 
 import heapq
 import time
-from bisect import insort
-from collections.abc import Callable
+from bisect import bisect_right, insort
+from collections.abc import Callable, Sequence
 
 from app.core.messages import EngineStats, RequestOutput, RequestTiming
 from app.core.request import FinishReason, Request, RequestStatus
@@ -39,6 +39,7 @@ class Scheduler:
         max_num_seqs: int,
         max_num_batched_tokens: int,
         max_model_len: int,
+        step_sizes: Sequence[int] = (),
         prefix_caching: bool = True,
         clock: Clock = time.monotonic,
     ) -> None:
@@ -51,6 +52,7 @@ class Scheduler:
         self.block_size = block_size
         self.max_num_batched_tokens = max_num_batched_tokens
         self.max_model_len = max_model_len
+        self.step_sizes = step_sizes
         self.prefix_caching = prefix_caching
         self.clock = clock
 
@@ -94,7 +96,7 @@ class Scheduler:
         step = SchedulerOutput([], [], [], [], [])
         num_decodes = sum(self._num_missing(request) == 1 for request in self.running)
         # Decodes are never held back: what is planned for prompts comes on top of them.
-        prompt_budget = min(self.pacer.prompt_tokens(num_decodes), self.max_num_batched_tokens - num_decodes)
+        prompt_budget = self._prompt_budget(num_decodes)
         num_running = len(self.running)
         prompt_budget = self._schedule_running(step, prompt_budget)
         if (
@@ -102,6 +104,14 @@ class Scheduler:
         ):  # no preemption: otherwise memory is what is short
             self._schedule_waiting(step, prompt_budget)
         return step if step.rows else None
+
+    def _prompt_budget(self, num_decodes: int) -> int:
+        """Most prompt tokens for a step with that many decodes, such that a full step has one of the worker's sizes."""
+        budget = min(self.pacer.prompt_tokens(num_decodes), self.max_num_batched_tokens - num_decodes)
+        fitting = bisect_right(self.step_sizes, num_decodes + budget) - 1
+        if fitting >= 0 and self.step_sizes[fitting] > num_decodes:
+            return self.step_sizes[fitting] - num_decodes
+        return budget
 
     def _num_missing(self, request: Request) -> int:
         """Tokens that the request is behind; 0 if the step in flight is known to be its last."""

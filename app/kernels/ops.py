@@ -1,5 +1,6 @@
 """The operations that have kernels of their own, and torch's where they have none for a device or dtype."""
 
+from collections.abc import Callable
 from functools import cache
 from importlib.util import find_spec
 from types import ModuleType
@@ -52,11 +53,19 @@ def rms_norm(x: Tensor, weight: Tensor, offset: float, eps: float, residual: Ten
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """`x @ weight.T + bias` of x (..., in) and weight (out, in)."""
-    if x.is_cuda and HAS_TRITON and x.numel() == x.shape[-1] and x.dtype is not torch.float32:
-        from app.kernels.gpu.linear import gemv
-
-        return gemv(x, weight, bias, x.dtype)
+    if skinny := _skinny(x):
+        out: Tensor = skinny(x, weight, bias, x.dtype)
+        return out
     return F.linear(x, weight, bias)
+
+
+def _skinny(x: Tensor) -> Callable[..., Tensor] | None:
+    """The kernel for products of few rows, if it fits."""
+    if not (x.is_cuda and HAS_TRITON) or x.dtype is torch.float32:
+        return None
+    from app.kernels.gpu.linear import MOST_ROWS, skinny
+
+    return skinny if x.numel() <= MOST_ROWS * x.shape[-1] else None
 
 
 def logits(x: Tensor, weight: Tensor) -> Tensor:
@@ -67,10 +76,8 @@ def logits(x: Tensor, weight: Tensor) -> Tensor:
     if not x.is_cuda or x.dtype is torch.float32:
         out = F.linear(x, weight)
         return refine_largest(out, x, weight) if out.is_cpu and out.dtype is torch.bfloat16 else out.float()
-    if HAS_TRITON and x.shape[0] == 1:
-        from app.kernels.gpu.linear import gemv
-
-        return gemv(x, weight, None, torch.float32)
+    if skinny := _skinny(x):
+        return skinny(x, weight, None, torch.float32)
     return torch.mm(x, weight.t(), out_dtype=torch.float32)
 
 

@@ -3,6 +3,7 @@
 import logging
 import os
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -125,6 +126,8 @@ def _build_gpu_runner(
     activations = 0
     if device.type == "cuda":
         bind_kv_cache(layers, backend, 1, settings.block_size, dtype, device)  # to measure without
+        runner.compile()
+        clock.lap("compile_kernels")
         activations = runner.measure_activations()
         clock.lap("measure_memory")
     block_bytes = bytes_per_block(layers, settings.block_size, dtype)
@@ -133,7 +136,7 @@ def _build_gpu_runner(
     clock.lap("allocate_kv_cache")
     runner.prepare()
     clock.lap("record_graphs")
-    return runner, limits
+    return runner, replace(limits, step_sizes=tuple(runner.token_sizes))
 
 
 def _warm_up(runner: ModelRunner, prompt_len: int) -> None:

@@ -5,6 +5,7 @@ hidden states to tokens, for some number of requests. What differs from step to 
 """
 
 import logging
+import os
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
 from functools import partial
@@ -16,6 +17,8 @@ from torch import Tensor
 from app.attention.backends.triton_paged import GpuMetadata, TritonPagedBackend
 from app.attention.context import ForwardContext, forward_context
 from app.core.step import NOT_SAMPLED, ModelRunnerOutput, SchedulerOutput, StepHandle
+from app.kernels.gpu.launch import compiling
+from app.kernels.gpu.linear import MOST_ROWS
 from app.kernels.gpu.sampling import Scratch, adjust, choose
 from app.models.loader import LoadedModel
 from app.worker.cuda_graphs import CudaGraphs, decode_sizes, fitting, token_sizes
@@ -51,7 +54,8 @@ class GpuRunner:
         self.sampling = RowSampling(max_num_seqs, loaded.vocab_size, device)
         self.block_tables = torch.zeros(self.batch.block_table.shape, dtype=torch.int32, device=device)
         self._decode_sizes = decode_sizes(max_num_seqs)
-        self._token_sizes = token_sizes(max_num_batched_tokens)
+        self.token_sizes = token_sizes(max_num_batched_tokens)
+        """Of steps with chunks of prompts."""
         self.largest = self._mixed_shape(max_num_batched_tokens)
         self._inputs = GpuInputs(max_num_seqs, self.largest, backend.tile_tokens, self.block_tables.numel(), device)
         self._scratch = Scratch(max_num_seqs, loaded.vocab_size, device)
@@ -73,17 +77,28 @@ class GpuRunner:
     # ------------------------------------------------------------------ start-up
 
     @torch.inference_mode()
+    def compile(self) -> None:
+        """Compile the kernels, as far as they are not in the cache: several at a time. The layers need some cache."""
+        with compiling(threads=os.cpu_count() or 1):
+            self._allocate_hidden()
+            mixed = [self._mixed_shape(size) for size in self.token_sizes if size <= MOST_ROWS]
+            for shape in (self.largest, *mixed, *map(self._decode_shape, self._decode_sizes)):
+                self._send_padding(shape)
+                self._run_body(shape)
+            for size in self._decode_sizes:
+                self._send_padding(shape, size)
+                for draws in (False, True):
+                    self._run_sampling(size, draws)
+
+    @torch.inference_mode()
     def measure_activations(self) -> int:
         """Bytes that the largest step takes, beside weights and KV blocks. The layers need some cache already."""
         torch.cuda.synchronize()
         torch.cuda.reset_peak_memory_stats()
         self._allocate_hidden()
         before = torch.cuda.memory_allocated()
-        self._inputs.write_body(None, self.largest)
-        self._inputs.send(self.largest, 0)
+        self._send_padding(self.largest, self._decode_sizes[-1])
         self._run_body(self.largest)
-        self._inputs.write_sampling(None, NOBODY, self._decode_sizes[-1], self.sampling)
-        self._inputs.send(self.largest, 0)
         self._run_sampling(self._decode_sizes[-1], draws=True)
         torch.cuda.synchronize()
         peak = torch.cuda.max_memory_allocated() - before
@@ -93,19 +108,17 @@ class GpuRunner:
     @torch.inference_mode()
     def prepare(self) -> None:
         """Run every shape once, so that all kernels are compiled, and record it where there is a GPU."""
-        shapes = [self._mixed_shape(size) for size in self._token_sizes[::-1]]
+        shapes = [self._mixed_shape(size) for size in self.token_sizes[::-1]]
         shapes += [self._decode_shape(size) for size in self._decode_sizes[::-1]]
         self._allocate_hidden()
         self._graphs = CudaGraphs() if self.device.type == "cuda" else None
         try:
             for shape in shapes:
-                self._inputs.write_body(None, shape)
-                self._inputs.send(shape, 0)
+                self._send_padding(shape)
                 self._run(shape, partial(self._run_body, shape))
             for size in self._decode_sizes[::-1]:
+                self._send_padding(shapes[-1], size)
                 for draws in (False, True):
-                    self._inputs.write_sampling(None, NOBODY, size, self.sampling)
-                    self._inputs.send(shapes[-1], 0)
                     self._run((size, draws), partial(self._run_sampling, size, draws))
         except RuntimeError as error:
             if self._graphs is None or isinstance(error, torch.cuda.OutOfMemoryError):
@@ -118,11 +131,17 @@ class GpuRunner:
     def _allocate_hidden(self) -> None:
         if not hasattr(self, "_hidden"):
             shape = self._decode_shape(1)
-            self._inputs.write_body(None, shape)
-            self._inputs.send(shape, 0)
+            self._send_padding(shape)
             hidden = self._forward(shape)
             self._hidden = hidden.new_zeros(self.largest.tokens, hidden.shape[-1])
-            hidden.cpu()  # what was sent may be written over only when it has arrived
+
+    def _send_padding(self, shape: StepShape, size: int = 1) -> None:
+        """Send the numbers of a step of nothing but padding; `size`: requests to sample for."""
+        self._inputs.write_body(None, shape)
+        self._inputs.write_sampling(None, NOBODY, size, self.sampling)
+        self._inputs.send(shape, 0)
+        if self.device.type == "cuda":  # what was sent may be written over only when it has arrived
+            torch.cuda.synchronize()
 
     # ------------------------------------------------------------------ a step
 
@@ -163,7 +182,7 @@ class GpuRunner:
         longest = int(batch.seq_lens[: batch.num_decodes].max(initial=0))
         if count == batch.num_decodes:
             return self._decode_shape(fitting(self._decode_sizes, count), longest)
-        return self._mixed_shape(fitting(self._token_sizes, count), longest)
+        return self._mixed_shape(fitting(self.token_sizes, count), longest)
 
     def _run(self, name: Hashable, work: Callable[[], None]) -> None:
         """Replay what was recorded under a name. What is seen for the first time is run, and recorded."""

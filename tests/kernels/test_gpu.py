@@ -103,13 +103,15 @@ def test_rotate_and_store(rotary_dim: int, norms: bool, dtype: torch.dtype) -> N
     assert k_cache[:, 0, :, 0].isfinite().sum() == 3  # padding goes nowhere
 
 
-@pytest.mark.parametrize("shape", [(5, 7), (64, 1500)])
+@pytest.mark.parametrize(("rows", "shape"), [(1, (5, 7)), (1, (64, 1500)), (3, (40, 72)), (33, (4100, 264))])
 @pytest.mark.parametrize("has_bias", [False, True])
-def test_product_of_one_row(shape: tuple[int, int], has_bias: bool, dtype: torch.dtype) -> None:
-    x, weight, bias = randn(1, shape[1], dtype=dtype), randn(*shape, dtype=dtype), randn(shape[0], dtype=dtype)
+def test_product_of_few_rows(rows: int, shape: tuple[int, int], has_bias: bool, dtype: torch.dtype) -> None:
+    if rows > 1 and dtype is torch.float32:
+        pytest.skip("not for float32")
+    x, weight, bias = randn(rows, shape[1], dtype=dtype), randn(*shape, dtype=dtype), randn(shape[0], dtype=dtype)
     expected = x.double() @ weight.double().T + (bias.double() if has_bias else 0.0)
-    close(linear.gemv(x, weight, bias if has_bias else None, dtype), expected)
-    close(linear.gemv(x, weight, bias if has_bias else None, torch.float32), expected)
+    close(linear.skinny(x, weight, bias if has_bias else None, dtype), expected)
+    close(linear.skinny(x, weight, bias if has_bias else None, torch.float32), expected)
 
 
 def test_store() -> None:

@@ -5,13 +5,20 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from app.kernels.gpu.launch import launch, wait_for_input
+
 
 @triton.jit
-def _rms_norm(x, residual, weight, out, eps, offset, SIZE: tl.constexpr, BLOCK: tl.constexpr, ADDS: tl.constexpr):
+def _rms_norm(
+    x, residual, weight, out, eps, offset,
+    SIZE: tl.constexpr, BLOCK: tl.constexpr, ADDS: tl.constexpr, OVERLAPS: tl.constexpr,
+):  # fmt: skip
     """One row: SIZE numbers of x, plus those of residual, which takes the sum."""
     row = tl.program_id(0).to(tl.int64) * SIZE
     at = tl.arange(0, BLOCK)
     mask = at < SIZE
+    scale = tl.load(weight + at, mask=mask, other=0.0).to(tl.float32) + offset
+    wait_for_input(OVERLAPS)
     values = tl.load(x + row + at, mask=mask, other=0.0)
     if ADDS:
         added = values.to(tl.float32) + tl.load(residual + row + at, mask=mask, other=0.0).to(tl.float32)
@@ -19,7 +26,6 @@ def _rms_norm(x, residual, weight, out, eps, offset, SIZE: tl.constexpr, BLOCK: 
         tl.store(residual + row + at, values, mask=mask)
     values = values.to(tl.float32)
     factor = tl.rsqrt(tl.sum(values * values, axis=0) / SIZE + eps)
-    scale = tl.load(weight + at, mask=mask, other=0.0).to(tl.float32) + offset
     tl.store(out + row + at, (values * factor * scale).to(out.dtype.element_ty), mask=mask)
 
 
@@ -29,7 +35,8 @@ def rms_norm(x: Tensor, weight: Tensor, offset: float, eps: float, residual: Ten
     out = torch.empty_like(x)
     size = x.shape[-1]
     block = triton.next_power_of_2(size)
-    _rms_norm[(x.numel() // size,)](
+    launch(
+        _rms_norm, (x.numel() // size,),
         x, x if residual is None else residual, weight, out, eps, offset,
         SIZE=size, BLOCK=block, ADDS=residual is not None, num_warps=min(8, max(1, block // 512)),
     )  # fmt: skip
@@ -42,7 +49,10 @@ def _tanh(x):
 
 
 @triton.jit
-def _gated(gate_up, out, SIZE: tl.constexpr, BLOCK: tl.constexpr, ACTIVATION: tl.constexpr):
+def _gated(
+    gate_up, out, SIZE: tl.constexpr, BLOCK: tl.constexpr, ACTIVATION: tl.constexpr, OVERLAPS: tl.constexpr
+):  # fmt: skip
+    wait_for_input(OVERLAPS)
     row = tl.program_id(0).to(tl.int64)
     at = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     mask = at < SIZE
@@ -61,8 +71,15 @@ def gated(gate_up: Tensor, activation: str) -> Tensor:
     """`activation(gate) * up` of (tokens, 2 * size): (tokens, size)."""
     size = gate_up.shape[1] // 2
     out = gate_up.new_empty(gate_up.shape[0], size)
-    _gated[(gate_up.shape[0], triton.cdiv(size, 1024))](
-        gate_up, out, SIZE=size, BLOCK=1024, ACTIVATION=activation, num_warps=4
+    launch(
+        _gated,
+        (gate_up.shape[0], triton.cdiv(size, 1024)),
+        gate_up,
+        out,
+        SIZE=size,
+        BLOCK=1024,
+        ACTIVATION=activation,
+        num_warps=4,
     )
     return out
 
@@ -71,9 +88,10 @@ def gated(gate_up: Tensor, activation: str) -> Tensor:
 def _prepare_heads(
     qkv, cos, sin, q_weight, k_weight, q_out, k_cache, v_cache, slots, eps, offset,
     HEADS: tl.constexpr, KV_HEADS: tl.constexpr, DIM: tl.constexpr, BLOCK: tl.constexpr, AT_ONCE: tl.constexpr,
-    ROTARY: tl.constexpr, BLOCK_SIZE: tl.constexpr, NORMS: tl.constexpr,
+    ROTARY: tl.constexpr, BLOCK_SIZE: tl.constexpr, NORMS: tl.constexpr, OVERLAPS: tl.constexpr,
 ):  # fmt: skip
     """AT_ONCE heads of one token. Heads of queries come first, then those of keys, then those of values."""
+    wait_for_input(OVERLAPS)
     token = tl.program_id(0).to(tl.int64)
     head = tl.program_id(1) * AT_ONCE + tl.arange(0, AT_ONCE)[:, None]
     at = tl.arange(0, BLOCK)[None, :]
@@ -133,7 +151,8 @@ def rotate_and_store(
     cos, sin = rope if rope else (qkv, qkv)
     q_weight, k_weight, offset, eps = norms if norms else (qkv, qkv, 0.0, 0.0)
     at_once = 8
-    _prepare_heads[(tokens, triton.cdiv(heads, at_once))](
+    launch(
+        _prepare_heads, (tokens, triton.cdiv(heads, at_once)),
         qkv, cos, sin, q_weight, k_weight, out, k_cache, v_cache, slots, eps, offset,
         HEADS=num_heads, KV_HEADS=(heads - num_heads) // 2, DIM=dim, BLOCK=triton.next_power_of_2(dim),
         AT_ONCE=at_once, ROTARY=cos.shape[-1] if rope else 0, BLOCK_SIZE=k_cache.shape[2], NORMS=norms is not None,
@@ -144,7 +163,8 @@ def rotate_and_store(
 
 @triton.jit
 def _store(new, cache, slots, stride, KV_HEADS: tl.constexpr, DIM: tl.constexpr, BLOCK: tl.constexpr,
-           BLOCK_SIZE: tl.constexpr):  # fmt: skip
+           BLOCK_SIZE: tl.constexpr, OVERLAPS: tl.constexpr):  # fmt: skip
+    wait_for_input(OVERLAPS)
     token, head = tl.program_id(0).to(tl.int64), tl.program_id(1)
     slot = tl.load(slots + token).to(tl.int64)
     at = tl.arange(0, BLOCK)
@@ -157,7 +177,8 @@ def _store(new, cache, slots, stride, KV_HEADS: tl.constexpr, DIM: tl.constexpr,
 def store(new: Tensor, cache: Tensor, slots: Tensor) -> None:
     """Write (tokens, kv_heads, head_dim) to (blocks, kv_heads, block_size, head_dim); slots as above."""
     new = new if new.stride(1) == new.shape[2] and new.stride(2) == 1 else new.contiguous()
-    _store[new.shape[:2]](
+    launch(
+        _store, new.shape[:2],
         new, cache, slots, new.stride(0), KV_HEADS=new.shape[1], DIM=new.shape[2],
         BLOCK=triton.next_power_of_2(new.shape[2]), BLOCK_SIZE=cache.shape[2], num_warps=1,
     )  # fmt: skip

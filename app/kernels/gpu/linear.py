@@ -1,27 +1,34 @@
-"""Products of one row with a matrix: bound by memory, which libraries made for large products do not use fully."""
+"""Products of few rows with a matrix: bound by memory, which libraries made for large products do not use fully."""
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-_BLOCK_K = 1024
+from app.kernels.gpu.launch import launch, wait_for_input
+
+MOST_ROWS = 64
+"""More are a library's business: cuBLAS is as fast or faster then."""
+_GEMV_BLOCK_K = 1024
 
 
 @triton.jit
 def _gemv(
-    x, weight, bias, out, N, K, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, HAS_BIAS: tl.constexpr,
+    x, weight, bias, out, N, K,
+    BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, HAS_BIAS: tl.constexpr, OVERLAPS: tl.constexpr,
 ):  # fmt: skip
-    """BLOCK_N rows of the weight."""
+    """BLOCK_N rows of the weight with one row."""
     n = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
     k = tl.arange(0, BLOCK_K)
     is_row = n < N
-    acc = tl.zeros([BLOCK_N, BLOCK_K], tl.float32)
-    for start in range(0, K, BLOCK_K):
+    place = weight + n[:, None].to(tl.int64) * K + k[None, :]
+    w = tl.load(place, mask=is_row[:, None] & (k < K)[None, :], other=0.0)
+    wait_for_input(OVERLAPS)
+    acc = w.to(tl.float32) * tl.load(x + k, mask=k < K, other=0.0).to(tl.float32)[None, :]
+    for start in range(BLOCK_K, K, BLOCK_K):
         is_column = start + k < K
         xs = tl.load(x + start + k, mask=is_column, other=0.0).to(tl.float32)
-        place = n[:, None].to(tl.int64) * K + start + k[None, :]
-        w = tl.load(weight + place, mask=is_row[:, None] & is_column[None, :], other=0.0)
+        w = tl.load(place + start, mask=is_row[:, None] & is_column[None, :], other=0.0)
         acc += w.to(tl.float32) * xs[None, :]
     result = tl.sum(acc, axis=1)
     if HAS_BIAS:
@@ -29,14 +36,50 @@ def _gemv(
     tl.store(out + n, result.to(out.dtype.element_ty), mask=is_row)
 
 
-def gemv(x: Tensor, weight: Tensor, bias: Tensor | None, dtype: torch.dtype) -> Tensor:
-    """`x @ weight.T + bias` in `dtype`, for x (..., k) of one row and weight (n, k)."""
+@triton.jit(do_not_specialize=["M"])
+def _skinny(
+    x, weight, bias, out, M, N, K,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, HAS_BIAS: tl.constexpr,
+    OVERLAPS: tl.constexpr,
+):  # fmt: skip
+    """BLOCK_N rows of the weight with all rows of x. The weight is the left factor: the longer one is to be there."""
+    n = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
+    m, k = tl.arange(0, BLOCK_M), tl.arange(0, BLOCK_K)
+    is_row, is_token = n < N, m < M
+    weights = weight + n[:, None].to(tl.int64) * K + k[None, :]
+    xs = x + m[None, :] * K + k[:, None]
+    wait_for_input(OVERLAPS)
+    acc = tl.zeros([BLOCK_N, BLOCK_M], tl.float32)
+    for start in range(0, K, BLOCK_K):
+        is_column = start + k < K
+        w = tl.load(weights + start, mask=is_row[:, None] & is_column[None, :], other=0.0)
+        acc = tl.dot(w, tl.load(xs + start, mask=is_token[None, :] & is_column[:, None], other=0.0), acc)
+    if HAS_BIAS:
+        acc += tl.load(bias + n, mask=is_row, other=0.0).to(tl.float32)[:, None]
+    place = m[None, :] * N + n[:, None]
+    tl.store(out + place, acc.to(out.dtype.element_ty), mask=is_token[None, :] & is_row[:, None])
+
+
+def skinny(x: Tensor, weight: Tensor, bias: Tensor | None, dtype: torch.dtype) -> Tensor:
+    """`x @ weight.T + bias` in `dtype`, for x (..., k) of at most MOST_ROWS rows and weight (n, k), not float32."""
     n, k = weight.shape
     out = torch.empty(*x.shape[:-1], n, dtype=dtype, device=x.device)
-    # Measured on an H100: two warps for each row of a large matrix, and enough programs for a small one.
-    rows, warps = (1, 2) if n * k > 2**23 else (2, 4)
-    _gemv[(triton.cdiv(n, rows),)](
-        x.contiguous(), weight, weight if bias is None else bias, out,
-        n, k, BLOCK_N=rows, BLOCK_K=_BLOCK_K, HAS_BIAS=bias is not None, num_warps=warps,
+    if x.numel() == k:
+        # Measured on an H100: two warps for each row of a large matrix, and enough programs for a small one.
+        rows, warps = (1, 2) if n * k > 2**23 else (2, 4)
+        launch(
+            _gemv, (triton.cdiv(n, rows),),
+            x.contiguous(), weight, weight if bias is None else bias, out, n, k,
+            BLOCK_N=rows, BLOCK_K=_GEMV_BLOCK_K, HAS_BIAS=bias is not None, num_warps=warps,
+        )  # fmt: skip
+        return out
+    tokens = x.numel() // k
+    # Measured too: as many programs as keep the memory busy, and enough loads in flight in each.
+    block_n, block_k, stages = (64, 128, 4) if n >= 4096 else (16, 256, 4)
+    launch(
+        _skinny, (triton.cdiv(n, block_n),),
+        x.contiguous(), weight, weight if bias is None else bias, out, tokens, n, k,
+        BLOCK_M=max(16, triton.next_power_of_2(tokens)), BLOCK_N=block_n, BLOCK_K=block_k, HAS_BIAS=bias is not None,
+        num_warps=4, num_stages=stages,
     )  # fmt: skip
     return out

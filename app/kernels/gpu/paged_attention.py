@@ -12,6 +12,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from app.kernels.gpu.launch import launch, wait_for_input
+
 _LOG2_E = 1.4426950408889634
 
 
@@ -63,9 +65,10 @@ def _decode(
     q, k_cache, v_cache, tables, rows, seq_lens, out, partial, lse, scale, softcap, table_stride, splits,
     GROUP: tl.constexpr, ROWS: tl.constexpr, KV_HEADS: tl.constexpr, DIM: tl.constexpr, V_DIM: tl.constexpr,
     BLOCK_D: tl.constexpr, BLOCK_V: tl.constexpr, BLOCK_SIZE: tl.constexpr, TILE: tl.constexpr, IS_WHOLE: tl.constexpr,
-    WINDOW: tl.constexpr, SOFTCAP: tl.constexpr, SLOW: tl.constexpr,
+    WINDOW: tl.constexpr, SOFTCAP: tl.constexpr, SLOW: tl.constexpr, OVERLAPS: tl.constexpr,
 ):  # fmt: skip
     """One K/V head of one request, and one of `splits` equal parts of its past: the whole, if IS_WHOLE."""
+    wait_for_input(OVERLAPS)
     request, head, split = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     length = tl.load(seq_lens + request)
     first = 0
@@ -103,8 +106,11 @@ def _decode(
 
 
 @triton.jit
-def _merge(partial, lse, out, SPLITS: tl.constexpr, V_DIM: tl.constexpr, BLOCK_V: tl.constexpr):
+def _merge(
+    partial, lse, out, SPLITS: tl.constexpr, V_DIM: tl.constexpr, BLOCK_V: tl.constexpr, OVERLAPS: tl.constexpr
+):  # fmt: skip
     """The parts of one head of one request, each weighted by the sum of its exponentials."""
+    wait_for_input(OVERLAPS)
     head = tl.program_id(0).to(tl.int64)
     s, dv = tl.arange(0, SPLITS), tl.arange(0, BLOCK_V)
     sums = tl.load(lse + head * SPLITS + s)
@@ -135,7 +141,8 @@ def decode(
         partial = torch.empty(requests * heads * splits * v_dim, dtype=torch.float32, device=q.device)
         lse = torch.empty(requests * heads * splits, dtype=torch.float32, device=q.device)
     block_v = triton.next_power_of_2(v_dim)
-    _decode[(requests, kv_heads, splits)](
+    launch(
+        _decode, (requests, kv_heads, splits),
         q, k_cache, v_cache, tables, rows, seq_lens, out, partial, lse, scale, softcap or 0.0, tables.stride(0), splits,
         GROUP=group, ROWS=max(16, triton.next_power_of_2(group)), KV_HEADS=kv_heads, DIM=dim, V_DIM=v_dim,
         BLOCK_D=max(16, triton.next_power_of_2(dim)), BLOCK_V=max(16, block_v), BLOCK_SIZE=block_size, TILE=tile,
@@ -143,7 +150,7 @@ def decode(
         num_warps=warps, num_stages=stages,
     )  # fmt: skip
     if splits > 1:
-        _merge[(requests * heads,)](partial, lse, out, SPLITS=splits, V_DIM=v_dim, BLOCK_V=block_v, num_warps=1)
+        launch(_merge, (requests * heads,), partial, lse, out, SPLITS=splits, V_DIM=v_dim, BLOCK_V=block_v, num_warps=1)
 
 
 @triton.jit
@@ -151,9 +158,10 @@ def _chunks(
     q, k_cache, v_cache, tables, tiles, out, scale, softcap, table_stride,
     GROUP: tl.constexpr, ROWS: tl.constexpr, KV_HEADS: tl.constexpr, DIM: tl.constexpr, V_DIM: tl.constexpr,
     BLOCK_D: tl.constexpr, BLOCK_V: tl.constexpr, BLOCK_SIZE: tl.constexpr, TILE: tl.constexpr,
-    WINDOW: tl.constexpr, SOFTCAP: tl.constexpr, SLOW: tl.constexpr,
+    WINDOW: tl.constexpr, SOFTCAP: tl.constexpr, SLOW: tl.constexpr, OVERLAPS: tl.constexpr,
 ):  # fmt: skip
     """One K/V head, and some successive query tokens of one request, each with all of its heads: ROWS queries."""
+    wait_for_input(OVERLAPS)
     tile, head = tl.program_id(0), tl.program_id(1)
     row = tl.load(tiles + tile * 4)
     token = tl.load(tiles + tile * 4 + 1)
@@ -190,7 +198,6 @@ def _chunks(
 def chunks(
     q: Tensor, k_cache: Tensor, v_cache: Tensor, tables: Tensor, tiles: Tensor, out: Tensor,
     *, scale: float, window: int | None, softcap: float | None, tile_tokens: int, tile: int = 64, warps: int = 8,
-    stages: int = 2,
 ) -> None:  # fmt: skip
     """Chunks of prompts: q (tokens, heads, head_dim) to out (tokens, heads, v_head_dim).
 
@@ -200,7 +207,9 @@ def chunks(
     _, heads, dim = q.shape
     _, kv_heads, block_size, _ = k_cache.shape
     v_dim, group = v_cache.shape[3], heads // kv_heads
-    _chunks[(tiles.shape[0], kv_heads)](
+    stages = 3 if max(dim, v_dim) * q.element_size() <= 256 else 2  # what a multiprocessor's own memory holds
+    launch(
+        _chunks, (tiles.shape[0], kv_heads),
         q, k_cache, v_cache, tables, tiles, out, scale, softcap or 0.0, tables.stride(0),
         GROUP=group, ROWS=max(16, triton.next_power_of_2(tile_tokens * group)), KV_HEADS=kv_heads, DIM=dim,
         V_DIM=v_dim, BLOCK_D=max(16, triton.next_power_of_2(dim)), BLOCK_V=max(16, triton.next_power_of_2(v_dim)),

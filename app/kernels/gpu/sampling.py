@@ -22,6 +22,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from app.kernels.gpu.launch import launch, wait_for_input
+
 
 @dataclass(frozen=True)
 class SamplingTensors:
@@ -99,8 +101,10 @@ def _filters(index, temperatures, top_ks, top_ps, min_ps, VOCAB: tl.constexpr):
 def _scan(
     logits, rows, positions, temperatures, top_ks, top_ps, min_ps, seeds, scores, winners, tops, sums, maxima,
     VOCAB: tl.constexpr, PART: tl.constexpr, PARTS: tl.constexpr, GROUPS: tl.constexpr, DRAWS: tl.constexpr,
+    OVERLAPS: tl.constexpr,
 ):  # fmt: skip
     """One part of one row: the race's winner and its score, the largest logit, the sum of exponentials below it."""
+    wait_for_input(OVERLAPS)
     index, part = tl.program_id(0), tl.program_id(1)
     row = tl.load(rows + index)
     if row >= 0:
@@ -138,9 +142,10 @@ def _ordered(x):
 @triton.jit
 def _bound(
     rows, temperatures, top_ks, top_ps, min_ps, maxima, bounds, sizes,
-    VOCAB: tl.constexpr, GROUPS: tl.constexpr, BLOCK: tl.constexpr,
+    VOCAB: tl.constexpr, GROUPS: tl.constexpr, BLOCK: tl.constexpr, OVERLAPS: tl.constexpr,
 ):  # fmt: skip
     """A value such that enough groups have a logit above it: for top-k the k-th largest of the groups' maxima."""
+    wait_for_input(OVERLAPS)
     index = tl.program_id(0)
     tl.store(sizes + index, 0)
     row = tl.load(rows + index)
@@ -185,9 +190,10 @@ def _largest_enough(keys, weights, target):
 @triton.jit
 def _gather(
     logits, rows, temperatures, top_ks, top_ps, min_ps, maxima, bounds, sizes, values, tokens,
-    VOCAB: tl.constexpr, PART: tl.constexpr, GROUPS: tl.constexpr, CAPACITY: tl.constexpr,
+    VOCAB: tl.constexpr, PART: tl.constexpr, GROUPS: tl.constexpr, CAPACITY: tl.constexpr, OVERLAPS: tl.constexpr,
 ):  # fmt: skip
     """The logits of one part of one row that are `bounds` or more, to wherever there is room in the row's list."""
+    wait_for_input(OVERLAPS)
     index, part = tl.program_id(0), tl.program_id(1)
     row = tl.load(rows + index)
     if row >= 0:
@@ -224,9 +230,10 @@ def _draw(
     logits, rows, positions, temperatures, top_ks, top_ps, min_ps, seeds, counts, scores, winners, tops, sums, sizes,
     values, tokens, chosen, last_sampled,
     VOCAB: tl.constexpr, PARTS: tl.constexpr, BLOCK_PARTS: tl.constexpr, CAPACITY: tl.constexpr, BLOCK: tl.constexpr,
-    DRAWS: tl.constexpr,
+    DRAWS: tl.constexpr, OVERLAPS: tl.constexpr,
 ):  # fmt: skip
     """One row's token: the winner of all parts, or of those whom the filters leave."""
+    wait_for_input(OVERLAPS)
     index = tl.program_id(0)
     row = tl.load(rows + index)
     if row >= 0:
@@ -376,20 +383,24 @@ def choose(
     n, vocab = logits.shape
     s, grid, rows = scratch, (n, scratch.parts), params.rows
     filters = params.temperature, params.top_k, params.top_p, params.min_p
-    _scan[grid](
+    launch(
+        _scan, grid,
         logits, rows, params.positions, *filters, params.seed, s.scores, s.winners, s.tops, s.sums, s.maxima,
         VOCAB=vocab, PART=_PART, PARTS=s.parts, GROUPS=s.groups, DRAWS=draws, num_warps=8,
     )  # fmt: skip
     if draws:
-        _bound[(n,)](
+        launch(
+            _bound, (n,),
             rows, *filters, s.maxima, s.bounds, s.sizes,
             VOCAB=vocab, GROUPS=s.groups, BLOCK=triton.next_power_of_2(s.groups), num_warps=4,
         )  # fmt: skip
-        _gather[grid](
+        launch(
+            _gather, grid,
             logits, rows, *filters, s.maxima, s.bounds, s.sizes, s.values, s.tokens,
             VOCAB=vocab, PART=_PART, GROUPS=s.groups, CAPACITY=_CAPACITY, num_warps=8,
         )  # fmt: skip
-    _draw[(n,)](
+    launch(
+        _draw, (n,),
         logits, rows, params.positions, *filters, params.seed, memory.counts, s.scores, s.winners, s.tops, s.sums,
         s.sizes, s.values, s.tokens, tokens, memory.last_sampled,
         VOCAB=vocab, PARTS=s.parts, BLOCK_PARTS=triton.next_power_of_2(s.parts), CAPACITY=_CAPACITY, BLOCK=2048,
@@ -400,10 +411,11 @@ def choose(
 @triton.jit
 def _adjust_part(
     logits, rows, adjusts, counts, bias, presence, frequency, repetition,
-    VOCAB: tl.constexpr, BLOCK: tl.constexpr,
+    VOCAB: tl.constexpr, BLOCK: tl.constexpr, OVERLAPS: tl.constexpr,
 ):  # fmt: skip
     """A part of one request's logits: penalties, then bias. A count is twice a token's number in the output, plus one
     for a token of the prompt or the output."""
+    wait_for_input(OVERLAPS)
     index = tl.program_id(0)
     row = tl.load(rows + index).to(tl.int64)
     if row >= 0:
@@ -424,7 +436,8 @@ def _adjust_part(
 def adjust(logits: Tensor, params: SamplingTensors, memory: RowMemory) -> None:
     """Penalties and bias, in place, for those of logits (n, vocab) that want any."""
     n, vocab = logits.shape
-    _adjust_part[(n, triton.cdiv(vocab, _PART))](
+    launch(
+        _adjust_part, (n, triton.cdiv(vocab, _PART)),
         logits, params.rows, params.adjusts, memory.counts, memory.bias, params.presence, params.frequency,
         params.repetition, VOCAB=vocab, BLOCK=_PART, num_warps=8,
     )  # fmt: skip
