@@ -11,14 +11,14 @@ from app.kernels.gpu.launch import launch, wait_for_input
 @triton.jit
 def _rms_norm(
     x, residual, weight, out, eps, offset,
-    SIZE: tl.constexpr, BLOCK: tl.constexpr, ADDS: tl.constexpr, OVERLAPS: tl.constexpr,
+    SIZE: tl.constexpr, BLOCK: tl.constexpr, ADDS: tl.constexpr, OVERLAPS: tl.constexpr = False,
 ):  # fmt: skip
     """One row: SIZE numbers of x, plus those of residual, which takes the sum."""
     row = tl.program_id(0).to(tl.int64) * SIZE
     at = tl.arange(0, BLOCK)
     mask = at < SIZE
     scale = tl.load(weight + at, mask=mask, other=0.0).to(tl.float32) + offset
-    wait_for_input(OVERLAPS)
+    wait_for_input(OVERLAPS, LETS_NEXT=True)
     values = tl.load(x + row + at, mask=mask, other=0.0)
     if ADDS:
         added = values.to(tl.float32) + tl.load(residual + row + at, mask=mask, other=0.0).to(tl.float32)
@@ -38,7 +38,8 @@ def rms_norm(x: Tensor, weight: Tensor, offset: float, eps: float, residual: Ten
     launch(
         _rms_norm, (x.numel() // size,),
         x, x if residual is None else residual, weight, out, eps, offset,
-        SIZE=size, BLOCK=block, ADDS=residual is not None, num_warps=min(8, max(1, block // 512)),
+        SIZE=size, BLOCK=block, ADDS=residual is not None,
+        overlaps=x.numel() == size, num_warps=min(8, max(1, block // 512)),
     )  # fmt: skip
     return out
 
@@ -50,9 +51,9 @@ def _tanh(x):
 
 @triton.jit
 def _gated(
-    gate_up, out, SIZE: tl.constexpr, BLOCK: tl.constexpr, ACTIVATION: tl.constexpr, OVERLAPS: tl.constexpr
+    gate_up, out, SIZE: tl.constexpr, BLOCK: tl.constexpr, ACTIVATION: tl.constexpr, OVERLAPS: tl.constexpr = False
 ):  # fmt: skip
-    wait_for_input(OVERLAPS)
+    wait_for_input(OVERLAPS, LETS_NEXT=True)
     row = tl.program_id(0).to(tl.int64)
     at = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     mask = at < SIZE
@@ -79,6 +80,7 @@ def gated(gate_up: Tensor, activation: str) -> Tensor:
         SIZE=size,
         BLOCK=1024,
         ACTIVATION=activation,
+        overlaps=gate_up.shape[0] == 1,
         num_warps=4,
     )
     return out
@@ -88,10 +90,10 @@ def gated(gate_up: Tensor, activation: str) -> Tensor:
 def _prepare_heads(
     qkv, cos, sin, q_weight, k_weight, q_out, k_cache, v_cache, slots, eps, offset,
     HEADS: tl.constexpr, KV_HEADS: tl.constexpr, DIM: tl.constexpr, BLOCK: tl.constexpr, AT_ONCE: tl.constexpr,
-    ROTARY: tl.constexpr, BLOCK_SIZE: tl.constexpr, NORMS: tl.constexpr, OVERLAPS: tl.constexpr,
+    ROTARY: tl.constexpr, BLOCK_SIZE: tl.constexpr, NORMS: tl.constexpr, OVERLAPS: tl.constexpr = False,
 ):  # fmt: skip
     """AT_ONCE heads of one token. Heads of queries come first, then those of keys, then those of values."""
-    wait_for_input(OVERLAPS)
+    wait_for_input(OVERLAPS, LETS_NEXT=True)
     token = tl.program_id(0).to(tl.int64)
     head = tl.program_id(1) * AT_ONCE + tl.arange(0, AT_ONCE)[:, None]
     at = tl.arange(0, BLOCK)[None, :]
@@ -156,15 +158,14 @@ def rotate_and_store(
         qkv, cos, sin, q_weight, k_weight, out, k_cache, v_cache, slots, eps, offset,
         HEADS=num_heads, KV_HEADS=(heads - num_heads) // 2, DIM=dim, BLOCK=triton.next_power_of_2(dim),
         AT_ONCE=at_once, ROTARY=cos.shape[-1] if rope else 0, BLOCK_SIZE=k_cache.shape[2], NORMS=norms is not None,
-        num_warps=4,
+        overlaps=tokens == 1, num_warps=4,
     )  # fmt: skip
     return out
 
 
 @triton.jit
 def _store(new, cache, slots, stride, KV_HEADS: tl.constexpr, DIM: tl.constexpr, BLOCK: tl.constexpr,
-           BLOCK_SIZE: tl.constexpr, OVERLAPS: tl.constexpr):  # fmt: skip
-    wait_for_input(OVERLAPS)
+           BLOCK_SIZE: tl.constexpr):  # fmt: skip
     token, head = tl.program_id(0).to(tl.int64), tl.program_id(1)
     slot = tl.load(slots + token).to(tl.int64)
     at = tl.arange(0, BLOCK)

@@ -15,7 +15,8 @@ _GEMV_BLOCK_K = 1024
 @triton.jit
 def _gemv(
     x, weight, bias, out, N, K,
-    BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, HAS_BIAS: tl.constexpr, OVERLAPS: tl.constexpr,
+    BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, HAS_BIAS: tl.constexpr,
+    OVERLAPS: tl.constexpr = False,
 ):  # fmt: skip
     """BLOCK_N rows of the weight with one row."""
     n = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
@@ -23,7 +24,7 @@ def _gemv(
     is_row = n < N
     place = weight + n[:, None].to(tl.int64) * K + k[None, :]
     w = tl.load(place, mask=is_row[:, None] & (k < K)[None, :], other=0.0)
-    wait_for_input(OVERLAPS)
+    wait_for_input(OVERLAPS, LETS_NEXT=False)
     acc = w.to(tl.float32) * tl.load(x + k, mask=k < K, other=0.0).to(tl.float32)[None, :]
     for start in range(BLOCK_K, K, BLOCK_K):
         is_column = start + k < K
@@ -40,7 +41,6 @@ def _gemv(
 def _skinny(
     x, weight, bias, out, M, N, K,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, HAS_BIAS: tl.constexpr,
-    OVERLAPS: tl.constexpr,
 ):  # fmt: skip
     """BLOCK_N rows of the weight with all rows of x. The weight is the left factor: the longer one is to be there."""
     n = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
@@ -48,7 +48,6 @@ def _skinny(
     is_row, is_token = n < N, m < M
     weights = weight + n[:, None].to(tl.int64) * K + k[None, :]
     xs = x + m[None, :] * K + k[:, None]
-    wait_for_input(OVERLAPS)
     acc = tl.zeros([BLOCK_N, BLOCK_M], tl.float32)
     for start in range(0, K, BLOCK_K):
         is_column = start + k < K
@@ -70,7 +69,8 @@ def skinny(x: Tensor, weight: Tensor, bias: Tensor | None, dtype: torch.dtype) -
         launch(
             _gemv, (triton.cdiv(n, rows),),
             x.contiguous(), weight, weight if bias is None else bias, out, n, k,
-            BLOCK_N=rows, BLOCK_K=_GEMV_BLOCK_K, HAS_BIAS=bias is not None, num_warps=warps,
+            BLOCK_N=rows, BLOCK_K=_GEMV_BLOCK_K, HAS_BIAS=bias is not None,
+            overlaps=True, num_warps=warps,
         )  # fmt: skip
         return out
     tokens = x.numel() // k

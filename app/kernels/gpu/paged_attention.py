@@ -65,10 +65,10 @@ def _decode(
     q, k_cache, v_cache, tables, rows, seq_lens, out, partial, lse, scale, softcap, table_stride, splits,
     GROUP: tl.constexpr, ROWS: tl.constexpr, KV_HEADS: tl.constexpr, DIM: tl.constexpr, V_DIM: tl.constexpr,
     BLOCK_D: tl.constexpr, BLOCK_V: tl.constexpr, BLOCK_SIZE: tl.constexpr, TILE: tl.constexpr, IS_WHOLE: tl.constexpr,
-    WINDOW: tl.constexpr, SOFTCAP: tl.constexpr, SLOW: tl.constexpr, OVERLAPS: tl.constexpr,
+    WINDOW: tl.constexpr, SOFTCAP: tl.constexpr, SLOW: tl.constexpr, OVERLAPS: tl.constexpr = False,
 ):  # fmt: skip
     """One K/V head of one request, and one of `splits` equal parts of its past: the whole, if IS_WHOLE."""
-    wait_for_input(OVERLAPS)
+    wait_for_input(OVERLAPS, LETS_NEXT=False)
     request, head, split = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     length = tl.load(seq_lens + request)
     first = 0
@@ -107,10 +107,10 @@ def _decode(
 
 @triton.jit
 def _merge(
-    partial, lse, out, SPLITS: tl.constexpr, V_DIM: tl.constexpr, BLOCK_V: tl.constexpr, OVERLAPS: tl.constexpr
+    partial, lse, out, SPLITS: tl.constexpr, V_DIM: tl.constexpr, BLOCK_V: tl.constexpr, OVERLAPS: tl.constexpr = False
 ):  # fmt: skip
     """The parts of one head of one request, each weighted by the sum of its exponentials."""
-    wait_for_input(OVERLAPS)
+    wait_for_input(OVERLAPS, LETS_NEXT=True)
     head = tl.program_id(0).to(tl.int64)
     s, dv = tl.arange(0, SPLITS), tl.arange(0, BLOCK_V)
     sums = tl.load(lse + head * SPLITS + s)
@@ -147,10 +147,13 @@ def decode(
         GROUP=group, ROWS=max(16, triton.next_power_of_2(group)), KV_HEADS=kv_heads, DIM=dim, V_DIM=v_dim,
         BLOCK_D=max(16, triton.next_power_of_2(dim)), BLOCK_V=max(16, block_v), BLOCK_SIZE=block_size, TILE=tile,
         IS_WHOLE=splits == 1, WINDOW=window or 0, SOFTCAP=softcap is not None, SLOW=q.dtype is torch.float32,
-        num_warps=warps, num_stages=stages,
+        overlaps=requests == 1, num_warps=warps, num_stages=stages,
     )  # fmt: skip
     if splits > 1:
-        launch(_merge, (requests * heads,), partial, lse, out, SPLITS=splits, V_DIM=v_dim, BLOCK_V=block_v, num_warps=1)
+        launch(
+            _merge, (requests * heads,), partial, lse, out,
+            SPLITS=splits, V_DIM=v_dim, BLOCK_V=block_v, overlaps=requests == 1, num_warps=1,
+        )  # fmt: skip
 
 
 @triton.jit
@@ -158,10 +161,9 @@ def _chunks(
     q, k_cache, v_cache, tables, tiles, out, scale, softcap, table_stride,
     GROUP: tl.constexpr, ROWS: tl.constexpr, KV_HEADS: tl.constexpr, DIM: tl.constexpr, V_DIM: tl.constexpr,
     BLOCK_D: tl.constexpr, BLOCK_V: tl.constexpr, BLOCK_SIZE: tl.constexpr, TILE: tl.constexpr,
-    WINDOW: tl.constexpr, SOFTCAP: tl.constexpr, SLOW: tl.constexpr, OVERLAPS: tl.constexpr,
+    WINDOW: tl.constexpr, SOFTCAP: tl.constexpr, SLOW: tl.constexpr,
 ):  # fmt: skip
     """One K/V head, and some successive query tokens of one request, each with all of its heads: ROWS queries."""
-    wait_for_input(OVERLAPS)
     tile, head = tl.program_id(0), tl.program_id(1)
     row = tl.load(tiles + tile * 4)
     token = tl.load(tiles + tile * 4 + 1)
@@ -197,7 +199,7 @@ def _chunks(
 
 def chunks(
     q: Tensor, k_cache: Tensor, v_cache: Tensor, tables: Tensor, tiles: Tensor, out: Tensor,
-    *, scale: float, window: int | None, softcap: float | None, tile_tokens: int, tile: int = 64, warps: int = 8,
+    *, scale: float, window: int | None, softcap: float | None, tile_tokens: int, tile: int = 64,
 ) -> None:  # fmt: skip
     """Chunks of prompts: q (tokens, heads, head_dim) to out (tokens, heads, v_head_dim).
 
@@ -207,12 +209,11 @@ def chunks(
     _, heads, dim = q.shape
     _, kv_heads, block_size, _ = k_cache.shape
     v_dim, group = v_cache.shape[3], heads // kv_heads
-    stages = 3 if max(dim, v_dim) * q.element_size() <= 256 else 2  # what a multiprocessor's own memory holds
     launch(
         _chunks, (tiles.shape[0], kv_heads),
         q, k_cache, v_cache, tables, tiles, out, scale, softcap or 0.0, tables.stride(0),
         GROUP=group, ROWS=max(16, triton.next_power_of_2(tile_tokens * group)), KV_HEADS=kv_heads, DIM=dim,
         V_DIM=v_dim, BLOCK_D=max(16, triton.next_power_of_2(dim)), BLOCK_V=max(16, triton.next_power_of_2(v_dim)),
         BLOCK_SIZE=block_size, TILE=tile, WINDOW=window or 0, SOFTCAP=softcap is not None,
-        SLOW=q.dtype is torch.float32, num_warps=warps, num_stages=stages,
+        SLOW=q.dtype is torch.float32, num_warps=4, num_stages=2,
     )  # fmt: skip

@@ -22,7 +22,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from app.kernels.gpu.launch import launch, wait_for_input
+from app.kernels.gpu.launch import launch
 
 
 @dataclass(frozen=True)
@@ -101,10 +101,8 @@ def _filters(index, temperatures, top_ks, top_ps, min_ps, VOCAB: tl.constexpr):
 def _scan(
     logits, rows, positions, temperatures, top_ks, top_ps, min_ps, seeds, scores, winners, tops, sums, maxima,
     VOCAB: tl.constexpr, PART: tl.constexpr, PARTS: tl.constexpr, GROUPS: tl.constexpr, DRAWS: tl.constexpr,
-    OVERLAPS: tl.constexpr,
 ):  # fmt: skip
     """One part of one row: the race's winner and its score, the largest logit, the sum of exponentials below it."""
-    wait_for_input(OVERLAPS)
     index, part = tl.program_id(0), tl.program_id(1)
     row = tl.load(rows + index)
     if row >= 0:
@@ -142,10 +140,9 @@ def _ordered(x):
 @triton.jit
 def _bound(
     rows, temperatures, top_ks, top_ps, min_ps, maxima, bounds, sizes,
-    VOCAB: tl.constexpr, GROUPS: tl.constexpr, BLOCK: tl.constexpr, OVERLAPS: tl.constexpr,
+    VOCAB: tl.constexpr, GROUPS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """A value such that enough groups have a logit above it: for top-k the k-th largest of the groups' maxima."""
-    wait_for_input(OVERLAPS)
     index = tl.program_id(0)
     tl.store(sizes + index, 0)
     row = tl.load(rows + index)
@@ -190,10 +187,9 @@ def _largest_enough(keys, weights, target):
 @triton.jit
 def _gather(
     logits, rows, temperatures, top_ks, top_ps, min_ps, maxima, bounds, sizes, values, tokens,
-    VOCAB: tl.constexpr, PART: tl.constexpr, GROUPS: tl.constexpr, CAPACITY: tl.constexpr, OVERLAPS: tl.constexpr,
+    VOCAB: tl.constexpr, PART: tl.constexpr, GROUPS: tl.constexpr, CAPACITY: tl.constexpr,
 ):  # fmt: skip
     """The logits of one part of one row that are `bounds` or more, to wherever there is room in the row's list."""
-    wait_for_input(OVERLAPS)
     index, part = tl.program_id(0), tl.program_id(1)
     row = tl.load(rows + index)
     if row >= 0:
@@ -230,10 +226,9 @@ def _draw(
     logits, rows, positions, temperatures, top_ks, top_ps, min_ps, seeds, counts, scores, winners, tops, sums, sizes,
     values, tokens, chosen, last_sampled,
     VOCAB: tl.constexpr, PARTS: tl.constexpr, BLOCK_PARTS: tl.constexpr, CAPACITY: tl.constexpr, BLOCK: tl.constexpr,
-    DRAWS: tl.constexpr, OVERLAPS: tl.constexpr,
+    DRAWS: tl.constexpr,
 ):  # fmt: skip
     """One row's token: the winner of all parts, or of those whom the filters leave."""
-    wait_for_input(OVERLAPS)
     index = tl.program_id(0)
     row = tl.load(rows + index)
     if row >= 0:
@@ -411,11 +406,10 @@ def choose(
 @triton.jit
 def _adjust_part(
     logits, rows, adjusts, counts, bias, presence, frequency, repetition,
-    VOCAB: tl.constexpr, BLOCK: tl.constexpr, OVERLAPS: tl.constexpr,
+    VOCAB: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """A part of one request's logits: penalties, then bias. A count is twice a token's number in the output, plus one
     for a token of the prompt or the output."""
-    wait_for_input(OVERLAPS)
     index = tl.program_id(0)
     row = tl.load(rows + index).to(tl.int64)
     if row >= 0:
