@@ -52,11 +52,14 @@ def launch(kernel: Any, grid: tuple[int, ...], *args: Any, overlaps: bool = Fals
 
 @contextmanager
 def compiling(threads: int) -> Iterator[None]:
-    """In here, kernels are not started: at the end all of them are compiled, several at a time."""
+    """In here, kernels are not started: at the end all of them are compiled and loaded, several at a time."""
     global _compiles_only
     _compiles_only = True
     try:
-        with ThreadPoolExecutor(threads) as executor, triton.AsyncCompileMode(executor):
-            yield
+        with ThreadPoolExecutor(threads) as executor:
+            with triton.AsyncCompileMode(executor) as mode:
+                yield
+            # A kernel is loaded when it is asked for its launcher, which is a program in C that has to be compiled too.
+            list(executor.map(lambda kernel: kernel.result().run, mode.future_kernels.values()))
     finally:
         _compiles_only = False
