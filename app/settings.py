@@ -93,6 +93,9 @@ class ServerSettings(BaseModel):
     max_queue: int = Field(1024, ge=0, description="requests that may wait beyond those running; then 429")
     max_body_size: ByteSize = Field(ByteSize(16 * 2**20), description="largest request body; then 413")
     max_n: int = Field(128, ge=1, description="largest n")
+    max_grammar_size: ByteSize = Field(
+        ByteSize(256 * 2**10), description="largest schema, regular expression or grammar of a request"
+    )
     max_logprobs: int = Field(20, ge=0, description="largest logprobs and top_logprobs")
     keepalive_comment: float = Field(
         1.0, gt=0, description="seconds of silence after which a stream sends an SSE comment"

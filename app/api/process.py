@@ -26,6 +26,7 @@ from app.child import read_settings, when_parent_ends
 from app.core.messages import EngineReady
 from app.engine.async_engine import AsyncEngine
 from app.errors import EXIT_STARTUP_ERROR, EngineUnavailableError, StartupError
+from app.grammar.compiler import GrammarCompiler
 from app.log import configure_logging
 from app.metrics import Metrics
 from app.settings import Settings
@@ -67,6 +68,7 @@ async def running_service(settings: Settings, text: TextSide, address: str) -> A
         created=int(time.time()),
         tokenizer=text.tokenizer,
         chat_template=text.chat_template,
+        grammars=GrammarCompiler(lambda: text.tokenizer, text.tokenizer.vocab_size),
         engine=engine,
         metrics=metrics,
     )

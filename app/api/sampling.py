@@ -40,6 +40,7 @@ def make_choices(
     *,
     logprobs: int | None,
     prompt_logprobs: int | None = None,
+    grammar: str = "",
 ) -> list[Choice]:
     """`n` choices for each prompt (token ids). Raises InvalidRequestError that names the field."""
     _check_token_ids(service, request)
@@ -57,7 +58,7 @@ def make_choices(
             raise InvalidRequestError(f"min_tokens: at most {limit.param}, which is {max_tokens}", "min_tokens")
         for index in range(request.n):
             own_seed = _seed_of_choice(seed, index)
-            sampling = _sampling_params(service, request, max_tokens, own_seed, logprobs, prompt_logprobs)
+            sampling = _sampling_params(service, request, max_tokens, own_seed, logprobs, prompt_logprobs, grammar)
             choices.append(Choice(prompt, sampling, conditions))
     return choices
 
@@ -69,6 +70,7 @@ def _sampling_params(
     seed: int,
     logprobs: int | None,
     prompt_logprobs: int | None,
+    grammar: str,
 ) -> SamplingParams:
     defaults = service.tokenizer.default_sampling
 
@@ -95,6 +97,7 @@ def _sampling_params(
         stop_token_ids=stop_token_ids,
         logprobs=logprobs,
         prompt_logprobs=prompt_logprobs,
+        grammar=grammar,
     )
 
 

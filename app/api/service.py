@@ -8,6 +8,7 @@ from fastapi import Depends, Request
 from app.core.engine_client import EngineClient
 from app.core.messages import EngineReady
 from app.errors import EngineUnavailableError, NotFoundError
+from app.grammar.compiler import GrammarCompiler
 from app.metrics import Metrics
 from app.settings import Settings
 from app.text.chat_template import ChatTemplate
@@ -24,6 +25,7 @@ class Service:
     """Seconds since 1970: when the service started."""
     tokenizer: Tokenizer
     chat_template: ChatTemplate
+    grammars: GrammarCompiler
     engine: EngineClient
     metrics: Metrics
 

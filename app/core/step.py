@@ -7,6 +7,7 @@ blocks added. A row is free for the next request as soon as the scheduler stops 
 Steps are executed in the order in which they were submitted.
 """
 
+from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -82,6 +83,10 @@ class StepHandle(Protocol):
 
 class Worker(Protocol):
     """Owner of the device: model weights, KV blocks, and every row's state."""
+
+    def compile_grammar(self, grammar: str) -> Future[None]:
+        """Get ready for requests with this grammar, at the side; the future raises ValueError if there can be none."""
+        ...
 
     def submit(self, step: SchedulerOutput) -> StepHandle:
         """Start a step and return at once where the device allows it. What goes wrong is raised by the handle."""

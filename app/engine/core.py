@@ -3,6 +3,7 @@
 import logging
 import time
 from collections.abc import Sequence
+from concurrent.futures import Future
 from contextlib import suppress
 from typing import NamedTuple
 
@@ -28,6 +29,7 @@ class EngineCore:
         self._in_flight: _Submitted | None = None
         self._last_result_at = 0.0
         self._endings: list[RequestOutput] = []  # of requests that ended between steps
+        self._compiling: dict[str, tuple[Request, Future[None]]] = {}  # requests that wait for their grammars
 
     @property
     def has_work(self) -> bool:
@@ -44,6 +46,12 @@ class EngineCore:
             priority=command.priority,
             cache_salt=command.cache_salt,
         )
+        if command.sampling.grammar:
+            self._compiling[request.request_id] = request, self.worker.compile_grammar(command.sampling.grammar)
+            return
+        self._queue(request)
+
+    def _queue(self, request: Request) -> None:
         self.scheduler.add(request)
         if not 0 < request.num_prompt_tokens <= self.scheduler.max_model_len:
             self._end([request.request_id], FinishReason.ERROR, "the prompt is empty or too long for the model")
@@ -54,7 +62,21 @@ class EngineCore:
 
     def _end(self, request_ids: Sequence[str], reason: FinishReason, error: str = "") -> None:
         for request_id in request_ids:
+            if request_id in self._compiling:
+                self.scheduler.add(self._compiling.pop(request_id)[0])
             self._endings += self.scheduler.abort(request_id, reason, error)
+
+    def admit_compiled(self) -> bool:
+        """Queue the requests whose grammars have been compiled meanwhile; whether there are others left."""
+        for request_id, (request, compiled) in list(self._compiling.items()):
+            if not compiled.done():
+                continue
+            if error := compiled.exception():
+                self._end([request_id], FinishReason.ERROR, f"the grammar cannot be compiled: {error}")
+            else:
+                del self._compiling[request_id]
+                self._queue(request)
+        return bool(self._compiling)
 
     # ------------------------------------------------------------------ the two loops
 

@@ -32,6 +32,9 @@ from app.log import configure_logging
 
 log = logging.getLogger(__name__)
 
+_COMPILING_MS = 2
+"""How often to look after grammars that are being compiled, while there is nothing else to do."""
+
 
 class EngineServer:
     """Connects an EngineCore to its API workers."""
@@ -50,14 +53,15 @@ class EngineServer:
     def run(self, core: EngineCore, ready: EngineReady) -> None:
         """Serve until the process ends."""
         while True:
-            self._receive(core, ready, wait=not core.has_work)
+            compiles = core.admit_compiled()
+            if not core.has_work:
+                self._socket.poll(_COMPILING_MS if compiles else None)
+            self._receive(core, ready)
             if core.has_work:
                 self._publish(core.step())
 
-    def _receive(self, core: EngineCore, ready: EngineReady, wait: bool) -> None:
-        """Take in all commands that have arrived; wait for the first if there is nothing else to do."""
-        if wait:
-            self._socket.poll()
+    def _receive(self, core: EngineCore, ready: EngineReady) -> None:
+        """Take in all commands that have arrived."""
         while self._socket.poll(0):
             worker, payload = self._socket.recv_multipart()
             match self._decode(payload):

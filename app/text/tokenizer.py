@@ -82,6 +82,11 @@ class Tokenizer:
                 token.special = True
                 self._fast.add_special_tokens([token])
 
+    def to_json(self) -> str:
+        """The tokenizer as in a tokenizer.json."""
+        text: str = self._fast.to_str()
+        return text
+
     # ------------------------------------------------------------------ what the model's files say
 
     @property

@@ -40,6 +40,12 @@ class EchoWorker:
         done.set_result(ModelRunnerOutput(tokens))
         return done
 
+    def compile_grammar(self, grammar: str) -> Future[None]:  # noqa: ARG002
+        """See `app.core.step.Worker`."""
+        refused: Future[None] = Future()
+        refused.set_exception(ValueError("the echo worker knows no grammars"))
+        return refused
+
 
 def build_echo_worker(settings: Settings, path: Path) -> BuiltWorker:
     """A worker with the vocabulary of the model in a folder, and nothing else of it. Raises StartupError."""

@@ -12,6 +12,7 @@ from app.attention.backends.torch_paged import TorchPagedBackend
 from app.core.sampling import SamplingParams
 from app.core.step import BuiltWorker, Limits, NewRequest, SchedulerOutput, Worker
 from app.errors import StartupError
+from app.grammar.masks import GrammarMasks
 from app.kernels.ops import CPU_DTYPES, HAS_TRITON
 from app.models.loader import LoadedModel, ModelFolder, load_model
 from app.settings import Settings
@@ -32,10 +33,11 @@ def build_worker(settings: Settings, path: Path) -> BuiltWorker:
         loaded = load_model(folder, settings, resolved.dtype, resolved.device, resolved.limits.max_model_len)
         clock.lap("load_weights")
         chosen = _choose_backend(settings, resolved)
+        grammars = GrammarMasks(path, loaded.vocab_size)
         if chosen == "triton":
-            worker, limits = _build_gpu_runner(settings, resolved, loaded, clock)
+            worker, limits = _build_gpu_runner(settings, resolved, loaded, grammars, clock)
         else:
-            worker, limits = _build_runner(settings, resolved, loaded, clock, _backend(chosen))
+            worker, limits = _build_runner(settings, resolved, loaded, grammars, clock, _backend(chosen))
     except torch.cuda.OutOfMemoryError as error:
         raise StartupError(
             f"the GPU's memory does not suffice: {error}. Lower gpu_memory_utilization if other programs use this GPU, "
@@ -85,7 +87,12 @@ def _backend(chosen: str) -> TorchPagedBackend:
 
 
 def _build_runner(
-    settings: Settings, resolved: Resolved, loaded: LoadedModel, clock: "_PhaseClock", backend: TorchPagedBackend
+    settings: Settings,
+    resolved: Resolved,
+    loaded: LoadedModel,
+    grammars: GrammarMasks,
+    clock: "_PhaseClock",
+    backend: TorchPagedBackend,
 ) -> tuple[Worker, Limits]:
     """A worker that runs steps as they come."""
     device, dtype, layers = resolved.device, resolved.dtype, loaded.attention_layers
@@ -96,6 +103,7 @@ def _build_runner(
         loaded,
         backend,
         device,
+        grammars,
         max_num_seqs=limits.max_num_seqs,
         max_model_len=limits.max_model_len,
         block_size=settings.block_size,
@@ -106,7 +114,7 @@ def _build_runner(
 
 
 def _build_gpu_runner(
-    settings: Settings, resolved: Resolved, loaded: LoadedModel, clock: "_PhaseClock"
+    settings: Settings, resolved: Resolved, loaded: LoadedModel, grammars: GrammarMasks, clock: "_PhaseClock"
 ) -> tuple[Worker, Limits]:
     """A worker that replays recorded steps."""
     from app.attention.backends.triton_paged import TritonPagedBackend
@@ -118,6 +126,7 @@ def _build_gpu_runner(
         loaded,
         backend,
         device,
+        grammars,
         max_num_seqs=resolved.limits.max_num_seqs,
         max_num_batched_tokens=resolved.limits.max_num_batched_tokens,
         max_model_len=resolved.limits.max_model_len,

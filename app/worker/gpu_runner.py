@@ -7,6 +7,7 @@ hidden states to tokens, for some number of requests. What differs from step to 
 import logging
 import os
 from collections.abc import Callable, Hashable
+from concurrent.futures import Future
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -17,6 +18,7 @@ from torch import Tensor
 from app.attention.backends.triton_paged import GpuMetadata, TritonPagedBackend
 from app.attention.context import ForwardContext, forward_context
 from app.core.step import NOT_SAMPLED, ModelRunnerOutput, SchedulerOutput, StepHandle
+from app.grammar.masks import Constrained, GrammarMasks, accept
 from app.kernels.gpu.launch import compiling
 from app.kernels.gpu.linear import MOST_ROWS
 from app.kernels.gpu.sampling import Scratch, adjust, choose
@@ -41,6 +43,7 @@ class GpuRunner:
         loaded: LoadedModel,
         backend: TritonPagedBackend,
         device: torch.device,
+        grammars: GrammarMasks,
         *,
         max_num_seqs: int,
         max_num_batched_tokens: int,
@@ -51,6 +54,8 @@ class GpuRunner:
         self.backend = backend
         self.device = device
         self.batch = InputBatch(max_num_seqs, max_model_len, block_size)
+        self.grammars = grammars
+        self._to_accept: list[_Sampled] = []
         self.sampling = RowSampling(max_num_seqs, loaded.vocab_size, device)
         self.block_tables = torch.zeros(self.batch.block_table.shape, dtype=torch.int32, device=device)
         self._decode_sizes = decode_sizes(max_num_seqs)
@@ -145,6 +150,10 @@ class GpuRunner:
 
     # ------------------------------------------------------------------ a step
 
+    def compile_grammar(self, grammar: str) -> Future[None]:
+        """See `app.core.step.Worker`."""
+        return self.grammars.compile(grammar)
+
     def submit(self, step: SchedulerOutput) -> StepHandle:
         """See `app.core.step.Worker`."""
         try:
@@ -156,6 +165,7 @@ class GpuRunner:
     def _launch(self, step: SchedulerOutput) -> StepHandle:
         for request in step.new_requests:
             self.sampling.add(request)
+            self.grammars.add(request.row, request.sampling, request.token_ids[request.num_prompt_tokens :])
         batch = self.batch.prepare(step)
         samples = np.flatnonzero(batch.samples)
         rows, lengths = batch.rows[samples], batch.seq_lens[samples]
@@ -171,7 +181,12 @@ class GpuRunner:
         result = _Launched(batch.order[samples], len(step.rows))
         self._add_prompt_logprobs(batch, result)
         if len(rows):
+            constrained = self.grammars.constrained(rows.tolist())
+            if constrained:
+                self._send_masks(rows, constrained)
             self._sample(rows, size, result)
+            if constrained:
+                self._to_accept.append(_Sampled(result, constrained))
         if self.device.type == "cuda":
             result.done = torch.cuda.Event()
             result.done.record()
@@ -208,6 +223,17 @@ class GpuRunner:
         else:
             self._run((size, draws), partial(self._run_sampling, size, draws))
         result.token_ids = self._to_host(self._tokens[: len(rows)])
+
+    def _send_masks(self, rows: Ints, constrained: Constrained) -> None:
+        """Tell the device which tokens grammars allow next. It runs the forward pass meanwhile."""
+        for step in self._to_accept:
+            step.accept()
+        self._to_accept.clear()
+        masks = torch.from_numpy(self.grammars.compute(constrained))
+        at = torch.from_numpy(rows[[index for index, _ in constrained]])
+        if self.device.type == "cuda":
+            masks, at = masks.pin_memory(), at.pin_memory()
+        self.sampling.memory.masks[at.to(self.device, non_blocking=True)] = masks.to(self.device, non_blocking=True)
 
     def _add_prompt_logprobs(self, batch: StepInput, result: "_Launched") -> None:
         for target in self.batch.prompt_targets(batch):
@@ -295,10 +321,14 @@ class _Launched:
     prompt_logprobs: dict[int, list[TopLogprobs]] = field(default_factory=dict)
     done: torch.cuda.Event | None = None
 
-    def result(self) -> ModelRunnerOutput:
-        """See `StepHandle`."""
+    def wait(self) -> None:
+        """Until the step is complete."""
         if self.done is not None:
             self.done.synchronize()
+
+    def result(self) -> ModelRunnerOutput:
+        """See `StepHandle`."""
+        self.wait()
         token_ids = np.full(self.num_rows, NOT_SAMPLED)
         if self.token_ids is not None:
             token_ids[self.indices] = self.token_ids.numpy()
@@ -310,6 +340,21 @@ class _Launched:
                 for index, parts in self.prompt_logprobs.items()
             },
         )
+
+
+@dataclass
+class _Sampled:
+    """A step whose grammars have not taken in yet what it sampled."""
+
+    step: _Launched
+    constrained: Constrained
+
+    def accept(self) -> None:
+        """Wait for the step, and have them take it in."""
+        self.step.wait()
+        assert self.step.token_ids is not None
+        for index, matcher in self.constrained:
+            accept(matcher, int(self.step.token_ids[index]))
 
 
 @dataclass

@@ -21,6 +21,7 @@ PARAMETERS: dict[str, tuple[Any, float]] = {
     "presence": (np.float32, 0.0),
     "frequency": (np.float32, 0.0),
     "repetition": (np.float32, 1.0),
+    "masked": (np.int32, 0),
 }
 """What `SamplingTensors` has of each row: its kind, and what stands for padding."""
 
@@ -51,7 +52,8 @@ class RowSampling:
         values: dict[str, float] = {
             "seed": sampling.seed,
             "top_k": sampling.top_k or self.vocab_size,
-            "adjusts": has_penalties or bool(sampling.logit_bias) or is_suppressed,
+            "adjusts": has_penalties or bool(sampling.logit_bias or sampling.grammar) or is_suppressed,
+            "masked": bool(sampling.grammar),
             "temperature": sampling.temperature,
             "top_p": sampling.top_p,
             "min_p": sampling.min_p,

@@ -11,9 +11,10 @@ from app.attention.backends.base import AttentionBackend
 from app.attention.backends.torch_paged import AttentionMetadata
 from app.attention.context import ForwardContext, forward_context
 from app.core.step import NOT_SAMPLED, Logprobs, ModelRunnerOutput, SchedulerOutput
+from app.grammar.masks import Constrained, GrammarMasks, accept
 from app.models.loader import LoadedModel
 from app.worker.input_batch import InputBatch, PromptTargets, StepInput
-from app.worker.sampler import Sampler, top_logprobs
+from app.worker.sampler import Sampler, allow, top_logprobs
 
 
 class ModelRunner:
@@ -27,6 +28,7 @@ class ModelRunner:
         loaded: LoadedModel,
         backend: AttentionBackend[AttentionMetadata],
         device: torch.device,
+        grammars: GrammarMasks,
         *,
         max_num_seqs: int,
         max_model_len: int,
@@ -36,22 +38,31 @@ class ModelRunner:
         self.backend = backend
         self.device = device
         self.batch = InputBatch(max_num_seqs, max_model_len, block_size)
+        self.grammars = grammars
         self.sampler = Sampler(max_num_seqs, loaded.vocab_size, device)
         # What each row sampled last: the next step's input, which need not pass through the engine.
         self.last_sampled = torch.zeros(max_num_seqs, dtype=torch.int64, device=device)
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="model-runner")
+        self._masks = ThreadPoolExecutor(max_workers=1, thread_name_prefix="masks")
 
     def submit(self, step: SchedulerOutput) -> Future[ModelRunnerOutput]:
         """See `app.core.step.Worker`."""
         return self._thread.submit(self.execute, step)
+
+    def compile_grammar(self, grammar: str) -> Future[None]:
+        """See `app.core.step.Worker`."""
+        return self.grammars.compile(grammar)
 
     @torch.inference_mode()
     def execute(self, step: SchedulerOutput) -> ModelRunnerOutput:
         """Run one step to its end."""
         for request in step.new_requests:
             self.sampler.add(request.row, request.sampling, request.token_ids, request.num_prompt_tokens)
+            self.grammars.add(request.row, request.sampling, request.token_ids[request.num_prompt_tokens :])
         batch = self.batch.prepare(step)
         targets = self.batch.prompt_targets(batch)
+        constrained = self.grammars.constrained(batch.rows[batch.samples].tolist())
+        masks = self._masks.submit(self.grammars.compute, constrained) if constrained else None
         with forward_context(ForwardContext(self.backend, self._metadata(batch))):
             hidden = self.model(self._input_ids(batch), self._tensor(batch.positions))
         # Logits of the last tokens of requests that sample, and of what logprobs of prompts need.
@@ -59,7 +70,7 @@ class ModelRunner:
         logits_at = np.concatenate([last, *(target.logits_at for target in targets)])
         logits = self.model.compute_logits(hidden[self._tensor(logits_at)])
         prompt_logprobs = self._prompt_logprobs(logits[len(last) :], targets)
-        return self._sample(step, batch, logits[: len(last)], prompt_logprobs)
+        return self._sample(step, batch, logits[: len(last)], constrained, masks, prompt_logprobs)
 
     def _input_ids(self, batch: StepInput) -> Tensor:
         """(tokens,): from the host, or what the row sampled last."""
@@ -86,7 +97,13 @@ class ModelRunner:
         }
 
     def _sample(
-        self, step: SchedulerOutput, batch: StepInput, logits: Tensor, prompt_logprobs: dict[int, list[Logprobs]]
+        self,
+        step: SchedulerOutput,
+        batch: StepInput,
+        logits: Tensor,
+        constrained: Constrained,
+        masks: "Future[NDArray[np.int32]] | None",
+        prompt_logprobs: dict[int, list[Logprobs]],
     ) -> ModelRunnerOutput:
         rows = batch.rows[batch.samples]
         indices = batch.order[batch.samples]
@@ -95,11 +112,15 @@ class ModelRunner:
         }
         # Reported log probabilities are the model's own: before penalties and bias change the logits.
         raw = {i: logits[i : i + 1].clone() for i in wants}
+        if masks is not None:
+            allow(logits, [index for index, _ in constrained], masks.result())
         tokens = self.sampler.sample(logits, rows, batch.seq_lens[batch.samples] - 1)
         valid = tokens.clamp(min=0)  # a row that has just failed may be in the next step all the same
         self.last_sampled[self._tensor(rows)] = valid
         token_ids = np.full(len(step.rows), NOT_SAMPLED)
-        token_ids[indices] = tokens.cpu().numpy()
+        token_ids[indices] = sampled = tokens.cpu().numpy()
+        for index, matcher in constrained:
+            accept(matcher, int(sampled[index]))
         logprobs = {
             int(indices[i]): top_logprobs(raw[i], valid[i : i + 1], count).to_lists()[0] for i, count in wants.items()
         }

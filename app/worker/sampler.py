@@ -214,3 +214,14 @@ def top_logprobs(logits: Tensor, tokens: Tensor, count: int) -> TopLogprobs:
     values, ids = logprobs.topk(count, dim=-1)
     chosen = logprobs.gather(1, tokens[:, None])
     return TopLogprobs(torch.cat((tokens[:, None], ids), dim=1), torch.cat((chosen, values), dim=1))
+
+
+def allow(logits: Tensor, indices: list[int], masks: NDArray[np.int32]) -> None:
+    """Leave only allowed tokens in rows `indices` of logits (n, vocab), in place.
+
+    masks (len(indices), words): token t is allowed if bit t % 32 of number t // 32 is set.
+    """
+    bits = np.unpackbits(masks.view(np.uint8), axis=1, bitorder="little", count=logits.shape[1])
+    allowed = torch.from_numpy(bits).to(logits.device).bool()
+    rows = torch.tensor(indices, device=logits.device)
+    logits[rows] = logits[rows].masked_fill(~allowed, float("-inf"))

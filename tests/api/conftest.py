@@ -18,6 +18,7 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from app.api.app import create_app
 from app.api.process import server_config
 from app.api.service import Service
+from app.grammar.compiler import GrammarCompiler
 from app.metrics import Metrics
 from app.settings import Settings
 from app.text.chat_template import ChatTemplate
@@ -97,6 +98,7 @@ def make_service(folder: Path, engine: FakeEngine, settings: Settings) -> Servic
         created=1,
         tokenizer=tokenizer,
         chat_template=ChatTemplate.from_folder(folder, tokenizer),
+        grammars=GrammarCompiler(lambda: tokenizer, tokenizer.vocab_size),
         engine=engine,
         metrics=Metrics(),
     )

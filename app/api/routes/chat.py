@@ -13,6 +13,7 @@ from app.api.sampling import TokenLimit, check_logprobs, check_num_choices, make
 from app.api.schemas.chat import ChatRequest
 from app.api.service import Service, ServiceDep
 from app.api.sse import encode_json, event
+from app.api.structured import grammar_of
 from app.core.step import Logprobs
 from app.text.output_processor import TextDelta
 
@@ -36,12 +37,14 @@ async def create_chat_completion(
         limit = TokenLimit(body.max_completion_tokens, None, "max_completion_tokens", "messages")
     else:
         limit = TokenLimit(body.max_tokens, None, "max_tokens", "messages")
+    grammar = await grammar_of(service, body, body.constraint())
     choices = make_choices(
         service,
         body,
         [prompt],
         limit,
         logprobs=(body.top_logprobs or 0) if body.logprobs else None,
+        grammar=grammar,
     )
     answer = _ChatAnswer(service, body, request.scope["request_log"].request_id)
     return await answer.respond(request, choices, body.n, body.priority)

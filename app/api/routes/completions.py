@@ -14,6 +14,7 @@ from app.api.sampling import TokenLimit, check_logprobs, check_num_choices, make
 from app.api.schemas.completions import DEFAULT_MAX_TOKENS, CompletionRequest
 from app.api.service import Service, ServiceDep
 from app.api.sse import encode_json, event
+from app.api.structured import grammar_of
 from app.core.step import Logprobs
 from app.errors import InvalidRequestError
 from app.text.output_processor import TextDelta
@@ -31,13 +32,16 @@ async def create_completion(
     service.check_model(body.model)
     service.ready()
     check_logprobs(service, body.logprobs, "logprobs")
+    prompts = await _prompts(service, body)
+    grammar = await grammar_of(service, body, body.constraint())
     choices = make_choices(
         service,
         body,
-        await _prompts(service, body),
+        prompts,
         TokenLimit(body.max_tokens, DEFAULT_MAX_TOKENS, "max_tokens", "prompt"),
         logprobs=body.logprobs,
         prompt_logprobs=body.logprobs if body.echo else None,
+        grammar=grammar,
     )
     answer = _TextAnswer(service, body, choices, request.scope["request_log"].request_id)
     return await answer.respond(request, choices, body.n, body.priority)

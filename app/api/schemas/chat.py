@@ -5,6 +5,7 @@ from typing import Annotated, Any, Literal
 from pydantic import ConfigDict, Field
 
 from app.api.schemas.common import Label, RequestBody, SamplingFields
+from app.api.schemas.structured import StructuredFields
 from app.api.schemas.unsupported import IN_MESSAGES, IN_REQUESTS
 from app.errors import InvalidRequestError, UnsupportedError
 
@@ -70,7 +71,7 @@ class ChatFields(RequestBody):
             )
 
 
-class ChatRequest(ChatFields, SamplingFields):
+class ChatRequest(ChatFields, StructuredFields, SamplingFields):
     """Answer a chat."""
 
     model_config = ConfigDict(

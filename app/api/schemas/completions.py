@@ -5,6 +5,7 @@ from typing import Annotated, Any
 from pydantic import ConfigDict, Discriminator, Field, Tag
 
 from app.api.schemas.common import SamplingFields, TokenId
+from app.api.schemas.structured import StructuredFields
 from app.errors import InvalidRequestError, UnsupportedError
 
 DEFAULT_MAX_TOKENS = 16
@@ -36,7 +37,7 @@ Prompt = Annotated[
 ]
 
 
-class CompletionRequest(SamplingFields):
+class CompletionRequest(StructuredFields, SamplingFields):
     """Continue a text, or several."""
 
     model_config = ConfigDict(json_schema_extra={"example": {"prompt": "The capital of France is", "max_tokens": 16}})

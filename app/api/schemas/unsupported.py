@@ -20,7 +20,6 @@ _OPENAI: Unsupported = {
     "prompt_cache_options": (),
     "prompt_cache_retention": ("in_memory", "in-memory"),
     "reasoning_effort": ("none",),
-    "response_format": ({"type": "text"},),
     "service_tier": ("auto", "default"),
     "store": (False,),
     "suffix": ("",),
@@ -37,11 +36,7 @@ _VLLM: Unsupported = {
     "cache_salt": (),
     "documents": ([],),
     "early_stopping": (False,),
-    "guided_choice": (),
     "guided_decoding_backend": (),
-    "guided_grammar": (),
-    "guided_json": (),
-    "guided_regex": (),
     "guided_whitespace_pattern": (),
     "include_reasoning": (True,),
     "kv_transfer_params": (),
@@ -59,7 +54,6 @@ _VLLM: Unsupported = {
     "spaces_between_special_tokens": (True,),
     "stream_interval": (),
     "structural_tag": (),
-    "structured_outputs": (),
     "thinking_token_budget": (),
     "truncate_prompt_tokens": (),
     "typical_p": (),
@@ -82,6 +76,14 @@ IN_MESSAGES: Unsupported = {
 IN_STREAM_OPTIONS: Unsupported = {
     "continuous_usage_stats": (False,),
     "include_obfuscation": (False,),
+}
+
+IN_STRUCTURED_OUTPUTS: Unsupported = {
+    "disable_additional_properties": (False,),
+    "disable_any_whitespace": (False,),
+    "disable_fallback": (True, False),
+    "structural_tag": (),
+    "whitespace_pattern": (),
 }
 
 IN_REQUESTS: Unsupported = _OPENAI | _VLLM

@@ -46,6 +46,8 @@ class SamplingTensors:
     presence: Tensor
     frequency: Tensor
     repetition: Tensor
+    masked: Tensor
+    """int32: whether only some tokens are allowed; see `RowMemory.masks`."""
 
 
 class RowMemory:
@@ -56,6 +58,8 @@ class RowMemory:
         self.counts = torch.zeros(rows, vocab, dtype=torch.int16, device=device)
         """Twice a token's number in the output, plus one if it is in the prompt or the output."""
         self.bias = torch.zeros(rows, vocab, dtype=torch.float32, device=device)
+        self.masks = torch.zeros(rows, -(-vocab // 32), dtype=torch.int32, device=device)
+        """Token t is allowed if bit t % 32 of number t // 32 is set."""
 
 
 @triton.jit
@@ -405,11 +409,13 @@ def choose(
 
 @triton.jit
 def _adjust_part(
-    logits, rows, adjusts, counts, bias, presence, frequency, repetition,
-    VOCAB: tl.constexpr, BLOCK: tl.constexpr,
+    logits, rows, adjusts, masked, counts, bias, masks, presence, frequency, repetition,
+    VOCAB: tl.constexpr, WORDS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """A part of one request's logits: penalties, then bias. A count is twice a token's number in the output, plus one
-    for a token of the prompt or the output."""
+    """A part of one request's logits: penalties, then bias, then the mask.
+
+    A count is twice a token's number in the output, plus one for a token of the prompt or the output.
+    """
     index = tl.program_id(0)
     row = tl.load(rows + index).to(tl.int64)
     if row >= 0:
@@ -424,14 +430,17 @@ def _adjust_part(
             x -= tl.load(frequency + index) * number
             x -= tl.where(number > 0, tl.load(presence + index), 0.0)
             x += tl.load(bias + row * VOCAB + at, mask=mask, other=0.0)
+            if tl.load(masked + index) != 0:
+                word = tl.load(masks + row * WORDS + at // 32, mask=mask, other=0)
+                x = tl.where(((word >> (at % 32)) & 1) != 0, x, float("-inf"))
             tl.store(logits + index.to(tl.int64) * VOCAB + at, x, mask=mask)
 
 
 def adjust(logits: Tensor, params: SamplingTensors, memory: RowMemory) -> None:
-    """Penalties and bias, in place, for those of logits (n, vocab) that want any."""
+    """Penalties, bias and masks, in place, for those of logits (n, vocab) that want any."""
     n, vocab = logits.shape
     launch(
         _adjust_part, (n, triton.cdiv(vocab, _PART)),
-        logits, params.rows, params.adjusts, memory.counts, memory.bias, params.presence, params.frequency,
-        params.repetition, VOCAB=vocab, BLOCK=_PART, num_warps=8,
+        logits, params.rows, params.adjusts, params.masked, memory.counts, memory.bias, memory.masks, params.presence,
+        params.frequency, params.repetition, VOCAB=vocab, WORDS=memory.masks.shape[1], BLOCK=_PART, num_warps=8,
     )  # fmt: skip
