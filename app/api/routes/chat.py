@@ -5,16 +5,15 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Depends, Request
 from starlette.responses import Response
 
-from app.api.answer import Answer
+from app.api.answer import ChoicesAnswer
 from app.api.body import body_of, body_schema
-from app.api.logprobs import finite, token_name
+from app.api.logprobs import describe
 from app.api.prompts import check_token_ids, encode_chat
 from app.api.sampling import TokenLimit, check_logprobs, check_num_choices, make_choices
 from app.api.schemas.chat import ChatRequest
 from app.api.service import Service, ServiceDep
 from app.api.sse import encode_json, event
 from app.api.structured import grammar_of
-from app.core.step import Logprobs
 from app.text.output_processor import TextDelta
 
 router = APIRouter()
@@ -50,7 +49,7 @@ async def create_chat_completion(
     return await answer.respond(request, choices, body.n, body.priority)
 
 
-class _ChatAnswer(Answer):
+class _ChatAnswer(ChoicesAnswer):
     """Messages of the assistant."""
 
     def __init__(self, service: Service, body: ChatRequest, request_id: str) -> None:
@@ -66,7 +65,7 @@ class _ChatAnswer(Answer):
     def take(self, index: int, delta: TextDelta) -> None:
         """See `Answer`."""
         self._texts[index].append(delta.text)
-        self._logprobs[index] += map(self._logprob, delta.logprobs)
+        self._logprobs[index] += (describe(self._tokenizer, token) for token in delta.logprobs)
         self._endings[index] = delta
 
     def choices(self) -> list[dict[str, Any]]:
@@ -92,7 +91,7 @@ class _ChatAnswer(Answer):
         """See `Answer`."""
         result = []
         if delta.logprobs:
-            logprobs = {"content": [self._logprob(token) for token in delta.logprobs], "refusal": None}
+            logprobs = {"content": [describe(self._tokenizer, token) for token in delta.logprobs], "refusal": None}
             result.append(self._event(index, {"content": delta.text}, logprobs))
         elif delta.text:
             result.append(self._event_heads[index] + encode_json(delta.text) + _EVENT_TAIL)
@@ -107,15 +106,3 @@ class _ChatAnswer(Answer):
         if ending:
             choice |= {"finish_reason": ending.finish_reason, "stop_reason": ending.stop_reason}
         return event({**self._head, "choices": [choice]})
-
-    def _logprob(self, token: Logprobs) -> dict[str, Any]:
-        """A token with its logprob, and the most probable ones beside it."""
-        entries = [
-            {
-                "token": token_name(self._tokenizer.token_bytes(id_)),
-                "logprob": finite(value),
-                "bytes": list(self._tokenizer.token_bytes(id_)),
-            }
-            for id_, value in zip(token.token_ids, token.logprobs, strict=True)
-        ]
-        return {**entries[0], "top_logprobs": entries[1:]}
