@@ -136,7 +136,9 @@ def start_server(folder: Path, **flags: Any) -> Iterator[Server]:
 
 @pytest.fixture(scope="session")
 def _shared_server(model_folder: Path) -> Iterator[Server]:
-    yield from start_server(model_folder, keepalive_comment=0.05, max_body_size=100_000, max_n=4, max_logprobs=5)
+    yield from start_server(
+        model_folder, keepalive_comment=0.05, max_body_size=100_000, max_n=4, max_logprobs=5, max_grammar_size=1000
+    )
 
 
 @pytest.fixture

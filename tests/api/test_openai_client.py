@@ -2,8 +2,12 @@
 
 import openai
 import pytest
+from openai.lib._parsing import type_to_response_format_param
+from openai.lib._pydantic import to_strict_json_schema
+from pydantic import BaseModel
 
 from app.core.request import FinishReason
+from app.grammar import constraint
 from tests.api.conftest import IM_END, IM_START, MODEL, Server
 from tests.api.fake_engine import say
 
@@ -53,6 +57,29 @@ def test_chat(client: openai.OpenAI, server: Server) -> None:
     assert [top.logprob for top in first.top_logprobs] == [-0.25, -0.5]
     prompt = server.engine.last_command().prompt_token_ids
     assert prompt == [IM_START, *b"user\nHi", IM_END, *b"\n", IM_START, *b"assistant\n"]
+
+
+class Person(BaseModel):
+    name: str
+    age: int | None = None
+
+
+def test_structured_output(client: openai.OpenAI, server: Server) -> None:
+    server.engine.script = say([*b'{"name": "Ann"}', IM_END], reason=FinishReason.STOP)
+    options = {"model": MODEL, "messages": MESSAGES, "max_tokens": 50}
+    answer = client.chat.completions.parse(response_format=Person, **options)
+    assert answer.choices[0].message.parsed == Person(name="Ann")
+    schema = client.chat.completions.create(response_format=type_to_response_format_param(Person), **options)
+    assert schema.choices[0].message.content == '{"name": "Ann"}'
+    grammars = [server.engine.commands.get_nowait().sampling.grammar for _ in range(2)]
+    assert grammars[0] == grammars[1] == constraint.json_schema(to_strict_json_schema(Person))
+    with client.chat.completions.stream(response_format=Person, **options) as stream:
+        assert stream.get_final_completion().choices[0].message.parsed == Person(name="Ann")
+    client.completions.create(model=MODEL, prompt="Hi", extra_body={"guided_choice": ["a", "b"]})
+    client.completions.create(model=MODEL, prompt="Hi", extra_body={"structured_outputs": {"choice": ["a", "b"]}})
+    client.chat.completions.create(response_format={"type": "json_object"}, **options)
+    grammars = [server.engine.commands.get_nowait().sampling.grammar for _ in range(4)]
+    assert grammars[1:] == [*[constraint.choice(["a", "b"])] * 2, constraint.json_object()]
 
 
 async def test_streamed_chat(async_client: openai.AsyncOpenAI) -> None:

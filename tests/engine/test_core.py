@@ -3,6 +3,7 @@
 import asyncio
 from concurrent.futures import Future
 
+import msgspec
 import pytest
 
 from app.core.messages import GenerateCommand, RequestOutput
@@ -110,6 +111,38 @@ def test_a_prompt_that_cannot_run_ends_with_an_error() -> None:
     core.add(command("long", [1] * 65))
     run(core, outputs)
     assert {news[-1].finish_reason for news in outputs.values()} == {FinishReason.ERROR}
+
+
+class CompilingWorker(EchoWorker):
+    """Compiles grammars when it is told to."""
+
+    def __init__(self) -> None:
+        super().__init__(ROWS)
+        self.compiling: dict[str, Future[None]] = {}
+
+    def compile_grammar(self, grammar: str) -> Future[None]:
+        return self.compiling.setdefault(grammar, Future())
+
+
+def test_a_grammar_that_is_being_compiled_holds_back_its_own_request_only() -> None:
+    worker = CompilingWorker()
+    core, outputs = make_core(worker, True), dict[str, list[RequestOutput]]()
+    for name in ("good", "bad", "left", "none"):
+        sampling = SamplingParams(max_tokens=5, seed=0, grammar="" if name == "none" else name)
+        core.add(msgspec.structs.replace(command(name, [1, 2, 3]), sampling=sampling))
+    assert core.admit_compiled()
+    run(core, outputs)
+    assert outputs.keys() == {"none"}
+    core.abort(["left"])
+    worker.compiling["good"].set_result(None)
+    worker.compiling["bad"].set_exception(ValueError("no rule `start`"))
+    assert not core.admit_compiled()
+    run(core, outputs)
+    endings = {name: (news[-1].finish_reason, news[-1].error) for name, news in outputs.items()}
+    assert endings["good"] == endings["none"] == (FinishReason.LENGTH, "")
+    assert endings["left"] == (FinishReason.ABORT, "")
+    assert endings["bad"] == (FinishReason.ERROR, "the grammar cannot be compiled: no rule `start`")
+    assert core.scheduler.pool.num_used == 0
 
 
 async def test_what_a_slow_reader_missed_is_merged() -> None:

@@ -1,11 +1,15 @@
 """What the engine generates in a crowd is what transformers generates for each request alone."""
 
+import json
 import random
 import time
 from pathlib import Path
 
+import msgspec
+import numpy as np
 import pytest
 import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedModel
 
 from app.core.messages import GenerateCommand, RequestOutput
@@ -15,8 +19,11 @@ from app.engine.chunk_pacer import ChunkPacer
 from app.engine.core import EngineCore
 from app.engine.scheduler import Scheduler
 from app.errors import ModelError
+from app.grammar import constraint
+from app.grammar.masks import GrammarMasks, accept
 from app.hub.source import find_model
 from app.settings import Settings, load_settings
+from app.text.tokenizer import _byte_alphabet
 from app.worker.factory import build_worker
 from tests.models.families import DECODER, GENERIC, REFUSED, VOCAB_SIZE, write_checkpoint
 
@@ -59,7 +66,7 @@ def run_crowd(
     rng = random.Random(seed)
     waiting, preemptions = list(requests), 0
     outputs: dict[str, list[RequestOutput]] = {name: [] for name in requests}
-    while waiting or core.has_work:
+    while core.admit_compiled() or waiting or core.has_work:
         if waiting and rng.random() < 0.4:
             name = waiting.pop(0)
             prompt, sampling = requests[name]
@@ -122,6 +129,62 @@ def greedy(model: PreTrainedModel, prompt: list[int], max_tokens: int) -> list[i
         pad_token_id=0,
     )
     return out[0, len(prompt) :].tolist()  # type: ignore[no-any-return]
+
+
+def write_tokenizer(folder: Path) -> None:
+    """Tokens that are bytes; the last one ends a text."""
+    fast = Tokenizer(models.BPE(vocab={c: b for c, b in _byte_alphabet().items() if b < VOCAB_SIZE}, merges=[]))
+    fast.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    fast.decoder = decoders.ByteLevel()
+    fast.save(str(folder / "tokenizer.json"))
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"eos_token_id": VOCAB_SIZE - 1}))
+
+
+@torch.inference_mode()
+def greedy_matching(model: PreTrainedModel, folder: Path, prompt: list[int], grammar: str, most: int) -> list[int]:
+    """transformers' greedy choice among the tokens that a grammar allows, up to the end of the text."""
+    masks = GrammarMasks(folder, VOCAB_SIZE)
+    masks.add(0, SamplingParams(max_tokens=most, seed=0, grammar=grammar), [])
+    constrained = masks.constrained([0])
+    output: list[int] = []
+    while len(output) < most and VOCAB_SIZE - 1 not in output:
+        logits = model(torch.tensor([prompt + output])).logits[0, -1]
+        bits = np.unpackbits(masks.compute(constrained).view(np.uint8), bitorder="little")[:VOCAB_SIZE]
+        output.append(int(logits.masked_fill(~torch.from_numpy(bits).bool(), float("-inf")).argmax()))
+        accept(constrained[0][1], output[-1])
+    return output
+
+
+def check_grammars(core: EngineCore, model: PreTrainedModel, folder: Path, prompt_len: int, most: int) -> None:
+    """Requests with grammars and without, in a crowd that has too little memory."""
+    asked = {
+        "regex": constraint.regex("[a-f]{25,}!?"),
+        "choice": constraint.choice(["alpha", "beta", "betb"]),
+        "json": constraint.json_schema({"type": "array", "items": {"enum": [1, 23, "x"]}, "minItems": 9}),
+        "none": "",
+    }
+    requests: dict[str, tuple[list[int], SamplingParams]] = {}
+    for index, (name, grammar) in enumerate(asked.items()):
+        sampling = SamplingParams(max_tokens=most, seed=1, temperature=0.0, grammar=grammar)
+        if grammar:
+            sampling = msgspec.structs.replace(sampling, stop_token_ids=frozenset([VOCAB_SIZE - 1]))
+        requests[name] = [(7 * index + at) % 190 for at in range(prompt_len)], sampling
+    outputs, preemptions = run_crowd(core, requests)
+    assert preemptions > 0
+    for name, (prompt, sampling) in requests.items():
+        if sampling.grammar:
+            assert tokens_of(outputs[name]) == greedy_matching(model, folder, prompt, sampling.grammar, most), name
+        else:
+            assert tokens_of(outputs[name]) == greedy(model, prompt, most)
+
+
+@pytest.mark.parametrize("overlap", [True, False])
+def test_grammars_constrain_those_who_ask(overlap: bool, tmp_path: Path) -> None:
+    oracle = write_checkpoint("Llama", DECODER["Llama"], tmp_path)
+    write_tokenizer(tmp_path)
+    core = make_engine(tmp_path, tiny_settings(model_impl="decoder"), overlap)
+    check_grammars(core, oracle, tmp_path, prompt_len=75, most=30)
 
 
 @pytest.mark.parametrize(("family", "impl"), [*((f, "decoder") for f in DECODER), *((f, "generic") for f in GENERIC)])

@@ -10,10 +10,12 @@ import sys
 import time
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
+from typing import Annotated, Literal
 
 import httpx
 import openai
 import pytest
+from pydantic import BaseModel, Field
 
 from app.cli import main
 from app.core.step import ModelRunnerOutput
@@ -126,6 +128,36 @@ def test_choices_differ_and_the_first_is_what_the_seed_alone_gives(server: Serve
     assert len(set(texts)) == 3
     assert three["usage"]["prompt_tokens"] == one["usage"]["prompt_tokens"]
     assert three["usage"]["completion_tokens"] >= 12
+
+
+class Person(BaseModel):
+    name: Annotated[str, Field(max_length=20)]
+    age: int
+    hobbies: Annotated[list[Literal["chess", "skiing", "music"]], Field(max_length=3)]
+
+
+def test_a_model_says_what_a_schema_wants_beside_others(server: Server) -> None:
+    async def ask(client: openai.AsyncOpenAI, seed: int) -> None:
+        messages = [{"role": "user", "content": "Who is Ann?"}]
+        options = {
+            "model": "SmolLM2-135M-Instruct",
+            "messages": messages,
+            "temperature": 1.0,
+            "seed": seed,
+            "max_tokens": 150,
+        }
+        if seed % 3 == 0:
+            await client.chat.completions.create(**options | {"max_tokens": 20})
+            return
+        answer = await client.chat.completions.parse(response_format=Person, **options)
+        assert isinstance(answer.choices[0].message.parsed, Person)
+        assert answer.choices[0].finish_reason == "stop"
+
+    async def run() -> None:
+        async with openai.AsyncOpenAI(base_url=f"{server.url}/v1", api_key="-", max_retries=0) as client:
+            await asyncio.gather(*(ask(client, seed) for seed in range(6)))
+
+    asyncio.run(run())
 
 
 def test_echo_with_logprobs_scores_a_text_as_lm_eval_reads_it(server: Server) -> None:

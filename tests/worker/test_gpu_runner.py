@@ -18,7 +18,7 @@ from app.settings import load_settings
 from app.worker.cuda_graphs import decode_sizes, fitting, token_sizes
 from app.worker.factory import build_worker
 from tests.models.families import DECODER, write_checkpoint
-from tests.models.test_oracle import check_logprobs, greedy, run_crowd, tokens_of
+from tests.models.test_oracle import check_grammars, check_logprobs, greedy, run_crowd, tokens_of, write_tokenizer
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 LIMITS = {"max_model_len": 48, "max_num_seqs": 4, "max_num_batched_tokens": 12}
@@ -68,6 +68,13 @@ def test_a_crowd_equals_transformers_alone(model: tuple[Path, PreTrainedModel]) 
         assert tokens_of(outputs[name]) == greedy(oracle, prompt, sampling.max_tokens), name
         if sampling.logprobs is not None:
             check_logprobs(oracle, prompt, outputs[name])
+
+
+def test_grammars_constrain_those_who_ask(tmp_path: Path) -> None:
+    one_layer = {"num_hidden_layers": 1, "num_attention_heads": 2, "num_key_value_heads": 1}
+    oracle = write_checkpoint("Qwen3", DECODER["Qwen3"] | one_layer, tmp_path)
+    write_tokenizer(tmp_path)
+    check_grammars(make_engine(tmp_path, "triton"), oracle, tmp_path, prompt_len=11, most=12)
 
 
 def test_what_changes_logits_does_what_it_does_on_the_cpu(model: tuple[Path, PreTrainedModel]) -> None:

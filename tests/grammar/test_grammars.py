@@ -1,0 +1,129 @@
+"""Whatever tokens a grammar lets through, drawn blindly, jsonschema and `re` accept the text."""
+
+import json
+import re
+from typing import Any
+
+import jsonschema
+import numpy as np
+import pytest
+
+from app.core.sampling import SamplingParams
+from app.grammar import constraint
+from app.grammar.compiler import GrammarCompiler, GrammarError
+from app.grammar.masks import GrammarMasks, accept
+from app.hub.source import find_model
+from app.text.tokenizer import Tokenizer
+
+SCHEMAS: dict[str, Any] = {
+    "person": {
+        "type": "object",
+        "properties": {"name": {"type": "string", "maxLength": 5}, "age": {"type": "integer", "minimum": 3}},
+        "required": ["name"],
+        "additionalProperties": False,
+    },
+    "enum": {"enum": ["a", 1, None, {"b": [True]}]},
+    "const": {"const": {"x": "ü\n\"'"}},
+    "numbers": {"type": "array", "items": {"type": "number", "multipleOf": 5}, "minItems": 1, "maxItems": 3},
+    "tuple": {"type": "array", "prefixItems": [{"type": "boolean"}, {"type": "null"}], "items": False, "minItems": 2},
+    "either": {"anyOf": [{"type": "string", "pattern": "^[a-c]{2,4}$"}, {"type": "integer", "maximum": -2}]},
+    "recursive": {
+        "$defs": {"tree": {"type": "object", "properties": {"kids": {"items": {"$ref": "#/$defs/tree"}}}}},
+        "$ref": "#/$defs/tree",
+    },
+    "map": {"type": "object", "patternProperties": {"^k[0-9]$": {"type": "string", "format": "date"}},
+            "additionalProperties": False},
+    "anything": True,
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def masks() -> GrammarMasks:
+    folder = find_model("embedded")
+    return GrammarMasks(folder, Tokenizer(folder).vocab_size)
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> Tokenizer:
+    return Tokenizer(find_model("embedded"))
+
+
+def draw(masks: GrammarMasks, tokenizer: Tokenizer, grammar: str, seed: int, most: int = 120) -> str | None:
+    """A text of tokens drawn from those allowed; None if it has not come to its end."""
+    rng, token_ids = np.random.default_rng(seed), []
+    masks.add(0, SamplingParams(max_tokens=most, seed=0, grammar=grammar), [])
+    for _ in range(most):
+        constrained = masks.constrained([0])
+        bits = np.unpackbits(masks.compute(constrained).view(np.uint8), bitorder="little")
+        allowed = np.flatnonzero(bits)
+        assert len(allowed)
+        ends = np.isin(allowed, list(tokenizer.eos_token_ids))
+        if ends.all() or (ends.any() and rng.random() < 0.3):
+            return tokenizer.decode(token_ids)
+        token = int(rng.choice(allowed[~ends]))
+        token_ids.append(token)
+        accept(constrained[0][1], token)
+    return None
+
+
+@pytest.mark.parametrize("name", SCHEMAS)
+def test_what_ends_is_valid(masks: GrammarMasks, tokenizer: Tokenizer, name: str) -> None:
+    grammar = constraint.json_schema(SCHEMAS[name])
+    texts = [draw(masks, tokenizer, grammar, seed) for seed in range(12)]
+    ended = [text for text in texts if text is not None]
+    assert ended
+    for text in ended:
+        jsonschema.validate(json.loads(text), SCHEMAS[name], cls=jsonschema.Draft202012Validator)
+        assert not re.search(r"[ \t\r\n]{41}", text)  # a model cannot go on with white space only
+
+
+def test_regex_choice_and_grammar(masks: GrammarMasks, tokenizer: Tokenizer) -> None:
+    for seed in range(5):
+        text = draw(masks, tokenizer, constraint.regex(r"(ab|ü){1,3}-\d{2}"), seed)
+        assert text is not None
+        assert re.fullmatch(r"(ab|ü){1,3}-\d{2}", text)
+        assert draw(masks, tokenizer, constraint.choice(["yes", 'no "!"\n', "é"]), seed) in ("yes", 'no "!"\n', "é")
+        assert draw(masks, tokenizer, constraint.lark('start: A "+" A\nA: "1" | "2"'), seed) in (
+            "1+1", "1+2", "2+1", "2+2",
+        )  # fmt: skip
+
+
+def test_a_matcher_goes_on_where_a_preempted_request_stood(masks: GrammarMasks, tokenizer: Tokenizer) -> None:
+    sampling = SamplingParams(max_tokens=9, seed=0, grammar=constraint.choice(["red", "blue"]))
+    masks.add(3, sampling, tokenizer.encode("bl"))
+    masks.add(4, SamplingParams(max_tokens=9, seed=0), [])
+    constrained = masks.constrained([4, 3])
+    assert [index for index, _ in constrained] == [1]
+    allowed = np.flatnonzero(np.unpackbits(masks.compute(constrained).view(np.uint8), bitorder="little"))
+    texts = {tokenizer.token_text(int(token)) for token in allowed}
+    assert texts
+    assert texts <= {"u", "ue"}
+
+
+def test_what_cannot_be_compiled_says_why(tokenizer: Tokenizer) -> None:
+    compiler = GrammarCompiler(lambda: tokenizer, tokenizer.vocab_size)
+    deep: Any = {}
+    for _ in range(400):
+        deep = {"properties": {"a": deep}}
+    for grammar, words in (
+        (constraint.regex("(a"), "unclosed group"),
+        (constraint.json_schema({"type": "array", "uniqueItems": True}), "uniqueItems"),
+        (constraint.lark("start: x"), "unknown name"),
+    ):
+        with pytest.raises(GrammarError, match=words):
+            compiler.start(grammar).result()
+    with pytest.raises(ValueError, match="recursion"):
+        constraint.json_schema(deep)
+
+
+def test_hostile_grammars_are_compiled_or_refused_quickly_and_few_are_kept(tokenizer: Tokenizer) -> None:
+    compiler = GrammarCompiler(lambda: tokenizer, tokenizer.vocab_size)
+    for grammar in (
+        constraint.json_schema({"enum": [f"value {number * 7919}" for number in range(10_000)]}),
+        constraint.regex("(((a|b)*c){1,1000}d){1,1000}"),
+        constraint.regex(".*a.{300}b"),
+    ):
+        compiler.start(grammar).result(timeout=20)
+    for number in range(100):
+        compiler.start(constraint.choice([str(number)])).result()
+    assert len(compiler._kept) == 32
