@@ -21,6 +21,7 @@ from fastapi import FastAPI
 
 from app.api.app import create_app
 from app.api.http_protocol import HttpProtocol
+from app.api.responses.store import ResponseStore
 from app.api.service import Service
 from app.child import read_settings, when_parent_ends
 from app.core.messages import EngineReady
@@ -69,6 +70,7 @@ async def running_service(settings: Settings, text: TextSide, address: str) -> A
         tokenizer=text.tokenizer,
         chat_template=text.chat_template,
         grammars=GrammarCompiler(lambda: text.tokenizer, text.tokenizer.vocab_size),
+        responses=ResponseStore.of(settings),
         engine=engine,
         metrics=metrics,
     )

@@ -5,6 +5,7 @@ from typing import Annotated
 
 from fastapi import Depends, Request
 
+from app.api.responses.store import ResponseStore
 from app.core.engine_client import EngineClient
 from app.core.messages import EngineReady
 from app.errors import EngineUnavailableError, NotFoundError
@@ -26,6 +27,7 @@ class Service:
     tokenizer: Tokenizer
     chat_template: ChatTemplate
     grammars: GrammarCompiler
+    responses: ResponseStore
     engine: EngineClient
     metrics: Metrics
 

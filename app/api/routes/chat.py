@@ -7,13 +7,12 @@ from starlette.responses import Response
 
 from app.api.answer import ChoicesAnswer
 from app.api.body import body_of, body_schema
+from app.api.chat_choices import choices_of_chat
 from app.api.logprobs import describe
-from app.api.prompts import check_token_ids, encode_chat
-from app.api.sampling import TokenLimit, check_logprobs, check_num_choices, make_choices
+from app.api.sampling import TokenLimit
 from app.api.schemas.chat import ChatRequest
 from app.api.service import Service, ServiceDep
 from app.api.sse import encode_json, event
-from app.api.structured import grammar_of
 from app.text.output_processor import TextDelta
 
 router = APIRouter()
@@ -27,24 +26,11 @@ async def create_chat_completion(
 ) -> Response:
     """Answer a chat with n choices."""
     service.check_model(body.model)
-    ready = service.ready()
-    check_logprobs(service, body.top_logprobs, "top_logprobs")
-    check_num_choices(service, 1, body.n)
-    prompt = await encode_chat(service, body)
-    check_token_ids(prompt, ready.vocab_size, "messages")
     if body.max_completion_tokens is not None:
         limit = TokenLimit(body.max_completion_tokens, None, "max_completion_tokens", "messages")
     else:
         limit = TokenLimit(body.max_tokens, None, "max_tokens", "messages")
-    grammar = await grammar_of(service, body, body.constraint())
-    choices = make_choices(
-        service,
-        body,
-        [prompt],
-        limit,
-        logprobs=(body.top_logprobs or 0) if body.logprobs else None,
-        grammar=grammar,
-    )
+    choices = await choices_of_chat(service, body, limit)
     answer = _ChatAnswer(service, body, request.scope["request_log"].request_id)
     return await answer.respond(request, choices, body.n, body.priority)
 
