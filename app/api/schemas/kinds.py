@@ -1,6 +1,6 @@
 """Things that say by their `type` what they are, in lists of several kinds."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Annotated, Any
 
 from pydantic import ConfigDict, Discriminator, Field
@@ -16,17 +16,18 @@ class Unknown(RequestBody):
     type: Annotated[str, Field(description="every other kind is refused by its name")]
 
 
-def by_type(*known: str, default: str | None = None) -> Discriminator:
-    """Tells by `type` which model of a union to use; "unknown" is the tag of `Unknown`.
+def by_type(*known: str, default: str | None = None, others: Mapping[str, str] | None = None) -> Discriminator:
+    """Tells by `type` which model of a union to use: the one with this tag. "unknown" is the tag of `Unknown`.
 
-    `default`: the kind of what has no type.
+    `default`: the tag of what has no type; `others`: the tags of further types.
     """
+    tags = dict(zip(known, known, strict=True)) | dict(others or {})
 
     def kind(value: Any) -> str | None:
         given = value.get("type") if isinstance(value, dict) else getattr(value, "type", None)
         if given is None:
             return default if isinstance(value, dict) else None
-        return given if given in known else "unknown"
+        return tags.get(given, "unknown") if isinstance(given, str) else None
 
     return Discriminator(kind, custom_error_type="kind", custom_error_message="Input should be an object with a type")
 

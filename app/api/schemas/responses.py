@@ -1,6 +1,6 @@
 """POST /v1/responses"""
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import ConfigDict, Field, Tag
 
@@ -10,13 +10,14 @@ from app.api.schemas.unsupported import IN_RESPONSES, IN_RESPONSES_ITEMS, IN_RES
 from app.errors import InvalidRequestError, UnsupportedError
 
 LOGPROBS = "message.output_text.logprobs"
+TextType = Literal["input_text", "output_text", "text", "summary_text", "reasoning_text"]
 Status = Literal["in_progress", "completed", "incomplete"]
 
 
 class TextPart(RequestBody):
     """A piece of text."""
 
-    type: Literal["input_text", "output_text", "text", "summary_text", "reasoning_text"]
+    type: TextType
     text: str
     annotations: list[Any] = Field(default_factory=list, description="changes nothing")
     logprobs: list[Any] = Field(default_factory=list, description="changes nothing")
@@ -31,7 +32,7 @@ class RefusalPart(RequestBody):
 
 Part = Annotated[
     Annotated[TextPart, Tag("text")] | Annotated[RefusalPart, Tag("refusal")] | Annotated[Unknown, Tag("unknown")],
-    by_type("refusal", "input_text", "output_text", "text", "summary_text", "reasoning_text"),
+    by_type("refusal", others=dict.fromkeys(get_args(TextType), "text")),
 ]
 Content = str | list[Part]
 
