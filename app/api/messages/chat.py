@@ -74,9 +74,10 @@ def _assistants(blocks: list[Any]) -> Fields:
 
 
 def _result(block: ToolResultBlock) -> Fields:
-    texts = (["Error: "] if block.is_error else []) + _texts(block.content)
-    content = "".join(texts) if isinstance(block.content, str) else text_parts(texts)
-    return {"role": "tool", "tool_call_id": block.tool_use_id, "content": content}
+    texts = _texts(block.content)
+    if block.is_error:
+        texts = ["Error: " + "".join(texts[:1]), *texts[1:]]
+    return {"role": "tool", "tool_call_id": block.tool_use_id, "content": text_parts(texts)}
 
 
 def _texts(content: Any) -> list[str]:

@@ -168,7 +168,7 @@ class ResponseAnswer(BlocksAnswer):
         where = {"item_id": self._item_id(block), "output_index": block.index, "content_index": 0}
         return self._event(name, **where, **fields)
 
-    def _event(self, name: str, **fields: Any) -> bytes:
+    def _event(self, name: str, /, **fields: Any) -> bytes:
         return self._numbered({"type": f"response.{name}", **fields})
 
     def _numbered(self, data: dict[str, Any]) -> bytes:

@@ -72,6 +72,6 @@ def _earlier(service: Service, body: ResponsesRequest) -> list[Fields]:
     try:
         return service.responses.messages(body.previous_response_id)
     except NotFoundError as error:
-        refusal = InvalidRequestError(error.message, "previous_response_id")
+        refusal = InvalidRequestError(f"previous_response_id: {error.message}", "previous_response_id")
         refusal.code = "previous_response_not_found"
         raise refusal from None
