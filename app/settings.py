@@ -93,6 +93,7 @@ class ServerSettings(BaseModel):
     max_queue: int = Field(1024, ge=0, description="requests that may wait beyond those running; then 429")
     max_body_size: ByteSize = Field(ByteSize(16 * 2**20), description="largest request body; then 413")
     max_n: int = Field(128, ge=1, description="largest n")
+    max_tools: int = Field(128, ge=0, description="most tools of a request")
     max_grammar_size: ByteSize = Field(
         ByteSize(256 * 2**10), description="largest schema, regular expression or grammar of a request"
     )
@@ -105,6 +106,12 @@ class ServerSettings(BaseModel):
         1.0, gt=0, description="seconds of silence after which a stream sends an SSE comment"
     )
     keepalive_timeout: int = Field(75, ge=1, description="seconds that an idle HTTP connection is kept")
+    tool_parser: Literal["auto", "hermes", "llama3_json", "mistral", "pythonic"] = Field(
+        "auto", description="how the model writes tool calls; auto: as its chat template shows"
+    )
+    reasoning_parser: Literal["auto", "think", "none"] = Field(
+        "auto", description="think: text in <think> is reasoning_content; auto: if the chat template knows the tag"
+    )
     trust_request_chat_template: bool = Field(
         False, description="let requests bring their own chat_template: a program that can take time and memory"
     )

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+from app.api.message import new_call_id
 from app.core.step import Logprobs
 from app.text.message_parser import MessageDelta
 
@@ -52,7 +53,9 @@ class Change(NamedTuple):
 class Blocks:
     """Takes in a message as it comes."""
 
-    def __init__(self) -> None:
+    def __init__(self, several_calls: bool = True) -> None:
+        """Without `several_calls`, calls after the first are left out."""
+        self._several_calls = several_calls
         self.all: list[Block] = []
         self._logprobs: list[Logprobs] = []
         """Of tokens whose text the parser holds back."""
@@ -70,8 +73,10 @@ class Blocks:
         if delta.content:
             yield from self._extend(Kind.TEXT, delta.content)
         for call in delta.tool_calls:
-            if call.id is not None:
-                yield from self._begin(Kind.TOOL_CALL, call.id, call.name or "")
+            if call.index > 0 and not self._several_calls:
+                continue
+            if call.name is not None:
+                yield from self._begin(Kind.TOOL_CALL, new_call_id(), call.name)
             if call.arguments:
                 yield from self._extend(Kind.TOOL_CALL, call.arguments)
 

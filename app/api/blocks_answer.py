@@ -5,6 +5,7 @@ from collections.abc import Iterator
 
 from app.api.answer import Answer
 from app.api.blocks import Block, Blocks, Change, Kind
+from app.api.schemas.chat import ChatRequest
 from app.api.service import Service
 from app.core.request import FinishReason
 from app.text.message_parser import MessageParser
@@ -14,10 +15,10 @@ from app.text.output_processor import TextDelta
 class BlocksAnswer(Answer):
     """The message of the one choice of a call. Subclasses say how its changes look on the wire."""
 
-    def __init__(self, service: Service, streams: bool, parser: MessageParser) -> None:
-        super().__init__(service, streams)
+    def __init__(self, service: Service, chat: ChatRequest, parser: MessageParser) -> None:
+        super().__init__(service, chat.stream)
         self._parser = parser
-        self._blocks = Blocks()
+        self._blocks = Blocks(chat.parallel_tool_calls)
         self._ending: TextDelta | None = None
         self._num_reasoning_tokens = 0
         """Tokens that came while the model was reasoning."""

@@ -32,6 +32,7 @@ from app.log import configure_logging
 from app.metrics import Metrics
 from app.settings import Settings
 from app.text.chat_template import ChatTemplate
+from app.text.message_format import MessageFormat
 from app.text.tokenizer import Tokenizer
 
 log = logging.getLogger(__name__)
@@ -69,6 +70,7 @@ async def running_service(settings: Settings, text: TextSide, address: str) -> A
         created=int(time.time()),
         tokenizer=text.tokenizer,
         chat_template=text.chat_template,
+        message_format=MessageFormat.choose(settings.tool_parser, settings.reasoning_parser, text.chat_template.source),
         grammars=GrammarCompiler(lambda: text.tokenizer, text.tokenizer.vocab_size),
         responses=ResponseStore.of(settings),
         engine=engine,

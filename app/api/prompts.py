@@ -5,7 +5,7 @@ Long texts are tokenized in a thread, which the other streams of this process do
 
 import asyncio
 from collections.abc import Callable
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 from app.api.schemas.chat import ChatFields
 from app.api.service import Service
@@ -30,27 +30,39 @@ async def encode_texts(
     return await _aside(encode, sum(map(len, texts)))
 
 
-async def encode_chat(service: Service, body: ChatFields) -> list[int]:
+class ChatPrompt(NamedTuple):
+    """A chat as a model sees it."""
+
+    token_ids: list[int]
+    ends_in_reasoning: bool
+
+
+async def encode_chat(service: Service, body: ChatFields) -> ChatPrompt:
     """Render a chat and encode it. Raises InvalidRequestError for what the template does not accept."""
     if body.chat_template is not None and not service.settings.trust_request_chat_template:
         raise UnsupportedError(
             "chat_template: this server does not run templates of requests (trust_request_chat_template)",
             "chat_template",
         )
-    messages = [message.for_template() for message in body.messages]
+    given = [message.for_template(f"messages[{index}]") for index, message in enumerate(body.messages)]
+    told = [tool.for_template() for tool in body.usable_tools]
+    messages, tools = service.message_format.for_template(given, told)
 
-    def encode() -> list[int]:
+    def encode() -> ChatPrompt:
         segments = service.chat_template.render(
             messages,
+            tools=tools,
             add_generation_prompt=body.add_generation_prompt is not False,
             continue_final_message=body.continue_final_message,
             override=body.chat_template,
             kwargs=body.chat_template_kwargs,
         )
-        _check_length(service, "".join(text for text, _ in segments), "messages")
-        return service.tokenizer.encode_segments(segments)
+        text = "".join(text for text, _ in segments)
+        _check_length(service, text, "messages")
+        in_reasoning = service.message_format.ends_in_reasoning(text)
+        return ChatPrompt(service.tokenizer.encode_segments(segments), in_reasoning)
 
-    size = len(str(messages)) + len(str(body.chat_template_kwargs))
+    size = len(str(messages)) + len(str(tools)) + len(str(body.chat_template_kwargs))
     return await _aside(encode, _LONG_TEXT if body.chat_template else size)
 
 

@@ -41,6 +41,7 @@ def make_choices(
     logprobs: int | None,
     prompt_logprobs: int | None = None,
     grammar: str = "",
+    shown: frozenset[int] = frozenset(),
 ) -> list[Choice]:
     """`n` choices for each prompt (token ids). Raises InvalidRequestError that names the field."""
     _check_token_ids(service, request)
@@ -49,6 +50,7 @@ def make_choices(
         include_stop_str_in_output=request.include_stop_str_in_output,
         stop_token_ids=frozenset(request.stop_token_ids),
         min_tokens=request.min_tokens,
+        shown=shown,
     )
     seed = secrets.randbits(_SEED_BITS) if request.seed is None else request.seed % 2**_SEED_BITS
     choices = []

@@ -1,6 +1,7 @@
 """What every route works with."""
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Annotated
 
 from fastapi import Depends, Request
@@ -13,6 +14,7 @@ from app.grammar.compiler import GrammarCompiler
 from app.metrics import Metrics
 from app.settings import Settings
 from app.text.chat_template import ChatTemplate
+from app.text.message_format import MessageFormat
 from app.text.tokenizer import Tokenizer
 
 
@@ -26,10 +28,16 @@ class Service:
     """Seconds since 1970: when the service started."""
     tokenizer: Tokenizer
     chat_template: ChatTemplate
+    message_format: MessageFormat
     grammars: GrammarCompiler
     responses: ResponseStore
     engine: EngineClient
     metrics: Metrics
+
+    @cached_property
+    def shown_tokens(self) -> frozenset[int]:
+        """Special tokens that mean something in messages."""
+        return self.message_format.shown(self.tokenizer)
 
     def ready(self) -> EngineReady:
         """The engine's own description; EngineUnavailableError while it has none."""

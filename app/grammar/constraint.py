@@ -6,14 +6,14 @@ from typing import Any
 
 from llguidance import LLMatcher
 
-_JSON_OPTIONS: Any = {"whitespace_pattern": r"[ \t\r\n]{0,20}"}
+JSON_OPTIONS: Any = {"whitespace_pattern": r"[ \t\r\n]{0,20}"}
 """Between the tokens of JSON. Without a bound, a model can go on with line breaks until it runs out of tokens."""
 
 
 def json_schema(schema: dict[str, Any] | bool) -> str:
     """JSON that a schema describes."""
     text = json.dumps(schema if isinstance(schema, dict) else ({} if schema else {"not": {}}))
-    return LLMatcher.grammar_from_json_schema(text, overrides=_JSON_OPTIONS)
+    return LLMatcher.grammar_from_json_schema(text, overrides=JSON_OPTIONS)
 
 
 def json_object() -> str:

@@ -110,6 +110,7 @@ class ChatTemplate:
         `special_tokens` are variables of the template; `control_tokens` mean nothing where users type them.
         """
         self._environment = _environment()
+        self.source = source or ""
         self._special_tokens = dict(special_tokens)
         # Longer ones first, so that a token is not mistaken for another one inside it.
         self._control_tokens = sorted(filter(None, control_tokens), key=len, reverse=True)
@@ -142,13 +143,14 @@ class ChatTemplate:
         *,
         add_generation_prompt: bool = True,
         continue_final_message: bool = False,
+        tools: Sequence[Message] | None = None,
         override: str | None = None,
         kwargs: Mapping[str, Any] | None = None,
     ) -> Segments:
         """The chat as text, in pieces that tell control tokens of the template from those that users typed.
 
-        `override` is a template to use instead; `kwargs` are further variables. Raises InvalidRequestError for what
-        the template does not accept.
+        `tools` are functions that the model may call; `override` is a template to use instead; `kwargs` are further
+        variables. Raises InvalidRequestError for what the template does not accept.
         """
         template = self._choose(override)
         if taken := sorted(_RESERVED & set(kwargs or {})):
@@ -168,7 +170,8 @@ class ChatTemplate:
                 **self._special_tokens,
                 **self._guard(dict(kwargs or {}), nonce),
                 "messages": prepared,
-                "tools": None,  # what is not given is none rather than undefined: templates ask `is not none`
+                # What is not given is none rather than undefined: templates ask `is not none`.
+                "tools": self._guard(list(tools), nonce) if tools else None,
                 "documents": None,
                 "add_generation_prompt": add_generation_prompt and not continue_final_message,
             },
@@ -216,7 +219,7 @@ class ChatTemplate:
         if isinstance(value, str):
             return self._control_pattern.sub(lambda match: f"{_OPEN}{nonce}:{self._index_of[match[0]]}{_CLOSE}", value)
         if isinstance(value, dict):
-            return {name: self._guard(item, nonce) for name, item in value.items()}
+            return {self._guard(name, nonce): self._guard(item, nonce) for name, item in value.items()}
         if isinstance(value, list):
             return [self._guard(item, nonce) for item in value]
         return value

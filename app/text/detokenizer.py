@@ -24,24 +24,30 @@ class Detokenizer(Protocol):
         ...
 
 
-def make_detokenizer(tokenizer: Tokenizer, prompt_token_ids: list[int]) -> Detokenizer:
-    """The right one for a tokenizer. The prompt only gives context; its text is never returned."""
+def make_detokenizer(
+    tokenizer: Tokenizer, prompt_token_ids: list[int], shown: frozenset[int] = frozenset()
+) -> Detokenizer:
+    """The right one for a tokenizer. The prompt only gives context; its text is never returned.
+
+    `shown`: special tokens that have a text all the same.
+    """
+    hidden = tokenizer.special_ids - shown
     if tokenizer.is_byte_level:
-        return ByteDetokenizer(tokenizer)
-    return WindowDetokenizer(tokenizer, prompt_token_ids)
+        return ByteDetokenizer(tokenizer, hidden)
+    return WindowDetokenizer(tokenizer, prompt_token_ids, hidden)
 
 
 class ByteDetokenizer:
     """For byte-level BPE: tokens are bytes, so text is their concatenation, decoded as UTF-8 as it grows."""
 
-    def __init__(self, tokenizer: Tokenizer) -> None:
+    def __init__(self, tokenizer: Tokenizer, hidden: frozenset[int]) -> None:
         self._token_bytes = tokenizer.token_bytes
-        self._special = tokenizer.special_ids
+        self._hidden = hidden
         self._decode = codecs.getincrementaldecoder("utf-8")("replace").decode
 
     def feed(self, token_id: int) -> str:
         """See `Detokenizer.feed`."""
-        return "" if token_id in self._special else self._decode(self._token_bytes(token_id))
+        return "" if token_id in self._hidden else self._decode(self._token_bytes(token_id))
 
     def finish(self) -> str:
         """See `Detokenizer.finish`."""
@@ -55,15 +61,16 @@ class WindowDetokenizer:
     characters only: byte tokens are decoded together with those before them, so half a character would spoil the next.
     """
 
-    def __init__(self, tokenizer: Tokenizer, prompt_token_ids: list[int]) -> None:
+    def __init__(self, tokenizer: Tokenizer, prompt_token_ids: list[int], hidden: frozenset[int]) -> None:
         self._tokenizer = tokenizer
+        self._hidden = hidden
         self._context = self._last_whole_token(prompt_token_ids[-_MAX_LOOK_BACK:])
         self._held: list[int] = []
         """New tokens whose text is not out yet: it may be half a character."""
 
     def feed(self, token_id: int) -> str:
         """See `Detokenizer.feed`."""
-        if token_id in self._tokenizer.special_ids or not self._tokenizer.token_bytes(token_id):
+        if token_id in self._hidden or not self._tokenizer.token_bytes(token_id):
             return ""
         self._held.append(token_id)
         given_up, text = "", self._text_of(self._held)

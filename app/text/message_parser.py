@@ -3,19 +3,19 @@
 The same parser serves streams and whole answers: what comes out does not depend on how the text is cut into pieces.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Protocol
 
 
 @dataclass(slots=True)
 class ToolCallDelta:
-    """News of one tool call. The first of a call has `id` and `name`, later ones add to `arguments`."""
+    """News of one tool call. The first of a call has its `name`, later ones add to `arguments`."""
 
     index: int
     """Its place among the message's calls."""
     arguments: str = ""
     """A piece of JSON text."""
-    id: str | None = None
     name: str | None = None
 
 
@@ -52,6 +52,46 @@ class PlainText:
         return MessageDelta()
 
 
-def make_message_parser() -> MessageParser:
-    """A parser for one choice."""
-    return PlainText()
+class Scanner:
+    """A parser that reads from a buffer, in states: each takes something off its beginning, or waits for more."""
+
+    def __init__(self) -> None:
+        self._buffer = ""
+        self._ended = False
+        self._delta = MessageDelta()
+        self._state: Callable[[], bool]
+        """Whether it got on: False is for want of more text."""
+
+    def feed(self, text: str) -> MessageDelta:
+        """See `MessageParser`."""
+        self._buffer += text
+        return self._run()
+
+    def finish(self) -> MessageDelta:
+        """See `MessageParser`."""
+        self._ended = True
+        return self._run()
+
+    def _run(self) -> MessageDelta:
+        while self._state():
+            pass
+        delta, self._delta = self._delta, MessageDelta()
+        return delta
+
+    def _take(self, count: int) -> str:
+        """Take that many characters off the buffer."""
+        taken, self._buffer = self._buffer[:count], self._buffer[count:]
+        return taken
+
+    def _may_become(self, *words: str) -> bool:
+        """Whether more text could make the buffer begin with one of some words."""
+        return not self._ended and any(word.startswith(self._buffer) for word in words)
+
+
+def length_before(text: str, words: tuple[str, ...]) -> int:
+    """Characters of `text` before what could be the beginning of one of some words at its end."""
+    longest = max(map(len, words))
+    for start in range(max(0, len(text) - longest + 1), len(text)):
+        if any(word.startswith(text[start:]) for word in words):
+            return start
+    return len(text)

@@ -21,6 +21,8 @@ class StopConditions:
     """Those that the client named; the end-of-sequence tokens are the engine's business."""
     min_tokens: int = 0
     """Stop strings are not looked for while fewer tokens than this were generated."""
+    shown: frozenset[int] = frozenset()
+    """Special tokens that mean something to who reads the text, and so have a text."""
 
 
 @dataclass(slots=True)
@@ -43,7 +45,7 @@ class OutputProcessor:
     """Detokenizes one choice, and looks for its stop strings."""
 
     def __init__(self, tokenizer: Tokenizer, prompt_token_ids: list[int], conditions: StopConditions) -> None:
-        self._detokenizer = make_detokenizer(tokenizer, prompt_token_ids)
+        self._detokenizer = make_detokenizer(tokenizer, prompt_token_ids, conditions.shown)
         self._conditions = conditions
         self._min_tokens = conditions.min_tokens
         self._checker = StopChecker(conditions.stop, conditions.include_stop_str_in_output)

@@ -82,6 +82,11 @@ class Tokenizer:
                 token.special = True
                 self._fast.add_special_tokens([token])
 
+    def special_id(self, text: str) -> int | None:
+        """The id of the special token that a text is, if it is one."""
+        id_: int | None = self._fast.token_to_id(text)
+        return id_ if id_ in self.special_ids else None
+
     def to_json(self) -> str:
         """The tokenizer as in a tokenizer.json."""
         text: str = self._fast.to_str()

@@ -23,6 +23,7 @@ from app.grammar.compiler import GrammarCompiler
 from app.metrics import Metrics
 from app.settings import Settings
 from app.text.chat_template import ChatTemplate
+from app.text.message_format import MessageFormat
 from app.text.tokenizer import Tokenizer as PacelineTokenizer
 from app.text.tokenizer import _byte_alphabet
 from tests.api.fake_engine import FakeEngine
@@ -93,12 +94,14 @@ class Server:
 def make_service(folder: Path, engine: FakeEngine, settings: Settings) -> Service:
     """What the routes work with, around a fake engine."""
     tokenizer = PacelineTokenizer(folder)
+    template = ChatTemplate.from_folder(folder, tokenizer)
     return Service(
         settings=settings,
         model_name=MODEL,
         created=1,
         tokenizer=tokenizer,
-        chat_template=ChatTemplate.from_folder(folder, tokenizer),
+        chat_template=template,
+        message_format=MessageFormat.choose(settings.tool_parser, settings.reasoning_parser, template.source),
         grammars=GrammarCompiler(lambda: tokenizer, tokenizer.vocab_size),
         responses=ResponseStore.of(settings),
         engine=engine,
@@ -139,7 +142,13 @@ def start_server(folder: Path, **flags: Any) -> Iterator[Server]:
 @pytest.fixture(scope="session")
 def _shared_server(model_folder: Path) -> Iterator[Server]:
     yield from start_server(
-        model_folder, keepalive_comment=0.05, max_body_size=100_000, max_n=4, max_logprobs=5, max_grammar_size=1000
+        model_folder,
+        keepalive_comment=0.05,
+        max_body_size=100_000,
+        max_n=4,
+        max_logprobs=5,
+        max_grammar_size=1000,
+        max_tools=3,
     )
 
 

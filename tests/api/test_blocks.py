@@ -1,16 +1,29 @@
-"""A message as a row of blocks: the same blocks, however the message is cut into pieces."""
+"""A message as a row of blocks."""
 
 from hypothesis import given
 from hypothesis import strategies as st
 
 from app.api.blocks import Block, Blocks, Change
 from app.text.message_parser import MessageDelta, ToolCallDelta
-from tests.api.toy_parser import ToyParser, written
 
 TEXTS = st.text(alphabet="ab{}", min_size=1, max_size=5)
 PARTS = st.lists(
     st.tuples(st.sampled_from(["reasoning", "text"]), TEXTS) | st.tuples(st.just("call"), TEXTS, TEXTS), max_size=5
 )
+
+
+def deltas_of(parts: list[tuple[str, ...]]) -> list[MessageDelta]:
+    """A character at a time."""
+    deltas, num_calls = [], 0
+    for kind, *rest in parts:
+        if kind == "call":
+            deltas.append(MessageDelta(tool_calls=[ToolCallDelta(num_calls, "", rest[0])]))
+            deltas += [MessageDelta(tool_calls=[ToolCallDelta(num_calls, character)]) for character in rest[1]]
+            num_calls += 1
+        else:
+            field = "reasoning" if kind == "reasoning" else "content"
+            deltas += [MessageDelta(**{field: character}) for character in rest[0]]
+    return deltas
 
 
 def take_all(blocks: Blocks, deltas: list[MessageDelta]) -> list[Change]:
@@ -35,9 +48,9 @@ def described(block: Block) -> tuple[str, ...]:
 
 
 @given(PARTS)
-def test_blocks_do_not_depend_on_how_a_message_is_cut(parts: list[tuple[str, ...]]) -> None:
-    parser, blocks = ToyParser(), Blocks()
-    changes = take_all(blocks, [parser.feed(character) for character in written(*parts)])
+def test_a_message_is_a_row_of_blocks(parts: list[tuple[str, ...]]) -> None:
+    blocks = Blocks()
+    changes = take_all(blocks, deltas_of(parts))
     assert [described(block) for block in blocks.all] == (merged(parts) or [("text", "")])
     # Each block begins, goes on, and is over before the next one begins.
     assert [change.block.index for change in changes] == sorted(change.block.index for change in changes)
@@ -50,7 +63,7 @@ def test_blocks_do_not_depend_on_how_a_message_is_cut(parts: list[tuple[str, ...
 
 
 def test_all_of_a_message_at_once_comes_in_the_order_in_which_models_write_it() -> None:
-    calls = [ToolCallDelta(0, "{}", "a", "f"), ToolCallDelta(1, "[]", "b", "g")]
+    calls = [ToolCallDelta(0, "{}", "f"), ToolCallDelta(1, "[]", "g")]
     blocks = Blocks()
     take_all(blocks, [MessageDelta("said", "thought", calls)])
     assert [described(block) for block in blocks.all] == [
@@ -59,3 +72,7 @@ def test_all_of_a_message_at_once_comes_in_the_order_in_which_models_write_it() 
         ("call", "f", "{}"),
         ("call", "g", "[]"),
     ]
+    assert len({block.call_id for block in blocks.all[2:]}) == 2
+    single = Blocks(several_calls=False)
+    take_all(single, [MessageDelta("said", "", calls)])
+    assert [described(block) for block in single.all] == [("text", "said"), ("call", "f", "{}")]

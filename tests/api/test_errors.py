@@ -15,6 +15,9 @@ from tests.api.fake_engine import READY, say
 CHAT = {"messages": [{"role": "user", "content": "Hi"}]}
 TEXT = {"prompt": "Hi"}
 
+TOOL = {"type": "function", "function": {"name": "f", "parameters": {"type": "object", "properties": {}}}}
+WRONG_TOOL = {"type": "function", "function": {"name": "g", "parameters": {"properties": {"a": {"type": "foo"}}}}}
+CALL = {"id": "1", "type": "function", "function": {"name": "f", "arguments": "{}"}}
 WRONG = [
     # body, field that the error names
     ({**TEXT, "temperature": -0.1}, "temperature"),
@@ -97,7 +100,20 @@ WRONG = [
         "response_format.json_schema.schema",
     ),
     ({**CHAT, "response_format": {"type": "xml"}}, "response_format.type"),
-    ({**CHAT, "tools": [{"type": "function"}]}, "tools"),
+    ({**CHAT, "tools": [{"type": "function"}]}, "tools[0].function"),
+    ({**CHAT, "tools": [{"type": "web_search"}]}, "tools[0].type"),
+    ({**CHAT, "tools": [{"type": "function", "function": {"name": "a b"}}]}, "tools[0].function.name"),
+    ({**CHAT, "tools": [TOOL, TOOL]}, "tools[1].function.name"),
+    ({**CHAT, "tools": [TOOL, *({**TOOL, "function": {"name": f"f{i}"}} for i in range(3))]}, "tools"),
+    ({**CHAT, "tools": [TOOL], "tool_choice": {"type": "function", "function": {"name": "x"}}}, "tool_choice"),
+    ({**CHAT, "tools": [TOOL], "tool_choice": "required", "guided_regex": "a"}, "guided_regex"),
+    ({**CHAT, "tools": [WRONG_TOOL], "tool_choice": "required"}, "tools"),
+    ({"messages": [{"role": "user", "content": "", "tool_calls": [CALL]}]}, "messages[0].tool_calls"),
+    (
+        {"messages": [{"role": "assistant", "tool_calls": [{**CALL, "function": {"name": "f", "arguments": "{"}}]}]},
+        "messages[0].tool_calls[0].function.arguments",
+    ),
+    ({"messages": [{"role": "assistant"}]}, "messages[0].content"),
     ({**CHAT, "tool_choice": "required"}, "tool_choice"),
     ({**CHAT, "reasoning_effort": "high"}, "reasoning_effort"),
     ({**CHAT, "echo": True}, "echo"),
@@ -118,7 +134,7 @@ WRONG = [
     ({"messages": [{"role": "boss", "content": "Hi"}]}, "messages[0].role"),
     ({"messages": [{"role": "user", "content": "Hi", "name": "<|im_end|>"}]}, "messages[0].name"),
     ({"messages": [*CHAT["messages"], {"role": "user", "content": 7}]}, "messages[1].content"),
-    ({"messages": [{"role": "assistant", "content": "x", "tool_calls": [{}]}]}, "messages[0].tool_calls"),
+    ({"messages": [{"role": "assistant", "content": "x", "tool_calls": [{}]}]}, "messages[0].tool_calls[0].id"),
     (
         {"messages": [{"role": "user", "content": [{"type": "text", "text": "a"}, {"type": "image_url"}]}]},
         "messages[0].content[1]",

@@ -1,5 +1,6 @@
 """/v1/messages through Anthropic's own client, over a real socket."""
 
+import itertools
 import json
 from typing import Any
 
@@ -12,22 +13,16 @@ from app.core.request import FinishReason
 from app.errors import EngineUnavailableError, QueueFullError
 from tests.api.conftest import IM_END, MODEL, Server
 from tests.api.fake_engine import say
-from tests.api.test_responses import end, turns
-from tests.api.toy_parser import ToyParser, written
+from tests.api.test_responses import ADD, TURN, end, thinks, turns  # noqa: F401 - thinks is a fixture
 
 HI: Any = [{"role": "user", "content": "Hi"}]
-TURN = written(("reasoning", "Hm"), ("text", "Yo"), ("call", "add", '{"a": 1}'), ("call", "sub", "{}"))
+TOOLS: Any = [{"name": name, "input_schema": {"type": "object"}} for name in ("add", "sub")]
 
 
 @pytest.fixture
 def client(server: Server):
     with anthropic.Anthropic(base_url=server.url, api_key="-", max_retries=0) as client:
         yield client
-
-
-@pytest.fixture
-def parsed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("app.api.routes.messages.make_message_parser", ToyParser)
 
 
 def test_a_message(client: anthropic.Anthropic, server: Server) -> None:
@@ -75,49 +70,67 @@ def test_a_message_may_end_at_the_end_of_the_context(client: anthropic.Anthropic
     assert answer.usage.input_tokens + answer.usage.output_tokens == 256
 
 
-@pytest.mark.usefixtures("parsed")
+@pytest.mark.usefixtures("thinks")
 def test_every_event_of_a_stream(client: anthropic.Anthropic, server: Server) -> None:
     server.engine.script = end(TURN)
-    events = list(client.messages.create(model=MODEL, max_tokens=99, messages=HI, stream=True))
-    start, delta, stop = "content_block_start", "content_block_delta", "content_block_stop"
-    assert [event.type for event in events] == [
-        "message_start",
-        *(start, delta, delta, stop),
-        *(start, delta, delta, stop),
-        *(start, *[delta] * 8, stop),
-        *(start, *[delta] * 2, stop),
-        *("message_delta", "message_stop"),
+    events = list(client.messages.create(model=MODEL, max_tokens=999, messages=HI, tools=TOOLS, stream=True))
+    block = ("content_block_start", "content_block_delta", "content_block_stop")
+    kinds = [kind for kind, _ in itertools.groupby(event.type for event in events)]
+    assert kinds == ["message_start", *block * 4, "message_delta", "message_stop"]
+    started = [event for event in events if event.type == "content_block_start"]
+    assert [(e.index, e.content_block.type) for e in started] == [
+        (0, "thinking"),
+        (1, "text"),
+        (2, "tool_use"),
+        (3, "tool_use"),
     ]
-    assert [event.index for event in events if event.type == start] == [0, 1, 2, 3]
-    assert {event.delta.type for event in events if event.type == delta} == {
-        "thinking_delta",
-        "text_delta",
-        "input_json_delta",
-    }
+    deltas = [event.delta.type for event in events if event.type == "content_block_delta"]
+    assert [kind for kind, _ in itertools.groupby(deltas)] == ["thinking_delta", "text_delta", "input_json_delta"]
 
 
-@pytest.mark.usefixtures("parsed")
-def test_thinking_text_and_calls(client: anthropic.Anthropic, server: Server) -> None:
+@pytest.mark.usefixtures("thinks")
+def test_thinking_text_and_calls_and_their_results(client: anthropic.Anthropic, server: Server) -> None:
     server.engine.script = end(TURN)
-    whole = client.messages.create(model=MODEL, max_tokens=99, messages=HI)
-    with client.messages.stream(model=MODEL, max_tokens=99, messages=HI) as stream:
+    whole = client.messages.create(model=MODEL, max_tokens=999, messages=HI, tools=TOOLS)
+    with client.messages.stream(model=MODEL, max_tokens=999, messages=HI, tools=TOOLS) as stream:
         text = "".join(stream.text_stream)
         streamed = stream.get_final_message()
     assert text == "Yo"
     for answer in (whole, streamed):
         thinking, said, add, sub = answer.content
         assert (thinking.thinking, said.text, answer.stop_reason) == ("Hm", "Yo", "tool_use")
-        assert (add.id, add.name, add.input) == ("call_0", "add", {"a": 1})
-        assert (sub.id, sub.name, sub.input) == ("call_1", "sub", {})
+        assert [(call.name, call.input) for call in (add, sub)] == [("add", {"a": 1}), ("sub", {})]
+        assert add.id != sub.id
+    results: Any = [{"type": "tool_result", "tool_use_id": call.id, "content": "2"} for call in whole.content[2:]]
+    history: Any = [*HI, {"role": "assistant", "content": whole.content}, {"role": "user", "content": results}]
+    client.messages.create(model=MODEL, max_tokens=9, messages=history, tools=TOOLS)
+    said_then = turns(server.engine.last_command().prompt_token_ids)[1:]  # without the descriptions of tools
+    assert [role for role, _ in said_then] == ["user", "assistant", "user", "user", "assistant"]
+    assert said_then[1][1].count("<tool_call>") == 2
+    assert all("<tool_response>" in result for _, result in said_then[2:4])
 
 
-@pytest.mark.usefixtures("parsed")
+@pytest.mark.usefixtures("thinks")
+def test_tools_are_wanted_alone_or_not_at_all(client: anthropic.Anthropic, server: Server) -> None:
+    server.engine.script = end(TURN)
+    options: Any = {"model": MODEL, "max_tokens": 999, "messages": HI, "tools": TOOLS}
+    one = client.messages.create(tool_choice={"type": "auto", "disable_parallel_tool_use": True}, **options)
+    assert [block.type for block in one.content] == ["thinking", "text", "tool_use"]
+    server.engine.script = end(ADD)
+    for choice in ({"type": "any"}, {"type": "tool", "name": "add"}):
+        (call,) = client.messages.create(tool_choice=choice, **options).content
+        assert (call.name, call.input) == ("add", {"a": 1})
+        assert server.engine.last_command().sampling.grammar
+    client.messages.create(tool_choice={"type": "none"}, **options)
+    assert turns(server.engine.last_command().prompt_token_ids)[0] == ("user", "Hi")  # told of no tools
+
+
+@pytest.mark.usefixtures("thinks")
 def test_what_there_is_of_a_call_that_is_cut(client: anthropic.Anthropic, server: Server) -> None:
-    server.engine.script = end(written(("call", "add", '{"a": [1, "on')))
-    (block,) = client.messages.create(model=MODEL, max_tokens=99, messages=HI).content
+    server.engine.script = say('<tool_call>\n{"name": "add", "arguments": {"a": [1, "on')
+    answer = client.messages.create(model=MODEL, max_tokens=999, messages=HI, tools=TOOLS)
+    (block,) = answer.content
     assert (block.name, block.input) == ("add", {"a": [1, "on"]})
-    server.engine.script = end(written(("call", "add", "one")))
-    assert client.messages.create(model=MODEL, max_tokens=99, messages=HI).content[0].input == {}
 
 
 def test_the_wire_holds_what_raw_readers_expect(server: Server) -> None:

@@ -1,8 +1,10 @@
 """/v1/responses through the client that people use, over a real socket."""
 
+import itertools
 import json
 from typing import Any
 
+import msgspec
 import openai
 import pytest
 from hypothesis import given
@@ -14,11 +16,17 @@ from app.api.responses.store import ResponseStore
 from app.api.schemas.responses import ResponsesRequest
 from app.core.request import FinishReason
 from app.errors import NotFoundError, QueueFullError
+from app.text.message_format import MessageFormat
+from app.text.reasoning import ReasoningParser
 from tests.api.conftest import IM_END, MODEL, Server, start_server
-from tests.api.fake_engine import say
-from tests.api.toy_parser import ToyParser, written
+from tests.api.fake_engine import READY, say
 
-TURN = written(("reasoning", "Hm"), ("text", "Yo"), ("call", "add", '{"a": 1}'), ("call", "sub", "{}"))
+ADD = '<tool_call>\n{"name": "add", "arguments": {"a": 1}}\n</tool_call>'
+SUB = '<tool_call>\n{"name": "sub", "arguments": {}}\n</tool_call>'
+TURN = f"<think>Hm</think>Yo\n{ADD}\n{SUB}"
+TOOLS: Any = [
+    {"type": "function", "name": name, "parameters": {"type": "object"}, "strict": False} for name in ("add", "sub")
+]
 
 
 def end(text: str) -> Any:
@@ -28,9 +36,9 @@ def end(text: str) -> Any:
 
 def turns(prompt: list[int]) -> list[tuple[str, str]]:
     """(role, content) of all messages in a prompt of the test's template."""
-    text = "".join(chr(token) if token < 256 else "<>"[token - 256] for token in prompt)
-    parts = [part.split("\n", 1) for part in text.split("<") if part]
-    return [(role, content.removesuffix(">\n")) for role, content in parts]
+    text = "".join(chr(token) if token < 256 else "\x01\x02"[token - 256] for token in prompt)
+    parts = [part.split("\n", 1) for part in text.split("\x01") if part]
+    return [(role, content.removesuffix("\x02\n")) for role, content in parts]
 
 
 @pytest.fixture
@@ -40,8 +48,10 @@ def client(server: Server):
 
 
 @pytest.fixture
-def parsed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("app.api.routes.responses.make_message_parser", ToyParser)
+def thinks(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The model reasons, calls tools, and has room for their descriptions."""
+    monkeypatch.setattr(MessageFormat, "parser", lambda self, *_: ReasoningParser(self.tools.parser(), False))
+    server.engine.ready = msgspec.structs.replace(READY, max_model_len=2048)
 
 
 def test_a_response(client: openai.OpenAI, server: Server) -> None:
@@ -86,50 +96,80 @@ def test_items_become_messages(client: openai.OpenAI, server: Server) -> None:
     ]
 
 
-@pytest.mark.usefixtures("parsed")
+@pytest.mark.usefixtures("thinks")
 def test_every_event_of_a_stream(client: openai.OpenAI, server: Server) -> None:
     server.engine.script = end(TURN)
-    events = list(client.responses.create(model=MODEL, input="Hi", stream=True))
+    events = list(client.responses.create(model=MODEL, input="Hi", tools=TOOLS, stream=True))
     assert [event.sequence_number for event in events] == list(range(len(events)))
-    assert [event.type.removeprefix("response.") for event in events] == [
+    kinds = [event.type.removeprefix("response.") for event in events]
+    assert [kind for kind, _ in itertools.groupby(kinds)] == [
         *("created", "in_progress"),
-        *("output_item.added", "content_part.added", *["reasoning_text.delta"] * 2),
-        *("reasoning_text.done", "content_part.done", "output_item.done"),
-        *("output_item.added", "content_part.added", *["output_text.delta"] * 2),
-        *("output_text.done", "content_part.done", "output_item.done"),
-        *("output_item.added", *["function_call_arguments.delta"] * 8),
-        *("function_call_arguments.done", "output_item.done"),
-        *("output_item.added", *["function_call_arguments.delta"] * 2),
-        *("function_call_arguments.done", "output_item.done"),
+        *("output_item.added", "content_part.added", "reasoning_text.delta", "reasoning_text.done"),
+        *("content_part.done", "output_item.done"),
+        *("output_item.added", "content_part.added", "output_text.delta", "output_text.done"),
+        *("content_part.done", "output_item.done"),
+        *("output_item.added", "function_call_arguments.delta", "function_call_arguments.done", "output_item.done"),
+        *("output_item.added", "function_call_arguments.delta", "function_call_arguments.done", "output_item.done"),
         "completed",
     ]
     final = events[-1].response
     reasoning, message, add, sub = final.output
     assert [item.status for item in final.output] == ["completed"] * 4
     assert (reasoning.content[0].text, message.content[0].text) == ("Hm", "Yo")
-    assert (add.call_id, add.name, add.arguments) == ("call_0", "add", '{"a": 1}')
-    assert (sub.call_id, sub.name, sub.arguments) == ("call_1", "sub", "{}")
-    assert final.usage.output_tokens_details.reasoning_tokens == 3  # the mark, and two characters
+    assert [(call.name, call.arguments) for call in (add, sub)] == [("add", '{"a": 1}'), ("sub", "{}")]
+    assert add.call_id != sub.call_id
+    assert 2 <= final.usage.output_tokens_details.reasoning_tokens <= len("<think>Hm</think>")
     done = [event for event in events if event.type == "response.output_item.done"]
     assert [event.item for event in done] == final.output
+    pieces: dict[str, str] = {}
     for event in events:
-        if index := getattr(event, "output_index", None):
+        if (index := getattr(event, "output_index", None)) is not None:
             assert getattr(event, "item_id", final.output[index].id) == final.output[index].id
+        if event.type.endswith(".delta"):
+            pieces[event.item_id] = pieces.get(event.item_id, "") + event.delta
+    assert list(pieces.values()) == ["Hm", "Yo", '{"a": 1}', "{}"]
 
 
-@pytest.mark.usefixtures("parsed")
+@pytest.mark.usefixtures("thinks")
 def test_the_helper_of_the_client_puts_a_stream_together(client: openai.OpenAI, server: Server) -> None:
     server.engine.script = end(TURN)
-    whole = client.responses.create(model=MODEL, input="Hi")
-    with client.responses.stream(model=MODEL, input="Hi") as stream:
+    whole = client.responses.create(model=MODEL, input="Hi", tools=TOOLS)
+    with client.responses.stream(model=MODEL, input="Hi", tools=TOOLS) as stream:
         text = "".join(event.delta for event in stream if event.type == "response.output_text.delta")
         final = stream.get_final_response()
     assert text == final.output_text == whole.output_text == "Yo"
-    volatile = {"id", "parsed_arguments", "parsed"}
-    for ours, theirs in zip(final.output, whole.output, strict=True):
-        assert {k: v for k, v in ours.to_dict().items() if k not in volatile | {"content"}} == {
-            k: v for k, v in theirs.to_dict().items() if k not in volatile | {"content"}
-        }
+    assert [item.type for item in final.output] == ["reasoning", "message", "function_call", "function_call"]
+    assert [item.type for item in whole.output] == ["reasoning", "message", "function_call", "function_call"]
+    assert [(i.name, i.arguments) for i in final.output[2:]] == [(i.name, i.arguments) for i in whole.output[2:]]
+
+
+@pytest.mark.usefixtures("thinks")
+def test_results_of_tools_go_back(client: openai.OpenAI, server: Server) -> None:
+    """By the whole history, and by the id of the response that called: the model reads the same."""
+    server.engine.script = end(TURN)
+    first = client.responses.create(model=MODEL, input="Hi", tools=TOOLS)
+    calls = [item for item in first.output if item.type == "function_call"]
+    results: Any = [{"type": "function_call_output", "call_id": call.call_id, "output": "2"} for call in calls]
+    client.responses.create(model=MODEL, input=results, tools=TOOLS, previous_response_id=first.id)
+    by_id = server.engine.last_command().prompt_token_ids
+    history: Any = [{"role": "user", "content": "Hi"}, *first.output, *results]
+    client.responses.create(model=MODEL, input=history, tools=TOOLS)
+    by_history = server.engine.last_command().prompt_token_ids
+    assert by_id == by_history
+    said = turns(by_id)[1:]  # without the descriptions of tools
+    assert [role for role, _ in said] == ["user", "assistant", "user", "user", "assistant"]
+    assert said[1][1].count("<tool_call>") == 2
+    assert all("<tool_response>" in result for _, result in said[2:4])
+
+
+def test_a_wanted_call_is_constrained(client: openai.OpenAI, server: Server) -> None:
+    server.engine.ready = msgspec.structs.replace(READY, max_model_len=2048)
+    server.engine.script = end(ADD)
+    for choice in ("required", {"type": "function", "name": "add"}):
+        answer = client.responses.create(model=MODEL, input="Hi", tools=TOOLS, tool_choice=choice)
+        (call,) = answer.output
+        assert (call.name, call.arguments) == ("add", '{"a": 1}')
+        assert server.engine.last_command().sampling.grammar
 
 
 def test_a_stream_ends_with_its_own_event(server: Server) -> None:
@@ -326,7 +366,11 @@ WRONG = [
     ({**HI, "include": ["reasoning.encrypted_content"]}, "include"),
     ({**HI, "reasoning": {"effort": "high"}}, "reasoning.effort"),
     ({**HI, "tools": [{"type": "web_search"}]}, "tools[0]"),
+    ({**HI, "tools": [{"type": "function", "name": "a b"}]}, "tools[0].name"),
+    ({**HI, "tools": [{"type": "function", "name": "f"}] * 2}, "tools"),
     ({**HI, "tool_choice": {"type": "mcp"}}, "tool_choice"),
+    ({**HI, "tool_choice": "required"}, "tool_choice"),
+    ({"input": [{"type": "function_call", "call_id": "c", "name": "f", "arguments": "{"}]}, "input"),
     ({**HI, "text": {"verbosity": "low"}}, "text.verbosity"),
     ({**HI, "text": {"format": {"type": "json_schema", "name": "x"}}}, "text.format.schema"),
     ({**HI, "text": {"format": {"type": "json_schema", "schema": {}}}}, "text.format.name"),

@@ -6,13 +6,14 @@ from pydantic_core import from_json
 
 from app.api.blocks import Block, Change, Kind
 from app.api.blocks_answer import BlocksAnswer
+from app.api.chat import Chat
 from app.api.errors import anthropic_error_body
-from app.api.generation import Choice, Usage
+from app.api.generation import Usage
+from app.api.schemas.chat import ChatRequest
 from app.api.schemas.messages import MessagesRequest
 from app.api.service import Service
 from app.api.sse import named_event
 from app.errors import ApiError
-from app.text.message_parser import MessageParser
 
 _DELTAS = {
     Kind.TEXT: ("text_delta", "text"),
@@ -25,13 +26,12 @@ _DELTAS = {
 class MessageAnswer(BlocksAnswer):
     """One message of the assistant."""
 
-    def __init__(
-        self, service: Service, body: MessagesRequest, choice: Choice, parser: MessageParser, request_id: str
-    ) -> None:
-        super().__init__(service, body.stream, parser)
+    def __init__(self, service: Service, body: MessagesRequest, chat: ChatRequest, run: Chat, request_id: str) -> None:
+        """`chat`: what `body` was translated to, and `run` what was made of that."""
+        super().__init__(service, chat, run.new_parser())
         self._request_id = request_id
         self._max_tokens = body.max_tokens
-        self._num_prompt_tokens = len(choice.prompt_token_ids)
+        self._num_prompt_tokens = len(run.choices[0].prompt_token_ids)
         self._head = {
             "id": f"msg_{request_id}",
             "type": "message",

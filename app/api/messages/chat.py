@@ -26,7 +26,7 @@ from app.api.schemas.messages import (
 )
 from app.errors import InvalidRequestError
 
-NAMES = {"stop": "stop_sequences", "response_format": "output_config.format"}
+NAMES = {"stop": "stop_sequences", "response_format": "output_config.format", "tools": "tools"}
 """What a chat's fields are called here."""
 
 

@@ -7,16 +7,17 @@ from typing import Any
 
 from app.api.blocks import Block, Change, Kind
 from app.api.blocks_answer import BlocksAnswer
+from app.api.chat import Chat
 from app.api.chat_fields import Fields, assistant_message, tool_call
 from app.api.generation import Choice, Usage
 from app.api.logprobs import describe
 from app.api.responses.store import ResponseStore
+from app.api.schemas.chat import ChatRequest
 from app.api.schemas.responses import ResponsesRequest
 from app.api.service import Service
 from app.api.sse import named_event
 from app.core.step import Logprobs
 from app.errors import ApiError
-from app.text.message_parser import MessageParser
 
 _PREFIXES = {Kind.TEXT: "msg", Kind.REASONING: "rs", Kind.TOOL_CALL: "fc"}
 _EVENTS = {Kind.TEXT: "output_text", Kind.REASONING: "reasoning_text", Kind.TOOL_CALL: "function_call_arguments"}
@@ -30,13 +31,16 @@ class ResponseAnswer(BlocksAnswer):
         self,
         service: Service,
         body: ResponsesRequest,
-        choice: Choice,
-        parser: MessageParser,
+        chat: ChatRequest,
+        run: Chat,
         messages: list[Fields],
         store: ResponseStore | None,
     ) -> None:
-        """`messages`: the conversation so far, to be kept in `store` together with what is added to it, if at all."""
-        super().__init__(service, body.stream, parser)
+        """`chat`: what `body` was translated to, and `run` what was made of that.
+
+        `messages`: the conversation so far, to be kept in `store` together with what is added to it, if at all.
+        """
+        super().__init__(service, chat, run.new_parser())
         self._tokenizer = service.tokenizer
         self._messages = messages
         self._store = store
@@ -44,7 +48,7 @@ class ResponseAnswer(BlocksAnswer):
         self._unique = uuid.uuid4().hex
         self._id = f"resp_{self._unique}"
         self._created = int(time.time())
-        self._echo = _echo(service, body, choice) | {"store": store is not None}
+        self._echo = _echo(service, body, run.choices[0]) | {"store": store is not None}
         self._sequence_number = 0
 
     # ------------------------------------------------------------------ a body

@@ -33,6 +33,7 @@ NAMES = {
     "response_format.json_schema.schema": "text.format.schema",
     "response_format.json_schema.name": "text.format.name",
     "response_format": "text.format",
+    "tools": "tools",
 }
 """What a chat's fields are called here."""
 

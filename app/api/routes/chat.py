@@ -7,12 +7,14 @@ from starlette.responses import Response
 
 from app.api.answer import ChoicesAnswer
 from app.api.body import body_of, body_schema
-from app.api.chat_choices import choices_of_chat
+from app.api.chat import prepare_chat
 from app.api.logprobs import describe
-from app.api.sampling import TokenLimit
+from app.api.message import MessageBuilder
 from app.api.schemas.chat import ChatRequest
 from app.api.service import Service, ServiceDep
 from app.api.sse import encode_json, event
+from app.core.request import FinishReason
+from app.text.message_parser import MessageParser, PlainText
 from app.text.output_processor import TextDelta
 
 router = APIRouter()
@@ -25,43 +27,58 @@ async def create_chat_completion(
     body: Annotated[ChatRequest, Depends(body_of(ChatRequest))], request: Request, service: ServiceDep
 ) -> Response:
     """Answer a chat with n choices."""
-    service.check_model(body.model)
-    if body.max_completion_tokens is not None:
-        limit = TokenLimit(body.max_completion_tokens, None, "max_completion_tokens", "messages")
-    else:
-        limit = TokenLimit(body.max_tokens, None, "max_tokens", "messages")
-    choices = await choices_of_chat(service, body, limit)
-    answer = _ChatAnswer(service, body, request.scope["request_log"].request_id)
-    return await answer.respond(request, choices, body.n, body.priority)
+    chat = await prepare_chat(service, body)
+    parsers = [chat.new_parser() for _ in chat.choices]
+    answer = _ChatAnswer(service, body, parsers, request.scope["request_log"].request_id)
+    return await answer.respond(request, chat.choices, body.n, body.priority)
 
 
 class _ChatAnswer(ChoicesAnswer):
     """Messages of the assistant."""
 
-    def __init__(self, service: Service, body: ChatRequest, request_id: str) -> None:
+    def __init__(self, service: Service, body: ChatRequest, parsers: list[MessageParser], request_id: str) -> None:
         kind = "chat.completion.chunk" if body.stream else "chat.completion"
         super().__init__(service, body, {"id": f"chatcmpl-{request_id}", "object": kind})
         self._tokenizer = service.tokenizer
         self._wants_logprobs = body.logprobs
-        self._texts: list[list[str]] = [[] for _ in range(body.n)]
+        self._parsers = parsers
+        self._messages = [MessageBuilder(body.parallel_tool_calls) for _ in range(body.n)]
         self._logprobs: list[list[dict[str, Any]]] = [[] for _ in range(body.n)]
         self._endings: list[TextDelta | None] = [None] * body.n
         self._event_heads: list[bytes] = []
 
     def take(self, index: int, delta: TextDelta) -> None:
         """See `Answer`."""
-        self._texts[index].append(delta.text)
+        self._parse(index, delta)
         self._logprobs[index] += (describe(self._tokenizer, token) for token in delta.logprobs)
         self._endings[index] = delta
+
+    def _parse(self, index: int, delta: TextDelta) -> list[dict[str, Any]]:
+        """Add what a delta says to the message; returns it as deltas of OpenAI's, of one kind each."""
+        parser, message = self._parsers[index], self._messages[index]
+        parts = [parser.feed(delta.text)]
+        if delta.finish_reason is not None:
+            parts.append(parser.finish())
+        news: list[dict[str, Any]] = []
+        for part in parts:
+            calls = message.add(part)
+            news += [{"reasoning_content": part.reasoning}] if part.reasoning else []
+            news += [{"content": part.content}] if part.content else []
+            news += [{"tool_calls": [call]} for call in calls]
+        return news
+
+    def _finish_reason(self, index: int, ending: TextDelta) -> str | None:
+        has_calls = bool(self._messages[index].tool_calls)
+        return "tool_calls" if has_calls and ending.finish_reason is FinishReason.STOP else ending.finish_reason
 
     def choices(self) -> list[dict[str, Any]]:
         """See `Answer`."""
         return [
             {
                 "index": index,
-                "message": {"role": "assistant", "content": "".join(self._texts[index]), "refusal": None},
+                "message": self._messages[index].whole(),
                 "logprobs": {"content": self._logprobs[index], "refusal": None} if self._wants_logprobs else None,
-                "finish_reason": ending.finish_reason if ending else None,
+                "finish_reason": self._finish_reason(index, ending) if ending else None,
                 "stop_reason": ending.stop_reason if ending else None,
             }
             for index, ending in enumerate(self._endings)
@@ -76,11 +93,16 @@ class _ChatAnswer(ChoicesAnswer):
     def events(self, index: int, delta: TextDelta) -> list[bytes]:
         """See `Answer`."""
         result = []
-        if delta.logprobs:
+        if type(self._parsers[index]) is PlainText and not delta.logprobs:
+            if delta.text:  # nearly all events: but for the text, they are made beforehand
+                result.append(self._event_heads[index] + encode_json(delta.text) + _EVENT_TAIL)
+        else:
+            news = self._parse(index, delta)
             logprobs = {"content": [describe(self._tokenizer, token) for token in delta.logprobs], "refusal": None}
-            result.append(self._event(index, {"content": delta.text}, logprobs))
-        elif delta.text:
-            result.append(self._event_heads[index] + encode_json(delta.text) + _EVENT_TAIL)
+            if delta.logprobs and not news:
+                news = [{"content": ""}]
+            for at, one in enumerate(news):
+                result.append(self._event(index, one, logprobs if delta.logprobs and at == 0 else None))
         if delta.finish_reason is not None:
             result.append(self._event(index, {}, ending=delta))
         return result
@@ -90,5 +112,5 @@ class _ChatAnswer(ChoicesAnswer):
     ) -> bytes:
         choice: dict[str, Any] = {"index": index, "delta": delta, "logprobs": logprobs, "finish_reason": None}
         if ending:
-            choice |= {"finish_reason": ending.finish_reason, "stop_reason": ending.stop_reason}
+            choice |= {"finish_reason": self._finish_reason(index, ending), "stop_reason": ending.stop_reason}
         return event({**self._head, "choices": [choice]})

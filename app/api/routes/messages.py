@@ -6,7 +6,7 @@ from fastapi import APIRouter, Depends, Request
 from starlette.responses import Response
 
 from app.api.body import body_of, body_schema
-from app.api.chat_choices import choices_of_chat
+from app.api.chat import prepare_chat
 from app.api.chat_fields import naming
 from app.api.messages.answer import MessageAnswer
 from app.api.messages.chat import NAMES, to_chat
@@ -14,7 +14,6 @@ from app.api.prompts import encode_chat
 from app.api.sampling import TokenLimit
 from app.api.schemas.messages import CountTokensRequest, MessagesRequest
 from app.api.service import ServiceDep
-from app.text.message_parser import make_message_parser
 
 router = APIRouter()
 
@@ -24,15 +23,14 @@ async def create_message(
     body: Annotated[MessagesRequest, Depends(body_of(MessagesRequest))], request: Request, service: ServiceDep
 ) -> Response:
     """Answer a conversation with one message."""
-    service.check_model(body.model)
     with naming(NAMES):
         chat = to_chat(body)
         # As with Anthropic's models: what does not fit the context any more is no reason to refuse a conversation.
         limit = TokenLimit(None, body.max_tokens, "max_tokens", "messages")
-        choices = await choices_of_chat(service, chat, limit)
+        run = await prepare_chat(service, chat, limit)
     request_id = request.scope["request_log"].request_id
-    answer = MessageAnswer(service, body, choices[0], make_message_parser(), request_id)
-    return await answer.respond(request, choices, 1, body.priority)
+    answer = MessageAnswer(service, body, chat, run, request_id)
+    return await answer.respond(request, run.choices, 1, body.priority)
 
 
 @router.post("/v1/messages/count_tokens", openapi_extra=body_schema(CountTokensRequest))
@@ -42,4 +40,5 @@ async def count_tokens(
     """How many tokens the prompt of a conversation has."""
     service.check_model(body.model)
     with naming(NAMES):
-        return {"input_tokens": len(await encode_chat(service, to_chat(body)))}
+        prompt = await encode_chat(service, to_chat(body))
+    return {"input_tokens": len(prompt.token_ids)}

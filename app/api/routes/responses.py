@@ -6,7 +6,7 @@ from fastapi import APIRouter, Depends, Request
 from starlette.responses import Response
 
 from app.api.body import body_of, body_schema
-from app.api.chat_choices import choices_of_chat
+from app.api.chat import prepare_chat
 from app.api.chat_fields import Fields, naming
 from app.api.responses.answer import ResponseAnswer
 from app.api.responses.chat import NAMES, messages_of, to_chat
@@ -15,7 +15,6 @@ from app.api.sampling import TokenLimit
 from app.api.schemas.responses import ResponsesRequest
 from app.api.service import Service, ServiceDep
 from app.errors import InvalidRequestError, NotFoundError, UnsupportedError
-from app.text.message_parser import make_message_parser
 
 router = APIRouter()
 
@@ -25,15 +24,14 @@ async def create_response(
     body: Annotated[ResponsesRequest, Depends(body_of(ResponsesRequest))], request: Request, service: ServiceDep
 ) -> Response:
     """Answer an input."""
-    service.check_model(body.model)
     store = _store_for(service, body)
     messages = _earlier(service, body) + messages_of(body.input)
     with naming(NAMES):
         chat = to_chat(body, messages)
         limit = TokenLimit(body.max_output_tokens, None, "max_output_tokens", "input")
-        choices = await choices_of_chat(service, chat, limit)
-    answer = ResponseAnswer(service, body, choices[0], make_message_parser(), messages, store)
-    return await answer.respond(request, choices, 1, body.priority)
+        run = await prepare_chat(service, chat, limit)
+    answer = ResponseAnswer(service, body, chat, run, messages, store)
+    return await answer.respond(request, run.choices, 1, body.priority)
 
 
 @router.get("/v1/responses/{response_id}")

@@ -21,7 +21,7 @@ async def tokenize(
     if body.prompt is not None:
         (tokens,) = await encode_texts(service, [body.prompt], "prompt", body.add_special_tokens)
     else:
-        tokens = await encode_chat(service, body)
+        tokens = (await encode_chat(service, body)).token_ids
     return {
         "tokens": tokens,
         "count": len(tokens),

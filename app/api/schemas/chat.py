@@ -6,6 +6,7 @@ from pydantic import ConfigDict, Field
 
 from app.api.schemas.common import Label, RequestBody, SamplingFields
 from app.api.schemas.structured import StructuredFields
+from app.api.schemas.tools import NamedToolChoice, Tool, ToolCall
 from app.api.schemas.unsupported import IN_MESSAGES, IN_REQUESTS
 from app.errors import InvalidRequestError, UnsupportedError
 
@@ -26,15 +27,25 @@ class Message(RequestBody):
     content: str | list[ContentPart] | None = Field(None, description="a text, or parts of type text")
     # Templates may print the name: nothing in it may look like a control token.
     name: Annotated[str, Field(pattern=r"^[^\s<|\\/>]{1,64}$")] | None = None
-    tool_call_id: Label | None = None
+    tool_calls: list[ToolCall] = Field(default_factory=list, description="of the assistant")
+    tool_call_id: Label | None = Field(None, description="of the call whose result this is")
+    reasoning_content: str | None = Field(None, description="of the assistant")
 
-    def for_template(self) -> dict[str, Any]:
-        """The message as chat templates expect it."""
-        return self.model_dump(exclude_none=True, exclude=set(self.model_extra or ()))
+    def for_template(self, path: str) -> dict[str, Any]:
+        """The message as chat templates expect it. InvalidRequestError if arguments of calls are not JSON."""
+        message = self.model_dump(exclude_none=True, exclude={"tool_calls", *(self.model_extra or ())})
+        if self.tool_calls:
+            calls = enumerate(self.tool_calls)
+            message["tool_calls"] = [call.for_template(f"{path}.tool_calls[{index}]") for index, call in calls]
+            message.setdefault("content", "")
+        return message
 
     def check_content(self, path: str) -> None:
-        """Raise InvalidRequestError unless the content is text."""
-        if self.content is None:
+        """Raise InvalidRequestError unless the content is text, and what is the assistant's only is the assistant's."""
+        for name in ("tool_calls", "reasoning_content"):
+            if getattr(self, name) and self.role != "assistant":
+                raise InvalidRequestError(f"{path}.{name}: only the assistant has it", f"{path}.{name}")
+        if self.content is None and not self.tool_calls:
             raise InvalidRequestError(f"{path}.content: Field required", f"{path}.content")
         for index, part in enumerate(self.content if isinstance(self.content, list) else []):
             where = f"{path}.content[{index}]"
@@ -49,16 +60,32 @@ class ChatFields(RequestBody):
 
     unsupported = IN_REQUESTS
     messages: list[Message] = Field(min_length=1)
+    tools: list[Tool] = Field(default_factory=list)
+    tool_choice: Literal["none", "auto", "required"] | NamedToolChoice = "auto"
     add_generation_prompt: bool | None = Field(None, description="true, unless the final message is continued")
     continue_final_message: bool = False
     chat_template: str | None = Field(None, description="only where the server allows it")
     chat_template_kwargs: dict[str, Any] = Field(default_factory=dict)
+
+    @property
+    def usable_tools(self) -> list[Tool]:
+        """The tools that the model is told of."""
+        return [] if self.tool_choice == "none" else self.tools
+
+    @property
+    def wanted_tools(self) -> list[Tool]:
+        """Those one of which is to be called in any case; none if the model is free not to."""
+        if isinstance(self.tool_choice, NamedToolChoice):
+            name = self.tool_choice.function.name
+            return [tool for tool in self.tools if tool.function.name == name]
+        return self.tools if self.tool_choice == "required" else []
 
     def check(self) -> None:
         """See `RequestBody.check`."""
         super().check()
         for index, message in enumerate(self.messages):
             message.check_content(f"messages[{index}]")
+        self._check_tools()
         if not self.continue_final_message:
             return
         if self.add_generation_prompt:
@@ -69,6 +96,15 @@ class ChatFields(RequestBody):
             raise InvalidRequestError(
                 "continue_final_message: the final message is not the assistant's", "continue_final_message"
             )
+
+    def _check_tools(self) -> None:
+        names = [tool.function.name for tool in self.tools]
+        for index, name in enumerate(names):
+            if name in names[:index]:
+                where = f"tools[{index}].function.name"
+                raise InvalidRequestError(f"{where}: there are two tools of the name {name}", where)
+        if self.tool_choice not in ("none", "auto") and not self.wanted_tools:
+            raise InvalidRequestError("tool_choice: there is no such tool among the tools", "tool_choice")
 
 
 class ChatRequest(ChatFields, StructuredFields, SamplingFields):
@@ -82,6 +118,7 @@ class ChatRequest(ChatFields, StructuredFields, SamplingFields):
     max_completion_tokens: int | None = Field(None, ge=1, lt=2**31, description="the newer name of max_tokens")
     logprobs: bool = False
     top_logprobs: int | None = Field(None, ge=0, description="most probable tokens to report at each position")
+    parallel_tool_calls: bool = Field(True, description="false: one call at most")
 
     def check(self) -> None:
         """See `RequestBody.check`."""
@@ -90,3 +127,5 @@ class ChatRequest(ChatFields, StructuredFields, SamplingFields):
             raise InvalidRequestError("top_logprobs needs logprobs to be true", "top_logprobs")
         if self.max_tokens and self.max_completion_tokens and self.max_tokens != self.max_completion_tokens:
             raise InvalidRequestError("max_tokens and max_completion_tokens differ; give one of them", "max_tokens")
+        if self.wanted_tools and (constraint := self.constraint()):
+            raise InvalidRequestError(f"{constraint.field} and tool_choice exclude each other", constraint.field)

@@ -6,6 +6,7 @@ from pydantic import ConfigDict, Field, Tag
 
 from app.api.schemas.common import Label, RequestBody, TokenFields
 from app.api.schemas.kinds import Unknown, by_type, refuse_unknown
+from app.api.schemas.tools import FunctionName
 from app.api.schemas.unsupported import IN_ANTHROPIC, IN_ANTHROPIC_BLOCKS, IN_ANTHROPIC_TOOLS
 from app.errors import InvalidRequestError, UnsupportedError
 
@@ -44,7 +45,7 @@ class ToolUseBlock(Cached):
 
     type: Literal["tool_use"]
     id: Label
-    name: Label
+    name: FunctionName
     input: dict[str, Any]
 
 
@@ -98,7 +99,7 @@ class CustomTool(Cached):
 
     unsupported = IN_ANTHROPIC_TOOLS
     type: Literal["custom"] = "custom"
-    name: Label
+    name: FunctionName
     description: str | None = None
     input_schema: dict[str, Any] = Field(description="a JSON schema")
     strict: bool | None = None
@@ -113,7 +114,7 @@ class ToolChoice(RequestBody):
     """Whether, and what, to call."""
 
     type: Literal["auto", "any", "tool", "none"]
-    name: Label | None = None
+    name: FunctionName | None = None
     disable_parallel_tool_use: bool | None = None
 
 

@@ -6,6 +6,7 @@ from pydantic import ConfigDict, Field, Tag
 
 from app.api.schemas.common import Label, RequestBody, TokenFields
 from app.api.schemas.kinds import Unknown, by_type, refuse_unknown
+from app.api.schemas.tools import FunctionName
 from app.api.schemas.unsupported import IN_RESPONSES, IN_RESPONSES_ITEMS, IN_RESPONSES_REASONING
 from app.errors import InvalidRequestError, UnsupportedError
 
@@ -58,7 +59,7 @@ class FunctionCallItem(Item):
 
     type: Literal["function_call"]
     call_id: Label
-    name: Label
+    name: FunctionName
     arguments: str = Field(description="JSON text")
 
 
@@ -92,7 +93,7 @@ class FunctionTool(RequestBody):
     """A function that the model may call."""
 
     type: Literal["function"]
-    name: Label
+    name: FunctionName
     description: str | None = None
     parameters: dict[str, Any] | None = Field(None, description="a JSON schema")
     strict: bool | None = None
@@ -108,7 +109,7 @@ class NamedFunction(RequestBody):
     """A choice of one tool."""
 
     type: Literal["function"]
-    name: Label
+    name: FunctionName
 
 
 NamedTool = Annotated[

@@ -1,7 +1,7 @@
 """Fields of OpenAI's and vLLM's APIs that Paceline knows, and does not support.
 
 By name, the values that ask for nothing: these are accepted, every other value is refused by name. Null is always
-accepted. Each schema has its own table.
+accepted. Each schema has its own table, and what a schema declares needs no entry.
 """
 
 from typing import Any
@@ -67,9 +67,7 @@ IN_MESSAGES: Unsupported = {
     "image_url": (),
     "input_audio": (),
     "reasoning": ("",),
-    "reasoning_content": ("",),
     "refusal": ("",),
-    "tool_calls": ([],),
     "video_url": (),
 }
 

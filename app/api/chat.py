@@ -1,0 +1,75 @@
+"""From a validated chat to what the engine needs, and what reads its answers."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from app.api.generation import Choice
+from app.api.prompts import check_token_ids, encode_chat
+from app.api.sampling import TokenLimit, check_logprobs, check_num_choices, make_choices
+from app.api.schemas.chat import ChatRequest
+from app.api.schemas.structured import Constraint
+from app.api.schemas.tools import NamedToolChoice, Tool
+from app.api.service import Service
+from app.api.structured import grammar_of
+from app.errors import InvalidRequestError
+from app.grammar.tool_calls import tool_calls
+from app.text.message_parser import MessageParser, PlainText
+from app.text.tools.formats import written
+
+
+@dataclass(frozen=True)
+class Chat:
+    """A chat that can be run."""
+
+    choices: list[Choice]
+    new_parser: Callable[[], MessageParser]
+    """Makes what reads the text of a choice."""
+
+
+async def prepare_chat(service: Service, body: ChatRequest, limit: TokenLimit | None = None) -> Chat:
+    """Raises InvalidRequestError that names the field. `limit`: as other APIs say it than that of chats."""
+    service.check_model(body.model)
+    ready = service.ready()
+    check_logprobs(service, body.top_logprobs, "top_logprobs")
+    check_num_choices(service, 1, body.n)
+    _check_tools(service, body.tools)
+    prompt = await encode_chat(service, body)
+    check_token_ids(prompt.token_ids, ready.vocab_size, "messages")
+    constraint = _wanted_calls(service, body) or body.constraint()
+    choices = make_choices(
+        service,
+        body,
+        [prompt.token_ids],
+        limit or _limit(body),
+        logprobs=(body.top_logprobs or 0) if body.logprobs else None,
+        grammar=await grammar_of(service, body, constraint),
+        shown=service.shown_tokens,
+    )
+    if body.wanted_tools:
+        return Chat(choices, service.message_format.parser_of_written_calls)
+    if constraint:  # nothing but what was asked for: no thoughts either
+        return Chat(choices, PlainText)
+    has_tools = bool(body.usable_tools)
+    return Chat(choices, lambda: service.message_format.parser(has_tools, prompt.ends_in_reasoning))
+
+
+def _limit(body: ChatRequest) -> TokenLimit:
+    if body.max_completion_tokens is not None:
+        return TokenLimit(body.max_completion_tokens, None, "max_completion_tokens", "messages")
+    return TokenLimit(body.max_tokens, None, "max_tokens", "messages")
+
+
+def _check_tools(service: Service, tools: list[Tool]) -> None:
+    most = service.settings.max_tools
+    if len(tools) > most:
+        raise InvalidRequestError(f"tools: at most {most} (max_tools)", "tools")
+
+
+def _wanted_calls(service: Service, body: ChatRequest) -> Constraint | None:
+    """That one of the wanted tools is called, if there are any."""
+    if not body.wanted_tools:
+        return None
+    schemas = {tool.function.name: tool.function.parameters or {} for tool in body.wanted_tools}
+    several = body.parallel_tool_calls and not isinstance(body.tool_choice, NamedToolChoice)
+    format_ = written(service.message_format.tools)
+    return Constraint("tools", len(str(schemas)), lambda: tool_calls(format_, schemas, several, service.tokenizer))

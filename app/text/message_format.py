@@ -1,0 +1,56 @@
+"""How one model writes messages: its tool calls, and what it thinks before it answers."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from app.text.message_parser import MessageParser, PlainText
+from app.text.reasoning import CLOSE, OPEN, ReasoningParser
+from app.text.tokenizer import Tokenizer
+from app.text.tools.formats import ToolFormat, choose_format, written
+from app.text.tools.prompt import describe_tools
+
+Message = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class MessageFormat:
+    """Chosen once for a model."""
+
+    tools: ToolFormat
+    template_has_tools: bool
+    """Whether the chat template tells the model of tools."""
+    reasons: bool
+    """Whether reasoning is told from the answer."""
+
+    @classmethod
+    def choose(cls, tool_parser: str, reasoning_parser: str, template: str) -> "MessageFormat":
+        """By settings, and with "auto" by the chat template."""
+        reasons = reasoning_parser == "think" or (reasoning_parser == "auto" and CLOSE in template)
+        return cls(choose_format(tool_parser, template), "tools" in template, reasons)
+
+    def shown(self, tokenizer: Tokenizer) -> frozenset[int]:
+        """Special tokens that parsers have to see."""
+        texts = (*self.tools.markers, *((OPEN, CLOSE) if self.reasons else ()))
+        return frozenset(id_ for text in texts if (id_ := tokenizer.special_id(text)) is not None)
+
+    def ends_in_reasoning(self, prompt: str) -> bool:
+        """Whether a rendered chat leaves the model in the middle of reasoning."""
+        return self.reasons and prompt.rstrip().endswith(OPEN)
+
+    def for_template(
+        self, messages: Sequence[Message], tools: Sequence[Message]
+    ) -> tuple[Sequence[Message], Sequence[Message]]:
+        """Messages and tools as the chat template can take them."""
+        if self.template_has_tools:
+            return messages, tools
+        return describe_tools(messages, tools), ()
+
+    def parser(self, has_tools: bool, in_reasoning: bool) -> MessageParser:
+        """For a text that the model writes freely."""
+        parser = self.tools.parser() if has_tools else PlainText()
+        return ReasoningParser(parser, in_reasoning) if self.reasons else parser
+
+    def parser_of_written_calls(self) -> MessageParser:
+        """For a text that is nothing but calls, which a grammar wanted."""
+        return written(self.tools).parser()

@@ -1,0 +1,141 @@
+"""Tool calls and reasoning in texts, which may be cut anywhere."""
+
+import json
+from collections.abc import Callable, Sequence
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from app.text.message_parser import MessageDelta, MessageParser, PlainText
+from app.text.reasoning import ReasoningParser
+from app.text.tools.formats import FORMATS, choose_format
+from app.text.tools.prompt import describe_tools
+
+Whole = tuple[str, str, list[tuple[str, str]]]
+"""Content, reasoning, and calls with their arguments."""
+
+
+def parse(parser: MessageParser, pieces: Sequence[str]) -> Whole:
+    deltas: list[MessageDelta] = [*map(parser.feed, pieces), parser.finish()]
+    calls: list[list[str]] = []
+    for call in (call for delta in deltas for call in delta.tool_calls):
+        if call.name is not None:
+            assert call.index == len(calls)
+            calls.append([call.name, call.arguments])
+        else:
+            assert call.index == len(calls) - 1
+            calls[-1][1] += call.arguments
+    content, reasoning = ("".join(getattr(delta, kind) for delta in deltas) for kind in ("content", "reasoning"))
+    return content, reasoning, [(name, arguments) for name, arguments in calls]
+
+
+ARGUMENTS = {"city": 'Köln "am" {Rhein}]}', "days": [1, 2], "deep": {"a": None, "b": True}}
+ONE = json.dumps({"name": "weather", "arguments": ARGUMENTS}, ensure_ascii=False)
+IN_STRING = json.dumps({"name": "weather", "arguments": json.dumps(ARGUMENTS)})
+OTHER = '{"arguments": {}, "name": "time"}'
+CALLS = [("weather", ARGUMENTS), ("time", {})]
+TEXTS = {
+    "hermes": f"Let me see.\n<tool_call>\n{ONE}\n</tool_call>\n<tool_call>{OTHER}</tool_call>",
+    "llama3_json": f"  {ONE.replace('arguments', 'parameters')}; {OTHER}",
+    "mistral": f"Let me see. [TOOL_CALLS][{ONE}, {OTHER}]",
+    "pythonic": """[weather(city='Köln "am" {Rhein}]}', days=[1, 2], deep={"a": None, "b": true}), time()]""",
+}
+OTHER_FORMS = {
+    "hermes": f"Let me see. <tool_call>{IN_STRING}<tool_call>" + '{"name": "time"}',
+    "llama3_json": f"<|python_tag|>{ONE.replace('arguments', 'parameters')};{OTHER}",
+    "mistral": f"Let me see.[TOOL_CALLS]weather[CALL_ID]a1[ARGS]{json.dumps(ARGUMENTS)} [TOOL_CALLS]time{{}}",
+    "pythonic": "<|python_tag|>" + TEXTS["pythonic"],
+}  # fmt: skip
+NO_CALLS = [
+    "Just text, with {braces} and <tool_ca and [brackets] .\n ",
+    "<tool_call>\nnot JSON</tool_call>",
+    '<tool_call>{"name": 7, "arguments": {}}</tool_call> and on',
+    '{"answer": 42}',
+    '{"name": "cut", "argum',
+    '[TOOL_CALLS] [{"nam',
+    "[TOOL_CALLS]no braces",
+    "[1, 2, 3]",
+    "[f(1)] [g(a=b)] [h(",
+    "[f(x=[1,2)]",
+    "<|python_tag|>print(1)",
+    "<tool_call><tool_call>",
+    "<",
+    "",
+]
+
+
+@pytest.mark.parametrize("texts", [TEXTS, OTHER_FORMS], ids=["usual", "other"])
+@pytest.mark.parametrize("name", FORMATS)
+def test_calls_are_found(name: str, texts: dict[str, str]) -> None:
+    content, _, calls = parse(FORMATS[name].parser(), [texts[name]])
+    assert [(function, json.loads(arguments)) for function, arguments in calls] == CALLS
+    assert content == ("Let me see." if name in ("hermes", "mistral") else "")
+
+
+@pytest.mark.parametrize("text", NO_CALLS)
+@pytest.mark.parametrize("name", FORMATS)
+def test_what_is_no_call_is_content(name: str, text: str) -> None:
+    assert parse(FORMATS[name].parser(), [text]) == (text, "", [])
+
+
+PARSERS: dict[str, Callable[[], MessageParser]] = {
+    **{name: format_.parser for name, format_ in FORMATS.items()},
+    "thinks": lambda: ReasoningParser(FORMATS["hermes"].parser(), is_open=False),
+    "thinks already": lambda: ReasoningParser(PlainText(), is_open=True),
+}
+PIECES = [*TEXTS.values(), *OTHER_FORMS.values(), *NO_CALLS, "<think>\nWell.\n</think>\n\n", "</think>", "  ", "\n"]
+
+
+@given(st.lists(st.sampled_from(PIECES), max_size=3).map("".join), st.data())
+@pytest.mark.parametrize("name", PARSERS)
+def test_where_a_text_is_cut_changes_nothing(name: str, text: str, data: st.DataObject) -> None:
+    text = text[: data.draw(st.integers(0, len(text)))]
+    cuts = sorted(data.draw(st.lists(st.integers(0, len(text)), max_size=8)))
+    pieces = [text[start:end] for start, end in zip([0, *cuts], [*cuts, len(text)], strict=True)]
+    whole = parse(PARSERS[name](), [text])
+    assert parse(PARSERS[name](), pieces) == whole
+    assert parse(PARSERS[name](), list(text)) == whole
+
+
+@given(st.text('<tool_call>{}"name:,argumets[TOOL_CALLS]\\/thinkf(x=1)|py ;\n', max_size=60))
+@pytest.mark.parametrize("name", PARSERS)
+def test_nothing_is_lost_or_made_up(name: str, text: str) -> None:
+    content, reasoning, calls = parse(PARSERS[name](), list(text))
+    assert parse(PARSERS[name](), [text]) == (content, reasoning, calls)
+    if not calls and "think" not in name:
+        assert content == text
+
+
+def test_reasoning() -> None:
+    def split(text: str, is_open: bool = False) -> tuple[str, str]:
+        content, reasoning, _ = parse(ReasoningParser(PlainText(), is_open), list(text))
+        return content, reasoning
+
+    assert split("<think>\nWell.\n</think>\n\nYes.") == ("Yes.", "\nWell.")
+    assert split("Well.\n</think>Yes.", is_open=True) == ("Yes.", "Well.")
+    assert split("cut off", is_open=True) == ("", "cut off")
+    assert split("Yes, <think> is a tag.") == ("Yes, <think> is a tag.", "")
+
+
+def test_a_template_shows_its_format() -> None:
+    assert choose_format("auto", "… <tool_call> …") is FORMATS["hermes"]
+    assert choose_format("auto", "{{ '[TOOL_CALLS]' }}") is FORMATS["mistral"]
+    assert choose_format("auto", 'Respond as {"name": f, "parameters": d}') is FORMATS["llama3_json"]
+    assert choose_format("auto", "[func_name1(params_name1=params_value1)]") is FORMATS["pythonic"]
+    assert choose_format("pythonic", "<tool_call>") is FORMATS["pythonic"]
+
+
+def test_tools_in_words_can_be_read_back() -> None:
+    call = {"id": "1", "type": "function", "function": {"name": "weather", "arguments": ARGUMENTS}}
+    messages = [
+        {"role": "system", "content": "Be brief."},
+        {"role": "assistant", "content": "", "tool_calls": [call]},
+        {"role": "tool", "tool_call_id": "1", "content": "rain"},
+    ]
+    system, assistant, result = describe_tools(messages, [{"type": "function", "function": {"name": "weather"}}])
+    assert system["content"].startswith("Be brief.\n\n")
+    assert '"weather"' in system["content"]
+    ((name, arguments),) = parse(FORMATS["hermes"].parser(), [assistant["content"]])[2]
+    assert (name, json.loads(arguments)) == ("weather", ARGUMENTS)
+    assert result == {"role": "user", "content": "<tool_response>\nrain\n</tool_response>"}
