@@ -232,6 +232,8 @@ def test_a_conversation_by_ids(client: openai.OpenAI, server: Server) -> None:
 def test_stored_responses_are_read_and_deleted(client: openai.OpenAI) -> None:
     answer = client.responses.create(model=MODEL, input="Hi")
     assert client.responses.retrieve(answer.id) == answer
+    with pytest.raises(openai.BadRequestError, match="stream"):
+        client.responses.retrieve(answer.id, stream=True)
     client.responses.delete(answer.id)
     with pytest.raises(openai.NotFoundError):
         client.responses.retrieve(answer.id)

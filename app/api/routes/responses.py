@@ -35,10 +35,10 @@ async def create_response(
 
 
 @router.get("/v1/responses/{response_id}")
-async def get_response(response_id: str, service: ServiceDep, stream: bool = False) -> Response:
+async def get_response(response_id: str, request: Request, service: ServiceDep) -> Response:
     """A stored response."""
-    if stream:
-        raise UnsupportedError("stream: a stored response is not streamed again", "stream")
+    for name in request.query_params:  # such as `stream`
+        raise UnsupportedError(f"{name} is not supported for a stored response", name)
     return Response(service.responses.body(response_id), media_type="application/json")
 
 
