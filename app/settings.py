@@ -97,6 +97,10 @@ class ServerSettings(BaseModel):
     max_grammar_size: ByteSize = Field(
         ByteSize(256 * 2**10), description="largest schema, regular expression or grammar of a request"
     )
+    max_stored_responses: int = Field(
+        1000, ge=0, description="responses kept for previous_response_id; 0, or with several api_workers: none"
+    )
+    max_stored_bytes: ByteSize = Field(ByteSize(64 * 2**20), description="memory for them; beyond it the oldest go")
     max_logprobs: int = Field(20, ge=0, description="largest logprobs and top_logprobs")
     keepalive_comment: float = Field(
         1.0, gt=0, description="seconds of silence after which a stream sends an SSE comment"

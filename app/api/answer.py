@@ -1,4 +1,4 @@
-"""How the answer to a call is sent, whole or as a stream: what chat and completions have in common."""
+"""How the answer to a call is sent, whole or as a stream: what all endpoints that generate have in common."""
 
 import time
 from abc import ABC, abstractmethod
@@ -10,28 +10,27 @@ from fastapi import Request
 from starlette.responses import Response
 
 from app.api.disconnect import run_unless_disconnected
-from app.api.generation import Choice, Generation
+from app.api.generation import Choice, Generation, Usage
 from app.api.schemas.common import SamplingFields
 from app.api.service import Service
-from app.api.sse import EventStream, encode_json, event
+from app.api.sse import EventStream, done, encode_json, event
+from app.errors import ApiError
 from app.text.output_processor import TextDelta
 
 
 class Answer(ABC):
     """The answer to one call. Subclasses put it into the form of their endpoint."""
 
-    def __init__(self, service: Service, body: SamplingFields, head: dict[str, Any]) -> None:
-        """`head`: what every event, or the one body, begins with."""
+    def __init__(self, service: Service, streams: bool) -> None:
         self._service = service
-        self._streams = body.stream
-        self._include_usage = body.include_usage
-        self._head = {**head, "created": int(time.time()), "model": service.model_name}
+        self._streams = streams
 
     async def respond(self, request: Request, choices: list[Choice], n: int, priority: int) -> Response:
         """Run the choices, `n` for each prompt, and send what comes of them. Whatever happens, none is left running."""
         generation = Generation(self._service, choices, n, priority, request.scope["request_log"])
         if self._streams:
-            return EventStream(self._all_events(generation), generation.abort, self._service.settings.keepalive_comment)
+            keepalive = self._service.settings.keepalive_comment
+            return EventStream(self._all_events(generation), generation.abort, keepalive, self.end)
         try:
             return await run_unless_disconnected(request, self._whole(generation))
         finally:
@@ -41,19 +40,17 @@ class Answer(ABC):
         async with aclosing(generation.deltas()) as deltas:
             async for index, delta in deltas:
                 self.take(index, delta)
-        return encode_json({**self._head, "choices": self.choices(), "usage": generation.usage.as_dict()})
+        return encode_json(self.body(generation.usage))
 
     async def _all_events(self, generation: Generation) -> AsyncGenerator[bytes, None]:
-        if self._include_usage:
-            self._head["usage"] = None  # in every event but the last
         async with aclosing(generation.deltas()) as deltas:
             for data in self.first_events():
                 yield data
             async for index, delta in deltas:
                 for data in self.events(index, delta):
                     yield data
-        if self._include_usage:
-            yield event({**self._head, "choices": [], "usage": generation.usage.as_dict()})
+        for data in self.last_events(generation.usage):
+            yield data
 
     # ------------------------------------------------------------------ a body
 
@@ -62,18 +59,50 @@ class Answer(ABC):
         """Take in news of a choice of an answer that is not streamed."""
 
     @abstractmethod
-    def choices(self) -> list[dict[str, Any]]:
-        """All choices, once they have ended."""
+    def body(self, usage: Usage) -> dict[str, Any]:
+        """The answer, once all choices have ended."""
 
     # ------------------------------------------------------------------ a stream
 
+    @abstractmethod
     def first_events(self) -> list[bytes]:
         """What is sent before anything is generated."""
-        return []
 
     @abstractmethod
     def events(self, index: int, delta: TextDelta) -> list[bytes]:
         """The events for news of a choice."""
+
+    @abstractmethod
+    def last_events(self, usage: Usage) -> list[bytes]:
+        """What is sent once all choices have ended."""
+
+    def end(self, error: ApiError | None) -> bytes:
+        """The very last bytes of a stream, whether it ended well or not."""
+        return done(error)
+
+
+class ChoicesAnswer(Answer):
+    """An answer of several choices: what chat and completions have in common."""
+
+    def __init__(self, service: Service, body: SamplingFields, head: dict[str, Any]) -> None:
+        """`head`: what every event, or the one body, begins with."""
+        super().__init__(service, body.stream)
+        self._include_usage = body.include_usage
+        self._head = {**head, "created": int(time.time()), "model": service.model_name}
+        if body.stream and self._include_usage:
+            self._head["usage"] = None  # in every event but the last
+
+    def body(self, usage: Usage) -> dict[str, Any]:
+        """See `Answer`."""
+        return {**self._head, "choices": self.choices(), "usage": usage.as_dict()}
+
+    @abstractmethod
+    def choices(self) -> list[dict[str, Any]]:
+        """All choices, once they have ended."""
+
+    def last_events(self, usage: Usage) -> list[bytes]:
+        """See `Answer`."""
+        return [event({**self._head, "choices": [], "usage": usage.as_dict()})] if self._include_usage else []
 
     def event_head(self, choice: dict[str, Any]) -> bytes:
         """An event's beginning, up to the text, which is the last and empty string in `choice`.

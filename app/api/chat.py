@@ -26,8 +26,8 @@ class Chat:
     """Makes what reads the text of a choice."""
 
 
-async def prepare_chat(service: Service, body: ChatRequest) -> Chat:
-    """Raises InvalidRequestError that names the field."""
+async def prepare_chat(service: Service, body: ChatRequest, limit: TokenLimit | None = None) -> Chat:
+    """Raises InvalidRequestError that names the field. `limit`: as other APIs say it than that of chats."""
     service.check_model(body.model)
     ready = service.ready()
     check_logprobs(service, body.top_logprobs, "top_logprobs")
@@ -35,16 +35,12 @@ async def prepare_chat(service: Service, body: ChatRequest) -> Chat:
     _check_tools(service, body.tools)
     prompt = await encode_chat(service, body)
     check_token_ids(prompt.token_ids, ready.vocab_size, "messages")
-    if body.max_completion_tokens is not None:
-        limit = TokenLimit(body.max_completion_tokens, None, "max_completion_tokens", "messages")
-    else:
-        limit = TokenLimit(body.max_tokens, None, "max_tokens", "messages")
     constraint = _wanted_calls(service, body) or body.constraint()
     choices = make_choices(
         service,
         body,
         [prompt.token_ids],
-        limit,
+        limit or _limit(body),
         logprobs=(body.top_logprobs or 0) if body.logprobs else None,
         grammar=await grammar_of(service, body, constraint),
         shown=service.shown_tokens,
@@ -55,6 +51,12 @@ async def prepare_chat(service: Service, body: ChatRequest) -> Chat:
         return Chat(choices, PlainText)
     has_tools = bool(body.usable_tools)
     return Chat(choices, lambda: service.message_format.parser(has_tools, prompt.ends_in_reasoning))
+
+
+def _limit(body: ChatRequest) -> TokenLimit:
+    if body.max_completion_tokens is not None:
+        return TokenLimit(body.max_completion_tokens, None, "max_completion_tokens", "messages")
+    return TokenLimit(body.max_tokens, None, "max_tokens", "messages")
 
 
 def _check_tools(service: Service, tools: list[Tool]) -> None:

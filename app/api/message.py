@@ -6,6 +6,11 @@ from typing import Any
 from app.text.message_parser import MessageDelta
 
 
+def new_call_id() -> str:
+    """What names a tool call until its result comes back."""
+    return f"call_{secrets.token_hex(12)}"
+
+
 class MessageBuilder:
     """Takes in deltas, and gives the whole message in OpenAI's form."""
 
@@ -27,7 +32,7 @@ class MessageBuilder:
         if name is None:
             self.tool_calls[index]["function"]["arguments"] += arguments
             return {"index": index, "function": {"arguments": arguments}}
-        call = {"id": f"call_{secrets.token_hex(12)}", "type": "function"}
+        call = {"id": new_call_id(), "type": "function"}
         self.tool_calls.append({**call, "function": {"name": name, "arguments": arguments}})
         return {"index": index, **call, "function": {"name": name, "arguments": arguments}}
 

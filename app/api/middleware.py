@@ -57,7 +57,8 @@ class RequestMiddleware:
             entry.fields["error"] = "unexpected"
             if entry.status:
                 raise  # too late for an answer: the connection is cut
-            await error_response(InternalError("the server failed on this request"))(scope, receive, send_start)
+            failure = InternalError("the server failed on this request")
+            await error_response(failure, scope)(scope, receive, send_start)
         finally:
             _write(scope, entry)
 

@@ -21,6 +21,7 @@ from fastapi import FastAPI
 
 from app.api.app import create_app
 from app.api.http_protocol import HttpProtocol
+from app.api.responses.store import ResponseStore
 from app.api.service import Service
 from app.child import read_settings, when_parent_ends
 from app.core.messages import EngineReady
@@ -71,6 +72,7 @@ async def running_service(settings: Settings, text: TextSide, address: str) -> A
         chat_template=text.chat_template,
         message_format=MessageFormat.choose(settings.tool_parser, settings.reasoning_parser, text.chat_template.source),
         grammars=GrammarCompiler(lambda: text.tokenizer, text.tokenizer.vocab_size),
+        responses=ResponseStore.of(settings),
         engine=engine,
         metrics=metrics,
     )

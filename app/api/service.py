@@ -6,6 +6,7 @@ from typing import Annotated
 
 from fastapi import Depends, Request
 
+from app.api.responses.store import ResponseStore
 from app.core.engine_client import EngineClient
 from app.core.messages import EngineReady
 from app.errors import EngineUnavailableError, NotFoundError
@@ -29,6 +30,7 @@ class Service:
     chat_template: ChatTemplate
     message_format: MessageFormat
     grammars: GrammarCompiler
+    responses: ResponseStore
     engine: EngineClient
     metrics: Metrics
 

@@ -1,4 +1,4 @@
-"""Server-sent events, as OpenAI's API uses them (WHATWG HTML, section 9.2)."""
+"""Server-sent events, as OpenAI's and Anthropic's APIs use them (WHATWG HTML, section 9.2)."""
 
 import asyncio
 import logging
@@ -31,21 +31,36 @@ def event(data: Any) -> bytes:
     return b"data: " + encode_json(data) + b"\n\n"
 
 
+def named_event(data: dict[str, Any]) -> bytes:
+    """One event with JSON data, whose `type` is the event's name too."""
+    return f"event: {data['type']}\n".encode() + event(data)
+
+
+def done(error: ApiError | None) -> bytes:
+    """How the streams of chat and completions end: an error, if there is one, becomes an event; then `[DONE]`."""
+    return DONE if error is None else event(error_body(error)) + DONE
+
+
 class EventStream(Response):
-    """Sends events as they come, then `[DONE]`; comments when none come; stops the work when the client goes away.
+    """Sends events as they come, comments when none come; stops the work when the client goes away."""
 
-    An error becomes an event.
-    """
-
-    def __init__(self, events: AsyncGenerator[bytes, None], stop: Callable[[], None], keepalive: float) -> None:
+    def __init__(
+        self,
+        events: AsyncGenerator[bytes, None],
+        stop: Callable[[], None],
+        keepalive: float,
+        end: Callable[[ApiError | None], bytes] = done,
+    ) -> None:
         """`stop` ends the work, if any is left: closing a generator that has not begun does not.
 
         `keepalive`: seconds of silence after which a comment tells proxies that the stream is alive.
+        `end`: the last events, given what went wrong if anything did.
         """
         super().__init__(status_code=200)
         self._events = events
         self._stop = stop
         self._keepalive = keepalive
+        self._end = end
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:  # noqa: ARG002 - ASGI
         """See ASGI."""
@@ -79,12 +94,12 @@ class EventStream(Response):
                 await send({"type": "http.response.body", "body": data, "more_body": True})
                 self._last_sent = loop.time()
         except ApiError as error:
-            end = event(error_body(error)) + DONE
+            end = self._end(error)
         except Exception:
             log.exception("a stream failed")
-            end = event(error_body(InternalError("the server failed on this request"))) + DONE
+            end = self._end(InternalError("the server failed on this request"))
         else:
-            end = DONE
+            end = self._end(None)
         await send({"type": "http.response.body", "body": end, "more_body": False})
 
     async def _send_comments(self, send: Send) -> None:

@@ -17,6 +17,7 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
 from app.api.app import create_app
 from app.api.process import server_config
+from app.api.responses.store import ResponseStore
 from app.api.service import Service
 from app.grammar.compiler import GrammarCompiler
 from app.metrics import Metrics
@@ -102,6 +103,7 @@ def make_service(folder: Path, engine: FakeEngine, settings: Settings) -> Servic
         chat_template=template,
         message_format=MessageFormat.choose(settings.tool_parser, settings.reasoning_parser, template.source),
         grammars=GrammarCompiler(lambda: tokenizer, tokenizer.vocab_size),
+        responses=ResponseStore.of(settings),
         engine=engine,
         metrics=Metrics(),
     )

@@ -13,9 +13,13 @@ from app.api.sse import EventStream
 from tests.api.conftest import Server
 from tests.api.fake_engine import say
 
-ROUTES = [
-    ("/v1/completions", {"prompt": "Hi"}),
-    ("/v1/chat/completions", {"messages": [{"role": "user", "content": "Hi"}]}),
+CHAT = {"messages": [{"role": "user", "content": "Hi"}]}
+CALLS = [
+    # path, body, how many texts that makes
+    *(("/v1/completions", {"prompt": "Hi", "n": n}, n) for n in (1, 3)),
+    *(("/v1/chat/completions", {**CHAT, "n": n}, n) for n in (1, 3)),
+    ("/v1/responses", {"input": "Hi"}, 1),
+    ("/v1/messages", {**CHAT, "max_tokens": 99}, 1),
 ]
 
 
@@ -26,12 +30,11 @@ def request(path: str, body: Any, version: str = "1.1") -> bytes:
 
 
 @pytest.mark.parametrize("stream", [False, True])
-@pytest.mark.parametrize("n", [1, 3])
-@pytest.mark.parametrize(("path", "body"), ROUTES)
+@pytest.mark.parametrize(("path", "body", "n"), CALLS)
 def test_a_client_that_leaves_is_aborted(server: Server, path: str, body: dict[str, Any], n: int, stream: bool) -> None:
     server.engine.script = say("He", reason=None)  # begins, and never ends
     with socket.create_connection((server.host, server.port), timeout=5) as client:
-        client.sendall(request(path, {**body, "n": n, "stream": stream}))
+        client.sendall(request(path, {**body, "stream": stream}))
         submitted = {server.engine.commands.get(timeout=5).request_id for _ in range(n)}
         if stream:
             seen = b""

@@ -5,16 +5,15 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Depends, Request
 from starlette.responses import Response
 
-from app.api.answer import Answer
+from app.api.answer import ChoicesAnswer
 from app.api.body import body_of, body_schema
 from app.api.chat import prepare_chat
-from app.api.logprobs import finite, token_name
+from app.api.logprobs import describe
 from app.api.message import MessageBuilder
 from app.api.schemas.chat import ChatRequest
 from app.api.service import Service, ServiceDep
 from app.api.sse import encode_json, event
 from app.core.request import FinishReason
-from app.core.step import Logprobs
 from app.text.message_parser import MessageParser, PlainText
 from app.text.output_processor import TextDelta
 
@@ -34,7 +33,7 @@ async def create_chat_completion(
     return await answer.respond(request, chat.choices, body.n, body.priority)
 
 
-class _ChatAnswer(Answer):
+class _ChatAnswer(ChoicesAnswer):
     """Messages of the assistant."""
 
     def __init__(self, service: Service, body: ChatRequest, parsers: list[MessageParser], request_id: str) -> None:
@@ -51,7 +50,7 @@ class _ChatAnswer(Answer):
     def take(self, index: int, delta: TextDelta) -> None:
         """See `Answer`."""
         self._parse(index, delta)
-        self._logprobs[index] += map(self._logprob, delta.logprobs)
+        self._logprobs[index] += (describe(self._tokenizer, token) for token in delta.logprobs)
         self._endings[index] = delta
 
     def _parse(self, index: int, delta: TextDelta) -> list[dict[str, Any]]:
@@ -99,7 +98,7 @@ class _ChatAnswer(Answer):
                 result.append(self._event_heads[index] + encode_json(delta.text) + _EVENT_TAIL)
         else:
             news = self._parse(index, delta)
-            logprobs = {"content": [self._logprob(token) for token in delta.logprobs], "refusal": None}
+            logprobs = {"content": [describe(self._tokenizer, token) for token in delta.logprobs], "refusal": None}
             if delta.logprobs and not news:
                 news = [{"content": ""}]
             for at, one in enumerate(news):
@@ -115,15 +114,3 @@ class _ChatAnswer(Answer):
         if ending:
             choice |= {"finish_reason": self._finish_reason(index, ending), "stop_reason": ending.stop_reason}
         return event({**self._head, "choices": [choice]})
-
-    def _logprob(self, token: Logprobs) -> dict[str, Any]:
-        """A token with its logprob, and the most probable ones beside it."""
-        entries = [
-            {
-                "token": token_name(self._tokenizer.token_bytes(id_)),
-                "logprob": finite(value),
-                "bytes": list(self._tokenizer.token_bytes(id_)),
-            }
-            for id_, value in zip(token.token_ids, token.logprobs, strict=True)
-        ]
-        return {**entries[0], "top_logprobs": entries[1:]}

@@ -5,7 +5,7 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Depends, Request
 from starlette.responses import Response
 
-from app.api.answer import Answer
+from app.api.answer import ChoicesAnswer
 from app.api.body import body_of, body_schema
 from app.api.generation import Choice
 from app.api.logprobs import finite, num_characters, token_name
@@ -106,7 +106,7 @@ def _by_name(values: list[bytes], logprobs: list[float]) -> dict[str, float]:
     return result
 
 
-class _TextAnswer(Answer):
+class _TextAnswer(ChoicesAnswer):
     """Texts that continue the prompts."""
 
     def __init__(self, service: Service, body: CompletionRequest, choices: list[Choice], request_id: str) -> None:

@@ -43,22 +43,16 @@ class StreamOptions(RequestBody):
     include_usage: bool = Field(False, description="send token counts in a last event")
 
 
-class SamplingFields(RequestBody):
-    """How tokens are chosen, and when to stop. What is not given is the model's own default, or the API's."""
+class TokenFields(RequestBody):
+    """How each token is chosen. What is not given is the model's own default, or the API's."""
 
-    unsupported = IN_REQUESTS
     model: Label | None = Field(None, description="the served model's name")
     temperature: float | None = Field(None, ge=0, le=100)
     top_p: float | None = Field(None, gt=0, le=1)
     top_k: int | None = Field(None, ge=-1, lt=2**31, description="0 or -1: off")
     min_p: float | None = Field(None, ge=0, le=1)
     seed: int | None = Field(None, ge=-_INT64, lt=_INT64)
-    n: int = Field(1, ge=1)
-    stop: str | list[str] = Field(
-        default_factory=list, description=f"up to {MAX_STOP} strings of {MAX_STOP_LENGTH} characters"
-    )
     stop_token_ids: list[TokenId] = Field(default_factory=list, max_length=MAX_STOP_TOKEN_IDS)
-    include_stop_str_in_output: bool = False
     min_tokens: int = Field(0, ge=0, lt=2**31)
     ignore_eos: bool = False
     presence_penalty: float = Field(0.0, ge=-2, le=2)
@@ -68,8 +62,19 @@ class SamplingFields(RequestBody):
         default_factory=dict, max_length=MAX_LOGIT_BIAS, description="token id to what is added to its logit"
     )
     stream: bool = False
-    stream_options: StreamOptions | None = None
     priority: int = Field(0, ge=-(2**31), lt=2**31, description="lower runs first")
+
+
+class SamplingFields(TokenFields):
+    """How texts are generated, and when to stop."""
+
+    unsupported = IN_REQUESTS
+    n: int = Field(1, ge=1)
+    stop: str | list[str] = Field(
+        default_factory=list, description=f"up to {MAX_STOP} strings of {MAX_STOP_LENGTH} characters"
+    )
+    include_stop_str_in_output: bool = False
+    stream_options: StreamOptions | None = None
     user: Label | None = Field(None, description="changes nothing")
     safety_identifier: Label | None = Field(None, description="changes nothing")
     prompt_cache_key: Label | None = Field(None, description="changes nothing")

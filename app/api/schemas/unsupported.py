@@ -86,6 +86,63 @@ IN_STRUCTURED_OUTPUTS: Unsupported = {
 
 IN_REQUESTS: Unsupported = _OPENAI | _VLLM
 
+IN_RESPONSES: Unsupported = {
+    "access_programs": (),
+    "background": (False,),
+    "background_options": (),
+    "context_management": ([],),
+    "conversation": (),
+    "image": (),
+    "max_tool_calls": (),
+    "moderation": (),
+    "prompt": (),
+    "prompt_cache_options": (),
+    "prompt_cache_retention": ("in_memory", "in-memory"),
+    "service_tier": ("auto", "default"),
+    "stream_options": ({}, {"include_obfuscation": False}),
+    "truncation": ("disabled",),
+}
+
+IN_RESPONSES_ITEMS: Unsupported = {
+    "async": (False,),
+    "caller": ({"type": "direct"},),
+    "encrypted_content": ("",),
+    "namespace": (),
+    "phase": ("final_answer",),
+}
+
+IN_RESPONSES_REASONING: Unsupported = {
+    "effort": ("none",),
+    "generate_summary": (),
+    "summary": (),
+}
+
+IN_ANTHROPIC: Unsupported = {
+    "container": (),
+    "context_management": (),
+    "diagnostics": (),
+    "inference_geo": (),
+    "mcp_servers": ([],),
+    "output_format": (),
+    "service_tier": ("auto", "standard_only"),
+    "speed": ("standard",),
+    "user_profile_id": (),
+    "workspace_id": (),
+}
+
+IN_ANTHROPIC_BLOCKS: Unsupported = {
+    "caller": ({"type": "direct"},),
+    "citations": ([],),
+    "toolset_name": (),
+}
+
+IN_ANTHROPIC_TOOLS: Unsupported = {
+    "allowed_callers": (["direct"],),
+    "defer_loading": (False,),
+    "eager_input_streaming": (True, False),
+    "input_examples": ([],),
+}
+
 
 def asks_for_nothing(value: Any, accepted: tuple[Any, ...]) -> bool:
     """Whether a value is among the accepted ones; 0 is not False here."""

@@ -1,0 +1,44 @@
+"""POST /v1/messages and /v1/messages/count_tokens: Anthropic's API"""
+
+from typing import Annotated
+
+from fastapi import APIRouter, Depends, Request
+from starlette.responses import Response
+
+from app.api.body import body_of, body_schema
+from app.api.chat import prepare_chat
+from app.api.chat_fields import naming
+from app.api.messages.answer import MessageAnswer
+from app.api.messages.chat import NAMES, to_chat
+from app.api.prompts import encode_chat
+from app.api.sampling import TokenLimit
+from app.api.schemas.messages import CountTokensRequest, MessagesRequest
+from app.api.service import ServiceDep
+
+router = APIRouter()
+
+
+@router.post("/v1/messages", openapi_extra=body_schema(MessagesRequest))
+async def create_message(
+    body: Annotated[MessagesRequest, Depends(body_of(MessagesRequest))], request: Request, service: ServiceDep
+) -> Response:
+    """Answer a conversation with one message."""
+    with naming(NAMES):
+        chat = to_chat(body)
+        # As with Anthropic's models: what does not fit the context any more is no reason to refuse a conversation.
+        limit = TokenLimit(None, body.max_tokens, "max_tokens", "messages")
+        run = await prepare_chat(service, chat, limit)
+    request_id = request.scope["request_log"].request_id
+    answer = MessageAnswer(service, body, chat, run, request_id)
+    return await answer.respond(request, run.choices, 1, body.priority)
+
+
+@router.post("/v1/messages/count_tokens", openapi_extra=body_schema(CountTokensRequest))
+async def count_tokens(
+    body: Annotated[CountTokensRequest, Depends(body_of(CountTokensRequest))], service: ServiceDep
+) -> dict[str, int]:
+    """How many tokens the prompt of a conversation has."""
+    service.check_model(body.model)
+    with naming(NAMES):
+        prompt = await encode_chat(service, to_chat(body))
+    return {"input_tokens": len(prompt.token_ids)}

@@ -1,0 +1,75 @@
+"""POST /v1/responses, GET and DELETE /v1/responses/{id}"""
+
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Depends, Request
+from starlette.responses import Response
+
+from app.api.body import body_of, body_schema
+from app.api.chat import prepare_chat
+from app.api.chat_fields import Fields, naming
+from app.api.responses.answer import ResponseAnswer
+from app.api.responses.chat import NAMES, messages_of, to_chat
+from app.api.responses.store import ResponseStore
+from app.api.sampling import TokenLimit
+from app.api.schemas.responses import ResponsesRequest
+from app.api.service import Service, ServiceDep
+from app.errors import InvalidRequestError, NotFoundError, UnsupportedError
+
+router = APIRouter()
+
+
+@router.post("/v1/responses", openapi_extra=body_schema(ResponsesRequest))
+async def create_response(
+    body: Annotated[ResponsesRequest, Depends(body_of(ResponsesRequest))], request: Request, service: ServiceDep
+) -> Response:
+    """Answer an input."""
+    store = _store_for(service, body)
+    messages = _earlier(service, body) + messages_of(body.input)
+    with naming(NAMES):
+        chat = to_chat(body, messages)
+        limit = TokenLimit(body.max_output_tokens, None, "max_output_tokens", "input")
+        run = await prepare_chat(service, chat, limit)
+    answer = ResponseAnswer(service, body, chat, run, messages, store)
+    return await answer.respond(request, run.choices, 1, body.priority)
+
+
+@router.get("/v1/responses/{response_id}")
+async def get_response(response_id: str, request: Request, service: ServiceDep) -> Response:
+    """A stored response."""
+    for name in request.query_params:  # such as `stream`
+        raise UnsupportedError(f"{name} is not supported for a stored response", name)
+    return Response(service.responses.body(response_id), media_type="application/json")
+
+
+@router.delete("/v1/responses/{response_id}")
+async def delete_response(response_id: str, service: ServiceDep) -> dict[str, Any]:
+    """Forget a stored response."""
+    service.responses.delete(response_id)
+    return {"id": response_id, "object": "response", "deleted": True}
+
+
+def _store_for(service: Service, body: ResponsesRequest) -> ResponseStore | None:
+    """Where the response will be kept, if at all. UnsupportedError if it has to be and cannot."""
+    if service.responses.is_enabled:
+        return None if body.store is False else service.responses
+    for name, asks in (("store", body.store), ("previous_response_id", body.previous_response_id)):
+        if asks:
+            raise UnsupportedError(f"{name}: this server stores no responses ({_why(service)})", name)
+    return None
+
+
+def _why(service: Service) -> str:
+    return "api_workers: several" if service.settings.api_workers > 1 else "max_stored_responses"
+
+
+def _earlier(service: Service, body: ResponsesRequest) -> list[Fields]:
+    """The conversation that a response goes on from."""
+    if body.previous_response_id is None:
+        return []
+    try:
+        return service.responses.messages(body.previous_response_id)
+    except NotFoundError as error:
+        refusal = InvalidRequestError(f"previous_response_id: {error.message}", "previous_response_id")
+        refusal.code = "previous_response_not_found"
+        raise refusal from None

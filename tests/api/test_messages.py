@@ -1,0 +1,284 @@
+"""/v1/messages through Anthropic's own client, over a real socket."""
+
+import itertools
+import json
+from typing import Any
+
+import anthropic
+import pytest
+
+from app.api.messages import chat as translation
+from app.api.schemas.messages import MessagesRequest
+from app.core.request import FinishReason
+from app.errors import EngineUnavailableError, QueueFullError
+from tests.api.conftest import IM_END, MODEL, Server
+from tests.api.fake_engine import say
+from tests.api.test_responses import ADD, TURN, end, thinks, turns  # noqa: F401 - thinks is a fixture
+
+HI: Any = [{"role": "user", "content": "Hi"}]
+TOOLS: Any = [{"name": name, "input_schema": {"type": "object"}} for name in ("add", "sub")]
+
+
+@pytest.fixture
+def client(server: Server):
+    with anthropic.Anthropic(base_url=server.url, api_key="-", max_retries=0) as client:
+        yield client
+
+
+def test_a_message(client: anthropic.Anthropic, server: Server) -> None:
+    server.engine.script = say([*b"Hello", IM_END], reason=FinishReason.STOP, cached=16)
+    answer = client.messages.create(
+        model=MODEL,
+        max_tokens=9,
+        messages=HI,
+        system=[{"type": "text", "text": "Be brief", "cache_control": {"type": "ephemeral"}}],
+        metadata={"user_id": "me"},
+        extra_body={"temperature": 0.5, "top_k": 3, "top_p": 0.25},
+    )
+    (block,) = answer.content
+    assert (block.type, block.text, answer.stop_reason, answer.stop_sequence) == ("text", "Hello", "end_turn", None)
+    assert (answer.role, answer.type, answer.model) == ("assistant", "message", MODEL)
+    sent = server.engine.last_command()
+    assert turns(sent.prompt_token_ids) == [("system", "Be brief"), ("user", "Hi"), ("assistant", "")]
+    assert (sent.sampling.temperature, sent.sampling.top_k, sent.sampling.top_p) == (0.5, 3, 0.25)
+    assert (answer.usage.cache_read_input_tokens, answer.usage.output_tokens) == (16, 6)
+    assert answer.usage.input_tokens == len(sent.prompt_token_ids) - 16  # cached ones are counted apart
+
+
+@pytest.mark.parametrize(
+    ("options", "reason", "sequence", "text"),
+    [
+        ({"max_tokens": 2}, "max_tokens", None, "He"),
+        ({"max_tokens": 99, "stop_sequences": ["lo", "x"]}, "stop_sequence", "lo", "Hel"),
+        ({"max_tokens": 5000}, "end_turn", None, "Hello"),
+    ],
+)
+def test_why_a_message_ends(server: Server, client: Any, options: Any, reason: str, sequence: str, text: str) -> None:
+    server.engine.script = say("Hello") if reason == "max_tokens" else end("Hello")
+    whole = client.messages.create(model=MODEL, messages=HI, **options)
+    with client.messages.stream(model=MODEL, messages=HI, **options) as stream:
+        streamed = stream.get_final_message()
+    for answer in (whole, streamed):
+        assert (answer.stop_reason, answer.stop_sequence, answer.content[0].text) == (reason, sequence, text)
+    assert whole.usage == streamed.usage
+
+
+def test_a_message_may_end_at_the_end_of_the_context(client: anthropic.Anthropic, server: Server) -> None:
+    server.engine.script = say("x" * 500)
+    answer = client.messages.create(model=MODEL, max_tokens=5000, messages=HI)
+    assert answer.stop_reason == "model_context_window_exceeded"
+    assert answer.usage.input_tokens + answer.usage.output_tokens == 256
+
+
+@pytest.mark.usefixtures("thinks")
+def test_every_event_of_a_stream(client: anthropic.Anthropic, server: Server) -> None:
+    server.engine.script = end(TURN)
+    events = list(client.messages.create(model=MODEL, max_tokens=999, messages=HI, tools=TOOLS, stream=True))
+    block = ("content_block_start", "content_block_delta", "content_block_stop")
+    kinds = [kind for kind, _ in itertools.groupby(event.type for event in events)]
+    assert kinds == ["message_start", *block * 4, "message_delta", "message_stop"]
+    started = [event for event in events if event.type == "content_block_start"]
+    assert [(e.index, e.content_block.type) for e in started] == [
+        (0, "thinking"),
+        (1, "text"),
+        (2, "tool_use"),
+        (3, "tool_use"),
+    ]
+    deltas = [event.delta.type for event in events if event.type == "content_block_delta"]
+    assert [kind for kind, _ in itertools.groupby(deltas)] == ["thinking_delta", "text_delta", "input_json_delta"]
+
+
+@pytest.mark.usefixtures("thinks")
+def test_thinking_text_and_calls_and_their_results(client: anthropic.Anthropic, server: Server) -> None:
+    server.engine.script = end(TURN)
+    whole = client.messages.create(model=MODEL, max_tokens=999, messages=HI, tools=TOOLS)
+    with client.messages.stream(model=MODEL, max_tokens=999, messages=HI, tools=TOOLS) as stream:
+        text = "".join(stream.text_stream)
+        streamed = stream.get_final_message()
+    assert text == "Yo"
+    for answer in (whole, streamed):
+        thinking, said, add, sub = answer.content
+        assert (thinking.thinking, said.text, answer.stop_reason) == ("Hm", "Yo", "tool_use")
+        assert [(call.name, call.input) for call in (add, sub)] == [("add", {"a": 1}), ("sub", {})]
+        assert add.id != sub.id
+    results: Any = [{"type": "tool_result", "tool_use_id": call.id, "content": "2"} for call in whole.content[2:]]
+    history: Any = [*HI, {"role": "assistant", "content": whole.content}, {"role": "user", "content": results}]
+    client.messages.create(model=MODEL, max_tokens=9, messages=history, tools=TOOLS)
+    said_then = turns(server.engine.last_command().prompt_token_ids)[1:]  # without the descriptions of tools
+    assert [role for role, _ in said_then] == ["user", "assistant", "user", "user", "assistant"]
+    assert said_then[1][1].count("<tool_call>") == 2
+    assert all("<tool_response>" in result for _, result in said_then[2:4])
+
+
+@pytest.mark.usefixtures("thinks")
+def test_tools_are_wanted_alone_or_not_at_all(client: anthropic.Anthropic, server: Server) -> None:
+    server.engine.script = end(TURN)
+    options: Any = {"model": MODEL, "max_tokens": 999, "messages": HI, "tools": TOOLS}
+    one = client.messages.create(tool_choice={"type": "auto", "disable_parallel_tool_use": True}, **options)
+    assert [block.type for block in one.content] == ["thinking", "text", "tool_use"]
+    server.engine.script = end(ADD)
+    for choice in ({"type": "any"}, {"type": "tool", "name": "add"}):
+        (call,) = client.messages.create(tool_choice=choice, **options).content
+        assert (call.name, call.input) == ("add", {"a": 1})
+        assert server.engine.last_command().sampling.grammar
+    client.messages.create(tool_choice={"type": "none"}, **options)
+    assert turns(server.engine.last_command().prompt_token_ids)[0] == ("user", "Hi")  # told of no tools
+
+
+@pytest.mark.usefixtures("thinks")
+def test_what_there_is_of_a_call_that_is_cut(client: anthropic.Anthropic, server: Server) -> None:
+    server.engine.script = say('<tool_call>\n{"name": "add", "arguments": {"a": [1, "on')
+    answer = client.messages.create(model=MODEL, max_tokens=999, messages=HI, tools=TOOLS)
+    (block,) = answer.content
+    assert (block.name, block.input) == ("add", {"a": [1, "on"]})
+
+
+def test_the_wire_holds_what_raw_readers_expect(server: Server) -> None:
+    answer = server.post("/v1/messages", {"messages": HI, "max_tokens": 1, "stream": True})
+    events = [part.split("\n") for part in answer.text.split("\n\n") if part and not part.startswith(":")]
+    assert [name for name, _ in events] == [f"event: {json.loads(data[6:])['type']}" for _, data in events]
+    assert events[1][0] == "event: ping"
+    assert events[-1][0] == "event: message_stop"
+
+
+async def test_the_async_client(server: Server) -> None:
+    async with anthropic.AsyncAnthropic(base_url=server.url, api_key="-", max_retries=0) as client:
+        answer = await client.messages.create(model=MODEL, max_tokens=9, messages=HI)
+        async with client.messages.stream(model=MODEL, max_tokens=9, messages=HI) as stream:
+            assert (await stream.get_final_message()).content[0].text == answer.content[0].text == "Hello"
+
+
+def test_what_the_client_got_it_can_send_back(client: anthropic.Anthropic, server: Server) -> None:
+    answer = client.messages.create(model=MODEL, max_tokens=9, messages=HI)
+    more: Any = {"role": "user", "content": [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]}
+    history = [*HI, {"role": "assistant", "content": answer.content}, more]
+    client.messages.create(model=MODEL, max_tokens=9, messages=history)
+    said = [("user", "Hi"), ("assistant", "Hello"), ("user", "a\nb"), ("assistant", "")]
+    assert turns(server.engine.last_command().prompt_token_ids) == said
+
+
+def test_a_last_turn_of_the_assistant_is_continued(client: anthropic.Anthropic, server: Server) -> None:
+    client.messages.create(model=MODEL, max_tokens=9, messages=[*HI, {"role": "assistant", "content": "We"}])
+    assert turns(server.engine.last_command().prompt_token_ids) == [("user", "Hi"), ("assistant", "We")]
+
+
+def test_tokens_are_counted_as_they_will_be(client: anthropic.Anthropic) -> None:
+    prompt: Any = {"model": MODEL, "messages": HI, "system": "Be brief"}
+    answer = client.messages.create(max_tokens=1, **prompt)
+    assert client.messages.count_tokens(**prompt).input_tokens == answer.usage.input_tokens
+
+
+def test_output_of_a_schema(client: anthropic.Anthropic, server: Server) -> None:
+    format_: Any = {"type": "json_schema", "schema": {"type": "object"}}
+    client.messages.create(model=MODEL, max_tokens=9, messages=HI, output_config={"format": format_})
+    assert server.engine.last_command().sampling.grammar
+
+
+def test_tools_and_their_results_become_a_chats(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(translation, "validate", lambda _, fields: fields)
+    result = {"type": "tool_result", "tool_use_id": "t1"}
+    body = MessagesRequest.model_validate(
+        {
+            "max_tokens": 9,
+            "messages": [
+                {"role": "user", "content": "1+1?"},
+                {
+                    "role": "assistant",
+                    "content": [
+                        {"type": "thinking", "thinking": "Hm", "signature": "s"},
+                        {"type": "text", "text": "Wait"},
+                        {"type": "tool_use", "id": "t1", "name": "add", "input": {"a": "é"}},
+                    ],
+                },
+                {
+                    "role": "user",
+                    "content": [
+                        {**result, "content": "2"},
+                        {**result, "content": [{"type": "text", "text": "no"}], "is_error": True},
+                        {"type": "text", "text": "So?"},
+                    ],
+                },
+            ],
+            "tools": [{"name": "add", "description": "d", "input_schema": {"type": "object"}}],
+            "tool_choice": {"type": "any", "disable_parallel_tool_use": True},
+            "thinking": {"type": "disabled"},
+        }
+    )
+    chat: Any = translation.to_chat(body)
+    call = {"id": "t1", "type": "function", "function": {"name": "add", "arguments": '{"a": "é"}'}}
+    assert chat["messages"] == [
+        {"role": "user", "content": "1+1?"},
+        {"role": "assistant", "content": "Wait", "reasoning_content": "Hm", "tool_calls": [call]},
+        {"role": "tool", "tool_call_id": "t1", "content": "2"},
+        {"role": "tool", "tool_call_id": "t1", "content": "Error: no"},
+        {"role": "user", "content": "So?"},
+    ]
+    function = {"name": "add", "description": "d", "parameters": {"type": "object"}}
+    assert chat["tools"] == [{"type": "function", "function": function}]
+    assert (chat["tool_choice"], chat["parallel_tool_calls"]) == ("required", False)
+    assert chat["chat_template_kwargs"] == {"enable_thinking": False}
+
+
+BASE = {"max_tokens": 9, "messages": HI}
+IMAGE = {"type": "image", "source": {"type": "url", "url": "x"}}
+WRONG = [
+    # body, what the message names
+    ({"messages": HI}, "max_tokens"),
+    ({"max_tokens": 9}, "messages"),
+    ({**BASE, "messages": []}, "messages"),
+    ({**BASE, "messages": [{"role": "user", "content": "x" * 256}]}, "messages"),
+    ({**BASE, "messages": [{"role": "tool", "content": "x"}]}, "messages[0].role"),
+    ({**BASE, "messages": [{"role": "user", "content": [IMAGE]}]}, "messages[0].content[0]: content of type 'image'"),
+    ({**BASE, "messages": [{"role": "user", "content": [{"type": "text"}]}]}, "messages[0].content[0].text"),
+    ({**BASE, "messages": [{"role": "user", "content": [{"type": "thinking", "thinking": "x"}]}]}, "thinking"),
+    ({**BASE, "max_tokens": 0}, "max_tokens"),
+    ({**BASE, "stop_sequences": [""]}, "stop_sequences"),
+    ({**BASE, "temperature": -1}, "temperature"),
+    ({**BASE, "surprise": 1}, "surprise"),
+    ({**BASE, "metadata": {"surprise": 1}}, "metadata.surprise"),
+    ({**BASE, "mcp_servers": [{}]}, "mcp_servers"),
+    ({**BASE, "container": "c"}, "container"),
+    ({**BASE, "service_tier": "fast"}, "service_tier"),
+    ({**BASE, "thinking": {"type": "enabled", "budget_tokens": 1024}}, "thinking"),
+    ({**BASE, "output_config": {"effort": "low"}}, "output_config.effort"),
+    ({**BASE, "output_config": {"format": {"type": "json_schema", "schema": {"type": 5}}}}, "output_config.format"),
+    ({**BASE, "tools": [{"type": "bash_20250124", "name": "bash"}]}, "bash_20250124"),
+    ({**BASE, "tools": [{"name": "f"}]}, "tools[0].input_schema"),
+    ({**BASE, "tool_choice": {"type": "tool"}}, "tool_choice.name"),
+]
+
+
+@pytest.mark.parametrize(("body", "name"), WRONG, ids=[f"{name}-{i}" for i, (_, name) in enumerate(WRONG)])
+def test_a_wrong_field_is_named(server: Server, body: dict[str, Any], name: str) -> None:
+    answer = server.post("/v1/messages", body, headers={"X-Request-ID": "job-7"})
+    assert answer.status_code == 400
+    error = answer.json()
+    assert name in error["error"].pop("message")
+    assert error == {"type": "error", "error": {"type": "invalid_request_error"}, "request_id": "job-7"}
+    assert server.engine.commands.empty()
+
+
+def test_errors_reach_the_client_as_its_own(client: anthropic.Anthropic, server: Server) -> None:
+    with pytest.raises(anthropic.NotFoundError):
+        client.messages.create(model="other", max_tokens=9, messages=HI)
+    with pytest.raises(anthropic.RequestTooLargeError):
+        client.messages.create(model=MODEL, max_tokens=9, messages=[{"role": "user", "content": "x" * 100_001}])
+    server.engine.refusal = QueueFullError("full")
+    with pytest.raises(anthropic.RateLimitError):
+        client.messages.create(model=MODEL, max_tokens=9, messages=HI)
+    server.engine.refusal = EngineUnavailableError("gone")
+    with pytest.raises(anthropic.InternalServerError) as caught:
+        client.messages.create(model=MODEL, max_tokens=9, messages=HI)
+    assert caught.value.type == "overloaded_error"
+
+
+def test_a_failed_message(client: anthropic.Anthropic, server: Server) -> None:
+    server.engine.script = say("He", reason=FinishReason.ERROR, error="the model failed")
+    with (
+        pytest.raises(anthropic.APIStatusError) as caught,
+        client.messages.stream(model=MODEL, max_tokens=9, messages=HI) as stream,
+    ):
+        stream.until_done()
+    assert (caught.value.type, caught.value.api_message) == ("api_error", "the model failed")
+    with pytest.raises(anthropic.InternalServerError):
+        client.messages.create(model=MODEL, max_tokens=9, messages=HI)
