@@ -93,6 +93,7 @@ class ServerSettings(BaseModel):
     max_queue: int = Field(1024, ge=0, description="requests that may wait beyond those running; then 429")
     max_body_size: ByteSize = Field(ByteSize(16 * 2**20), description="largest request body; then 413")
     max_n: int = Field(128, ge=1, description="largest n")
+    max_inputs: int = Field(8192, ge=1, description="most inputs of a call to an encoder")
     max_tools: int = Field(128, ge=0, description="most tools of a request")
     max_grammar_size: ByteSize = Field(
         ByteSize(256 * 2**10), description="largest schema, regular expression or grammar of a request"

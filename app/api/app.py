@@ -8,7 +8,7 @@ from fastapi import FastAPI
 from app import __version__
 from app.api.errors import install_error_handlers
 from app.api.middleware import RequestMiddleware
-from app.api.routes import chat, completions, messages, models, operations, responses, tokenize
+from app.api.routes import chat, completions, encoders, messages, models, operations, responses, tokenize
 from app.settings import ServerSettings
 
 Lifespan = Callable[[FastAPI], AbstractAsyncContextManager[None]]
@@ -19,6 +19,6 @@ def create_app(settings: ServerSettings, lifespan: Lifespan) -> FastAPI:
     app = FastAPI(title="Paceline", version=__version__, description="LLM inference service", lifespan=lifespan)
     install_error_handlers(app)
     app.add_middleware(RequestMiddleware, max_body_size=settings.max_body_size)
-    for routes in (models, completions, chat, responses, messages, tokenize, operations):
+    for routes in (models, completions, chat, responses, messages, encoders, tokenize, operations):
         app.include_router(routes.router)
     return app

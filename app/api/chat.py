@@ -29,6 +29,7 @@ class Chat:
 async def prepare_chat(service: Service, body: ChatRequest, limit: TokenLimit | None = None) -> Chat:
     """Raises InvalidRequestError that names the field. `limit`: as other APIs say it than that of chats."""
     service.check_model(body.model)
+    service.check_generates()
     ready = service.ready()
     check_logprobs(service, body.top_logprobs, "top_logprobs")
     check_num_choices(service, 1, body.n)

@@ -24,6 +24,7 @@ from app.api.http_protocol import HttpProtocol
 from app.api.responses.store import ResponseStore
 from app.api.service import Service
 from app.child import read_settings, when_parent_ends
+from app.core.encoder import EncoderConfig
 from app.core.messages import EngineReady
 from app.engine.async_engine import AsyncEngine
 from app.errors import EXIT_STARTUP_ERROR, EngineUnavailableError, StartupError
@@ -36,6 +37,8 @@ from app.text.message_format import MessageFormat
 from app.text.tokenizer import Tokenizer
 
 log = logging.getLogger(__name__)
+
+_CHAT = '{"temperature": 0, "messages": [{"role": "user", "content": "What is the capital of France?"}]}'
 
 _GRACE_SECONDS = 8
 """What open streams get to end after a signal; less than what the supervisor gives this process."""
@@ -50,13 +53,16 @@ class TextSide:
     model_name: str
     tokenizer: Tokenizer
     chat_template: ChatTemplate
+    encoder: EncoderConfig | None
+    """None for a model that generates."""
 
 
 def load_text_side(settings: Settings, folder: Path) -> TextSide:
     """Read a model folder. Raises ModelError: do it before there is a server, which would say more than that."""
     tokenizer = Tokenizer(folder)
     template = ChatTemplate.from_folder(folder, tokenizer)
-    return TextSide(settings.served_model_name or _default_name(settings, folder), tokenizer, template)
+    name = settings.served_model_name or _default_name(settings, folder)
+    return TextSide(name, tokenizer, template, EncoderConfig.from_folder(folder))
 
 
 @asynccontextmanager
@@ -73,6 +79,7 @@ async def running_service(settings: Settings, text: TextSide, address: str) -> A
         message_format=MessageFormat.choose(settings.tool_parser, settings.reasoning_parser, text.chat_template.source),
         grammars=GrammarCompiler(lambda: text.tokenizer, text.tokenizer.vocab_size),
         responses=ResponseStore.of(settings),
+        encoder=text.encoder,
         engine=engine,
         metrics=metrics,
     )
@@ -164,12 +171,18 @@ def _banner(service: Service, ready: EngineReady, sock: socket.socket, seconds: 
     host = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(host, f"[{host}]" if ":" in host else host)
     url = f"http://{host}:{port}"
     phases = ", ".join(f"{name} {duration:.2f}" for name, duration in ready.startup_seconds.items())
+    if service.encoder is None:
+        memory = f"KV cache   {ready.num_kv_blocks} blocks of {ready.block_size} tokens; up to "
+        path, body = "chat/completions", _CHAT
+    else:
+        memory = "encoder    up to "
+        path, body = ("embeddings" if ready.task == "embed" else "classify"), '{"input": "What a day!"}'
     return f"""
   Paceline is ready at {url} after {seconds:.1f} s ({phases})
   model      {service.model_name} ({ready.architecture}, {ready.model_impl}, {ready.dtype}, {ready.device})
-  KV cache   {ready.num_kv_blocks} blocks of {ready.block_size} tokens; up to {ready.max_model_len} tokens a request
-  try        curl {url}/v1/chat/completions -H 'Content-Type: application/json' \\
-               -d '{{"temperature": 0, "messages": [{{"role": "user", "content": "What is the capital of France?"}}]}}'
+  {memory}{ready.max_model_len} tokens a request
+  try        curl {url}/v1/{path} -H 'Content-Type: application/json' \\
+               -d '{body}'
 """
 
 

@@ -27,7 +27,7 @@ async def encode_texts(
     def encode() -> list[list[int]]:
         return [service.tokenizer.encode(text, add_special_tokens) for text in texts]
 
-    return await _aside(encode, sum(map(len, texts)))
+    return await aside(encode, sum(map(len, texts)))
 
 
 class ChatPrompt(NamedTuple):
@@ -63,10 +63,10 @@ async def encode_chat(service: Service, body: ChatFields) -> ChatPrompt:
         return ChatPrompt(service.tokenizer.encode_segments(segments), in_reasoning)
 
     size = len(str(messages)) + len(str(tools)) + len(str(body.chat_template_kwargs))
-    return await _aside(encode, _LONG_TEXT if body.chat_template else size)
+    return await aside(encode, _LONG_TEXT if body.chat_template else size)
 
 
-async def _aside(work: Callable[[], T], size: int) -> T:
+async def aside(work: Callable[[], T], size: int) -> T:
     """Do work on that many characters: in a thread if they are many."""
     return work() if size < _LONG_TEXT else await asyncio.to_thread(work)
 

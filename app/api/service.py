@@ -7,9 +7,10 @@ from typing import Annotated
 from fastapi import Depends, Request
 
 from app.api.responses.store import ResponseStore
+from app.core.encoder import EncoderConfig
 from app.core.engine_client import EngineClient
 from app.core.messages import EngineReady
-from app.errors import EngineUnavailableError, NotFoundError
+from app.errors import EngineUnavailableError, NotFoundError, UnsupportedError
 from app.grammar.compiler import GrammarCompiler
 from app.metrics import Metrics
 from app.settings import Settings
@@ -31,6 +32,8 @@ class Service:
     message_format: MessageFormat
     grammars: GrammarCompiler
     responses: ResponseStore
+    encoder: EncoderConfig | None
+    """None for a model that generates."""
     engine: EngineClient
     metrics: Metrics
 
@@ -44,6 +47,11 @@ class Service:
         if self.engine.ready is None:
             raise EngineUnavailableError(self.engine.failure or "the model is still loading")
         return self.engine.ready
+
+    def check_generates(self) -> None:
+        """UnsupportedError for a model that does not generate text."""
+        if self.encoder is not None:
+            raise UnsupportedError("this model is an encoder: it generates no text", "model")
 
     def check_model(self, name: str | None) -> None:
         """NotFoundError unless `name` is the served model, or not given."""

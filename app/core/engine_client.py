@@ -3,7 +3,7 @@
 from collections.abc import AsyncIterator
 from typing import Protocol
 
-from app.core.messages import EngineReady, GenerateCommand, RequestOutput
+from app.core.messages import EngineReady, RequestCommand, RequestOutput
 
 
 class EngineClient(Protocol):
@@ -23,7 +23,7 @@ class EngineClient(Protocol):
         """Wait for the engine to load its model; EngineUnavailableError if it fails to."""
         ...
 
-    def generate(self, command: GenerateCommand) -> AsyncIterator[RequestOutput]:
+    def generate(self, command: RequestCommand) -> AsyncIterator[RequestOutput]:
         """Submit a request at once (not at the first `anext`), and iterate over its outputs.
 
         The last output has a `finish_reason`; an engine that dies ends the request with FinishReason.ERROR.

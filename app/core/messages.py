@@ -1,5 +1,7 @@
 """What API workers and the engine process say to each other: msgpack structs over ZeroMQ, never pickles."""
 
+from typing import Literal
+
 import msgspec
 
 from app.core.request import FinishReason
@@ -26,20 +28,41 @@ class GenerateCommand(msgspec.Struct, tag=True, kw_only=True):
     """Seconds, `time.monotonic()`."""
 
 
+class EncodeCommand(msgspec.Struct, tag=True, kw_only=True):
+    """Have an encoder read an input. `request_id` is unique among all open requests of the engine."""
+
+    request_id: str
+    token_ids: list[int]
+    """Not empty; each within the vocabulary; no more than the model reads."""
+    type_ids: list[int]
+    """Parallel to `token_ids`: which text of a pair each token is of, 0 or 1."""
+    priority: int = 0
+    arrived_at: float
+    """Seconds, `time.monotonic()`."""
+
+
+RequestCommand = GenerateCommand | EncodeCommand
+
+
 class AbortCommand(msgspec.Struct, tag=True):
     """End these requests now. Unknown ids are ignored: they may just have finished."""
 
     request_ids: list[str]
 
 
-EngineCommand = HelloCommand | GenerateCommand | AbortCommand
+EngineCommand = HelloCommand | GenerateCommand | EncodeCommand | AbortCommand
 
 # ------------------------------------------------------------------ engine to API worker
+
+
+Task = Literal["generate", "embed", "classify"]
+"""What a model can do."""
 
 
 class EngineReady(msgspec.Struct, tag=True, kw_only=True):
     """The engine can take work; what a client may want to know of it."""
 
+    task: Task
     architecture: str
     model_impl: str
     device: str
@@ -75,6 +98,8 @@ class RequestOutput(msgspec.Struct, kw_only=True, omit_defaults=True):
     """Of the prompt's second, third, ... token (the first has none), in pieces as chunks are computed."""
     num_cached_tokens: int = 0
     """Prompt tokens found in the prefix cache; the same in every output of a request."""
+    vector: bytes = b""
+    """Of an encoder: float32 numbers, the embedding, or the logit of each label."""
     finish_reason: FinishReason | None = None
     timing: RequestTiming | None = None
     """Comes with the first token, and again with `finish_reason`."""

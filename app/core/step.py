@@ -7,13 +7,17 @@ blocks added. A row is free for the next request as soon as the scheduler stops 
 Steps are executed in the order in which they were submitted.
 """
 
+from collections.abc import Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import msgspec
 
 from app.core.sampling import SamplingParams
+
+if TYPE_CHECKING:
+    from app.core.messages import EncodeCommand
 
 
 class NewRequest(msgspec.Struct):
@@ -93,6 +97,14 @@ class Worker(Protocol):
         ...
 
 
+class EncoderWorker(Protocol):
+    """Owner of the device and an encoder's weights."""
+
+    def encode(self, commands: Sequence["EncodeCommand"]) -> list[bytes]:
+        """Compute inputs; float32 numbers for each: the embedding, or the logit of each label."""
+        ...
+
+
 @dataclass(frozen=True)
 class Limits:
     """How much the worker can take; the scheduler keeps to it."""
@@ -110,11 +122,10 @@ class Limits:
     """Numbers of tokens that steps with prompts are filled up to, ascending; none if a step takes what it has."""
 
 
-@dataclass(frozen=True)
-class BuiltWorker:
+@dataclass(frozen=True, kw_only=True)
+class _Built:
     """A worker that is ready to run, and what can be said of it."""
 
-    worker: Worker
     limits: Limits
     architecture: str
     model_impl: str
@@ -123,3 +134,17 @@ class BuiltWorker:
     vocab_size: int
     startup_seconds: dict[str, float]
     """Phase to duration, in order."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class BuiltWorker(_Built):
+    """Of a model that generates."""
+
+    worker: Worker
+
+
+@dataclass(frozen=True, kw_only=True)
+class BuiltEncoder(_Built):
+    """Of an encoder."""
+
+    worker: EncoderWorker

@@ -17,8 +17,8 @@ from app.core.messages import (
     EngineMessage,
     EngineReady,
     EngineStats,
-    GenerateCommand,
     HelloCommand,
+    RequestCommand,
     RequestOutput,
     StepOutputs,
 )
@@ -136,7 +136,7 @@ class AsyncEngine:
 
     # ------------------------------------------------------------------ requests
 
-    def generate(self, command: GenerateCommand) -> RequestStream:
+    def generate(self, command: RequestCommand) -> RequestStream:
         """See `EngineClient.generate`."""
         if self.failure is not None:
             raise EngineUnavailableError(f"the engine is not available: {self.failure}")

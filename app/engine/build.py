@@ -3,16 +3,19 @@
 import time
 from pathlib import Path
 
-from app.core.messages import EngineReady
+from app.core.encoder import EncoderConfig
+from app.core.messages import EngineReady, Task
+from app.core.step import BuiltEncoder, BuiltWorker
 from app.engine.block_pool import BlockPool
 from app.engine.chunk_pacer import ChunkPacer
 from app.engine.core import EngineCore
+from app.engine.encoder_core import EncoderCore
 from app.engine.scheduler import Scheduler
 from app.settings import Settings
 
 
 def build_engine(settings: Settings, model_folder: Path) -> tuple[EngineCore, EngineReady]:
-    """Load the model in a folder and put an engine around it. Raises StartupError."""
+    """Load the model in a folder, which generates, and put an engine around it. Raises StartupError."""
     started = time.monotonic()
     # Imported here because torch takes a second: it is a phase of its own, and the echo worker does without.
     if settings.worker == "echo":
@@ -32,7 +35,27 @@ def build_engine(settings: Settings, model_folder: Path) -> tuple[EngineCore, En
         step_sizes=limits.step_sizes,
         prefix_caching=settings.prefix_caching,
     )
-    ready = EngineReady(
+    return EngineCore(scheduler, built.worker, settings.overlap), _ready(
+        built, "generate", settings, imported - started
+    )
+
+
+def build_encoder_engine(
+    settings: Settings, model_folder: Path, config: EncoderConfig
+) -> tuple[EncoderCore, EngineReady]:
+    """The same for an encoder."""
+    started = time.monotonic()
+    from app.worker.encoder_factory import build_encoder
+
+    imported = time.monotonic()
+    built = build_encoder(settings, model_folder, config)
+    return EncoderCore(built.worker, built.limits), _ready(built, config.task, settings, imported - started)
+
+
+def _ready(built: BuiltWorker | BuiltEncoder, task: Task, settings: Settings, import_seconds: float) -> EngineReady:
+    limits = built.limits
+    return EngineReady(
+        task=task,
         architecture=built.architecture,
         model_impl=built.model_impl,
         device=built.device,
@@ -42,6 +65,5 @@ def build_engine(settings: Settings, model_folder: Path) -> tuple[EngineCore, En
         max_num_seqs=limits.max_num_seqs,
         block_size=settings.block_size,
         num_kv_blocks=limits.num_blocks,
-        startup_seconds={"import": imported - started, **built.startup_seconds},
+        startup_seconds={"import": import_seconds, **built.startup_seconds},
     )
-    return EngineCore(scheduler, built.worker, settings.overlap), ready

@@ -10,14 +10,18 @@ import logging
 import os
 import signal
 import sys
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any, Protocol
 
 import msgspec
 import zmq
 
 from app.child import read_settings, when_parent_ends
+from app.core.encoder import EncoderConfig
 from app.core.messages import (
     AbortCommand,
+    EncodeCommand,
     EngineCommand,
     EngineMessage,
     EngineReady,
@@ -25,15 +29,40 @@ from app.core.messages import (
     HelloCommand,
     StepOutputs,
 )
-from app.engine.build import build_engine
-from app.engine.core import EngineCore
-from app.errors import EXIT_STARTUP_ERROR, StartupError
+from app.engine.build import build_encoder_engine, build_engine
+from app.errors import EXIT_STARTUP_ERROR, ModelError, StartupError
 from app.log import configure_logging
+from app.settings import Settings
 
 log = logging.getLogger(__name__)
 
 _COMPILING_MS = 2
 """How often to look after grammars that are being compiled, while there is nothing else to do."""
+
+
+class Core(Protocol):
+    """What runs requests step by step: `EngineCore`, or `EncoderCore` where the model is an encoder."""
+
+    @property
+    def has_work(self) -> bool:
+        """Whether there is something for `step` to do."""
+        ...
+
+    def admit_compiled(self) -> bool:
+        """Take in what was being prepared; whether there is more to wait for."""
+        ...
+
+    def add(self, command: Any) -> None:
+        """Queue a request: of the kind that the model can do, which API workers see to."""
+        ...
+
+    def abort(self, request_ids: Sequence[str]) -> None:
+        """End these requests now; unknown ids are ignored."""
+        ...
+
+    def step(self) -> StepOutputs:
+        """Run one step."""
+        ...
 
 
 class EngineServer:
@@ -50,7 +79,7 @@ class EngineServer:
         self._worker_of: dict[str, bytes] = {}
         self._workers: list[bytes] = []
 
-    def run(self, core: EngineCore, ready: EngineReady) -> None:
+    def run(self, core: Core, ready: EngineReady) -> None:
         """Serve until the process ends."""
         while True:
             compiles = core.admit_compiled()
@@ -60,7 +89,7 @@ class EngineServer:
             if core.has_work:
                 self._publish(core.step())
 
-    def _receive(self, core: EngineCore, ready: EngineReady) -> None:
+    def _receive(self, core: Core, ready: EngineReady) -> None:
         """Take in all commands that have arrived."""
         while self._socket.poll(0):
             worker, payload = self._socket.recv_multipart()
@@ -68,7 +97,7 @@ class EngineServer:
                 case HelloCommand():
                     self._workers.append(worker)
                     self._send(worker, ready)
-                case GenerateCommand() as command:
+                case GenerateCommand() | EncodeCommand() as command:
                     self._worker_of[command.request_id] = worker
                     core.add(command)
                 case AbortCommand(request_ids):
@@ -91,6 +120,15 @@ class EngineServer:
         self._socket.send_multipart((worker, self._encode(message)))
 
 
+def _build(settings: Settings, folder: Path) -> tuple[Core, EngineReady]:
+    """The engine that the model in a folder needs."""
+    try:
+        encoder = None if settings.worker == "echo" else EncoderConfig.from_folder(folder)
+    except (OSError, ValueError, TypeError, AttributeError) as error:
+        raise ModelError(f"the files in {folder} do not say what the model is: {error}") from error
+    return build_encoder_engine(settings, folder, encoder) if encoder else build_engine(settings, folder)
+
+
 def main() -> None:
     """Load the model and serve until stdin is closed."""
     address, model_folder = sys.argv[1:]
@@ -101,7 +139,7 @@ def main() -> None:
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
     try:
-        core, ready = build_engine(settings, Path(model_folder))
+        core, ready = _build(settings, Path(model_folder))
         server = EngineServer(address)
     except StartupError as error:
         log.error("%s", error)

@@ -3,7 +3,7 @@
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from tokenizers import AddedToken, decoders
 from tokenizers import Tokenizer as FastTokenizer
@@ -19,6 +19,14 @@ def _byte_alphabet() -> dict[str, int]:
 
 
 _BYTE_OF = _byte_alphabet()
+
+
+class EncoderInput(NamedTuple):
+    """What an encoder reads at once; both are parallel."""
+
+    token_ids: list[int]
+    type_ids: list[int]
+    """Which text of a pair each token is of, 0 or 1."""
 
 
 class Tokenizer:
@@ -134,6 +142,21 @@ class Tokenizer:
         """Token ids of a text, with what the tokenizer puts around every text (such as a BOS token)."""
         ids: list[int] = self._fast.encode(text, add_special_tokens=add_special_tokens).ids
         return ids
+
+    def encoder_input(self, text: "str | list[int] | tuple[str, str]", limit: int | None) -> EncoderInput:
+        """A text, its token ids, or a pair of texts, as an encoder reads it: cut to `limit` tokens, if there is one."""
+        if isinstance(text, list):
+            return EncoderInput(text[:limit], [0] * len(text[:limit]))
+        parts = [
+            self._fast.encode(part, add_special_tokens=False) for part in ((text,) if isinstance(text, str) else text)
+        ]
+        if limit is not None:
+            left = max(0, limit - self._fast.num_special_tokens_to_add(len(parts) == 2))
+            parts[0].truncate(min(left, len(parts[0])))
+            for part in parts[1:]:
+                part.truncate(min(left - len(parts[0]), len(part)))
+        whole = self._fast.post_process(*parts, add_special_tokens=True)
+        return EncoderInput(whole.ids, whole.type_ids)
 
     def encode_segments(self, segments: list[tuple[str, bool]]) -> list[int]:
         """Token ids of a rendered chat: (text, may it hold control tokens) pieces in order."""

@@ -55,4 +55,13 @@ def build_echo_worker(settings: Settings, path: Path) -> BuiltWorker:
         raise ModelError(f"{path / 'config.json'}: vocab_size is {vocab_size!r}")
     limits = initial_limits(settings, settings.max_model_len or _MAX_MODEL_LEN, is_fast=True)
     limits = with_blocks(limits, settings, settings.num_kv_blocks or _NUM_BLOCKS)
-    return BuiltWorker(EchoWorker(limits.max_num_seqs), limits, "Echo", "echo", "none", "none", vocab_size, {})
+    return BuiltWorker(
+        worker=EchoWorker(limits.max_num_seqs),
+        limits=limits,
+        architecture="Echo",
+        model_impl="echo",
+        device="none",
+        dtype="none",
+        vocab_size=vocab_size,
+        startup_seconds={},
+    )

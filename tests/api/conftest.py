@@ -19,6 +19,7 @@ from app.api.app import create_app
 from app.api.process import server_config
 from app.api.responses.store import ResponseStore
 from app.api.service import Service
+from app.core.encoder import EncoderConfig
 from app.grammar.compiler import GrammarCompiler
 from app.metrics import Metrics
 from app.settings import Settings
@@ -91,7 +92,7 @@ class Server:
         return [json.loads(item) for item in data[:-1]]
 
 
-def make_service(folder: Path, engine: FakeEngine, settings: Settings) -> Service:
+def make_service(folder: Path, engine: FakeEngine, settings: Settings, encoder: EncoderConfig | None = None) -> Service:
     """What the routes work with, around a fake engine."""
     tokenizer = PacelineTokenizer(folder)
     template = ChatTemplate.from_folder(folder, tokenizer)
@@ -104,6 +105,7 @@ def make_service(folder: Path, engine: FakeEngine, settings: Settings) -> Servic
         message_format=MessageFormat.choose(settings.tool_parser, settings.reasoning_parser, template.source),
         grammars=GrammarCompiler(lambda: tokenizer, tokenizer.vocab_size),
         responses=ResponseStore.of(settings),
+        encoder=encoder,
         engine=engine,
         metrics=Metrics(),
     )

@@ -13,6 +13,7 @@ from app.engine.async_engine import RequestStream
 from app.errors import ApiError
 
 READY = EngineReady(
+    task="generate",
     architecture="Fake",
     model_impl="fake",
     device="none",

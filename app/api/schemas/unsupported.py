@@ -84,6 +84,16 @@ IN_STRUCTURED_OUTPUTS: Unsupported = {
     "whitespace_pattern": (),
 }
 
+IN_ENCODER_REQUESTS: Unsupported = {
+    "add_special_tokens": (True,),
+    "embed_dtype": ("float32",),
+    "instruction": ("",),
+    "max_tokens_per_doc": (),
+    "messages": (),
+    "normalize": (True,),
+    "use_activation": (True,),
+}
+
 IN_REQUESTS: Unsupported = _OPENAI | _VLLM
 
 IN_RESPONSES: Unsupported = {

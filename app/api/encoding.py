@@ -1,0 +1,138 @@
+"""One call's inputs for an encoder, from submission to the last vector."""
+
+import time
+from collections import deque
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+from fastapi import Request
+from numpy.typing import NDArray
+
+from app.api.middleware import RequestLog
+from app.api.prompts import aside
+from app.api.schemas.encoders import EncoderFields
+from app.api.service import Service
+from app.core.messages import EncodeCommand, RequestOutput
+from app.core.request import FinishReason
+from app.errors import ContextLengthError, InternalError, InvalidRequestError
+from app.text.tokenizer import EncoderInput
+
+Vectors = list[NDArray[np.float32]]
+Text = str | list[int] | tuple[str, str]
+"""A text, its token ids, or a pair of texts."""
+
+_WINDOW = 256
+"""Inputs of one call that are with the engine at a time: others come in between."""
+
+
+class Encoded(NamedTuple):
+    """What came of a call."""
+
+    vectors: Vectors
+    num_tokens: int
+
+
+async def encode(service: Service, request: Request, body: EncoderFields, texts: list[Text], param: str) -> Encoded:
+    """Vectors of all texts, in their order. Raises InvalidRequestError for an input that is empty or too long.
+
+    If it is cancelled, nothing is left running.
+    """
+    most = service.settings.max_inputs
+    if len(texts) > most:
+        raise InvalidRequestError(f"{param}: at most {most} inputs (max_inputs)", param)
+    inputs = await _tokenize(service, body, texts, param)
+    run = _Run(service, request.scope["request_log"], body.priority)
+    try:
+        vectors = await run.all(inputs)
+    finally:
+        run.abort()
+    return Encoded(vectors, sum(len(one.token_ids) for one in inputs))
+
+
+async def _tokenize(service: Service, body: EncoderFields, texts: list[Text], param: str) -> list[EncoderInput]:
+    ready = service.ready()
+    limit = body.truncate_prompt_tokens
+    if (limit is not None and not -1 <= limit <= ready.max_model_len) or limit == 0:
+        raise InvalidRequestError(
+            f"truncate_prompt_tokens: 1 to {ready.max_model_len}, or -1", "truncate_prompt_tokens"
+        )
+    limit = ready.max_model_len if limit == -1 else limit
+
+    def work() -> list[EncoderInput]:
+        return [service.tokenizer.encoder_input(text, limit) for text in texts]
+
+    inputs = await aside(work, sum(map(len, texts)))
+    for index, one in enumerate(inputs):
+        where = f"{param}[{index}]" if len(inputs) > 1 else param
+        if not one.token_ids:
+            raise InvalidRequestError(f"{where}: must not be empty", where)
+        if max(one.token_ids) >= ready.vocab_size:
+            raise InvalidRequestError(f"{where}: token ids are below {ready.vocab_size}", where)
+        if len(one.token_ids) > ready.max_model_len:
+            raise ContextLengthError(
+                f"This model's maximum context length is {ready.max_model_len} tokens. However, {where} has "
+                f"{len(one.token_ids)} tokens. Please shorten it, or give truncate_prompt_tokens.",
+                where,
+            )
+    return inputs
+
+
+@dataclass
+class _Open:
+    """An input that the engine has."""
+
+    command: EncodeCommand
+    outputs: AsyncIterator[RequestOutput]
+
+
+class _Run:
+    """Hands inputs to the engine, some at a time, and takes what comes back."""
+
+    def __init__(self, service: Service, entry: RequestLog, priority: int) -> None:
+        self._service = service
+        self._entry = entry
+        self._priority = priority
+        self._open: deque[_Open] = deque()
+
+    async def all(self, inputs: list[EncoderInput]) -> Vectors:
+        """The vectors of all inputs, in their order."""
+        vectors: Vectors = []
+        for index, one in enumerate(inputs):
+            if len(self._open) == _WINDOW:
+                vectors.append(await self._next())
+            self._submit(index, one)
+        while self._open:
+            vectors.append(await self._next())
+        self._entry.fields["prompt_tokens"] = sum(len(one.token_ids) for one in inputs)
+        return vectors
+
+    def _submit(self, index: int, one: EncoderInput) -> None:
+        command = EncodeCommand(
+            request_id=f"{self._entry.request_id}-{index}-{time.monotonic_ns():x}",
+            token_ids=one.token_ids,
+            type_ids=one.type_ids,
+            priority=self._priority,
+            arrived_at=self._entry.arrived_at,
+        )
+        self._open.append(_Open(command, self._service.engine.generate(command)))
+        self._service.metrics.record_admitted(len(one.token_ids))
+
+    async def _next(self) -> NDArray[np.float32]:
+        first = self._open[0]
+        output = await anext(first.outputs)
+        self._open.popleft()
+        assert output.finish_reason is not None
+        seconds = time.monotonic() - first.command.arrived_at
+        self._service.metrics.record_finished(output.finish_reason, seconds, output.timing)
+        if output.finish_reason is not FinishReason.STOP:
+            raise InternalError(output.error or "the request failed")
+        return np.frombuffer(output.vector, dtype=np.float32)
+
+    def abort(self) -> None:
+        """End what the engine still has."""
+        for one in self._open:
+            self._service.engine.abort(one.command.request_id)
+            self._service.metrics.record_finished(FinishReason.ABORT, time.monotonic() - one.command.arrived_at, None)
+        self._open.clear()

@@ -1,0 +1,104 @@
+"""The step loop for encoders: whole inputs, as many as fit into a step, first come, first served."""
+
+import heapq
+import logging
+import time
+from collections.abc import Sequence
+
+from app.core.messages import EncodeCommand, EngineStats, RequestOutput, RequestTiming, StepOutputs
+from app.core.request import FinishReason
+from app.core.step import EncoderWorker, Limits
+
+log = logging.getLogger(__name__)
+
+
+class EncoderCore:
+    """As `EngineCore`, for requests that are done after one step and need no cache."""
+
+    def __init__(self, worker: EncoderWorker, limits: Limits) -> None:
+        self.worker = worker
+        self.limits = limits
+        self._waiting: list[tuple[int, float, int, EncodeCommand]] = []  # a heap
+        self._open: dict[str, EncodeCommand] = {}
+        self._arrivals = 0
+        self._endings: list[RequestOutput] = []
+
+    @property
+    def has_work(self) -> bool:
+        return bool(self._open or self._endings)
+
+    def admit_compiled(self) -> bool:
+        """See `EngineCore`: nothing has to be compiled here."""
+        return False
+
+    def add(self, command: EncodeCommand) -> None:
+        """Queue a request. One that can never run ends with an error at once."""
+        if not 0 < len(command.token_ids) <= self.limits.max_model_len:
+            self._endings.append(_ending(command, FinishReason.ERROR, "the input is empty or too long for the model"))
+            return
+        self._arrivals += 1  # breaks ties
+        self._open[command.request_id] = command
+        heapq.heappush(self._waiting, (command.priority, command.arrived_at, self._arrivals, command))
+
+    def abort(self, request_ids: Sequence[str]) -> None:
+        """End these requests now; unknown ids are ignored."""
+        for request_id in request_ids:
+            if command := self._open.pop(request_id, None):  # what is left in the heap is passed over
+                self._endings.append(_ending(command, FinishReason.ABORT))
+
+    def step(self) -> StepOutputs:
+        """Compute the inputs that are first in line."""
+        began, commands = time.monotonic(), self._take()
+        outputs = self._run(commands)
+        ended = time.monotonic()
+        for output in outputs:
+            timing = RequestTiming(self._open.pop(output.request_id).arrived_at, began, ended, ended)
+            output.timing = timing
+        stats = EngineStats(
+            num_running=len(commands),
+            num_waiting=len(self._open),
+            kv_cache_usage=0.0,
+            step_tokens=sum(len(command.token_ids) for command in commands),
+            step_seconds=ended - began,
+            prefix_cache_queries=0,
+            prefix_cache_hits=0,
+            num_preemptions=0,
+        )
+        outputs += self._endings
+        self._endings = []
+        return StepOutputs(outputs, stats)
+
+    def _take(self) -> list[EncodeCommand]:
+        """The next inputs, as far as the limits of a step go."""
+        taken: list[EncodeCommand] = []
+        budget = self.limits.max_num_batched_tokens
+        while self._waiting and len(taken) < self.limits.max_num_seqs:
+            command = self._waiting[0][-1]
+            if self._open.get(command.request_id) is not command:  # aborted
+                heapq.heappop(self._waiting)
+                continue
+            if len(command.token_ids) > budget:
+                break
+            budget -= len(command.token_ids)
+            taken.append(heapq.heappop(self._waiting)[-1])
+        return taken
+
+    def _run(self, commands: list[EncodeCommand]) -> list[RequestOutput]:
+        """What comes of inputs; if they fail together, of each alone: only those to blame end with an error."""
+        if not commands:
+            return []
+        try:
+            vectors = self.worker.encode(commands)
+        except Exception as error:
+            log.exception("a step of %d inputs failed", len(commands))
+            if len(commands) > 1:
+                return [output for command in commands for output in self._run([command])]
+            return [_ending(commands[0], FinishReason.ERROR, f"the input cannot be computed: {error}")]
+        return [
+            RequestOutput(request_id=command.request_id, token_ids=[], vector=vector, finish_reason=FinishReason.STOP)
+            for command, vector in zip(commands, vectors, strict=True)
+        ]
+
+
+def _ending(command: EncodeCommand, reason: FinishReason, error: str = "") -> RequestOutput:
+    return RequestOutput(request_id=command.request_id, token_ids=[], finish_reason=reason, error=error)

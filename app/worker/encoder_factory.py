@@ -1,0 +1,47 @@
+"""Building an encoder's worker from settings."""
+
+import time
+from dataclasses import replace
+from pathlib import Path
+
+from transformers import AutoModel, AutoModelForSequenceClassification
+
+from app.core.encoder import EncoderConfig
+from app.core.step import BuiltEncoder
+from app.errors import ModelError
+from app.models.loader import ModelFolder
+from app.settings import Settings
+from app.worker.encoder_runner import EncoderRunner
+from app.worker.resolve import resolve
+
+_TOKENS = 4096
+"""Of a step, unless settings say something else."""
+
+
+def build_encoder(settings: Settings, path: Path, config: EncoderConfig) -> BuiltEncoder:
+    """Load the encoder in a folder. Raises StartupError."""
+    folder, began = ModelFolder.open(path), time.monotonic()
+    resolved = resolve(settings, folder)
+    kind = AutoModelForSequenceClassification if config.task == "classify" else AutoModel
+    try:
+        model = kind.from_pretrained(path, dtype=resolved.dtype).to(resolved.device).eval()
+    except Exception as error:  # the library's, of many kinds
+        raise ModelError(f"{path} cannot be loaded: {error}") from error
+    max_len = min(config.max_len, settings.max_model_len or config.max_len)
+    limits = replace(
+        resolved.limits,
+        max_model_len=max_len,
+        max_num_batched_tokens=max(max_len, settings.max_num_batched_tokens or _TOKENS),
+        max_num_seqs=settings.max_num_seqs or _TOKENS,
+    )
+    runner = EncoderRunner(model, config, resolved.device, model.config.pad_token_id or 0)
+    return BuiltEncoder(
+        worker=runner,
+        limits=limits,
+        architecture=folder.architecture,
+        model_impl="transformers",
+        device=str(resolved.device),
+        dtype=str(resolved.dtype).removeprefix("torch."),
+        vocab_size=int(model.config.vocab_size),
+        startup_seconds={"load_weights": time.monotonic() - began},
+    )

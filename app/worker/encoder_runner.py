@@ -1,0 +1,78 @@
+"""Runs an encoder on many inputs at once: those of nearly the same length together, so that little is padding."""
+
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from app.core.encoder import EncoderConfig
+from app.core.messages import EncodeCommand
+
+_MOST_PADDING = 8
+"""Inputs of a batch are at most an eighth shorter than its longest, or ..."""
+_SHORT = 4
+"""... this many tokens."""
+
+
+class EncoderRunner:
+    """transformers' own model, which reads padded batches."""
+
+    def __init__(self, model: nn.Module, config: EncoderConfig, device: torch.device, pad_id: int) -> None:
+        self.model = model
+        self.config = config
+        self.device = device
+        self._pad_id = pad_id
+        self._has_types = "token_type_ids" in model.forward.__code__.co_varnames
+
+    @torch.inference_mode()
+    def encode(self, commands: Sequence[EncodeCommand]) -> list[bytes]:
+        """See `app.core.step.EncoderWorker`."""
+        vectors = [b""] * len(commands)
+        order = sorted(range(len(commands)), key=lambda index: len(commands[index].token_ids))
+        for indices in _batches(order, [len(commands[index].token_ids) for index in order]):
+            outputs = self._run([commands[index] for index in indices]).float().cpu().numpy()
+            for index, vector in zip(indices, outputs, strict=True):
+                vectors[index] = vector.tobytes()
+        return vectors
+
+    def _run(self, commands: list[EncodeCommand]) -> Tensor:
+        """(inputs, hidden_size), or (inputs, labels) of a classifier."""
+        lengths = torch.tensor([len(command.token_ids) for command in commands], device=self.device)
+        longest = int(lengths.max())
+        inputs = {"input_ids": self._padded([command.token_ids for command in commands], longest, self._pad_id)}
+        if self._has_types:
+            inputs["token_type_ids"] = self._padded([command.type_ids for command in commands], longest, 0)
+        mask = torch.arange(longest, device=self.device) < lengths[:, None]
+        if longest > int(lengths.min()):
+            inputs["attention_mask"] = mask.long()
+        output = self.model(**inputs)
+        if self.config.task == "classify":
+            logits: Tensor = output.logits
+            return logits
+        return self._pool(output.last_hidden_state, mask, lengths)
+
+    def _padded(self, rows: list[list[int]], length: int, value: int) -> Tensor:
+        """(rows, length)"""
+        padded = [row + [value] * (length - len(row)) for row in rows]
+        return torch.tensor(padded, dtype=torch.int64, device=self.device)
+
+    def _pool(self, hidden: Tensor, mask: Tensor, lengths: Tensor) -> Tensor:
+        """hidden (inputs, tokens, hidden_size) to (inputs, hidden_size)."""
+        match self.config.pooling:
+            case "cls":
+                return hidden[:, 0]
+            case "last":
+                return hidden[torch.arange(len(lengths), device=self.device), lengths - 1]
+            case "max":
+                return hidden.masked_fill(~mask[:, :, None], float("-inf")).amax(dim=1)
+            case "mean":
+                return (hidden.float() * mask[:, :, None]).sum(dim=1) / lengths[:, None]
+
+
+def _batches(order: list[int], lengths: list[int]) -> Iterator[list[int]]:
+    """Cut inputs, which are sorted by length, where the next would make too much padding."""
+    start = 0
+    for at in range(1, len(order) + 1):
+        if at == len(order) or lengths[at] - lengths[start] > max(_SHORT, lengths[at] // _MOST_PADDING):
+            yield order[start:at]
+            start = at
