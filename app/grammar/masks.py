@@ -22,7 +22,8 @@ class GrammarMasks:
     def __init__(self, folder: Path, vocab_size: int) -> None:
         """For the model in a folder, whose tokenizer is read when the first grammar comes."""
         self._compiler = GrammarCompiler(lambda: Tokenizer(folder), vocab_size)
-        self._executor = LLExecutor()
+        # One thread: the matchers of a grammar share a lexer, for which more threads wait longer than they compute.
+        self._executor = LLExecutor(num_threads=1)
         self._matchers: dict[int, LLMatcher] = {}
         self.words = mask_words(vocab_size)
         """int32 numbers of a mask."""

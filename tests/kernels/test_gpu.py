@@ -230,9 +230,9 @@ def sampling_tensors(rows: list[int], position: int = 7, **values: list[float]) 
     """Greedy and without penalties, but for `values`."""
     off = {
         "seed": 0, "temperature": 0, "top_k": VOCAB, "top_p": 1, "min_p": 0, "adjusts": 0, "presence": 0,
-        "frequency": 0, "repetition": 1,
+        "frequency": 0, "repetition": 1, "masked": 0,
     }  # fmt: skip
-    kinds = {"seed": torch.int64, "top_k": torch.int32, "adjusts": torch.int32}
+    kinds = {"seed": torch.int64, "top_k": torch.int32, "adjusts": torch.int32, "masked": torch.int32}
     tensors = {
         name: torch.tensor(values.get(name, [value] * len(rows)), dtype=kinds.get(name, torch.float32), device=DEVICE)
         for name, value in off.items()

@@ -18,7 +18,7 @@ class Unknown(RequestBody):
     type: str
 
     @classmethod
-    def __get_pydantic_json_schema__(cls, schema: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:  # noqa: ARG003
+    def __get_pydantic_json_schema__(cls, schema: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
         """For OpenAPI there is no such thing."""
         return {"not": {}}
 
