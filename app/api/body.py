@@ -30,7 +30,21 @@ def body_of(model: type[Body]) -> Callable[[Request], Awaitable[Body]]:
 
 def body_schema(model: type[RequestBody]) -> dict[str, Any]:
     """For OpenAPI: what `body_of` reads."""
-    return {"requestBody": {"required": True, "content": {"application/json": {"schema": model.model_json_schema()}}}}
+    schema = model.model_json_schema()
+    whole = _with_definitions(schema, schema.pop("$defs", {}))
+    return {"requestBody": {"required": True, "content": {"application/json": {"schema": whole}}}}
+
+
+def _with_definitions(schema: Any, definitions: dict[str, Any]) -> Any:
+    """A schema with its definitions in their places: references would be looked up in the whole document."""
+    if isinstance(schema, list):
+        return [_with_definitions(item, definitions) for item in schema]
+    if not isinstance(schema, dict):
+        return schema
+    if "$ref" in schema:
+        name = schema["$ref"].removeprefix("#/$defs/")
+        schema = {**definitions[name], **{key: value for key, value in schema.items() if key != "$ref"}}
+    return {key: _with_definitions(value, definitions) for key, value in schema.items()}
 
 
 def _check_content_type(request: Request) -> None:

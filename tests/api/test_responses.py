@@ -162,6 +162,19 @@ def test_results_of_tools_go_back(client: openai.OpenAI, server: Server) -> None
     assert all("<tool_response>" in result for _, result in said[2:4])
 
 
+@pytest.mark.usefixtures("thinks")
+def test_a_conversation_goes_on_after_a_call_that_was_cut(client: openai.OpenAI, server: Server) -> None:
+    server.engine.script = say(f"Yo\n{ADD[:-20]}")
+    first = client.responses.create(model=MODEL, input="Hi", tools=TOOLS)
+    assert [(item.type, item.status) for item in first.output] == [
+        ("message", "completed"),
+        ("function_call", "incomplete"),
+    ]
+    client.responses.create(model=MODEL, input="So?", tools=TOOLS, previous_response_id=first.id)
+    said = turns(server.engine.last_command().prompt_token_ids)[1:]
+    assert said == [("user", "Hi"), ("assistant", "Yo"), ("user", "So?"), ("assistant", "")]
+
+
 def test_a_wanted_call_is_constrained(client: openai.OpenAI, server: Server) -> None:
     server.engine.ready = msgspec.structs.replace(READY, max_model_len=2048)
     server.engine.script = end(ADD)

@@ -84,12 +84,14 @@ class ResponseAnswer(BlocksAnswer):
         }
 
     def _message(self) -> Fields:
-        """All that the assistant says, for the next response."""
-        kinds: dict[Kind, list[Block]] = {kind: [b for b in self._blocks.all if b.kind is kind] for kind in Kind}
-        texts = [block.text for block in kinds[Kind.TEXT]]
-        reasoning = "".join(block.text for block in kinds[Kind.REASONING])
-        calls = [tool_call(block.call_id, block.name, block.text) for block in kinds[Kind.TOOL_CALL]]
-        return assistant_message(texts, reasoning, calls)
+        """What the assistant said, for the next response; a call that was cut is none."""
+        blocks = {kind: [block for block in self._blocks.all if block.kind is kind] for kind in Kind}
+        calls = [block for block in blocks[Kind.TOOL_CALL] if not self._is_incomplete(block)]
+        return assistant_message(
+            [block.text for block in blocks[Kind.TEXT]],
+            "".join(block.text for block in blocks[Kind.REASONING]),
+            [tool_call(block.call_id, block.name, block.text) for block in calls],
+        )
 
     def _item(self, block: Block) -> dict[str, Any]:
         """A block as an output item, as far as it has come."""

@@ -1,9 +1,11 @@
 """Things that say by their `type` what they are, in lists of several kinds."""
 
 from collections.abc import Callable, Mapping
-from typing import Annotated, Any
+from typing import Any
 
-from pydantic import ConfigDict, Discriminator, Field
+from pydantic import ConfigDict, Discriminator, GetJsonSchemaHandler
+from pydantic.json_schema import JsonSchemaValue
+from pydantic_core import CoreSchema
 
 from app.api.schemas.common import RequestBody
 from app.errors import UnsupportedError
@@ -13,7 +15,12 @@ class Unknown(RequestBody):
     """A thing of a kind that no schema describes: to be refused by the name of its kind."""
 
     model_config = ConfigDict(extra="ignore")
-    type: Annotated[str, Field(description="every other kind is refused by its name")]
+    type: str
+
+    @classmethod
+    def __get_pydantic_json_schema__(cls, schema: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
+        """For OpenAPI there is no such thing."""
+        return {"not": {}}
 
 
 def by_type(*known: str, default: str | None = None, others: Mapping[str, str] | None = None) -> Discriminator:
