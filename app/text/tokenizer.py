@@ -147,15 +147,14 @@ class Tokenizer:
         """A text, its token ids, or a pair of texts, as an encoder reads it: cut to `limit` tokens, if there is one."""
         if isinstance(text, list):
             return EncoderInput(text[:limit], [0] * len(text[:limit]))
-        parts = [
-            self._fast.encode(part, add_special_tokens=False) for part in ((text,) if isinstance(text, str) else text)
-        ]
+        texts = (text,) if isinstance(text, str) else text
+        parts = [self._fast.encode(part, add_special_tokens=False) for part in texts]
         if limit is not None:
             left = max(0, limit - self._fast.num_special_tokens_to_add(len(parts) == 2))
             parts[0].truncate(min(left, len(parts[0])))
             for part in parts[1:]:
                 part.truncate(min(left - len(parts[0]), len(part)))
-        whole = self._fast.post_process(*parts, add_special_tokens=True)
+        whole = self._fast.post_process(parts[0], parts[1] if len(parts) == 2 else None, add_special_tokens=True)
         return EncoderInput(whole.ids, whole.type_ids)
 
     def encode_segments(self, segments: list[tuple[str, bool]]) -> list[int]:

@@ -166,8 +166,9 @@ def _sigmoid(logits: NDArray[np.float32]) -> NDArray[np.float32]:
 
 
 def _softmax(logits: NDArray[np.float32]) -> NDArray[np.float32]:
-    weights = np.exp(logits.astype(np.float64) - logits.max())
-    return (weights / weights.sum()).astype(np.float32)
+    weights: NDArray[np.float64] = np.exp(logits.astype(np.float64) - logits.max())
+    probs: NDArray[np.float32] = (weights / weights.sum()).astype(np.float32)
+    return probs
 
 
 def _written(vector: NDArray[np.float32], encoding_format: str) -> str | list[float]:
