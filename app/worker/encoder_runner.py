@@ -1,6 +1,7 @@
 """Runs an encoder on many inputs at once: those of nearly the same length together, so that little is padding."""
 
 from collections.abc import Iterator, Sequence
+from inspect import signature
 
 import torch
 from torch import Tensor, nn
@@ -22,7 +23,7 @@ class EncoderRunner:
         self.config = config
         self.device = device
         self._pad_id = pad_id
-        self._has_types = "token_type_ids" in model.forward.__code__.co_varnames
+        self._has_types = "token_type_ids" in signature(model.forward).parameters
 
     @torch.inference_mode()
     def encode(self, commands: Sequence[EncodeCommand]) -> list[bytes]:

@@ -1,0 +1,92 @@
+"""Inputs of all lengths at once give what transformers gives for each alone."""
+
+import random
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import transformers
+
+from app.core.encoder import EncoderConfig
+from app.core.messages import EncodeCommand
+from app.settings import load_settings
+from app.worker.encoder_factory import build_encoder
+
+TINY: dict[str, Any] = {
+    "vocab_size": 99,
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "max_position_embeddings": 70,
+    "pad_token_id": 1,
+}
+FAMILIES: dict[str, dict[str, Any]] = {
+    "Bert": {},
+    "Roberta": {"type_vocab_size": 1},
+    "XLMRoberta": {"type_vocab_size": 1},
+    "DistilBert": {"dim": 32, "hidden_dim": 64, "n_layers": 2, "n_heads": 4},
+    "MPNet": {},
+    "Electra": {"embedding_size": 32},
+    "ModernBert": {"global_attn_every_n_layers": 2, "local_attention": 8, "bos_token_id": 2, "eos_token_id": 3,
+                   "cls_token_id": 2, "sep_token_id": 3},
+}  # fmt: skip
+
+
+def write_encoder(folder: Path, family: str, kind: str, **options: Any) -> torch.nn.Module:
+    """A random encoder, saved to a folder; transformers' own model in float32."""
+    config = getattr(transformers, f"{family}Config")(**{**TINY, **FAMILIES[family], **options})
+    torch.manual_seed(0)
+    model = getattr(transformers, f"{family}{kind}")(config)
+    for parameter in model.parameters():
+        parameter.data = torch.randn(parameter.shape) * (0.15 if parameter.dim() > 1 else 0.3)
+    model.save_pretrained(folder)
+    return model.float().eval()  # type: ignore[no-any-return]
+
+
+def make_commands(has_types: bool) -> list[EncodeCommand]:
+    rng, commands = random.Random(1), []
+    for index in range(24):
+        token_ids = [rng.randrange(4, 99) for _ in range(rng.choice([1, 2, 3, 7, 8, 9, 30, 31, 60]))]
+        types = [int(has_types and at > len(token_ids) // 2) for at in range(len(token_ids))]
+        commands.append(EncodeCommand(request_id=str(index), token_ids=token_ids, type_ids=types, arrived_at=0.0))
+    return commands
+
+
+@torch.inference_mode()
+def alone(model: torch.nn.Module, command: EncodeCommand, has_types: bool) -> Any:
+    types = {"token_type_ids": torch.tensor([command.type_ids])} if has_types else {}
+    return model(input_ids=torch.tensor([command.token_ids]), **types)
+
+
+@pytest.mark.parametrize(
+    ("family", "pooling"),
+    [*((family, "mean") for family in FAMILIES), *(("Bert", how) for how in ("cls", "last", "max"))],
+)
+def test_embeddings(family: str, pooling: Any, tmp_path: Path) -> None:
+    oracle = write_encoder(tmp_path, family, "Model")
+    config = EncoderConfig.from_folder(tmp_path)
+    assert config is not None
+    assert config.max_len == (68 if family in ("Roberta", "XLMRoberta", "MPNet") else 70)
+    built = build_encoder(load_settings(device="cpu"), tmp_path, EncoderConfig("embed", config.max_len, pooling))
+    has_types = family in ("Bert", "Electra")
+    commands = make_commands(has_types)
+    for command, vector in zip(commands, built.worker.encode(commands), strict=True):
+        hidden = alone(oracle, command, has_types).last_hidden_state[0]
+        expected = {"mean": hidden.mean(0), "cls": hidden[0], "last": hidden[-1], "max": hidden.amax(0)}[pooling]
+        np.testing.assert_allclose(np.frombuffer(vector, np.float32), expected.numpy(), atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("family", ["Bert", "Roberta", "ModernBert"])
+def test_classifiers(family: str, tmp_path: Path) -> None:
+    oracle = write_encoder(tmp_path, family, "ForSequenceClassification", id2label={0: "no", 1: "yes", 2: "maybe"})
+    config = EncoderConfig.from_folder(tmp_path)
+    assert config is not None
+    assert (config.task, config.labels, config.is_multi_label) == ("classify", ("no", "yes", "maybe"), False)
+    built = build_encoder(load_settings(device="cpu"), tmp_path, config)
+    commands = make_commands(family == "Bert")
+    for command, logits in zip(commands, built.worker.encode(commands), strict=True):
+        expected = alone(oracle, command, family == "Bert").logits[0].numpy()
+        np.testing.assert_allclose(np.frombuffer(logits, np.float32), expected, atol=1e-5, rtol=1e-5)
