@@ -83,10 +83,6 @@ class Scanner:
         taken, self._buffer = self._buffer[:count], self._buffer[count:]
         return taken
 
-    def _may_become(self, *words: str) -> bool:
-        """Whether more text could make the buffer begin with one of some words."""
-        return not self._ended and any(word.startswith(self._buffer) for word in words)
-
 
 def length_before(text: str, words: tuple[str, ...]) -> int:
     """Characters of `text` before what could be the beginning of one of some words at its end."""

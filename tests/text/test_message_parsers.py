@@ -1,6 +1,7 @@
 """Tool calls and reasoning in texts, which may be cut anywhere."""
 
 import json
+import time
 from collections.abc import Callable, Sequence
 
 import pytest
@@ -42,11 +43,13 @@ TEXTS = {
     "pythonic": """[weather(city='Köln "am" {Rhein}]}', days=[1, 2], deep={"a": None, "b": true}), time()]""",
 }
 OTHER_FORMS = {
-    "hermes": f"Let me see. <tool_call>{IN_STRING}<tool_call>" + '{"name": "time"}',
-    "llama3_json": f"<|python_tag|>{ONE.replace('arguments', 'parameters')};{OTHER}",
+    "hermes": f"Let me see. <tool_call>{ONE[:-1]}, \"id\": {{}}}}</tool_call><tool_call>" + '{"name": "time"}</tool',
+    "llama3_json": f"<|python_tag|>{IN_STRING.replace('arguments', 'parameters')};{OTHER}",
     "mistral": f"Let me see.[TOOL_CALLS]weather[CALL_ID]a1[ARGS]{json.dumps(ARGUMENTS)} [TOOL_CALLS]time{{}}",
     "pythonic": "<|python_tag|>" + TEXTS["pythonic"],
 }  # fmt: skip
+WITH_IDS = {"mistral": f'[TOOL_CALLS] [{ONE[:-1]}, "id": "a12345678"}}, {OTHER}]'}
+"""As its template shows earlier calls to the model."""
 NO_CALLS = [
     "Just text, with {braces} and <tool_ca and [brackets] .\n ",
     "<tool_call>\nnot JSON</tool_call>",
@@ -60,17 +63,23 @@ NO_CALLS = [
     "[f(x=[1,2)]",
     "<|python_tag|>print(1)",
     "<tool_call><tool_call>",
+    "Hi \n<tool_call>\n{'name': 'f'}</tool_call>",
+    "Hi \n<tool_call>\n" + '{"a": ' + "[" * 2000 + "]" * 2000 + "}",
+    '{"name": "Bob", "age": 7}',
+    '<tool_call>{"name": "Bob", "age": 7}</tool_call>',
+    '[f(**{"a": 1})]',
+    "[f(), (lambda: 0)()]",
+    "[f(x=1e999)]",
     "<",
     "",
 ]
 
 
-@pytest.mark.parametrize("texts", [TEXTS, OTHER_FORMS], ids=["usual", "other"])
-@pytest.mark.parametrize("name", FORMATS)
-def test_calls_are_found(name: str, texts: dict[str, str]) -> None:
-    content, _, calls = parse(FORMATS[name].parser(), [texts[name]])
+@pytest.mark.parametrize(("name", "text"), [item for texts in (TEXTS, OTHER_FORMS, WITH_IDS) for item in texts.items()])
+def test_calls_are_found(name: str, text: str) -> None:
+    content, _, calls = parse(FORMATS[name].parser(), [text])
     assert [(function, json.loads(arguments)) for function, arguments in calls] == CALLS
-    assert content == ("Let me see." if name in ("hermes", "mistral") else "")
+    assert content == ("Let me see." if "Let me see." in text else "")
 
 
 @pytest.mark.parametrize("text", NO_CALLS)
@@ -84,7 +93,16 @@ PARSERS: dict[str, Callable[[], MessageParser]] = {
     "thinks": lambda: ReasoningParser(FORMATS["hermes"].parser(), is_open=False),
     "thinks already": lambda: ReasoningParser(PlainText(), is_open=True),
 }
-PIECES = [*TEXTS.values(), *OTHER_FORMS.values(), *NO_CALLS, "<think>\nWell.\n</think>\n\n", "</think>", "  ", "\n"]
+PIECES = [
+    *TEXTS.values(),
+    *OTHER_FORMS.values(),
+    *WITH_IDS.values(),
+    *NO_CALLS,
+    "<think>\nWell.\n</think>\n\n",
+    "</think>",
+    "  ",
+    "\n",
+]
 
 
 @given(st.lists(st.sampled_from(PIECES), max_size=3).map("".join), st.data())
@@ -96,6 +114,23 @@ def test_where_a_text_is_cut_changes_nothing(name: str, text: str, data: st.Data
     whole = parse(PARSERS[name](), [text])
     assert parse(PARSERS[name](), pieces) == whole
     assert parse(PARSERS[name](), list(text)) == whole
+    if not whole[2] and "think" not in name:
+        assert whole[0] == text
+
+
+def test_what_cannot_become_a_call_is_not_held_back() -> None:
+    assert FORMATS["hermes"].parser().feed('<tool_call>{"name": oops').content == '<tool_call>{"name": oops'
+    assert FORMATS["pythonic"].parser().feed('[f("a" < ').content == '[f("a" <'
+
+
+@pytest.mark.parametrize("name", FORMATS)
+@pytest.mark.parametrize("piece", ['[f(x="', "<|python_tag|>[f(", '<tool_call>{"name": "', "<tool_call>{", "{"])
+def test_long_texts_take_no_longer_than_they_are(name: str, piece: str) -> None:
+    """Every character is read a few times at most: else a minute would not do, nor the other requests go on."""
+    for text in (piece + "word " * 10_000, piece * 5_000):
+        started = time.process_time()
+        parse(FORMATS[name].parser(), [text[at : at + 4] for at in range(0, len(text), 4)])
+        assert time.process_time() - started < 5
 
 
 @given(st.text('<tool_call>{}"name:,argumets[TOOL_CALLS]\\/thinkf(x=1)|py ;\n', max_size=60))

@@ -2,11 +2,19 @@
 
 import json
 import re
+from collections.abc import Callable
 
 from app.text.message_parser import Scanner, ToolCallDelta, length_before
+from app.text.tools.brackets import JSON, LENIENT_JSON, BracketScanner
 
-_HEAD = re.compile(r'\{\s*"name"\s*:\s*("(?:[^"\\]|\\.)+")\s*,\s*"(?:arguments|parameters)"\s*:\s*(?=\{)')
-"""The beginning of a call whose arguments can be passed on as they come."""
+_SPACE = r"\s{0,99}"
+_HEAD = re.compile(
+    rf'\{{{_SPACE}"name"{_SPACE}:{_SPACE}("(?:[^"\\]|\\.){{1,256}}"){_SPACE},'
+    rf'{_SPACE}"(?:arguments|parameters)"{_SPACE}:{_SPACE}(?=\{{)'
+)
+"""The beginning of a call whose arguments can be passed on as they come. It is tried at each piece of text, so its
+length has bounds; a longer one is read when the whole object is there."""
+_REST = re.compile(r',\s*"')
 
 
 class CallScanner(Scanner):
@@ -22,8 +30,8 @@ class CallScanner(Scanner):
         self._state = self._in_content
         self._num_calls = 0
         self._pending = ""
-        """What has been taken off since the marker, and is content if no call comes of it."""
-        self._json = JsonScanner()
+        """What has been taken off for a call, and is content if no call comes of it."""
+        self._brackets = BracketScanner(JSON)
 
     # ------------------------------------------------------------------ content
 
@@ -32,8 +40,10 @@ class CallScanner(Scanner):
             ((at, marker) for marker in self.markers if (at := self._buffer.find(marker)) >= 0), default=(-1, "")
         )
         if at >= 0:
-            self._add_content(self._take(at).rstrip())
-            self._pending = self._take(len(marker))
+            before = self._take(at)
+            text = before.rstrip()
+            self._add_content(text)
+            self._pending = before[len(text) :] + self._take(len(marker))
             self._state = self._after_marker
             return True
         # White space before a call belongs to nobody.
@@ -74,7 +84,7 @@ class CallScanner(Scanner):
             return self._ended and self._give_up()
         if self._buffer[0] != "{":
             return self._give_up()
-        self._json = JsonScanner()
+        self._brackets = BracketScanner(JSON)
         self._state = self._in_object
         return True
 
@@ -86,37 +96,33 @@ class CallScanner(Scanner):
             except ValueError:
                 return self._give_up()
             self._take(match.end())
-            self._start_call(name)
+            self._start_call(name, self._behind_arguments)
             return True
-        end = self._json.end_in(self._buffer)
+        end = self._brackets.end_in(self._buffer)
         if end is None:
-            return self._ended and self._give_up()
+            return (self._ended or self._brackets.is_broken) and self._give_up()
         try:
-            call = json.loads(self._buffer[:end])
-            name, arguments = call["name"], call.get("arguments", call.get("parameters"))
-        except (ValueError, KeyError):
-            return self._give_up()
-        if not isinstance(name, str):
+            name, arguments = _read_call(self._buffer[:end])
+        except (ValueError, KeyError, RecursionError):
             return self._give_up()
         self._take(end)
         self._add_call(name, arguments)
         self._state = self._after_call
         return True
 
-    def _add_call(self, name: str, arguments: object) -> None:
-        """A whole call; some models write the arguments as JSON in a string, or none at all."""
-        if not isinstance(arguments, str):
-            arguments = json.dumps({} if arguments is None else arguments, ensure_ascii=False)
+    def _add_call(self, name: str, arguments: str) -> None:
+        """A whole call."""
         self._delta.tool_calls += [
             ToolCallDelta(self._num_calls, name=name),
             ToolCallDelta(self._num_calls, arguments),
         ]
         self._end_call()
 
-    def _start_call(self, name: str) -> None:
-        """A call whose arguments follow, as an object."""
+    def _start_call(self, name: str, then: Callable[[], bool]) -> None:
+        """A call whose arguments follow, as an object; what stands behind them is read by `then`."""
         self._delta.tool_calls.append(ToolCallDelta(self._num_calls, name=name))
-        self._json = JsonScanner()
+        self._brackets = BracketScanner(LENIENT_JSON)
+        self._then = then
         self._state = self._in_arguments
 
     def _end_call(self) -> None:
@@ -125,58 +131,51 @@ class CallScanner(Scanner):
 
     def _in_arguments(self) -> bool:
         """Pass the arguments on."""
-        end = self._json.end_in(self._buffer)
+        end = self._brackets.end_in(self._buffer)
         piece = self._take(len(self._buffer) if end is None else end)
         if piece:
             self._delta.tool_calls.append(ToolCallDelta(self._num_calls, piece))
         if end is None:
-            self._json.forget()
+            self._brackets.forget()
             return False
         self._end_call()
-        self._state = self._behind_arguments
+        self._state = self._then
         return True
 
     def _behind_arguments(self) -> bool:
-        """The object's closing brace."""
+        """The object's closing brace, or what models write before it, such as an id."""
         self._buffer = self._buffer.lstrip()
-        if not self._buffer:
+        if not self._buffer or (not self._ended and self._buffer.rstrip() == ","):
             return False
+        self._state = self._after_call
         if self._buffer[0] == "}":
             self._take(1)
+        elif _REST.match(self._buffer):
+            self._brackets = BracketScanner(JSON, depth=1)
+            self._state = self._in_rest
+        return True
+
+    def _in_rest(self) -> bool:
+        """Further fields of the object mean nothing; but without a closing brace they are none."""
+        end = self._brackets.end_in(self._buffer)
+        if end is None and not self._ended and not self._brackets.is_broken:
+            return False
+        self._take(end or 0)
         self._state = self._after_call
         return True
 
 
-class JsonScanner:
-    """Finds the end of an object or array in JSON text that comes in pieces."""
+def _read_call(text: str) -> tuple[str, str]:
+    """Name and arguments; ValueError, KeyError or RecursionError for what is no call.
 
-    def __init__(self) -> None:
-        self._at = 0
-        self._depth = 0
-        self._in_string = self._is_escaped = False
-
-    def end_in(self, text: str) -> int | None:
-        """Where it ends; None if not in `text`, whose beginning has been looked at before."""
-        while self._at < len(text):
-            char = text[self._at]
-            self._at += 1
-            if self._in_string:
-                if self._is_escaped:
-                    self._is_escaped = False
-                elif char == "\\":
-                    self._is_escaped = True
-                elif char == '"':
-                    self._in_string = False
-            elif char == '"':
-                self._in_string = True
-            elif char in "{[":
-                self._depth += 1
-            elif char in "}]":
-                self._depth -= 1
-                if self._depth == 0:
-                    return self._at
-        return None
-
-    def forget(self) -> None:
-        """The next text follows the one before, instead of beginning with it."""
-        self._at = 0
+    Some models write the arguments as JSON in a string, or none at all.
+    """
+    call = json.loads(text)
+    name, arguments = call["name"], call.get("arguments", call.get("parameters"))
+    if not isinstance(name, str):
+        raise ValueError("a name is a string")
+    if arguments is None and call.keys() - {"name", "id", "type", "arguments", "parameters"}:
+        raise ValueError("other data that has a name")
+    if isinstance(arguments, str):
+        return name, arguments
+    return name, json.dumps({} if arguments is None else arguments, ensure_ascii=False, allow_nan=False)

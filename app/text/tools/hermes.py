@@ -15,8 +15,8 @@ class HermesParser(CallScanner):
 
     def _after_call(self) -> bool:
         self._buffer = self._buffer.lstrip()
-        if self._may_become(_CLOSE):
-            return False
+        if self._buffer != _CLOSE and _CLOSE.startswith(self._buffer):
+            return False  # and where the text ends inside the marker, that is no content
         if self._buffer.startswith(_CLOSE):
             self._take(len(_CLOSE))
         self._state = self._in_content

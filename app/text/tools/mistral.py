@@ -5,7 +5,7 @@ import re
 from app.text.tools.calls import CallScanner
 
 _MARKER, _ARGS = "[TOOL_CALLS]", "[ARGS]"
-_NAME = re.compile(r"([\w.-]+)(?:\[CALL_ID\][\w-]*)?\s*(?:\[ARGS\])?\s*(?=\{)")
+_NAME = re.compile(r"([\w.-]{1,99})(?:\[CALL_ID\][\w-]{0,99})?\s{0,9}(?:\[ARGS\])?\s{0,9}(?=\{)")
 _LONGEST_HEAD = 256
 
 
@@ -28,23 +28,12 @@ class MistralParser(CallScanner):
     def _at_name(self) -> bool:
         if match := _NAME.match(self._buffer):
             self._take(match.end())
-            self._start_call(match[1])
+            self._start_call(match[1], self._in_content)
             return True
         head = self._buffer[:_LONGEST_HEAD]
         if self._ended or "{" in head or len(self._buffer) >= _LONGEST_HEAD:
             return self._give_up()
         return False
-
-    def _behind_arguments(self) -> bool:
-        # Only the older form has a brace around the call; behind the newer one there is text, or the next marker.
-        self._buffer = self._buffer.lstrip()
-        if not self._buffer:
-            return False
-        self._state = self._in_content
-        if self._buffer[0] == "}":
-            self._take(1)
-            self._state = self._after_call
-        return True
 
     def _after_call(self) -> bool:
         self._buffer = self._buffer.lstrip()

@@ -1,15 +1,18 @@
 """[name(key="value", ...), ...]: calls as Python writes them, as of Llama 3.2 and 4; a message that begins so."""
 
 import ast
+import json
 import re
+import warnings
 from typing import Any
 
+from app.text.tools.brackets import PYTHON, BracketScanner
 from app.text.tools.calls import CallScanner
 
-_BEGINNING = re.compile(r"\[\s*[A-Za-z_][\w.]*\(")
-_BEGUN = re.compile(r"\[?\s*([A-Za-z_][\w.]*)?$")
+_BEGINNING = re.compile(r"\[\s{0,99}[A-Za-z_][\w.]{0,99}\(")
+_BEGUN = re.compile(r"\[?\s{0,99}([A-Za-z_][\w.]{0,99})?$")
+_NAME = re.compile(r"[A-Za-z_][\w.]*")
 _JSON_NAMES = {"true": True, "false": False, "null": None}
-_OPENING, _CLOSING = "([{", ")]}"
 
 
 class PythonicParser(CallScanner):
@@ -26,12 +29,17 @@ class PythonicParser(CallScanner):
 
     def _at_list(self) -> bool:
         self._skip_space()
-        if not _BEGINNING.match(self._buffer):
-            may_begin = not self._ended and _BEGUN.match(self._buffer)
-            return False if may_begin else self._give_up()
-        end = _end_of_list(self._buffer)
+        if _BEGINNING.match(self._buffer):
+            self._brackets = BracketScanner(PYTHON)
+            self._state = self._in_list
+            return True
+        may_begin = not self._ended and _BEGUN.match(self._buffer)
+        return False if may_begin else self._give_up()
+
+    def _in_list(self) -> bool:
+        end = self._brackets.end_in(self._buffer)
         if end is None:
-            return self._ended and self._give_up()
+            return (self._ended or self._brackets.is_broken) and self._give_up()
         try:
             calls = _parse(self._buffer[:end])
         except (SyntaxError, ValueError, RecursionError, MemoryError):
@@ -43,37 +51,29 @@ class PythonicParser(CallScanner):
         return True
 
 
-def _end_of_list(text: str) -> int | None:
-    """Where the list that a text begins with ends, if it does."""
-    depth, quote, is_escaped = 0, "", False
-    for at, char in enumerate(text):
-        if is_escaped:
-            is_escaped = False
-        elif quote:
-            is_escaped = char == "\\"
-            quote = "" if char == quote else quote
-        elif char in "\"'":
-            quote = char
-        elif char in _OPENING:
-            depth += 1
-        elif char in _CLOSING:
-            depth -= 1
-            if depth == 0:
-                return at + 1
-    return None
-
-
-def _parse(text: str) -> list[tuple[str, dict[str, Any]]]:
-    """Names and arguments; ValueError or SyntaxError for what is not a list of calls of literals."""
-    tree = ast.parse(text, mode="eval").body
+def _parse(text: str) -> list[tuple[str, str]]:
+    """Names, and arguments as JSON; ValueError or SyntaxError for what is not a list of calls of literals."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of Python, about "\d" and the like
+        tree = ast.parse(text, mode="eval").body
     calls = tree.elts if isinstance(tree, ast.List) else []
-    if not calls or not all(isinstance(call, ast.Call) and not call.args for call in calls):
+    if not calls:
         raise ValueError("not a list of calls")
-    return [
-        (ast.unparse(call.func), {str(given.arg): _literal(given.value) for given in call.keywords})
-        for call in calls
-        if isinstance(call, ast.Call)
-    ]
+    return [_call(call) for call in calls]
+
+
+def _call(node: ast.expr) -> tuple[str, str]:
+    if not isinstance(node, ast.Call) or node.args:
+        raise ValueError("not a call with named arguments")
+    name = ast.unparse(node.func)
+    if not _NAME.fullmatch(name):
+        raise ValueError("not a name")
+    arguments: dict[str, Any] = {}
+    for given in node.keywords:
+        if given.arg is None:
+            raise ValueError("arguments have names")
+        arguments[given.arg] = _literal(given.value)
+    return name, json.dumps(arguments, ensure_ascii=False, allow_nan=False)
 
 
 def _literal(node: ast.expr) -> Any:
