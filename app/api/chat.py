@@ -12,6 +12,7 @@ from app.api.schemas.tools import NamedToolChoice, Tool
 from app.api.service import Service
 from app.api.structured import grammar_of
 from app.errors import InvalidRequestError
+from app.grammar.reasoning import thoughts
 from app.grammar.tool_calls import tool_calls
 from app.text.message_parser import MessageParser, PlainText
 from app.text.tools.formats import written
@@ -36,7 +37,8 @@ async def prepare_chat(service: Service, body: ChatRequest, limit: TokenLimit | 
     _check_tools(service, body.tools)
     prompt = await encode_chat(service, body)
     check_token_ids(prompt.token_ids, ready.vocab_size, "messages")
-    constraint = _wanted_calls(service, body) or body.constraint()
+    has_tools, in_reasoning = bool(body.usable_tools), prompt.ends_in_reasoning
+    constraint = _wanted_calls(service, body, in_reasoning) or body.constraint()
     choices = make_choices(
         service,
         body,
@@ -44,14 +46,13 @@ async def prepare_chat(service: Service, body: ChatRequest, limit: TokenLimit | 
         limit or _limit(body),
         logprobs=(body.top_logprobs or 0) if body.logprobs else None,
         grammar=await grammar_of(service, body, constraint),
-        shown=service.shown_tokens,
+        shown=service.message_format.shown(service.tokenizer, has_tools),
     )
     if body.wanted_tools:
-        return Chat(choices, service.message_format.parser_of_written_calls)
+        return Chat(choices, lambda: service.message_format.parser_of_written_calls(in_reasoning))
     if constraint:  # nothing but what was asked for: no thoughts either
         return Chat(choices, PlainText)
-    has_tools = bool(body.usable_tools)
-    return Chat(choices, lambda: service.message_format.parser(has_tools, prompt.ends_in_reasoning))
+    return Chat(choices, lambda: service.message_format.parser(has_tools, in_reasoning))
 
 
 def _limit(body: ChatRequest) -> TokenLimit:
@@ -66,11 +67,14 @@ def _check_tools(service: Service, tools: list[Tool]) -> None:
         raise InvalidRequestError(f"tools: at most {most} (max_tools)", "tools")
 
 
-def _wanted_calls(service: Service, body: ChatRequest) -> Constraint | None:
-    """That one of the wanted tools is called, if there are any."""
+def _wanted_calls(service: Service, body: ChatRequest, in_reasoning: bool) -> Constraint | None:
+    """That one of the wanted tools is called, if there are any. The model may think before."""
     if not body.wanted_tools:
         return None
-    schemas = {tool.function.name: tool.function.parameters or {} for tool in body.wanted_tools}
+    schemas = {tool.function.name: tool.function.schema_of_arguments() for tool in body.wanted_tools}
     several = body.parallel_tool_calls and not isinstance(body.tool_choice, NamedToolChoice)
     format_ = written(service.message_format.tools)
-    return Constraint("tools", len(str(schemas)), lambda: tool_calls(format_, schemas, several, service.tokenizer))
+    before = thoughts(service.tokenizer, in_reasoning) if service.message_format.reasons else ("", [])
+    return Constraint(
+        "tools", len(str(schemas)), lambda: tool_calls(format_, schemas, several, service.tokenizer, before)
+    )

@@ -46,7 +46,7 @@ async def encode_chat(service: Service, body: ChatFields) -> ChatPrompt:
         )
     given = [message.for_template(f"messages[{index}]") for index, message in enumerate(body.messages)]
     told = [tool.for_template() for tool in body.usable_tools]
-    messages, tools = service.message_format.for_template(given, told)
+    messages, tools = service.message_format.for_template(given, told, body.chat_template)
 
     def encode() -> ChatPrompt:
         segments = service.chat_template.render(

@@ -1,7 +1,6 @@
 """What every route works with."""
 
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Annotated
 
 from fastapi import Depends, Request
@@ -36,11 +35,6 @@ class Service:
     """None for a model that generates."""
     engine: EngineClient
     metrics: Metrics
-
-    @cached_property
-    def shown_tokens(self) -> frozenset[int]:
-        """Special tokens that mean something in messages."""
-        return self.message_format.shown(self.tokenizer)
 
     def ready(self) -> EngineReady:
         """The engine's own description; EngineUnavailableError while it has none."""

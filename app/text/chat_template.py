@@ -104,13 +104,19 @@ def _environment() -> ImmutableSandboxedEnvironment:
 class ChatTemplate:
     """One model's chat template."""
 
-    def __init__(self, source: str | None, special_tokens: Mapping[str, str], control_tokens: Sequence[str]) -> None:
-        """`source` is None for a model without one: `render` then refuses.
+    def __init__(
+        self,
+        source: str | None,
+        special_tokens: Mapping[str, str],
+        control_tokens: Sequence[str],
+        tool_source: str | None = None,
+    ) -> None:
+        """`source` is None for a model without one: `render` then refuses. `tool_source`: one for chats with tools.
 
         `special_tokens` are variables of the template; `control_tokens` mean nothing where users type them.
         """
         self._environment = _environment()
-        self.source = source or ""
+        self.source = "\n".join(filter(None, (source, tool_source)))
         self._special_tokens = dict(special_tokens)
         # Longer ones first, so that a token is not mistaken for another one inside it.
         self._control_tokens = sorted(filter(None, control_tokens), key=len, reverse=True)
@@ -118,6 +124,7 @@ class ChatTemplate:
         self._index_of = {token: index for index, token in enumerate(self._control_tokens)}
         try:
             self._template = None if source is None else self._environment.from_string(source)
+            self._tool_template = self._template if tool_source is None else self._environment.from_string(tool_source)
         except (
             jinja2.TemplateError,
             RecursionError,
@@ -127,15 +134,11 @@ class ChatTemplate:
 
     @classmethod
     def from_folder(cls, folder: Path, tokenizer: Tokenizer) -> "ChatTemplate":
-        """The template of a model folder: chat_template.jinja, or in tokenizer_config.json."""
-        file = folder / "chat_template.jinja"
-        try:
-            source: str | None = file.read_text(encoding="utf-8")
-        except FileNotFoundError:
-            source = _default_template(folder, tokenizer.config.get("chat_template"))
-        except (OSError, UnicodeDecodeError) as error:
-            raise ModelError(f"{file} is not UTF-8 text: {error}") from error
-        return cls(source, tokenizer.special_tokens, tokenizer.control_tokens)
+        """The templates of a model folder: files, or in tokenizer_config.json."""
+        named = _named_templates(folder, tokenizer.config.get("chat_template"))
+        source = _read(folder / "chat_template.jinja") or named.get("default")
+        tool_source = _read(folder / "additional_chat_templates" / "tool_use.jinja") or named.get("tool_use")
+        return cls(source, tokenizer.special_tokens, tokenizer.control_tokens, tool_source)
 
     def render(
         self,
@@ -152,7 +155,7 @@ class ChatTemplate:
         `tools` are functions that the model may call; `override` is a template to use instead; `kwargs` are further
         variables. Raises InvalidRequestError for what the template does not accept.
         """
-        template = self._choose(override)
+        template = self._choose(override, bool(tools))
         if taken := sorted(_RESERVED & set(kwargs or {})):
             raise InvalidRequestError(f"{taken[0]} cannot be set here", "chat_template_kwargs")
         # Private-use characters and digits: no filter of a template changes or escapes them.
@@ -180,15 +183,16 @@ class ChatTemplate:
             text = _cut_at(text, mark, final)
         return self._split(text, nonce)
 
-    def _choose(self, override: str | None) -> jinja2.Template:
+    def _choose(self, override: str | None, has_tools: bool) -> jinja2.Template:
         if override is not None:
             try:
                 return self._environment.from_string(override)
             except Exception as error:  # a stranger's program: what it breaks is not always Jinja's own
                 raise InvalidRequestError(f"chat_template: {error}", "chat_template") from error
-        if self._template is None:
+        template = self._tool_template if has_tools else self._template
+        if template is None:
             raise InvalidRequestError("this model has no chat template: use /v1/completions", "messages")
-        return self._template
+        return template
 
     def _run(self, template: jinja2.Template, variables: dict[str, Any]) -> str:
         pieces, size = [], 0
@@ -247,11 +251,20 @@ def _cut_at(text: str, mark: str, final: str) -> str:
     return text[:end] if text.startswith(mark, end) else text[:end].rstrip()
 
 
-def _default_template(folder: Path, value: Any) -> str | None:
+def _read(file: Path) -> str | None:
+    try:
+        return file.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        return None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ModelError(f"{file} is not UTF-8 text: {error}") from error
+
+
+def _named_templates(folder: Path, value: Any) -> dict[str, str]:
     """chat_template in tokenizer_config.json: a text, or a list of named ones."""
-    if isinstance(value, list):
-        try:
-            value = {entry["name"]: entry["template"] for entry in value}.get("default")
-        except (KeyError, TypeError) as error:
-            raise ModelError(f"{folder / 'tokenizer_config.json'}: chat_template has no names: {error!r}") from error
-    return value if isinstance(value, str) else None
+    if isinstance(value, str):
+        return {"default": value}
+    try:
+        return {entry["name"]: str(entry["template"]) for entry in value or ()}
+    except (KeyError, TypeError) as error:
+        raise ModelError(f"{folder / 'tokenizer_config.json'}: chat_template has no names: {error!r}") from error

@@ -7,7 +7,8 @@ from typing import Any
 from app.text.message_parser import MessageParser, PlainText
 from app.text.reasoning import CLOSE, OPEN, ReasoningParser
 from app.text.tokenizer import Tokenizer
-from app.text.tools.formats import ToolFormat, choose_format, written
+from app.text.tools.formats import MISTRAL, ToolFormat, choose_format, written
+from app.text.tools.mistral import with_short_ids
 from app.text.tools.prompt import describe_tools
 
 Message = dict[str, Any]
@@ -29,28 +30,30 @@ class MessageFormat:
         reasons = reasoning_parser == "think" or (reasoning_parser == "auto" and CLOSE in template)
         return cls(choose_format(tool_parser, template), "tools" in template, reasons)
 
-    def shown(self, tokenizer: Tokenizer) -> frozenset[int]:
-        """Special tokens that parsers have to see."""
-        texts = (*self.tools.markers, *((OPEN, CLOSE) if self.reasons else ()))
-        return frozenset(id_ for text in texts if (id_ := tokenizer.special_id(text)) is not None)
+    def shown(self, tokenizer: Tokenizer, has_tools: bool) -> frozenset[int]:
+        """Special tokens that the parser has to see; with `has_tools`, it looks for calls."""
+        texts = (*(self.tools.markers if has_tools else ()), *((OPEN, CLOSE) if self.reasons else ()))
+        return frozenset(id_ for text in texts if (id_ := tokenizer.added_id(text)) in tokenizer.special_ids)
 
     def ends_in_reasoning(self, prompt: str) -> bool:
         """Whether a rendered chat leaves the model in the middle of reasoning."""
         return self.reasons and prompt.rstrip().endswith(OPEN)
 
     def for_template(
-        self, messages: Sequence[Message], tools: Sequence[Message]
+        self, messages: Sequence[Message], tools: Sequence[Message], override: str | None = None
     ) -> tuple[Sequence[Message], Sequence[Message]]:
-        """Messages and tools as the chat template can take them."""
-        if self.template_has_tools:
-            return messages, tools
-        return describe_tools(messages, tools), ()
+        """Messages and tools as the chat template, or the one in its place, can take them."""
+        has_tools = self.template_has_tools if override is None else "tools" in override
+        if not has_tools:
+            return describe_tools(messages, tools), ()
+        return [with_short_ids(message) for message in messages] if self.tools is MISTRAL else messages, tools
 
     def parser(self, has_tools: bool, in_reasoning: bool) -> MessageParser:
         """For a text that the model writes freely."""
         parser = self.tools.parser() if has_tools else PlainText()
         return ReasoningParser(parser, in_reasoning) if self.reasons else parser
 
-    def parser_of_written_calls(self) -> MessageParser:
-        """For a text that is nothing but calls, which a grammar wanted."""
-        return written(self.tools).parser()
+    def parser_of_written_calls(self, in_reasoning: bool) -> MessageParser:
+        """For a text that is nothing but calls, which a grammar wanted, and what the model thinks before."""
+        parser = written(self.tools).parser()
+        return ReasoningParser(parser, in_reasoning) if self.reasons else parser

@@ -57,6 +57,7 @@ class Tokenizer:
         except (TypeError, ValueError) as error:
             raise ModelError(f"generation_config.json or config.json in {folder}: {error}") from error
         added = self._fast.get_added_tokens_decoder()
+        self._added_ids = {token.content: id_ for id_, token in added.items()}
         self.special_ids = frozenset(id_ for id_, token in added.items() if token.special)
         self.control_tokens = [token.content for token in added.values() if token.special]
         self.vocab_size: int = self._fast.get_vocab_size(with_added_tokens=True)
@@ -90,10 +91,9 @@ class Tokenizer:
                 token.special = True
                 self._fast.add_special_tokens([token])
 
-    def special_id(self, text: str) -> int | None:
-        """The id of the special token that a text is, if it is one."""
-        id_: int | None = self._fast.token_to_id(text)
-        return id_ if id_ in self.special_ids else None
+    def added_id(self, text: str) -> int | None:
+        """The id of the token that stands for a text as a whole, special or not, if there is one."""
+        return self._added_ids.get(text)
 
     def to_json(self) -> str:
         """The tokenizer as in a tokenizer.json."""

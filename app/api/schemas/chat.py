@@ -30,10 +30,11 @@ class Message(RequestBody):
     tool_calls: list[ToolCall] = Field(default_factory=list, description="of the assistant")
     tool_call_id: Label | None = Field(None, description="of the call whose result this is")
     reasoning_content: str | None = Field(None, description="of the assistant")
+    parsed: Any = Field(None, description="of OpenAI's client, which sends back what it made; changes nothing")
 
     def for_template(self, path: str) -> dict[str, Any]:
         """The message as chat templates expect it. InvalidRequestError if arguments of calls are not JSON."""
-        message = self.model_dump(exclude_none=True, exclude={"tool_calls", *(self.model_extra or ())})
+        message = self.model_dump(exclude_none=True, exclude={"tool_calls", "parsed", *(self.model_extra or ())})
         if self.tool_calls:
             calls = enumerate(self.tool_calls)
             message["tool_calls"] = [call.for_template(f"{path}.tool_calls[{index}]") for index, call in calls]

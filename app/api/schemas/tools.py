@@ -1,9 +1,9 @@
 """Functions that a model may call, and calls of them."""
 
-import json
 from typing import Annotated, Any, Literal
 
 from pydantic import Field
+from pydantic_core import from_json
 
 from app.api.schemas.common import Label, RequestBody
 from app.errors import InvalidRequestError
@@ -18,6 +18,10 @@ class FunctionDefinition(RequestBody):
     description: str | None = None
     parameters: dict[str, Any] | None = Field(None, description="a JSON schema of an object")
     strict: bool = Field(False, description="arguments of calls that are asked for match in either case")
+
+    def schema_of_arguments(self) -> dict[str, Any]:
+        """What a call's arguments match; a function without parameters takes none, as OpenAI has it."""
+        return {"additionalProperties": False} if self.parameters is None else self.parameters
 
 
 class Tool(RequestBody):
@@ -45,10 +49,13 @@ class NamedToolChoice(RequestBody):
 
 
 class FunctionCall(RequestBody):
-    """What the model called."""
+    """What the model called, by whatever name."""
 
-    name: FunctionName
+    name: Label
     arguments: str = Field(description="JSON")
+    parsed_arguments: Any = Field(
+        None, description="of OpenAI's client, which sends back what it made; changes nothing"
+    )
 
 
 class ToolCall(RequestBody):
@@ -57,14 +64,15 @@ class ToolCall(RequestBody):
     id: Label
     type: Literal["function"] = "function"
     function: FunctionCall
+    index: int | None = Field(None, description="of OpenAI's client, for a streamed call; changes nothing")
 
     def for_template(self, path: str) -> dict[str, Any]:
         """As chat templates expect it: with the arguments as an object. InvalidRequestError if they are none."""
         where = f"{path}.function.arguments"
         try:
-            arguments = json.loads(self.function.arguments or "{}")
-        except (ValueError, RecursionError):
-            raise InvalidRequestError(f"{where}: not JSON", where) from None
+            arguments = from_json(self.function.arguments or "{}", allow_inf_nan=False)
+        except ValueError as error:
+            raise InvalidRequestError(f"{where}: not JSON: {error}", where) from None
         if not isinstance(arguments, dict):
             raise InvalidRequestError(f"{where}: a JSON object is expected", where)
         return {
