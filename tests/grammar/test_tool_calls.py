@@ -1,0 +1,113 @@
+"""Whatever a grammar of calls lets a model write, the parser of the same format reads, and the arguments match."""
+
+import json
+import random
+from pathlib import Path
+
+import jsonschema
+import numpy as np
+import pytest
+from llguidance import LLMatcher
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
+
+from app.grammar.compiler import GrammarCompiler
+from app.grammar.reasoning import thoughts
+from app.grammar.tool_calls import tool_calls
+from app.text.detokenizer import make_detokenizer
+from app.text.message_format import MessageFormat
+from app.text.tokenizer import Tokenizer as PacelineTokenizer
+from app.text.tokenizer import _byte_alphabet
+from app.text.tools.formats import FORMATS, written
+from tests.text.test_message_parsers import Whole, parse
+
+MARKERS = ["<tool_call>", "</tool_call>", "[TOOL_CALLS]", "<|python_tag|>", "<think>", "</think>"]
+SCHEMAS = {
+    "book.table": {
+        "type": "object",
+        "properties": {
+            "seats": {"type": "integer", "minimum": 1, "maximum": 12},
+            "name": {"type": "string", "maxLength": 6},
+            "tags": {"type": "array", "items": {"$ref": "#/$defs/tag"}, "maxItems": 2},
+        },
+        "required": ["seats", "name"],
+        "additionalProperties": False,
+        "$defs": {"tag": {"enum": ['a "b"', "</tool_call>", "]}", "; é"]}},
+    },
+    "cancel": {"additionalProperties": False},
+}
+
+
+@pytest.fixture(scope="module", params=["letters", "added", "special"])
+def tokenizer(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> PacelineTokenizer:
+    """Of bytes; the markers are texts like others, tokens, or special tokens."""
+    fast = Tokenizer(models.BPE(vocab=_byte_alphabet(), merges=[]))
+    fast.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    fast.decoder = decoders.ByteLevel()
+    fast.add_special_tokens([AddedToken("<|im_end|>", special=True)])
+    if request.param != "letters":
+        fast.add_tokens([AddedToken(marker, special=request.param == "special") for marker in MARKERS])
+    folder: Path = tmp_path_factory.mktemp(request.param)
+    fast.save(str(folder / "tokenizer.json"))
+    (folder / "tokenizer_config.json").write_text(json.dumps({"eos_token": "<|im_end|>"}))
+    return PacelineTokenizer(folder)
+
+
+@pytest.mark.parametrize("reasoning", [None, "<think>Hm </thi</think>\n\n", "Hm\n</think>"])
+@pytest.mark.parametrize("name", FORMATS)
+def test_what_is_written_can_be_read(name: str, reasoning: str | None, tokenizer: PacelineTokenizer) -> None:
+    message_format = MessageFormat(FORMATS[name], True, reasons=reasoning is not None)
+    is_open = reasoning is not None and not reasoning.startswith("<think>")
+    before = ("", []) if reasoning is None else thoughts(tokenizer, is_open)
+    grammar = tool_calls(written(FORMATS[name]), SCHEMAS, True, tokenizer, before)
+    compiler = GrammarCompiler(lambda: tokenizer, tokenizer.vocab_size)
+    numbers = set()
+    for seed in range(8):
+        matcher = compiler.matcher(grammar)
+        begun = tokenizer.encode(reasoning or "", False)
+        assert matcher.consume_tokens(begun)
+        token_ids = begun + _random_walk(matcher, random.Random(seed), tokenizer.vocab_size, tokenizer.eos_token_ids)
+        content, thought, calls = _read(token_ids, message_format, is_open, tokenizer)
+        assert content == ""
+        assert thought == (reasoning or "").removeprefix("<think>").rstrip("\n").removesuffix("</think>").rstrip("\n")
+        numbers.add(len(calls))
+        for called, arguments in calls:
+            jsonschema.validate(json.loads(arguments), SCHEMAS[called])
+    assert len(numbers) > 1  # one call, and several
+
+
+def _random_walk(matcher: LLMatcher, rng: random.Random, vocab_size: int, eos: frozenset[int]) -> list[int]:
+    """Tokens that the grammar allows, until it is satisfied, and now and then on."""
+    token_ids: list[int] = []
+    while not (matcher.is_accepting() and rng.random() < 0.5):
+        words = np.frombuffer(matcher.compute_bitmask(), dtype=np.int32)
+        allowed = [id_ for id_ in range(vocab_size) if words[id_ // 32] >> (id_ % 32) & 1 and id_ not in eos]
+        if not allowed:
+            break
+        token_ids.append(rng.choice(allowed))
+        assert matcher.consume_token(token_ids[-1])
+        assert len(token_ids) < 20_000
+    return token_ids
+
+
+def _read(token_ids: list[int], format_: MessageFormat, in_reasoning: bool, tokenizer: PacelineTokenizer) -> Whole:
+    detokenizer = make_detokenizer(tokenizer, [], format_.shown(tokenizer, True))
+    pieces = [*map(detokenizer.feed, token_ids), detokenizer.finish()]
+    return parse(format_.parser_of_written_calls(in_reasoning), pieces)
+
+
+def test_markers_are_hidden_where_nobody_reads_them(tokenizer: PacelineTokenizer) -> None:
+    special = {marker: tokenizer.added_id(marker) for marker in MARKERS if tokenizer.special_ids - {256}}
+    format_ = MessageFormat(FORMATS["hermes"], True, reasons=True)
+    assert format_.shown(tokenizer, False) == {id_ for marker, id_ in special.items() if "think" in marker}
+    shown = {id_ for marker, id_ in special.items() if "think" in marker or "tool_call" in marker}
+    assert format_.shown(tokenizer, True) == shown
+
+
+def test_the_reasoning_that_a_prompt_has_opened_comes_first(tokenizer: PacelineTokenizer) -> None:
+    grammar = tool_calls(FORMATS["hermes"], SCHEMAS, True, tokenizer, thoughts(tokenizer, True))
+    compiler = GrammarCompiler(lambda: tokenizer, tokenizer.vocab_size)
+    call = '<tool_call>\n{"name": "cancel", "arguments": {}}\n</tool_call>'
+    for text, is_whole in [(call, False), ("Hm.</think>" + call, True), ("Hm.</think>", False)]:
+        matcher = compiler.matcher(grammar)
+        matcher.consume_tokens(tokenizer.encode(text, False))
+        assert matcher.is_accepting() is is_whole
