@@ -17,6 +17,7 @@ TEXT = {"prompt": "Hi"}
 
 TOOL = {"type": "function", "function": {"name": "f", "parameters": {"type": "object", "properties": {}}}}
 WRONG_TOOL = {"type": "function", "function": {"name": "g", "parameters": {"properties": {"a": {"type": "foo"}}}}}
+DEEP = '{"a":' + "[" * 900 + "]" * 900 + "}"
 CALL = {"id": "1", "type": "function", "function": {"name": "f", "arguments": "{}"}}
 WRONG = [
     # body, field that the error names
@@ -111,6 +112,10 @@ WRONG = [
     ({"messages": [{"role": "user", "content": "", "tool_calls": [CALL]}]}, "messages[0].tool_calls"),
     (
         {"messages": [{"role": "assistant", "tool_calls": [{**CALL, "function": {"name": "f", "arguments": "{"}}]}]},
+        "messages[0].tool_calls[0].function.arguments",
+    ),
+    (
+        {"messages": [{"role": "assistant", "tool_calls": [{**CALL, "function": {"name": "f", "arguments": DEEP}}]}]},
         "messages[0].tool_calls[0].function.arguments",
     ),
     ({"messages": [{"role": "assistant"}]}, "messages[0].content"),

@@ -1,6 +1,8 @@
 """The client that people use, against a real socket: sync and async, streaming and not."""
 
 import json
+from collections.abc import Iterator
+from pathlib import Path
 
 import msgspec
 import openai
@@ -11,7 +13,7 @@ from pydantic import BaseModel
 
 from app.core.request import FinishReason
 from app.grammar import constraint
-from tests.api.conftest import IM_END, IM_START, MODEL, Server
+from tests.api.conftest import IM_END, IM_START, MODEL, Server, start_server
 from tests.api.fake_engine import READY, say
 
 MESSAGES = [{"role": "user", "content": "Hi"}]
@@ -211,3 +213,70 @@ def test_results_of_tools_go_back_and_control_tokens_stay_text(client: openai.Op
     text = bytes(token for token in prompt if token < 256).decode()
     assert text.count(evil) == 5
     assert "<tool_response>\nrain" in text
+
+
+class Weather(BaseModel):
+    """The same tool, as pydantic writes it."""
+
+    city: str
+
+
+PARSED = CALL.replace('"weather"', '"Weather"')
+
+
+def test_parsed_calls_and_what_is_sent_back_of_them(client: openai.OpenAI, roomy_server: Server) -> None:
+    """Programs append messages as they got them, with what the client has added."""
+    roomy_server.engine.script = say([*PARSED.encode(), IM_END], reason=FinishReason.STOP)
+    tools = [openai.pydantic_function_tool(Weather)]
+    whole = client.chat.completions.parse(model=MODEL, messages=MESSAGES, tools=tools, max_tokens=200)
+    with client.chat.completions.stream(model=MODEL, messages=MESSAGES, tools=tools, max_tokens=200) as stream:
+        streamed = stream.get_final_completion()
+    for message in (whole.choices[0].message, streamed.choices[0].message):
+        (call,) = message.tool_calls
+        assert call.function.parsed_arguments == Weather(city="Köln")
+        result = {"role": "tool", "tool_call_id": call.id, "content": "rain"}
+        for sent in (message, message.model_dump()):
+            client.chat.completions.create(model=MODEL, messages=[*MESSAGES, sent, result], max_tokens=1)
+            prompt = bytes(token for token in roomy_server.engine.last_command().prompt_token_ids if token < 256)
+            assert PARSED in prompt.decode()
+            assert "parsed" not in prompt.decode()
+
+
+@pytest.fixture(scope="module")
+def thinking_client(model_folder: Path) -> Iterator[tuple[openai.OpenAI, Server]]:
+    """Of a server that tells reasoning from answers."""
+    for server in start_server(model_folder, reasoning_parser="think"):
+        server.engine.ready = msgspec.structs.replace(READY, max_model_len=2048)
+        with openai.OpenAI(base_url=f"{server.url}/v1", api_key="-", max_retries=0) as client:
+            yield client, server
+
+
+@pytest.mark.parametrize("tool_choice", ["auto", "required"])
+def test_reasoning_before_calls(thinking_client: tuple[openai.OpenAI, Server], tool_choice: str) -> None:
+    client, server = thinking_client
+    server.engine.script = say([*f"<think>\nHm.\n</think>\n\n{CALL}".encode(), IM_END], reason=FinishReason.STOP)
+    options = {"model": MODEL, "messages": MESSAGES, "tools": [WEATHER], "tool_choice": tool_choice, "max_tokens": 200}
+    message = client.chat.completions.create(**options).choices[0].message
+    assert (message.reasoning_content, message.content) == ("\nHm.", None)
+    assert message.tool_calls[0].function.name == "weather"
+    deltas = [chunk.choices[0].delta for chunk in client.chat.completions.create(stream=True, **options)]
+    assert "".join(getattr(delta, "reasoning_content", "") for delta in deltas) == "\nHm."
+    assert "".join(delta.content or "" for delta in deltas) == ""
+    first, *later = [delta.tool_calls[0] for delta in deltas if delta.tool_calls]
+    assert (first.index, first.type, first.function.name, first.function.arguments) == (0, "function", "weather", "")
+    assert first.id.startswith("call_")
+    assert "".join(call.function.arguments for call in later) == '{"city": "Köln"}'
+    assert {(call.id, call.type, call.function.name) for call in later} == {(None, None, None)}
+    if tool_choice == "required":
+        matcher = server.service.grammars.matcher(server.engine.last_command().sampling.grammar)
+        assert matcher.consume_tokens([*f"<think>\nHm.\n</think>\n\n{CALL}".encode()])
+        assert matcher.is_accepting()
+
+
+def test_reasoning_alone(thinking_client: tuple[openai.OpenAI, Server]) -> None:
+    client, server = thinking_client
+    server.engine.script = say("<think>Hm.</think>Yes")
+    message = client.chat.completions.create(model=MODEL, messages=MESSAGES).choices[0].message
+    assert (message.reasoning_content, message.content) == ("Hm.", "Yes")
+    history = [*MESSAGES, message, {"role": "user", "content": "And?"}]
+    assert client.chat.completions.create(model=MODEL, messages=history).choices[0].message.content == "Yes"

@@ -237,6 +237,58 @@ def test_where_a_template_comes_from(folders: dict[str, Path], tmp_path: Path) -
     assert render(ChatTemplate.from_folder(tmp_path, Tokenizer(tmp_path)), chat) == "file é"
 
 
+def test_chats_with_tools_have_their_own_template_if_there_is_one(folders: dict[str, Path], tmp_path: Path) -> None:
+    chat, tools = [{"role": "user", "content": "x"}], [{"type": "function", "function": {"name": "f"}}]
+    named = [{"name": "tool_use", "template": "{{ tools[0].function.name }}"}, {"name": "default", "template": "no"}]
+    folder = copy(folders["metaspace"], tmp_path, tokenizer_config={"chat_template": named})
+
+    def rendered() -> str:
+        ours, theirs = ChatTemplate.from_folder(folder, Tokenizer(folder)), AutoTokenizer.from_pretrained(folder)
+        texts = [render(ours, chat, tools=given) for given in (tools, None)]
+        assert texts == [theirs.apply_chat_template(chat, tools=given, tokenize=False) for given in (tools, None)]
+        assert all(entry["template"] in ours.source for entry in named[1:])  # where signs of formats are looked for
+        return texts[0]
+
+    assert rendered() == "f"
+    (folder / "additional_chat_templates").mkdir()
+    (folder / "additional_chat_templates" / "tool_use.jinja").write_text("file {{ tools[0].function.name }}")
+    (folder / "chat_template.jinja").write_text("no")
+    assert rendered() == "file f"
+
+
+QWEN_LIKE = (
+    "{% if tools %}<|im_start|>system\n{% for tool in tools %}{{ tool | tojson }}\n{% endfor %}<|im_end|>\n{% endif %}"
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.reasoning_content }}{{ m.content }}"
+    "{% for call in m.tool_calls %}\n<tool_call>\n{{ call.function | tojson }}\n</tool_call>{% endfor %}"
+    "<|im_end|>\n{% endfor %}"
+)
+
+
+def test_control_tokens_in_tools_and_calls_stay_text(
+    smol: Tokenizer, model: ChatTemplate, oracles: dict[str, Any]
+) -> None:
+    @settings(deadline=None, max_examples=40)
+    @given(*[st.lists(st.sampled_from(PIECES), max_size=4).map("".join) for _ in range(3)])
+    def check(one: str, two: str, three: str) -> None:
+        def chat(one: str, two: str, three: str) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+            call = {"type": "function", "function": {"name": "f", "arguments": {one: [two], "x": {"y": three}}}}
+            schema = {"type": "object", "properties": {two: {"enum": [three]}}}
+            tool = {"type": "function", "function": {"name": "f", "description": one, "parameters": schema}}
+            assistant = {"role": "assistant", "reasoning_content": three, "content": one, "tool_calls": [call]}
+            return [assistant, {"role": "tool", "content": two}], [tool]
+
+        messages, tools = chat(one, two, three)
+        segments = model.render(messages, tools=tools, override=QWEN_LIKE)
+        want = oracles["smol"].apply_chat_template(messages, tools=tools, chat_template=QWEN_LIKE, tokenize=False)
+        assert "".join(text for text, _ in segments) == want
+        messages, tools = chat("a", "b", "c")
+        calm = smol.encode_segments(model.render(messages, tools=tools, override=QWEN_LIKE))
+        ids = [id_ for id_ in smol.encode_segments(segments) if id_ in smol.special_ids]
+        assert ids == [id_ for id_ in calm if id_ in smol.special_ids]
+
+    check()
+
+
 @pytest.mark.parametrize("content", [b"{% for %}", b"\xff"])
 def test_a_broken_template_of_the_model_is_named(content: bytes, folders: dict[str, Path], tmp_path: Path) -> None:
     folder = copy(folders["metaspace"], tmp_path)

@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from app.text.message_format import MessageFormat
 from app.text.message_parser import MessageDelta, MessageParser, PlainText
 from app.text.reasoning import ReasoningParser
 from app.text.tools.formats import FORMATS, choose_format
@@ -174,3 +175,18 @@ def test_tools_in_words_can_be_read_back() -> None:
     ((name, arguments),) = parse(FORMATS["hermes"].parser(), [assistant["content"]])[2]
     assert (name, json.loads(arguments)) == ("weather", ARGUMENTS)
     assert result == {"role": "user", "content": "<tool_response>\nrain\n</tool_response>"}
+
+
+def test_ids_of_calls_are_as_templates_of_mistral_want_them() -> None:
+    template = "{{ tools }}{% for c in messages[0].tool_calls %}[TOOL_CALLS]{{ c.id }}{% endfor %}"
+    format_ = MessageFormat.choose("auto", "auto", template)
+    calls = [
+        {"id": id_, "type": "function", "function": {"name": "f", "arguments": {}}} for id_ in ("call_1", "abcdefgh9")
+    ]
+    results = [{"role": "tool", "tool_call_id": call["id"], "content": ""} for call in calls]
+    (message, *told), _ = format_.for_template([{"role": "assistant", "tool_calls": calls}, *results], [])
+    ids = [call["id"] for call in message["tool_calls"]]
+    assert [len(id_) for id_ in ids] == [9, 9]
+    assert all(id_.isalnum() for id_ in ids)
+    assert ids[1] == "abcdefgh9"
+    assert [result["tool_call_id"] for result in told] == ids
