@@ -219,7 +219,10 @@ class ChatTemplate:
         return guarded
 
     def _guard(self, value: Any, nonce: str) -> Any:
-        """A copy of JSON data with a placeholder for each control token in its texts."""
+        """A copy of JSON data with a placeholder for each control token in its texts.
+
+        One that two texts make together, where a template writes them side by side, is not seen.
+        """
         if isinstance(value, str):
             return self._control_pattern.sub(lambda match: f"{_OPEN}{nonce}:{self._index_of[match[0]]}{_CLOSE}", value)
         if isinstance(value, dict):

@@ -258,7 +258,7 @@ def test_chats_with_tools_have_their_own_template_if_there_is_one(folders: dict[
 
 QWEN_LIKE = (
     "{% if tools %}<|im_start|>system\n{% for tool in tools %}{{ tool | tojson }}\n{% endfor %}<|im_end|>\n{% endif %}"
-    "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.reasoning_content }}{{ m.content }}"
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.reasoning_content }}\n{{ m.content }}"
     "{% for call in m.tool_calls %}\n<tool_call>\n{{ call.function | tojson }}\n</tool_call>{% endfor %}"
     "<|im_end|>\n{% endfor %}"
 )
