@@ -17,7 +17,7 @@ MAY_IMPORT = {
     "check_model": {"engine", "hub"},
     "api": {"engine", "grammar", "text", "metrics", "log", "child"},
     "engine": {"log", "child"},
-    "worker": {"models", "attention", "kernels", "grammar"},
+    "worker": {"models", "layers", "attention", "kernels", "grammar"},
     "models": {"layers", "attention", "kernels"},
     "attention": {"kernels"},
     "layers": {"kernels"},

@@ -61,3 +61,25 @@ class MergedLinear(Linear):
         """The part of the "weight" or "bias" that belongs to layer `index`, as a view to be filled."""
         whole: Tensor = getattr(self, kind).data
         return whole.split(self.sizes)[index]
+
+
+class PackedLinear(nn.Module):
+    """A linear layer of another library's model on a CPU: the weight as oneDNN's kernels want it, the bias within."""
+
+    def __init__(self, layer: nn.Linear) -> None:
+        super().__init__()
+        self._bias = layer.bias
+        self._packed: Tensor = torch.ops.mkldnn._reorder_linear_weight(layer.weight.data)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = torch.ops.mkldnn._linear_pointwise(x, self._packed, self._bias, "none", [], "")
+        return out
+
+
+def pack_linear_layers(model: nn.Module) -> None:
+    """Replace all nn.Linear of a model that only runs on the CPU from now on."""
+    for name, child in model.named_children():
+        if type(child) is nn.Linear:
+            setattr(model, name, PackedLinear(child))
+        else:
+            pack_linear_layers(child)

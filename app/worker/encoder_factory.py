@@ -4,11 +4,14 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
+import torch
 from transformers import AutoModel, AutoModelForSequenceClassification
 
 from app.core.encoder import EncoderConfig
 from app.core.step import BuiltEncoder
 from app.errors import ModelError
+from app.kernels.ops import CPU_DTYPES
+from app.layers.linear import pack_linear_layers
 from app.models.loader import ModelFolder
 from app.settings import Settings
 from app.worker.encoder_runner import EncoderRunner
@@ -27,6 +30,9 @@ def build_encoder(settings: Settings, path: Path, config: EncoderConfig) -> Buil
         model = kind.from_pretrained(path, dtype=resolved.dtype).to(resolved.device).eval()
     except Exception as error:  # the library's, of many kinds
         raise ModelError(f"{path} cannot be loaded: {error}") from error
+    if resolved.device.type == "cpu" and resolved.dtype in CPU_DTYPES:
+        with torch.inference_mode():
+            pack_linear_layers(model)
     max_len = min(config.max_len, settings.max_model_len or config.max_len)
     limits = replace(
         resolved.limits,
