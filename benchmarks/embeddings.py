@@ -1,7 +1,8 @@
 """Embeddings a second through HTTP, against sentence-transformers' `encode` in one process at the same batch size.
 
-Both run the same weights in float32 on all cores, and embed the same texts of mixed lengths. Within each round one side
-follows the other, and is gone when it is the other's turn.
+Both run the same weights on all cores, sentence-transformers in float32, and embed the same texts of mixed lengths.
+Within each round one side follows the other, and is gone when it is the other's turn. What stands behind `--` goes to
+`paceline serve`, such as `--dtype bfloat16`.
 """
 
 import argparse
@@ -75,6 +76,7 @@ def main() -> None:
     parser.add_argument("--concurrency", type=int, default=4)
     parser.add_argument("--count", type=int, default=2048)
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("serve", nargs="*", help="more flags of paceline serve")
     parser.add_argument("--local", action="store_true", help=argparse.SUPPRESS)
     args = parser.parse_args()
     texts = make_texts(args.count)
@@ -83,7 +85,7 @@ def main() -> None:
         return
     rates: dict[str, list[float]] = {"served": [], "encode": []}
     for _ in range(args.rounds):
-        with paceline_serve("--model", str(args.model)) as server:
+        with paceline_serve("--model", str(args.model), *args.serve) as server:
             rates["served"].append(asyncio.run(served(server.url, texts, args.batch, args.concurrency)))
         rates["encode"].append(encoded(args.model, texts, args.batch))
     medians = {name: statistics.median(values) for name, values in rates.items()}

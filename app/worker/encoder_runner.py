@@ -9,8 +9,8 @@ from torch import Tensor, nn
 from app.core.encoder import EncoderConfig
 from app.core.messages import EncodeCommand
 
-_MOST_PADDING = 8
-"""Inputs of a batch are at most an eighth shorter than its longest, or ..."""
+_MOST_PADDING = 4
+"""Inputs of a batch are at most a quarter shorter than its longest, or ..."""
 _SHORT = 4
 """... this many tokens."""
 
