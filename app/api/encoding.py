@@ -16,7 +16,7 @@ from app.api.schemas.encoders import EncoderFields
 from app.api.service import Service
 from app.core.messages import EncodeCommand, RequestOutput
 from app.core.request import FinishReason
-from app.errors import ContextLengthError, InternalError, InvalidRequestError
+from app.errors import ContextLengthError, EngineUnavailableError, InternalError, InvalidRequestError
 from app.text.tokenizer import EncoderInput
 
 Vectors = list[NDArray[np.float32]]
@@ -127,6 +127,8 @@ class _Run:
         seconds = time.monotonic() - first.command.arrived_at
         self._service.metrics.record_finished(output.finish_reason, seconds, output.timing)
         if output.finish_reason is not FinishReason.STOP:
+            if (failure := self._service.engine.failure) is not None:
+                raise EngineUnavailableError(f"the engine is not available: {failure}")
             raise InternalError(output.error or "the request failed")
         return np.frombuffer(output.vector, dtype=np.float32)
 

@@ -5,6 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from app.errors import ModelError
+
 ENCODERS = frozenset(
     ("albert", "bert", "camembert", "deberta", "deberta-v2", "distilbert", "electra", "ernie", "modernbert", "mpnet")
 ) | {"nomic_bert", "roberta", "xlm-roberta"}
@@ -38,20 +40,27 @@ class EncoderConfig:
 
     @classmethod
     def from_folder(cls, folder: Path) -> "EncoderConfig | None":
-        """Read a model folder; None for a model that generates. ValueError for files that say nothing sensible."""
-        config = _read(folder / "config.json", {})
-        architecture = str((config.get("architectures") or [""])[0])
-        modules = _read(folder / "modules.json", [])
-        if config.get("model_type") not in ENCODERS and not modules:
-            return None
-        max_len = _max_len(folder, config)
-        if architecture.endswith("ForSequenceClassification"):
-            names = config.get("id2label") or {str(i): f"LABEL_{i}" for i in range(int(config.get("num_labels", 2)))}
-            labels = tuple(str(name) for _, name in sorted(names.items(), key=lambda item: int(item[0])))
-            is_multi_label = config.get("problem_type") == "multi_label_classification" or len(labels) == 1
-            return cls("classify", max_len, labels=labels, is_multi_label=is_multi_label)
-        pooling, normalizes = _pooling(folder, modules)
-        return cls("embed", max_len, pooling, normalizes)
+        """Read a model folder; None for a model that generates. ModelError for files that say nothing sensible."""
+        try:
+            return _parse(folder)
+        except (OSError, ValueError, TypeError, AttributeError) as error:
+            raise ModelError(f"the files in {folder} do not say what the model is: {error}") from error
+
+
+def _parse(folder: Path) -> EncoderConfig | None:
+    config = _read(folder / "config.json", {})
+    architecture = str((config.get("architectures") or [""])[0])
+    modules = _read(folder / "modules.json", [])
+    if config.get("model_type") not in ENCODERS and not modules:
+        return None
+    max_len = _max_len(folder, config)
+    if architecture.endswith("ForSequenceClassification"):
+        names = config.get("id2label") or {str(i): f"LABEL_{i}" for i in range(int(config.get("num_labels", 2)))}
+        labels = tuple(str(name) for _, name in sorted(names.items(), key=lambda item: int(item[0])))
+        is_multi_label = config.get("problem_type") == "multi_label_classification" or len(labels) == 1
+        return EncoderConfig("classify", max_len, labels=labels, is_multi_label=is_multi_label)
+    pooling, normalizes = _pooling(folder, modules)
+    return EncoderConfig("embed", max_len, pooling, normalizes)
 
 
 def _pooling(folder: Path, modules: list[dict[str, Any]]) -> tuple[Pooling, bool]:

@@ -30,7 +30,7 @@ from app.core.messages import (
     StepOutputs,
 )
 from app.engine.build import build_encoder_engine, build_engine
-from app.errors import EXIT_STARTUP_ERROR, ModelError, StartupError
+from app.errors import EXIT_STARTUP_ERROR, StartupError
 from app.log import configure_logging
 from app.settings import Settings
 
@@ -122,10 +122,7 @@ class EngineServer:
 
 def _build(settings: Settings, folder: Path) -> tuple[Core, EngineReady]:
     """The engine that the model in a folder needs."""
-    try:
-        encoder = None if settings.worker == "echo" else EncoderConfig.from_folder(folder)
-    except (OSError, ValueError, TypeError, AttributeError) as error:
-        raise ModelError(f"the files in {folder} do not say what the model is: {error}") from error
+    encoder = None if settings.worker == "echo" else EncoderConfig.from_folder(folder)
     return build_encoder_engine(settings, folder, encoder) if encoder else build_engine(settings, folder)
 
 

@@ -1,5 +1,6 @@
 """Inputs of all lengths at once give what transformers gives for each alone."""
 
+import json
 import random
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import transformers
 
 from app.core.encoder import EncoderConfig
 from app.core.messages import EncodeCommand
+from app.errors import ModelError
 from app.settings import load_settings
 from app.worker.encoder_factory import build_encoder
 
@@ -90,3 +92,26 @@ def test_classifiers(family: str, tmp_path: Path) -> None:
     for command, logits in zip(commands, built.worker.encode(commands), strict=True):
         expected = alone(oracle, command, family == "Bert").logits[0].numpy()
         np.testing.assert_allclose(np.frombuffer(logits, np.float32), expected, atol=1e-5, rtol=1e-5)
+
+
+def test_what_files_say_of_pooling(tmp_path: Path) -> None:
+    def config(**pooling: bool) -> EncoderConfig | None:
+        (tmp_path / "1_Pooling").mkdir(exist_ok=True)
+        (tmp_path / "1_Pooling" / "config.json").write_text(json.dumps(pooling))
+        return EncoderConfig.from_folder(tmp_path)
+
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "bert", "architectures": ["BertModel"]}))
+    assert EncoderConfig.from_folder(tmp_path) == EncoderConfig("embed", 512)
+    modules = [{"type": "sentence_transformers.models.Transformer", "path": ""},
+               {"type": "sentence_transformers.models.Pooling", "path": "1_Pooling"}]  # fmt: skip
+    (tmp_path / "modules.json").write_text(json.dumps(modules))
+    (tmp_path / "sentence_bert_config.json").write_text('{"max_seq_length": 128}')
+    assert config(pooling_mode_cls_token=True) == EncoderConfig("embed", 128, "cls", normalizes=False)
+    assert config(pooling_mode_mean_tokens=True) == EncoderConfig("embed", 128, "mean", normalizes=False)
+    for wrong in ({"pooling_mode_weightedmean_tokens": True},
+                  {"pooling_mode_cls_token": True, "pooling_mode_max_tokens": True}):  # fmt: skip
+        with pytest.raises(ModelError, match="not supported"):
+            config(**wrong)
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "llama", "architectures": ["LlamaForCausalLM"]}))
+    (tmp_path / "modules.json").unlink()
+    assert EncoderConfig.from_folder(tmp_path) is None
