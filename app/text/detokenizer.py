@@ -64,7 +64,7 @@ class WindowDetokenizer:
     def __init__(self, tokenizer: Tokenizer, prompt_token_ids: list[int], hidden: frozenset[int]) -> None:
         self._tokenizer = tokenizer
         self._hidden = hidden
-        self._context = self._last_whole_token(prompt_token_ids[-_MAX_LOOK_BACK:])
+        self._context = self._last_whole(prompt_token_ids[-_MAX_LOOK_BACK:])
         self._held: list[int] = []
         """New tokens whose text is not out yet: it may be half a character."""
 
@@ -89,12 +89,16 @@ class WindowDetokenizer:
         """See `Detokenizer.finish`."""
         return self._text_of(self._held) if self._held else ""
 
-    def _last_whole_token(self, token_ids: list[int]) -> list[int]:
-        """The last token with a text of its own, if there is one."""
+    def _last_whole(self, token_ids: list[int]) -> list[int]:
+        """The last token with a text of its own, or else the tokens of the last character, if it is whole."""
         for token_id in reversed(token_ids):
             is_text = token_id not in self._tokenizer.special_ids and self._tokenizer.token_bytes(token_id)
             if is_text and _REPLACEMENT not in self._decode([token_id]):
                 return [token_id]
+        for count in range(1, min(_MAX_HELD, len(token_ids)) + 1):
+            text = self._decode(token_ids[-count:])
+            if text and _REPLACEMENT not in text:
+                return token_ids[-count:]
         return []
 
     def _text_of(self, token_ids: list[int]) -> str:
