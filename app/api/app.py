@@ -6,6 +6,7 @@ from contextlib import AbstractAsyncContextManager
 from fastapi import FastAPI
 
 from app import __version__
+from app.api.document import install_document
 from app.api.errors import install_error_handlers
 from app.api.middleware import RequestMiddleware
 from app.api.routes import chat, completions, encoders, messages, models, operations, responses, tokenize
@@ -21,4 +22,5 @@ def create_app(settings: ServerSettings, lifespan: Lifespan) -> FastAPI:
     app.add_middleware(RequestMiddleware, max_body_size=settings.max_body_size)
     for routes in (models, completions, chat, responses, messages, encoders, tokenize, operations):
         app.include_router(routes.router)
+    install_document(app)
     return app

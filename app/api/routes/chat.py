@@ -8,8 +8,10 @@ from starlette.responses import Response
 from app.api.answer import ChoicesAnswer
 from app.api.body import body_of, body_schema
 from app.api.chat import prepare_chat
+from app.api.document import RUNS, answers
 from app.api.logprobs import describe
 from app.api.message import MessageBuilder
+from app.api.schemas.answers.generation import ChatCompletion
 from app.api.schemas.chat import ChatRequest
 from app.api.service import Service, ServiceDep
 from app.api.sse import encode_json, event
@@ -19,10 +21,20 @@ from app.text.output_processor import TextDelta
 
 router = APIRouter()
 
+_STREAM = """data: {"id":"chatcmpl-1","object":"chat.completion.chunk","created":1,"model":"m","choices":[\
+{"index":0,"delta":{"content":"Hi"},"logprobs":null,"finish_reason":null}]}
+
+data: [DONE]
+
+"""
 _EVENT_TAIL = b'},"logprobs":null,"finish_reason":null}]}\n\n'
 
 
-@router.post("/v1/chat/completions", openapi_extra=body_schema(ChatRequest))
+@router.post(
+    "/v1/chat/completions",
+    openapi_extra=body_schema(ChatRequest),
+    responses=answers(ChatCompletion, RUNS, stream=_STREAM),
+)
 async def create_chat_completion(
     body: Annotated[ChatRequest, Depends(body_of(ChatRequest))], request: Request, service: ServiceDep
 ) -> Response:

@@ -7,10 +7,12 @@ from starlette.responses import Response
 
 from app.api.answer import ChoicesAnswer
 from app.api.body import body_of, body_schema
+from app.api.document import RUNS, answers
 from app.api.generation import Choice
 from app.api.logprobs import finite, num_characters, token_name
 from app.api.prompts import check_token_ids, encode_texts
 from app.api.sampling import TokenLimit, check_logprobs, check_num_choices, make_choices
+from app.api.schemas.answers.generation import Completion
 from app.api.schemas.completions import DEFAULT_MAX_TOKENS, CompletionRequest
 from app.api.service import Service, ServiceDep
 from app.api.sse import encode_json, event
@@ -21,10 +23,20 @@ from app.text.output_processor import TextDelta
 
 router = APIRouter()
 
+_STREAM = """data: {"id":"cmpl-1","object":"text_completion","created":1,"model":"m","choices":[\
+{"index":0,"text":"Hi","logprobs":null,"finish_reason":null,"stop_reason":null}]}
+
+data: [DONE]
+
+"""
 _EVENT_TAIL = b',"logprobs":null,"finish_reason":null,"stop_reason":null}]}\n\n'
 
 
-@router.post("/v1/completions", openapi_extra=body_schema(CompletionRequest))
+@router.post(
+    "/v1/completions",
+    openapi_extra=body_schema(CompletionRequest),
+    responses=answers(Completion, RUNS, stream=_STREAM),
+)
 async def create_completion(
     body: Annotated[CompletionRequest, Depends(body_of(CompletionRequest))], request: Request, service: ServiceDep
 ) -> Response:

@@ -10,7 +10,9 @@ from starlette.responses import Response
 
 from app.api.body import body_of, body_schema
 from app.api.disconnect import run_unless_disconnected
+from app.api.document import RUNS, answers
 from app.api.encoding import Encoded, Text, Vectors, encode
+from app.api.schemas.answers.encoders import Classifications, Embeddings, Ranking, Scores
 from app.api.schemas.encoders import ClassifyRequest, EmbeddingRequest, EncoderFields, RerankRequest, ScoreRequest
 from app.api.service import Service, ServiceDep
 from app.api.sse import encode_json
@@ -20,7 +22,7 @@ from app.errors import InvalidRequestError, UnsupportedError
 router = APIRouter()
 
 
-@router.post("/v1/embeddings", openapi_extra=body_schema(EmbeddingRequest))
+@router.post("/v1/embeddings", openapi_extra=body_schema(EmbeddingRequest), responses=answers(Embeddings, RUNS))
 async def create_embeddings(
     body: Annotated[EmbeddingRequest, Depends(body_of(EmbeddingRequest))], request: Request, service: ServiceDep
 ) -> Response:
@@ -39,7 +41,7 @@ async def create_embeddings(
     return await run_unless_disconnected(request, work())
 
 
-@router.post("/v1/classify", openapi_extra=body_schema(ClassifyRequest))
+@router.post("/v1/classify", openapi_extra=body_schema(ClassifyRequest), responses=answers(Classifications, RUNS))
 async def classify(
     body: Annotated[ClassifyRequest, Depends(body_of(ClassifyRequest))], request: Request, service: ServiceDep
 ) -> Response:
@@ -58,7 +60,7 @@ async def classify(
     return await run_unless_disconnected(request, work())
 
 
-@router.post("/v1/score", openapi_extra=body_schema(ScoreRequest))
+@router.post("/v1/score", openapi_extra=body_schema(ScoreRequest), responses=answers(Scores, RUNS))
 async def score(
     body: Annotated[ScoreRequest, Depends(body_of(ScoreRequest))], request: Request, service: ServiceDep
 ) -> Response:
@@ -78,8 +80,8 @@ async def score(
     return await run_unless_disconnected(request, work())
 
 
-@router.post("/v1/rerank", openapi_extra=body_schema(RerankRequest))
-@router.post("/rerank", openapi_extra=body_schema(RerankRequest))
+@router.post("/v1/rerank", openapi_extra=body_schema(RerankRequest), responses=answers(Ranking, RUNS))
+@router.post("/rerank", openapi_extra=body_schema(RerankRequest), responses=answers(Ranking, RUNS))
 async def rerank(
     body: Annotated[RerankRequest, Depends(body_of(RerankRequest))], request: Request, service: ServiceDep
 ) -> Response:

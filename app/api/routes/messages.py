@@ -8,17 +8,31 @@ from starlette.responses import Response
 from app.api.body import body_of, body_schema
 from app.api.chat import prepare_chat
 from app.api.chat_fields import naming
+from app.api.document import READS_BODY, RUNS, anthropic_answers
 from app.api.messages.answer import MessageAnswer
 from app.api.messages.chat import NAMES, to_chat
 from app.api.prompts import encode_chat
 from app.api.sampling import TokenLimit
+from app.api.schemas.answers.messages import AnthropicMessage, TokenCount
 from app.api.schemas.messages import CountTokensRequest, MessagesRequest
 from app.api.service import ServiceDep
 
 router = APIRouter()
 
+_STREAM = """event: content_block_delta
+data: {"type":"content_block_delta","index":0,"delta":{"type":"text_delta","text":"Hi"}}
 
-@router.post("/v1/messages", openapi_extra=body_schema(MessagesRequest))
+event: message_stop
+data: {"type":"message_stop"}
+
+"""
+
+
+@router.post(
+    "/v1/messages",
+    openapi_extra=body_schema(MessagesRequest),
+    responses=anthropic_answers(AnthropicMessage, RUNS, stream=_STREAM),
+)
 async def create_message(
     body: Annotated[MessagesRequest, Depends(body_of(MessagesRequest))], request: Request, service: ServiceDep
 ) -> Response:
@@ -33,7 +47,12 @@ async def create_message(
     return await answer.respond(request, run.choices, 1, body.priority)
 
 
-@router.post("/v1/messages/count_tokens", openapi_extra=body_schema(CountTokensRequest))
+@router.post(
+    "/v1/messages/count_tokens",
+    openapi_extra=body_schema(CountTokensRequest),
+    responses=anthropic_answers(TokenCount, READS_BODY),
+    response_model=None,
+)
 async def count_tokens(
     body: Annotated[CountTokensRequest, Depends(body_of(CountTokensRequest))], service: ServiceDep
 ) -> dict[str, int]:

@@ -4,18 +4,20 @@ from typing import Any
 
 from fastapi import APIRouter
 
+from app.api.document import answers
+from app.api.schemas.answers.operations import ServedModel, ServedModels
 from app.api.service import Service, ServiceDep
 
 router = APIRouter()
 
 
-@router.get("/v1/models")
+@router.get("/v1/models", response_model=ServedModels)
 async def list_models(service: ServiceDep) -> dict[str, Any]:
     """The one model that is served here."""
     return {"object": "list", "data": [_describe(service)]}
 
 
-@router.get("/v1/models/{model_id:path}")
+@router.get("/v1/models/{model_id:path}", response_model=ServedModel, responses=answers(errors=(404,)))
 async def get_model(model_id: str, service: ServiceDep) -> dict[str, Any]:
     """One model by its name."""
     service.check_model(model_id)

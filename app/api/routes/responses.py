@@ -8,18 +8,30 @@ from starlette.responses import Response
 from app.api.body import body_of, body_schema
 from app.api.chat import prepare_chat
 from app.api.chat_fields import Fields, naming
+from app.api.document import RUNS, answers
 from app.api.responses.answer import ResponseAnswer
 from app.api.responses.chat import NAMES, messages_of, to_chat
 from app.api.responses.store import ResponseStore
 from app.api.sampling import TokenLimit
+from app.api.schemas.answers.responses import DeletedResponse, ResponseObject
 from app.api.schemas.responses import ResponsesRequest
 from app.api.service import Service, ServiceDep
 from app.errors import InvalidRequestError, NotFoundError, UnsupportedError
 
 router = APIRouter()
 
+_STREAM = """event: response.output_text.delta
+data: {"type":"response.output_text.delta","item_id":"msg_1_0","output_index":0,"content_index":0,"delta":"Hi",\
+"logprobs":[],"sequence_number":4}
 
-@router.post("/v1/responses", openapi_extra=body_schema(ResponsesRequest))
+"""
+
+
+@router.post(
+    "/v1/responses",
+    openapi_extra=body_schema(ResponsesRequest),
+    responses=answers(ResponseObject, RUNS, stream=_STREAM),
+)
 async def create_response(
     body: Annotated[ResponsesRequest, Depends(body_of(ResponsesRequest))], request: Request, service: ServiceDep
 ) -> Response:
@@ -34,7 +46,7 @@ async def create_response(
     return await answer.respond(request, run.choices, 1, body.priority)
 
 
-@router.get("/v1/responses/{response_id}")
+@router.get("/v1/responses/{response_id}", responses=answers(ResponseObject, (400, 404)))
 async def get_response(response_id: str, request: Request, service: ServiceDep) -> Response:
     """A stored response."""
     for name in request.query_params:  # such as `stream`
@@ -42,7 +54,7 @@ async def get_response(response_id: str, request: Request, service: ServiceDep) 
     return Response(service.responses.body(response_id), media_type="application/json")
 
 
-@router.delete("/v1/responses/{response_id}")
+@router.delete("/v1/responses/{response_id}", responses=answers(DeletedResponse, (404,)), response_model=None)
 async def delete_response(response_id: str, service: ServiceDep) -> dict[str, Any]:
     """Forget a stored response."""
     service.responses.delete(response_id)

@@ -5,14 +5,18 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Depends
 
 from app.api.body import body_of, body_schema
+from app.api.document import READS_BODY, answers
 from app.api.prompts import check_token_ids, encode_chat, encode_texts
+from app.api.schemas.answers.operations import Detokenized, Tokens
 from app.api.schemas.tokenize import DetokenizeRequest, TokenizeRequest
 from app.api.service import ServiceDep
 
 router = APIRouter()
 
 
-@router.post("/tokenize", openapi_extra=body_schema(TokenizeRequest))
+@router.post(
+    "/tokenize", openapi_extra=body_schema(TokenizeRequest), responses=answers(errors=READS_BODY), response_model=Tokens
+)
 async def tokenize(
     body: Annotated[TokenizeRequest, Depends(body_of(TokenizeRequest))], service: ServiceDep
 ) -> dict[str, Any]:
@@ -30,7 +34,12 @@ async def tokenize(
     }
 
 
-@router.post("/detokenize", openapi_extra=body_schema(DetokenizeRequest))
+@router.post(
+    "/detokenize",
+    openapi_extra=body_schema(DetokenizeRequest),
+    responses=answers(errors=READS_BODY),
+    response_model=Detokenized,
+)
 async def detokenize(
     body: Annotated[DetokenizeRequest, Depends(body_of(DetokenizeRequest))], service: ServiceDep
 ) -> dict[str, str]:

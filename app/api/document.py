@@ -1,0 +1,67 @@
+"""What /openapi.json says of the answers, and what FastAPI says without being right."""
+
+from typing import Any
+
+from fastapi import FastAPI
+from fastapi.openapi.utils import get_openapi
+
+from app.api.schemas.answers.common import AnswerBody, AnthropicErrorAnswer, ErrorAnswer
+
+Answers = dict[int | str, dict[str, Any]]
+
+_ERRORS = {
+    400: "The request is wrong, or asks for what is not supported; the error names the field",
+    404: "There is no such model, response or path",
+    413: "The body is larger than max_body_size",
+    429: "The queue is full",
+    500: "The request's own work failed",
+    503: "The engine is loading, draining or dead",
+}
+READS_BODY = (400, 404, 413, 500, 503)
+RUNS = (*READS_BODY, 429)
+
+_RETRY = {"Retry-After": {"description": "seconds", "schema": {"type": "integer"}}}
+
+
+def answers(
+    model: type[AnswerBody] | None = None,
+    errors: tuple[int, ...] = (),
+    *,
+    stream: str | None = None,
+    error: type[AnswerBody] = ErrorAnswer,
+) -> Answers:
+    """For a route's `responses`: the body of success, unless FastAPI knows it, and the errors.
+
+    `stream`: an example of the events that a route sends instead of the body if it is asked to.
+    """
+    result: Answers = {}
+    if model is not None:
+        result[200] = {"model": model, "description": (model.__doc__ or "").strip()}
+    if stream is not None:
+        result[200]["content"] = {"text/event-stream": {"schema": {"type": "string"}, "example": stream}}
+    for status in sorted(errors):
+        retry = {"headers": _RETRY} if status in (429, 503) else {}
+        result[status] = {"model": error, "description": _ERRORS[status], **retry}
+    return result
+
+
+def anthropic_answers(model: type[AnswerBody], errors: tuple[int, ...], *, stream: str | None = None) -> Answers:
+    """As `answers`, with Anthropic's form of errors."""
+    return answers(model, errors, stream=stream, error=AnthropicErrorAnswer)
+
+
+def install_document(app: FastAPI) -> None:
+    """Let /openapi.json leave out the 422 that FastAPI expects of every route with parameters: ours are strings."""
+
+    def document() -> dict[str, Any]:
+        if app.openapi_schema is None:
+            whole = get_openapi(title=app.title, version=app.version, description=app.description, routes=app.routes)
+            for operations in whole["paths"].values():
+                for operation in operations.values():
+                    operation["responses"].pop("422", None)
+            for name in ("HTTPValidationError", "ValidationError"):
+                whole["components"]["schemas"].pop(name, None)
+            app.openapi_schema = whole
+        return app.openapi_schema
+
+    app.openapi = document  # type: ignore[method-assign]
