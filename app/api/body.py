@@ -44,6 +44,8 @@ def _with_definitions(schema: Any, definitions: dict[str, Any]) -> Any:
     if "$ref" in schema:
         name = schema["$ref"].removeprefix("#/$defs/")
         schema = {**definitions[name], **{key: value for key, value in schema.items() if key != "$ref"}}
+    if "properties" in schema and schema.get("additionalProperties") is True:  # see `RequestBody`: they are refused
+        schema = schema | {"additionalProperties": False}
     return {key: _with_definitions(value, definitions) for key, value in schema.items()}
 
 
@@ -87,9 +89,10 @@ def _refuse_extras(body: RequestBody, path: str) -> None:
         value = getattr(body, name)
         if isinstance(value, RequestBody):
             _refuse_extras(value, f"{path}{name}.")
-        elif isinstance(value, list) and value and isinstance(value[0], RequestBody):
+        elif isinstance(value, list):
             for index, item in enumerate(value):
-                _refuse_extras(item, f"{path}{name}[{index}].")
+                if isinstance(item, RequestBody):
+                    _refuse_extras(item, f"{path}{name}[{index}].")
 
 
 def _refusal(errors: Sequence[ErrorDetails], data: Any) -> InvalidRequestError:

@@ -5,7 +5,7 @@ import asyncio
 from app.api.schemas.common import SamplingFields
 from app.api.schemas.structured import Constraint
 from app.api.service import Service
-from app.errors import InvalidRequestError
+from app.errors import InvalidRequestError, UnsupportedError
 from app.grammar.compiler import GrammarError
 
 
@@ -17,6 +17,8 @@ async def grammar_of(service: Service, body: SamplingFields, constraint: Constra
     if constraint is None:
         return ""
     field, limit = constraint.field, service.settings.max_grammar_size
+    if service.settings.worker == "echo":
+        raise UnsupportedError(f"{field}: the echo worker follows no grammars", field)
     if constraint.size > limit:
         raise InvalidRequestError(f"{field}: at most {limit} characters (max_grammar_size)", field)
     for name in ("min_tokens", "ignore_eos"):  # a grammar says when the text ends

@@ -8,6 +8,7 @@ import pytest
 from app.core.messages import GenerateCommand, RequestOutput
 from app.core.request import FinishReason
 from app.errors import EngineUnavailableError, QueueFullError
+from app.settings import Settings
 from app.text.tokenizer import Tokenizer
 from tests.api.conftest import Server
 from tests.api.fake_engine import READY, say
@@ -201,6 +202,25 @@ def test_what_can_only_be_too_much_is_refused_before_it_is_tokenized(
         answer = server.post(path, body)
         assert answer.status_code == 400
         assert answer.json()["error"]["param"] in ("prompt", "messages")
+
+
+@pytest.mark.parametrize(
+    ("route", "body", "param"),
+    [
+        ("/v1/rerank", {"query": "a", "documents": ["b", {"text": "c", "title": "d"}]}, "documents[1].title"),
+        ("/v1/rerank", {"query": "a", "documents": [{"text": "b"}, "c"]}, "model"),
+        ("/tokenize", {**TEXT, "continue_final_message": True}, "continue_final_message"),
+    ],
+)
+def test_a_wrong_field_is_named_elsewhere_too(server: Server, route: str, body: dict[str, Any], param: str) -> None:
+    answer = server.post(route, body)
+    assert (answer.status_code, answer.json()["error"]["param"]) == (400, param)
+
+
+def test_the_echo_worker_refuses_grammars(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(vars(server.service), "settings", Settings(worker="echo"))
+    answer = server.post("/v1/completions", {**TEXT, "guided_choice": ["a"]})
+    assert (answer.status_code, answer.json()["error"]["param"]) == (400, "guided_choice")
 
 
 @pytest.mark.parametrize("body", [{**TEXT, "best_of": 1, "suffix": ""}, {**TEXT, "n": 2, "best_of": 2}, CHAT])

@@ -93,7 +93,7 @@ class ChatFields(RequestBody):
             raise InvalidRequestError(
                 "continue_final_message and add_generation_prompt exclude each other", "continue_final_message"
             )
-        if self.messages[-1].role != "assistant":
+        if not self.messages or self.messages[-1].role != "assistant":
             raise InvalidRequestError(
                 "continue_final_message: the final message is not the assistant's", "continue_final_message"
             )
