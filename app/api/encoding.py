@@ -16,7 +16,7 @@ from app.api.schemas.encoders import EncoderFields
 from app.api.service import Service
 from app.core.messages import EncodeCommand, RequestOutput
 from app.core.request import FinishReason
-from app.errors import ContextLengthError, EngineUnavailableError, InternalError, InvalidRequestError
+from app.errors import ContextLengthError, InvalidRequestError
 from app.text.tokenizer import EncoderInput
 
 Vectors = list[NDArray[np.float32]]
@@ -43,12 +43,14 @@ async def encode(service: Service, request: Request, body: EncoderFields, texts:
     if len(texts) > most:
         raise InvalidRequestError(f"{param}: at most {most} inputs (max_inputs)", param)
     inputs = await _tokenize(service, body, texts, param)
-    run = _Run(service, request.scope["request_log"], body.priority)
+    entry: RequestLog = request.scope["request_log"]
+    run = _Run(service, entry, body.priority)
     try:
         vectors = await run.all(inputs)
     finally:
         run.abort()
-    return Encoded(vectors, sum(len(one.token_ids) for one in inputs))
+    entry.fields["prompt_tokens"] = num_tokens = sum(len(one.token_ids) for one in inputs)
+    return Encoded(vectors, num_tokens)
 
 
 async def _tokenize(service: Service, body: EncoderFields, texts: list[Text], param: str) -> list[EncoderInput]:
@@ -105,12 +107,11 @@ class _Run:
             self._submit(index, one)
         while self._open:
             vectors.append(await self._next())
-        self._entry.fields["prompt_tokens"] = sum(len(one.token_ids) for one in inputs)
         return vectors
 
     def _submit(self, index: int, one: EncoderInput) -> None:
         command = EncodeCommand(
-            request_id=f"{self._entry.request_id}-{index}-{time.monotonic_ns():x}",
+            request_id=self._entry.engine_id(index),
             token_ids=one.token_ids,
             type_ids=one.type_ids,
             priority=self._priority,
@@ -127,9 +128,7 @@ class _Run:
         seconds = time.monotonic() - first.command.arrived_at
         self._service.metrics.record_finished(output.finish_reason, seconds, output.timing)
         if output.finish_reason is not FinishReason.STOP:
-            if (failure := self._service.engine.failure) is not None:
-                raise EngineUnavailableError(f"the engine is not available: {failure}")
-            raise InternalError(output.error or "the request failed")
+            raise self._service.failed(output.error)
         return np.frombuffer(output.vector, dtype=np.float32)
 
     def abort(self) -> None:

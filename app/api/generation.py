@@ -12,7 +12,6 @@ from app.core.engine_client import EngineClient
 from app.core.messages import GenerateCommand, RequestOutput, RequestTiming
 from app.core.request import FinishReason
 from app.core.sampling import SamplingParams
-from app.errors import ApiError, EngineUnavailableError, InternalError
 from app.text.output_processor import OutputProcessor, StopConditions, TextDelta
 
 
@@ -70,7 +69,7 @@ class Generation:
 
     def _submit(self, index: int, choice: Choice, priority: int, counts_prompt: bool) -> None:
         command = GenerateCommand(
-            request_id=f"{self._entry.request_id}-{index}-{time.monotonic_ns():x}",
+            request_id=self._entry.engine_id(index),
             prompt_token_ids=choice.prompt_token_ids,
             sampling=choice.sampling,
             priority=priority,
@@ -156,14 +155,8 @@ class Generation:
                 self._engine.abort(choice.command.request_id)
             self._record_finished(choice, delta.finish_reason)
             if delta.finish_reason is FinishReason.ERROR:
-                raise self._error(delta.error)
+                raise self._service.failed(delta.error)
         return delta
-
-    def _error(self, text: str) -> ApiError:
-        """A request failed: by itself, or because the engine is gone, and then another try may go better."""
-        if self._engine.failure is not None:
-            return EngineUnavailableError(f"the engine is not available: {self._engine.failure}")
-        return InternalError(text or "the request failed")
 
     def _record_finished(self, choice: "_OpenChoice", reason: FinishReason) -> None:
         seconds = time.monotonic() - choice.command.arrived_at

@@ -28,6 +28,10 @@ class RequestLog:
     status: int = 0
     fields: dict[str, Any] = field(default_factory=dict)
 
+    def engine_id(self, index: int) -> str:
+        """What the engine is to call the request's part `index`: clients may choose the same id twice."""
+        return f"{self.request_id}-{index}-{time.monotonic_ns():x}"
+
 
 class RequestMiddleware:
     """Pure ASGI: one call deep, whatever the number of events of a stream."""

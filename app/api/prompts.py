@@ -5,7 +5,7 @@ Long texts are tokenized in a thread, which the other streams of this process do
 
 import asyncio
 from collections.abc import Callable
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from app.api.schemas.chat import ChatFields
 from app.api.service import Service
@@ -15,6 +15,15 @@ T = TypeVar("T")
 
 _LONG_TEXT = 8192
 """Characters from which on rendering and tokenizing take milliseconds."""
+
+
+def as_list(prompt: Any, param: str) -> list[Any]:
+    """One or several texts, or lists of token ids, as a list of them. InvalidRequestError if there are none."""
+    if isinstance(prompt, str) or (prompt and isinstance(prompt[0], int)):
+        return [prompt]
+    if not prompt:
+        raise InvalidRequestError(f"{param}: must not be empty", param)
+    return list(prompt)
 
 
 async def encode_texts(

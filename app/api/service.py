@@ -9,7 +9,7 @@ from app.api.responses.store import ResponseStore
 from app.core.encoder import EncoderConfig
 from app.core.engine_client import EngineClient
 from app.core.messages import EngineReady
-from app.errors import EngineUnavailableError, NotFoundError, UnsupportedError
+from app.errors import ApiError, EngineUnavailableError, InternalError, NotFoundError, UnsupportedError
 from app.grammar.compiler import GrammarCompiler
 from app.metrics import Metrics
 from app.settings import Settings
@@ -41,6 +41,12 @@ class Service:
         if self.engine.ready is None:
             raise EngineUnavailableError(self.engine.failure or "the model is still loading")
         return self.engine.ready
+
+    def failed(self, error: str) -> ApiError:
+        """A request failed: by itself, or because the engine is gone, and then another try may go better."""
+        if self.engine.failure is not None:
+            return EngineUnavailableError(f"the engine is not available: {self.engine.failure}")
+        return InternalError(error or "the request failed")
 
     def check_generates(self) -> None:
         """UnsupportedError for a model that does not generate text."""

@@ -10,7 +10,7 @@ from app.api.body import body_of, body_schema
 from app.api.document import RUNS, answers
 from app.api.generation import Choice
 from app.api.logprobs import finite, num_characters, token_name
-from app.api.prompts import check_token_ids, encode_texts
+from app.api.prompts import as_list, check_token_ids, encode_texts
 from app.api.sampling import TokenLimit, check_logprobs, check_num_choices, make_choices
 from app.api.schemas.answers.generation import Completion
 from app.api.schemas.completions import DEFAULT_MAX_TOKENS, CompletionRequest
@@ -18,7 +18,6 @@ from app.api.service import Service, ServiceDep
 from app.api.sse import encode_json, event
 from app.api.structured import grammar_of
 from app.core.step import Logprobs
-from app.errors import InvalidRequestError
 from app.text.output_processor import TextDelta
 
 router = APIRouter()
@@ -62,11 +61,7 @@ async def create_completion(
 
 async def _prompts(service: Service, body: CompletionRequest) -> list[list[int]]:
     """The prompts as lists of token ids; InvalidRequestError if one is empty or names unknown tokens."""
-    prompt: Any = body.prompt
-    if isinstance(prompt, str) or (prompt and isinstance(prompt[0], int)):
-        prompt = [prompt]
-    if not prompt:
-        raise InvalidRequestError("prompt: must not be empty", "prompt")
+    prompt = as_list(body.prompt, "prompt")
     check_num_choices(service, len(prompt), body.n)
     prompts = await encode_texts(service, prompt, "prompt") if isinstance(prompt[0], str) else prompt
     for token_ids in prompts:

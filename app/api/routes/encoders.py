@@ -12,6 +12,7 @@ from app.api.body import body_of, body_schema
 from app.api.disconnect import run_unless_disconnected
 from app.api.document import RUNS, answers
 from app.api.encoding import Encoded, Text, Vectors, encode
+from app.api.prompts import as_list
 from app.api.schemas.answers.encoders import Classifications, Embeddings, Ranking, Scores
 from app.api.schemas.encoders import ClassifyRequest, EmbeddingRequest, EncoderFields, RerankRequest, ScoreRequest
 from app.api.service import Service, ServiceDep
@@ -65,7 +66,7 @@ async def score(
     body: Annotated[ScoreRequest, Depends(body_of(ScoreRequest))], request: Request, service: ServiceDep
 ) -> Response:
     """How well texts go together."""
-    _check(service, body, None)
+    config = _check(service, body, None)
     firsts, seconds = ([text] if isinstance(text, str) else text for text in (body.text_1, body.text_2))
     if len(firsts) == 1:
         firsts = firsts * len(seconds)
@@ -73,7 +74,8 @@ async def score(
         raise InvalidRequestError("text_2: as many texts as text_1, which has one or more", "text_2")
 
     async def work() -> bytes:
-        encoded = await _scores(service, request, body, list(zip(firsts, seconds, strict=True)), "text_2")
+        pairs = list(zip(firsts, seconds, strict=True))
+        encoded = await _scores(config, service, request, body, pairs, "text_2")
         data = [{"index": i, "object": "score", "score": float(value[0])} for i, value in enumerate(encoded.vectors)]
         return _list(service, encoded, data)
 
@@ -86,11 +88,12 @@ async def rerank(
     body: Annotated[RerankRequest, Depends(body_of(RerankRequest))], request: Request, service: ServiceDep
 ) -> Response:
     """Documents by how well they answer a query, the best first."""
-    _check(service, body, None)
+    config = _check(service, body, None)
     texts = body.texts()
 
     async def work() -> bytes:
-        encoded = await _scores(service, request, body, [(body.query, text) for text in texts], "documents")
+        pairs = [(body.query, text) for text in texts]
+        encoded = await _scores(config, service, request, body, pairs, "documents")
         values = np.concatenate(encoded.vectors)
         results = [
             {
@@ -110,11 +113,14 @@ async def rerank(
 
 
 async def _scores(
-    service: Service, request: Request, body: EncoderFields, pairs: list[tuple[str, str]], param: str
+    config: EncoderConfig,
+    service: Service,
+    request: Request,
+    body: EncoderFields,
+    pairs: list[tuple[str, str]],
+    param: str,
 ) -> Encoded:
     """One number for each pair: a classifier's own, or the cosine of embeddings."""
-    config = service.encoder
-    assert config is not None
     if config.task == "classify":
         if len(config.labels) != 1:
             raise UnsupportedError(
@@ -143,11 +149,10 @@ def _check(service: Service, body: EncoderFields, task: str | None) -> EncoderCo
 
 
 def _texts(given: Any) -> list[Text]:
-    """One or several texts, or token ids, as a list of them."""
-    is_one = isinstance(given, str) or (given and isinstance(given[0], int))
-    if not given:
+    """One or several texts, or token ids, as a list of them. An empty text alone is a mistake."""
+    if given == "":
         raise InvalidRequestError("input: must not be empty", "input")
-    return [given] if is_one else list(given)
+    return as_list(given, "input")
 
 
 def _embeddings(config: EncoderConfig, vectors: Vectors, dimensions: int | None) -> Vectors:
