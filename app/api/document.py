@@ -22,6 +22,13 @@ RUNS = (*READS_BODY, 429)
 
 _RETRY = {"Retry-After": {"description": "seconds", "schema": {"type": "integer"}}}
 
+_EVENT = {
+    "type": "object",
+    "properties": {"event": {"type": "string"}, "data": {"type": "string", "description": "JSON, or [DONE]"}},
+    "required": ["data"],
+}
+"""As OpenAPI 3.2, and FastAPI in 3.1, describe the events of a stream."""
+
 
 def answers(
     model: type[AnswerBody] | None = None,
@@ -38,7 +45,7 @@ def answers(
     if model is not None:
         result[200] = {"model": model, "description": (model.__doc__ or "").strip()}
     if stream is not None:
-        result[200]["content"] = {"text/event-stream": {"schema": {"type": "string"}, "example": stream}}
+        result[200]["content"] = {"text/event-stream": {"itemSchema": _EVENT, "example": stream}}
     for status in sorted(errors):
         retry = {"headers": _RETRY} if status in (429, 503) else {}
         result[status] = {"model": error, "description": _ERRORS[status], **retry}

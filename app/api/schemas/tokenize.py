@@ -1,6 +1,6 @@
 """POST /tokenize and /detokenize"""
 
-from pydantic import Field
+from pydantic import ConfigDict, Field
 
 from app.api.schemas.chat import ChatFields, Message
 from app.api.schemas.common import Label, RequestBody, TokenId
@@ -9,6 +9,8 @@ from app.errors import InvalidRequestError
 
 class TokenizeRequest(ChatFields):
     """A text, or a chat, to be turned into token ids."""
+
+    model_config = ConfigDict(json_schema_extra={"example": {"prompt": "Hello."}})
 
     model: Label | None = None
     prompt: str | None = None
@@ -25,6 +27,8 @@ class TokenizeRequest(ChatFields):
 
 class DetokenizeRequest(RequestBody):
     """Token ids to be turned into text."""
+
+    model_config = ConfigDict(json_schema_extra={"example": {"tokens": [1, 2, 3]}})
 
     model: Label | None = None
     tokens: list[TokenId]
