@@ -70,7 +70,7 @@ def serve(**flags: Any) -> None:
 
     Every option can also be set as PACELINE_<OPTION> in the environment, or in a YAML file that PACELINE_CONFIG names.
     """
-    from app.supervisor import serve as run
+    from app.supervisor.serve import serve as run
 
     sys.exit(run(load_settings(**flags)))
 

@@ -5,6 +5,9 @@ One process that starts an engine beside it. Settings come from PACELINE_* varia
 """
 
 import asyncio
+import logging
+import os
+import signal
 import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -20,7 +23,13 @@ from app.errors import EXIT_STARTUP_ERROR, StartupError
 from app.hub.source import find_model
 from app.log import configure_logging
 from app.settings import load_settings
-from app.supervisor import EngineProcess
+from app.supervisor.child import ChildLostError
+from app.supervisor.engine import EngineProcess
+
+log = logging.getLogger(__name__)
+
+_LOOK_SECONDS = 0.2
+"""How often to look after the engine."""
 
 
 def make_app() -> FastAPI:
@@ -41,7 +50,9 @@ def make_app() -> FastAPI:
                 app.state.service = service
                 ready = await _wait_until_ready(service.engine, engine)
                 service.metrics.record_startup(ready.startup_seconds)
+                tending = asyncio.create_task(_tend(engine))
                 yield
+                tending.cancel()
         finally:
             engine.stop()
 
@@ -52,11 +63,24 @@ async def _wait_until_ready(client: EngineClient, engine: EngineProcess) -> Engi
     """Wait for the engine to load its model; StartupError if it ends instead."""
     ready = asyncio.create_task(client.wait_until_ready())
     while not ready.done():
-        if engine.exit_code is not None:
+        try:
+            engine.tend()
+        except ChildLostError as error:
             ready.cancel()
-            raise StartupError(f"the engine ended with exit code {engine.exit_code} before it was ready")
-        await asyncio.wait([ready], timeout=0.2)
+            raise StartupError(str(error) or "the engine cannot start") from None
+        await asyncio.wait([ready], timeout=_LOOK_SECONDS)
     return ready.result()
+
+
+async def _tend(engine: EngineProcess) -> None:
+    """Look after the engine; end the server, as a signal would, when there can be none."""
+    try:
+        while True:
+            engine.tend()
+            await asyncio.sleep(_LOOK_SECONDS)
+    except ChildLostError as error:
+        log.error("%s", error)
+        os.kill(os.getpid(), signal.SIGTERM)
 
 
 def __getattr__(name: str) -> Any:

@@ -89,6 +89,7 @@ class Metrics:
         self._step_tokens = self._histogram("iteration_tokens", "Tokens computed in a step", _TOKEN_BUCKETS)
         self._step_seconds = self._histogram("step_duration_seconds", "Duration of a step", _seconds(0.0005, 10))
         self._startup = self._gauge("startup_seconds", "Duration of each phase of the engine's start", ["phase"])
+        self._restarts = self._counter("engine_restarts", "Times that an engine took over from one that died")
 
     # ------------------------------------------------------------------ records
 
@@ -108,6 +109,11 @@ class Metrics:
         """How long each phase of the engine's start took."""
         for phase, duration in seconds.items():
             self._startup.labels(phase).set(duration)
+
+    def record_restart(self, seconds: Mapping[str, float]) -> None:
+        """An engine took over from one that died; how long each phase of its start took."""
+        self._restarts.inc()
+        self.record_startup(seconds)
 
     def record_admitted(self, num_prompt_tokens: int) -> None:
         """A prompt was handed to the engine; one with several choices counts once."""

@@ -120,7 +120,23 @@ class ServerSettings(BaseModel):
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="least severe line to log")
 
 
-class Settings(ModelSettings, CacheSettings, SchedulerSettings, ServerSettings, BaseSettings):
+class ReliabilitySettings(BaseModel):
+    """Reliability"""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    step_timeout: float = Field(
+        60.0, gt=0, description="seconds after which a step counts as hung, and the engine is started again"
+    )
+    max_restarts: int = Field(
+        5,
+        ge=0,
+        description="times in a row that a child is started again without getting anywhere; then the service ends",
+    )
+    drain_timeout: float = Field(30.0, ge=0, description="seconds that open requests get to end after SIGTERM")
+
+
+class Settings(ModelSettings, CacheSettings, SchedulerSettings, ServerSettings, ReliabilitySettings, BaseSettings):
     """All of the service's settings; each part of the service takes the group it reads."""
 
     model_config = SettingsConfigDict(env_prefix=ENV_PREFIX, frozen=True, extra="forbid")
@@ -145,7 +161,13 @@ class Settings(ModelSettings, CacheSettings, SchedulerSettings, ServerSettings, 
         return tuple(chain)
 
 
-GROUPS: tuple[type[BaseModel], ...] = (ModelSettings, CacheSettings, SchedulerSettings, ServerSettings)
+GROUPS: tuple[type[BaseModel], ...] = (
+    ModelSettings,
+    CacheSettings,
+    SchedulerSettings,
+    ServerSettings,
+    ReliabilitySettings,
+)
 
 
 def load_settings(**flags: Any) -> Settings:

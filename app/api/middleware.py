@@ -9,12 +9,14 @@ from typing import Any
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from app.api.drain import Drain
 from app.api.errors import error_response
-from app.errors import InternalError, PayloadTooLargeError
+from app.errors import EngineUnavailableError, InternalError, PayloadTooLargeError
 
 log = logging.getLogger("app.api.access")
 
-_QUIET = {"/health", "/health/live", "/health/ready", "/metrics"}
+_QUIET = {"/health", "/health/live", "/health/ready", "/health/deep", "/metrics"}
+"""Paths of probes: always answered, and not worth a line in the log."""
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9_.:/+=@-]{1,128}")
 
 
@@ -36,9 +38,10 @@ class RequestLog:
 class RequestMiddleware:
     """Pure ASGI: one call deep, whatever the number of events of a stream."""
 
-    def __init__(self, app: ASGIApp, max_body_size: int) -> None:
+    def __init__(self, app: ASGIApp, max_body_size: int, drain: Drain) -> None:
         self._app = app
         self._max_body_size = max_body_size
+        self._drain = drain
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """See ASGI."""
@@ -52,9 +55,18 @@ class RequestMiddleware:
             if message["type"] == "http.response.start":
                 entry.status = message["status"]
                 message["headers"] = [*message.get("headers", ()), (b"x-request-id", request_id)]
+                if self._drain.has_begun:
+                    message["headers"].append((b"connection", b"close"))
             await send(message)
 
+        is_work = scope["path"] not in _QUIET
+        self._drain.num_open += is_work
         try:
+            if self._drain.has_begun and is_work:
+                entry.fields["error"] = "draining"
+                refusal = EngineUnavailableError("the server is shutting down")
+                await error_response(refusal, scope)(scope, receive, send_start)
+                return
             await self._app(scope, _limited(receive, self._max_body_size), send_start)
         except Exception as error:
             log.error("an unexpected error", exc_info=error, extra={"fields": {"request_id": entry.request_id}})
@@ -64,6 +76,7 @@ class RequestMiddleware:
             failure = InternalError("the server failed on this request")
             await error_response(failure, scope)(scope, receive, send_start)
         finally:
+            self._drain.num_open -= is_work
             _write(scope, entry)
 
 

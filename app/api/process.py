@@ -6,7 +6,6 @@ gone (`app.child`).
 
 import asyncio
 import logging
-import os
 import signal
 import socket
 import sys
@@ -15,11 +14,13 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from types import FrameType
 
 import uvicorn
 from fastapi import FastAPI
 
 from app.api.app import create_app
+from app.api.drain import Drain
 from app.api.http_protocol import HttpProtocol
 from app.api.responses.store import ResponseStore
 from app.api.service import Service
@@ -40,10 +41,8 @@ log = logging.getLogger(__name__)
 
 _CHAT = '{"temperature": 0, "messages": [{"role": "user", "content": "What is the capital of France?"}]}'
 
-_GRACE_SECONDS = 8
-"""What open streams get to end after a signal; less than what the supervisor gives this process."""
-_LAST_WORDS_SECONDS = 1
-"""The end of that time: streams that are still open are told so, and get to send it."""
+_LAST_WORDS_SECONDS = 2
+"""What streams get to send their last event once the drain is over."""
 
 
 @dataclass(frozen=True)
@@ -66,10 +65,10 @@ def load_text_side(settings: Settings, folder: Path) -> TextSide:
 
 
 @asynccontextmanager
-async def running_service(settings: Settings, text: TextSide, address: str) -> AsyncIterator[Service]:
-    """A service that is connected to an engine. Does not wait until the engine is ready."""
+async def running_service(settings: Settings, text: TextSide, address: str, name: str = "0") -> AsyncIterator[Service]:
+    """A service that is connected to an engine, to which it is `name`. Does not wait until the engine is ready."""
     metrics = Metrics()
-    engine = AsyncEngine(address, settings.max_queue, metrics)
+    engine = AsyncEngine(address, name, settings.max_queue, metrics)
     service = Service(
         settings=settings,
         model_name=text.model_name,
@@ -103,7 +102,6 @@ def main() -> None:
     address, folder, fd, started_at, index = sys.argv[1:]
     settings = read_settings()
     configure_logging(settings, process="api")
-    when_parent_ends(lambda: os.kill(os.getpid(), signal.SIGTERM))
     try:
         text = load_text_side(settings, Path(folder))
     except StartupError as error:
@@ -115,17 +113,20 @@ def main() -> None:
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         async with running:
-            app.state.service = service = await running.enter_async_context(running_service(settings, text, address))
-            greeting = asyncio.create_task(_greet(service, sock, float(started_at))) if index == "0" else None
+            service = await running.enter_async_context(running_service(settings, text, address, index))
+            app.state.service = service
+            greeting = asyncio.create_task(_follow_engine(service, sock, float(started_at))) if index == "0" else None
             yield
             if greeting:
                 greeting.cancel()
 
-    DrainingServer(server_config(create_app(settings, lifespan), settings), running.aclose).run([sock])
+    server = DrainingServer(create_app(settings, lifespan), settings, running.aclose)
+    when_parent_ends(server.end)
+    server.run([sock])
 
 
-def server_config(app: FastAPI, settings: Settings, grace: int = _GRACE_SECONDS) -> uvicorn.Config:
-    """uvicorn as Paceline wants it: its fast parser and loop, and no log of its own. `grace` is in seconds."""
+def server_config(app: FastAPI, settings: Settings) -> uvicorn.Config:
+    """uvicorn as Paceline wants it: its fast parser and loop, and no log of its own."""
     return uvicorn.Config(
         app,
         http=HttpProtocol,
@@ -134,36 +135,57 @@ def server_config(app: FastAPI, settings: Settings, grace: int = _GRACE_SECONDS)
         access_log=False,
         server_header=False,
         timeout_keep_alive=settings.keepalive_timeout,
-        timeout_graceful_shutdown=grace,
+        timeout_graceful_shutdown=_LAST_WORDS_SECONDS,
     )
 
 
 class DrainingServer(uvicorn.Server):
-    """uvicorn's server, which just cuts what is open when its grace ends: here streams get a proper end before that."""
+    """uvicorn's server, which drains on SIGTERM: it goes on accepting, and says that it takes no new requests.
 
-    def __init__(self, config: uvicorn.Config, let_go: Callable[[], Awaitable[None]]) -> None:
+    uvicorn itself would close its socket at once, and cut what is open when its grace ends. SIGINT is the parent's to
+    deal with: a terminal sends it to all processes.
+    """
+
+    def __init__(self, app: FastAPI, settings: Settings, let_go: Callable[[], Awaitable[None]]) -> None:
         """`let_go` ends all open requests with an error, by letting go of their engine. It may be called again."""
-        super().__init__(config)
+        super().__init__(server_config(app, settings))
+        self._drain: Drain = app.state.drain
         self._let_go = let_go
 
-    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+    def end(self) -> None:
+        """End now; may be called from any thread."""
+        self.should_exit = True
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:  # noqa: ARG002 - uvicorn's
         """See uvicorn."""
-        ending = asyncio.create_task(self._end_streams())
-        await super().shutdown(sockets)
-        ending.cancel()
+        if sig == signal.SIGTERM:
+            self._drain.begin()
 
-    async def _end_streams(self) -> None:
-        await asyncio.sleep((self.config.timeout_graceful_shutdown or 0) - _LAST_WORDS_SECONDS)
+    async def on_tick(self, counter: int) -> bool:
+        """See uvicorn: about ten times a second, whether to end."""
+        self.should_exit = self.should_exit or self._drain.is_over
+        return await super().on_tick(counter)
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """See uvicorn. What is open gets a proper end before its connection is closed."""
+        self._drain.begin()
         await self._let_go()
+        await super().shutdown(sockets)
 
 
-async def _greet(service: Service, sock: socket.socket, started_at: float) -> None:
-    """Once the engine is ready, say where and with what."""
+async def _follow_engine(service: Service, sock: socket.socket, started_at: float) -> None:
+    """Say where and with what once the engine is ready, and keep account of those that come after it."""
     with suppress(EngineUnavailableError):  # the engine itself has said why it does not start
         ready = await service.engine.wait_until_ready()
         total = time.time() - started_at
         service.metrics.record_startup({**ready.startup_seconds, "total": total})
         print(_banner(service, ready, sock, total), file=sys.stderr, flush=True)
+        while True:
+            await service.engine.wait_until_lost()
+            lost_at = time.monotonic()
+            ready = await service.engine.wait_until_ready()
+            service.metrics.record_restart(ready.startup_seconds)
+            log.warning("the engine is back after %.1f s", time.monotonic() - lost_at)
 
 
 def _banner(service: Service, ready: EngineReady, sock: socket.socket, seconds: float) -> str:

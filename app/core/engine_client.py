@@ -3,6 +3,7 @@
 from collections.abc import AsyncIterator
 from typing import Protocol
 
+from app.core.heartbeat import Heartbeat
 from app.core.messages import EngineReady, RequestCommand, RequestOutput
 
 
@@ -11,7 +12,7 @@ class EngineClient(Protocol):
 
     @property
     def ready(self) -> EngineReady | None:
-        """What the engine said when it was ready; None while it is loading, and after it died."""
+        """What the engine said when it was ready; None while it is loading, also after one that died."""
         ...
 
     @property
@@ -19,14 +20,29 @@ class EngineClient(Protocol):
         """Why the engine is gone for good, for people; None while it is loading or well."""
         ...
 
+    @property
+    def heartbeat(self) -> Heartbeat:
+        """Whether the engine gets on."""
+        ...
+
+    @property
+    def is_full(self) -> bool:
+        """Whether no more requests are taken now."""
+        ...
+
     async def wait_until_ready(self) -> EngineReady:
         """Wait for the engine to load its model; EngineUnavailableError if it fails to."""
+        ...
+
+    async def wait_until_lost(self) -> None:
+        """Wait for the engine to die; EngineUnavailableError if no other will come."""
         ...
 
     def generate(self, command: RequestCommand) -> AsyncIterator[RequestOutput]:
         """Submit a request at once (not at the first `anext`), and iterate over its outputs.
 
-        The last output has a `finish_reason`; an engine that dies ends the request with FinishReason.ERROR.
+        The last output has a `finish_reason`. If the engine dies, the next one goes on with the request; one of which
+        engines die ends with FinishReason.ERROR.
         When the reader is slower than the engine, outputs that wait are merged into one.
 
         Raises EngineUnavailableError while the engine is loading or dead, QueueFullError when too many

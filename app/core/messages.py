@@ -12,7 +12,33 @@ from app.core.step import Logprobs
 
 
 class HelloCommand(msgspec.Struct, tag=True):
-    """First message of an API worker; answered by EngineReady once the model is loaded."""
+    """First message of an API worker; answered by EngineReady once the model is loaded.
+
+    What the engine still runs for an earlier worker of that name has lost its clients, and is aborted.
+    """
+
+
+class RequestTiming(msgspec.Struct, array_like=True):
+    """`time.monotonic()` at the points where the engine saw a request change."""
+
+    arrived_at: float
+    scheduled_at: float
+    first_token_at: float
+    finished_at: float
+    """0 for a request that has not finished."""
+
+
+class Progress(msgspec.Struct, kw_only=True):
+    """What an engine that has died since did for a request, as far as it said so: the next one goes on from there."""
+
+    token_ids: list[int] = msgspec.field(default_factory=list)
+    """Generated tokens."""
+    num_prompt_logprobs: int = 0
+    num_cached_tokens: int = 0
+    timing: RequestTiming | None = None
+    """None if there was no token."""
+    is_suspect: bool = False
+    """Engines died under it again and again: let it run alone, so that no other request dies with it."""
 
 
 class GenerateCommand(msgspec.Struct, tag=True, kw_only=True):
@@ -26,6 +52,8 @@ class GenerateCommand(msgspec.Struct, tag=True, kw_only=True):
     cache_salt: str = ""
     arrived_at: float
     """Seconds, `time.monotonic()`."""
+    progress: Progress | None = None
+    """Of a request that is submitted again."""
 
 
 class EncodeCommand(msgspec.Struct, tag=True, kw_only=True):
@@ -74,16 +102,6 @@ class EngineReady(msgspec.Struct, tag=True, kw_only=True):
     num_kv_blocks: int
     startup_seconds: dict[str, float]
     """Phase to duration, in order."""
-
-
-class RequestTiming(msgspec.Struct, array_like=True):
-    """`time.monotonic()` at the points where the engine saw a request change."""
-
-    arrived_at: float
-    scheduled_at: float
-    first_token_at: float
-    finished_at: float
-    """0 for a request that has not finished."""
 
 
 class RequestOutput(msgspec.Struct, kw_only=True, omit_defaults=True):

@@ -46,6 +46,8 @@ class Request:
     """Lower runs first."""
     cache_salt: str = ""
     """Prefix blocks are shared only between requests of equal salt."""
+    is_suspect: bool = False
+    """Engines died under it: it runs alone until it has given a token."""
 
     status: RequestStatus = RequestStatus.WAITING
     row: int = -1

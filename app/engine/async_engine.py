@@ -2,8 +2,8 @@
 
 import asyncio
 import logging
-import uuid
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import msgspec
@@ -11,13 +11,16 @@ import zmq
 import zmq.asyncio
 from zmq.utils.monitor import recv_monitor_message
 
+from app.core.heartbeat import Heartbeat
 from app.core.messages import (
     AbortCommand,
     EngineCommand,
     EngineMessage,
     EngineReady,
     EngineStats,
+    GenerateCommand,
     HelloCommand,
+    Progress,
     RequestCommand,
     RequestOutput,
     StepOutputs,
@@ -27,7 +30,8 @@ from app.errors import EngineUnavailableError, QueueFullError
 
 log = logging.getLogger(__name__)
 
-_DIED = "the engine died"
+_MAX_DEATHS = 3
+"""Engines that a request may see die in a row, without getting a token in between."""
 
 
 class StatsListener(Protocol):
@@ -77,64 +81,91 @@ def _extend(output: RequestOutput, next_one: RequestOutput) -> None:
     output.finish_reason, output.error = next_one.finish_reason, next_one.error
 
 
+@dataclass(slots=True)
+class _OpenRequest:
+    """A request that has not ended, and what the next engine would have to know of it."""
+
+    command: RequestCommand
+    stream: RequestStream = field(default_factory=RequestStream)
+    progress: Progress = field(default_factory=Progress)
+    deaths: int = 0
+    """Of engines that had it, since it last got something."""
+
+    def take(self, output: RequestOutput) -> None:
+        """Note an output, and hand it to the reader."""
+        progress = self.progress
+        progress.token_ids += output.token_ids
+        progress.num_prompt_logprobs += len(output.prompt_logprobs)
+        progress.num_cached_tokens = output.num_cached_tokens
+        progress.timing = progress.timing or output.timing
+        self.deaths = 0
+        self.stream.put(output)
+
+    def command_for_the_next_engine(self) -> RequestCommand:
+        """The command that goes on where the output so far ends."""
+        if isinstance(self.command, GenerateCommand):
+            self.progress.is_suspect = self.deaths == _MAX_DEATHS - 1
+            self.command.progress = self.progress
+        return self.command
+
+
 class AsyncEngine:
     """An `app.core.engine_client.EngineClient` over ZeroMQ.
 
-    The death of the engine is seen by its socket being closed, at once, whoever started it and however it died.
+    The death of the engine is seen by its socket being closed, at once, however it died. Open requests wait for the
+    next engine at the same address, which goes on with them where the last one ended: tokens are chosen by seed and
+    position alone, so that the text is the one that it would have been.
     """
 
-    def __init__(self, address: str, max_queue: int, listener: StatsListener) -> None:
+    def __init__(self, address: str, name: str, max_queue: int, listener: StatsListener) -> None:
+        """`name` is this worker's among all of the service: whoever takes it over later aborts what this one left."""
         self.ready: EngineReady | None = None
         self.failure: str | None = None
+        self.heartbeat = Heartbeat(address)
+        self._address = address
+        self._name = name
         self._max_queue = max_queue
         self._listener = listener
-        self._streams: dict[str, RequestStream] = {}
+        self._open: dict[str, _OpenRequest] = {}
         self._encode = msgspec.msgpack.Encoder().encode
         self._decode = msgspec.msgpack.Decoder(EngineMessage).decode
-        self._changed = asyncio.Event()
-        self._tasks: list[asyncio.Task[None]] = []
-        context = zmq.asyncio.Context.instance()
-        self._socket = context.socket(zmq.DEALER)
-        self._socket.setsockopt(zmq.IDENTITY, uuid.uuid4().bytes)
-        self._socket.setsockopt(zmq.SNDHWM, 0)
-        self._socket.setsockopt(zmq.RCVHWM, 0)
-        self._socket.setsockopt(zmq.LINGER, 0)
-        self._monitor = self._socket.get_monitor_socket(zmq.EVENT_DISCONNECTED)
-        self._socket.connect(address)
+        self._changed = asyncio.Condition()
+        self._connection: asyncio.Task[None] | None = None
+        self._socket: zmq.asyncio.Socket | None = None
 
     async def start(self) -> None:
-        """Greet the engine, which answers when it is ready, and listen to it from now on."""
-        self._send(HelloCommand())
-        self._tasks = [asyncio.create_task(self._listen()), asyncio.create_task(self._watch())]
-        for task in self._tasks:
-            task.add_done_callback(self._on_task_end)
+        """Connect to the engine, whenever there is one, from now on."""
+        self._connection = asyncio.create_task(self._stay_connected())
 
     async def wait_until_ready(self) -> EngineReady:
-        """Wait for the engine to load its model; EngineUnavailableError if it fails to."""
-        while self.ready is None:
-            if self.failure is not None:
-                raise EngineUnavailableError(self.failure)
-            await self._changed.wait()
-            self._changed.clear()
+        """Wait for the engine to load its model; EngineUnavailableError if there will be none."""
+        await self._wait_for(lambda: self.ready is not None)
+        assert self.ready is not None
         return self.ready
+
+    async def wait_until_lost(self) -> None:
+        """Wait for the engine to die; EngineUnavailableError if no other will come."""
+        await self._wait_for(lambda: self.ready is None)
+
+    async def _wait_for(self, condition: Callable[[], bool]) -> None:
+        async with self._changed:
+            await self._changed.wait_for(lambda: condition() or self.failure is not None)
+        if self.failure is not None:
+            raise EngineUnavailableError(self.failure)
 
     async def close(self) -> None:
         """Stop listening; open requests end with an error."""
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
-        self.fail("the server is shutting down")
-        self._socket.disable_monitor()
-        self._monitor.close()
-        self._socket.close()
-
-    def _on_task_end(self, task: asyncio.Task[None]) -> None:
-        """Nobody would hear from the engine any more: rather an error than silence."""
-        if not task.cancelled() and (error := task.exception()):
-            log.error("the connection to the engine failed", exc_info=error)
-            self.fail("the connection to the engine failed")
+        if self._connection is not None:
+            self._connection.cancel()
+            await asyncio.gather(self._connection, return_exceptions=True)
+        await self._fail("the server is shutting down")
 
     # ------------------------------------------------------------------ requests
+
+    @property
+    def is_full(self) -> bool:
+        """Whether no more requests are taken now."""
+        return self.ready is not None and len(self._open) >= self.ready.max_num_seqs + self._max_queue
 
     def generate(self, command: RequestCommand) -> RequestStream:
         """See `EngineClient.generate`."""
@@ -142,61 +173,109 @@ class AsyncEngine:
             raise EngineUnavailableError(f"the engine is not available: {self.failure}")
         if self.ready is None:
             raise EngineUnavailableError("the model is still loading")
-        if len(self._streams) >= self.ready.max_num_seqs + self._max_queue:
-            raise QueueFullError(f"{len(self._streams)} requests are open; try again later")
-        stream = self._streams[command.request_id] = RequestStream()
+        if self.is_full:
+            raise QueueFullError(f"{len(self._open)} requests are open; try again later")
+        request = self._open[command.request_id] = _OpenRequest(command)
         self._send(command)
-        return stream
+        return request.stream
 
     def abort(self, request_id: str) -> None:
         """See `EngineClient.abort`."""
-        if self._streams.pop(request_id, None) is not None:
+        if self._open.pop(request_id, None) is not None and self.ready is not None:
             self._send(AbortCommand([request_id]))
 
     def _send(self, command: EngineCommand) -> None:
+        assert self._socket is not None
         self._socket.send(self._encode(command), copy=True)
 
-    # ------------------------------------------------------------------ the engine's messages
+    # ------------------------------------------------------------------ one engine after the other
 
-    async def _listen(self) -> None:
+    async def _stay_connected(self) -> None:
+        try:
+            while True:
+                await self._connect_once()
+                await self._on_death()
+        except Exception:  # nobody would hear from the engine any more: rather an error than silence
+            log.exception("the connection to the engine failed")
+            await self._fail("the connection to the engine failed")
+
+    async def _connect_once(self) -> None:
+        """Connect, greet the engine, which answers when it is ready, and listen to it until it dies."""
+        # A new socket for each engine: what was still to be sent to the last one must not reach this one.
+        self._socket = socket = zmq.asyncio.Context.instance().socket(zmq.DEALER)
+        for option, value in ((zmq.SNDHWM, 0), (zmq.RCVHWM, 0), (zmq.LINGER, 0)):
+            socket.setsockopt(option, value)
+        socket.setsockopt(zmq.IDENTITY, self._name.encode())
+        monitor = socket.get_monitor_socket(zmq.EVENT_DISCONNECTED)
+        socket.connect(self._address)
+        self._send(HelloCommand())
+        tasks = [asyncio.create_task(self._listen(socket)), asyncio.ensure_future(recv_monitor_message(monitor))]
+        try:
+            done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+            for task in done:
+                task.result()
+        finally:
+            self.ready = None
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+            socket.disable_monitor()
+            monitor.close()
+            socket.close()
+
+    async def _listen(self, socket: zmq.asyncio.Socket) -> None:
         while True:
-            self._take(await self._socket.recv())
+            await self._take(await socket.recv())
             # recv() does not yield while messages are there: let those who got news send them before more is taken in.
             await asyncio.sleep(0)
 
-    def _take(self, payload: bytes) -> None:
+    async def _take(self, payload: bytes) -> None:
         match self._decode(payload):
             case StepOutputs(outputs, stats):
                 if stats is not None:
                     self._listener.record_step(stats)
                 self._dispatch(outputs)
             case EngineReady() as ready:
-                self.ready = ready
-                self._changed.set()
+                await self._on_ready(ready)
 
     def _dispatch(self, outputs: list[RequestOutput]) -> None:
         for output in outputs:
-            stream = self._streams.get(output.request_id)
-            if stream is None:  # aborted here, and finished there meanwhile
+            request = self._open.get(output.request_id)
+            if request is None:  # aborted here, and finished there meanwhile
                 continue
             if output.finish_reason is not None:
-                del self._streams[output.request_id]
-            stream.put(output)
+                del self._open[output.request_id]
+            request.take(output)
 
-    async def _watch(self) -> None:
-        """Wait for the engine's socket to be closed: then it has died."""
-        await recv_monitor_message(self._monitor)
-        log.error(_DIED)
-        self.fail(_DIED)
+    async def _on_ready(self, ready: EngineReady) -> None:
+        """Take the engine into use: what is open is what the last one left."""
+        self.ready = ready
+        for request in self._open.values():
+            self._send(request.command_for_the_next_engine())
+        await self._notify()
 
-    def fail(self, error: str) -> None:
-        """The engine is gone: every open request ends with an error."""
-        if self.failure is None:
-            self.failure = error
-        self.ready = None
-        self._changed.set()
-        streams, self._streams = self._streams, {}
-        for request_id, stream in streams.items():
-            stream.put(
-                RequestOutput(request_id=request_id, token_ids=[], finish_reason=FinishReason.ERROR, error=self.failure)
-            )
+    async def _on_death(self) -> None:
+        """Keep what was open for the next engine, but for a request that engines die of."""
+        suspect = self.heartbeat.suspect
+        for request_id, request in list(self._open.items()):
+            if suspect in ("", request_id):
+                request.deaths += 1
+            if request.deaths >= _MAX_DEATHS:
+                self._end(request_id, f"the engine died {_MAX_DEATHS} times in a row while it ran this request")
+        log.warning("the engine has died; %d open requests wait for the next one", len(self._open))
+        await self._notify()
+
+    async def _notify(self) -> None:
+        async with self._changed:
+            self._changed.notify_all()
+
+    async def _fail(self, error: str) -> None:
+        """There will be no engine any more: every open request ends with an error."""
+        self.failure = self.failure or error
+        for request_id in list(self._open):
+            self._end(request_id, self.failure)
+        await self._notify()
+
+    def _end(self, request_id: str, error: str) -> None:
+        output = RequestOutput(request_id=request_id, token_ids=[], finish_reason=FinishReason.ERROR, error=error)
+        self._open.pop(request_id).stream.put(output)

@@ -8,7 +8,7 @@ from contextlib import suppress
 from typing import NamedTuple
 
 from app.core.messages import GenerateCommand, RequestOutput, StepOutputs
-from app.core.request import FinishReason, Request
+from app.core.request import FinishReason, Request, RequestStatus
 from app.core.step import SchedulerOutput, StepHandle, Worker
 from app.engine.scheduler import Scheduler
 
@@ -37,15 +37,7 @@ class EngineCore:
 
     def add(self, command: GenerateCommand) -> None:
         """Queue a request. One that can never run ends with an error at once."""
-        request = Request(
-            request_id=command.request_id,
-            token_ids=list(command.prompt_token_ids),
-            num_prompt_tokens=len(command.prompt_token_ids),
-            sampling=command.sampling,
-            arrived_at=command.arrived_at,
-            priority=command.priority,
-            cache_salt=command.cache_salt,
-        )
+        request = _request(command)
         if command.sampling.grammar:
             self._compiling[request.request_id] = request, self.worker.compile_grammar(command.sampling.grammar)
             return
@@ -55,6 +47,11 @@ class EngineCore:
         self.scheduler.add(request)
         if not 0 < request.num_prompt_tokens <= self.scheduler.max_model_len:
             self._end([request.request_id], FinishReason.ERROR, "the prompt is empty or too long for the model")
+
+    @property
+    def suspect(self) -> str:
+        """The request that the next step is for alone, since engines died under it; else empty."""
+        return self.scheduler.suspect
 
     def abort(self, request_ids: Sequence[str]) -> None:
         """End these requests now; unknown ids are ignored."""
@@ -126,3 +123,26 @@ class _Submitted(NamedTuple):
     step: SchedulerOutput
     handle: StepHandle
     at: float
+
+
+def _request(command: GenerateCommand) -> Request:
+    """A command as a request: a new one, or one that was preempted by the death of the engine that had it."""
+    request = Request(
+        request_id=command.request_id,
+        token_ids=list(command.prompt_token_ids),
+        num_prompt_tokens=len(command.prompt_token_ids),
+        sampling=command.sampling,
+        arrived_at=command.arrived_at,
+        priority=command.priority,
+        cache_salt=command.cache_salt,
+    )
+    if progress := command.progress:
+        request.token_ids += progress.token_ids
+        request.num_prompt_logprobs = progress.num_prompt_logprobs
+        request.is_suspect = progress.is_suspect
+        if progress.timing:
+            request.status = RequestStatus.PREEMPTED
+            request.num_cached_tokens = progress.num_cached_tokens
+            request.scheduled_at = progress.timing.scheduled_at
+            request.first_token_at = progress.timing.first_token_at
+    return request

@@ -27,6 +27,11 @@ class EncoderCore:
     def has_work(self) -> bool:
         return bool(self._open or self._endings)
 
+    @property
+    def suspect(self) -> str:
+        """See `EngineCore`: no input is ever run alone for that."""
+        return ""
+
     def admit_compiled(self) -> bool:
         """See `EngineCore`: nothing has to be compiled here."""
         return False

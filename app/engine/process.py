@@ -5,12 +5,15 @@ Once the model is loaded it listens at a ZeroMQ address for API workers, and ans
 is a socket tells the parent that this engine has started.
 """
 
+import faulthandler
 import gc
 import logging
 import os
+import shutil
 import signal
 import sys
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -19,6 +22,7 @@ import zmq
 
 from app.child import read_settings, when_parent_ends
 from app.core.encoder import EncoderConfig
+from app.core.heartbeat import Heartbeat
 from app.core.messages import (
     AbortCommand,
     EncodeCommand,
@@ -64,6 +68,11 @@ class Core(Protocol):
         """Run one step."""
         ...
 
+    @property
+    def suspect(self) -> str:
+        """The request that the next step is for alone, because it may end this process; else empty."""
+        ...
+
 
 class EngineServer:
     """Connects an EngineCore to its API workers."""
@@ -73,7 +82,9 @@ class EngineServer:
         self._socket: zmq.Socket[bytes] = zmq.Context.instance().socket(zmq.ROUTER)
         self._socket.setsockopt(zmq.SNDHWM, 0)  # never drop a token: API workers take in all that comes
         self._socket.setsockopt(zmq.LINGER, 1000)
+        self._socket.setsockopt(zmq.ROUTER_HANDOVER, 1)  # an API worker that was started again takes its name over
         self._socket.bind(address)
+        self._heartbeat = Heartbeat(address)
         self._encode = msgspec.msgpack.Encoder().encode
         self._decode = msgspec.msgpack.Decoder(EngineCommand).decode
         self._worker_of: dict[str, bytes] = {}
@@ -84,9 +95,11 @@ class EngineServer:
         while True:
             compiles = core.admit_compiled()
             if not core.has_work:
+                self._heartbeat.rest()
                 self._socket.poll(_COMPILING_MS if compiles else None)
             self._receive(core, ready)
             if core.has_work:
+                self._heartbeat.beat(core.suspect)
                 self._publish(core.step())
 
     def _receive(self, core: Core, ready: EngineReady) -> None:
@@ -95,7 +108,7 @@ class EngineServer:
             worker, payload = self._socket.recv_multipart()
             match self._decode(payload):
                 case HelloCommand():
-                    self._workers.append(worker)
+                    self._greet(worker, core)
                     self._send(worker, ready)
                 case GenerateCommand() | EncodeCommand() as command:
                     self._worker_of[command.request_id] = worker
@@ -103,12 +116,23 @@ class EngineServer:
                 case AbortCommand(request_ids):
                     core.abort(request_ids)
 
+    def _greet(self, worker: bytes, core: Core) -> None:
+        """Take in a new API worker: the clients of an earlier one of its name are gone."""
+        orphans = [request_id for request_id, owner in self._worker_of.items() if owner == worker]
+        for request_id in orphans:
+            del self._worker_of[request_id]
+        core.abort(orphans)
+        if worker not in self._workers:
+            self._workers.append(worker)
+
     def _publish(self, message: StepOutputs) -> None:
         """Send each API worker the outputs of its requests; the statistics go to the first one."""
         parts = {worker: StepOutputs([], None) for worker in self._workers}
         parts[self._workers[0]].stats = message.stats
         for output in message.outputs:
-            worker = self._worker_of[output.request_id]
+            worker = self._worker_of.get(output.request_id)
+            if worker is None:  # an orphan's
+                continue
             if output.finish_reason is not None:
                 del self._worker_of[output.request_id]
             parts[worker].outputs.append(output)
@@ -126,12 +150,19 @@ def _build(settings: Settings, folder: Path) -> tuple[Core, EngineReady]:
     return build_encoder_engine(settings, folder, encoder) if encoder else build_engine(settings, folder)
 
 
+def _end(folder: Path) -> None:
+    """The parent is gone. It has removed the folder of the engine's socket, unless it was killed."""
+    shutil.rmtree(folder, ignore_errors=True)
+    os._exit(0)
+
+
 def main() -> None:
     """Load the model and serve until stdin is closed."""
     address, model_folder = sys.argv[1:]
     settings = read_settings()
     configure_logging(settings, process="engine")
-    when_parent_ends(lambda: os._exit(0))
+    when_parent_ends(partial(_end, Path(address.removeprefix("ipc://")).parent))
+    faulthandler.register(signal.SIGUSR1, all_threads=True)  # the supervisor wants to know where a step hangs
     # Signals may reach the whole group at once; what they mean for open requests is the parent's to decide.
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)

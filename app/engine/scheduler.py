@@ -62,16 +62,21 @@ class Scheduler:
         self._num_waiting = 0
         self._arrivals = 0
         self._free_rows = list(range(max_num_seqs - 1, -1, -1))
-        self._suspects: list[Request] = []  # of a failed step: each must run alone until it has given a token
+        # Of a failed step, or of an engine that died: each must run alone until it has given a token.
+        self._suspects: list[Request] = []
         self._being_computed: set[bytes] = set()  # hashes of prompt blocks that running requests will register
         self._counters = dict.fromkeys(("prefix_cache_queries", "prefix_cache_hits", "num_preemptions"), 0)
 
     # ------------------------------------------------------------------ arrivals and departures
 
     def add(self, request: Request) -> None:
-        """Queue a new request."""
+        """Queue a new request. A suspect goes before all others."""
         self.requests[request.request_id] = request
-        self._enqueue(request)
+        if request.is_suspect:
+            self._suspects.append(request)
+            self._num_waiting += 1
+        else:
+            self._enqueue(request)
 
     def abort(self, request_id: str, reason: FinishReason = FinishReason.ABORT, error: str = "") -> list[RequestOutput]:
         """End a request now; returns its final output, or nothing if it had ended before."""
@@ -81,6 +86,11 @@ class Scheduler:
     @property
     def has_requests(self) -> bool:
         return bool(self.requests)
+
+    @property
+    def suspect(self) -> str:
+        """The request that the next step is for alone; empty if it is for all."""
+        return self._suspects[0].request_id if self._suspects else ""
 
     def _enqueue(self, request: Request) -> None:
         self._arrivals += 1  # breaks ties, so that requests themselves are never compared
@@ -184,7 +194,7 @@ class Scheduler:
         is_running = request.status is RequestStatus.RUNNING
         missing = self._num_missing(request) if is_running else len(request.token_ids)
         count = min(missing, self.max_num_batched_tokens)
-        if count == 0:
+        if count == 0 or request.num_in_flight:  # its token will tell whether it still is a suspect
             return None
         needed = self._num_blocks(request.num_computed_tokens + count) - len(request.block_table)
         others = [other for other in self.running if other is not request]

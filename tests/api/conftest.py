@@ -114,7 +114,7 @@ def make_service(folder: Path, engine: FakeEngine, settings: Settings, encoder: 
 def start_server(folder: Path, **flags: Any) -> Iterator[Server]:
     """Serve until the caller is done."""
     settings = Settings(served_model_name=MODEL, **flags)
-    engine = FakeEngine()
+    engine = FakeEngine(folder)
     service = make_service(folder, engine, settings)
     started = threading.Event()
 

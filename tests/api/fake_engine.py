@@ -5,7 +5,9 @@ import queue
 import threading
 from collections.abc import Callable
 from contextlib import suppress
+from pathlib import Path
 
+from app.core.heartbeat import Heartbeat
 from app.core.messages import EngineReady, EngineStats, GenerateCommand, RequestOutput, RequestTiming
 from app.core.request import FinishReason
 from app.core.step import Logprobs
@@ -43,13 +45,16 @@ Script = Callable[[GenerateCommand], list[RequestOutput]]
 class FakeEngine:
     """Plays a script for each request: one output at a time, each as soon as the one before was taken."""
 
-    def __init__(self) -> None:
+    def __init__(self, folder: Path) -> None:
+        """`folder`: for its heartbeat."""
+        self.heartbeat = Heartbeat(f"ipc://{folder}/engine")
         self.reset()
 
     def reset(self) -> None:
         """As new."""
         self.ready: EngineReady | None = READY
         self.failure: str | None = None
+        self.is_full = False
         self.refusal: ApiError | None = None
         self.script: Script = say("Hello")
         self.commands: queue.Queue[GenerateCommand] = queue.Queue()
@@ -62,6 +67,10 @@ class FakeEngine:
     async def wait_until_ready(self) -> EngineReady:
         """See EngineClient."""
         return READY
+
+    async def wait_until_lost(self) -> None:
+        """See EngineClient: it never is."""
+        await asyncio.Event().wait()
 
     def generate(self, command: GenerateCommand) -> RequestStream:
         """See EngineClient."""

@@ -186,9 +186,22 @@ def test_probes(server: Server) -> None:
     assert statuses() == [200, 200, 200]
     server.engine.ready = None
     assert statuses() == [503, 503, 200]
-    server.engine.failure = "the engine died"
+    server.engine.failure = "no engine any more"
     assert statuses() == [503, 503, 503]
-    assert "the engine died" in server.get("/health").text
+    assert "no engine any more" in server.get("/health").text
+
+
+def test_a_full_server_is_alive_and_not_ready(server: Server) -> None:
+    server.engine.is_full = True
+    assert server.get("/health/ready").json() == {"status": "full"}
+    assert server.get("/health/ready").status_code == 503
+    assert server.get("/health/live").status_code == 200
+
+
+def test_the_deep_check_asks_the_engine_once_for_many_probes(server: Server) -> None:
+    assert [server.get("/health/deep").status_code for _ in range(3)] == [200] * 3
+    assert server.engine.commands.qsize() == 1
+    assert server.engine.last_command().sampling.max_tokens == 1
 
 
 def test_metrics_count_what_usage_says(server: Server) -> None:

@@ -41,7 +41,7 @@ READING = {
     "/v1/messages/count_tokens": CHAT,
 }
 BODIES = {**GENERATING, **ENCODING, **READING}
-GETS = ["/v1/models", "/health", "/health/ready", "/health/live", "/metrics", "/version"]
+GETS = ["/v1/models", "/health", "/health/ready", "/health/live", "/health/deep", "/metrics", "/version"]
 
 
 @pytest.fixture

@@ -1,10 +1,11 @@
-"""A server that has to stop tells the streams that are still open, over real sockets."""
+"""A server that has to stop, over real sockets: what is open may end, nothing new begins."""
 
 import json
+import signal
 import socket
 import threading
 from collections.abc import AsyncIterator, Iterator
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from pathlib import Path
 
 import httpx
@@ -14,45 +15,62 @@ import zmq
 from fastapi import FastAPI
 
 from app.api.app import create_app
-from app.api.process import DrainingServer, load_text_side, running_service, server_config
+from app.api.process import DrainingServer, load_text_side, running_service
 from app.core.messages import EngineCommand, GenerateCommand, HelloCommand, RequestOutput, StepOutputs
+from app.core.request import FinishReason
 from app.settings import Settings
 from tests.api.fake_engine import READY, STATS
 
-GRACE = 2  # seconds: the streams are told after the first
+
+class Engine:
+    """Gives each request its first token, and the last one when it is told to."""
+
+    def __init__(self, folder: Path) -> None:
+        self.address = f"ipc://{folder}/engine"
+        self.may_finish = threading.Event()
+        self._stop = threading.Event()
+        self._router: zmq.Socket[bytes] = zmq.Context.instance().socket(zmq.ROUTER)
+        self._router.setsockopt(zmq.LINGER, 0)
+        self._router.bind(self.address)
+        self._thread = threading.Thread(target=self._run)
+        self._thread.start()
+
+    def _run(self) -> None:
+        decode, encode = msgspec.msgpack.Decoder(EngineCommand).decode, msgspec.msgpack.encode
+        open_requests: list[tuple[bytes, str]] = []
+        while not self._stop.is_set():
+            if self.may_finish.is_set() and open_requests:
+                worker, name = open_requests.pop()
+                output = RequestOutput(request_id=name, token_ids=[73], finish_reason=FinishReason.LENGTH)
+                self._router.send_multipart((worker, encode(StepOutputs([output], STATS))))
+            if not self._router.poll(20):
+                continue
+            worker, payload = self._router.recv_multipart()
+            match decode(payload):
+                case HelloCommand():
+                    self._router.send_multipart((worker, encode(READY)))
+                case GenerateCommand(request_id=name):
+                    output = RequestOutput(request_id=name, token_ids=[72])
+                    self._router.send_multipart((worker, encode(StepOutputs([output], STATS))))
+                    open_requests.append((worker, name))
+
+    def close(self) -> None:
+        self._stop.set()
+        self._thread.join()
+        self._router.close()
 
 
 @pytest.fixture
-def address(tmp_path: Path) -> Iterator[str]:
-    """An engine that gives each request its first token, and no other."""
-    router: zmq.Socket[bytes] = zmq.Context.instance().socket(zmq.ROUTER)
-    router.setsockopt(zmq.LINGER, 0)
-    router.bind(f"ipc://{tmp_path}/engine")
-    stop = threading.Event()
-
-    def run() -> None:
-        decode, encode = msgspec.msgpack.Decoder(EngineCommand).decode, msgspec.msgpack.encode
-        while not stop.is_set():
-            if not router.poll(50):
-                continue
-            worker, payload = router.recv_multipart()
-            match decode(payload):
-                case HelloCommand():
-                    router.send_multipart((worker, encode(READY)))
-                case GenerateCommand(request_id=request_id):
-                    output = RequestOutput(request_id=request_id, token_ids=[72])
-                    router.send_multipart((worker, encode(StepOutputs([output], STATS))))
-
-    thread = threading.Thread(target=run)
-    thread.start()
-    yield f"ipc://{tmp_path}/engine"
-    stop.set()
-    thread.join()
-    router.close()
+def engine(tmp_path: Path) -> Iterator[Engine]:
+    engine = Engine(tmp_path)
+    yield engine
+    engine.close()
 
 
-def test_streams_get_an_error_event_and_done_before_the_grace_ends(model_folder: Path, address: str) -> None:
-    settings = Settings()
+@contextmanager
+def serving(model_folder: Path, engine: Engine, drain_timeout: float) -> Iterator[tuple[DrainingServer, str]]:
+    """A server and its URL; it has to end within seconds of the block's end."""
+    settings = Settings(drain_timeout=drain_timeout)
     text = load_text_side(settings, model_folder)
     running = AsyncExitStack()
     started = threading.Event()
@@ -60,28 +78,67 @@ def test_streams_get_an_error_event_and_done_before_the_grace_ends(model_folder:
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         async with running:
-            app.state.service = await running.enter_async_context(running_service(settings, text, address))
+            app.state.service = await running.enter_async_context(running_service(settings, text, engine.address))
             await app.state.service.engine.wait_until_ready()
             started.set()
             yield
 
-    server = DrainingServer(server_config(create_app(settings, lifespan), settings, GRACE), running.aclose)
+    server = DrainingServer(create_app(settings, lifespan), settings, running.aclose)
     sock = socket.create_server(("127.0.0.1", 0))
-    url = f"http://127.0.0.1:{sock.getsockname()[1]}/v1/completions"
     thread = threading.Thread(target=server.run, args=([sock],), daemon=True)
     thread.start()
     assert started.wait(10)
-    body = {"prompt": "Hi", "stream": True, "n": 2}
-    with httpx.stream("POST", url, json=body, timeout=10) as first, httpx.stream("POST", url, json=body) as second:
-        iterators = [stream.iter_lines() for stream in (first, second)]
-        for lines in iterators:
-            next(lines)
-        server.should_exit = True
-        for lines in iterators:
-            events = [line.removeprefix("data: ") for line in lines if line.startswith("data: ")]
-            assert events[-1] == "[DONE]"
-            error = json.loads(events[-2])["error"]
-            assert error["code"] == "engine_unavailable"
-            assert "shutting down" in error["message"]
+    yield server, f"http://127.0.0.1:{sock.getsockname()[1]}"
     thread.join(10)
     assert not thread.is_alive()
+
+
+STREAM = {"prompt": "Hi", "stream": True, "n": 2}
+
+
+def test_open_streams_end_well_and_new_requests_are_refused(model_folder: Path, engine: Engine) -> None:
+    with (
+        serving(model_folder, engine, drain_timeout=60) as (server, url),
+        httpx.stream("POST", f"{url}/v1/completions", json=STREAM, timeout=10) as stream,
+    ):
+        lines = stream.iter_lines()
+        next(lines)
+        for _ in range(2):  # a second SIGTERM to this process changes nothing
+            server.handle_exit(signal.SIGTERM, None)
+        assert httpx.get(f"{url}/health/ready").json() == {"status": "draining"}
+        assert httpx.get(f"{url}/health/ready").status_code == 503
+        assert httpx.get(f"{url}/health/live").status_code == 200
+        refused = httpx.post(f"{url}/v1/completions", json=STREAM)
+        assert refused.status_code == 503
+        assert refused.json()["error"]["code"] == "engine_unavailable"
+        assert refused.headers["connection"] == "close"
+        assert int(refused.headers["retry-after"]) > 0
+        engine.may_finish.set()
+        events = [line.removeprefix("data: ") for line in lines if line.startswith("data: ")]
+        assert events[-1] == "[DONE]"
+        reasons = [json.loads(event)["choices"][0]["finish_reason"] for event in events[:-1]]
+        assert reasons.count("length") == 2
+
+
+def test_streams_that_take_too_long_get_an_error_event_and_done(model_folder: Path, engine: Engine) -> None:
+    with (
+        serving(model_folder, engine, drain_timeout=0.2) as (server, url),
+        httpx.stream("POST", f"{url}/v1/completions", json=STREAM, timeout=10) as stream,
+    ):
+        lines = stream.iter_lines()
+        next(lines)
+        server.handle_exit(signal.SIGTERM, None)
+        events = [line.removeprefix("data: ") for line in lines if line.startswith("data: ")]
+        assert events[-1] == "[DONE]"
+        error = json.loads(events[-2])["error"]
+        assert error["code"] == "engine_unavailable"
+        assert "shutting down" in error["message"]
+
+
+def test_a_server_without_work_ends_at_once_and_ignores_the_terminals_signal(
+    model_folder: Path, engine: Engine
+) -> None:
+    with serving(model_folder, engine, drain_timeout=60) as (server, url):
+        server.handle_exit(signal.SIGINT, None)
+        assert httpx.get(f"{url}/health/ready").status_code == 200
+        server.handle_exit(signal.SIGTERM, None)

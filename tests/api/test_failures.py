@@ -37,7 +37,7 @@ async def test_what_breaks_the_connection_ends_its_streams(tmp_path: Path) -> No
     router: zmq.asyncio.Socket = zmq.asyncio.Context.instance().socket(zmq.ROUTER)
     router.setsockopt(zmq.LINGER, 0)
     router.bind(address)
-    engine = AsyncEngine(address, 4, _BrokenListener())
+    engine = AsyncEngine(address, "0", 4, _BrokenListener())
     await engine.start()
     try:
         worker, _ = await router.recv_multipart()
@@ -64,8 +64,8 @@ def test_an_error_of_one_choice_among_several_is_an_answer(server: Server, monke
     assert server.post("/v1/completions", {"prompt": "Hi", "n": 2}).status_code == 500
 
 
-async def test_closing_leaves_no_task_behind(model_folder: Path) -> None:
-    engine = FakeEngine()
+async def test_closing_leaves_no_task_behind(model_folder: Path, tmp_path: Path) -> None:
+    engine = FakeEngine(tmp_path)
     engine.script = say("He", reason=None)  # begins, and never ends
     service = make_service(model_folder, engine, Settings())
     choices = [Choice([1], SAMPLING, StopConditions())] * 2

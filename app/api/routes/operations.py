@@ -1,8 +1,8 @@
-"""What operators and orchestrators ask: /health, /health/live, /health/ready, /metrics, /version"""
+"""What operators and orchestrators ask: /health, /health/live, /health/ready, /health/deep, /metrics, /version"""
 
 from typing import Any
 
-from fastapi import APIRouter
+from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, PlainTextResponse
 from starlette.responses import Response
 
@@ -25,19 +25,29 @@ def _answer(is_well: bool, status: str) -> JSONResponse:
 
 @router.get("/health", responses=_HEALTH)
 @router.get("/health/ready", responses=_HEALTH)
-async def ready(service: ServiceDep) -> JSONResponse:
-    """200 if requests can be served now, else 503 with the reason."""
-    return _answer(service.engine.ready is not None, service.engine.failure or _loading_or_ready(service))
+async def ready(service: ServiceDep, request: Request) -> JSONResponse:
+    """200 if requests can be served now, else 503 with the reason: loading, draining, full."""
+    if request.app.state.drain.has_begun:
+        return _answer(False, "draining")
+    if service.engine.ready is None:
+        return _answer(False, service.engine.failure or "loading")
+    return _answer(not service.engine.is_full, "full" if service.engine.is_full else "ready")
 
 
 @router.get("/health/live", responses=_HEALTH)
 async def live(service: ServiceDep) -> JSONResponse:
-    """503 once the engine is gone; a model that is still loading is alive."""
-    return _answer(service.engine.failure is None, service.engine.failure or _loading_or_ready(service))
+    """503 once no step ends any more, or the engine is gone for good; a model that is still loading is alive."""
+    if service.engine.failure is not None:
+        return _answer(False, service.engine.failure)
+    is_stuck = service.engine.heartbeat.seconds_in_step > service.settings.step_timeout / 2
+    return _answer(not is_stuck, "stuck" if is_stuck else "alive")
 
 
-def _loading_or_ready(service: ServiceDep) -> str:
-    return "loading" if service.engine.ready is None else "ready"
+@router.get("/health/deep", responses=_HEALTH)
+async def deep(service: ServiceDep, request: Request) -> JSONResponse:
+    """200 if the model gives a token; asked again within some seconds, the same answer."""
+    problem = await request.app.state.deep_check.problem(service)
+    return _answer(not problem, problem or "ready")
 
 
 @router.get("/metrics", response_class=PlainTextResponse)

@@ -1,0 +1,59 @@
+"""The health check that has the model say something."""
+
+import asyncio
+import time
+
+from app.api.service import Service
+from app.core.messages import EncodeCommand, GenerateCommand, RequestCommand
+from app.core.request import FinishReason
+from app.core.sampling import SamplingParams
+from app.errors import ApiError
+
+_TIMEOUT = 10.0
+_KEPT_SECONDS = 5.0
+"""How long an answer is given again: probes must not become a load."""
+_PRIORITY = -(2**31)
+"""Before all requests: how long their queue is, is another question."""
+
+
+class DeepCheck:
+    """Runs at most one check at a time."""
+
+    def __init__(self) -> None:
+        self._lock = asyncio.Lock()
+        self._checked_at = float("-inf")
+        self._problem = ""
+
+    async def problem(self, service: Service) -> str:
+        """What is wrong, for people; empty if a token came within some seconds, now or a moment ago."""
+        async with self._lock:
+            if time.monotonic() - self._checked_at > _KEPT_SECONDS:
+                self._problem = await _try(service)
+                self._checked_at = time.monotonic()
+            return self._problem
+
+
+async def _try(service: Service) -> str:
+    command = _command(service)
+    try:
+        async with asyncio.timeout(_TIMEOUT):
+            async for output in service.engine.generate(command):
+                if output.finish_reason is FinishReason.ERROR:
+                    return "the engine failed"
+            return ""
+    except ApiError as error:
+        return error.message
+    except TimeoutError:
+        service.engine.abort(command.request_id)
+        return f"no token within {_TIMEOUT:g} s"
+
+
+def _command(service: Service) -> RequestCommand:
+    now = time.monotonic()
+    request_id = f"deep-check-{time.monotonic_ns():x}"
+    if service.encoder is not None:
+        return EncodeCommand(request_id=request_id, token_ids=[0], type_ids=[0], priority=_PRIORITY, arrived_at=now)
+    sampling = SamplingParams(max_tokens=1, seed=0, temperature=0.0)
+    return GenerateCommand(
+        request_id=request_id, prompt_token_ids=[0], sampling=sampling, priority=_PRIORITY, arrived_at=now
+    )

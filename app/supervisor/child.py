@@ -1,0 +1,119 @@
+"""A child process that is started again when it dies."""
+
+import logging
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+
+from app.errors import PacelineError
+from app.settings import Settings
+
+log = logging.getLogger(__name__)
+
+_FIRST_DELAY = 0.5
+_LONGEST_DELAY = 30.0
+_STOP_SECONDS = 3
+"""What a child gets to end by itself once its stdin is closed."""
+
+
+class ChildLostError(PacelineError):
+    """A child cannot be had: it ended before it was ready, or time and again."""
+
+    def __init__(self, message: str, exit_code: int) -> None:
+        """`message` is empty if the child has said why; `exit_code` is for this process."""
+        super().__init__(message)
+        self.exit_code = exit_code
+
+
+class Child:
+    """One process of the service. It ends when this one does: its stdin is closed then (`app.child`)."""
+
+    def __init__(self, name: str, start: Callable[[], subprocess.Popen[bytes]], max_restarts: int) -> None:
+        """Start it. `name`: what people call it."""
+        self.name = name
+        self._start = start
+        self._max_restarts = max_restarts
+        self._failures = 0  # in a row
+        self._restart_at = 0.0
+        self.process: subprocess.Popen[bytes] | None = start()
+
+    def tend(self, was_useful: bool) -> bool:
+        """Start it again if it has died and the time has come; True if it has died just now.
+
+        At once if it `was_useful`: otherwise after a while, longer each time, and ChildLostError if that was tried
+        `max_restarts` times in a row.
+        """
+        if self.process is None:
+            if time.monotonic() >= self._restart_at:
+                self.process = self._start()
+            return False
+        code = self.process.poll()
+        if code is None:
+            return False
+        _close(self.process)
+        self.process = None
+        self._failures = 0 if was_useful else self._failures + 1
+        if self._failures > self._max_restarts:
+            raise ChildLostError(f"{self.name} ended with exit code {code}, {self._failures} times in a row", 1)
+        delay = min(_LONGEST_DELAY, _FIRST_DELAY * 2 ** (self._failures - 1)) if self._failures else 0.0
+        self._restart_at = time.monotonic() + delay
+        log.error("%s ended with exit code %d; starting it again in %.1f s", self.name, code, delay)
+        return True
+
+    def signal(self, number: signal.Signals) -> None:
+        """Send it a signal, if it runs."""
+        if self.process is not None:
+            self.process.send_signal(number)
+
+    @property
+    def exit_code(self) -> int | None:
+        """None while it runs, and after its death was seen; negative if a signal ended it."""
+        return self.process.poll() if self.process else None
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether it does not run now."""
+        return self.process is None or self.process.poll() is not None
+
+
+def start_module(
+    module: str, settings: Settings, *arguments: str, fds: tuple[int, ...] = (), **environment: str
+) -> subprocess.Popen[bytes]:
+    """Run a module as a child, which reads its settings from stdin, and ends when that does."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", module, *arguments],
+        cwd=Path(__file__).parents[2],  # what holds `app`: where the user is, there may be another of that name
+        stdin=subprocess.PIPE,
+        pass_fds=fds,
+        env=os.environ | environment,
+    )
+    assert process.stdin is not None
+    with suppress(BrokenPipeError):  # it has ended already, which is seen soon enough
+        process.stdin.write(settings.model_dump_json().encode() + b"\n")
+        process.stdin.flush()
+    return process
+
+
+def stop(*children: Child) -> None:
+    """Tell children to end now, and make sure that they do."""
+    deadline = time.monotonic() + _STOP_SECONDS
+    processes = [child.process for child in children if child.process is not None]
+    for process in processes:
+        _close(process)
+    for process in processes:
+        try:
+            process.wait(max(0.0, deadline - time.monotonic()))
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+
+
+def _close(process: subprocess.Popen[bytes]) -> None:
+    assert process.stdin is not None
+    with suppress(BrokenPipeError):
+        process.stdin.close()

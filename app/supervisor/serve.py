@@ -1,0 +1,149 @@
+"""`paceline serve`: the parent of all processes of the service.
+
+It is light itself: no torch, no event loop. It starts the engine first, since loading the model takes longest; API
+workers start beside it, and say "loading" until the engine is ready.
+"""
+
+import logging
+import queue
+import signal
+import socket
+import subprocess
+import time
+from functools import partial
+from pathlib import Path
+
+from app.errors import EXIT_STARTUP_ERROR, StartupError
+from app.hub.source import find_model
+from app.log import configure_logging
+from app.metrics import SHARED_FOLDER
+from app.settings import Settings
+from app.supervisor.child import Child, ChildLostError, start_module, stop
+from app.supervisor.engine import EngineProcess
+
+log = logging.getLogger(__name__)
+
+_LOOK_SECONDS = 0.5
+"""How often to look whether the engine hangs; the end of a child is seen at once."""
+_LAST_WORDS_SECONDS = 5
+"""What API workers get to end after the drain, in which they tell streams that are still open."""
+_USEFUL_SECONDS = 10
+"""An API worker that lived for less did not get anywhere."""
+
+
+def listen(settings: Settings) -> socket.socket:
+    """The server's socket; StartupError if the address is not to be had."""
+    family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
+    sock = socket.socket(family, socket.SOCK_STREAM)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        sock.bind((settings.host, settings.port))
+    except OSError as error:
+        sock.close()
+        raise StartupError(f"cannot listen on {settings.host} port {settings.port}: {error.strerror}") from error
+    sock.listen(2048)
+    return sock
+
+
+def serve(settings: Settings) -> int:
+    """Run the service until a signal comes or a child is lost; returns the exit code."""
+    configure_logging(settings, process="supervisor")
+    started_at = time.time()
+    sock = listen(settings)  # before anything slow: a port that is taken shows at once
+    folder = find_model(settings.model, needs_weights=settings.load_format != "dummy")
+    signals = _signals()
+    engine = EngineProcess(settings, folder)
+    workers = [ApiWorker(settings, engine, folder, sock, started_at, index) for index in range(settings.api_workers)]
+    try:
+        _watch(engine, workers, signals)
+        return _drain(engine, workers, signals, settings.drain_timeout)
+    except ChildLostError as error:
+        if str(error):  # else it has said why itself
+            log.error("%s", error)
+        return error.exit_code
+    finally:
+        sock.close()
+        stop(*(worker.child for worker in workers))
+        engine.stop()
+
+
+class ApiWorker:
+    """A process that accepts from the service's socket; all of them count together if they are several."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        engine: EngineProcess,
+        folder: Path,
+        sock: socket.socket,
+        started_at: float,
+        index: int,
+    ) -> None:
+        environment = {}
+        if settings.api_workers > 1:
+            shared = Path(engine.folder, "metrics")
+            shared.mkdir(exist_ok=True)
+            environment[SHARED_FOLDER] = str(shared)
+        arguments = (engine.address, str(folder.absolute()), str(sock.fileno()), str(started_at), str(index))
+        self._launch = partial(
+            start_module, "app.api.process", settings, *arguments, fds=(sock.fileno(),), **environment
+        )
+        self._began = 0.0
+        self.child = Child(f"API worker {index}", self._start, settings.max_restarts)
+
+    def _start(self) -> subprocess.Popen[bytes]:
+        self._began = time.monotonic()
+        return self._launch()
+
+    def tend(self) -> None:
+        """Start it again if it has died; ChildLostError if that does not help."""
+        if self.child.exit_code == EXIT_STARTUP_ERROR:
+            raise ChildLostError("", EXIT_STARTUP_ERROR)
+        self.child.tend(was_useful=time.monotonic() - self._began > _USEFUL_SECONDS)
+
+
+def _watch(engine: EngineProcess, workers: list[ApiWorker], signals: "queue.SimpleQueue[int]") -> None:
+    """Look after the children until a signal tells to stop. Raises ChildLostError."""
+    while not _stop_is_wanted(signals):
+        engine.tend()
+        for worker in workers:
+            worker.tend()
+
+
+def _drain(engine: EngineProcess, workers: list[ApiWorker], signals: "queue.SimpleQueue[int]", timeout: float) -> int:
+    """Let API workers end what is open, until they have, the time is up, or a second signal comes.
+
+    Returns the exit code: 0 unless what was open had to be cut.
+    """
+    log.info("draining: open requests may go on for %g s; a second signal ends them", timeout)
+    for worker in workers:
+        worker.child.signal(signal.SIGTERM)
+    deadline = time.monotonic() + timeout + _LAST_WORDS_SECONDS
+    while not all(worker.child.has_ended for worker in workers):
+        if _stop_is_wanted(signals) or time.monotonic() > deadline:
+            return 1
+        engine.tend()  # streams survive its death now, too
+    return 0
+
+
+def _stop_is_wanted(signals: "queue.SimpleQueue[int]") -> bool:
+    """Wait a little for signals. To stop counts more than that a child ended: the same signal may have ended it."""
+    arrived: list[int] = []
+    try:
+        arrived.append(signals.get(timeout=_LOOK_SECONDS))
+        while True:
+            arrived.append(signals.get_nowait())
+    except queue.Empty:
+        return any(number != signal.SIGCHLD for number in arrived)
+
+
+def _signals() -> "queue.SimpleQueue[int]":
+    """From now on, the signals that are for the supervisor: to stop, or that a child ended.
+
+    A handler may interrupt this process anywhere, in another handler too: of all queues and events, only SimpleQueue
+    can be put to then.
+    """
+    arrived: queue.SimpleQueue[int] = queue.SimpleQueue()
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGCHLD):
+        signal.signal(number, lambda number, _frame: arrived.put(number))
+    return arrived

@@ -1,0 +1,191 @@
+"""Requests outlive their engine, over real sockets: `AsyncEngine` against engines that die on cue."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from concurrent.futures import Future
+from pathlib import Path
+
+import msgspec
+import pytest
+import zmq
+import zmq.asyncio
+
+from app.core.heartbeat import Heartbeat
+from app.core.messages import (
+    EngineCommand,
+    EngineReady,
+    EngineStats,
+    GenerateCommand,
+    HelloCommand,
+    Progress,
+    RequestOutput,
+    RequestTiming,
+    StepOutputs,
+)
+from app.core.request import FinishReason
+from app.core.sampling import SamplingParams
+from app.core.step import Logprobs, ModelRunnerOutput, SchedulerOutput
+from app.engine.async_engine import AsyncEngine
+from app.worker.echo import EchoWorker
+from tests.api.fake_engine import READY, STATS
+from tests.engine.test_core import ROWS, command, make_core, run
+
+
+class _Listener:
+    def record_step(self, stats: EngineStats) -> None:
+        """Of no interest here."""
+
+
+class Engine:
+    """One engine after the other at one address; each is there until `die`."""
+
+    def __init__(self, folder: Path) -> None:
+        self.address = f"ipc://{folder}/engine"
+        self.heartbeat = Heartbeat(self.address)
+        self._encode = msgspec.msgpack.encode
+        self._decode = msgspec.msgpack.Decoder(EngineCommand).decode
+
+    async def start(self, ready: EngineReady = READY) -> None:
+        """Wait for the API worker to greet."""
+        self._router: zmq.asyncio.Socket = zmq.asyncio.Context.instance().socket(zmq.ROUTER)
+        self._router.setsockopt(zmq.LINGER, 0)
+        self._router.bind(self.address)
+        self._worker, hello = await self._router.recv_multipart()
+        assert isinstance(self._decode(hello), HelloCommand)
+        await self._router.send_multipart((self._worker, self._encode(ready)))
+
+    async def receive(self) -> GenerateCommand:
+        _, payload = await asyncio.wait_for(self._router.recv_multipart(), 5)
+        received = self._decode(payload)
+        assert isinstance(received, GenerateCommand)
+        return received
+
+    async def send(self, *outputs: RequestOutput) -> None:
+        await self._router.send_multipart((self._worker, self._encode(StepOutputs(list(outputs), STATS))))
+
+    def die(self, suspect: str = "") -> None:
+        self.heartbeat.beat(suspect)
+        self._router.close()
+
+
+@pytest.fixture
+async def client(tmp_path: Path) -> AsyncIterator[AsyncEngine]:
+    client = AsyncEngine(f"ipc://{tmp_path}/engine", "0", 100, _Listener())
+    await client.start()
+    yield client
+    await client.close()
+
+
+async def test_the_next_engine_goes_on_where_the_last_one_ended(tmp_path: Path, client: AsyncEngine) -> None:
+    engine = Engine(tmp_path)
+    await engine.start()
+    await client.wait_until_ready()
+    stream = client.generate(command("a", [1, 2, 3]))
+    assert (await engine.receive()).progress is None
+    timing = RequestTiming(1.0, 2.0, 3.0, 0.0)
+    prompt_logprobs = [Logprobs([2], [-1.0])]
+    await engine.send(RequestOutput(request_id="a", token_ids=[], prompt_logprobs=prompt_logprobs))
+    await engine.send(RequestOutput(request_id="a", token_ids=[7], timing=timing, num_cached_tokens=2))
+    await engine.send(RequestOutput(request_id="a", token_ids=[8], num_cached_tokens=2))
+    seen: list[int] = []
+    while len(seen) < 2:
+        seen += (await anext(stream)).token_ids
+    engine.die()
+    await client.wait_until_lost()
+    assert client.ready is None
+    await engine.start()
+    again = await engine.receive()
+    assert again.prompt_token_ids == [1, 2, 3]
+    assert again.progress == Progress(token_ids=[7, 8], num_prompt_logprobs=1, num_cached_tokens=2, timing=timing)
+    await engine.send(RequestOutput(request_id="a", token_ids=[9], finish_reason=FinishReason.LENGTH))
+    assert (await anext(stream)).token_ids == [9]
+    engine.die()
+
+
+async def test_of_requests_without_an_output_only_the_one_to_blame_is_ended(
+    tmp_path: Path, client: AsyncEngine
+) -> None:
+    engine = Engine(tmp_path)
+    await engine.start()
+    await client.wait_until_ready()
+    bad, good = client.generate(command("bad", [1])), client.generate(command("good", [2]))
+    for expected in (None, False, True):  # whether they are suspects
+        received = [await engine.receive() for _ in range(2)]
+        assert [r.progress and r.progress.is_suspect for r in received] == [expected, expected]
+        engine.die(suspect="bad" if expected else "")
+        await client.wait_until_lost()
+        if not expected:
+            await engine.start()
+    output = await asyncio.wait_for(anext(bad), 5)
+    assert output.finish_reason is FinishReason.ERROR
+    assert "died 3 times in a row" in output.error
+    await engine.start()
+    survivor = await engine.receive()
+    assert survivor.request_id == "good"
+    await engine.send(RequestOutput(request_id="good", token_ids=[5]))
+    assert (await anext(good)).token_ids == [5]
+    engine.die()
+    await client.wait_until_lost()
+    await engine.start()
+    progress = (await engine.receive()).progress
+    assert progress is not None
+    assert not progress.is_suspect  # it has been seen to be innocent
+    engine.die()
+
+
+class _Recorder(EchoWorker):
+    def __init__(self) -> None:
+        super().__init__(ROWS)
+        self.steps: list[list[str]] = []
+
+    def submit(self, step: SchedulerOutput) -> Future[ModelRunnerOutput]:
+        self.steps.append(list(step.request_ids))
+        return super().submit(step)
+
+
+@pytest.mark.parametrize("overlap", [True, False])
+def test_a_core_goes_on_with_what_another_began(overlap: bool) -> None:
+    core, outputs = make_core(EchoWorker(ROWS), overlap), dict[str, list[RequestOutput]]()
+    begun = command("a", [1, 2, 3, 4, 5], max_tokens=6)
+    begun.progress = Progress(token_ids=[1, 2, 3], timing=RequestTiming(1.0, 2.0, 3.0, 0.0), num_cached_tokens=4)
+    core.add(begun)
+    run(core, outputs)
+    assert [token for output in outputs["a"] for token in output.token_ids] == [4, 5, 1]
+    final = outputs["a"][-1]
+    assert final.timing is not None
+    assert (final.timing.scheduled_at, final.timing.first_token_at, final.num_cached_tokens) == (2.0, 3.0, 4)
+
+
+@pytest.mark.parametrize("overlap", [True, False])
+def test_suspects_run_alone_until_they_give_a_token(overlap: bool) -> None:
+    worker = _Recorder()
+    core, outputs = make_core(worker, overlap), dict[str, list[RequestOutput]]()
+    for name in ("first", "second"):
+        suspect = command(name, [1, 2, 3])
+        suspect.progress = Progress(is_suspect=True)
+        core.add(suspect)
+    core.add(command("new", [4, 5]))
+    named: list[str] = []
+    while core.has_work:
+        named.append(core.suspect)
+        for output in core.step().outputs:
+            outputs.setdefault(output.request_id, []).append(output)
+    assert worker.steps[:2] == [["first"], ["second"]]
+    assert set(worker.steps[2]) == {"first", "second", "new"}
+    assert [name for index, name in enumerate(named) if name not in named[:index]] == ["first", "second", ""]
+    assert {name: sum(len(o.token_ids) for o in news) for name, news in outputs.items()} == dict.fromkeys(outputs, 5)
+    assert core.scheduler.pool.num_used == 0
+
+
+def test_a_grammars_suspect_waits_for_its_grammar_apart() -> None:
+    core = make_core(EchoWorker(ROWS), True)  # which knows no grammars
+    suspect = command("a", [1])
+    suspect.sampling = SamplingParams(max_tokens=3, seed=0, grammar="{}")
+    suspect.progress = Progress(is_suspect=True)
+    core.add(suspect)
+    assert core.suspect == ""
+    core.admit_compiled()
+    (output,) = core.step().outputs
+    assert output.finish_reason is FinishReason.ERROR
+    assert core.suspect == ""
+    assert not core.has_work
