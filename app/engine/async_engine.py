@@ -30,8 +30,10 @@ from app.errors import EngineUnavailableError, QueueFullError
 
 log = logging.getLogger(__name__)
 
-_MAX_DEATHS = 3
-"""Engines that a request may see die in a row, without getting a token in between."""
+_SUSPICIOUS_DEATHS = 2
+"""Of engines in a row that had a request and died before it got something: the next one runs it alone."""
+_FATAL_DEATHS = 3
+"""Of engines in a row that died while the request ran alone: it gets no other to kill."""
 
 
 class StatsListener(Protocol):
@@ -89,7 +91,9 @@ class _OpenRequest:
     stream: RequestStream = field(default_factory=RequestStream)
     progress: Progress = field(default_factory=Progress)
     deaths: int = 0
-    """Of engines that had it, since it last got something."""
+    """Of engines that had it beside others, since it last got something."""
+    deaths_alone: int = 0
+    """Of engines that it had for itself, since then."""
 
     def take(self, output: RequestOutput) -> None:
         """Note an output, and hand it to the reader."""
@@ -98,13 +102,26 @@ class _OpenRequest:
         progress.num_prompt_logprobs += len(output.prompt_logprobs)
         progress.num_cached_tokens = output.num_cached_tokens
         progress.timing = progress.timing or output.timing
-        self.deaths = 0
+        self.deaths = self.deaths_alone = 0
         self.stream.put(output)
+
+    def survives(self, suspect: str) -> bool:
+        """Note that its engine has died while it ran the `suspect` alone; whether it is given the next one."""
+        if not suspect:
+            self.deaths += 1
+        elif suspect == self.command.request_id:
+            self.deaths_alone += 1
+        return self.deaths_alone < _FATAL_DEATHS and (self.is_generation or self.deaths < _FATAL_DEATHS)
+
+    @property
+    def is_generation(self) -> bool:
+        """Encoders' requests are never run alone: they are done in one step, or in none."""
+        return isinstance(self.command, GenerateCommand)
 
     def command_for_the_next_engine(self) -> RequestCommand:
         """The command that goes on where the output so far ends."""
         if isinstance(self.command, GenerateCommand):
-            self.progress.is_suspect = self.deaths == _MAX_DEATHS - 1
+            self.progress.is_suspect = self.deaths >= _SUSPICIOUS_DEATHS
             self.command.progress = self.progress
         return self.command
 
@@ -258,10 +275,8 @@ class AsyncEngine:
         """Keep what was open for the next engine, but for a request that engines die of."""
         suspect = self.heartbeat.suspect
         for request_id, request in list(self._open.items()):
-            if suspect in ("", request_id):
-                request.deaths += 1
-            if request.deaths >= _MAX_DEATHS:
-                self._end(request_id, f"the engine died {_MAX_DEATHS} times in a row while it ran this request")
+            if not request.survives(suspect):
+                self._end(request_id, f"the engine died {_FATAL_DEATHS} times in a row while it ran this request")
         log.warning("the engine has died; %d open requests wait for the next one", len(self._open))
         await self._notify()
 

@@ -1,7 +1,12 @@
 """From logits to tokens.
 
-Sampling is stateless: a token is drawn by inverting the cumulative distribution at one uniform number, which is a hash
-of (seed, position). Whatever else is in the batch, and however often a request was preempted, it draws the same.
+Sampling is stateless: tokens race, each with a head start by its probability and luck that is a hash of (seed, position,
+token); the winner is distributed as the probabilities are (the Gumbel-max trick: Gumbel, 1954; Maddison et al., "A*
+Sampling", 2014). Whatever else is in the batch, and however often a request was preempted, it draws the same.
+
+To invert the cumulative distribution at one number would be simpler, but not stable: a rounding error in one probability
+moves the bounds of all tokens behind it, and among thousands of improbable ones the number then hits another. A race
+changes its winner only if two runners were as good as level.
 """
 
 from dataclasses import dataclass
@@ -19,12 +24,23 @@ _CANDIDATES = (64, 1024)
 """Top-k and top-p look at this many most probable tokens first: sorting the whole vocabulary is slow."""
 
 
-def uniform(seeds: NDArray[np.uint64], positions: NDArray[np.int64]) -> NDArray[np.float64]:
-    """One number in [0, 1) for each (seed, position): SplitMix64 (Steele, Lea and Flood, 2014) as a hash."""
+_BLOCK = 64
+"""Tokens without filters race in blocks first: most of the vocabulary's luck need not be computed then."""
+_GAMMA = np.uint64(0x9E3779B97F4A7C15)
+
+
+def draw_keys(seeds: NDArray[np.uint64], positions: NDArray[np.int64]) -> NDArray[np.uint64]:
+    """A key (n,) for each (seed, position): SplitMix64 (Steele, Lea and Flood, 2014) as a hash."""
     with np.errstate(over="ignore"):
-        mixed = _mix(seeds + np.uint64(0x9E3779B97F4A7C15))
-        mixed = _mix(mixed + positions.astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15))
-    return (mixed >> np.uint64(11)).astype(np.float64) * 2.0**-53
+        return _mix(_mix(seeds + _GAMMA) + positions.astype(np.uint64) * _GAMMA)
+
+
+def luck(keys: NDArray[np.uint64], runners: NDArray[np.int64]) -> NDArray[np.float64]:
+    """Gumbel-distributed numbers (n, m), by keys (n,) and the runners' ids (n, m)."""
+    with np.errstate(over="ignore"):
+        mixed = _mix(keys[:, None] + (runners.astype(np.uint64) + np.uint64(1)) * _GAMMA)
+    uniform = ((mixed >> np.uint64(11)).astype(np.float64) + 0.5) * 2.0**-53
+    return -np.log(-np.log(uniform))
 
 
 def _mix(z: NDArray[np.uint64]) -> NDArray[np.uint64]:
@@ -97,8 +113,8 @@ class Sampler:
         if len(drawn):
             members = self._tensor(drawn)
             scaled = logits[members] / self._tensor(temperature[drawn])[:, None]
-            numbers = self._tensor(uniform(self._seeds[rows[drawn]], positions[drawn] + 1))
-            tokens[members] = self._draw(scaled, rows[drawn], numbers)
+            keys = draw_keys(self._seeds[rows[drawn]], positions[drawn] + 1)
+            tokens[members] = self._draw(scaled, rows[drawn], keys)
         self._count(tokens, rows)
         # NaN anywhere is the largest of all.
         return torch.where(largest.isfinite(), tokens, NOT_A_NUMBER)
@@ -134,8 +150,8 @@ class Sampler:
 
     # ------------------------------------------------------------------ drawing
 
-    def _draw(self, logits: Tensor, rows: NDArray[np.int64], numbers: Tensor) -> Tensor:
-        """Draw by each row's filters: (n, vocab) logits over temperature and (n,) uniform numbers to (n,) tokens.
+    def _draw(self, logits: Tensor, rows: NDArray[np.int64], keys: NDArray[np.uint64]) -> Tensor:
+        """Draw by each row's filters: (n, vocab) logits over temperature and (n,) keys to (n,) tokens.
 
         Rows are grouped by how many candidates their own filters need, so that how a row is computed never
         depends on its neighbours.
@@ -149,10 +165,10 @@ class Sampler:
         for count, members in groups.items():
             group = torch.tensor(members, device=self.device)
             if count == 0:
-                tokens[group] = _invert(torch.softmax(logits[group], dim=-1), numbers[group])
+                tokens[group] = _race_of_blocks(logits[group], keys[members])
             else:
                 params = [self._rows[rows[index]].sampling for index in members]  # type: ignore[union-attr]
-                tokens[group] = self._draw_filtered(logits[group], params, numbers[group], count)
+                tokens[group] = self._draw_filtered(logits[group], params, keys[members], count)
         return tokens
 
     def _num_candidates(self, sampling: SamplingParams) -> int:
@@ -161,7 +177,9 @@ class Sampler:
             return next((n for n in _CANDIDATES if sampling.top_k <= n), self.vocab_size)
         return _CANDIDATES[-1] if sampling.top_p < 1.0 or sampling.min_p > 0.0 else 0
 
-    def _draw_filtered(self, logits: Tensor, params: list[SamplingParams], numbers: Tensor, count: int) -> Tensor:
+    def _draw_filtered(
+        self, logits: Tensor, params: list[SamplingParams], keys: NDArray[np.uint64], count: int
+    ) -> Tensor:
         """Draw among the tokens that top-k, then top-p, then min-p leave over."""
         count = min(count, self.vocab_size)
         top_k = torch.tensor([p.top_k or self.vocab_size for p in params], device=self.device)[:, None]
@@ -179,21 +197,32 @@ class Sampler:
         before = probs.cumsum(dim=-1, dtype=torch.float64) - probs
         keep = in_top_k & (before < top_p) & (probs >= min_p * probs[:, :1])
         undecided = keep[:, -1] & (top_k[:, 0] > count) & (count < self.vocab_size)
-        tokens = ids.gather(1, _invert(probs * keep, numbers)[:, None])[:, 0]
+        winners = _race(values.masked_fill(~keep, float("-inf")), keys, ids)
+        tokens = ids.gather(1, winners[:, None])[:, 0]
         for index in torch.nonzero(undecided)[:, 0].tolist():  # flat distributions: more candidates are needed
             row = slice(index, index + 1)
-            tokens[row] = self._draw_filtered(logits[row], params[row], numbers[row], self.vocab_size)
+            tokens[row] = self._draw_filtered(logits[row], params[row], keys[row], self.vocab_size)
         return tokens
 
 
-def _invert(weights: Tensor, numbers: Tensor) -> Tensor:
-    """Index (n,) at which the cumulative share of weights (n, m) first exceeds numbers (n,)."""
-    cumulative = weights.cumsum(dim=-1, dtype=torch.float64)
-    targets = numbers[:, None] * cumulative[:, -1:]
-    index = torch.searchsorted(cumulative, targets, right=True)[:, 0]
-    # Rounding can put the target at the very end: the last token of any weight is meant then.
-    last = (weights > 0).cumsum(dim=-1).argmax(dim=-1)
-    return torch.minimum(index, last)
+def _race(logits: Tensor, keys: NDArray[np.uint64], runners: Tensor) -> Tensor:
+    """Index (n,) of the winner among runners with logits (n, m) and ids (n, m)."""
+    chances = torch.from_numpy(luck(keys, runners.cpu().numpy())).to(logits.device)
+    return (logits.double() + chances).argmax(dim=-1)
+
+
+def _race_of_blocks(logits: Tensor, keys: NDArray[np.uint64]) -> Tensor:
+    """Token (n,) drawn from the whole vocabulary, (n, vocab) logits: first a block of tokens, then one of its tokens."""
+    num_rows, vocab_size = logits.shape
+    num_blocks = -(-vocab_size // _BLOCK)
+    padded = torch.nn.functional.pad(logits, (0, num_blocks * _BLOCK - vocab_size), value=float("-inf"))
+    blocks = padded.view(num_rows, num_blocks, _BLOCK)
+    # Blocks race under ids that no token has.
+    ids = torch.arange(vocab_size, vocab_size + num_blocks, device=logits.device).expand(num_rows, -1)
+    chosen = _race(blocks.logsumexp(dim=-1), keys, ids)
+    members = blocks[torch.arange(num_rows, device=logits.device), chosen]
+    ids = chosen[:, None] * _BLOCK + torch.arange(_BLOCK, device=logits.device)
+    return chosen * _BLOCK + _race(members, keys, ids)
 
 
 class TopLogprobs(NamedTuple):

@@ -135,9 +135,7 @@ def test_streams_that_take_too_long_get_an_error_event_and_done(model_folder: Pa
         assert "shutting down" in error["message"]
 
 
-def test_a_server_without_work_ends_at_once_and_ignores_the_terminals_signal(
-    model_folder: Path, engine: Engine
-) -> None:
+def test_a_server_without_work_ends_at_once_but_not_by_sigint(model_folder: Path, engine: Engine) -> None:
     with serving(model_folder, engine, drain_timeout=60) as (server, url):
         server.handle_exit(signal.SIGINT, None)
         assert httpx.get(f"{url}/health/ready").status_code == 200

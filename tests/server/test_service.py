@@ -7,7 +7,6 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Annotated, Literal
@@ -21,21 +20,13 @@ from app.cli import main
 from app.core.step import ModelRunnerOutput
 from app.hub.source import find_model
 from app.worker.echo import EchoWorker
-from tests.server.process import Server, popen, running_server
+from tests.server.process import Server, popen, running_server, wait_until
 
 QUESTION = [{"role": "user", "content": "What is the capital of France?"}]
 
 
 def client(server: Server) -> openai.OpenAI:
     return openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0)
-
-
-def wait_until(condition: object, seconds: float = 10.0) -> None:
-    """Poll a condition that another process fulfils."""
-    deadline = time.monotonic() + seconds
-    while not condition():  # type: ignore[operator]
-        assert time.monotonic() < deadline, "it did not happen"
-        time.sleep(0.02)
 
 
 def test_it_answers_a_real_question_streamed_and_not(server: Server) -> None:
@@ -229,35 +220,6 @@ def test_uvicorn_runs_the_asgi_app() -> None:
         )
         process.send_signal(signal.SIGTERM)
         process.wait(timeout=30)
-
-
-def test_the_engine_dies_and_everybody_is_told() -> None:
-    with running_server("--worker", "echo", "--max-num-seqs", "4") as server:
-        with httpx.stream(
-            "POST", f"{server.url}/v1/completions", json={"prompt": "again " * 50, "max_tokens": 8000, "stream": True}
-        ) as stream:
-            lines = stream.iter_lines()
-            next(lines)
-            subprocess.run(["kill", "-9", str(server.children()["engine"])], check=True)
-            rest = [line for line in lines if line]
-        assert rest[-1] == "data: [DONE]"
-        assert json.loads(rest[-2].removeprefix("data: "))["error"]["type"] == "server_error"
-        wait_until(lambda: server.get("/health").status_code == 503, seconds=2)
-        assert server.get("/health/live").status_code == 503
-        refused = server.post("/v1/completions", {"prompt": "a"})
-        assert refused.status_code == 503
-        assert "retry-after" in refused.headers
-
-
-def test_nothing_is_left_when_the_supervisor_is_killed() -> None:
-    with popen("-m", "app.cli", "serve", "--port", "0", "--worker", "echo") as process:
-        server = Server(process)
-        server.wait_for(r"ready at")
-        children = server.children()
-        assert set(children) == {"engine", "api"}
-        process.kill()
-        process.wait()
-        wait_until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in children.values()))
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ from transformers import (
 )
 
 from app.core.sampling import SamplingParams
-from app.worker.sampler import Sampler, uniform
+from app.worker.sampler import Sampler, draw_keys, luck
 
 VOCAB_SIZE = 2003  # more than the candidates that filters look at first
 PROMPT = [5, 7, 9]
@@ -21,7 +21,7 @@ PROMPT = [5, 7, 9]
 
 def logits_of(kind: str) -> Tensor:
     generator = torch.Generator().manual_seed(3)
-    spread = {"peaked": 4.0, "flat": 0.01}[kind]
+    spread = {"peaked": 4.0, "usual": 2.0, "flat": 0.01}[kind]
     return torch.randn(VOCAB_SIZE, generator=generator) * spread
 
 
@@ -129,15 +129,25 @@ def test_a_row_draws_the_same_whatever_is_beside_it() -> None:
     assert together.sample(logits.clone(), np.arange(len(mixed)), positions).tolist() == alone
 
 
-def test_numbers_are_uniform_and_depend_on_seed_and_position_only() -> None:
-    seeds = np.repeat(np.array([0, 1, 2**63 - 1], dtype=np.uint64), 5000)
-    positions = np.tile(np.arange(5000), 3)
-    numbers = uniform(seeds, positions)
-    assert ((numbers >= 0) & (numbers < 1)).all()
-    assert len(set(numbers.tolist())) == len(numbers)
-    order = np.random.default_rng(0).permutation(len(numbers))
-    assert (uniform(seeds[order], positions[order]) == numbers[order]).all()
-    for part in numbers.reshape(3, 5000):
+def test_luck_is_gumbels_and_depends_on_seed_position_and_token_only() -> None:
+    seeds = np.repeat(np.array([0, 1, 2**63 - 1], dtype=np.uint64), 500)
+    positions = np.tile(np.arange(500), 3)
+    tokens = np.tile(np.arange(10), (1500, 1))
+    numbers = luck(draw_keys(seeds, positions), tokens)
+    assert len(set(numbers.flat)) == numbers.size
+    order = np.random.default_rng(0).permutation(1500)
+    assert (luck(draw_keys(seeds[order], positions[order]), tokens[:, ::-1]) == numbers[order, ::-1]).all()
+    uniform = np.exp(-np.exp(-numbers))
+    for part in (*uniform.reshape(3, 5000), uniform.T.reshape(3, 5000)[1]):
         counts = np.histogram(part, bins=50, range=(0, 1))[0]
         assert ((counts - 100) ** 2 / 100).sum() < 90  # chi square with 49 degrees: beyond once in 3000
         assert abs(np.corrcoef(part[:-1], part[1:])[0, 1]) < 0.05
+
+
+@pytest.mark.parametrize("options", [{}, {"top_k": 50}, {"top_p": 0.95}, {"min_p": 0.001}])
+def test_rounding_hardly_ever_changes_a_draw(options: dict[str, float]) -> None:
+    sampling = SamplingParams(max_tokens=9, seed=3, **options)  # type: ignore[arg-type]
+    logits = logits_of("usual")
+    rounded = logits + 1e-5 * torch.randn(VOCAB_SIZE, generator=torch.Generator().manual_seed(1))
+    first, second = (draw(each, sampling, range(10, 4010)) for each in (logits, rounded))
+    assert sum(a != b for a, b in zip(first, second, strict=True)) <= 3

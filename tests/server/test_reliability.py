@@ -1,0 +1,168 @@
+"""What the service survives, and how it ends, with real processes and the real model."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from tempfile import gettempdir
+from typing import Any
+
+import httpx
+import pytest
+
+from tests.server.process import Server, popen, running_server, wait_until
+
+REPOSITORY = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[Server]:
+    """One that is kicked about."""
+    with running_server("--dtype", "float32", "--max-model-len", "1024", "--step-timeout", "3") as running:
+        yield running
+
+
+BODY = {"prompt": "Once upon a time", "max_tokens": 60, "temperature": 0, "ignore_eos": True, "stream": True}
+
+
+@contextmanager
+def begun(server: Server, body: Any) -> Iterator[Iterator[str]]:
+    """A stream that has given its first token."""
+    with httpx.stream("POST", f"{server.url}/v1/completions", json=body, timeout=60) as stream:
+        lines = (line.removeprefix("data: ") for line in stream.iter_lines() if line.startswith("data: "))
+        next(lines)
+        yield lines
+
+
+def text(events: list[str]) -> str:
+    assert events[-1] == "[DONE]"
+    return "".join(json.loads(event)["choices"][0]["text"] for event in events[:-1])
+
+
+def engines(server: Server) -> float:
+    return server.metric("engine_restarts_total")
+
+
+def test_every_stream_survives_twenty_deaths_of_its_engine() -> None:
+    command = [sys.executable, "benchmarks/chaos.py", "--kills", "20", "--tokens", "32", "--no-result"]
+    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=400, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr[-5000:]
+    assert "| equal | " in done.stdout
+
+
+def test_an_engine_that_hangs_is_ended_and_replaced(server: Server) -> None:
+    before = engines(server)
+    with begun(server, BODY) as lines:
+        os.kill(server.children()["engine"], signal.SIGSTOP)
+        wait_until(lambda: server.get("/health/live").json() == {"status": "stuck"})
+        assert server.get("/health/live").status_code == 503
+        server.wait_for("what the engine's threads are doing")
+        assert text(["{}", *lines][1:])
+    assert engines(server) == before + 1
+    wait_until(lambda: server.get("/health/live").status_code == 200)
+
+
+def test_the_engine_says_what_its_threads_do(server: Server) -> None:
+    os.kill(server.children()["engine"], signal.SIGUSR1)
+    server.wait_for(r"process\.py\", line \d+ in run")
+
+
+def test_an_api_worker_that_dies_is_replaced_and_its_work_is_ended(server: Server) -> None:
+    with pytest.raises(httpx.RemoteProtocolError), begun(server, {**BODY, "max_tokens": 900}) as lines:
+        os.kill(server.children()["api"], signal.SIGKILL)
+        list(lines)
+    wait_until(lambda: server.get("/health/ready").status_code == 200)  # the socket has waited for it
+    short = server.post("/v1/completions", {**BODY, "max_tokens": 2, "stream": False})
+    assert short.json()["usage"]["completion_tokens"] == 2
+    wait_until(lambda: server.metric("num_requests_running") == 0)
+    assert server.metric("kv_cache_usage_ratio") == 0
+
+
+def test_sigterm_lets_streams_end_and_refuses_new_requests() -> None:
+    with popen("-m", "app.cli", "serve", "--port", "0", "--max-model-len", "1024") as process:
+        server = Server(process)
+        server.url = server.wait_for(r"ready at (http://\S+)")[1]
+        with begun(server, BODY) as lines:
+            process.send_signal(signal.SIGTERM)
+            wait_until(lambda: server.get("/health/ready").json() == {"status": "draining"})
+            refused = server.post("/v1/completions", BODY)
+            assert refused.status_code == 503
+            assert refused.headers["connection"] == "close"
+            assert int(refused.headers["retry-after"]) > 0
+            assert sum(1 for _ in lines) == BODY["max_tokens"]  # less the first, and [DONE]
+        assert process.wait(timeout=20) == 0
+
+
+def test_a_second_signal_ends_now() -> None:
+    with popen("-m", "app.cli", "serve", "--port", "0", "--max-model-len", "1024") as process:
+        server = Server(process)
+        server.url = server.wait_for(r"ready at (http://\S+)")[1]
+        with begun(server, {**BODY, "max_tokens": 900}) as lines:
+            process.send_signal(signal.SIGTERM)
+            server.wait_for("draining")
+            process.send_signal(signal.SIGTERM)
+            events = list(lines)
+        assert events[-1] == "[DONE]"
+        assert "shutting down" in json.loads(events[-2])["error"]["message"]
+        assert process.wait(timeout=20) == 1
+
+
+def folders() -> set[str]:
+    return {path.name for path in Path(gettempdir()).glob("paceline-*")}
+
+
+def test_nothing_is_left_when_the_supervisor_is_killed() -> None:
+    before = folders()
+    with popen("-m", "app.cli", "serve", "--port", "0", "--worker", "echo") as process:
+        server = Server(process)
+        server.wait_for(r"ready at")
+        children = server.children()
+        assert set(children) == {"engine", "api"}
+        (folder,) = folders() - before
+        assert Path(gettempdir(), folder).stat().st_mode & 0o777 == 0o700
+        process.kill()
+        process.wait()
+        wait_until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in children.values()))
+        assert folder not in folders()
+
+
+def test_an_engine_that_cannot_start_again_ends_the_service(tmp_path: Path) -> None:
+    from app.hub.source import find_model
+
+    for path in find_model("embedded").iterdir():
+        (tmp_path / path.name).symlink_to(path)
+    arguments = ("--port", "0", "--model", str(tmp_path), "--max-restarts", "1", "--max-model-len", "512")
+    with popen("-m", "app.cli", "serve", *arguments) as process:
+        server = Server(process)
+        server.wait_for(r"ready at")
+        (tmp_path / "config.json").unlink()
+        os.kill(server.children()["engine"], signal.SIGKILL)
+        server.wait_for(r"the engine ended with exit code 2, 2 times in a row")
+        assert process.wait(timeout=20) == 1
+
+
+def test_many_at_once_survive_together(server: Server) -> None:
+    """Streams of several API workers: each of them resumes its own."""
+    with running_server("--worker", "echo", "--api-workers", "2", "--max-num-seqs", "16") as crowd:
+        wait_until(lambda: all(crowd.get("/health/ready").is_success for _ in range(10)))
+
+        def ask(index: int) -> str:
+            body = {"prompt": f"{index} and ", "max_tokens": 4000, "stream": True}
+            with httpx.stream("POST", f"{crowd.url}/v1/completions", json=body, timeout=60) as stream:
+                events = [line.removeprefix("data: ") for line in stream.iter_lines() if line.startswith("data: ")]
+            return text(events)
+
+        with ThreadPoolExecutor(16) as pool:
+            answers = [pool.submit(ask, index) for index in range(16)]
+            wait_until(lambda: crowd.metric("generation_tokens_total") > 1000)
+            os.kill(crowd.children()["engine"], signal.SIGKILL)
+            for index, answer in enumerate(answers):
+                assert re.fullmatch(rf"({index} and )*[{index} and]*", answer.result()), answer.result()[:100]
+        assert crowd.metric("engine_restarts_total") == 1
+        assert crowd.metric("generation_tokens_total") == 16 * 4000
