@@ -26,15 +26,17 @@ class Heartbeat:
 
     def beat(self, suspect: str = "") -> None:
         """A step begins. `suspect`: the request that has it for itself, because it may end the engine."""
-        name = suspect.encode()
-        _SUSPECT.pack_into(self._memory, _TIMES.size, len(name))
-        start = _TIMES.size + _SUSPECT.size
-        self._memory[start : start + len(name)] = name
-        _TIMES.pack_into(self._memory, 0, time.monotonic(), self.num_steps + 1)
+        self._write(time.monotonic(), self.num_steps + 1, suspect.encode())
 
     def rest(self) -> None:
-        """There is nothing to do."""
-        _TIMES.pack_into(self._memory, 0, 0.0, self.num_steps)
+        """There is nothing to do, or not yet."""
+        self._write(0.0, self.num_steps, b"")
+
+    def _write(self, began: float, num_steps: int, suspect: bytes) -> None:
+        _SUSPECT.pack_into(self._memory, _TIMES.size, len(suspect))
+        start = _TIMES.size + _SUSPECT.size
+        self._memory[start : start + len(suspect)] = suspect
+        _TIMES.pack_into(self._memory, 0, began, num_steps)
 
     @property
     def seconds_in_step(self) -> float:

@@ -85,6 +85,7 @@ class EngineServer:
         self._socket.setsockopt(zmq.ROUTER_HANDOVER, 1)  # an API worker that was started again takes its name over
         self._socket.bind(address)
         self._heartbeat = Heartbeat(address)
+        self._heartbeat.rest()  # there, an engine that died may have left its last step
         self._encode = msgspec.msgpack.Encoder().encode
         self._decode = msgspec.msgpack.Decoder(EngineCommand).decode
         self._worker_of: dict[str, bytes] = {}

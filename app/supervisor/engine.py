@@ -34,7 +34,6 @@ class EngineProcess:
 
     def _start(self) -> subprocess.Popen[bytes]:
         self._socket.unlink(missing_ok=True)
-        self._heartbeat.rest()
         self._steps_at_start = self._heartbeat.num_steps
         self._is_dumped = False
         return start_module("app.engine.process", self._settings, self.address, str(self._model_folder.absolute()))
@@ -45,13 +44,15 @@ class EngineProcess:
         Raises ChildLostError if it died before the first of its kind was ready, or does so time and again.
         """
         self._has_been_ready = self._has_been_ready or self._socket.exists()
-        self._end_if_it_hangs()
+        has_run_steps = self._heartbeat.num_steps > self._steps_at_start
+        if has_run_steps and not self.child.has_ended:
+            self._end_if_it_hangs()
         if not self._has_been_ready and (code := self.child.exit_code) is not None:
             said_why = code == EXIT_STARTUP_ERROR
             message = "" if said_why else f"the engine ended with exit code {code} before it was ready"
             raise ChildLostError(message, code if code > 0 else EXIT_STARTUP_ERROR)
         # An engine that runs steps before it dies is better than none.
-        self.child.tend(was_useful=self._heartbeat.num_steps > self._steps_at_start)
+        self.child.tend(was_useful=has_run_steps)
 
     def _end_if_it_hangs(self) -> None:
         """A step that takes far too long will not end: a call to the device hangs, or a thread waits for another."""
@@ -63,7 +64,6 @@ class EngineProcess:
         if seconds > limit:
             log.error("a step has been running for %.1f s, which is more than step_timeout; ending the engine", seconds)
             self.child.signal(signal.SIGKILL)
-            self._heartbeat.rest()
 
     def stop(self) -> None:
         """End it, and remove its socket."""

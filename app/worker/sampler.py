@@ -1,12 +1,12 @@
 """From logits to tokens.
 
-Sampling is stateless: tokens race, each with a head start by its probability and luck that is a hash of (seed, position,
-token); the winner is distributed as the probabilities are (the Gumbel-max trick: Gumbel, 1954; Maddison et al., "A*
-Sampling", 2014). Whatever else is in the batch, and however often a request was preempted, it draws the same.
+Sampling is stateless: tokens race, each with a head start by its probability, and luck that is a hash of (seed,
+position, token). The winner is distributed as the probabilities are (the Gumbel-max trick: Gumbel, 1954; Maddison et
+al., "A* Sampling", 2014). Whatever else is in the batch, and however often a request was preempted, it draws the same.
 
-To invert the cumulative distribution at one number would be simpler, but not stable: a rounding error in one probability
-moves the bounds of all tokens behind it, and among thousands of improbable ones the number then hits another. A race
-changes its winner only if two runners were as good as level.
+To invert the cumulative distribution at one number would be simpler, but not stable: a rounding error in one
+probability moves the bounds of all tokens behind it, and among thousands of improbable ones the number then hits
+another. A race changes its winner only if two runners were as good as level.
 """
 
 from dataclasses import dataclass
@@ -212,7 +212,7 @@ def _race(logits: Tensor, keys: NDArray[np.uint64], runners: Tensor) -> Tensor:
 
 
 def _race_of_blocks(logits: Tensor, keys: NDArray[np.uint64]) -> Tensor:
-    """Token (n,) drawn from the whole vocabulary, (n, vocab) logits: first a block of tokens, then one of its tokens."""
+    """Tokens (n,) drawn from the whole vocabulary, by logits (n, vocab): first a block, then one of its tokens."""
     num_rows, vocab_size = logits.shape
     num_blocks = -(-vocab_size // _BLOCK)
     padded = torch.nn.functional.pad(logits, (0, num_blocks * _BLOCK - vocab_size), value=float("-inf"))

@@ -39,7 +39,8 @@ async def live(service: ServiceDep) -> JSONResponse:
     """503 once no step ends any more, or the engine is gone for good; a model that is still loading is alive."""
     if service.engine.failure is not None:
         return _answer(False, service.engine.failure)
-    is_stuck = service.engine.heartbeat.seconds_in_step > service.settings.step_timeout / 2
+    limit = service.settings.step_timeout / 2
+    is_stuck = service.engine.ready is not None and service.engine.heartbeat.seconds_in_step > limit
     return _answer(not is_stuck, "stuck" if is_stuck else "alive")
 
 
