@@ -77,11 +77,22 @@ class ModelRunnerOutput(msgspec.Struct):
     """By index into `rows`: of the prompt tokens that this step's chunk *predicts*, in order."""
 
 
+class WorkerOutOfMemoryError(Exception):
+    """A step needs more memory than there is; a smaller one may do."""
+
+
+class WorkerLostError(Exception):
+    """The device has failed in a way that no step of this process survives."""
+
+
 class StepHandle(Protocol):
     """A step that was submitted and may still be running."""
 
     def result(self) -> ModelRunnerOutput:
-        """Wait for the step and return what it gave; raises what the step raised."""
+        """Wait for the step and return what it gave.
+
+        Raises WorkerOutOfMemoryError, WorkerLostError, or what else the step raised.
+        """
         ...
 
 

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from app.core.messages import GenerateCommand, RequestOutput, StepOutputs
 from app.core.request import FinishReason, Request, RequestStatus
-from app.core.step import SchedulerOutput, StepHandle, Worker
+from app.core.step import SchedulerOutput, StepHandle, Worker, WorkerLostError, WorkerOutOfMemoryError
 from app.engine.scheduler import Scheduler
 
 log = logging.getLogger(__name__)
@@ -96,10 +96,15 @@ class EngineCore:
         if submitted:
             try:
                 result = submitted.handle.result()
-            except Exception:
+            except WorkerLostError:
+                raise  # only another process can go on
+            except Exception as error:
                 log.exception("a step of %d requests failed", len(submitted.step.rows))
                 self._discard_in_flight()
-                outputs = self.scheduler.recover(submitted.step)
+                was_too_large = isinstance(error, WorkerOutOfMemoryError)
+                outputs = self.scheduler.recover(submitted.step, was_too_large)
+                if was_too_large:
+                    self.scheduler.shrink(submitted.step)
             else:
                 now = time.monotonic()
                 num_tokens, seconds = submitted.step.num_tokens, now - max(submitted.at, self._last_result_at)

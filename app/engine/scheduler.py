@@ -7,6 +7,7 @@ preemption sets it back to the start.
 """
 
 import heapq
+import logging
 import time
 from bisect import bisect_right, insort
 from collections.abc import Callable, Sequence
@@ -17,6 +18,8 @@ from app.core.step import NOT_A_NUMBER, NOT_SAMPLED, ModelRunnerOutput, NewReque
 from app.engine.block_pool import BlockPool
 from app.engine.chunk_pacer import ChunkPacer
 from app.engine.prefix_cache import hash_block, root_hash
+
+log = logging.getLogger(__name__)
 
 Clock = Callable[[], float]
 _Waiting = tuple[tuple[int, float], int, Request]
@@ -312,14 +315,16 @@ class Scheduler:
         self.pacer.observe(num_decodes, num_tokens - num_decodes, seconds)
         return outputs
 
-    def recover(self, step: SchedulerOutput) -> list[RequestOutput]:
+    def recover(self, step: SchedulerOutput, was_too_large: bool = False) -> list[RequestOutput]:
         """After a step that failed: end the request that is to blame, or run the step's requests apart to find it.
+
+        None is to blame for a step that was too large for the memory, as long as it can be made smaller.
 
         No step may be in flight. What the failed one wrote is unknown, so everything is computed again.
         """
         suspects = [self.requests[name] for name in step.request_ids if name in self.requests]
         outputs = []
-        if len(step.request_ids) == 1:
+        if len(step.request_ids) == 1 and not (was_too_large and step.num_tokens > 1):
             outputs = [self._finish(r, [], FinishReason.ERROR, "the model failed on this request") for r in suspects]
         else:
             self._suspects += [request for request in suspects if request not in self._suspects]
@@ -329,6 +334,22 @@ class Scheduler:
             request.num_in_flight = 0
         self.pool.clear_prefix_cache()
         return outputs
+
+    def shrink(self, step: SchedulerOutput) -> None:
+        """Plan smaller steps than this from now on: it was too large for the memory. To be called after `recover`.
+
+        Fewer tokens where prompts made it large, else fewer rows.
+        """
+        num_rows = len(self._free_rows)
+        if step.num_tokens > 2 * len(step.rows):
+            self.max_num_batched_tokens = step.num_tokens // 2
+        else:
+            num_rows = len(step.rows) // 2
+        # Every running request must get a token in each step.
+        num_rows = max(1, min(num_rows, self.max_num_batched_tokens))
+        del self._free_rows[num_rows:]
+        limits = (self.max_num_batched_tokens, num_rows)
+        log.warning("out of memory: from now on up to %d tokens and %d requests in a step", *limits)
 
     def _take_token(self, request: Request, token: int, now: float) -> RequestOutput:
         """Append a sampled token and see whether it ends the request."""

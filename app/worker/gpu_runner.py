@@ -24,6 +24,7 @@ from app.kernels.gpu.linear import MOST_ROWS
 from app.kernels.gpu.sampling import Scratch, adjust, choose
 from app.models.loader import LoadedModel
 from app.worker.cuda_graphs import CudaGraphs, decode_sizes, fitting, token_sizes
+from app.worker.faults import named_faults
 from app.worker.gpu_inputs import NOBODY, GpuInputs, StepShape
 from app.worker.gpu_sampling import NO_LOGPROBS, RowSampling
 from app.worker.input_batch import InputBatch, Ints, StepInput
@@ -157,7 +158,8 @@ class GpuRunner:
     def submit(self, step: SchedulerOutput) -> StepHandle:
         """See `app.core.step.Worker`."""
         try:
-            return self._launch(step)
+            with named_faults():
+                return self._launch(step)
         except Exception as error:  # the handle raises it
             return _Failed(error)
 
@@ -324,7 +326,8 @@ class _Launched:
     def wait(self) -> None:
         """Until the step is complete."""
         if self.done is not None:
-            self.done.synchronize()
+            with named_faults():
+                self.done.synchronize()
 
     def result(self) -> ModelRunnerOutput:
         """See `StepHandle`."""

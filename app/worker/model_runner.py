@@ -13,6 +13,7 @@ from app.attention.context import ForwardContext, forward_context
 from app.core.step import NOT_SAMPLED, Logprobs, ModelRunnerOutput, SchedulerOutput
 from app.grammar.masks import Constrained, GrammarMasks, accept
 from app.models.loader import LoadedModel
+from app.worker.faults import named_faults
 from app.worker.input_batch import InputBatch, PromptTargets, StepInput
 from app.worker.sampler import Sampler, allow, top_logprobs
 
@@ -56,6 +57,10 @@ class ModelRunner:
     @torch.inference_mode()
     def execute(self, step: SchedulerOutput) -> ModelRunnerOutput:
         """Run one step to its end."""
+        with named_faults():
+            return self._execute(step)
+
+    def _execute(self, step: SchedulerOutput) -> ModelRunnerOutput:
         for request in step.new_requests:
             self.sampler.add(request.row, request.sampling, request.token_ids, request.num_prompt_tokens)
             self.grammars.add(request.row, request.sampling, request.token_ids[request.num_prompt_tokens :])

@@ -9,7 +9,7 @@ import pytest
 from app.core.messages import GenerateCommand, RequestOutput
 from app.core.request import FinishReason
 from app.core.sampling import SamplingParams
-from app.core.step import ModelRunnerOutput, SchedulerOutput
+from app.core.step import ModelRunnerOutput, SchedulerOutput, WorkerLostError, WorkerOutOfMemoryError
 from app.engine.async_engine import RequestStream
 from app.engine.block_pool import BlockPool
 from app.engine.chunk_pacer import ChunkPacer
@@ -76,6 +76,58 @@ def test_a_failed_step_ends_those_to_blame_and_no_others(overlap: bool) -> None:
     assert texts["beside it"] == [8, 9, 8, 8, 9]
     assert texts["after it"] == [3, 4, 3, 4, 3]
     assert core.scheduler.pool.num_used == 0
+
+
+class SmallWorker(EchoWorker):
+    """Has memory for steps of so many tokens and rows."""
+
+    def __init__(self, tokens: int, rows: int) -> None:
+        super().__init__(ROWS)
+        self._tokens, self._step_rows = tokens, rows
+        self.failures = 0
+
+    def submit(self, step: SchedulerOutput) -> Future[ModelRunnerOutput]:
+        done = super().submit(step)
+        if step.num_tokens > self._tokens or len(step.rows) > self._step_rows:
+            self.failures += 1
+            done = Future()
+            done.set_exception(WorkerOutOfMemoryError("too large"))
+        return done
+
+
+@pytest.mark.parametrize("overlap", [True, False])
+@pytest.mark.parametrize(("tokens", "rows"), [(20, ROWS), (64, 2), (10, 1)])
+def test_steps_shrink_until_they_fit_into_memory(overlap: bool, tokens: int, rows: int) -> None:
+    worker = SmallWorker(tokens, rows)
+    core, outputs = make_core(worker, overlap), dict[str, list[RequestOutput]]()
+    for index in range(2 * ROWS):
+        core.add(command(str(index), [index, 2, 3, 4, 5, 6, 7, 8, 9], max_tokens=20, arrived_at=index))
+    run(core, outputs)
+    for index in range(2 * ROWS):
+        prompt = [index, 2, 3, 4, 5, 6, 7, 8, 9]
+        assert [token for output in outputs[str(index)] for token in output.token_ids] == (prompt * 3)[:20]
+    assert 0 < worker.failures < 10
+    assert core.scheduler.pool.num_used == 0
+
+
+def test_a_step_that_cannot_be_made_smaller_ends_its_request() -> None:
+    core, outputs = make_core(SmallWorker(0, ROWS), False), dict[str, list[RequestOutput]]()
+    core.add(command("a", [1, 2, 3]))
+    run(core, outputs)
+    assert outputs["a"][-1].finish_reason is FinishReason.ERROR
+
+
+def test_a_lost_device_ends_the_engine() -> None:
+    class LostWorker(EchoWorker):
+        def submit(self, step: SchedulerOutput) -> Future[ModelRunnerOutput]:  # noqa: ARG002
+            lost: Future[ModelRunnerOutput] = Future()
+            lost.set_exception(WorkerLostError("an illegal memory access"))
+            return lost
+
+    core = make_core(LostWorker(ROWS), False)
+    core.add(command("a", [1, 2, 3]))
+    with pytest.raises(WorkerLostError):
+        core.step()
 
 
 @pytest.mark.parametrize("overlap", [True, False])

@@ -1,0 +1,26 @@
+"""What goes wrong in a step, in words that the engine understands."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+
+from app.core.step import WorkerLostError, WorkerOutOfMemoryError
+
+_CPU_ALLOCATOR = "can't allocate memory"
+"""What torch says of the host's memory; it has no class of its own for that."""
+
+
+@contextmanager
+def named_faults() -> Iterator[None]:
+    """Raise WorkerOutOfMemoryError and WorkerLostError for what they mean; everything else is raised as it is."""
+    try:
+        yield
+    except (torch.OutOfMemoryError, MemoryError) as error:
+        raise WorkerOutOfMemoryError(str(error)) from error
+    except torch.AcceleratorError as error:  # nothing can be run in this process after it
+        raise WorkerLostError(str(error)) from error
+    except RuntimeError as error:
+        if _CPU_ALLOCATOR in str(error):
+            raise WorkerOutOfMemoryError(str(error)) from error
+        raise
