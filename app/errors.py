@@ -106,3 +106,11 @@ class ModelError(StartupError):
 
 class BenchError(PacelineError):
     """A load test cannot be made: the server cannot be reached, or something that was asked for is missing."""
+
+
+def is_fault(error: BaseException) -> bool:
+    """Whether something has failed: rather than that this process or task is to end.
+
+    When a Rust library fails inside, what is raised is no Exception, so that nobody catches it by accident.
+    """
+    return isinstance(error, Exception) or type(error).__module__ == "pyo3_runtime"

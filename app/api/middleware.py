@@ -11,7 +11,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.api.drain import Drain
 from app.api.errors import error_response
-from app.errors import EngineUnavailableError, InternalError, PayloadTooLargeError
+from app.errors import EngineUnavailableError, InternalError, PayloadTooLargeError, is_fault
 
 log = logging.getLogger("app.api.access")
 
@@ -68,7 +68,9 @@ class RequestMiddleware:
                 await error_response(refusal, scope)(scope, receive, send_start)
                 return
             await self._app(scope, _limited(receive, self._max_body_size), send_start)
-        except Exception as error:
+        except BaseException as error:
+            if not is_fault(error):
+                raise
             log.error("an unexpected error", exc_info=error, extra={"fields": {"request_id": entry.request_id}})
             entry.fields["error"] = "unexpected"
             if entry.status:

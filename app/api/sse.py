@@ -11,7 +11,7 @@ from starlette.types import Receive, Scope, Send
 
 from app.api.disconnect import wait_for_disconnect
 from app.api.errors import error_body
-from app.errors import ApiError, InternalError
+from app.errors import ApiError, InternalError, is_fault
 
 log = logging.getLogger(__name__)
 
@@ -95,7 +95,9 @@ class EventStream(Response):
                 self._last_sent = loop.time()
         except ApiError as error:
             end = self._end(error)
-        except Exception:
+        except BaseException as error:
+            if not is_fault(error):
+                raise
             log.exception("a stream failed")
             end = self._end(InternalError("the server failed on this request"))
         else:

@@ -6,6 +6,7 @@ from contextlib import contextmanager
 import torch
 
 from app.core.step import WorkerLostError, WorkerOutOfMemoryError
+from app.errors import is_fault
 
 _CPU_ALLOCATOR = "can't allocate memory"
 """What torch says of the host's memory; it has no class of its own for that."""
@@ -20,7 +21,9 @@ def named_faults() -> Iterator[None]:
         raise WorkerOutOfMemoryError(str(error)) from error
     except torch.AcceleratorError as error:  # nothing can be run in this process after it
         raise WorkerLostError(str(error)) from error
-    except RuntimeError as error:
+    except BaseException as error:
         if _CPU_ALLOCATOR in str(error):
             raise WorkerOutOfMemoryError(str(error)) from error
+        if not isinstance(error, Exception) and is_fault(error):
+            raise RuntimeError("a library has failed inside") from error
         raise

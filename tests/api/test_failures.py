@@ -20,7 +20,7 @@ from app.engine.async_engine import AsyncEngine, RequestStream
 from app.errors import QueueFullError
 from app.settings import Settings
 from app.text.chat_template import ChatTemplate
-from app.text.output_processor import StopConditions
+from app.text.output_processor import OutputProcessor, StopConditions
 from tests.api.conftest import Server, make_service
 from tests.api.fake_engine import READY, STATS, FakeEngine, say
 
@@ -62,6 +62,28 @@ def test_an_error_of_one_choice_among_several_is_an_answer(server: Server, monke
 
     monkeypatch.setattr(server.engine, "generate", lambda _: outputs())
     assert server.post("/v1/completions", {"prompt": "Hi", "n": 2}).status_code == 500
+
+
+class _Panic(BaseException):
+    """As Rust libraries raise it."""
+
+
+_Panic.__module__ = "pyo3_runtime"
+
+
+def test_a_librarys_panic_ends_its_request_only(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    def panic(*_: object) -> None:
+        raise _Panic("index out of bounds")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(OutputProcessor, "process", panic)
+        *_, error = server.events("/v1/completions", {"prompt": "Hi"})
+        assert error["error"]["code"] == "internal_error"
+        assert "bounds" not in error["error"]["message"]
+        answer = server.post("/v1/completions", {"prompt": "Hi"})
+        assert answer.status_code == 500
+        assert "bounds" not in answer.text
+    assert server.complete()["choices"][0]["text"] == "Hello"
 
 
 async def test_closing_leaves_no_task_behind(model_folder: Path, tmp_path: Path) -> None:
