@@ -133,6 +133,14 @@ class ReliabilitySettings(BaseModel):
         ge=0,
         description="times in a row that a child is started again without getting anywhere; then the service ends",
     )
+    resume_window: float = Field(
+        60.0,
+        ge=0,
+        description="seconds that a resumable stream waits for its client; 0: there are none",
+    )
+    max_resumable_bytes: ByteSize = Field(
+        ByteSize(64 * 2**20), description="memory for their events; beyond it those that nobody reads end"
+    )
     drain_timeout: float = Field(30.0, ge=0, description="seconds that open requests get to end after SIGTERM")
 
 

@@ -13,7 +13,7 @@ from app.api.disconnect import run_unless_disconnected
 from app.api.generation import Choice, Generation, Usage
 from app.api.schemas.common import SamplingFields
 from app.api.service import Service
-from app.api.sse import EventStream, done, encode_json, event
+from app.api.sse import EventStream, done, encode_json, ended, event
 from app.errors import ApiError
 from app.text.output_processor import TextDelta
 
@@ -21,20 +21,33 @@ from app.text.output_processor import TextDelta
 class Answer(ABC):
     """The answer to one call. Subclasses put it into the form of their endpoint."""
 
-    def __init__(self, service: Service, streams: bool) -> None:
+    def __init__(self, service: Service, streams: bool, is_resumable: bool = False) -> None:
+        """`is_resumable`: whether the body asks for what the header X-Resumable does, too."""
         self._service = service
         self._streams = streams
+        self._is_resumable = is_resumable
 
     async def respond(self, request: Request, choices: list[Choice], n: int, priority: int) -> Response:
         """Run the choices, `n` for each prompt, and send what comes of them. Whatever happens, none is left running."""
         generation = Generation(self._service, choices, n, priority, request.scope["request_log"])
         if self._streams:
-            keepalive = self._service.settings.keepalive_comment
-            return EventStream(self._all_events(generation), generation.abort, keepalive, self.end)
+            return self._stream(request, generation)
         try:
             return await run_unless_disconnected(request, self._whole(generation))
         finally:
             generation.abort()
+
+    def _stream(self, request: Request, generation: Generation) -> Response:
+        events, stop = ended(self._all_events(generation), self.end), generation.abort
+        keepalive = self._service.settings.keepalive_comment
+        if not (self._is_resumable or request.headers.get("x-resumable") == "true"):
+            return EventStream(events, stop, keepalive)
+        try:
+            stream = self._service.streams.start(request.scope["request_log"].request_id, events, stop)
+        except ApiError:
+            generation.abort()
+            raise
+        return EventStream(stream.read(), lambda: None, keepalive)
 
     async def _whole(self, generation: Generation) -> bytes:
         async with aclosing(generation.deltas()) as deltas:
@@ -86,7 +99,7 @@ class ChoicesAnswer(Answer):
 
     def __init__(self, service: Service, body: SamplingFields, head: dict[str, Any]) -> None:
         """`head`: what every event, or the one body, begins with."""
-        super().__init__(service, body.stream)
+        super().__init__(service, body.stream, body.stream_options is not None and body.stream_options.resumable)
         self._include_usage = body.include_usage
         self._head = {**head, "created": int(time.time()), "model": service.model_name}
         if body.stream and self._include_usage:

@@ -11,7 +11,7 @@ from app.api.document import install_document
 from app.api.drain import Drain
 from app.api.errors import install_error_handlers
 from app.api.middleware import RequestMiddleware
-from app.api.routes import chat, completions, encoders, messages, models, operations, responses, tokenize
+from app.api.routes import chat, completions, encoders, messages, models, operations, responses, streams, tokenize
 from app.settings import Settings
 
 Lifespan = Callable[[FastAPI], AbstractAsyncContextManager[None]]
@@ -24,7 +24,7 @@ def create_app(settings: Settings, lifespan: Lifespan) -> FastAPI:
     app.state.deep_check = DeepCheck()
     app.state.drain = Drain(settings.drain_timeout)
     app.add_middleware(RequestMiddleware, max_body_size=settings.max_body_size, drain=app.state.drain)
-    for routes in (models, completions, chat, responses, messages, encoders, tokenize, operations):
+    for routes in (models, completions, chat, responses, messages, streams, encoders, tokenize, operations):
         app.include_router(routes.router)
     install_document(app)
     return app

@@ -45,7 +45,8 @@ def answers(
     if model is not None:
         result[200] = {"model": model, "description": (model.__doc__ or "").strip()}
     if stream is not None:
-        result[200]["content"] = {"text/event-stream": {"itemSchema": _EVENT, "example": stream}}
+        content = {"text/event-stream": {"itemSchema": _EVENT, "example": stream}}
+        result.setdefault(200, {"description": "Events"})["content"] = content
     for status in sorted(errors):
         retry = {"headers": _RETRY} if status in (429, 503) else {}
         result[status] = {"model": error, "description": _ERRORS[status], **retry}

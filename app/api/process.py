@@ -23,6 +23,7 @@ from app.api.app import create_app
 from app.api.drain import Drain
 from app.api.http_protocol import HttpProtocol
 from app.api.responses.store import ResponseStore
+from app.api.resumable import ResumableStreams
 from app.api.service import Service
 from app.child import read_settings, when_parent_ends
 from app.core.encoder import EncoderConfig
@@ -78,6 +79,7 @@ async def running_service(settings: Settings, text: TextSide, address: str, name
         message_format=MessageFormat.choose(settings.tool_parser, settings.reasoning_parser, text.chat_template.source),
         grammars=GrammarCompiler(lambda: text.tokenizer, text.tokenizer.vocab_size),
         responses=ResponseStore.of(settings),
+        streams=ResumableStreams.of(settings),
         encoder=text.encoder,
         engine=engine,
         metrics=metrics,

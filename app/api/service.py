@@ -6,6 +6,7 @@ from typing import Annotated
 from fastapi import Depends, Request
 
 from app.api.responses.store import ResponseStore
+from app.api.resumable import ResumableStreams
 from app.core.encoder import EncoderConfig
 from app.core.engine_client import EngineClient
 from app.core.messages import EngineReady
@@ -31,6 +32,7 @@ class Service:
     message_format: MessageFormat
     grammars: GrammarCompiler
     responses: ResponseStore
+    streams: ResumableStreams
     encoder: EncoderConfig | None
     """None for a model that generates."""
     engine: EngineClient

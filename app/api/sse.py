@@ -3,6 +3,7 @@
 import asyncio
 import logging
 from collections.abc import AsyncGenerator, Callable
+from contextlib import aclosing
 from typing import Any
 
 import msgspec
@@ -41,26 +42,37 @@ def done(error: ApiError | None) -> bytes:
     return DONE if error is None else event(error_body(error)) + DONE
 
 
+async def ended(
+    events: AsyncGenerator[bytes, None], end: Callable[[ApiError | None], bytes] = done
+) -> AsyncGenerator[bytes, None]:
+    """Events, and whatever happens to them, the last ones: `end` makes them of what went wrong, if anything did."""
+    error: ApiError | None = None
+    try:
+        async with aclosing(events):
+            async for data in events:
+                yield data
+    except ApiError as failure:
+        error = failure
+    except BaseException as fault:
+        if not is_fault(fault):
+            raise
+        log.exception("a stream failed")
+        error = InternalError("the server failed on this request")
+    yield end(error)
+
+
 class EventStream(Response):
     """Sends events as they come, comments when none come; stops the work when the client goes away."""
 
-    def __init__(
-        self,
-        events: AsyncGenerator[bytes, None],
-        stop: Callable[[], None],
-        keepalive: float,
-        end: Callable[[ApiError | None], bytes] = done,
-    ) -> None:
+    def __init__(self, events: AsyncGenerator[bytes, None], stop: Callable[[], None], keepalive: float) -> None:
         """`stop` ends the work, if any is left: closing a generator that has not begun does not.
 
         `keepalive`: seconds of silence after which a comment tells proxies that the stream is alive.
-        `end`: the last events, given what went wrong if anything did.
         """
         super().__init__(status_code=200)
         self._events = events
         self._stop = stop
         self._keepalive = keepalive
-        self._end = end
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:  # noqa: ARG002 - ASGI
         """See ASGI."""
@@ -89,20 +101,10 @@ class EventStream(Response):
     async def _send_events(self, send: Send) -> None:
         loop = asyncio.get_running_loop()
         self._last_sent = loop.time()
-        try:
-            async for data in self._events:
-                await send({"type": "http.response.body", "body": data, "more_body": True})
-                self._last_sent = loop.time()
-        except ApiError as error:
-            end = self._end(error)
-        except BaseException as error:
-            if not is_fault(error):
-                raise
-            log.exception("a stream failed")
-            end = self._end(InternalError("the server failed on this request"))
-        else:
-            end = self._end(None)
-        await send({"type": "http.response.body", "body": end, "more_body": False})
+        async for data in self._events:
+            await send({"type": "http.response.body", "body": data, "more_body": True})
+            self._last_sent = loop.time()
+        await send({"type": "http.response.body", "body": b"", "more_body": False})
 
     async def _send_comments(self, send: Send) -> None:
         loop = asyncio.get_running_loop()

@@ -18,6 +18,7 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from app.api.app import create_app
 from app.api.process import server_config
 from app.api.responses.store import ResponseStore
+from app.api.resumable import ResumableStreams
 from app.api.service import Service
 from app.core.encoder import EncoderConfig
 from app.grammar.compiler import GrammarCompiler
@@ -105,6 +106,7 @@ def make_service(folder: Path, engine: FakeEngine, settings: Settings, encoder: 
         message_format=MessageFormat.choose(settings.tool_parser, settings.reasoning_parser, template.source),
         grammars=GrammarCompiler(lambda: tokenizer, tokenizer.vocab_size),
         responses=ResponseStore.of(settings),
+        streams=ResumableStreams.of(settings),
         encoder=encoder,
         engine=engine,
         metrics=Metrics(),

@@ -7,6 +7,7 @@ import jsonschema
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from app.api import deep_check
 from app.core.messages import GenerateCommand, RequestOutput
 from app.core.request import FinishReason
 from app.core.step import Logprobs
@@ -198,10 +199,18 @@ def test_a_full_server_is_alive_and_not_ready(server: Server) -> None:
     assert server.get("/health/live").status_code == 200
 
 
-def test_the_deep_check_asks_the_engine_once_for_many_probes(server: Server) -> None:
-    assert [server.get("/health/deep").status_code for _ in range(3)] == [200] * 3
-    assert server.engine.commands.qsize() == 1
+def test_the_deep_check_asks_the_engine_once_for_many_probes(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(deep_check, "_KEPT_SECONDS", 0.0)
+    assert server.get("/health/deep").status_code == 200
     assert server.engine.last_command().sampling.max_tokens == 1
+    server.engine.script = say("", FinishReason.ERROR)
+    assert server.get("/health/deep").status_code == 503
+    monkeypatch.setattr(deep_check, "_KEPT_SECONDS", 1e9)
+    server.engine.script = say("Hi")
+    assert [server.get("/health/deep").status_code for _ in range(3)] == [503] * 3
+    assert server.engine.commands.qsize() == 1
+    monkeypatch.setattr(deep_check, "_KEPT_SECONDS", 0.0)
+    assert server.get("/health/deep").status_code == 200
 
 
 def test_metrics_count_what_usage_says(server: Server) -> None:

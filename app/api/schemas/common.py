@@ -41,6 +41,9 @@ class StreamOptions(RequestBody):
 
     unsupported = IN_STREAM_OPTIONS
     include_usage: bool = Field(False, description="send token counts in a last event")
+    resumable: bool = Field(
+        False, description="number the events, and go on for a client that comes back: see /v1/streams/{stream_id}"
+    )
 
 
 class TokenFields(RequestBody):

@@ -1,0 +1,145 @@
+"""Streams that a client may go on reading over another connection, from the event after the last one that it saw.
+
+The work does not wait for a reader: it goes on while there is none, for as long as the resume window. Events are
+numbered and kept until it has passed (server-sent events' `id` and `Last-Event-ID`: WHATWG HTML, section 9.2).
+"""
+
+import asyncio
+from collections import OrderedDict
+from collections.abc import AsyncGenerator, Callable
+from contextlib import aclosing
+
+from app.errors import InvalidRequestError, NotFoundError, QueueFullError, UnsupportedError
+from app.settings import Settings
+
+
+class ResumableStreams:
+    """Those of this process, in bounded memory: other processes do not see them."""
+
+    def __init__(self, window: float, max_bytes: int) -> None:
+        """`window`: seconds after the last reader that a stream is kept; 0 if none is to be kept at all."""
+        self._window = window
+        self._max_bytes = max_bytes
+        self._size = 0
+        self._streams: OrderedDict[str, ResumableStream] = OrderedDict()  # the one that began first comes first
+
+    @classmethod
+    def of(cls, settings: Settings) -> "ResumableStreams":
+        """As the settings have it: several API workers share their connections, but no memory, so they keep nothing."""
+        return cls(settings.resume_window if settings.api_workers == 1 else 0.0, settings.max_resumable_bytes)
+
+    def start(self, stream_id: str, events: AsyncGenerator[bytes, None], stop: Callable[[], None]) -> "ResumableStream":
+        """Run `events`, and keep what comes. `stop` ends the work behind them, if any is left.
+
+        Raises UnsupportedError if nothing is kept here, InvalidRequestError if the id is taken, QueueFullError if there
+        is no room.
+        """
+        if not self._window:
+            raise UnsupportedError("resumable streams need a resume_window, and no more than one of api_workers")
+        if stream_id in self._streams:
+            raise InvalidRequestError("another resumable stream has this X-Request-ID", "X-Request-ID")
+        self._keep(0)
+        if self._size > self._max_bytes:
+            raise QueueFullError("too much is kept for resumable streams; try again later")
+        stream = self._streams[stream_id] = ResumableStream(self._keep, self._forget_later)
+        stream.run(events, stop)
+        self._forget_later(stream)
+        return stream
+
+    def find(self, stream_id: str) -> "ResumableStream":
+        """Raises NotFoundError: it never was, or its window has passed."""
+        if stream_id not in self._streams:
+            raise NotFoundError("there is no such stream any more", "stream_id")
+        return self._streams[stream_id]
+
+    def _keep(self, size: int) -> None:
+        """Account for bytes more; if they are too many, streams that nobody reads go, the first one first."""
+        self._size += size
+        for stream_id, stream in list(self._streams.items()):
+            if self._size > self._max_bytes and not stream.is_being_read:
+                self._forget(stream_id)
+
+    def _forget_later(self, stream: "ResumableStream") -> None:
+        """Nobody reads: forget the stream once the window has passed, unless there was a reader since."""
+        readers = stream.num_readers
+
+        def forget() -> None:
+            for stream_id, other in list(self._streams.items()):
+                if other is stream and stream.num_readers == readers:
+                    self._forget(stream_id)
+
+        asyncio.get_running_loop().call_later(self._window, forget)
+
+    def _forget(self, stream_id: str) -> None:
+        stream = self._streams.pop(stream_id)
+        self._size -= stream.size
+        stream.end()
+
+
+class ResumableStream:
+    """One stream's events: as they come, for one reader at a time."""
+
+    def __init__(self, keep: Callable[[int], None], left: Callable[["ResumableStream"], None]) -> None:
+        """`keep` is told of each event's size, `left` when nobody reads any more."""
+        self._keep = keep
+        self._left = left
+        self._events: list[bytes] = []
+        self._has_ended = False
+        self._news = asyncio.Event()
+        self._task: asyncio.Task[None] | None = None
+        self.size = 0
+        self.is_being_read = False
+        self.num_readers = 0
+        """So far: a new reader takes the stream over from the one before."""
+
+    def run(self, events: AsyncGenerator[bytes, None], stop: Callable[[], None]) -> None:
+        """Take in events from now on."""
+        self._task = asyncio.create_task(self._collect(events, stop))
+
+    async def _collect(self, events: AsyncGenerator[bytes, None], stop: Callable[[], None]) -> None:
+        try:
+            async with aclosing(events):
+                async for data in events:
+                    for event in data.split(b"\n\n")[:-1]:
+                        self._add(event)
+        finally:
+            stop()
+            self._has_ended = True
+            self._news.set()
+
+    def _add(self, event: bytes) -> None:
+        numbered = b"id: %d\n%s\n\n" % (len(self._events) + 1, event)
+        self._events.append(numbered)
+        self.size += len(numbered)
+        self._news.set()
+        self._keep(len(numbered))
+
+    async def read(self, after: int = 0) -> AsyncGenerator[bytes, None]:
+        """All events behind number `after`, until the stream ends or another reader takes it over."""
+        self.num_readers += 1
+        self.is_being_read = True
+        reader = self.num_readers
+        self._news.set()  # the reader before is to see that it is not the last any more
+        try:
+            while reader == self.num_readers:
+                self._news.clear()
+                for event in self._events[after:]:
+                    yield event
+                    after += 1
+                if self._has_ended and after >= len(self._events):
+                    return
+                await self._news.wait()
+        finally:
+            if reader == self.num_readers:
+                self.is_being_read = False
+                self._left(self)
+
+    @property
+    def num_events(self) -> int:
+        """So far."""
+        return len(self._events)
+
+    def end(self) -> None:
+        """End the work, if it goes on."""
+        if self._task is not None:
+            self._task.cancel()
