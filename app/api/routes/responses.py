@@ -5,6 +5,7 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Depends, Request
 from starlette.responses import Response
 
+from app.api.admission import ADMITTED
 from app.api.body import body_of, body_schema
 from app.api.chat import prepare_chat
 from app.api.chat_fields import Fields, naming
@@ -31,6 +32,7 @@ data: {"type":"response.output_text.delta","item_id":"msg_1_0","output_index":0,
     "/v1/responses",
     openapi_extra=body_schema(ResponsesRequest),
     responses=answers(ResponseObject, RUNS, stream=_STREAM),
+    dependencies=ADMITTED,
 )
 async def create_response(
     body: Annotated[ResponsesRequest, Depends(body_of(ResponsesRequest))], request: Request, service: ServiceDep
