@@ -47,12 +47,13 @@ def client(server: Server, key: str) -> openai.OpenAI:
 
 
 def complete(server: Server, key: str, prompt: str = "Hi", max_tokens: int = 2, **options: object) -> str:
-    answer = client(server, key).completions.create(
-        model="SmolLM2-135M-Instruct",
-        prompt=prompt,
-        max_tokens=max_tokens,
-        **options,  # type: ignore[call-overload]
-    )
+    with client(server, key) as own:
+        answer = own.completions.create(
+            model="SmolLM2-135M-Instruct",
+            prompt=prompt,
+            max_tokens=max_tokens,
+            **options,  # type: ignore[call-overload]
+        )
     return str(answer.choices[0].text)
 
 
@@ -116,21 +117,21 @@ def test_rates_are_kept_and_metrics_say_so(server: Server) -> None:
     assert 'paceline_requests_rejected_total{reason="unauthorized"}' in text
 
 
-def test_blocks_of_prompts_are_not_shared_between_tenants(server: Server) -> None:
+def test_blocks_of_prompts_are_not_shared_between_tenants(server: Server, keys_file: Path) -> None:
     def cached(key: str) -> int:
-        answer = client(server, key).chat.completions.create(
-            model="SmolLM2-135M-Instruct", messages=[{"role": "user", "content": "a secret " * 100}], max_tokens=1
-        )
+        with client(server, key) as own:
+            answer = own.chat.completions.create(
+                model="SmolLM2-135M-Instruct", messages=[{"role": "user", "content": "a secret " * 100}], max_tokens=1
+            )
         assert answer.usage
         assert answer.usage.prompt_tokens_details
         return answer.usage.prompt_tokens_details.cached_tokens or 0
 
     assert cached(ALICE) == 0
     assert cached(ALICE) > 100
-    path = next(Path(argument) for argument in server.process.args if str(argument).endswith("keys.json"))  # type: ignore[union-attr]
-    new = json.loads(path.read_text())
+    new = json.loads(keys_file.read_text())
     new["tenants"].append({"name": "carol", "keys": [digest("sk-carol")]})
-    path.write_text(json.dumps(new))
+    keys_file.write_text(json.dumps(new))
     server.process.send_signal(signal.SIGHUP)
     server.wait_for("the API keys were read again")
     assert cached("sk-carol") == 0
