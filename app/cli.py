@@ -13,6 +13,7 @@ from app import __version__
 from app.bench.command import bench
 from app.errors import EXIT_STARTUP_ERROR, PacelineError, StartupError
 from app.settings import GROUPS, load_settings
+from app.tenants import digest_of, new_key
 
 cli = typer.Typer(
     name="paceline",
@@ -99,6 +100,18 @@ def check_model(
     sys.exit(0 if check(model) else 1)
 
 
+def hash_key(
+    from_stdin: Annotated[bool, typer.Option("--stdin", help="read a key from stdin instead of making one")] = False,
+) -> None:
+    """Make an API key; print it and its digest, which is what the file of --api-keys holds of it."""
+    key = sys.stdin.readline().strip() if from_stdin else new_key()
+    if not key:
+        raise StartupError("there is no key on stdin")
+    if not from_stdin:
+        print(f"key     {key}")
+    print(f"digest  {digest_of(key)}")
+
+
 def version() -> None:
     """Print Paceline's version."""
     print(__version__)
@@ -108,6 +121,7 @@ cli.command()(_with_settings(serve, GROUPS))
 cli.command()(_with_settings(generate, GROUPS[:3]))
 cli.command()(check_model)
 cli.command()(bench)
+cli.command()(hash_key)
 cli.command()(version)
 
 

@@ -5,11 +5,16 @@ PacelineError
 │   ├── InvalidRequestError      400  the request is wrong; `param` names the field
 │   │   ├── ContextLengthError   400  prompt and output are longer than the model's context
 │   │   └── UnsupportedError     400  the request is right, but Paceline cannot do it
+│   ├── AuthenticationError      401  no key, or a wrong one
 │   ├── NotFoundError            404
 │   ├── PayloadTooLargeError     413
 │   ├── QueueFullError           429  too many requests are open; Retry-After
+│   │   └── TenantQueueFullError 429  ... of this tenant
+│   ├── RateLimitError           429  a tenant's limit for a minute is used up; Retry-After
 │   ├── InternalError            500  a request's own work failed
-│   └── EngineUnavailableError   503  loading, draining or dead; Retry-After
+│   ├── EngineUnavailableError   503  loading, draining or dead; Retry-After
+│   │   └── DrainingError        503  ... draining
+│   └── DeadlineError            504  the request's time is over
 ├── StartupError                 ends the process with exit code 2 and its text
 │   └── ModelError               the model is missing, broken, or of an unsupported kind
 └── BenchError                   a load test cannot be made: exit code 2 and its text
@@ -31,6 +36,8 @@ class ApiError(PacelineError):
     code: str | None = None
     retry_after: int | None = None
     """Seconds for the Retry-After header."""
+    rejection: str | None = None
+    """How metrics call it that a request was refused for this; None if the request itself is to blame."""
 
     def __init__(self, message: str, param: str | None = None) -> None:
         super().__init__(message)
@@ -57,6 +64,15 @@ class UnsupportedError(InvalidRequestError):
     code = "unsupported_parameter"
 
 
+class AuthenticationError(ApiError):
+    """There is no key with the request, or none that is known."""
+
+    status = 401
+    type = "invalid_request_error"
+    code = "invalid_api_key"
+    rejection = "unauthorized"
+
+
 class NotFoundError(ApiError):
     """No such model or route."""
 
@@ -80,6 +96,22 @@ class QueueFullError(ApiError):
     type = "rate_limit_error"
     code = "queue_full"
     retry_after = 1
+    rejection = "queue_full"
+
+
+class TenantQueueFullError(QueueFullError):
+    """More requests of one tenant wait than it may have."""
+
+    rejection = "tenant_queue_full"
+
+
+class RateLimitError(ApiError):
+    """A tenant has used what it may use a minute."""
+
+    status = 429
+    type = "rate_limit_error"
+    code = "rate_limit_exceeded"
+    rejection = "rate_limited"
 
 
 class InternalError(ApiError):
@@ -94,6 +126,22 @@ class EngineUnavailableError(ApiError):
     status = 503
     code = "engine_unavailable"
     retry_after = 2
+    rejection = "loading"
+
+
+class DrainingError(EngineUnavailableError):
+    """The server takes no new requests."""
+
+    rejection = "draining"
+
+
+class DeadlineError(ApiError):
+    """The request's time was over before it had ended."""
+
+    status = 504
+    type = "timeout"
+    code = "request_timeout"
+    rejection = "deadline"
 
 
 class StartupError(PacelineError):

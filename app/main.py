@@ -46,7 +46,9 @@ def make_app() -> FastAPI:
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         engine = EngineProcess(settings, folder)
         try:
-            async with running_service(settings, text, engine.address) as service:
+            if settings.api_keys is not None:
+                signal.signal(signal.SIGHUP, lambda _number, _frame: app.state.admission.reload())
+            async with running_service(settings, text, app.state.admission, engine.address) as service:
                 app.state.service = service
                 ready = await _wait_until_ready(service.engine, engine)
                 service.metrics.record_startup(ready.startup_seconds)

@@ -76,6 +76,9 @@ class Metrics:
         )
         self._prompt_tokens = self._counter("prompt_tokens", "Prompt tokens of admitted calls")
         self._generation_tokens = self._counter("generation_tokens", "Generated tokens")
+        self._rejected = self._counter("requests_rejected", "Requests that were refused, by reason", ["reason"])
+        self._tenant_requests = self._counter("tenant_requests", "Requests admitted, by tenant", ["tenant"])
+        self._tenant_tokens = self._counter("tenant_tokens", "Tokens of admitted requests", ["tenant", "kind"])
         finished = self._counter("request_success", "Requests that ended, by reason", ["finished_reason"])
         self._finished = {reason: finished.labels(reason.value) for reason in FinishReason}
 
@@ -118,6 +121,18 @@ class Metrics:
     def record_admitted(self, num_prompt_tokens: int) -> None:
         """A prompt was handed to the engine; one with several choices counts once."""
         self._prompt_tokens.inc(num_prompt_tokens)
+
+    def record_rejected(self, reason: str) -> None:
+        """A request was refused, or its time was over."""
+        self._rejected.labels(reason).inc()
+
+    def record_tenant_request(self, tenant: str) -> None:
+        """A tenant's request was admitted. Names are those of the file of keys."""
+        self._tenant_requests.labels(tenant).inc()
+
+    def record_tenant_tokens(self, tenant: str, kind: Literal["prompt", "generation"], count: int) -> None:
+        """A tenant was given service."""
+        self._tenant_tokens.labels(tenant, kind).inc(count)
 
     def record_first_token(self, seconds: float, num_tokens: int) -> None:
         """A request's first output came, `seconds` after the request."""

@@ -141,10 +141,27 @@ class ReliabilitySettings(BaseModel):
     max_resumable_bytes: ByteSize = Field(
         ByteSize(64 * 2**20), description="memory for their events; beyond it those that nobody reads end"
     )
+    max_queue_tokens: int | None = Field(
+        None, ge=1, description="prompt tokens from which on waiting requests fill the queue; auto: no limit"
+    )
+    request_timeout: float | None = Field(
+        None, gt=0, description="seconds that a request may take, waiting included; auto: as long as it takes"
+    )
     drain_timeout: float = Field(30.0, ge=0, description="seconds that open requests get to end after SIGTERM")
 
 
-class Settings(ModelSettings, CacheSettings, SchedulerSettings, ServerSettings, ReliabilitySettings, BaseSettings):
+class AccessSettings(BaseModel):
+    """Access"""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    api_keys: Path | None = Field(None, description="a file of tenants and their API keys; auto: no key is needed")
+    public_metrics: bool = Field(False, description="with api_keys: give /metrics to who has no key, too")
+
+
+class Settings(
+    ModelSettings, CacheSettings, SchedulerSettings, ServerSettings, ReliabilitySettings, AccessSettings, BaseSettings
+):
     """All of the service's settings; each part of the service takes the group it reads."""
 
     model_config = SettingsConfigDict(env_prefix=ENV_PREFIX, frozen=True, extra="forbid")
@@ -175,6 +192,7 @@ GROUPS: tuple[type[BaseModel], ...] = (
     SchedulerSettings,
     ServerSettings,
     ReliabilitySettings,
+    AccessSettings,
 )
 
 

@@ -9,13 +9,13 @@ APP = Path(__file__).parent.parent / "app"
 
 EVERYBODY = {"core", "settings", "errors"}
 MAY_IMPORT = {
-    "cli": {"supervisor", "offline", "check_model", "bench"},
+    "cli": {"supervisor", "offline", "check_model", "bench", "tenants"},
     "main": {"api", "supervisor", "hub", "log"},
     "child": set(),
     "supervisor": {"hub", "log", "metrics"},
     "offline": {"engine", "hub", "text", "log"},
     "check_model": {"engine", "hub"},
-    "api": {"engine", "grammar", "text", "metrics", "log", "child"},
+    "api": {"engine", "grammar", "text", "metrics", "log", "child", "tenants"},
     "engine": {"log", "child"},
     "worker": {"models", "layers", "attention", "kernels", "grammar"},
     "models": {"layers", "attention", "kernels"},
@@ -27,6 +27,7 @@ MAY_IMPORT = {
     "grammar": {"text"},
     "text": set(),
     "metrics": set(),
+    "tenants": set(),
     "log": set(),
     "core": set(),
     "settings": set(),
@@ -47,6 +48,7 @@ TORCH_FREE = {
     "settings",
     "errors",
     "metrics",
+    "tenants",
     "log",
     "supervisor",
     "child",

@@ -11,6 +11,7 @@ from starlette.responses import Response
 
 from app.api.disconnect import run_unless_disconnected
 from app.api.generation import Choice, Generation, Usage
+from app.api.middleware import RequestLog
 from app.api.schemas.common import SamplingFields
 from app.api.service import Service
 from app.api.sse import EventStream, done, encode_json, ended, event
@@ -42,8 +43,9 @@ class Answer(ABC):
         keepalive = self._service.settings.keepalive_comment
         if not (self._is_resumable or request.headers.get("x-resumable") == "true"):
             return EventStream(events, stop, keepalive)
+        entry: RequestLog = request.scope["request_log"]
         try:
-            stream = self._service.streams.start(request.scope["request_log"].request_id, events, stop)
+            stream = self._service.streams.start(entry.tenant.name, entry.request_id, events, stop)
         except ApiError:
             generation.abort()
             raise

@@ -11,14 +11,16 @@ Answers = dict[int | str, dict[str, Any]]
 
 _ERRORS = {
     400: "The request is wrong, or asks for what is not supported; the error names the field",
+    401: "There is no API key, or a wrong one",
     404: "There is no such model, response or path",
     413: "The body is larger than max_body_size",
-    429: "The queue is full",
+    429: "The queue is full, or the tenant's limits are reached",
     500: "The request's own work failed",
     503: "The engine is loading, draining or dead",
+    504: "The request's time is over",
 }
-READS_BODY = (400, 404, 413, 500, 503)
-RUNS = (*READS_BODY, 429)
+READS_BODY = (400, 401, 404, 413, 500, 503)
+RUNS = (*READS_BODY, 429, 504)
 
 _RETRY = {"Retry-After": {"description": "seconds", "schema": {"type": "integer"}}}
 

@@ -1,5 +1,6 @@
 """One call's inputs for an encoder, from submission to the last vector."""
 
+import asyncio
 import time
 from collections import deque
 from collections.abc import AsyncIterator
@@ -97,11 +98,17 @@ class _Run:
         self._entry = entry
         self._priority = priority
         self._open: deque[_Open] = deque()
+        self._expiry: asyncio.TimerHandle | None = None
+        if entry.deadline is not None:
+            left = entry.deadline - time.monotonic()
+            self._expiry = asyncio.get_running_loop().call_later(left, self._expire)
 
     async def all(self, inputs: list[EncoderInput]) -> Vectors:
         """The vectors of all inputs, in their order."""
         vectors: Vectors = []
         for index, one in enumerate(inputs):
+            if self._entry.deadline is not None and time.monotonic() > self._entry.deadline:
+                raise self._service.expired(self._entry)
             if len(self._open) == _WINDOW:
                 vectors.append(await self._next())
             self._submit(index, one)
@@ -115,10 +122,13 @@ class _Run:
             token_ids=one.token_ids,
             type_ids=one.type_ids,
             priority=self._priority,
+            tenant=self._entry.tenant.name,
+            weight=self._entry.tenant.weight,
             arrived_at=self._entry.arrived_at,
         )
         self._open.append(_Open(command, self._service.engine.generate(command)))
         self._service.metrics.record_admitted(len(one.token_ids))
+        self._service.use_tokens(self._entry.tenant, "prompt", len(one.token_ids))
 
     async def _next(self) -> NDArray[np.float32]:
         first = self._open[0]
@@ -127,12 +137,20 @@ class _Run:
         assert output.finish_reason is not None
         seconds = time.monotonic() - first.command.arrived_at
         self._service.metrics.record_finished(output.finish_reason, seconds, output.timing)
+        if output.finish_reason is FinishReason.TIMEOUT:
+            raise self._service.expired(self._entry)
         if output.finish_reason is not FinishReason.STOP:
             raise self._service.failed(output.error)
         return np.frombuffer(output.vector, dtype=np.float32)
 
+    def _expire(self) -> None:
+        for one in self._open:
+            self._service.engine.expire(one.command.request_id)
+
     def abort(self) -> None:
         """End what the engine still has."""
+        if self._expiry is not None:
+            self._expiry.cancel()
         for one in self._open:
             self._service.engine.abort(one.command.request_id)
             self._service.metrics.record_finished(FinishReason.ABORT, time.monotonic() - one.command.arrived_at, None)

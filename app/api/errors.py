@@ -10,7 +10,14 @@ from starlette.types import Scope
 from app.errors import ApiError, InvalidRequestError, NotFoundError
 
 _ANTHROPIC_PATH = "/v1/messages"
-_ANTHROPIC_TYPES = {404: "not_found_error", 413: "request_too_large", 429: "rate_limit_error", 503: "overloaded_error"}
+_ANTHROPIC_TYPES = {
+    401: "authentication_error",
+    404: "not_found_error",
+    413: "request_too_large",
+    429: "rate_limit_error",
+    503: "overloaded_error",
+    504: "timeout_error",
+}
 
 
 def error_body(error: ApiError) -> dict[str, Any]:
@@ -31,6 +38,7 @@ def error_response(
     error: ApiError, scope: Scope, status: int | None = None, headers: dict[str, str] | None = None
 ) -> JSONResponse:
     """The HTTP answer that an error becomes, to a request of this scope."""
+    scope["request_log"].rejection = error.rejection
     retry = {} if error.retry_after is None else {"Retry-After": str(error.retry_after)}
     if scope["path"] == _ANTHROPIC_PATH or scope["path"].startswith(f"{_ANTHROPIC_PATH}/"):
         body = anthropic_error_body(error, scope["request_log"].request_id)

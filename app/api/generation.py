@@ -55,6 +55,12 @@ class Generation:
         self._entry = entry
         self.usage = Usage()
         self._open: dict[int, _OpenChoice] = {}
+        self._expiry: asyncio.TimerHandle | None = None
+        if entry.deadline is not None:
+            left = entry.deadline - time.monotonic()
+            if left <= 0:
+                raise service.expired(entry)
+            self._expiry = asyncio.get_running_loop().call_later(left, self._expire)
         try:
             for index, choice in enumerate(choices):
                 self._submit(index, choice, priority, counts_prompt=index % n == 0)
@@ -62,10 +68,12 @@ class Generation:
             for open_choice in self._open.values():  # they count as refused, not as aborted
                 self._engine.abort(open_choice.command.request_id)
             self._open.clear()
+            self._stop_clock()
             raise
         for choice in choices[::n]:
             self.usage.prompt_tokens += len(choice.prompt_token_ids)
             service.metrics.record_admitted(len(choice.prompt_token_ids))
+        service.use_tokens(entry.tenant, "prompt", self.usage.prompt_tokens)
 
     def _submit(self, index: int, choice: Choice, priority: int, counts_prompt: bool) -> None:
         command = GenerateCommand(
@@ -73,14 +81,26 @@ class Generation:
             prompt_token_ids=choice.prompt_token_ids,
             sampling=choice.sampling,
             priority=priority,
+            tenant=self._entry.tenant.name,
+            weight=self._entry.tenant.weight,
+            cache_salt=self._entry.tenant.cache_salt,
             arrived_at=self._entry.arrived_at,
         )
         processor = OutputProcessor(self._service.tokenizer, choice.prompt_token_ids, choice.conditions)
         outputs = self._engine.generate(command)
         self._open[index] = _OpenChoice(index, command, outputs, processor, counts_prompt)
 
+    def _expire(self) -> None:
+        for choice in self._open.values():
+            self._engine.expire(choice.command.request_id)
+
+    def _stop_clock(self) -> None:
+        if self._expiry is not None:
+            self._expiry.cancel()
+
     def abort(self) -> None:
         """End what is still running."""
+        self._stop_clock()
         for choice in self._open.values():
             self._engine.abort(choice.command.request_id)
             self._record_finished(choice, FinishReason.ABORT)
@@ -147,6 +167,7 @@ class Generation:
                 metrics.record_token_gap(now - choice.last_at, len(delta.token_ids))
             choice.last_at = now
             self.usage.completion_tokens += len(delta.token_ids)
+            self._service.use_tokens(self._entry.tenant, "generation", len(delta.token_ids))
         if delta.finish_reason is not None:
             del self._open[choice.index]
             if choice.counts_prompt:
@@ -156,6 +177,8 @@ class Generation:
             self._record_finished(choice, delta.finish_reason)
             if delta.finish_reason is FinishReason.ERROR:
                 raise self._service.failed(delta.error)
+            if delta.finish_reason is FinishReason.TIMEOUT:
+                raise self._service.expired(self._entry)
         return delta
 
     def _record_finished(self, choice: "_OpenChoice", reason: FinishReason) -> None:

@@ -11,7 +11,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.api.drain import Drain
 from app.api.errors import error_response
-from app.errors import EngineUnavailableError, InternalError, PayloadTooLargeError, is_fault
+from app.errors import DrainingError, InternalError, PayloadTooLargeError, is_fault
+from app.tenants import EVERYBODY, Tenant
 
 log = logging.getLogger("app.api.access")
 
@@ -27,7 +28,12 @@ class RequestLog:
     request_id: str
     arrived_at: float
     """Seconds, `time.monotonic()`."""
+    tenant: Tenant = EVERYBODY
+    deadline: float | None = None
+    """When the request has to have ended, `time.monotonic()`."""
     status: int = 0
+    rejection: str | None = None
+    """Why it was refused, as metrics call it."""
     fields: dict[str, Any] = field(default_factory=dict)
 
     def engine_id(self, index: int) -> str:
@@ -64,7 +70,7 @@ class RequestMiddleware:
         try:
             if self._drain.has_begun and is_work:
                 entry.fields["error"] = "draining"
-                refusal = EngineUnavailableError("the server is shutting down")
+                refusal = DrainingError("the server is shutting down")
                 await error_response(refusal, scope)(scope, receive, send_start)
                 return
             await self._app(scope, _limited(receive, self._max_body_size), send_start)
@@ -80,6 +86,8 @@ class RequestMiddleware:
         finally:
             self._drain.num_open -= is_work
             _write(scope, entry)
+            if entry.rejection:
+                scope["app"].state.service.metrics.record_rejected(entry.rejection)
 
 
 def _request_id(scope: Scope) -> str:

@@ -19,6 +19,7 @@ from types import FrameType
 import uvicorn
 from fastapi import FastAPI
 
+from app.api.admission import Admission
 from app.api.app import create_app
 from app.api.drain import Drain
 from app.api.http_protocol import HttpProtocol
@@ -66,10 +67,12 @@ def load_text_side(settings: Settings, folder: Path) -> TextSide:
 
 
 @asynccontextmanager
-async def running_service(settings: Settings, text: TextSide, address: str, name: str = "0") -> AsyncIterator[Service]:
+async def running_service(
+    settings: Settings, text: TextSide, admission: Admission, address: str, name: str = "0"
+) -> AsyncIterator[Service]:
     """A service that is connected to an engine, to which it is `name`. Does not wait until the engine is ready."""
     metrics = Metrics()
-    engine = AsyncEngine(address, name, settings.max_queue, metrics)
+    engine = AsyncEngine(address, name, settings.max_queue, metrics, settings.max_queue_tokens)
     service = Service(
         settings=settings,
         model_name=text.model_name,
@@ -83,6 +86,7 @@ async def running_service(settings: Settings, text: TextSide, address: str, name
         encoder=text.encoder,
         engine=engine,
         metrics=metrics,
+        admission=admission,
     )
     await engine.start()
     try:
@@ -104,25 +108,30 @@ def main() -> None:
     address, folder, fd, started_at, index = sys.argv[1:]
     settings = read_settings()
     configure_logging(settings, process="api")
-    try:
-        text = load_text_side(settings, Path(folder))
-    except StartupError as error:
-        log.error("%s", error)
-        sys.exit(EXIT_STARTUP_ERROR)
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)  # there are no keys yet that could be read again
     sock = socket.socket(fileno=int(fd))
     running = AsyncExitStack()
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         async with running:
-            service = await running.enter_async_context(running_service(settings, text, address, index))
+            service = await running.enter_async_context(
+                running_service(settings, text, app.state.admission, address, index)
+            )
             app.state.service = service
             greeting = asyncio.create_task(_follow_engine(service, sock, float(started_at))) if index == "0" else None
             yield
             if greeting:
                 greeting.cancel()
 
-    server = DrainingServer(create_app(settings, lifespan), settings, running.aclose)
+    try:
+        text = load_text_side(settings, Path(folder))
+        app = create_app(settings, lifespan)
+    except StartupError as error:
+        log.error("%s", error)
+        sys.exit(EXIT_STARTUP_ERROR)
+    signal.signal(signal.SIGHUP, lambda _number, _frame: app.state.admission.reload())
+    server = DrainingServer(app, settings, running.aclose)
     when_parent_ends(server.end)
     server.run([sock])
 

@@ -21,14 +21,17 @@ class ResumableStreams:
         self._window = window
         self._max_bytes = max_bytes
         self._size = 0
-        self._streams: OrderedDict[str, ResumableStream] = OrderedDict()  # the one that began first comes first
+        # By owner and id; the one that began first comes first.
+        self._streams: OrderedDict[tuple[str, str], ResumableStream] = OrderedDict()
 
     @classmethod
     def of(cls, settings: Settings) -> "ResumableStreams":
         """As the settings have it: several API workers share their connections, but no memory, so they keep nothing."""
         return cls(settings.resume_window if settings.api_workers == 1 else 0.0, settings.max_resumable_bytes)
 
-    def start(self, stream_id: str, events: AsyncGenerator[bytes, None], stop: Callable[[], None]) -> "ResumableStream":
+    def start(
+        self, owner: str, stream_id: str, events: AsyncGenerator[bytes, None], stop: Callable[[], None]
+    ) -> "ResumableStream":
         """Run `events`, and keep what comes. `stop` ends the work behind them, if any is left.
 
         Raises UnsupportedError if nothing is kept here, InvalidRequestError if the id is taken, QueueFullError if there
@@ -36,42 +39,42 @@ class ResumableStreams:
         """
         if not self._window:
             raise UnsupportedError("resumable streams need a resume_window, and no more than one of api_workers")
-        if stream_id in self._streams:
+        if (owner, stream_id) in self._streams:
             raise InvalidRequestError("another resumable stream has this X-Request-ID", "X-Request-ID")
         self._keep(0)
         if self._size > self._max_bytes:
             raise QueueFullError("too much is kept for resumable streams; try again later")
-        stream = self._streams[stream_id] = ResumableStream(self._keep, self._forget_later)
+        stream = self._streams[owner, stream_id] = ResumableStream(self._keep, self._forget_later)
         stream.run(events, stop)
         self._forget_later(stream)
         return stream
 
-    def find(self, stream_id: str) -> "ResumableStream":
-        """Raises NotFoundError: it never was, or its window has passed."""
-        if stream_id not in self._streams:
+    def find(self, owner: str, stream_id: str) -> "ResumableStream":
+        """Raises NotFoundError: it never was, it is another's, or its window has passed."""
+        if (owner, stream_id) not in self._streams:
             raise NotFoundError("there is no such stream any more", "stream_id")
-        return self._streams[stream_id]
+        return self._streams[owner, stream_id]
 
     def _keep(self, size: int) -> None:
         """Account for bytes more; if they are too many, streams that nobody reads go, the first one first."""
         self._size += size
-        for stream_id, stream in list(self._streams.items()):
+        for key, stream in list(self._streams.items()):
             if self._size > self._max_bytes and not stream.is_being_read:
-                self._forget(stream_id)
+                self._forget(key)
 
     def _forget_later(self, stream: "ResumableStream") -> None:
         """Nobody reads: forget the stream once the window has passed, unless there was a reader since."""
         readers = stream.num_readers
 
         def forget() -> None:
-            for stream_id, other in list(self._streams.items()):
+            for key, other in list(self._streams.items()):
                 if other is stream and stream.num_readers == readers:
-                    self._forget(stream_id)
+                    self._forget(key)
 
         asyncio.get_running_loop().call_later(self._window, forget)
 
-    def _forget(self, stream_id: str) -> None:
-        stream = self._streams.pop(stream_id)
+    def _forget(self, key: tuple[str, str]) -> None:
+        stream = self._streams.pop(key)
         self._size -= stream.size
         stream.end()
 

@@ -1,7 +1,7 @@
 """What every route works with."""
 
 from dataclasses import dataclass
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from fastapi import Depends, Request
 
@@ -10,13 +10,18 @@ from app.api.resumable import ResumableStreams
 from app.core.encoder import EncoderConfig
 from app.core.engine_client import EngineClient
 from app.core.messages import EngineReady
-from app.errors import ApiError, EngineUnavailableError, InternalError, NotFoundError, UnsupportedError
+from app.errors import ApiError, DeadlineError, EngineUnavailableError, InternalError, NotFoundError, UnsupportedError
 from app.grammar.compiler import GrammarCompiler
 from app.metrics import Metrics
 from app.settings import Settings
+from app.tenants import Tenant
 from app.text.chat_template import ChatTemplate
 from app.text.message_format import MessageFormat
 from app.text.tokenizer import Tokenizer
+
+if TYPE_CHECKING:
+    from app.api.admission import Admission
+    from app.api.middleware import RequestLog
 
 
 @dataclass(frozen=True)
@@ -37,6 +42,7 @@ class Service:
     """None for a model that generates."""
     engine: EngineClient
     metrics: Metrics
+    admission: "Admission"
 
     def ready(self) -> EngineReady:
         """The engine's own description; EngineUnavailableError while it has none."""
@@ -49,6 +55,16 @@ class Service:
         if self.engine.failure is not None:
             return EngineUnavailableError(f"the engine is not available: {self.engine.failure}")
         return InternalError(error or "the request failed")
+
+    def expired(self, entry: "RequestLog") -> DeadlineError:
+        """A request's time is over."""
+        entry.rejection = DeadlineError.rejection
+        return DeadlineError("the request's time is over (X-Request-Timeout, or the server's request_timeout)")
+
+    def use_tokens(self, tenant: Tenant, kind: Literal["prompt", "generation"], count: int) -> None:
+        """A tenant is given service, which counts for its limits."""
+        self.admission.use_tokens(tenant, count)
+        self.metrics.record_tenant_tokens(tenant.name, kind, count)
 
     def check_generates(self) -> None:
         """UnsupportedError for a model that does not generate text."""

@@ -30,6 +30,19 @@ class EngineClient(Protocol):
         """Whether no more requests are taken now."""
         ...
 
+    @property
+    def retry_after(self) -> int:
+        """Seconds after which half of what waits now will have begun, at the rate of the last seconds."""
+        ...
+
+    def num_waiting(self, tenant: str) -> int:
+        """A tenant's requests that have not got anything yet."""
+        ...
+
+    def check_room(self) -> None:
+        """QueueFullError if no more requests are taken now."""
+        ...
+
     async def wait_until_ready(self) -> EngineReady:
         """Wait for the engine to load its model; EngineUnavailableError if it fails to."""
         ...
@@ -48,6 +61,10 @@ class EngineClient(Protocol):
         Raises EngineUnavailableError while the engine is loading or dead, QueueFullError when too many
         requests are open.
         """
+        ...
+
+    def expire(self, request_id: str) -> None:
+        """End a request whose time is over: its last output, FinishReason.TIMEOUT, comes now."""
         ...
 
     def abort(self, request_id: str) -> None:

@@ -4,7 +4,7 @@ from typing import Literal
 
 import msgspec
 
-from app.core.request import FinishReason
+from app.core.request import DEFAULT_TENANT, FinishReason
 from app.core.sampling import SamplingParams
 from app.core.step import Logprobs
 
@@ -49,6 +49,9 @@ class GenerateCommand(msgspec.Struct, tag=True, kw_only=True):
     """Not empty; each within the vocabulary; no more than the model's context."""
     sampling: SamplingParams
     priority: int = 0
+    tenant: str = DEFAULT_TENANT
+    weight: float = 1.0
+    """The tenant's: how much service it is due, beside other tenants."""
     cache_salt: str = ""
     arrived_at: float
     """Seconds, `time.monotonic()`."""
@@ -65,8 +68,15 @@ class EncodeCommand(msgspec.Struct, tag=True, kw_only=True):
     type_ids: list[int]
     """Parallel to `token_ids`: which text of a pair each token is of, 0 or 1."""
     priority: int = 0
+    tenant: str = DEFAULT_TENANT
+    weight: float = 1.0
     arrived_at: float
     """Seconds, `time.monotonic()`."""
+
+    @property
+    def sort_key(self) -> tuple[int, float]:
+        """Smaller is served earlier: priority, then first come, first served."""
+        return (self.priority, self.arrived_at)
 
 
 RequestCommand = GenerateCommand | EncodeCommand

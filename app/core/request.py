@@ -5,6 +5,9 @@ from dataclasses import dataclass, field
 
 from app.core.sampling import SamplingParams
 
+DEFAULT_TENANT = "default"
+"""Whose requests are if nobody has keys."""
+
 
 class RequestStatus(enum.Enum):
     """Where a request is in its life."""
@@ -29,6 +32,8 @@ class FinishReason(enum.StrEnum):
     """Its client went away."""
     ERROR = "error"
     """Its own work failed, or the engine did."""
+    TIMEOUT = "timeout"
+    """Its deadline came."""
 
 
 @dataclass(slots=True, eq=False)
@@ -46,6 +51,9 @@ class Request:
     """Lower runs first."""
     cache_salt: str = ""
     """Prefix blocks are shared only between requests of equal salt."""
+    tenant: str = DEFAULT_TENANT
+    weight: float = 1.0
+    """The tenant's: how much service it is due, beside other tenants."""
     is_suspect: bool = False
     """Engines died under it: it runs alone until it has given a token."""
 
@@ -74,5 +82,5 @@ class Request:
 
     @property
     def sort_key(self) -> tuple[int, float]:
-        """Smaller is served earlier and preempted later: priority, then first come, first served."""
+        """Among a tenant's requests, smaller is served earlier and preempted later: priority, then arrival."""
         return (self.priority, self.arrived_at)

@@ -26,6 +26,7 @@ from app.core.messages import (
     StepOutputs,
 )
 from app.core.request import FinishReason
+from app.engine.backlog import Backlog
 from app.errors import EngineUnavailableError, QueueFullError
 
 log = logging.getLogger(__name__)
@@ -134,7 +135,9 @@ class AsyncEngine:
     position alone, so that the text is the one that it would have been.
     """
 
-    def __init__(self, address: str, name: str, max_queue: int, listener: StatsListener) -> None:
+    def __init__(
+        self, address: str, name: str, max_queue: int, listener: StatsListener, max_queue_tokens: int | None = None
+    ) -> None:
         """`name` is this worker's among all of the service: whoever takes it over later aborts what this one left."""
         self.ready: EngineReady | None = None
         self.failure: str | None = None
@@ -142,6 +145,8 @@ class AsyncEngine:
         self._address = address
         self._name = name
         self._max_queue = max_queue
+        self._max_queue_tokens = max_queue_tokens
+        self._backlog = Backlog()
         self._listener = listener
         self._open: dict[str, _OpenRequest] = {}
         self._encode = msgspec.msgpack.Encoder().encode
@@ -182,7 +187,25 @@ class AsyncEngine:
     @property
     def is_full(self) -> bool:
         """Whether no more requests are taken now."""
+        if self._max_queue_tokens is not None and self._backlog.num_tokens >= self._max_queue_tokens:
+            return True
         return self.ready is not None and len(self._open) >= self.ready.max_num_seqs + self._max_queue
+
+    @property
+    def retry_after(self) -> int:
+        """See `EngineClient.retry_after`."""
+        return self._backlog.retry_after
+
+    def num_waiting(self, tenant: str) -> int:
+        """See `EngineClient.num_waiting`."""
+        return self._backlog.by_tenant[tenant]
+
+    def check_room(self) -> None:
+        """See `EngineClient.check_room`."""
+        if self.is_full:
+            error = QueueFullError(f"{len(self._open)} requests are open; try again later")
+            error.retry_after = self.retry_after
+            raise error
 
     def generate(self, command: RequestCommand) -> RequestStream:
         """See `EngineClient.generate`."""
@@ -190,16 +213,24 @@ class AsyncEngine:
             raise EngineUnavailableError(f"the engine is not available: {self.failure}")
         if self.ready is None:
             raise EngineUnavailableError("the model is still loading")
-        if self.is_full:
-            raise QueueFullError(f"{len(self._open)} requests are open; try again later")
+        self.check_room()
+        self._backlog.enter(command)
         request = self._open[command.request_id] = _OpenRequest(command)
         self._send(command)
         return request.stream
 
     def abort(self, request_id: str) -> None:
         """See `EngineClient.abort`."""
+        self._backlog.leave(request_id, was_served=False)
         if self._open.pop(request_id, None) is not None and self.ready is not None:
             self._send(AbortCommand([request_id]))
+
+    def expire(self, request_id: str) -> None:
+        """See `EngineClient.expire`."""
+        request = self._open.get(request_id)
+        if request is not None:
+            self.abort(request_id)
+            request.stream.put(RequestOutput(request_id=request_id, token_ids=[], finish_reason=FinishReason.TIMEOUT))
 
     def _send(self, command: EngineCommand) -> None:
         assert self._socket is not None
@@ -262,6 +293,7 @@ class AsyncEngine:
                 continue
             if output.finish_reason is not None:
                 del self._open[output.request_id]
+            self._backlog.leave(output.request_id, was_served=True)
             request.take(output)
 
     async def _on_ready(self, ready: EngineReady) -> None:
@@ -292,5 +324,6 @@ class AsyncEngine:
         await self._notify()
 
     def _end(self, request_id: str, error: str) -> None:
+        self._backlog.leave(request_id, was_served=False)
         output = RequestOutput(request_id=request_id, token_ids=[], finish_reason=FinishReason.ERROR, error=error)
         self._open.pop(request_id).stream.put(output)

@@ -140,6 +140,8 @@ def _request(command: GenerateCommand) -> Request:
         arrived_at=command.arrived_at,
         priority=command.priority,
         cache_salt=command.cache_salt,
+        tenant=command.tenant,
+        weight=command.weight,
     )
     if progress := command.progress:
         request.token_ids += progress.token_ids

@@ -1,6 +1,5 @@
-"""The step loop for encoders: whole inputs, as many as fit into a step, first come, first served."""
+"""The step loop for encoders: whole inputs, as many as fit into a step, fair between tenants."""
 
-import heapq
 import logging
 import time
 from collections.abc import Sequence
@@ -8,6 +7,7 @@ from collections.abc import Sequence
 from app.core.messages import EncodeCommand, EngineStats, RequestOutput, RequestTiming, StepOutputs
 from app.core.request import FinishReason
 from app.core.step import EncoderWorker, Limits
+from app.engine.fair_queue import FairQueue
 
 log = logging.getLogger(__name__)
 
@@ -18,9 +18,8 @@ class EncoderCore:
     def __init__(self, worker: EncoderWorker, limits: Limits) -> None:
         self.worker = worker
         self.limits = limits
-        self._waiting: list[tuple[int, float, int, EncodeCommand]] = []  # a heap
         self._open: dict[str, EncodeCommand] = {}
-        self._arrivals = 0
+        self._waiting: FairQueue[EncodeCommand] = FairQueue(lambda one: self._open.get(one.request_id) is one)
         self._endings: list[RequestOutput] = []
 
     @property
@@ -41,14 +40,13 @@ class EncoderCore:
         if not 0 < len(command.token_ids) <= self.limits.max_model_len:
             self._endings.append(_ending(command, FinishReason.ERROR, "the input is empty or too long for the model"))
             return
-        self._arrivals += 1  # breaks ties
         self._open[command.request_id] = command
-        heapq.heappush(self._waiting, (command.priority, command.arrived_at, self._arrivals, command))
+        self._waiting.push(command)
 
     def abort(self, request_ids: Sequence[str]) -> None:
         """End these requests now; unknown ids are ignored."""
         for request_id in request_ids:
-            if command := self._open.pop(request_id, None):  # what is left in the heap is passed over
+            if command := self._open.pop(request_id, None):  # what is left in the queue is passed over
                 self._endings.append(_ending(command, FinishReason.ABORT))
 
     def step(self) -> StepOutputs:
@@ -77,15 +75,13 @@ class EncoderCore:
         """The next inputs, as far as the limits of a step go."""
         taken: list[EncodeCommand] = []
         budget = self.limits.max_num_batched_tokens
-        while self._waiting and len(taken) < self.limits.max_num_seqs:
-            command = self._waiting[0][-1]
-            if self._open.get(command.request_id) is not command:  # aborted
-                heapq.heappop(self._waiting)
-                continue
+        while len(taken) < self.limits.max_num_seqs and (command := self._waiting.first()):
             if len(command.token_ids) > budget:
                 break
             budget -= len(command.token_ids)
-            taken.append(heapq.heappop(self._waiting)[-1])
+            self._waiting.pop(command)
+            self._waiting.charge(command, len(command.token_ids))
+            taken.append(command)
         return taken
 
     def _run(self, commands: list[EncodeCommand]) -> list[RequestOutput]:

@@ -165,7 +165,7 @@ def main() -> None:
     when_parent_ends(partial(_end, Path(address.removeprefix("ipc://")).parent))
     faulthandler.register(signal.SIGUSR1, all_threads=True)  # the supervisor wants to know where a step hangs
     # Signals may reach the whole group at once; what they mean for open requests is the parent's to decide.
-    for number in (signal.SIGINT, signal.SIGTERM):
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
     try:
         core, ready = _build(settings, Path(model_folder))

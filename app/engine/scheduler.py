@@ -6,10 +6,10 @@ is all of its tokens behind; long prompts catch up in chunks. Prefix caching sta
 preemption sets it back to the start.
 """
 
-import heapq
 import logging
 import time
 from bisect import bisect_right, insort
+from collections import Counter
 from collections.abc import Callable, Sequence
 
 from app.core.messages import EngineStats, RequestOutput, RequestTiming
@@ -17,12 +17,14 @@ from app.core.request import FinishReason, Request, RequestStatus
 from app.core.step import NOT_A_NUMBER, NOT_SAMPLED, ModelRunnerOutput, NewRequest, SchedulerOutput
 from app.engine.block_pool import BlockPool
 from app.engine.chunk_pacer import ChunkPacer
+from app.engine.fair_queue import INPUT_COST, OUTPUT_COST, FairQueue
 from app.engine.prefix_cache import hash_block, root_hash
+from app.engine.shares import Shares
 
 log = logging.getLogger(__name__)
 
 Clock = Callable[[], float]
-_Waiting = tuple[tuple[int, float], int, Request]
+_IS_WAITING = (RequestStatus.WAITING, RequestStatus.PREEMPTED)
 
 
 class Scheduler:
@@ -60,10 +62,10 @@ class Scheduler:
         self.clock = clock
 
         self.requests: dict[str, Request] = {}
-        self.running: list[Request] = []  # in `sort_key` order: the last one is preempted first
-        self._waiting: list[_Waiting] = []  # a heap
+        self.running: list[Request] = []  # in `_order`: the last one is preempted first
+        self._waiting: FairQueue[Request] = FairQueue(lambda request: request.status in _IS_WAITING)
         self._num_waiting = 0
-        self._arrivals = 0
+        self._shares = Shares(max_num_seqs, pool.num_blocks)
         self._free_rows = list(range(max_num_seqs - 1, -1, -1))
         # Of a failed step, or of an engine that died: each must run alone until it has given a token.
         self._suspects: list[Request] = []
@@ -77,9 +79,9 @@ class Scheduler:
         self.requests[request.request_id] = request
         if request.is_suspect:
             self._suspects.append(request)
-            self._num_waiting += 1
         else:
-            self._enqueue(request)
+            self._waiting.push(request)
+        self._num_waiting += 1
 
     def abort(self, request_id: str, reason: FinishReason = FinishReason.ABORT, error: str = "") -> list[RequestOutput]:
         """End a request now; returns its final output, or nothing if it had ended before."""
@@ -95,11 +97,6 @@ class Scheduler:
         """The request that the next step is for alone; empty if it is for all."""
         return self._suspects[0].request_id if self._suspects else ""
 
-    def _enqueue(self, request: Request) -> None:
-        self._arrivals += 1  # breaks ties, so that requests themselves are never compared
-        heapq.heappush(self._waiting, (request.sort_key, self._arrivals, request))
-        self._num_waiting += 1
-
     # ------------------------------------------------------------------ before a step
 
     def schedule(self) -> SchedulerOutput | None:
@@ -107,16 +104,65 @@ class Scheduler:
         if self._suspects:
             return self._schedule_alone(self._suspects[0])
         step = SchedulerOutput([], [], [], [], [])
+        if self._waiting.has_several_tenants:
+            self._shares.measure(self.running, self._waiting.first())
+            self.running.sort(key=self._order)
+            self._make_room()
         num_decodes = sum(self._num_missing(request) == 1 for request in self.running)
         # Decodes are never held back: what is planned for prompts comes on top of them.
         prompt_budget = self._prompt_budget(num_decodes)
         num_running = len(self.running)
-        prompt_budget = self._schedule_running(step, prompt_budget)
-        if (
-            self._waiting and self._free_rows and len(self.running) == num_running
-        ):  # no preemption: otherwise memory is what is short
+        allowances = self._allowances(prompt_budget, num_decodes) if self._waiting.has_several_tenants else {}
+        prompt_budget = self._schedule_running(step, prompt_budget, allowances)
+        if self._num_waiting and len(self.running) == num_running:  # no preemption: otherwise memory is what is short
             self._schedule_waiting(step, prompt_budget)
         return step if step.rows else None
+
+    def _order(self, request: Request) -> tuple[bool, float, int, float]:
+        """Smaller is planned earlier and preempted later: tenants within their shares, less service, own order."""
+        tenant = request.tenant
+        return (tenant in self._shares.exceeded, self._waiting.counter(tenant), *request.sort_key)
+
+    def _make_room(self) -> None:
+        """Let in the next one, if its tenant stays within its share, by preempting tenants that are beyond theirs.
+
+        Only requests that have got a token since they were admitted: so everybody gets on.
+        """
+        request = self._waiting.first() if self._num_waiting else None
+        if request is None or request.num_in_flight:
+            return
+        needed = self._num_blocks(len(request.token_ids))
+        counter = self._waiting.counter(request.tenant)
+        while not self._free_rows or self.pool.num_available < needed:
+            self._shares.measure(self.running, request)
+            victims = (
+                other
+                for other in reversed(self.running)
+                if other.tenant in self._shares.exceeded
+                and self._waiting.counter(other.tenant) > counter
+                and self._num_missing(other) <= 1
+            )
+            victim = next(victims, None)
+            if victim is None or not self._shares.leave(request.tenant, needed):
+                return
+            self._preempt(victim)
+
+    def _allowances(self, prompt_budget: int, num_decodes: int) -> dict[str, int]:
+        """Most prompt tokens of each tenant that runs, so that one's long prompts do not hold up those of others."""
+        wants: Counter[str] = Counter()
+        decodes: Counter[str] = Counter()
+        for request in self.running:
+            missing = self._num_missing(request)
+            if missing == 0:
+                continue
+            (decodes if missing == 1 else wants)[request.tenant] += missing
+        following = self._waiting.first()
+        if following is not None:
+            wants[following.tenant] += len(following.token_ids)
+        if len(wants) < 2:
+            return {}
+        shares = self._shares.divide(prompt_budget + num_decodes, wants + decodes)
+        return {tenant: max(1, shares[tenant] - decodes[tenant]) for tenant in wants}
 
     def _prompt_budget(self, num_decodes: int) -> int:
         """Most prompt tokens for a step with that many decodes, such that a full step has one of the worker's sizes."""
@@ -135,15 +181,17 @@ class Scheduler:
             return 0
         return num_tokens - request.num_computed_tokens
 
-    def _schedule_running(self, step: SchedulerOutput, prompt_budget: int) -> int:
+    def _schedule_running(self, step: SchedulerOutput, prompt_budget: int, allowances: dict[str, int]) -> int:
         """Give running requests their tokens; returns what is left of the budget for prompts."""
         index = 0
         while index < len(self.running):
             request = self.running[index]
             count = self._num_missing(request)
             if count > 1:
-                count = min(count, prompt_budget)
+                count = min(count, prompt_budget, allowances.get(request.tenant, prompt_budget))
                 prompt_budget -= count
+                if request.tenant in allowances:
+                    allowances[request.tenant] -= count
             if count > 0 and self._grow(request, count, step):
                 self._plan(request, count, step)
             index += 1
@@ -155,7 +203,8 @@ class Scheduler:
         if missing <= 0:
             return True
         while self.pool.num_available < missing:
-            victim = self.running[-1]  # lowest priority, youngest: it has no part in this step yet
+            # Of the tenant served most, lowest priority, youngest: it has no part in this step yet.
+            victim = self.running[-1]
             self._preempt(victim)
             if victim is request:
                 return False
@@ -168,28 +217,28 @@ class Scheduler:
         """Admit waiting requests in order, as far as rows, budget and blocks go."""
         # Blocks that running prompts have yet to ask for: admitting on top of them would only preempt soon after.
         promised = sum(max(0, self._num_blocks(len(r.token_ids)) - len(r.block_table)) for r in self.running)
-        deferred: list[_Waiting] = []
-        while self._waiting and prompt_budget > 0 and len(self._free_rows) > len(deferred):
-            entry = self._waiting[0]
-            request = entry[2]
-            if request.status in (RequestStatus.FINISHED, RequestStatus.RUNNING):  # aborted, or run apart meanwhile
-                heapq.heappop(self._waiting)
+        deferred: list[Request] = []
+        while prompt_budget > 0 and len(self._free_rows) > len(deferred) and (request := self._waiting.first()):
+            if request.num_in_flight:  # preempted just now
+                self._waiting.pop(request)
+                deferred.append(request)
                 continue
             self._extend_hashes(request, len(request.token_ids))
             shared = self._find_shared_blocks(request)
             if self._prefix_is_being_computed(request, len(shared)):
-                deferred.append(heapq.heappop(self._waiting))
+                self._waiting.pop(request)
+                deferred.append(request)
                 continue
             total = self._num_blocks(len(request.token_ids))
             if total - len(shared) + self.pool.num_unused(shared) + promised > self.pool.num_available:
                 break
-            heapq.heappop(self._waiting)
+            self._waiting.pop(request)
             count = min(len(request.token_ids) - len(shared) * self.block_size, prompt_budget)
             self._admit(request, shared, count, step)
             prompt_budget -= count
             promised += total - len(request.block_table)
-        for entry in deferred:
-            heapq.heappush(self._waiting, entry)
+        for request in deferred:
+            self._waiting.put_back(request)
 
     def _schedule_alone(self, request: Request) -> SchedulerOutput | None:
         """Plan a step for one request, whatever the others hold."""
@@ -240,6 +289,7 @@ class Scheduler:
         if request.status is RequestStatus.WAITING:
             request.scheduled_at = self.clock()
             request.num_cached_tokens = num_cached
+            self._waiting.charge(request, INPUT_COST * (request.num_prompt_tokens - num_cached))
         if self.prefix_caching:
             self._counters["prefix_cache_queries"] += len(request.token_ids)
             self._counters["prefix_cache_hits"] += num_cached
@@ -250,7 +300,7 @@ class Scheduler:
         request.num_computed_tokens = num_cached
         request.num_registered_blocks = len(shared)
         self._being_computed.update(request.block_hashes[len(shared) :])
-        insort(self.running, request, key=lambda r: r.sort_key)
+        insort(self.running, request, key=self._order)
         step.new_requests.append(
             NewRequest(
                 row=request.row,
@@ -278,10 +328,9 @@ class Scheduler:
         self._leave_batch(request)
         request.status = RequestStatus.PREEMPTED
         self._counters["num_preemptions"] += 1
-        if request in self._suspects:
-            self._num_waiting += 1
-        else:
-            self._enqueue(request)
+        self._num_waiting += 1
+        if request not in self._suspects:
+            self._waiting.put_back(request)
 
     # ------------------------------------------------------------------ after a step
 
@@ -348,6 +397,7 @@ class Scheduler:
         # Every running request must get a token in each step.
         num_rows = max(1, min(num_rows, self.max_num_batched_tokens))
         del self._free_rows[num_rows:]
+        self._shares.num_rows = num_rows
         limits = (self.max_num_batched_tokens, num_rows)
         log.warning("out of memory: from now on up to %d tokens and %d requests in a step", *limits)
 
@@ -363,6 +413,7 @@ class Scheduler:
         if is_first:
             request.first_token_at = now
         request.token_ids.append(token)
+        self._waiting.charge(request, OUTPUT_COST)
         if request.num_computed_tokens // self.block_size > request.num_registered_blocks:
             self._register_blocks(request)
         if token in sampling.stop_token_ids:
@@ -386,7 +437,7 @@ class Scheduler:
             self._leave_batch(request)
         else:
             self._num_waiting -= 1
-            self._forget_finished()
+            self._waiting.forget_ended(self._num_waiting)
         if request in self._suspects:
             self._suspects.remove(request)
         del self.requests[request.request_id]
@@ -395,12 +446,6 @@ class Scheduler:
         output.error = error
         output.timing = _timing(request, self.clock())
         return output
-
-    def _forget_finished(self) -> None:
-        """Requests that end while they wait stay in the heap until they come up, or are too many."""
-        if len(self._waiting) > 2 * self._num_waiting + 16:
-            self._waiting = [entry for entry in self._waiting if entry[2].status is not RequestStatus.FINISHED]
-            heapq.heapify(self._waiting)
 
     def _leave_batch(self, request: Request) -> None:
         """Give back a running request's row and blocks."""

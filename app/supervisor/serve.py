@@ -51,7 +51,7 @@ def serve(settings: Settings) -> int:
     started_at = time.time()
     sock = listen(settings)  # before anything slow: a port that is taken shows at once
     folder = find_model(settings.model, needs_weights=settings.load_format != "dummy")
-    signals = _signals()
+    signals = _signals(reads_keys=settings.api_keys is not None)
     engine = EngineProcess(settings, folder)
     workers = [ApiWorker(settings, engine, folder, sock, started_at, index) for index in range(settings.api_workers)]
     try:
@@ -104,7 +104,7 @@ class ApiWorker:
 
 def _watch(engine: EngineProcess, workers: list[ApiWorker], signals: "queue.SimpleQueue[int]") -> None:
     """Look after the children until a signal tells to stop. Raises ChildLostError."""
-    while not _stop_is_wanted(signals):
+    while not _stop_is_wanted(signals, workers):
         engine.tend()
         for worker in workers:
             worker.tend()
@@ -120,30 +120,40 @@ def _drain(engine: EngineProcess, workers: list[ApiWorker], signals: "queue.Simp
         worker.child.signal(signal.SIGTERM)
     deadline = time.monotonic() + timeout + _LAST_WORDS_SECONDS
     while not all(worker.child.has_ended for worker in workers):
-        if _stop_is_wanted(signals) or time.monotonic() > deadline:
+        if _stop_is_wanted(signals, workers) or time.monotonic() > deadline:
             return 1
         engine.tend()  # streams survive its death now, too
     return 0
 
 
-def _stop_is_wanted(signals: "queue.SimpleQueue[int]") -> bool:
-    """Wait a little for signals. To stop counts more than that a child ended: the same signal may have ended it."""
+def _stop_is_wanted(signals: "queue.SimpleQueue[int]", workers: list[ApiWorker]) -> bool:
+    """Wait a little for signals, and pass on that keys are to be read again.
+
+    To stop counts more than that a child ended: the same signal may have ended it.
+    """
     arrived: list[int] = []
     try:
         arrived.append(signals.get(timeout=_LOOK_SECONDS))
         while True:
             arrived.append(signals.get_nowait())
     except queue.Empty:
-        return any(number != signal.SIGCHLD for number in arrived)
+        pass
+    if signal.SIGHUP in arrived:
+        for worker in workers:
+            worker.child.signal(signal.SIGHUP)
+    return any(number in (signal.SIGTERM, signal.SIGINT) for number in arrived)
 
 
-def _signals() -> "queue.SimpleQueue[int]":
-    """From now on, the signals that are for the supervisor: to stop, or that a child ended.
+def _signals(reads_keys: bool) -> "queue.SimpleQueue[int]":
+    """From now on, the signals that are for the supervisor: to stop, to read keys again, or that a child ended.
 
     A handler may interrupt this process anywhere, in another handler too: of all queues and events, only SimpleQueue
     can be put to then.
     """
     arrived: queue.SimpleQueue[int] = queue.SimpleQueue()
-    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGCHLD):
+    wanted = [signal.SIGTERM, signal.SIGINT, signal.SIGCHLD]
+    if reads_keys:  # otherwise SIGHUP ends the service: its terminal was closed
+        wanted.append(signal.SIGHUP)
+    for number in wanted:
         signal.signal(number, lambda number, _frame: arrived.put(number))
     return arrived

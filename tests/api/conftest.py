@@ -15,6 +15,7 @@ import uvicorn
 from fastapi import FastAPI
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
+from app.api.admission import Admission
 from app.api.app import create_app
 from app.api.process import server_config
 from app.api.responses.store import ResponseStore
@@ -110,6 +111,7 @@ def make_service(folder: Path, engine: FakeEngine, settings: Settings, encoder: 
         encoder=encoder,
         engine=engine,
         metrics=Metrics(),
+        admission=Admission(settings),
     )
 
 

@@ -12,7 +12,7 @@ from app.core.messages import EngineReady, EngineStats, GenerateCommand, Request
 from app.core.request import FinishReason
 from app.core.step import Logprobs
 from app.engine.async_engine import RequestStream
-from app.errors import ApiError
+from app.errors import ApiError, QueueFullError
 
 READY = EngineReady(
     task="generate",
@@ -88,6 +88,21 @@ class FakeEngine:
             while not self.released.is_set() or stream._pending is not None:
                 await asyncio.sleep(0.001)
             stream.put(output)
+
+    def check_room(self) -> None:
+        """See EngineClient."""
+        if self.is_full:
+            raise QueueFullError("full")
+
+    retry_after = 1
+
+    def num_waiting(self, tenant: str) -> int:  # noqa: ARG002
+        """See EngineClient."""
+        return 0
+
+    def expire(self, request_id: str) -> None:
+        """See EngineClient."""
+        self.aborted.put(request_id)
 
     def abort(self, request_id: str) -> None:
         """See EngineClient."""

@@ -78,7 +78,9 @@ def serving(model_folder: Path, engine: Engine, drain_timeout: float) -> Iterato
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         async with running:
-            app.state.service = await running.enter_async_context(running_service(settings, text, engine.address))
+            app.state.service = await running.enter_async_context(
+                running_service(settings, text, app.state.admission, engine.address)
+            )
             await app.state.service.engine.wait_until_ready()
             started.set()
             yield

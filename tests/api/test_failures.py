@@ -110,7 +110,7 @@ def test_choices_that_a_full_queue_refuses_are_not_counted(server: Server) -> No
     before = figures()
     server.engine.refusal, server.engine.refuse_after = QueueFullError("full"), 2
     assert server.post("/v1/completions", {"prompt": "Hi", "n": 4}).status_code == 429
-    assert len(before) == 5
+    assert len(before) == 6
     assert figures() == before
 
 

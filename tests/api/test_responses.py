@@ -277,6 +277,9 @@ def test_several_workers_store_nothing_and_say_so(model_folder: Any) -> None:
 
 @given(st.lists(st.tuples(st.sampled_from("pgd"), st.integers(0, 5), st.integers(0, 60)), max_size=30))
 def test_the_store_keeps_what_was_used_last_within_its_bounds(steps: list[tuple[str, int, int]]) -> None:
+    def whose(id_: str) -> str:
+        return f"tenant {id_[-1]}"
+
     store, used = ResponseStore(3, 200), []  # `used`: (id, size), least recently used first
     for serial, (step, which, length) in enumerate(steps):
         known = [id_ for id_, _ in used]
@@ -284,7 +287,7 @@ def test_the_store_keeps_what_was_used_last_within_its_bounds(steps: list[tuple[
         mine = next((entry for entry in used if entry[0] == id_), None)
         if step == "p":
             body, messages = {"text": "x" * length}, [{"role": "user"}]
-            store.put(id_, body, messages)
+            store.put(whose(id_), id_, body, messages)
             used.append((id_, len(json.dumps([body, messages], separators=(",", ":"))) - 3))
             while len(used) > 3 or sum(size for _, size in used) > 200:
                 used.pop(0)
@@ -292,16 +295,18 @@ def test_the_store_keeps_what_was_used_last_within_its_bounds(steps: list[tuple[
         work = store.messages if step == "g" else store.delete
         if mine is None:
             with pytest.raises(NotFoundError):
-                work(id_)
+                work(whose(id_), id_)
             continue
-        work(id_)
+        work(whose(id_), id_)
         used.remove(mine)
         if step == "g":
             used.append(mine)
     for id_, _ in used:
-        store.body(id_)
+        store.body(whose(id_), id_)
+        with pytest.raises(NotFoundError):
+            store.body("another", id_)
     assert store._size == sum(size for _, size in used)
-    assert list(store._stored) == [id_ for id_, _ in used]
+    assert [id_ for _, id_ in store._stored] == [id_ for id_, _ in used]
 
 
 # ---------------------------------------------------------------------- tools

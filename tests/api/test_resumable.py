@@ -59,7 +59,7 @@ def test_a_client_that_lost_its_connection_misses_and_repeats_nothing(server: Se
 
 def test_the_work_goes_on_while_nobody_reads(server: Server) -> None:
     begin(server, "alone", 1)
-    wait_until(lambda: server.service.streams.find("alone").num_events > 2)
+    wait_until(lambda: server.service.streams.find("default", "alone").num_events > 2)
     assert server.engine.aborted.empty()
     assert read(server.get("/v1/streams/alone"))[-1][1] == "[DONE]"
 

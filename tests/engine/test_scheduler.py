@@ -111,7 +111,7 @@ prompts = st.one_of(
     st.lists(st.integers(1, 2), min_size=1, max_size=MAX_MODEL_LEN),
     st.integers(1, MAX_MODEL_LEN).map(lambda length: ([1, 2, 2] * MAX_MODEL_LEN)[:length]),  # to share prefixes
 )
-requests = st.tuples(prompts, st.integers(0, 30), st.integers(0, 2))
+requests = st.tuples(prompts, st.integers(0, 30), st.integers(0, 2), st.sampled_from("aab"))
 # A word is a step of the engine: it goes well, or fails, or gives one request no number. A number aborts one of the
 # requests; the rest are arrivals.
 steps = st.sampled_from(["well", "well", "well", "fails", "no number"])
@@ -168,7 +168,7 @@ def test_random_traffic(events: list[object], overlap: bool, prefix_caching: boo
         elif isinstance(event, int):
             take(scheduler.abort(str(event)))
         else:
-            prompt, max_tokens, priority = event  # type: ignore[misc]
+            prompt, max_tokens, priority, tenant = event  # type: ignore[misc]
             request = Request(
                 request_id=str(len(arrived)),
                 token_ids=list(prompt),
@@ -176,6 +176,8 @@ def test_random_traffic(events: list[object], overlap: bool, prefix_caching: boo
                 sampling=SamplingParams(max_tokens=max_tokens, seed=0, stop_token_ids=frozenset([EOS])),
                 arrived_at=float(len(arrived)),
                 priority=priority,
+                tenant=tenant,
+                weight={"a": 1.0, "b": 2.5}[tenant],
             )
             arrived[request.request_id], outputs[request.request_id] = request, []
             scheduler.add(request)

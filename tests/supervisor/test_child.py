@@ -98,7 +98,7 @@ def test_a_stop_counts_more_than_a_child_that_ended(arrived: list[signal.Signals
     signals: queue.SimpleQueue[int] = queue.SimpleQueue()
     for number in arrived:
         signals.put(number)
-    assert _stop_is_wanted(signals) == wanted
+    assert _stop_is_wanted(signals, []) == wanted
 
 
 def test_a_lost_child_ends_the_watch() -> None:

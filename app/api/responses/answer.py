@@ -2,7 +2,7 @@
 
 import time
 import uuid
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from app.api.blocks import Block, Change, Kind
@@ -11,7 +11,6 @@ from app.api.chat import Chat
 from app.api.chat_fields import Fields, assistant_message, tool_call
 from app.api.generation import Choice, Usage
 from app.api.logprobs import describe
-from app.api.responses.store import ResponseStore
 from app.api.schemas.chat import ChatRequest
 from app.api.schemas.responses import ResponsesRequest
 from app.api.service import Service
@@ -34,21 +33,21 @@ class ResponseAnswer(BlocksAnswer):
         chat: ChatRequest,
         run: Chat,
         messages: list[Fields],
-        store: ResponseStore | None,
+        keep: Callable[[str, Fields, list[Fields]], None] | None,
     ) -> None:
         """`chat`: what `body` was translated to, and `run` what was made of that.
 
-        `messages`: the conversation so far, to be kept in `store` together with what is added to it, if at all.
+        `messages`: the conversation so far, which `keep` keeps with the response's id and body, if it is to be kept.
         """
         super().__init__(service, chat, run.new_parser())
         self._tokenizer = service.tokenizer
         self._messages = messages
-        self._store = store
+        self._keep = keep
         # Not the request's id, which a client chooses: who knows the id of a stored response can read it.
         self._unique = uuid.uuid4().hex
         self._id = f"resp_{self._unique}"
         self._created = int(time.time())
-        self._echo = _echo(service, body, run.choices[0]) | {"store": store is not None}
+        self._echo = _echo(service, body, run.choices[0]) | {"store": keep is not None}
         self._sequence_number = 0
 
     # ------------------------------------------------------------------ a body
@@ -56,8 +55,8 @@ class ResponseAnswer(BlocksAnswer):
     def body(self, usage: Usage) -> dict[str, Any]:
         """See `Answer`."""
         response = self._response("incomplete" if self._is_cut else "completed", usage)
-        if self._store is not None:
-            self._store.put(self._id, response, [*self._messages, self._message()])
+        if self._keep is not None:
+            self._keep(self._id, response, [*self._messages, self._message()])
         return response
 
     def _response(self, status: str, usage: Usage | None = None, error: ApiError | None = None) -> dict[str, Any]:

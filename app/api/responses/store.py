@@ -14,6 +14,10 @@ from app.settings import ServerSettings
 _decode = msgspec.json.Decoder().decode
 
 
+_Key = tuple[str, str]
+"""Whose it is, and its id: a tenant sees only its own."""
+
+
 @dataclass(frozen=True, slots=True)
 class _Stored:
     """As JSON: its size is known, and nobody can change it."""
@@ -32,7 +36,7 @@ class ResponseStore:
     def __init__(self, max_responses: int, max_bytes: int) -> None:
         self._max_responses = max_responses
         self._max_bytes = max_bytes
-        self._stored: OrderedDict[str, _Stored] = OrderedDict()
+        self._stored: OrderedDict[_Key, _Stored] = OrderedDict()
         self._size = 0
 
     @classmethod
@@ -45,31 +49,31 @@ class ResponseStore:
         """Whether it can keep anything."""
         return self._max_responses > 0 and self._max_bytes > 0
 
-    def put(self, response_id: str, body: Fields, messages: list[Fields]) -> None:
+    def put(self, owner: str, response_id: str, body: Fields, messages: list[Fields]) -> None:
         """Keep a response, and the conversation that it ends: all messages but for the instructions."""
         stored = _Stored(encode_json(body), encode_json(messages))
-        self._stored[response_id] = stored
+        self._stored[owner, response_id] = stored
         self._size += stored.size
         while len(self._stored) > self._max_responses or self._size > self._max_bytes:
             _, oldest = self._stored.popitem(last=False)
             self._size -= oldest.size
 
-    def body(self, response_id: str) -> bytes:
+    def body(self, owner: str, response_id: str) -> bytes:
         """The response as it was sent. Raises NotFoundError."""
-        return self._use(response_id).body
+        return self._use((owner, response_id)).body
 
-    def messages(self, response_id: str) -> list[Fields]:
+    def messages(self, owner: str, response_id: str) -> list[Fields]:
         """The conversation. Raises NotFoundError."""
-        messages: Any = _decode(self._use(response_id).messages)
+        messages: Any = _decode(self._use((owner, response_id)).messages)
         return list(messages)
 
-    def delete(self, response_id: str) -> None:
+    def delete(self, owner: str, response_id: str) -> None:
         """Forget a response; those that go on from it stay whole. Raises NotFoundError."""
-        self._size -= self._use(response_id).size
-        del self._stored[response_id]
+        self._size -= self._use((owner, response_id)).size
+        del self._stored[owner, response_id]
 
-    def _use(self, response_id: str) -> _Stored:
-        if response_id not in self._stored:
-            raise NotFoundError(f"no response {response_id!r:.80} is stored here (any more)", "response_id")
-        self._stored.move_to_end(response_id)
-        return self._stored[response_id]
+    def _use(self, key: _Key) -> _Stored:
+        if key not in self._stored:
+            raise NotFoundError(f"no response {key[1]!r:.80} is stored here (any more)", "response_id")
+        self._stored.move_to_end(key)
+        return self._stored[key]

@@ -5,6 +5,7 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Depends, Request
 from starlette.responses import Response
 
+from app.api.admission import ADMITTED
 from app.api.answer import ChoicesAnswer
 from app.api.body import body_of, body_schema
 from app.api.chat import prepare_chat
@@ -34,6 +35,7 @@ _EVENT_TAIL = b'},"logprobs":null,"finish_reason":null}]}\n\n'
     "/v1/chat/completions",
     openapi_extra=body_schema(ChatRequest),
     responses=answers(ChatCompletion, RUNS, stream=_STREAM),
+    dependencies=ADMITTED,
 )
 async def create_chat_completion(
     body: Annotated[ChatRequest, Depends(body_of(ChatRequest))], request: Request, service: ServiceDep

@@ -5,6 +5,7 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Depends, Request
 from starlette.responses import Response
 
+from app.api.admission import ADMITTED
 from app.api.answer import ChoicesAnswer
 from app.api.body import body_of, body_schema
 from app.api.document import RUNS, answers
@@ -35,6 +36,7 @@ _EVENT_TAIL = b',"logprobs":null,"finish_reason":null,"stop_reason":null}]}\n\n'
     "/v1/completions",
     openapi_extra=body_schema(CompletionRequest),
     responses=answers(Completion, RUNS, stream=_STREAM),
+    dependencies=ADMITTED,
 )
 async def create_completion(
     body: Annotated[CompletionRequest, Depends(body_of(CompletionRequest))], request: Request, service: ServiceDep

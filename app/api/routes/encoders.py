@@ -8,6 +8,7 @@ from fastapi import APIRouter, Depends, Request
 from numpy.typing import NDArray
 from starlette.responses import Response
 
+from app.api.admission import ADMITTED
 from app.api.body import body_of, body_schema
 from app.api.disconnect import run_unless_disconnected
 from app.api.document import RUNS, answers
@@ -23,7 +24,12 @@ from app.errors import InvalidRequestError, UnsupportedError
 router = APIRouter()
 
 
-@router.post("/v1/embeddings", openapi_extra=body_schema(EmbeddingRequest), responses=answers(Embeddings, RUNS))
+@router.post(
+    "/v1/embeddings",
+    openapi_extra=body_schema(EmbeddingRequest),
+    responses=answers(Embeddings, RUNS),
+    dependencies=ADMITTED,
+)
 async def create_embeddings(
     body: Annotated[EmbeddingRequest, Depends(body_of(EmbeddingRequest))], request: Request, service: ServiceDep
 ) -> Response:
@@ -42,7 +48,12 @@ async def create_embeddings(
     return await run_unless_disconnected(request, work())
 
 
-@router.post("/v1/classify", openapi_extra=body_schema(ClassifyRequest), responses=answers(Classifications, RUNS))
+@router.post(
+    "/v1/classify",
+    openapi_extra=body_schema(ClassifyRequest),
+    responses=answers(Classifications, RUNS),
+    dependencies=ADMITTED,
+)
 async def classify(
     body: Annotated[ClassifyRequest, Depends(body_of(ClassifyRequest))], request: Request, service: ServiceDep
 ) -> Response:
@@ -61,7 +72,9 @@ async def classify(
     return await run_unless_disconnected(request, work())
 
 
-@router.post("/v1/score", openapi_extra=body_schema(ScoreRequest), responses=answers(Scores, RUNS))
+@router.post(
+    "/v1/score", openapi_extra=body_schema(ScoreRequest), responses=answers(Scores, RUNS), dependencies=ADMITTED
+)
 async def score(
     body: Annotated[ScoreRequest, Depends(body_of(ScoreRequest))], request: Request, service: ServiceDep
 ) -> Response:
@@ -82,8 +95,12 @@ async def score(
     return await run_unless_disconnected(request, work())
 
 
-@router.post("/v1/rerank", openapi_extra=body_schema(RerankRequest), responses=answers(Ranking, RUNS))
-@router.post("/rerank", openapi_extra=body_schema(RerankRequest), responses=answers(Ranking, RUNS))
+@router.post(
+    "/v1/rerank", openapi_extra=body_schema(RerankRequest), responses=answers(Ranking, RUNS), dependencies=ADMITTED
+)
+@router.post(
+    "/rerank", openapi_extra=body_schema(RerankRequest), responses=answers(Ranking, RUNS), dependencies=ADMITTED
+)
 async def rerank(
     body: Annotated[RerankRequest, Depends(body_of(RerankRequest))], request: Request, service: ServiceDep
 ) -> Response:

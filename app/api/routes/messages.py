@@ -5,6 +5,7 @@ from typing import Annotated
 from fastapi import APIRouter, Depends, Request
 from starlette.responses import Response
 
+from app.api.admission import ADMITTED
 from app.api.body import body_of, body_schema
 from app.api.chat import prepare_chat
 from app.api.chat_fields import naming
@@ -32,6 +33,7 @@ data: {"type":"message_stop"}
     "/v1/messages",
     openapi_extra=body_schema(MessagesRequest),
     responses=anthropic_answers(AnthropicMessage, RUNS, stream=_STREAM),
+    dependencies=ADMITTED,
 )
 async def create_message(
     body: Annotated[MessagesRequest, Depends(body_of(MessagesRequest))], request: Request, service: ServiceDep

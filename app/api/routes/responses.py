@@ -1,14 +1,17 @@
 """POST /v1/responses, GET and DELETE /v1/responses/{id}"""
 
+from functools import partial
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Request
 from starlette.responses import Response
 
+from app.api.admission import ADMITTED
 from app.api.body import body_of, body_schema
 from app.api.chat import prepare_chat
 from app.api.chat_fields import Fields, naming
 from app.api.document import RUNS, answers
+from app.api.middleware import RequestLog
 from app.api.responses.answer import ResponseAnswer
 from app.api.responses.chat import NAMES, messages_of, to_chat
 from app.api.responses.store import ResponseStore
@@ -31,18 +34,20 @@ data: {"type":"response.output_text.delta","item_id":"msg_1_0","output_index":0,
     "/v1/responses",
     openapi_extra=body_schema(ResponsesRequest),
     responses=answers(ResponseObject, RUNS, stream=_STREAM),
+    dependencies=ADMITTED,
 )
 async def create_response(
     body: Annotated[ResponsesRequest, Depends(body_of(ResponsesRequest))], request: Request, service: ServiceDep
 ) -> Response:
     """Answer an input."""
     store = _store_for(service, body)
-    messages = _earlier(service, body) + messages_of(body.input)
+    owner = _owner(request)
+    messages = _earlier(service, body, owner) + messages_of(body.input)
     with naming(NAMES):
         chat = to_chat(body, messages)
         limit = TokenLimit(body.max_output_tokens, None, "max_output_tokens", "input")
         run = await prepare_chat(service, chat, limit)
-    answer = ResponseAnswer(service, body, chat, run, messages, store)
+    answer = ResponseAnswer(service, body, chat, run, messages, partial(store.put, owner) if store else None)
     return await answer.respond(request, run.choices, 1, body.priority)
 
 
@@ -51,14 +56,19 @@ async def get_response(response_id: str, request: Request, service: ServiceDep) 
     """A stored response."""
     for name in request.query_params:  # such as `stream`
         raise UnsupportedError(f"{name} is not supported for a stored response", name)
-    return Response(service.responses.body(response_id), media_type="application/json")
+    return Response(service.responses.body(_owner(request), response_id), media_type="application/json")
 
 
 @router.delete("/v1/responses/{response_id}", responses=answers(DeletedResponse, (404,)), response_model=None)
-async def delete_response(response_id: str, service: ServiceDep) -> dict[str, Any]:
+async def delete_response(response_id: str, request: Request, service: ServiceDep) -> dict[str, Any]:
     """Forget a stored response."""
-    service.responses.delete(response_id)
+    service.responses.delete(_owner(request), response_id)
     return {"id": response_id, "object": "response", "deleted": True}
+
+
+def _owner(request: Request) -> str:
+    entry: RequestLog = request.scope["request_log"]
+    return entry.tenant.name
 
 
 def _store_for(service: Service, body: ResponsesRequest) -> ResponseStore | None:
@@ -75,12 +85,12 @@ def _why(service: Service) -> str:
     return "api_workers: several" if service.settings.api_workers > 1 else "max_stored_responses"
 
 
-def _earlier(service: Service, body: ResponsesRequest) -> list[Fields]:
+def _earlier(service: Service, body: ResponsesRequest, owner: str) -> list[Fields]:
     """The conversation that a response goes on from."""
     if body.previous_response_id is None:
         return []
     try:
-        return service.responses.messages(body.previous_response_id)
+        return service.responses.messages(owner, body.previous_response_id)
     except NotFoundError as error:
         refusal = InvalidRequestError(f"previous_response_id: {error.message}", "previous_response_id")
         refusal.code = "previous_response_not_found"

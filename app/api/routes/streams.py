@@ -2,7 +2,7 @@
 
 from typing import Annotated
 
-from fastapi import APIRouter, Header
+from fastapi import APIRouter, Header, Request
 from starlette.responses import Response
 
 from app.api.document import answers
@@ -21,10 +21,13 @@ data: {"id":"cmpl-1","object":"text_completion","created":1,"model":"m","choices
 
 @router.get("/v1/streams/{stream_id}", responses=answers(None, (400, 404), stream=_STREAM), response_class=Response)
 async def read_stream(
-    stream_id: str, service: ServiceDep, last_event_id: Annotated[str, Header(description="the last one seen")] = "0"
+    stream_id: str,
+    request: Request,
+    service: ServiceDep,
+    last_event_id: Annotated[str, Header(description="the last one seen")] = "0",
 ) -> Response:
     """Go on reading a stream that was begun with `X-Resumable: true`; its id is the X-Request-ID of that answer."""
-    stream = service.streams.find(stream_id)
+    stream = service.streams.find(request.scope["request_log"].tenant.name, stream_id)
     if not (last_event_id.isascii() and last_event_id.isdecimal() and int(last_event_id[:9]) <= stream.num_events):
         raise InvalidRequestError("Last-Event-ID is not the id of an event of this stream", "Last-Event-ID")
     return EventStream(stream.read(int(last_event_id[:9])), lambda: None, service.settings.keepalive_comment)

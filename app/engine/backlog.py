@@ -1,0 +1,59 @@
+"""What waits for its first token, and how fast it ceases to."""
+
+import math
+import time
+from collections import Counter, deque
+from collections.abc import Callable
+
+from app.core.messages import GenerateCommand, RequestCommand
+
+_WINDOW = 10.0
+"""Seconds over which the rate is measured."""
+_LONGEST_WAIT = 60
+
+
+class Backlog:
+    """The requests of one API worker that have not got anything yet."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._requests: dict[str, RequestCommand] = {}
+        self._departures: deque[float] = deque()
+        self.num_tokens = 0
+        """Of their prompts."""
+        self.by_tenant: Counter[str] = Counter()
+        """How many are whose."""
+
+    def enter(self, command: RequestCommand) -> None:
+        """A request begins to wait."""
+        self._requests[command.request_id] = command
+        self.num_tokens += _num_tokens(command)
+        self.by_tenant[command.tenant] += 1
+
+    def leave(self, request_id: str, was_served: bool) -> None:
+        """A request waits no more; does nothing if it did not."""
+        command = self._requests.pop(request_id, None)
+        if command is None:
+            return
+        self.num_tokens -= _num_tokens(command)
+        self.by_tenant[command.tenant] -= 1
+        if was_served:
+            self._departures.append(self._clock())
+            self._forget()
+
+    @property
+    def retry_after(self) -> int:
+        """Seconds until half of it has gone, at the rate of the last seconds; never none, never very many."""
+        self._forget()
+        if not self._departures:
+            return _LONGEST_WAIT if self._requests else 1
+        rate = len(self._departures) / _WINDOW
+        return min(_LONGEST_WAIT, math.ceil(max(1, len(self._requests)) / 2 / rate))
+
+    def _forget(self) -> None:
+        while self._departures and self._departures[0] < self._clock() - _WINDOW:
+            self._departures.popleft()
+
+
+def _num_tokens(command: RequestCommand) -> int:
+    return len(command.prompt_token_ids if isinstance(command, GenerateCommand) else command.token_ids)

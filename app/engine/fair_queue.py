@@ -1,0 +1,126 @@
+"""Whose turn it is: waiting requests in lines by tenant, served so that each tenant gets its share.
+
+By virtual token counters (Sheng et al., Fairness in Serving Large Language Models, OSDI 2024): a tenant's counter says
+how much service it had, over its weight, and the one with the least is next. A tenant that comes back after a pause has
+not saved up service meanwhile: its counter is lifted to the least of those that wait. Within a tenant, priority and
+then arrival decide. With one tenant that is all that decides.
+"""
+
+import heapq
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Generic, Protocol, TypeVar
+
+INPUT_COST = 1.0
+OUTPUT_COST = 2.0
+"""Of a token, as in the paper: one that is generated takes a step of its own."""
+
+
+class Queued(Protocol):
+    """What can wait in a queue."""
+
+    @property
+    def tenant(self) -> str:
+        """Whose it is."""
+        ...
+
+    @property
+    def weight(self) -> float:
+        """How much service its tenant is due, beside the others."""
+        ...
+
+    @property
+    def sort_key(self) -> tuple[int, float]:
+        """Its place among its tenant's."""
+        ...
+
+
+T = TypeVar("T", bound=Queued)
+
+
+@dataclass(slots=True)
+class _Line(Generic[T]):
+    """One tenant's requests and account."""
+
+    counter: float = 0.0
+    heap: list[tuple[tuple[int, float], int, T]] = field(default_factory=list)
+
+
+class FairQueue(Generic[T]):
+    """A heap for each tenant. To find the next one costs as much as there are tenants, however many requests wait."""
+
+    def __init__(self, is_waiting: Callable[[T], bool]) -> None:
+        """`is_waiting`: false for what needs no service any more, which is passed over when its turn comes."""
+        self._is_waiting = is_waiting
+        self._lines: dict[str, _Line[T]] = {}
+        self._size = 0
+        self._arrivals = 0
+        self._last_counter = 0.0  # of the tenant that was served last
+
+    @property
+    def has_several_tenants(self) -> bool:
+        """Whether there ever were two: without them there is nothing to share."""
+        return len(self._lines) > 1
+
+    def push(self, item: T) -> None:
+        """Put something new into its tenant's line."""
+        line = self._line_of(item)
+        if self._first_in(line) is None:  # back from a pause
+            waiting = [other.counter for other in self._lines.values() if self._first_in(other) is not None]
+            line.counter = max(line.counter, min(waiting, default=self._last_counter))
+        self.put_back(item)
+
+    def put_back(self, item: T) -> None:
+        """Put something into its tenant's line that was in it before: the tenant has not been away."""
+        self._arrivals += 1  # breaks ties, so that items themselves are never compared
+        heapq.heappush(self._line_of(item).heap, (item.sort_key, self._arrivals, item))
+        self._size += 1
+
+    def first(self) -> T | None:
+        """The item whose turn it is; None if none is waiting."""
+        best: tuple[float, T] | None = None
+        for line in self._lines.values():
+            item = self._first_in(line)
+            if item is not None and (best is None or line.counter < best[0]):
+                best = line.counter, item
+        return best[1] if best else None
+
+    def pop(self, item: T) -> None:
+        """Take out what `first` gave."""
+        line = self._lines[item.tenant]
+        heapq.heappop(line.heap)
+        self._size -= 1
+        self._last_counter = line.counter
+
+    def charge(self, item: T, cost: float) -> None:
+        """Its tenant was given service."""
+        self._line_of(item).counter += cost / item.weight
+
+    def counter(self, tenant: str) -> float:
+        """The service that a tenant had, over its weight; 0 for one that never waited."""
+        line = self._lines.get(tenant)
+        return line.counter if line else 0.0
+
+    def forget_ended(self, num_waiting: int) -> None:
+        """What is not waiting any more stays in its line until it comes up, or is too much: `num_waiting` are."""
+        if self._size <= 2 * num_waiting + 16:
+            return
+        for line in self._lines.values():
+            line.heap = [entry for entry in line.heap if self._is_waiting(entry[2])]
+            heapq.heapify(line.heap)
+        self._size = sum(len(line.heap) for line in self._lines.values())
+
+    def _line_of(self, item: T) -> _Line[T]:
+        line = self._lines.get(item.tenant)
+        if line is None:
+            line = self._lines[item.tenant] = _Line()
+        return line
+
+    def _first_in(self, line: _Line[T]) -> T | None:
+        while line.heap:
+            item = line.heap[0][2]
+            if self._is_waiting(item):
+                return item
+            heapq.heappop(line.heap)
+            self._size -= 1
+        return None

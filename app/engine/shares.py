@@ -1,0 +1,48 @@
+"""What each tenant holds of the batch, against what it is due by its weight."""
+
+from collections import Counter
+from collections.abc import Iterable, Mapping
+
+from app.core.request import Request
+
+
+class Shares:
+    """Of rows and of blocks: a tenant's part is that of which it holds more."""
+
+    def __init__(self, num_rows: int, num_blocks: int) -> None:
+        self.num_rows = num_rows
+        self._num_blocks = num_blocks
+        self._weights: dict[str, float] = {}
+        self._rows: Counter[str] = Counter()
+        self._blocks: Counter[str] = Counter()
+        self.exceeded: set[str] = set()
+        """Tenants that hold more than their share."""
+
+    def measure(self, running: Iterable[Request], following: Request | None) -> None:
+        """Take account of the running requests, and of the one that is next."""
+        self._rows, self._blocks = Counter(), Counter()
+        self._weights = {following.tenant: following.weight} if following else {}
+        for request in running:
+            self._weights[request.tenant] = request.weight
+            self._rows[request.tenant] += 1
+            self._blocks[request.tenant] += len(request.block_table)
+        self.exceeded = {tenant for tenant in self._weights if not self._is_within(tenant, 0, 0)}
+
+    def leave(self, tenant: str, num_blocks: int) -> bool:
+        """Whether its share leaves a tenant one more row and so many blocks."""
+        return self._is_within(tenant, 1, num_blocks)
+
+    def _is_within(self, tenant: str, more_rows: int, more_blocks: int) -> bool:
+        rows = (self._rows[tenant] + more_rows) / self.num_rows
+        blocks = (self._blocks[tenant] + more_blocks) / self._num_blocks
+        return max(rows, blocks) <= self._weights[tenant] / sum(self._weights.values())
+
+    def divide(self, amount: int, wants: Mapping[str, int]) -> dict[str, int]:
+        """Give each tenant what it wants of an amount, but no more than its share while others want more, too."""
+        given = {}
+        weight = sum(self._weights[tenant] for tenant in wants)
+        for tenant in sorted(wants, key=lambda name: wants[name] / self._weights[name]):
+            given[tenant] = min(wants[tenant], int(amount * self._weights[tenant] / weight))
+            amount -= given[tenant]
+            weight -= self._weights[tenant]
+        return given

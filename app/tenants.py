@@ -1,0 +1,100 @@
+"""Who may use the service, and how much of it: the file of API keys."""
+
+import hashlib
+import hmac
+import secrets
+from pathlib import Path
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from app.core.request import DEFAULT_TENANT
+from app.errors import StartupError
+
+
+class Tenant(BaseModel):
+    """A user of the service, with keys and limits of its own. Limits that are None are not there."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+    name: str = Field(pattern=r"^[A-Za-z0-9_.-]{1,64}$")
+    """Shown in logs and metrics."""
+    keys: tuple[str, ...] = Field((), strict=False)
+    """SHA-256 digests, in hexadecimal."""
+    weight: float = Field(1.0, ge=0.01, le=1000)
+    """How much service it is due, beside other tenants."""
+    requests_per_minute: int | None = Field(None, ge=1)
+    tokens_per_minute: int | None = Field(None, ge=1)
+    """Of prompts and answers."""
+    max_queued_requests: int | None = Field(None, ge=1)
+    share_prefixes: bool = False
+    """Whether it uses prefix blocks together with all other tenants that do. Who shares them can tell by the time of
+    an answer what others asked."""
+
+    @property
+    def cache_salt(self) -> str:
+        """What keeps its prefix blocks apart."""
+        return "" if self.share_prefixes else f"tenant {self.name}"
+
+
+EVERYBODY = Tenant(name=DEFAULT_TENANT, share_prefixes=True)
+"""The one tenant of a service without keys."""
+
+
+class _File(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+    tenants: list[Tenant] = Field(min_length=1)
+
+
+class Tenants:
+    """All tenants, by their keys."""
+
+    def __init__(self, tenants: list[Tenant]) -> None:
+        self._by_digest = [(bytes.fromhex(key), tenant) for tenant in tenants for key in tenant.keys]
+
+    def find(self, key: bytes) -> Tenant | None:
+        """Whose key this is. Takes as long for a wrong key as for a right one."""
+        digest = hashlib.sha256(key).digest()
+        found = None
+        for known, tenant in self._by_digest:
+            if hmac.compare_digest(known, digest):
+                found = tenant
+        return found
+
+
+def read_tenants(path: Path) -> Tenants:
+    """Read a file of keys, YAML or JSON. Raises StartupError that says what is wrong, without a word of its content."""
+    try:
+        given = yaml.safe_load(path.read_text())
+        tenants = _File.model_validate(given).tenants
+    except (OSError, UnicodeDecodeError) as error:
+        raise StartupError(f"api_keys: {path} cannot be read: {type(error).__name__}") from None
+    except (yaml.YAMLError, RecursionError):
+        raise StartupError(f"api_keys: {path} is not YAML or JSON") from None
+    except ValidationError as error:
+        problems = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors(include_input=False))
+        raise StartupError(f"api_keys: {path}: {problems}") from None
+    names = [tenant.name for tenant in tenants]
+    if len(set(names)) < len(names):
+        raise StartupError(f"api_keys: {path}: two tenants have the same name")
+    keys = [key for tenant in tenants for key in tenant.keys]
+    if not all(len(key) == _DIGEST_LENGTH and set(key) <= set("0123456789abcdef") for key in keys):
+        raise StartupError(f"api_keys: {path}: keys are SHA-256 digests, as paceline hash-key prints them")
+    if len(set(keys)) < len(keys):
+        raise StartupError(f"api_keys: {path}: a key is there twice")
+    return Tenants(tenants)
+
+
+_DIGEST_LENGTH = 64
+_KEY_BYTES = 32
+
+
+def new_key() -> str:
+    """A random key."""
+    return f"sk-{secrets.token_urlsafe(_KEY_BYTES)}"
+
+
+def digest_of(key: str) -> str:
+    """What a file of keys holds of a key. A plain hash is enough: keys are random, and too long to be tried out."""
+    return hashlib.sha256(key.encode()).hexdigest()

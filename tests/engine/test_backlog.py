@@ -1,0 +1,38 @@
+"""What waits, whose it is, and when to ask again."""
+
+from app.core.messages import GenerateCommand
+from app.core.sampling import SamplingParams
+from app.engine.backlog import Backlog
+
+
+def command(name: str, tenant: str = "a", length: int = 5) -> GenerateCommand:
+    sampling = SamplingParams(max_tokens=1, seed=0)
+    return GenerateCommand(
+        request_id=name, prompt_token_ids=[1] * length, sampling=sampling, tenant=tenant, arrived_at=0.0
+    )
+
+
+def test_it_counts_requests_and_tokens_until_they_are_served_or_gone() -> None:
+    backlog = Backlog()
+    backlog.enter(command("1", "a", 5))
+    backlog.enter(command("2", "b", 7))
+    assert (backlog.num_tokens, backlog.by_tenant["a"], backlog.by_tenant["b"]) == (12, 1, 1)
+    backlog.leave("1", was_served=True)
+    backlog.leave("1", was_served=True)  # its second token
+    backlog.leave("2", was_served=False)
+    assert (backlog.num_tokens, backlog.by_tenant.total()) == (0, 0)
+
+
+def test_one_is_to_come_back_when_half_of_the_queue_will_have_gone() -> None:
+    now = [100.0]
+    backlog = Backlog(lambda: now[0])
+    assert backlog.retry_after == 1
+    for index in range(60):
+        backlog.enter(command(str(index)))
+    assert backlog.retry_after == 60  # nothing moves
+    for index in range(20):  # two a second
+        now[0] += 0.5
+        backlog.leave(str(index), was_served=True)
+    assert backlog.retry_after == 10  # 40 wait
+    now[0] += 11.0
+    assert backlog.retry_after == 60

@@ -1,0 +1,214 @@
+"""Keys, limits and deadlines, with a real server and OpenAI's own client."""
+
+import hashlib
+import json
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import openai
+import pytest
+
+from tests.server.process import Server, popen, running_server
+
+ALICE, BOB, EVE = "sk-alice", "sk-bob", "sk-eve"
+
+
+def digest(key: str) -> str:
+    return hashlib.sha256(key.encode()).hexdigest()
+
+
+def write_keys(path: Path, **changes: object) -> None:
+    alice = {"name": "alice", "keys": [digest(ALICE)], "weight": 2, **changes}
+    bob = {"name": "bob", "keys": [digest(BOB)], "requests_per_minute": 3}
+    few = {"name": "few", "keys": [digest("sk-few")], "tokens_per_minute": 20}
+    path.write_text(json.dumps({"tenants": [alice, bob, few]}))
+
+
+@pytest.fixture(scope="module")
+def keys_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("keys") / "keys.json"
+    write_keys(path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def server(keys_file: Path) -> Iterator[Server]:
+    with running_server("--worker", "echo", "--api-keys", str(keys_file)) as running:
+        yield running
+
+
+def client(server: Server, key: str) -> openai.OpenAI:
+    return openai.OpenAI(base_url=f"{server.url}/v1", api_key=key, max_retries=0)
+
+
+def complete(server: Server, key: str, prompt: str = "Hi", max_tokens: int = 2, **options: object) -> str:
+    with client(server, key) as own:
+        answer = own.completions.create(
+            model="SmolLM2-135M-Instruct",
+            prompt=prompt,
+            max_tokens=max_tokens,
+            **options,  # type: ignore[call-overload]
+        )
+    return str(answer.choices[0].text)
+
+
+PATHS = [
+    "/v1/models", "//v1/models", "/v1//models", "/v1/models/", "/V1/MODELS", "/v1%2Fmodels", "/%76%31/models",
+    "/health/../v1/models", "/health/", "/health/ready/", "/health%2Flive", "//health", "/HEALTH", "/health;x",
+    "/metrics", "/metrics/", "//metrics", "/docs", "/openapi.json", "/version", "/", "/nothing", "/v1/chat/completions",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("path", PATHS)
+@pytest.mark.parametrize("method", ["GET", "POST", "OPTIONS", "HEAD"])
+def test_nothing_but_health_is_answered_without_a_key(server: Server, path: str, method: str) -> None:
+    with httpx.Client() as http:
+        url = httpx.URL(server.url).copy_with(raw_path=path.encode())  # as it is, without tidying up
+        answer = http.request(method, url)
+    # One that is decoded to the path of a probe is that path.
+    assert answer.status_code == (401 if path != "/health%2Flive" else {"GET": 200}.get(method, 405))
+
+
+def test_health_needs_no_key(server: Server) -> None:
+    for path in ("/health", "/health/live", "/health/ready", "/health/deep"):
+        assert server.get(path).status_code == 200
+
+
+@pytest.mark.parametrize("key", [EVE, "x", "sk-alic", "sk-alicee", ALICE.upper(), digest(ALICE), "k" * 5000])
+def test_a_wrong_key_is_refused_in_the_form_of_each_api(server: Server, key: str) -> None:
+    headers = {"Authorization": f"Bearer {key}", "x-api-key": key}
+    openais = httpx.post(f"{server.url}/v1/chat/completions", headers=headers)
+    assert openais.status_code == 401
+    assert openais.json()["error"]["code"] == "invalid_api_key"
+    anthropics = httpx.post(f"{server.url}/v1/messages", headers=headers)
+    assert anthropics.status_code == 401
+    assert anthropics.json()["error"]["type"] == "authentication_error"
+
+
+def test_the_clients_own_ways_to_send_a_key_work(server: Server) -> None:
+    assert complete(server, ALICE)
+    with pytest.raises(openai.AuthenticationError):
+        complete(server, EVE)
+    assert httpx.get(f"{server.url}/v1/models", headers={"x-api-key": ALICE}).status_code == 200
+    assert httpx.get(f"{server.url}/v1/models", headers={"Authorization": f"bearer {ALICE}"}).status_code == 200
+
+
+def test_rates_are_kept_and_metrics_say_so(server: Server) -> None:
+    for _ in range(3):
+        complete(server, BOB)
+    with pytest.raises(openai.RateLimitError) as refusal:
+        complete(server, BOB)
+    assert refusal.value.code == "rate_limit_exceeded"
+    assert 1 <= int(refusal.value.response.headers["retry-after"]) <= 20  # three a minute
+    complete(server, "sk-few", max_tokens=60)
+    with pytest.raises(openai.RateLimitError) as refusal:
+        complete(server, "sk-few")
+    assert int(refusal.value.response.headers["retry-after"]) > 60  # it has used more than two minutes' worth
+    assert complete(server, ALICE)  # nobody else feels it
+    text = httpx.get(f"{server.url}/metrics", headers={"x-api-key": ALICE}).text
+    assert 'paceline_tenant_requests_total{tenant="bob"} 3.0' in text
+    assert 'paceline_tenant_tokens_total{kind="generation",tenant="few"} 60.0' in text
+    assert 'paceline_requests_rejected_total{reason="rate_limited"} 2.0' in text
+    assert 'paceline_requests_rejected_total{reason="unauthorized"}' in text
+
+
+def test_blocks_of_prompts_are_not_shared_between_tenants(server: Server, keys_file: Path) -> None:
+    def cached(key: str) -> int:
+        with client(server, key) as own:
+            answer = own.chat.completions.create(
+                model="SmolLM2-135M-Instruct", messages=[{"role": "user", "content": "a secret " * 100}], max_tokens=1
+            )
+        assert answer.usage
+        assert answer.usage.prompt_tokens_details
+        return answer.usage.prompt_tokens_details.cached_tokens or 0
+
+    assert cached(ALICE) == 0
+    assert cached(ALICE) > 100
+    new = json.loads(keys_file.read_text())
+    new["tenants"].append({"name": "carol", "keys": [digest("sk-carol")]})
+    keys_file.write_text(json.dumps(new))
+    server.process.send_signal(signal.SIGHUP)
+    server.wait_for("the API keys were read again")
+    assert cached("sk-carol") == 0
+
+
+def test_keys_are_read_again_unless_the_file_is_broken(server: Server, keys_file: Path) -> None:
+    write_keys(keys_file, keys=[digest("sk-new")])
+    server.process.send_signal(signal.SIGHUP)
+    server.wait_for("the API keys were read again")
+    assert complete(server, "sk-new")
+    with pytest.raises(openai.AuthenticationError):
+        complete(server, ALICE)
+    write_keys(keys_file, weight="heavy")
+    server.process.send_signal(signal.SIGHUP)
+    server.wait_for("weight.*the keys stay as they were")
+    assert complete(server, "sk-new")
+    write_keys(keys_file)
+    server.process.send_signal(signal.SIGHUP)
+    server.wait_for("the API keys were read again")
+    assert complete(server, ALICE)
+
+
+def test_keys_are_not_in_the_log(server: Server) -> None:
+    complete(server, ALICE)
+    assert "tenant=alice" in server.wait_for(r"POST /v1/completions 200.*tenant").string
+    assert not re.search("sk-|" + digest(ALICE), "".join(server.log))
+
+
+def test_a_request_ends_when_its_time_is_over(server: Server) -> None:
+    headers = {"X-Request-Timeout": "0.05"}
+    with pytest.raises(openai.APIStatusError) as late:
+        complete(server, ALICE, max_tokens=8000, extra_headers=headers)
+    assert late.value.status_code == 504
+    assert late.value.type == "timeout"
+    stream = httpx.post(
+        f"{server.url}/v1/completions",
+        headers={**headers, "x-api-key": ALICE},
+        json={"prompt": "Hi", "max_tokens": 8000, "stream": True},
+        timeout=30,
+    )
+    *_, error, done, end = stream.text.split("\n\n")
+    assert json.loads(error.removeprefix("data: "))["error"]["code"] == "request_timeout"
+    assert (done, end) == ("data: [DONE]", "")
+    for bad in ("0", "-1", "nan", "inf", "soon"):
+        with pytest.raises(openai.BadRequestError) as refusal:
+            complete(server, ALICE, extra_headers={"X-Request-Timeout": bad})
+        assert refusal.value.param == "X-Request-Timeout"
+    text = httpx.get(f"{server.url}/metrics", headers={"x-api-key": ALICE}).text
+    assert 'paceline_requests_rejected_total{reason="deadline"} 2.0' in text
+    assert "paceline_num_requests_running 0.0" in text
+
+
+@pytest.mark.parametrize(
+    ("content", "problem"),
+    [
+        ("tenants: []", "tenants"),
+        ("{", "not YAML or JSON"),
+        ("tenants: [{name: a, keys: [sk-plain]}]", "SHA-256"),
+        ("tenants: [{name: a, colour: red}]", "colour"),
+        ("tenants: [{name: a}, {name: a}]", "same name"),
+    ],
+)
+def test_a_broken_file_keeps_the_server_from_starting(tmp_path: Path, content: str, problem: str) -> None:
+    path = tmp_path / "keys.yaml"
+    path.write_text(content)
+    with popen("-m", "app.cli", "serve", "--port", "0", "--worker", "echo", "--api-keys", str(path)) as process:
+        _, log = process.communicate(timeout=60)
+    assert process.returncode == 2
+    assert problem in log
+    assert "sk-plain" not in log
+
+
+def test_the_command_line_makes_keys_and_their_digests() -> None:
+    def run(*arguments: str, given: str = "") -> str:
+        command = [sys.executable, "-m", "app.cli", "hash-key", *arguments]
+        return subprocess.run(command, input=given, capture_output=True, text=True, check=True).stdout
+
+    key, said = re.findall(r"(?:key|digest)\s+(\S+)", run())
+    assert said == digest(key)
+    assert run("--stdin", given=f"{ALICE}\n").split() == ["digest", digest(ALICE)]
