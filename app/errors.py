@@ -8,6 +8,8 @@ PacelineError
 │   ├── AuthenticationError      401  no key, or a wrong one
 │   ├── NotFoundError            404
 │   ├── PayloadTooLargeError     413
+│   ├── RequestTimeoutError      408  the client is too slow in sending
+│   ├── HeadTooLargeError        431  headers and all that is not body
 │   ├── QueueFullError           429  too many requests are open; Retry-After
 │   │   └── TenantQueueFullError 429  ... of this tenant
 │   ├── RateLimitError           429  a tenant's limit for a minute is used up; Retry-After
@@ -87,6 +89,22 @@ class PayloadTooLargeError(ApiError):
     status = 413
     type = "invalid_request_error"
     code = "payload_too_large"
+
+
+class RequestTimeoutError(ApiError):
+    """The client did not send its request in time."""
+
+    status = 408
+    type = "invalid_request_error"
+    code = "request_timeout"
+
+
+class HeadTooLargeError(ApiError):
+    """What a request has beside its body is larger than the server reads."""
+
+    status = 431
+    type = "invalid_request_error"
+    code = "headers_too_large"
 
 
 class QueueFullError(ApiError):

@@ -107,6 +107,11 @@ class ServerSettings(BaseModel):
         1.0, gt=0, description="seconds of silence after which a stream sends an SSE comment"
     )
     keepalive_timeout: int = Field(75, ge=1, description="seconds that an idle HTTP connection is kept")
+    header_timeout: float = Field(10.0, gt=0, description="seconds in which a request's headers have to arrive")
+    body_timeout: float = Field(60.0, gt=0, description="seconds in which a request's body has to arrive; then 408")
+    write_timeout: float = Field(
+        30.0, gt=0, description="seconds for which a client may leave its answer unread; then its request is aborted"
+    )
     tool_parser: Literal["auto", "hermes", "llama3_json", "mistral", "pythonic"] = Field(
         "auto", description="how the model writes tool calls; auto: as its chat template shows"
     )

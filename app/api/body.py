@@ -23,6 +23,7 @@ def body_of(model: type[Body]) -> Callable[[Request], Awaitable[Body]]:
 
     async def read(request: Request) -> Body:
         _check_content_type(request)
+        _check_content_encoding(request)
         return validate(model, parse_object(await request.body()))
 
     return read
@@ -54,6 +55,12 @@ def _check_content_type(request: Request) -> None:
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind != "application/json" and not (kind.startswith("application/") and kind.endswith("+json")):
         raise InvalidRequestError("the Content-Type must be application/json")
+
+
+def _check_content_encoding(request: Request) -> None:
+    """Refuse compressed bodies: a small one may become a huge one."""
+    if request.headers.get("content-encoding", "identity").strip().lower() != "identity":
+        raise UnsupportedError("Content-Encoding: compressed bodies are not read", "Content-Encoding")
 
 
 def parse_object(body: bytes) -> dict[str, Any]:

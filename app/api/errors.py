@@ -52,7 +52,9 @@ def install_error_handlers(app: FastAPI) -> None:
 
     @app.exception_handler(ApiError)
     async def _api_error(request: Request, error: ApiError) -> JSONResponse:
-        request.scope["request_log"].fields["error"] = error.message
+        # The text of a refusal may repeat what the client wrote, which is nothing for the log.
+        shown = error.message if error.status >= 500 else error.code or error.type
+        request.scope["request_log"].fields["error"] = shown
         return error_response(error, request.scope)
 
     @app.exception_handler(HTTPException)

@@ -7,6 +7,7 @@ import uuid
 from dataclasses import dataclass, field
 from typing import Any
 
+from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.api.drain import Drain
@@ -74,6 +75,8 @@ class RequestMiddleware:
                 await error_response(refusal, scope)(scope, receive, send_start)
                 return
             await self._app(scope, _limited(receive, self._max_body_size), send_start)
+        except ClientDisconnect:  # while its body was being read
+            entry.fields["error"] = "the client is gone"
         except BaseException as error:
             if not is_fault(error):
                 raise

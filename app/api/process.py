@@ -13,8 +13,10 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from types import FrameType
+from typing import cast
 
 import uvicorn
 from fastapi import FastAPI
@@ -140,7 +142,7 @@ def server_config(app: FastAPI, settings: Settings) -> uvicorn.Config:
     """uvicorn as Paceline wants it: its fast parser and loop, and no log of its own."""
     return uvicorn.Config(
         app,
-        http=HttpProtocol,
+        http=cast(type[HttpProtocol], partial(HttpProtocol, settings=settings)),
         ws="none",
         log_config=None,
         access_log=False,

@@ -84,6 +84,7 @@ class EngineServer:
         self._socket.setsockopt(zmq.LINGER, 1000)
         self._socket.setsockopt(zmq.ROUTER_HANDOVER, 1)  # an API worker that was started again takes its name over
         self._socket.bind(address)
+        os.chmod(address.removeprefix("ipc://"), 0o600)  # its folder is private, too
         self._heartbeat = Heartbeat(address)
         self._heartbeat.rest()  # there, an engine that died may have left its last step
         self._encode = msgspec.msgpack.Encoder().encode

@@ -56,6 +56,12 @@ def test_every_stream_survives_twenty_deaths_of_its_engine() -> None:
     assert "| equal | " in done.stdout
 
 
+def test_nothing_stays_behind_after_many_requests_that_are_broken_off() -> None:
+    command = [sys.executable, "benchmarks/soak.py", "--requests", "1000"]
+    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr[-5000:]
+
+
 def test_an_engine_that_hangs_is_ended_and_replaced(server: Server) -> None:
     before = engines(server)
     with begun(server, BODY) as lines:

@@ -1,0 +1,91 @@
+"""Does the service stay as it is? Many short requests, some of which are broken off at random moments.
+
+Afterwards nothing may run, no KV block be held, no file descriptor be lost, and memory be what it was after the first
+fifth. Exits with 1 if something of it does not hold. Without a model: it is the service's own accounts that are tried.
+"""
+
+import argparse
+import asyncio
+import random
+import re
+import sys
+import time
+
+import httpx
+import psutil
+from common import ServerProcess, paceline_serve, print_table
+
+_CLIENTS = 32
+_MAX_GROWTH = 32 * 2**20
+_SETTLE_SECONDS = 10
+
+
+async def _ask(http: httpx.AsyncClient, url: str, index: int, chance: random.Random) -> None:
+    """One request; a third of them are broken off."""
+    body = {"prompt": f"again {index}", "max_tokens": chance.randint(1, 64), "ignore_eos": True}
+    patience = chance.uniform(0, 0.05) if index % 3 == 0 else None
+    try:
+        async with asyncio.timeout(patience):
+            answer = await http.post(f"{url}/v1/completions", json={**body, "stream": bool(index % 2)})
+        answer.raise_for_status()
+    except TimeoutError:
+        pass
+
+
+async def _run(url: str, indices: range, seed: int) -> None:
+    chance, left = random.Random(seed), iter(indices)
+    async with httpx.AsyncClient(timeout=60, trust_env=False) as http:
+
+        async def client() -> None:
+            for index in left:
+                await _ask(http, url, index, chance)
+
+        await asyncio.gather(*(client() for _ in range(_CLIENTS)))
+
+
+def _metric(server: ServerProcess, name: str) -> float:
+    found = re.search(rf"^paceline_{name} (\S+)$", server.metrics(), re.MULTILINE)
+    assert found, name
+    return float(found[1])
+
+
+def _settled(server: ServerProcess) -> bool:
+    """Wait until nothing runs, waits, or holds blocks."""
+    names = ("num_requests_running", "num_requests_waiting", "kv_cache_usage_ratio")
+    deadline = time.monotonic() + _SETTLE_SECONDS
+    while any(_metric(server, name) for name in names):
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.05)
+    return True
+
+
+def _resources(server: ServerProcess) -> tuple[int, int]:
+    """Bytes and file descriptors of all of the service's processes."""
+    root = psutil.Process(server.process.pid)
+    processes = [root, *root.children(recursive=True)]
+    return sum(p.memory_info().rss for p in processes), sum(p.num_fds() for p in processes)
+
+
+def main() -> None:
+    """Run and report."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--requests", type=int, default=20_000)
+    parser.add_argument("--seed", type=int, default=0)
+    options = parser.parse_args()
+    first = options.requests // 5
+    with paceline_serve("--worker", "echo") as server:
+        asyncio.run(_run(server.url, range(first), options.seed))
+        balanced = _settled(server)
+        memory, descriptors = _resources(server)
+        asyncio.run(_run(server.url, range(first, options.requests), options.seed + 1))
+        balanced = _settled(server) and balanced
+        grown, lost = (now - then for now, then in zip(_resources(server), (memory, descriptors), strict=True))
+    rows = [["requests", options.requests], ["all blocks free, nothing running", balanced]]
+    rows += [["memory grown, MiB", f"{grown / 2**20:.1f}"], ["file descriptors lost", lost]]
+    print_table(["figure", "measured"], rows)
+    sys.exit(0 if balanced and grown < _MAX_GROWTH and lost <= 0 else 1)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,138 @@
+"""Bodies made to cost much, against the whole service: refused by the name of the field, and nobody else waits."""
+
+import gzip
+import json
+import socket
+from typing import Any
+
+import pytest
+
+from tests.security.test_hostile_clients import POST, Server, ask, body_request, connect, server, unharmed
+
+__all__ = ["server", "unharmed"]
+
+
+def refusal(server: Server, body: bytes, *headers: bytes, status: int = 400) -> dict[str, Any]:
+    received = ask(server, body_request(body, *headers))
+    head, _, content = received.partition(b"\r\n\r\n")
+    assert head.startswith(b"HTTP/1.1 %d" % status), received[:500]
+    error: dict[str, Any] = json.loads(content)["error"]
+    return error
+
+
+@pytest.mark.parametrize(
+    ("body", "param"),
+    [
+        ({"stop": ["x"] * 10_000}, "stop"),
+        ({"logit_bias": {str(i): 1 for i in range(10_000)}}, "logit_bias"),
+        ({"n": 100_000_000}, "n"),
+        ({"best_of": 100_000_000}, "best_of"),
+        ({"max_tokens": 10**30}, "max_tokens"),
+        ({"top_k": -5}, "top_k"),
+        ({"seed": 10**18 * 100}, "seed"),
+        ({"prompt": []}, "prompt"),
+        ({"prompt": [[1]] * 100_000}, "prompt"),
+        ({"prompt": [10**9]}, "prompt"),
+        ({"prompt": [-1]}, None),
+        ({"prompt_embeds": "gASVCw=="}, "prompt_embeds"),
+        ({"chat_template": "x"}, "chat_template"),
+    ],
+)
+def test_a_field_that_asks_for_too_much_is_named(server: Server, body: Any, param: str | None) -> None:
+    error = refusal(server, json.dumps({"prompt": "x", **body}).encode())
+    assert param is None or error["param"].startswith(param)
+
+
+def test_ten_thousand_tools_are_refused(server: Server) -> None:
+    tools = [{"type": "function", "function": {"name": f"f{i}"}} for i in range(10_000)]
+    answer = server.post("/v1/chat/completions", {"messages": [{"role": "user", "content": "x"}], "tools": tools})
+    assert (answer.status_code, answer.json()["error"]["param"]) == (400, "tools")
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b'{"prompt":' + b"[" * 5_000_000,
+        b'{"a":' * 1_000_000,
+        b'{"prompt": "\xff\xfe"}',
+        b'{"prompt": "\\ud800"}',
+        b'{"prompt": "x", "temperature": NaN}',
+        b'{"prompt": "x", "temperature": 1e999}',
+        b'{"prompt": "x", "seed": ' + b"9" * 1_000_000 + b"}",
+    ],
+)
+def test_json_that_is_none_is_refused(server: Server, body: bytes) -> None:
+    assert refusal(server, body)["type"] == "invalid_request_error"
+
+
+def test_the_last_of_equal_keys_counts(server: Server) -> None:
+    received = ask(server, body_request(b'{"prompt": "x", "max_tokens": 100, "max_tokens": 2}'))
+    assert b'"completion_tokens":2' in received
+
+
+def test_compressed_bodies_are_not_read(server: Server) -> None:
+    bomb = gzip.compress(b" " * 100_000_000)
+    assert refusal(server, bomb, b"Content-Encoding: gzip")["param"] == "Content-Encoding"
+
+
+def test_a_hundred_megabytes_are_refused(server: Server) -> None:
+    received = ask(server, body_request(b" " * 100_000_000))
+    assert received == b"" or received.startswith((b"HTTP/1.1 413", b"HTTP/1.1 408"))
+
+
+def test_many_tiny_chunks_are_a_body(server: Server) -> None:
+    body = b'{"prompt": "x", "max_tokens": 1' + b" " * 200_000 + b"}"
+    chunks = b"".join(b"1\r\n%c\r\n" % byte for byte in body) + b"0\r\n\r\n"
+    received = ask(server, POST + b"Connection: close\r\nTransfer-Encoding: chunked\r\n\r\n" + chunks)
+    assert received[9:12] in (b"200", b"408")
+
+
+def test_no_url_of_a_request_is_fetched(server: Server) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as trap:
+        trap.settimeout(0.5)
+        url = f"http://127.0.0.1:{trap.getsockname()[1]}/x.png"
+        part = {"type": "image_url", "image_url": {"url": url}}
+        calls: list[tuple[str, Any]] = [
+            ("/v1/chat/completions", {"messages": [{"role": "user", "content": [part]}]}),
+            ("/v1/responses", {"input": [{"role": "user", "content": [{"type": "input_image", "image_url": url}]}]}),
+            ("/v1/messages", {"max_tokens": 1, "messages": [{"role": "user", "content": [
+                {"type": "image", "source": {"type": "url", "url": url}}]}]}),
+        ]  # fmt: skip
+        for path, body in calls:
+            answer = server.post(path, body)
+            assert answer.status_code == 400, answer.text
+        text = {"messages": [{"role": "user", "content": f"![x]({url})"}], "max_tokens": 1}
+        assert server.post("/v1/chat/completions", text).status_code == 200
+        with pytest.raises(TimeoutError):
+            trap.accept()
+
+
+def test_no_browser_is_invited(server: Server) -> None:
+    with connect(server) as client:
+        client.sendall(
+            b"OPTIONS /v1/completions HTTP/1.1\r\nHost: x\r\nOrigin: http://evil\r\nConnection: close\r\n"
+            b"Access-Control-Request-Method: POST\r\n\r\n"
+        )
+        assert b"access-control-allow" not in client.recv(65536).lower()
+
+
+def test_what_is_said_never_reaches_the_log(server: Server) -> None:
+    """At log level debug, too."""
+    marker = "xyzzyplugh"
+    for body in (
+        {"prompt": marker, "max_tokens": 2},
+        {"prompt": marker, "max_tokens": -2},
+        {"prompt": marker, "unknown": marker},
+        {"prompt": [marker, 1]},
+        {"prompt": marker, "stop": [marker] * 9},
+    ):
+        server.post("/v1/completions", body)
+    for content in (marker, [{"type": marker, "text": marker}]):
+        server.post("/v1/chat/completions", {"messages": [{"role": "user", "content": content}], "max_tokens": 2})
+        server.post("/v1/chat/completions", {"messages": [{"role": marker, "content": content}]})
+    ask(server, body_request(b'{"prompt": "%s' % marker.encode()))
+    assert marker not in server.get("/metrics").text
+    ask(server, b"GET /the-last-line HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+    server.wait_for("the-last-line")
+    assert "/v1/completions 200" in "".join(server.log)
+    assert marker not in "".join(server.log)
