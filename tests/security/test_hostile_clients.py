@@ -93,7 +93,9 @@ def test_slow_senders_are_cut(server: Server, begin: bytes, drip: bytes, status:
 def test_an_idle_connection_that_begins_again_has_to_go_on(server: Server) -> None:
     with connect(server) as client:
         client.sendall(b"GET /version HTTP/1.1\r\nHost: x\r\n\r\n")
-        assert b"200" in client.recv(65536)
+        received = b""
+        while not received.endswith(b"}"):
+            received += client.recv(65536)
         client.sendall(b"GET /ver")
         assert answer(client).startswith(b"HTTP/1.1 408")
 
