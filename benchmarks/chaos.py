@@ -125,7 +125,7 @@ async def _kill(server: ServerProcess, http: httpx.AsyncClient, kills: int, dice
         starts = dice.random() < 0.15
         while not starts and (await http.get(f"{server.url}/health/ready")).status_code != httpx.codes.OK:
             await asyncio.sleep(0.02)
-        await asyncio.sleep(dice.uniform(0.0, 2.0))
+        await asyncio.sleep(dice.uniform(0.5, 2.5))
         for child in psutil.Process(server.process.pid).children():
             if "app.engine.process" in child.cmdline():
                 child.kill()
@@ -134,7 +134,7 @@ async def _kill(server: ServerProcess, http: httpx.AsyncClient, kills: int, dice
 async def _measure(server: ServerProcess, args: argparse.Namespace) -> Counter[str]:
     bodies = _bodies(args.clients, args.tokens)
     limits = httpx.Limits(max_connections=None)
-    async with httpx.AsyncClient(timeout=120, limits=limits, trust_env=False) as http:
+    async with httpx.AsyncClient(timeout=None, limits=limits, trust_env=False) as http:
         clients, stop = Clients(http, server.url, bodies), asyncio.Event()
         expected = await clients.undisturbed()
         tasks = [
