@@ -114,7 +114,8 @@ class Scheduler:
         num_running = len(self.running)
         allowances = self._allowances(prompt_budget, num_decodes) if self._waiting.has_several_tenants else {}
         prompt_budget = self._schedule_running(step, prompt_budget, allowances)
-        if self._num_waiting and len(self.running) == num_running:  # no preemption: otherwise memory is what is short
+        has_preempted = len(self.running) < num_running  # then memory is what is short
+        if self._num_waiting and self._free_rows and not has_preempted:
             self._schedule_waiting(step, prompt_budget)
         return step if step.rows else None
 
