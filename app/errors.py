@@ -120,6 +120,7 @@ class QueueFullError(ApiError):
 class TenantQueueFullError(QueueFullError):
     """More requests of one tenant wait than it may have."""
 
+    code = "tenant_queue_full"
     rejection = "tenant_queue_full"
 
 

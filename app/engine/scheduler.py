@@ -339,6 +339,7 @@ class Scheduler:
         """Take in what a step gave after `seconds`; returns the news for clients."""
         outputs = []
         now = self.clock()
+        has_several_tenants = self._waiting.has_several_tenants  # one alone has nothing to account for at each token
         for index, (request_id, token) in enumerate(zip(step.request_ids, result.token_ids, strict=True)):
             request = self.requests.get(request_id)
             if request is None:  # ended while the step ran
@@ -349,6 +350,8 @@ class Scheduler:
                 output = self._finish(request, [], FinishReason.ERROR, "the model's output is not a number")
             elif token != NOT_SAMPLED:
                 output = self._take_token(request, token, now)
+                if has_several_tenants:
+                    self._waiting.charge(request, OUTPUT_COST)
                 if index in result.logprobs and output.token_ids:
                     output.logprobs = [result.logprobs[index]]
             else:
@@ -414,7 +417,6 @@ class Scheduler:
         if is_first:
             request.first_token_at = now
         request.token_ids.append(token)
-        self._waiting.charge(request, OUTPUT_COST)
         if request.num_computed_tokens // self.block_size > request.num_registered_blocks:
             self._register_blocks(request)
         if token in sampling.stop_token_ids:
