@@ -241,14 +241,17 @@ class AsyncEngine:
     async def _stay_connected(self) -> None:
         try:
             while True:
-                await self._connect_once()
-                await self._on_death()
+                if await self._connect_once():
+                    await self._on_death()
         except Exception:  # nobody would hear from the engine any more: rather an error than silence
             log.exception("the connection to the engine failed")
             await self._fail("the connection to the engine failed")
 
-    async def _connect_once(self) -> None:
-        """Connect, greet the engine, which answers when it is ready, and listen to it until it dies."""
+    async def _connect_once(self) -> bool:
+        """Connect, greet the engine, which answers when it is ready, and listen to it until it dies.
+
+        Returns whether it ever was ready: one that is just dying may still let us in.
+        """
         # A new socket for each engine: what was still to be sent to the last one must not reach this one.
         self._socket = socket = zmq.asyncio.Context.instance().socket(zmq.DEALER)
         for option, value in ((zmq.SNDHWM, 0), (zmq.RCVHWM, 0), (zmq.LINGER, 0)):
@@ -262,6 +265,7 @@ class AsyncEngine:
             done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
             for task in done:
                 task.result()
+            return self.ready is not None
         finally:
             self.ready = None
             for task in tasks:

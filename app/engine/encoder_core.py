@@ -58,7 +58,7 @@ class EncoderCore:
             timing = RequestTiming(self._open.pop(output.request_id).arrived_at, began, ended, ended)
             output.timing = timing
         stats = EngineStats(
-            num_running=len(commands),
+            num_running=len(commands) if self._open else 0,  # nobody hears of this again while nothing comes
             num_waiting=len(self._open),
             kv_cache_usage=0.0,
             step_tokens=sum(len(command.token_ids) for command in commands),

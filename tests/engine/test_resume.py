@@ -45,14 +45,15 @@ class Engine:
         self._encode = msgspec.msgpack.encode
         self._decode = msgspec.msgpack.Decoder(EngineCommand).decode
 
-    async def start(self, ready: EngineReady = READY) -> None:
-        """Wait for the API worker to greet."""
+    async def start(self, ready: EngineReady | None = READY) -> None:
+        """Wait for the API worker to greet, and answer if it is ready."""
         self._router: zmq.asyncio.Socket = zmq.asyncio.Context.instance().socket(zmq.ROUTER)
         self._router.setsockopt(zmq.LINGER, 0)
         self._router.bind(self.address)
         self._worker, hello = await self._router.recv_multipart()
         assert isinstance(self._decode(hello), HelloCommand)
-        await self._router.send_multipart((self._worker, self._encode(ready)))
+        if ready:
+            await self._router.send_multipart((self._worker, self._encode(ready)))
 
     async def receive(self) -> GenerateCommand:
         _, payload = await asyncio.wait_for(self._router.recv_multipart(), 5)
@@ -128,6 +129,26 @@ async def test_of_requests_without_an_output_only_the_one_to_blame_is_ended(
     progress = (await engine.receive()).progress
     assert progress is not None
     assert not progress.is_suspect  # it has been seen to be innocent
+    engine.die()
+
+
+async def test_an_engine_that_never_was_ready_counts_for_nothing(tmp_path: Path, client: AsyncEngine) -> None:
+    engine = Engine(tmp_path)
+    await engine.start()
+    await client.wait_until_ready()
+    stream = client.generate(command("a", [1]))
+    await engine.receive()
+    engine.die()
+    await client.wait_until_lost()
+    for _ in range(4):  # as a process does that is dying: it is greeted, and gone
+        await engine.start(ready=None)
+        engine.die()
+    await engine.start()
+    progress = (await engine.receive()).progress
+    assert progress is not None
+    assert not progress.is_suspect
+    await engine.send(RequestOutput(request_id="a", token_ids=[5]))
+    assert (await anext(stream)).token_ids == [5]
     engine.die()
 
 
