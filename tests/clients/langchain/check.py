@@ -71,6 +71,8 @@ class TestChat(ChatModelIntegrationTests):
 
 
 if __name__ == "__main__":
-    scopes = ("asyncio_mode=auto", "asyncio_default_test_loop_scope=session")
-    options = [part for scope in scopes for part in ("-o", scope)]
-    sys.exit(pytest.main([__file__, "-q", "-p", "no:cacheprovider", "--tb=short", *options]))
+    # Neither Paceline's settings of pytest nor its conftest, which needs torch.
+    options = ["-q", "--tb=short", "-c", os.devnull, "--rootdir", ".", "--noconftest", "-p", "no:cacheprovider"]
+    for setting in ("asyncio_mode=auto", "asyncio_default_test_loop_scope=session"):
+        options += ["-o", setting]
+    sys.exit(pytest.main([__file__, *options]))
