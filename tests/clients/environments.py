@@ -1,0 +1,54 @@
+"""Throw-away environments for client programs, made at first use and kept until what they are made of changes."""
+
+import shutil
+import subprocess
+import sys
+import sysconfig
+from pathlib import Path
+
+HERE = Path(__file__).parent
+CACHE = HERE.parent.parent / ".clients"
+INSTALL_SECONDS = 900
+
+
+def python_client(name: str, with_torch: bool = False) -> list[str]:
+    """The command that runs a client's check.py; `with_torch` shows it Paceline's own packages behind its own ones."""
+    folder, requirements = CACHE / name, HERE / name / "requirements.txt"
+    python = folder / "bin" / "python"
+    if not _is_made(folder, requirements):
+        _run(sys.executable, "-m", "venv", "--clear", str(folder))
+        if with_torch:
+            own = Path(_run(str(python), "-c", "import sysconfig; print(sysconfig.get_path('purelib'))").strip())
+            (own / "paceline.pth").write_text(sysconfig.get_path("purelib"))
+        # All is pinned, and nothing else may come: torch's dependencies are several GB.
+        _run(str(python), "-m", "pip", "install", "--no-deps", "--requirement", str(requirements))
+        _say_made(folder, requirements)
+    return [str(python), str(HERE / name / "check.py")]
+
+
+def node_client(name: str) -> list[str]:
+    """The command that runs a client's check.mjs, which has to lie beside its node_modules."""
+    folder, lock = CACHE / name, HERE / name / "package-lock.json"
+    if not _is_made(folder, lock):
+        folder.mkdir(parents=True, exist_ok=True)
+        for file in (lock, lock.with_name("package.json")):
+            shutil.copy(file, folder)
+        _run("npm", "ci", "--prefix", str(folder))
+        _say_made(folder, lock)
+    shutil.copy(HERE / name / "check.mjs", folder)
+    return ["node", str(folder / "check.mjs")]
+
+
+def _is_made(folder: Path, of: Path) -> bool:
+    stamp = folder / "made-of"
+    return stamp.exists() and stamp.read_text() == of.read_text()
+
+
+def _say_made(folder: Path, of: Path) -> None:
+    (folder / "made-of").write_text(of.read_text())
+
+
+def _run(*command: str) -> str:
+    run = subprocess.run(command, capture_output=True, text=True, timeout=INSTALL_SECONDS, check=False)
+    assert run.returncode == 0, run.stdout[-2000:] + run.stderr[-3000:]
+    return run.stdout
