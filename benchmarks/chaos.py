@@ -22,6 +22,7 @@ import psutil
 from common import ServerProcess, paceline_serve, print_table, write_result
 
 _SCREENINGS = 3
+_SHARE_OF_STARTS = 0.15
 _SCHEMA = {
     "type": "object",
     "properties": {"name": {"type": "string", "maxLength": 30}, "age": {"type": "integer"}},
@@ -119,13 +120,26 @@ def _merged(parts: list[Any]) -> dict[int, tuple[str, str, Any]]:
     return merged
 
 
+async def _tokens(server: ServerProcess, http: httpx.AsyncClient) -> str:
+    """What all clients have got so far, as the metrics say it."""
+    text = (await http.get(f"{server.url}/metrics")).text
+    return text.partition("\npaceline_generation_tokens_total ")[2].partition("\n")[0]
+
+
 async def _kill(server: ServerProcess, http: httpx.AsyncClient, kills: int, dice: random.Random) -> None:
-    """Kill the engine at random moments: mostly while it works, sometimes while it starts."""
+    """Kill the engine at random moments: mostly while it works, sometimes while it starts.
+
+    While it works means that it has given some token: requests that an engine dies under again and again, before they
+    got anything, are to be suspected of it.
+    """
     for _ in range(kills):
-        starts = dice.random() < 0.15
-        while not starts and (await http.get(f"{server.url}/health/ready")).status_code != httpx.codes.OK:
-            await asyncio.sleep(0.02)
-        await asyncio.sleep(dice.uniform(0.5, 2.5))
+        if dice.random() < _SHARE_OF_STARTS:
+            await asyncio.sleep(dice.uniform(0.0, 2.0))
+        else:
+            before = await _tokens(server, http)
+            while await _tokens(server, http) == before:
+                await asyncio.sleep(0.02)
+            await asyncio.sleep(dice.uniform(0.0, 1.5))
         for child in psutil.Process(server.process.pid).children():
             if "app.engine.process" in child.cmdline():
                 child.kill()
