@@ -3,11 +3,10 @@
 #   docker build -t paceline:gpu --build-arg DEVICE=gpu .
 # Any Debian with Python 3.11 or newer can be the base.
 ARG BASE_IMAGE=python:3.12-slim-bookworm
-# cpu or gpu
-ARG DEVICE=cpu
 
 FROM ${BASE_IMAGE} AS build
-ARG DEVICE
+# cpu or gpu
+ARG DEVICE=cpu
 # Arguments of pip install, such as --index-url of a private index. They replace the default, which for the CPU is
 # PyTorch's own index: PyPI's torch for x86-64 brings several GB of CUDA.
 ARG PIP_ARGS=""
@@ -31,24 +30,23 @@ RUN mkdir -p /models && if [ -n "$EMBEDDED_MODEL" ]; then \
 RUN cd /opt/paceline/lib/python3*/site-packages && rm -rf torch/include torch/share torch/bin/protoc* && \
     find torch -name '*.a' -delete && /opt/paceline/bin/pip uninstall --yes pip
 
-FROM ${BASE_IMAGE} AS runtime-cpu
-# tini is process 1: it passes signals on and reaps. libgomp is the thread pool of the CPU's kernels.
-RUN apt-get update && apt-get install --yes --no-install-recommends tini libgomp1 && rm -rf /var/lib/apt/lists/*
-
-FROM runtime-cpu AS runtime-gpu
-# Triton compiles the launchers of its kernels with a C compiler and Python's headers, which python:* images have.
-RUN apt-get update && apt-get install --yes --no-install-recommends gcc libc6-dev && \
-    if [ -x /usr/bin/python3 ]; then apt-get install --yes --no-install-recommends python3-dev; fi && \
-    rm -rf /var/lib/apt/lists/*
-ENV NVIDIA_VISIBLE_DEVICES=all NVIDIA_DRIVER_CAPABILITIES=compute,utility
-
-FROM runtime-${DEVICE}
+FROM ${BASE_IMAGE}
+ARG DEVICE=cpu
+# tini is process 1: it passes signals on and reaps. libgomp is the thread pool of the CPU's kernels. On a GPU Triton
+# compiles the launchers of its kernels: with a C compiler and Python's headers, which python:* images have.
+RUN packages="tini libgomp1" && \
+    if [ "$DEVICE" = gpu ]; then packages="$packages gcc libc6-dev"; \
+        if [ -x /usr/bin/python3 ]; then packages="$packages python3-dev"; fi; \
+    fi && \
+    apt-get update && apt-get install --yes --no-install-recommends $packages && rm -rf /var/lib/apt/lists/*
 # A user with a name: some libraries ask for it.
 RUN useradd --uid 10001 --home-dir /cache --create-home --shell /usr/sbin/nologin paceline
 COPY --from=build /models /models
 COPY --from=build /opt/paceline /opt/paceline
 ENV PATH=/opt/paceline/bin:$PATH \
     PYTHONUNBUFFERED=1 \
+    NVIDIA_VISIBLE_DEVICES=all \
+    NVIDIA_DRIVER_CAPABILITIES=compute,utility \
     XDG_CACHE_HOME=/cache \
     HF_HOME=/cache/huggingface \
     PACELINE_HOST=0.0.0.0 \

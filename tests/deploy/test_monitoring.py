@@ -1,0 +1,73 @@
+"""Rules, dashboard and compose file: what they name is there, and alerts fire when they should."""
+
+import json
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+import yaml
+
+from app.metrics import Metrics
+from app.settings import ENV_PREFIX, Settings
+
+REPOSITORY = Path(__file__).parents[2]
+RULES = REPOSITORY / "deploy" / "prometheus" / "rules.yml"
+DASHBOARD = REPOSITORY / "deploy" / "grafana" / "dashboards" / "paceline.json"
+
+
+def metrics() -> set[str]:
+    """Names of all series, as Prometheus stores them."""
+    text = Metrics().render().decode()
+    names = set(re.findall(r"^# TYPE (\w+) \w+$", text, re.MULTILINE))
+    histograms = re.findall(r"^# TYPE (\w+) histogram$", text, re.MULTILINE)
+    return names | {f"{name}_{part}" for name in histograms for part in ("bucket", "sum", "count")}
+
+
+@pytest.mark.parametrize("file", [RULES, DASHBOARD])
+def test_every_metric_that_is_asked_for_exists(file: Path) -> None:
+    named = set(re.findall(r"\bpaceline_\w+", file.read_text()))
+    assert len(named) > 8
+    assert named <= metrics(), named - metrics()
+
+
+def test_every_panel_asks_for_something_of_its_own() -> None:
+    panels = json.loads(DASHBOARD.read_text())["panels"]
+    asked = [target["expr"] for panel in panels for target in panel["targets"]]
+    assert len(set(asked)) == len(asked)
+    assert len({panel["title"] for panel in panels}) == len(panels)
+
+
+@pytest.mark.skipif(not shutil.which("promtool"), reason="promtool is not installed")
+@pytest.mark.parametrize(
+    "arguments",
+    [("check", "config", "prometheus.yml"), ("check", "rules", "rules.yml"), ("test", "rules", "rules.test.yml")],
+)
+def test_promtool_accepts_the_rules_and_alerts_fire(arguments: str) -> None:
+    done = subprocess.run(
+        ["promtool", *arguments.split()], cwd=RULES.parent, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_every_alert_is_tested() -> None:
+    rules = [rule for group in yaml.safe_load(RULES.read_text())["groups"] for rule in group["rules"]]
+    alerts = {rule["alert"] for rule in rules if "alert" in rule}
+    tests = yaml.safe_load(RULES.with_name("rules.test.yml").read_text())["tests"]
+    samples = [sample for test in tests for case in test["promql_expr_test"] for sample in case["exp_samples"]]
+    firing = set(re.findall(r'alertname="(\w+)"', " ".join(sample["labels"] for sample in samples)))
+    assert alerts <= firing, alerts - firing
+
+
+def test_the_compose_file_names_what_is_there() -> None:
+    services = yaml.safe_load((REPOSITORY / "docker-compose.yml").read_text())["services"]
+    known = {f"{ENV_PREFIX}{name.upper()}" for name in Settings.model_fields}
+    replicas = [service for name, service in services.items() if name.startswith("paceline")]
+    assert len(replicas) == 2
+    for replica in replicas:
+        assert {name for name in replica["environment"] if name.startswith(ENV_PREFIX)} <= known
+    for service in services.values():
+        for volume in service.get("volumes", ()):
+            if volume.startswith("./"):
+                assert (REPOSITORY / volume.split(":")[0]).exists(), volume
