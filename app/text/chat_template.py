@@ -1,7 +1,7 @@
 """Chat messages to the text that a model was trained on, by its own Jinja template.
 
 Templates come with models and, if the server allows it, with requests: they run in Jinja's sandbox, with the helpers
-that transformers gives them, and with a limit on their output.
+that transformers gives them, and with limits on their time and their output.
 """
 
 import json
@@ -20,6 +20,7 @@ from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from app.errors import InvalidRequestError, ModelError
+from app.text.time_limit import template_time_limit
 from app.text.tokenizer import Tokenizer
 
 Message = dict[str, Any]
@@ -28,6 +29,7 @@ Segments = list[tuple[str, bool]]
 
 _OPEN, _CLOSE = "\U000f0000", "\U000f0001"
 _MAX_OUTPUT = 16 * 2**20
+_MAX_SECONDS = 5.0
 _RESERVED = {"messages", "tools", "documents", "add_generation_prompt", "continue_final_message", "chat_template"}
 
 
@@ -197,11 +199,12 @@ class ChatTemplate:
     def _run(self, template: jinja2.Template, variables: dict[str, Any]) -> str:
         pieces, size = [], 0
         try:
-            for piece in template.generate(variables):
-                pieces.append(piece)
-                size += len(piece)
-                if size > _MAX_OUTPUT:
-                    raise ValueError(f"the text is longer than {_MAX_OUTPUT} characters")
+            with template_time_limit(_MAX_SECONDS):
+                for piece in template.generate(variables):
+                    pieces.append(piece)
+                    size += len(piece)
+                    if size > _MAX_OUTPUT:
+                        raise ValueError(f"the text is longer than {_MAX_OUTPUT} characters")
             text = "".join(pieces)
             text.encode()  # half a surrogate pair, which a template can write, is no text for the tokenizer
         except Exception as error:  # templates are programs: theirs can be any error

@@ -1,5 +1,6 @@
 """Chats are rendered, cut and encoded as transformers does it; whatever else is refused by name."""
 
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -295,3 +296,21 @@ def test_a_broken_template_of_the_model_is_named(content: bytes, folders: dict[s
     (folder / "chat_template.jinja").write_bytes(content)
     with pytest.raises(ModelError, match=r"chat.template"):
         ChatTemplate.from_folder(folder, Tokenizer(folder))
+
+
+@pytest.mark.parametrize(
+    ("body", "words"),
+    [
+        ("", "longer than 0.2 s"),  # writes nothing, and so never gives control back
+        ("{{ a }}", "longer than"),
+    ],
+)
+def test_a_template_that_takes_too_long_or_too_much_is_stopped(
+    body: str, words: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(chat_template, "_MAX_SECONDS", 0.2)
+    loops = f"{{% for a in range(99999) %}}{{% for b in range(99999) %}}{body}{{% endfor %}}{{% endfor %}}"
+    template = ChatTemplate(loops, {}, [])
+    with pytest.raises(InvalidRequestError, match=words):
+        template.render([{"role": "user", "content": "Hi"}])
+    assert sys.gettrace() is None
