@@ -15,6 +15,7 @@ import random
 import sys
 import time
 from collections import Counter
+from contextlib import suppress
 from typing import Any
 
 import httpx
@@ -141,8 +142,9 @@ async def _kill(server: ServerProcess, http: httpx.AsyncClient, kills: int, dice
                 await asyncio.sleep(0.02)
             await asyncio.sleep(dice.uniform(0.0, 1.5))
         for child in psutil.Process(server.process.pid).children():
-            if "app.engine.process" in child.cmdline():
-                child.kill()
+            with suppress(psutil.Error):  # the last one may be dying still
+                if "app.engine.process" in child.cmdline():
+                    child.kill()
 
 
 async def _measure(server: ServerProcess, args: argparse.Namespace) -> Counter[str]:
