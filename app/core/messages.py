@@ -134,6 +134,15 @@ class RequestOutput(msgspec.Struct, kw_only=True, omit_defaults=True):
     error: str = ""
     """For people, with FinishReason.ERROR."""
 
+    def extend(self, later: "RequestOutput") -> None:
+        """Make this and the next output of the request one, in place: a reader may miss thousands."""
+        self.token_ids += later.token_ids
+        self.logprobs += later.logprobs
+        self.prompt_logprobs += later.prompt_logprobs
+        self.vector = later.vector
+        self.timing = later.timing or self.timing
+        self.finish_reason, self.error = later.finish_reason, later.error
+
 
 class EngineStats(msgspec.Struct, kw_only=True):
     """The engine's state after a step, and what the step did."""
@@ -150,9 +159,16 @@ class EngineStats(msgspec.Struct, kw_only=True):
     prefix_cache_hits: int
     num_preemptions: int
 
+    def extend(self, later: "EngineStats") -> None:
+        """Take in the next step: what is counted adds up, and of all else the last one remains."""
+        for name in ("prefix_cache_queries", "prefix_cache_hits", "num_preemptions"):
+            setattr(later, name, getattr(self, name) + getattr(later, name))
+        for name in self.__struct_fields__:
+            setattr(self, name, getattr(later, name))
+
 
 class StepOutputs(msgspec.Struct, tag=True):
-    """One message per step, to each API worker that has a part in it."""
+    """One message per step, to each API worker that has a part in it; of several steps if the worker is behind."""
 
     outputs: list[RequestOutput]
     stats: EngineStats | None
@@ -160,3 +176,6 @@ class StepOutputs(msgspec.Struct, tag=True):
 
 
 EngineMessage = EngineReady | StepOutputs
+
+MAX_UNREAD_MESSAGES = 128
+"""At either end of a connection from the engine to an API worker; beyond them the engine merges what it has to say."""

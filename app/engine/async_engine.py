@@ -13,6 +13,7 @@ from zmq.utils.monitor import recv_monitor_message
 
 from app.core.heartbeat import Heartbeat
 from app.core.messages import (
+    MAX_UNREAD_MESSAGES,
     AbortCommand,
     EngineCommand,
     EngineMessage,
@@ -58,7 +59,7 @@ class RequestStream(AsyncIterator[RequestOutput]):
         if self._pending is None:
             self._pending = output
         else:
-            _extend(self._pending, output)
+            self._pending.extend(output)
         if self._wake is not None and not self._wake.done():
             self._wake.set_result(None)
 
@@ -73,15 +74,6 @@ class RequestStream(AsyncIterator[RequestOutput]):
         assert output is not None
         self._finished = output.finish_reason is not None
         return output
-
-
-def _extend(output: RequestOutput, next_one: RequestOutput) -> None:
-    """Make two consecutive outputs of a request one, in place: a reader may miss thousands."""
-    output.token_ids += next_one.token_ids
-    output.logprobs += next_one.logprobs
-    output.prompt_logprobs += next_one.prompt_logprobs
-    output.timing = next_one.timing or output.timing
-    output.finish_reason, output.error = next_one.finish_reason, next_one.error
 
 
 @dataclass(slots=True)
@@ -254,7 +246,7 @@ class AsyncEngine:
         """
         # A new socket for each engine: what was still to be sent to the last one must not reach this one.
         self._socket = socket = zmq.asyncio.Context.instance().socket(zmq.DEALER)
-        for option, value in ((zmq.SNDHWM, 0), (zmq.RCVHWM, 0), (zmq.LINGER, 0)):
+        for option, value in ((zmq.SNDHWM, 0), (zmq.RCVHWM, MAX_UNREAD_MESSAGES), (zmq.LINGER, 0)):
             socket.setsockopt(option, value)
         socket.setsockopt(zmq.IDENTITY, self._name.encode())
         monitor = socket.get_monitor_socket(zmq.EVENT_DISCONNECTED)

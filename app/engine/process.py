@@ -24,6 +24,7 @@ from app.child import read_settings, when_parent_ends
 from app.core.encoder import EncoderConfig
 from app.core.heartbeat import Heartbeat
 from app.core.messages import (
+    MAX_UNREAD_MESSAGES,
     AbortCommand,
     EncodeCommand,
     EngineCommand,
@@ -34,14 +35,15 @@ from app.core.messages import (
     StepOutputs,
 )
 from app.engine.build import build_encoder_engine, build_engine
+from app.engine.outbox import Outbox
 from app.errors import EXIT_STARTUP_ERROR, StartupError
 from app.log import configure_logging
 from app.settings import Settings
 
 log = logging.getLogger(__name__)
 
-_COMPILING_MS = 2
-"""How often to look after grammars that are being compiled, while there is nothing else to do."""
+_RETRY_MS = 2
+"""How often to look after grammars that are being compiled and API workers that are behind, with no step to run."""
 
 
 class Core(Protocol):
@@ -80,7 +82,8 @@ class EngineServer:
     def __init__(self, address: str) -> None:
         """Listen at a ZeroMQ address; commands wait in the socket until `run`."""
         self._socket: zmq.Socket[bytes] = zmq.Context.instance().socket(zmq.ROUTER)
-        self._socket.setsockopt(zmq.SNDHWM, 0)  # never drop a token: API workers take in all that comes
+        self._socket.setsockopt(zmq.SNDHWM, MAX_UNREAD_MESSAGES)
+        self._socket.setsockopt(zmq.ROUTER_MANDATORY, 1)  # say what cannot be sent, instead of dropping it
         self._socket.setsockopt(zmq.LINGER, 1000)
         self._socket.setsockopt(zmq.ROUTER_HANDOVER, 1)  # an API worker that was started again takes its name over
         self._socket.bind(address)
@@ -89,16 +92,18 @@ class EngineServer:
         self._heartbeat.rest()  # there, an engine that died may have left its last step
         self._encode = msgspec.msgpack.Encoder().encode
         self._decode = msgspec.msgpack.Decoder(EngineCommand).decode
-        self._worker_of: dict[str, bytes] = {}
-        self._workers: list[bytes] = []
+        self._outboxes: dict[bytes, Outbox] = {}
+        """By the names of API workers."""
+        self._outbox_of: dict[str, Outbox] = {}
+        """By open request."""
 
     def run(self, core: Core, ready: EngineReady) -> None:
         """Serve until the process ends."""
         while True:
-            compiles = core.admit_compiled()
+            compiles, has_told = core.admit_compiled(), self._flush()
             if not core.has_work:
                 self._heartbeat.rest()
-                self._socket.poll(_COMPILING_MS if compiles else None)
+                self._socket.poll(_RETRY_MS if compiles or not has_told else None)
             self._receive(core, ready)
             if core.has_work:
                 self._heartbeat.beat(core.suspect)
@@ -113,37 +118,49 @@ class EngineServer:
                     self._greet(worker, core)
                     self._send(worker, ready)
                 case GenerateCommand() | EncodeCommand() as command:
-                    self._worker_of[command.request_id] = worker
+                    self._outbox_of[command.request_id] = self._outboxes[worker]
                     core.add(command)
                 case AbortCommand(request_ids):
                     core.abort(request_ids)
 
     def _greet(self, worker: bytes, core: Core) -> None:
         """Take in a new API worker: the clients of an earlier one of its name are gone."""
-        orphans = [request_id for request_id, owner in self._worker_of.items() if owner == worker]
+        earlier = self._outboxes.get(worker)
+        orphans = [request_id for request_id, outbox in self._outbox_of.items() if outbox is earlier]
         for request_id in orphans:
-            del self._worker_of[request_id]
+            del self._outbox_of[request_id]
         core.abort(orphans)
-        if worker not in self._workers:
-            self._workers.append(worker)
+        self._outboxes[worker] = Outbox(partial(self._send, worker))
 
     def _publish(self, message: StepOutputs) -> None:
-        """Send each API worker the outputs of its requests; the statistics go to the first one."""
-        parts = {worker: StepOutputs([], None) for worker in self._workers}
-        parts[self._workers[0]].stats = message.stats
+        """Tell each API worker of its requests; the first one of the statistics, too."""
+        next(iter(self._outboxes.values())).put_stats(message.stats)
         for output in message.outputs:
-            worker = self._worker_of.get(output.request_id)
-            if worker is None:  # an orphan's
+            outbox = self._outbox_of.get(output.request_id)
+            if outbox is None:  # an orphan's
                 continue
             if output.finish_reason is not None:
-                del self._worker_of[output.request_id]
-            parts[worker].outputs.append(output)
-        for worker, part in parts.items():
-            if part.outputs or part.stats:
-                self._send(worker, part)
+                del self._outbox_of[output.request_id]
+            outbox.put(output)
+        self._flush()
 
-    def _send(self, worker: bytes, message: EngineMessage) -> None:
-        self._socket.send_multipart((worker, self._encode(message)))
+    def _flush(self) -> bool:
+        """Whether all API workers have taken what there was for them."""
+        has_told = [outbox.flush() for outbox in self._outboxes.values()]
+        return all(has_told)
+
+    def _send(self, worker: bytes, message: EngineMessage) -> bool:
+        """Whether the worker can take a message. One that is gone takes everything."""
+        try:
+            self._socket.send(worker, zmq.SNDMORE | zmq.NOBLOCK)
+        except zmq.Again:
+            return False
+        except zmq.ZMQError as error:
+            if error.errno != zmq.EHOSTUNREACH:
+                raise
+            return True
+        self._socket.send(self._encode(message))
+        return True
 
 
 def _build(settings: Settings, folder: Path) -> tuple[Core, EngineReady]:

@@ -13,7 +13,7 @@ from tests.server.process import Server, running_server, wait_until
 
 JSON = b"Host: x\r\nContent-Type: application/json\r\n"
 POST = b"POST /v1/completions HTTP/1.1\r\n" + JSON
-MAX_GROWTH = 200 * 2**20
+MAX_GROWTH = 100 * 2**20
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,40 @@
+"""What an API worker is to be told, and cannot take in yet."""
+
+from collections.abc import Callable
+
+from app.core.messages import EngineStats, RequestOutput, StepOutputs
+
+
+class Outbox:
+    """News for one API worker: a message per step; one for all of the steps that it is behind.
+
+    So a worker that is slower than the engine costs nobody memory or time, and gets less to do.
+    """
+
+    def __init__(self, send: Callable[[StepOutputs], bool]) -> None:
+        """`send` returns whether the worker could take the message."""
+        self._send = send
+        self._outputs: dict[str, RequestOutput] = {}
+        self._stats: EngineStats | None = None
+
+    def put(self, output: RequestOutput) -> None:
+        """Add news of a request, which may be changed here from now on."""
+        earlier = self._outputs.setdefault(output.request_id, output)
+        if earlier is not output:
+            earlier.extend(output)
+
+    def put_stats(self, stats: EngineStats | None) -> None:
+        """Add what a step did."""
+        if self._stats is None:
+            self._stats = stats
+        elif stats is not None:
+            self._stats.extend(stats)
+
+    def flush(self) -> bool:
+        """Send what there is, if the worker can take it; whether nothing is left."""
+        if not self._outputs and self._stats is None:
+            return True
+        if not self._send(StepOutputs(list(self._outputs.values()), self._stats)):
+            return False
+        self._outputs, self._stats = {}, None
+        return True
