@@ -293,9 +293,12 @@ class AsyncEngine:
             request.take(output)
 
     async def _on_ready(self, ready: EngineReady) -> None:
-        """Take the engine into use: what is open is what the last one left."""
+        """Take the engine into use: what is open is what the last one left.
+
+        A request that the last one ran alone goes first: if it is not to blame, that shows before anything else happens.
+        """
         self.ready = ready
-        for request in self._open.values():
+        for request in sorted(self._open.values(), key=lambda request: request.deaths_alone, reverse=True):
             self._send(request.command_for_the_next_engine())
         await self._notify()
 

@@ -85,7 +85,7 @@ class GpuRunner:
     @torch.inference_mode()
     def compile(self) -> None:
         """Compile the kernels, as far as they are not in the cache: several at a time. The layers need some cache."""
-        with compiling(threads=os.cpu_count() or 1):
+        with compiling(processes=os.cpu_count() or 1):
             self._allocate_hidden()
             mixed = [self._mixed_shape(size) for size in self.token_sizes if size <= MOST_ROWS]
             for shape in (self.largest, *mixed, *map(self._decode_shape, self._decode_sizes)):

@@ -109,10 +109,12 @@ async def test_of_requests_without_an_output_only_the_one_to_blame_is_ended(
     engine = Engine(tmp_path)
     await engine.start()
     await client.wait_until_ready()
-    bad, good = client.generate(command("bad", [1])), client.generate(command("good", [2]))
-    for expected in (None, False, True, True, True):  # whether they are suspects
+    good, bad = client.generate(command("good", [2])), client.generate(command("bad", [1]))
+    for number, expected in enumerate((None, False, True, True, True)):  # whether they are suspects
         received = [await engine.receive() for _ in range(2)]
         assert [r.progress and r.progress.is_suspect for r in received] == [expected, expected]
+        # Whoever ran alone when an engine died comes first in the next one.
+        assert [r.request_id for r in received] == (["good", "bad"] if number < 3 else ["bad", "good"])
         engine.die(suspect="bad" if expected else "")
         await client.wait_until_lost()
         await engine.start()

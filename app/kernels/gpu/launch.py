@@ -6,9 +6,10 @@ may be loaded before it waits; anything else only after. Kernels of many program
 an early start are spread unevenly over the multiprocessors (measured: attention of 32 requests takes a third longer).
 """
 
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+import multiprocessing
+from collections.abc import Callable, Iterator
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from contextlib import contextmanager, suppress
 from functools import cache
 from typing import Any
 
@@ -17,6 +18,8 @@ import triton
 import triton.language as tl
 
 _compiles_only = False
+_COMPILE_SECONDS = 60
+"""After which a process that compiles is left to itself."""
 
 
 @triton.jit
@@ -51,15 +54,59 @@ def launch(kernel: Any, grid: tuple[int, ...], *args: Any, overlaps: bool = Fals
 
 
 @contextmanager
-def compiling(threads: int) -> Iterator[None]:
+def compiling(processes: int) -> Iterator[None]:
     """In here, kernels are not started: at the end all of them are compiled and loaded, several at a time."""
     global _compiles_only
     _compiles_only = True
     try:
-        with ThreadPoolExecutor(threads) as executor:
-            with triton.AsyncCompileMode(executor) as mode:
-                yield
-            # A kernel is loaded when it is asked for its launcher, which is a program in C that has to be compiled too.
-            list(executor.map(lambda kernel: kernel.result().run, mode.future_kernels.values()))
+        compiler = _Compiler()
+        with triton.AsyncCompileMode(compiler) as mode:
+            yield
+            compiler.run(processes)
+            kernels = list(mode.future_kernels.values())
+        # A kernel is loaded when it is asked for its launcher, which is a program in C that has to be compiled too.
+        with ThreadPoolExecutor(processes) as executor:
+            list(executor.map(lambda kernel: kernel.result().run, kernels))
     finally:
         _compiles_only = False
+
+
+class _Compiler(Executor):
+    """Compiles what it was given all at once, in processes of their own: half of Triton's work is Python.
+
+    They are forks, which need not import anything and know what is to be compiled. They leave the GPU alone, and what
+    they compile in Triton's cache on disk.
+    """
+
+    def __init__(self) -> None:
+        self._work: list[tuple[Future[Any], Callable[[], Any]]] = []
+
+    def submit(self, fn: Callable[[], Any]) -> Future[Any]:  # type: ignore[override]
+        """See `Executor`."""
+        future: Future[Any] = Future()
+        self._work.append((future, fn))
+        return future
+
+    def run(self, processes: int) -> None:
+        """Do all of the work."""
+        compile_all = [fn for _, fn in self._work]
+        fork = multiprocessing.get_context("fork")
+        children = [
+            fork.Process(target=_call_all, args=(compile_all[index::processes],), daemon=True)
+            for index in range(min(processes, len(compile_all)))
+        ]
+        for child in children:
+            child.start()
+        for child in children:
+            child.join(_COMPILE_SECONDS)
+        for future, fn in self._work:  # what a child could not compile is compiled here, and says why not
+            try:
+                future.set_result(fn())
+            except Exception as error:
+                future.set_exception(error)
+
+
+def _call_all(work: list[Callable[[], Any]]) -> None:
+    for fn in work:
+        with suppress(Exception):
+            fn()
