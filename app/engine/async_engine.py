@@ -295,7 +295,7 @@ class AsyncEngine:
     async def _on_ready(self, ready: EngineReady) -> None:
         """Take the engine into use: what is open is what the last one left.
 
-        A request that the last one ran alone goes first: if it is not to blame, that shows before anything else happens.
+        A request that the last one ran alone goes first: if it is not to blame, that shows before all else.
         """
         self.ready = ready
         for request in sorted(self._open.values(), key=lambda request: request.deaths_alone, reverse=True):
