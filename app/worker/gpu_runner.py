@@ -87,14 +87,14 @@ class GpuRunner:
         """Compile the kernels, as far as they are not in the cache: several at a time. The layers need some cache."""
         with compiling(processes=os.cpu_count() or 1):
             self._allocate_hidden()
+            for size in self._decode_sizes:  # these kernels take longest, so they are the first
+                self._send_padding(self.largest, size)
+                for draws in (False, True):
+                    self._run_sampling(size, draws)
             mixed = [self._mixed_shape(size) for size in self.token_sizes if size <= MOST_ROWS]
             for shape in (self.largest, *mixed, *map(self._decode_shape, self._decode_sizes)):
                 self._send_padding(shape)
                 self._run_body(shape)
-            for size in self._decode_sizes:
-                self._send_padding(shape, size)
-                for draws in (False, True):
-                    self._run_sampling(size, draws)
 
     @torch.inference_mode()
     def measure_activations(self) -> int:

@@ -7,7 +7,7 @@ an early start are spread unevenly over the multiprocessors (measured: attention
 """
 
 import multiprocessing
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Hashable, Iterator
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from functools import cache
@@ -17,7 +17,8 @@ import torch
 import triton
 import triton.language as tl
 
-_compiles_only = False
+_asked_for: set[Hashable] | None = None
+"""What is to be compiled, while kernels are not started but only that."""
 _COMPILE_SECONDS = 60
 """After which a process that compiles is left to itself."""
 
@@ -47,17 +48,27 @@ def launch(kernel: Any, grid: tuple[int, ...], *args: Any, overlaps: bool = Fals
     """
     if overlaps and _can_overlap():
         options["launch_pdl"] = options["OVERLAPS"] = True
-    if _compiles_only:
-        kernel.warmup(*args, grid=grid, **options)
-    else:
+    if _asked_for is None:
         kernel[grid](*args, **options)
+    elif (signature := _signature(kernel, args, options)) not in _asked_for:
+        _asked_for.add(signature)
+        kernel.warmup(*args, grid=grid, **options)
+
+
+def _signature(kernel: Any, args: tuple[Any, ...], options: dict[str, Any]) -> Hashable:
+    """Equal for starts that need the same compiled kernel, as those of all layers of a model do.
+
+    Triton finds that out as well, but takes a millisecond for it until the kernel has been compiled.
+    """
+    described = tuple((a.dtype, a.data_ptr() % 16) if isinstance(a, torch.Tensor) else a for a in args)
+    return (kernel, described, tuple(options.items()))
 
 
 @contextmanager
 def compiling(processes: int) -> Iterator[None]:
     """In here, kernels are not started: at the end all of them are compiled and loaded, several at a time."""
-    global _compiles_only
-    _compiles_only = True
+    global _asked_for
+    _asked_for = set()
     try:
         compiler = _Compiler()
         with triton.AsyncCompileMode(compiler) as mode:
@@ -68,7 +79,7 @@ def compiling(processes: int) -> Iterator[None]:
         with ThreadPoolExecutor(processes) as executor:
             list(executor.map(lambda kernel: kernel.result().run, kernels))
     finally:
-        _compiles_only = False
+        _asked_for = None
 
 
 class _Compiler(Executor):
