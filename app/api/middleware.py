@@ -5,6 +5,7 @@ import re
 import time
 import uuid
 from functools import partial
+from typing import TYPE_CHECKING
 from urllib.parse import quote
 
 from starlette.requests import ClientDisconnect
@@ -14,6 +15,9 @@ from app.api.drain import Drain
 from app.api.errors import error_response
 from app.api.request_log import RequestLog
 from app.errors import DrainingError, InternalError, PayloadTooLargeError, is_fault
+
+if TYPE_CHECKING:
+    from app.api.tracing import Tracing
 
 log = logging.getLogger("app.api.access")
 
@@ -25,10 +29,11 @@ _REQUEST_ID = re.compile(rb"[A-Za-z0-9_.:/+=@-]{1,128}")
 class RequestMiddleware:
     """Pure ASGI: one call deep, whatever the number of events of a stream."""
 
-    def __init__(self, app: ASGIApp, max_body_size: int, drain: Drain) -> None:
+    def __init__(self, app: ASGIApp, max_body_size: int, drain: Drain, tracing: "Tracing | None") -> None:
         self._app = app
         self._max_body_size = max_body_size
         self._drain = drain
+        self._tracing = tracing
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """See ASGI."""
@@ -75,6 +80,8 @@ class RequestMiddleware:
         if entry.rejection:
             service.metrics.record_rejected(entry.rejection)
         fields = entry.fields()
+        if self._tracing and (trace_id := self._tracing.record(scope, entry, service.model_name)):
+            fields["trace_id"] = trace_id
         level = logging.DEBUG if scope["path"] in _QUIET else logging.INFO
         request = {"method": scope["method"], "path": quote(scope["path"]), "status": entry.status}
         log.log(level, "%(method)s %(path)s %(status)d", request, extra={"fields": fields})
