@@ -1,11 +1,13 @@
 """Log lines on stderr: for people, or JSON for machines.
 
-A line about an event with fields is written as `log.info("request", extra={"fields": {...}})`.
+A line about an event with fields is written as `log.info("request", extra={"fields": {...}})`. If the message takes its
+arguments by name, as in `log.info("%(path)s", {"path": ...})`, these are fields of the JSON, too.
 """
 
 import json
 import logging
 import sys
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any
 
@@ -27,8 +29,14 @@ def configure_logging(settings: ServerSettings, process: str) -> None:
 
 
 def _fields(record: logging.LogRecord) -> dict[str, Any]:
+    """What is not in the message."""
     fields: dict[str, Any] = getattr(record, "fields", {})
     return fields
+
+
+def _arguments(record: logging.LogRecord) -> dict[str, Any]:
+    """The message's arguments that have names."""
+    return dict(record.args) if isinstance(record.args, Mapping) else {}
 
 
 class JsonFormatter(logging.Formatter):
@@ -46,6 +54,7 @@ class JsonFormatter(logging.Formatter):
             "process": self._process,
             "logger": record.name,
             "message": record.getMessage(),
+            **_arguments(record),
             **_fields(record),
         }
         if record.exc_info:

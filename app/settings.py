@@ -9,7 +9,7 @@ import os
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ByteSize, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ByteSize, ConfigDict, Field, HttpUrl, ValidationError
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, YamlConfigSettingsSource
 
 from app.errors import StartupError
@@ -123,6 +123,10 @@ class ServerSettings(BaseModel):
     )
     log_format: Literal["console", "json"] = Field("console", description="form of the log lines on stderr")
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="least severe line to log")
+    otlp_traces_endpoint: HttpUrl | None = Field(
+        None,
+        description="where traces go: OTLP over HTTP, such as http://collector:4318/v1/traces; auto: there are none",
+    )
 
 
 class ReliabilitySettings(BaseModel):

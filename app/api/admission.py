@@ -9,7 +9,7 @@ from fastapi import Depends, Request
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from app.api.errors import error_response
-from app.api.middleware import RequestLog
+from app.api.request_log import RequestLog
 from app.api.service import Service, ServiceDep
 from app.errors import (
     ApiError,
@@ -132,11 +132,8 @@ class AuthMiddleware:
                 entry.tenant = self._admission.tenant_of(scope)
                 entry.deadline = _deadline(scope, self._request_timeout)
             except ApiError as error:
-                entry.fields["error"] = error.message
                 await error_response(error, scope)(scope, receive, send)
                 return
-            if entry.tenant is not EVERYBODY:
-                entry.fields["tenant"] = entry.tenant.name
         await self._app(scope, receive, send)
 
 

@@ -10,17 +10,21 @@ from fastapi import Request
 from starlette.responses import Response
 
 from app.api.disconnect import run_unless_disconnected
-from app.api.generation import Choice, Generation, Usage
-from app.api.middleware import RequestLog
+from app.api.generation import Choice, Generation
+from app.api.request_log import RequestLog
 from app.api.schemas.common import SamplingFields
 from app.api.service import Service
 from app.api.sse import EventStream, done, encode_json, ended, event
+from app.api.usage import Usage
 from app.errors import ApiError
 from app.text.output_processor import TextDelta
 
 
 class Answer(ABC):
     """The answer to one call. Subclasses put it into the form of their endpoint."""
+
+    response_id: str | None = None
+    """Its id, where operators may know it: with some, others could read the answer."""
 
     def __init__(self, service: Service, streams: bool, is_resumable: bool = False) -> None:
         """`is_resumable`: whether the body asks for what the header X-Resumable does, too."""
@@ -30,25 +34,37 @@ class Answer(ABC):
 
     async def respond(self, request: Request, choices: list[Choice], n: int, priority: int) -> Response:
         """Run the choices, `n` for each prompt, and send what comes of them. Whatever happens, none is left running."""
-        generation = Generation(self._service, choices, n, priority, request.scope["request_log"])
+        entry: RequestLog = request.scope["request_log"]
+        entry.is_stream, entry.response_id = self._streams, self.response_id
+        generation = Generation(self._service, choices, n, priority, entry)
         if self._streams:
-            return self._stream(request, generation)
+            return self._stream(request, generation, entry)
         try:
             return await run_unless_disconnected(request, self._whole(generation))
         finally:
             generation.abort()
 
-    def _stream(self, request: Request, generation: Generation) -> Response:
-        events, stop = ended(self._all_events(generation), self.end), generation.abort
+    def _stream(self, request: Request, generation: Generation, entry: RequestLog) -> Response:
+        def end(error: ApiError | None) -> bytes:
+            if error is not None:
+                entry.note_error(error)
+            return self.end(error)
+
+        events, stop = ended(self._all_events(generation), end), generation.abort
         keepalive = self._service.settings.keepalive_comment
         if not (self._is_resumable or request.headers.get("x-resumable") == "true"):
             return EventStream(events, stop, keepalive)
-        entry: RequestLog = request.scope["request_log"]
+
+        def let_go() -> None:
+            generation.abort()
+            entry.release()
+
         try:
-            stream = self._service.streams.start(entry.tenant.name, entry.request_id, events, stop)
+            stream = self._service.streams.start(entry.tenant.name, entry.request_id, events, let_go)
         except ApiError:
             generation.abort()
             raise
+        entry.hold()
         return EventStream(stream.read(), lambda: None, keepalive)
 
     async def _whole(self, generation: Generation) -> bytes:
@@ -102,6 +118,7 @@ class ChoicesAnswer(Answer):
     def __init__(self, service: Service, body: SamplingFields, head: dict[str, Any]) -> None:
         """`head`: what every event, or the one body, begins with."""
         super().__init__(service, body.stream, body.stream_options is not None and body.stream_options.resumable)
+        self.response_id = head["id"]
         self._include_usage = body.include_usage
         self._head = {**head, "created": int(time.time()), "model": service.model_name}
         if body.stream and self._include_usage:

@@ -1,7 +1,9 @@
 """The ASGI application: routes, errors, middleware."""
 
-from collections.abc import Callable
-from contextlib import AbstractAsyncContextManager
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from typing import TYPE_CHECKING
 
 from fastapi import FastAPI
 
@@ -13,7 +15,11 @@ from app.api.drain import Drain
 from app.api.errors import install_error_handlers
 from app.api.middleware import RequestMiddleware
 from app.api.routes import chat, completions, encoders, messages, models, operations, responses, streams, tokenize
+from app.errors import StartupError
 from app.settings import Settings
+
+if TYPE_CHECKING:
+    from app.api.tracing import Tracing
 
 Lifespan = Callable[[FastAPI], AbstractAsyncContextManager[None]]
 
@@ -21,16 +27,40 @@ Lifespan = Callable[[FastAPI], AbstractAsyncContextManager[None]]
 def create_app(settings: Settings, lifespan: Lifespan) -> FastAPI:
     """An application that serves what `lifespan` puts at `app.state.service`.
 
-    Raises StartupError if the file of API keys is broken.
+    Raises StartupError if the file of API keys is broken, or tracing is wanted and its packages are not there.
     """
-    app = FastAPI(title="Paceline", version=__version__, description="LLM inference service", lifespan=lifespan)
+    tracing = _tracing(settings)
+
+    @asynccontextmanager
+    async def whole_life(app: FastAPI) -> AsyncIterator[None]:
+        try:
+            async with lifespan(app):
+                yield
+        finally:
+            if tracing is not None:
+                await asyncio.to_thread(tracing.close)
+
+    app = FastAPI(title="Paceline", version=__version__, description="LLM inference service", lifespan=whole_life)
     install_error_handlers(app)
     app.state.deep_check = DeepCheck()
     app.state.drain = Drain(settings.drain_timeout)
     app.state.admission = Admission(settings)
     app.add_middleware(AuthMiddleware, admission=app.state.admission, request_timeout=settings.request_timeout)
-    app.add_middleware(RequestMiddleware, max_body_size=settings.max_body_size, drain=app.state.drain)
+    app.add_middleware(RequestMiddleware, max_body_size=settings.max_body_size, drain=app.state.drain, tracing=tracing)
     for routes in (models, completions, chat, responses, messages, streams, encoders, tokenize, operations):
         app.include_router(routes.router)
     install_document(app)
     return app
+
+
+def _tracing(settings: Settings) -> "Tracing | None":
+    """What makes traces, if they are wanted: its libraries are imported only then."""
+    if settings.otlp_traces_endpoint is None:
+        return None
+    try:
+        from app.api.tracing import Tracing
+    except ModuleNotFoundError as error:
+        raise StartupError(
+            f"otlp_traces_endpoint: the package of {error.name} is missing: pip install 'paceline[tracing]'"
+        ) from None
+    return Tracing(str(settings.otlp_traces_endpoint))

@@ -11,11 +11,12 @@ import numpy as np
 from fastapi import Request
 from numpy.typing import NDArray
 
-from app.api.middleware import RequestLog
 from app.api.prompts import aside
+from app.api.request_log import RequestLog
 from app.api.schemas.encoders import EncoderFields
 from app.api.service import Service
-from app.core.messages import EncodeCommand, RequestOutput
+from app.api.usage import Usage
+from app.core.messages import EncodeCommand, RequestOutput, RequestTiming
 from app.core.request import FinishReason
 from app.errors import ContextLengthError, InvalidRequestError
 from app.text.tokenizer import EncoderInput
@@ -45,13 +46,13 @@ async def encode(service: Service, request: Request, body: EncoderFields, texts:
         raise InvalidRequestError(f"{param}: at most {most} inputs (max_inputs)", param)
     inputs = await _tokenize(service, body, texts, param)
     entry: RequestLog = request.scope["request_log"]
+    entry.usage = Usage(prompt_tokens=sum(len(one.token_ids) for one in inputs))
     run = _Run(service, entry, body.priority)
     try:
         vectors = await run.all(inputs)
     finally:
         run.abort()
-    entry.fields["prompt_tokens"] = num_tokens = sum(len(one.token_ids) for one in inputs)
-    return Encoded(vectors, num_tokens)
+    return Encoded(vectors, entry.usage.prompt_tokens)
 
 
 async def _tokenize(service: Service, body: EncoderFields, texts: list[Text], param: str) -> list[EncoderInput]:
@@ -86,6 +87,7 @@ async def _tokenize(service: Service, body: EncoderFields, texts: list[Text], pa
 class _Open:
     """An input that the engine has."""
 
+    index: int
     command: EncodeCommand
     outputs: AsyncIterator[RequestOutput]
 
@@ -126,7 +128,7 @@ class _Run:
             weight=self._entry.tenant.weight,
             arrived_at=self._entry.arrived_at,
         )
-        self._open.append(_Open(command, self._service.engine.generate(command)))
+        self._open.append(_Open(index, command, self._service.engine.generate(command)))
         self._service.metrics.record_admitted(len(one.token_ids))
         self._service.use_tokens(self._entry.tenant, "prompt", len(one.token_ids))
 
@@ -135,13 +137,17 @@ class _Run:
         output = await anext(first.outputs)
         self._open.popleft()
         assert output.finish_reason is not None
-        seconds = time.monotonic() - first.command.arrived_at
-        self._service.metrics.record_finished(output.finish_reason, seconds, output.timing)
+        self._record_finished(first, output.finish_reason, output.timing)
         if output.finish_reason is FinishReason.TIMEOUT:
             raise self._service.expired(self._entry)
         if output.finish_reason is not FinishReason.STOP:
             raise self._service.failed(output.error)
         return np.frombuffer(output.vector, dtype=np.float32)
+
+    def _record_finished(self, one: _Open, reason: FinishReason, timing: RequestTiming | None) -> None:
+        seconds = time.monotonic() - one.command.arrived_at
+        self._service.metrics.record_finished(reason, seconds, timing)
+        self._entry.note_end(one.index, reason, timing)
 
     def _expire(self) -> None:
         for one in self._open:
@@ -153,5 +159,5 @@ class _Run:
             self._expiry.cancel()
         for one in self._open:
             self._service.engine.abort(one.command.request_id)
-            self._service.metrics.record_finished(FinishReason.ABORT, time.monotonic() - one.command.arrived_at, None)
+            self._record_finished(one, FinishReason.ABORT, None)
         self._open.clear()

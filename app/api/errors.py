@@ -7,6 +7,7 @@ from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 from starlette.types import Scope
 
+from app.api.request_log import RequestLog
 from app.errors import ApiError, InvalidRequestError, NotFoundError
 
 _ANTHROPIC_PATH = "/v1/messages"
@@ -38,10 +39,12 @@ def error_response(
     error: ApiError, scope: Scope, status: int | None = None, headers: dict[str, str] | None = None
 ) -> JSONResponse:
     """The HTTP answer that an error becomes, to a request of this scope."""
-    scope["request_log"].rejection = error.rejection
+    entry: RequestLog = scope["request_log"]
+    entry.rejection = error.rejection
+    entry.note_error(error)
     retry = {} if error.retry_after is None else {"Retry-After": str(error.retry_after)}
     if scope["path"] == _ANTHROPIC_PATH or scope["path"].startswith(f"{_ANTHROPIC_PATH}/"):
-        body = anthropic_error_body(error, scope["request_log"].request_id)
+        body = anthropic_error_body(error, entry.request_id)
     else:
         body = error_body(error)
     return JSONResponse(body, status_code=status or error.status, headers={**(headers or {}), **retry})
@@ -52,9 +55,6 @@ def install_error_handlers(app: FastAPI) -> None:
 
     @app.exception_handler(ApiError)
     async def _api_error(request: Request, error: ApiError) -> JSONResponse:
-        # The text of a refusal may repeat what the client wrote, which is nothing for the log.
-        shown = error.message if error.status >= 500 else error.code or error.type
-        request.scope["request_log"].fields["error"] = shown
         return error_response(error, request.scope)
 
     @app.exception_handler(HTTPException)

@@ -6,8 +6,9 @@ from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
 
-from app.api.middleware import RequestLog
+from app.api.request_log import RequestLog
 from app.api.service import Service
+from app.api.usage import Usage
 from app.core.engine_client import EngineClient
 from app.core.messages import GenerateCommand, RequestOutput, RequestTiming
 from app.core.request import FinishReason
@@ -22,24 +23,6 @@ class Choice:
     prompt_token_ids: list[int]
     sampling: SamplingParams
     conditions: StopConditions
-
-
-@dataclass
-class Usage:
-    """Token counts of a call. A prompt counts once, however many choices continue it."""
-
-    prompt_tokens: int = 0
-    completion_tokens: int = 0
-    cached_tokens: int = 0
-
-    def as_dict(self) -> dict[str, object]:
-        """The `usage` object of OpenAI's API."""
-        return {
-            "prompt_tokens": self.prompt_tokens,
-            "completion_tokens": self.completion_tokens,
-            "total_tokens": self.prompt_tokens + self.completion_tokens,
-            "prompt_tokens_details": {"cached_tokens": self.cached_tokens},
-        }
 
 
 class Generation:
@@ -74,6 +57,7 @@ class Generation:
             self.usage.prompt_tokens += len(choice.prompt_token_ids)
             service.metrics.record_admitted(len(choice.prompt_token_ids))
         service.use_tokens(entry.tenant, "prompt", self.usage.prompt_tokens)
+        entry.usage, entry.sampling, entry.num_choices = self.usage, choices[0].sampling, n
 
     def _submit(self, index: int, choice: Choice, priority: int, counts_prompt: bool) -> None:
         command = GenerateCommand(
@@ -162,7 +146,7 @@ class Generation:
         if delta.token_ids:
             if choice.last_at is None:
                 metrics.record_first_token(now - choice.command.arrived_at, len(delta.token_ids))
-                self._entry.fields.setdefault("ttft", round(now - choice.command.arrived_at, 4))
+                self._entry.ttft = self._entry.ttft or now - choice.command.arrived_at
             else:
                 metrics.record_token_gap(now - choice.last_at, len(delta.token_ids))
             choice.last_at = now
@@ -184,11 +168,7 @@ class Generation:
     def _record_finished(self, choice: "_OpenChoice", reason: FinishReason) -> None:
         seconds = time.monotonic() - choice.command.arrived_at
         self._service.metrics.record_finished(reason, seconds, choice.timing)
-        fields = self._entry.fields
-        fields["prompt_tokens"] = self.usage.prompt_tokens
-        fields["cached_tokens"] = self.usage.cached_tokens
-        fields["completion_tokens"] = self.usage.completion_tokens
-        fields["finish_reason"] = reason.value
+        self._entry.note_end(choice.index, reason, choice.timing)
 
 
 @dataclass

@@ -1,19 +1,23 @@
-"""What happens around every request: its id, the limit on its body, and its line in the log."""
+"""What happens around every request: its id, the limit on its body, and what is recorded of it in the end."""
 
 import logging
 import re
 import time
 import uuid
-from dataclasses import dataclass, field
-from typing import Any
+from functools import partial
+from typing import TYPE_CHECKING
+from urllib.parse import quote
 
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.api.drain import Drain
 from app.api.errors import error_response
+from app.api.request_log import RequestLog
 from app.errors import DrainingError, InternalError, PayloadTooLargeError, is_fault
-from app.tenants import EVERYBODY, Tenant
+
+if TYPE_CHECKING:
+    from app.api.tracing import Tracing
 
 log = logging.getLogger("app.api.access")
 
@@ -22,40 +26,22 @@ _QUIET = {"/health", "/health/live", "/health/ready", "/health/deep", "/metrics"
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9_.:/+=@-]{1,128}")
 
 
-@dataclass
-class RequestLog:
-    """What routes add to the line that their request leaves in the log."""
-
-    request_id: str
-    arrived_at: float
-    """Seconds, `time.monotonic()`."""
-    tenant: Tenant = EVERYBODY
-    deadline: float | None = None
-    """When the request has to have ended, `time.monotonic()`."""
-    status: int = 0
-    rejection: str | None = None
-    """Why it was refused, as metrics call it."""
-    fields: dict[str, Any] = field(default_factory=dict)
-
-    def engine_id(self, index: int) -> str:
-        """What the engine is to call the request's part `index`: clients may choose the same id twice."""
-        return f"{self.request_id}-{index}-{time.monotonic_ns():x}"
-
-
 class RequestMiddleware:
     """Pure ASGI: one call deep, whatever the number of events of a stream."""
 
-    def __init__(self, app: ASGIApp, max_body_size: int, drain: Drain) -> None:
+    def __init__(self, app: ASGIApp, max_body_size: int, drain: Drain, tracing: "Tracing | None") -> None:
         self._app = app
         self._max_body_size = max_body_size
         self._drain = drain
+        self._tracing = tracing
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """See ASGI."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        entry = scope["request_log"] = RequestLog(_request_id(scope), arrived_at=time.monotonic())
+        entry = RequestLog(_request_id(scope), arrived_at=time.monotonic(), record=partial(self._record, scope))
+        scope["request_log"] = entry
         request_id = entry.request_id.encode("latin-1")
 
         async def send_start(message: Message) -> None:
@@ -70,27 +56,35 @@ class RequestMiddleware:
         self._drain.num_open += is_work
         try:
             if self._drain.has_begun and is_work:
-                entry.fields["error"] = "draining"
                 refusal = DrainingError("the server is shutting down")
                 await error_response(refusal, scope)(scope, receive, send_start)
                 return
             await self._app(scope, _limited(receive, self._max_body_size), send_start)
         except ClientDisconnect:  # while its body was being read
-            entry.fields["error"] = "the client is gone"
+            entry.error = "the client is gone"
         except BaseException as error:
             if not is_fault(error):
                 raise
             log.error("an unexpected error", exc_info=error, extra={"fields": {"request_id": entry.request_id}})
-            entry.fields["error"] = "unexpected"
-            if entry.status:
-                raise  # too late for an answer: the connection is cut
             failure = InternalError("the server failed on this request")
+            if entry.status:
+                entry.note_error(failure)
+                raise  # too late for an answer: the connection is cut
             await error_response(failure, scope)(scope, receive, send_start)
         finally:
             self._drain.num_open -= is_work
-            _write(scope, entry)
-            if entry.rejection:
-                scope["app"].state.service.metrics.record_rejected(entry.rejection)
+            entry.release()
+
+    def _record(self, scope: Scope, entry: RequestLog) -> None:
+        service = scope["app"].state.service
+        if entry.rejection:
+            service.metrics.record_rejected(entry.rejection)
+        fields = entry.fields()
+        if self._tracing and (trace_id := self._tracing.record(scope, entry, service.model_name)):
+            fields["trace_id"] = trace_id
+        level = logging.DEBUG if scope["path"] in _QUIET else logging.INFO
+        request = {"method": scope["method"], "path": quote(scope["path"]), "status": entry.status}
+        log.log(level, "%(method)s %(path)s %(status)d", request, extra={"fields": fields})
 
 
 def _request_id(scope: Scope) -> str:
@@ -114,9 +108,3 @@ def _limited(receive: Receive, limit: int) -> Receive:
         return message
 
     return limited
-
-
-def _write(scope: Scope, entry: RequestLog) -> None:
-    level = logging.DEBUG if scope["path"] in _QUIET else logging.INFO
-    fields = {"request_id": entry.request_id, "seconds": round(time.monotonic() - entry.arrived_at, 4), **entry.fields}
-    log.log(level, "%s %s %d", scope["method"], scope["path"], entry.status, extra={"fields": fields})

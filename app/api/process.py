@@ -192,7 +192,7 @@ async def _follow_engine(service: Service, sock: socket.socket, started_at: floa
         ready = await service.engine.wait_until_ready()
         total = time.time() - started_at
         service.metrics.record_startup({**ready.startup_seconds, "total": total})
-        print(_banner(service, ready, sock, total), file=sys.stderr, flush=True)
+        _greet(service, ready, _url(sock), total)
         while True:
             await service.engine.wait_until_lost()
             lost_at = time.monotonic()
@@ -201,10 +201,22 @@ async def _follow_engine(service: Service, sock: socket.socket, started_at: floa
             log.warning("the engine is back after %.1f s", time.monotonic() - lost_at)
 
 
-def _banner(service: Service, ready: EngineReady, sock: socket.socket, seconds: float) -> str:
+def _url(sock: socket.socket) -> str:
+    """Where the server can be reached from this machine."""
     host, port = sock.getsockname()[:2]
     host = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(host, f"[{host}]" if ":" in host else host)
-    url = f"http://{host}:{port}"
+    return f"http://{host}:{port}"
+
+
+def _greet(service: Service, ready: EngineReady, url: str, seconds: float) -> None:
+    if service.settings.log_format == "json":  # where every line is one
+        fields = {"model": service.model_name, "num_kv_blocks": ready.num_kv_blocks, "device": ready.device}
+        log.info("Paceline is ready at %s after %.1f s", url, seconds, extra={"fields": fields})
+    else:
+        print(_banner(service, ready, url, seconds), file=sys.stderr, flush=True)
+
+
+def _banner(service: Service, ready: EngineReady, url: str, seconds: float) -> str:
     phases = ", ".join(f"{name} {duration:.2f}" for name, duration in ready.startup_seconds.items())
     if service.encoder is None:
         memory = f"KV cache   {ready.num_kv_blocks} blocks of {ready.block_size} tokens; up to "

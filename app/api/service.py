@@ -21,7 +21,7 @@ from app.text.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
     from app.api.admission import Admission
-    from app.api.middleware import RequestLog
+    from app.api.request_log import RequestLog
 
 
 @dataclass(frozen=True)

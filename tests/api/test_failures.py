@@ -12,7 +12,7 @@ import zmq
 import zmq.asyncio
 
 from app.api.generation import Choice, Generation
-from app.api.middleware import RequestLog
+from app.api.request_log import RequestLog
 from app.core.messages import EngineStats, GenerateCommand, RequestOutput, StepOutputs
 from app.core.request import FinishReason
 from app.core.sampling import SamplingParams
@@ -91,7 +91,7 @@ async def test_closing_leaves_no_task_behind(model_folder: Path, tmp_path: Path)
     engine.script = say("He", reason=None)  # begins, and never ends
     service = make_service(model_folder, engine, Settings())
     choices = [Choice([1], SAMPLING, StopConditions())] * 2
-    deltas = Generation(service, choices, 2, 0, RequestLog("id", 0.0)).deltas()
+    deltas = Generation(service, choices, 2, 0, RequestLog("id", 0.0, record=lambda _: None)).deltas()
     for _ in range(4):
         await anext(deltas)
     await deltas.aclose()

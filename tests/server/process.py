@@ -64,10 +64,10 @@ class Server:
 
 @contextmanager
 def running_server(
-    *arguments: str, command: tuple[str, ...] = ("-m", "app.cli", "serve", "--port", "0")
+    *arguments: str, command: tuple[str, ...] = ("-m", "app.cli", "serve", "--port", "0"), **environment: str
 ) -> Iterator[Server]:
     """A server that is ready; stopped by SIGTERM, to which it has to exit with 0."""
-    with popen(*command, *arguments) as process:
+    with popen(*command, *arguments, **environment) as process:
         server = Server(process)
         try:
             server.url = server.wait_for(r"ready at (http://\S+)")[1]

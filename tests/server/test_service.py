@@ -232,6 +232,7 @@ def test_uvicorn_runs_the_asgi_app() -> None:
         (("--worker", "echo", "--max-num-batched-tokens", "100"), "less than max_num_seqs"),
         (("--block-size", "0"), "block_size"),
         (("--device", "cuda"), "no CUDA"),
+        (("--otlp-traces-endpoint", "collector:4317"), "otlp_traces_endpoint: URL scheme should be 'http' or 'https'"),
     ],
 )
 def test_what_cannot_start_says_why(arguments: tuple[str, ...], words: str, tmp_path: Path) -> None:

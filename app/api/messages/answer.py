@@ -8,11 +8,11 @@ from app.api.blocks import Block, Change, Kind
 from app.api.blocks_answer import BlocksAnswer
 from app.api.chat import Chat
 from app.api.errors import anthropic_error_body
-from app.api.generation import Usage
 from app.api.schemas.chat import ChatRequest
 from app.api.schemas.messages import MessagesRequest
 from app.api.service import Service
 from app.api.sse import named_event
+from app.api.usage import Usage
 from app.errors import ApiError
 
 _DELTAS = {
@@ -29,11 +29,12 @@ class MessageAnswer(BlocksAnswer):
     def __init__(self, service: Service, body: MessagesRequest, chat: ChatRequest, run: Chat, request_id: str) -> None:
         """`chat`: what `body` was translated to, and `run` what was made of that."""
         super().__init__(service, chat, run.new_parser())
+        self.response_id = f"msg_{request_id}"
         self._request_id = request_id
         self._max_tokens = body.max_tokens
         self._num_prompt_tokens = len(run.choices[0].prompt_token_ids)
         self._head = {
-            "id": f"msg_{request_id}",
+            "id": self.response_id,
             "type": "message",
             "role": "assistant",
             "model": service.model_name,

@@ -9,12 +9,13 @@ from app.api.blocks import Block, Change, Kind
 from app.api.blocks_answer import BlocksAnswer
 from app.api.chat import Chat
 from app.api.chat_fields import Fields, assistant_message, tool_call
-from app.api.generation import Choice, Usage
+from app.api.generation import Choice
 from app.api.logprobs import describe
 from app.api.schemas.chat import ChatRequest
 from app.api.schemas.responses import ResponsesRequest
 from app.api.service import Service
 from app.api.sse import named_event
+from app.api.usage import Usage
 from app.core.step import Logprobs
 from app.errors import ApiError
 

@@ -11,7 +11,7 @@ from app.api.body import body_of, body_schema
 from app.api.chat import prepare_chat
 from app.api.chat_fields import Fields, naming
 from app.api.document import RUNS, answers
-from app.api.middleware import RequestLog
+from app.api.request_log import RequestLog
 from app.api.responses.answer import ResponseAnswer
 from app.api.responses.chat import NAMES, messages_of, to_chat
 from app.api.responses.store import ResponseStore
