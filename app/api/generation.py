@@ -160,7 +160,7 @@ class Generation:
                 self._engine.abort(choice.command.request_id)
             self._record_finished(choice, delta.finish_reason)
             if delta.finish_reason is FinishReason.ERROR:
-                raise self._service.failed(delta.error)
+                raise self._service.failed(delta.error, delta.blames_request)
             if delta.finish_reason is FinishReason.TIMEOUT:
                 raise self._service.expired(self._entry)
         return delta

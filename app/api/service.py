@@ -10,7 +10,15 @@ from app.api.resumable import ResumableStreams
 from app.core.encoder import EncoderConfig
 from app.core.engine_client import EngineClient
 from app.core.messages import EngineReady
-from app.errors import ApiError, DeadlineError, EngineUnavailableError, InternalError, NotFoundError, UnsupportedError
+from app.errors import (
+    ApiError,
+    DeadlineError,
+    EngineUnavailableError,
+    InternalError,
+    InvalidRequestError,
+    NotFoundError,
+    UnsupportedError,
+)
 from app.grammar.compiler import GrammarCompiler
 from app.metrics import Metrics
 from app.settings import Settings
@@ -50,11 +58,11 @@ class Service:
             raise EngineUnavailableError(self.engine.failure or "the model is still loading")
         return self.engine.ready
 
-    def failed(self, error: str) -> ApiError:
+    def failed(self, error: str, blames_request: bool = False) -> ApiError:
         """A request failed: by itself, or because the engine is gone, and then another try may go better."""
         if self.engine.failure is not None:
             return EngineUnavailableError(f"the engine is not available: {self.engine.failure}")
-        return InternalError(error or "the request failed")
+        return InvalidRequestError(error) if blames_request else InternalError(error or "the request failed")
 
     def expired(self, entry: "RequestLog") -> DeadlineError:
         """A request's time is over."""

@@ -133,6 +133,8 @@ class RequestOutput(msgspec.Struct, kw_only=True, omit_defaults=True):
     """Comes with the first token, and again with `finish_reason`."""
     error: str = ""
     """For people, with FinishReason.ERROR."""
+    blames_request: bool = False
+    """The error is in what was asked for: it comes again if the same is asked again."""
 
     def extend(self, later: "RequestOutput") -> None:
         """Make this and the next output of the request one, in place: a reader may miss thousands."""
@@ -142,6 +144,7 @@ class RequestOutput(msgspec.Struct, kw_only=True, omit_defaults=True):
         self.vector = later.vector
         self.timing = later.timing or self.timing
         self.finish_reason, self.error = later.finish_reason, later.error
+        self.blames_request = later.blames_request
 
 
 class EngineStats(msgspec.Struct, kw_only=True):

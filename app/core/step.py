@@ -63,6 +63,7 @@ class Logprobs(msgspec.Struct, array_like=True):
 
 NOT_SAMPLED = -1
 NOT_A_NUMBER = -2
+NOTHING_ALLOWED = -3
 
 
 class ModelRunnerOutput(msgspec.Struct):
@@ -70,7 +71,7 @@ class ModelRunnerOutput(msgspec.Struct):
 
     token_ids: list[int]
     """The sampled token; NOT_SAMPLED for a row that still has prompt to compute, NOT_A_NUMBER if no token can be
-    sampled from the row's logits."""
+    sampled from the row's logits, NOTHING_ALLOWED if its grammar lets no token pass."""
     logprobs: dict[int, Logprobs] = msgspec.field(default_factory=dict)
     """By index into `rows`, for sampled tokens of rows that asked."""
     prompt_logprobs: dict[int, list[Logprobs]] = msgspec.field(default_factory=dict)

@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 
 from app.core.messages import EngineStats, RequestOutput, RequestTiming
 from app.core.request import FinishReason, Request, RequestStatus
-from app.core.step import NOT_A_NUMBER, NOT_SAMPLED, ModelRunnerOutput, NewRequest, SchedulerOutput
+from app.core.step import NOT_A_NUMBER, NOT_SAMPLED, NOTHING_ALLOWED, ModelRunnerOutput, NewRequest, SchedulerOutput
 from app.engine.block_pool import BlockPool
 from app.engine.chunk_pacer import ChunkPacer
 from app.engine.fair_queue import INPUT_COST, OUTPUT_COST, FairQueue
@@ -348,6 +348,11 @@ class Scheduler:
             if token == NOT_A_NUMBER:
                 self.pool.clear_prefix_cache()  # its blocks may hold no numbers either
                 output = self._finish(request, [], FinishReason.ERROR, "the model's output is not a number")
+            elif token == NOTHING_ALLOWED:
+                output = self._finish(
+                    request, [], FinishReason.ERROR, "no text matches the grammar, or none that is simple enough"
+                )
+                output.blames_request = True
             elif token != NOT_SAMPLED:
                 output = self._take_token(request, token, now)
                 if has_several_tenants:

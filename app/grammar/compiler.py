@@ -60,6 +60,9 @@ class GrammarCompiler:
         matcher = LLMatcher(self._tokenizer, grammar, log_level=0, limits=_LIMITS)
         if matcher.is_error():
             raise GrammarError(" ".join(matcher.get_error().split()))
+        matcher.compute_bitmask()  # fails where nothing may come first
+        if matcher.is_error():
+            raise GrammarError("no text matches it")
         with self._lock:
             self._kept[grammar] = matcher
             while len(self._kept) > _MOST_KEPT:

@@ -3,6 +3,7 @@
 from collections.abc import Iterable
 from concurrent.futures import Future
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from llguidance import LLExecutor, LLMatcher
@@ -14,6 +15,15 @@ from app.text.tokenizer import Tokenizer
 
 Constrained = list[tuple[int, LLMatcher]]
 """Some of a step's rows: their places in the step, and what their next tokens have to match."""
+
+
+class Masks(NamedTuple):
+    """What may come next in a step's constrained rows."""
+
+    words: NDArray[np.int32]
+    """(len(constrained), words): token t is allowed if bit t % 32 of number t // 32 is set."""
+    dead_ends: list[int]
+    """Places in the step where nothing is allowed: no text matches any more, or the grammar has become too complex."""
 
 
 class GrammarMasks:
@@ -45,18 +55,15 @@ class GrammarMasks:
             return []
         return [(index, self._matchers[row]) for index, row in enumerate(rows) if row in self._matchers]
 
-    def compute(self, constrained: Constrained) -> NDArray[np.int32]:
-        """Masks (len(constrained), words): token t is allowed if bit t % 32 of number t // 32 is set.
-
-        Where the text is complete, only end-of-sequence tokens are; where the grammar has become too complex, nothing.
-        """
+    def compute(self, constrained: Constrained) -> Masks:
+        """What is allowed: where the text is complete, only end-of-sequence tokens are."""
         masks = np.zeros((len(constrained), self.words), dtype=np.int32)
         places = [(matcher, at) for at, (_, matcher) in enumerate(constrained)]
         self._executor.unsafe_compute_mask_ptr(places, masks.ctypes.data, masks.strides[0], len(places))
         for at, (_, matcher) in enumerate(constrained):
             if matcher.is_error():
                 masks[at] = 0
-        return masks
+        return Masks(masks, [index for (index, _), mask in zip(constrained, masks, strict=True) if not mask.any()])
 
 
 def mask_words(vocab_size: int) -> int:

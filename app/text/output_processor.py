@@ -39,6 +39,8 @@ class TextDelta:
     needs_abort: bool = False
     """The engine does not know yet that the choice has ended."""
     error: str = ""
+    blames_request: bool = False
+    """The error is in what was asked for."""
 
 
 class OutputProcessor:
@@ -53,7 +55,8 @@ class OutputProcessor:
 
     def process(self, output: RequestOutput) -> TextDelta:
         """The text that an output adds. After a stop string, call it no more."""
-        delta = TextDelta("", [], [], output.prompt_logprobs, output.finish_reason, error=output.error)
+        delta = TextDelta("", [], [], output.prompt_logprobs, output.finish_reason)
+        delta.error, delta.blames_request = output.error, output.blames_request
         text = ""
         for index, token_id in enumerate(output.token_ids):
             self._num_tokens += 1

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from app.attention.backends.triton_paged import GpuMetadata, TritonPagedBackend
 from app.attention.context import ForwardContext, forward_context
-from app.core.step import NOT_SAMPLED, ModelRunnerOutput, SchedulerOutput, StepHandle
+from app.core.step import NOT_SAMPLED, NOTHING_ALLOWED, ModelRunnerOutput, SchedulerOutput, StepHandle
 from app.grammar.masks import Constrained, GrammarMasks, accept
 from app.kernels.gpu.launch import compiling
 from app.kernels.gpu.linear import MOST_ROWS
@@ -185,7 +185,7 @@ class GpuRunner:
         if len(rows):
             constrained = self.grammars.constrained(rows.tolist())
             if constrained:
-                self._send_masks(rows, constrained)
+                result.dead_ends = self._send_masks(rows, constrained)
             self._sample(rows, size, result)
             if constrained:
                 self._to_accept.append(_Sampled(result, constrained))
@@ -226,16 +226,21 @@ class GpuRunner:
             self._run((size, draws), partial(self._run_sampling, size, draws))
         result.token_ids = self._to_host(self._tokens[: len(rows)])
 
-    def _send_masks(self, rows: Ints, constrained: Constrained) -> None:
-        """Tell the device which tokens grammars allow next. It runs the forward pass meanwhile."""
+    def _send_masks(self, rows: Ints, constrained: Constrained) -> list[int]:
+        """Tell the device which tokens grammars allow next. It runs the forward pass meanwhile.
+
+        Returns where they allow none.
+        """
         for step in self._to_accept:
             step.accept()
         self._to_accept.clear()
-        masks = torch.from_numpy(self.grammars.compute(constrained))
+        computed = self.grammars.compute(constrained)
+        masks = torch.from_numpy(computed.words)
         at = torch.from_numpy(rows[[index for index, _ in constrained]])
         if self.device.type == "cuda":
             masks, at = masks.pin_memory(), at.pin_memory()
         self.sampling.memory.masks[at.to(self.device, non_blocking=True)] = masks.to(self.device, non_blocking=True)
+        return computed.dead_ends
 
     def _add_prompt_logprobs(self, batch: StepInput, result: "_Launched") -> None:
         for target in self.batch.prompt_targets(batch):
@@ -319,6 +324,8 @@ class _Launched:
     """Into the step's rows: whose tokens come."""
     num_rows: int
     token_ids: Tensor | None = None
+    dead_ends: list[int] = field(default_factory=list)
+    """Of `indices`: where a grammar allows nothing."""
     logprobs: dict[int, TopLogprobs] = field(default_factory=dict)
     prompt_logprobs: dict[int, list[TopLogprobs]] = field(default_factory=dict)
     done: torch.cuda.Event | None = None
@@ -335,6 +342,7 @@ class _Launched:
         token_ids = np.full(self.num_rows, NOT_SAMPLED)
         if self.token_ids is not None:
             token_ids[self.indices] = self.token_ids.numpy()
+        token_ids[self.indices[self.dead_ends]] = NOTHING_ALLOWED
         return ModelRunnerOutput(
             token_ids.tolist(),
             {index: logprobs.to_lists()[0] for index, logprobs in self.logprobs.items()},

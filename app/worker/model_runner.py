@@ -10,8 +10,8 @@ from torch import Tensor
 from app.attention.backends.base import AttentionBackend
 from app.attention.backends.torch_paged import AttentionMetadata
 from app.attention.context import ForwardContext, forward_context
-from app.core.step import NOT_SAMPLED, Logprobs, ModelRunnerOutput, SchedulerOutput
-from app.grammar.masks import Constrained, GrammarMasks, accept
+from app.core.step import NOT_SAMPLED, NOTHING_ALLOWED, Logprobs, ModelRunnerOutput, SchedulerOutput
+from app.grammar.masks import Constrained, GrammarMasks, Masks, accept
 from app.models.loader import LoadedModel
 from app.worker.faults import named_faults
 from app.worker.input_batch import InputBatch, PromptTargets, StepInput
@@ -107,7 +107,7 @@ class ModelRunner:
         batch: StepInput,
         logits: Tensor,
         constrained: Constrained,
-        masks: "Future[NDArray[np.int32]] | None",
+        masks: Future[Masks] | None,
         prompt_logprobs: dict[int, list[Logprobs]],
     ) -> ModelRunnerOutput:
         rows = batch.rows[batch.samples]
@@ -118,12 +118,15 @@ class ModelRunner:
         # Reported log probabilities are the model's own: before penalties and bias change the logits.
         raw = {i: logits[i : i + 1].clone() for i in wants}
         if masks is not None:
-            allow(logits, [index for index, _ in constrained], masks.result())
+            allow(logits, [index for index, _ in constrained], masks.result().words)
         tokens = self.sampler.sample(logits, rows, batch.seq_lens[batch.samples] - 1)
         valid = tokens.clamp(min=0)  # a row that has just failed may be in the next step all the same
         self.last_sampled[self._tensor(rows)] = valid
         token_ids = np.full(len(step.rows), NOT_SAMPLED)
-        token_ids[indices] = sampled = tokens.cpu().numpy()
+        sampled = tokens.cpu().numpy()
+        if masks is not None:
+            sampled[masks.result().dead_ends] = NOTHING_ALLOWED
+        token_ids[indices] = sampled
         for index, matcher in constrained:
             accept(matcher, int(sampled[index]))
         logprobs = {

@@ -54,7 +54,7 @@ def draw(masks: GrammarMasks, tokenizer: Tokenizer, grammar: str, seed: int, mos
     masks.add(0, SamplingParams(max_tokens=most, seed=0, grammar=grammar), [])
     for _ in range(most):
         constrained = masks.constrained([0])
-        bits = np.unpackbits(masks.compute(constrained).view(np.uint8), bitorder="little")
+        bits = np.unpackbits(masks.compute(constrained).words.view(np.uint8), bitorder="little")
         allowed = np.flatnonzero(bits)
         assert len(allowed)
         ends = np.isin(allowed, list(tokenizer.eos_token_ids))
@@ -94,7 +94,7 @@ def test_a_matcher_goes_on_where_a_preempted_request_stood(masks: GrammarMasks, 
     masks.add(4, SamplingParams(max_tokens=9, seed=0), [])
     constrained = masks.constrained([4, 3])
     assert [index for index, _ in constrained] == [1]
-    allowed = np.flatnonzero(np.unpackbits(masks.compute(constrained).view(np.uint8), bitorder="little"))
+    allowed = np.flatnonzero(np.unpackbits(masks.compute(constrained).words.view(np.uint8), bitorder="little"))
     texts = {tokenizer.token_text(int(token)) for token in allowed}
     assert texts
     assert texts <= {"u", "ue"}
@@ -109,6 +109,9 @@ def test_what_cannot_be_compiled_says_why(tokenizer: Tokenizer) -> None:
         (constraint.regex("(a"), "unclosed group"),
         (constraint.json_schema({"type": "array", "uniqueItems": True}), "uniqueItems"),
         (constraint.lark("start: x"), "unknown name"),
+        (constraint.regex(r"a[^\s\S]"), "no text matches"),
+        (constraint.json_schema({"$ref": "#"}), "no text matches"),
+        (constraint.lark("start: A\nA: /a/ & /b/"), "no text matches"),
     ):
         with pytest.raises(GrammarError, match=words):
             compiler.start(grammar).result()

@@ -150,7 +150,7 @@ def greedy_matching(model: PreTrainedModel, folder: Path, prompt: list[int], gra
     output: list[int] = []
     while len(output) < most and VOCAB_SIZE - 1 not in output:
         logits = model(torch.tensor([prompt + output])).logits[0, -1]
-        bits = np.unpackbits(masks.compute(constrained).view(np.uint8), bitorder="little")[:VOCAB_SIZE]
+        bits = np.unpackbits(masks.compute(constrained).words.view(np.uint8), bitorder="little")[:VOCAB_SIZE]
         output.append(int(logits.masked_fill(~torch.from_numpy(bits).bool(), float("-inf")).argmax()))
         accept(constrained[0][1], output[-1])
     return output

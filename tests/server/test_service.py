@@ -127,6 +127,17 @@ class Person(BaseModel):
     hobbies: Annotated[list[Literal["chess", "skiing", "music"]], Field(max_length=3)]
 
 
+def test_a_grammar_that_nothing_matches_is_its_senders_error_alone(server: Server) -> None:
+    prompt = {"prompt": "The same words again. " * 30, "max_tokens": 1}
+    server.post("/v1/completions", prompt)
+    for grammar, words in (("start: start", "no text matches it"), ('start: "a" start', "no text matches the grammar")):
+        answer = server.post("/v1/completions", {"prompt": "a", "max_tokens": 9, "guided_grammar": grammar})
+        assert answer.status_code == 400
+        assert words in answer.json()["error"]["message"]
+    usage = server.post("/v1/completions", prompt).json()["usage"]
+    assert usage["prompt_tokens_details"]["cached_tokens"] > 100  # nobody else has lost anything
+
+
 def test_a_model_says_what_a_schema_wants_beside_others(server: Server) -> None:
     async def ask(client: openai.AsyncOpenAI, seed: int) -> None:
         messages = [{"role": "user", "content": "Who is Ann?"}]
