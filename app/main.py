@@ -9,6 +9,7 @@ import logging
 import os
 import signal
 import sys
+import threading
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
@@ -46,7 +47,8 @@ def make_app() -> FastAPI:
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         engine = EngineProcess(settings, folder)
         try:
-            if settings.api_keys is not None:
+            # Ray Serve, for one, runs applications in another thread, which may not handle signals.
+            if settings.api_keys is not None and threading.current_thread() is threading.main_thread():
                 signal.signal(signal.SIGHUP, lambda _number, _frame: app.state.admission.reload())
             async with running_service(settings, text, app.state.admission, engine.address) as service:
                 app.state.service = service

@@ -1,4 +1,4 @@
-"""Throw-away environments for client programs, made at first use and kept until what they are made of changes."""
+"""Throw-away environments for programs of others, made at first use and kept until what they are made of changes."""
 
 import shutil
 import subprocess
@@ -12,8 +12,14 @@ INSTALL_SECONDS = 900
 
 
 def python_client(name: str, with_torch: bool = False) -> list[str]:
-    """The command that runs a client's check.py; `with_torch` shows it Paceline's own packages behind its own ones."""
-    folder, requirements = CACHE / name, HERE / name / "requirements.txt"
+    """The command that runs a client's check.py in the environment of its requirements.txt."""
+    python = python_environment(name, HERE / name / "requirements.txt", with_torch)
+    return [str(python), str(HERE / name / "check.py")]
+
+
+def python_environment(name: str, requirements: Path, with_torch: bool = False) -> Path:
+    """An environment's Python; `with_torch` shows it Paceline's own packages behind its own ones."""
+    folder = CACHE / name
     python = folder / "bin" / "python"
     if not _is_made(folder, requirements):
         _run(sys.executable, "-m", "venv", "--clear", str(folder))
@@ -23,7 +29,7 @@ def python_client(name: str, with_torch: bool = False) -> list[str]:
         # All is pinned, and nothing else may come: torch's dependencies are several GB.
         _run(str(python), "-m", "pip", "install", "--no-deps", "--requirement", str(requirements))
         _say_made(folder, requirements)
-    return [str(python), str(HERE / name / "check.py")]
+    return python
 
 
 def node_client(name: str) -> list[str]:

@@ -1,13 +1,11 @@
 """Two replicas behind a real nginx with our configuration: what clients notice of restarts and deaths of one."""
 
-import json
 import os
 import re
 import shutil
 import signal
 import socket
 import subprocess
-import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
@@ -16,18 +14,12 @@ from pathlib import Path
 import httpx
 import pytest
 
-from tests.server.process import Server, popen, wait_until
+from tests.deploy.load import CLIENTS, Load
+from tests.server.process import Server, free_ports, popen, wait_until
 
 FOLDER = Path(__file__).parents[2] / "deploy" / "nginx"
-CLIENTS = 8
 
 pytestmark = pytest.mark.skipif(not shutil.which("nginx"), reason="nginx is not installed")
-
-
-def free_ports(count: int) -> list[int]:
-    with ExitStack() as stack:
-        sockets = [stack.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(count)]
-        return [each.getsockname()[1] for each in sockets]
 
 
 class Replica:
@@ -99,38 +91,6 @@ def url(replicas: list[Replica], tmp_path_factory: pytest.TempPathFactory) -> It
     (port,) = free_ports(1)
     with running_nginx(tmp_path_factory.mktemp("nginx"), [replica.port for replica in replicas], port) as url:
         yield url
-
-
-class Load:
-    """Clients that stream one answer after the other, until they are told to stop; what they got."""
-
-    def __init__(self, url: str) -> None:
-        self._url = url
-        self._stop = threading.Event()
-        self._pool = ThreadPoolExecutor(CLIENTS)
-        self.whole, self.problems = 0, list[str]()
-        self._clients = [self._pool.submit(self._run, index) for index in range(CLIENTS)]
-
-    def _run(self, index: int) -> None:
-        body = {"prompt": f"{index}:", "max_tokens": 40, "ignore_eos": True, "stream": True}
-        with httpx.Client(timeout=60) as http:
-            while not self._stop.is_set():
-                try:
-                    answer = http.post(f"{self._url}/v1/completions", json=body)
-                except httpx.HTTPError as error:
-                    self.problems.append(repr(error))
-                    continue
-                events = re.findall(r"data: (.*)\n\n", answer.text)
-                if answer.status_code == 200 and events[-1] == "[DONE]" and "error" not in json.loads(events[-2]):
-                    self.whole += 1
-                else:
-                    self.problems.append(f"{answer.status_code} {answer.text[-300:]}")
-
-    def stop(self) -> None:
-        self._stop.set()
-        for client in self._clients:
-            client.result()
-        self._pool.shutdown()
 
 
 def test_events_come_as_they_are_made(url: str) -> None:
