@@ -92,7 +92,14 @@ class ServerSettings(BaseModel):
     api_workers: int = Field(1, ge=1, le=64, description="processes that do HTTP and text, on one socket")
     max_queue: int = Field(1024, ge=0, description="requests that may wait beyond those running; then 429")
     max_body_size: ByteSize = Field(ByteSize(16 * 2**20), description="largest request body; then 413")
+    max_items: int = Field(
+        65536, ge=1, description="most elements of a body's lists and objects, token ids of prompts apart"
+    )
+    max_messages: int = Field(4096, ge=1, description="most messages of a chat")
+    max_prompt_size: ByteSize = Field(ByteSize(8 * 2**20), description="largest text of a prompt")
     max_n: int = Field(128, ge=1, description="largest n")
+    max_stop: int = Field(4, ge=0, description="most stop strings")
+    max_logit_bias: int = Field(1024, ge=0, description="most tokens in logit_bias")
     max_inputs: int = Field(8192, ge=1, description="most inputs of a call to an encoder")
     max_tools: int = Field(128, ge=0, description="most tools of a request")
     max_grammar_size: ByteSize = Field(

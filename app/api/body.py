@@ -11,8 +11,10 @@ from fastapi import Request
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails, from_json
 
+from app.api.body_limits import check_items
 from app.api.schemas.common import RequestBody
 from app.api.schemas.unsupported import asks_for_nothing
+from app.api.service import Service
 from app.errors import InvalidRequestError, UnsupportedError
 
 Body = TypeVar("Body", bound=RequestBody)
@@ -24,7 +26,10 @@ def body_of(model: type[Body]) -> Callable[[Request], Awaitable[Body]]:
     async def read(request: Request) -> Body:
         _check_content_type(request)
         _check_content_encoding(request)
-        return validate(model, parse_object(await request.body()))
+        data = parse_object(await request.body())
+        service: Service = request.app.state.service
+        check_items(data, model.token_fields, service.settings.max_items)
+        return validate(model, data)
 
     return read
 

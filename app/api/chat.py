@@ -5,13 +5,12 @@ from dataclasses import dataclass
 
 from app.api.generation import Choice
 from app.api.prompts import check_token_ids, encode_chat
-from app.api.sampling import TokenLimit, check_logprobs, check_num_choices, make_choices
+from app.api.sampling import TokenLimit, check_count, check_logprobs, check_num_choices, make_choices
 from app.api.schemas.chat import ChatRequest
 from app.api.schemas.structured import Constraint
-from app.api.schemas.tools import NamedToolChoice, Tool
+from app.api.schemas.tools import NamedToolChoice
 from app.api.service import Service
 from app.api.structured import grammar_of
-from app.errors import InvalidRequestError
 from app.grammar.reasoning import thoughts
 from app.grammar.tool_calls import tool_calls
 from app.text.message_parser import MessageParser, PlainText
@@ -34,7 +33,8 @@ async def prepare_chat(service: Service, body: ChatRequest, limit: TokenLimit | 
     ready = service.ready()
     check_logprobs(service, body.top_logprobs, "top_logprobs")
     check_num_choices(service, 1, body.n)
-    _check_tools(service, body.tools)
+    check_count("messages", len(body.messages), service.settings.max_messages)
+    check_count("tools", len(body.tools), service.settings.max_tools)
     prompt = await encode_chat(service, body)
     check_token_ids(prompt.token_ids, ready.vocab_size, "messages")
     has_tools, in_reasoning = bool(body.usable_tools), prompt.ends_in_reasoning
@@ -59,12 +59,6 @@ def _limit(body: ChatRequest) -> TokenLimit:
     if body.max_completion_tokens is not None:
         return TokenLimit(body.max_completion_tokens, None, "max_completion_tokens", "messages")
     return TokenLimit(body.max_tokens, None, "max_tokens", "messages")
-
-
-def _check_tools(service: Service, tools: list[Tool]) -> None:
-    most = service.settings.max_tools
-    if len(tools) > most:
-        raise InvalidRequestError(f"tools: at most {most} (max_tools)", "tools")
 
 
 def _wanted_calls(service: Service, body: ChatRequest, in_reasoning: bool) -> Constraint | None:

@@ -81,6 +81,9 @@ async def aside(work: Callable[[], T], size: int) -> T:
 
 
 def _check_length(service: Service, text: str, param: str) -> None:
+    most = service.settings.max_prompt_size
+    if len(text) > most or (4 * len(text) > most and len(text.encode()) > most):
+        raise InvalidRequestError(f"{param}: at most {most} bytes of text (max_prompt_size)", param)
     longest = service.ready().max_model_len * service.tokenizer.longest_token
     if len(text) > longest:
         raise ContextLengthError(

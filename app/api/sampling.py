@@ -44,6 +44,8 @@ def make_choices(
     shown: frozenset[int] = frozenset(),
 ) -> list[Choice]:
     """`n` choices for each prompt (token ids). Raises InvalidRequestError that names the field."""
+    check_count("stop", len(request.stop_strings), service.settings.max_stop)
+    check_count("logit_bias", len(request.logit_bias), service.settings.max_logit_bias)
     _check_token_ids(service, request)
     conditions = StopConditions(
         stop=request.stop_strings,
@@ -103,11 +105,16 @@ def _sampling_params(
     )
 
 
+def check_count(field: str, count: int, most: int) -> None:
+    """InvalidRequestError if a field has more than the setting `max_<field>` allows."""
+    if count > most:
+        raise InvalidRequestError(f"{field}: at most {most} (max_{field})", field)
+
+
 def check_num_choices(service: Service, num_prompts: int, n: int) -> None:
     """InvalidRequestError if a call asks for too many texts. Cheap: to be called before prompts are tokenized."""
     max_n = service.settings.max_n
-    if n > max_n:
-        raise InvalidRequestError(f"n: at most {max_n} (max_n)", "n")
+    check_count("n", n, max_n)
     if num_prompts * n > max_n * _PROMPTS_PER_N:
         raise InvalidRequestError(f"prompt: at most {max_n * _PROMPTS_PER_N} choices in one call", "prompt")
 

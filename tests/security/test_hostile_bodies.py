@@ -5,6 +5,8 @@ import json
 import socket
 from typing import Any
 
+import httpx
+import psutil
 import pytest
 
 from tests.security.test_hostile_clients import POST, Server, ask, body_request, connect, server, unharmed
@@ -41,6 +43,34 @@ def refusal(server: Server, body: bytes, *headers: bytes, status: int = 400) -> 
 def test_a_field_that_asks_for_too_much_is_named(server: Server, body: Any, param: str | None) -> None:
     error = refusal(server, json.dumps({"prompt": "x", **body}).encode())
     assert param is None or error["param"].startswith(param)
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "words"),
+    [
+        ("/v1/completions", b'{"prompt": ["a"' + b",1" * 2_000_000 + b"]}", "prompt: at most 65536 elements"),
+        ("/v1/completions", b'{"prompt": [{}' + b",{}" * 1_000_000 + b"]}", "prompt: at most 65536 elements"),
+        ("/v1/completions", b'{"prompt": [1' + b",1" * 7_000_000 + b"]}", "prompt: at most 4194304 token ids"),
+        ("/v1/completions", b'{"prompt": "a", "stop": [1' + b",1" * 1_000_000 + b"]}", "stop: at most 65536 elements"),
+        ("/v1/chat/completions", b'{"messages": [1' + b",1" * 1_000_000 + b"]}", "messages: at most 65536 elements"),
+        ("/v1/chat/completions", b'{"messages": [%s]}' % b",".join([b'{"role": "user", "content": "a"}'] * 300_000),
+         "messages: at most 65536 elements"),
+        ("/v1/chat/completions", b'{"messages": [%s]}' % b",".join([b'{"role": "user", "content": "a"}'] * 5000),
+         "messages: at most 4096 (max_messages)"),
+        ("/v1/responses", b'{"input": [%s]}' % b",".join([b'{"role": "user", "content": "a"}'] * 5000),
+         "input: at most 4096 (max_messages)"),
+        ("/v1/completions", b'{"prompt": "%s"}' % (b"a" * 9_000_000), "prompt: at most 8388608 bytes"),
+    ],
+)  # fmt: skip
+def test_what_would_take_seconds_to_validate_is_refused_before(
+    server: Server, path: str, body: bytes, words: str
+) -> None:
+    process = psutil.Process(server.children()["api"])
+    before = sum(process.cpu_times()[:2])
+    answer = httpx.post(server.url + path, content=body, headers={"Content-Type": "application/json"}, timeout=60)
+    assert answer.status_code == 400
+    assert words in answer.json()["error"]["message"]
+    assert sum(process.cpu_times()[:2]) - before < 2  # of the processor: all streams wait meanwhile
 
 
 def test_ten_thousand_tools_are_refused(server: Server) -> None:

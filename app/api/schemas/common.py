@@ -7,10 +7,8 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from app.api.schemas.unsupported import IN_REQUESTS, IN_STREAM_OPTIONS, Unsupported
 from app.errors import InvalidRequestError
 
-MAX_STOP = 4
 MAX_STOP_LENGTH = 1024
 MAX_STOP_TOKEN_IDS = 4096
-MAX_LOGIT_BIAS = 1024
 _INT64 = 2**63
 
 TokenId = Annotated[int, Field(ge=0, lt=2**31)]
@@ -26,6 +24,8 @@ class RequestBody(BaseModel):
     model_config = ConfigDict(strict=True, extra="allow", allow_inf_nan=False)
     unsupported: ClassVar[Unsupported] = {}
     """Fields that are known, and the values of them that are as good as not given."""
+    token_fields: ClassVar[frozenset[str]] = frozenset()
+    """Fields that may hold long lists of token ids."""
 
     @model_validator(mode="before")
     @classmethod
@@ -62,7 +62,7 @@ class TokenFields(RequestBody):
     frequency_penalty: float = Field(0.0, ge=-2, le=2)
     repetition_penalty: float | None = Field(None, ge=0.01, le=100)
     logit_bias: dict[str, Annotated[float, Field(ge=-100, le=100)]] = Field(
-        default_factory=dict, max_length=MAX_LOGIT_BIAS, description="token id to what is added to its logit"
+        default_factory=dict, description="token id to what is added to its logit"
     )
     stream: bool = False
     priority: int = Field(0, ge=-(2**31), lt=2**31, description="lower runs first")
@@ -73,9 +73,7 @@ class SamplingFields(TokenFields):
 
     unsupported = IN_REQUESTS
     n: int = Field(1, ge=1)
-    stop: str | list[str] = Field(
-        default_factory=list, description=f"up to {MAX_STOP} strings of {MAX_STOP_LENGTH} characters"
-    )
+    stop: str | list[str] = Field(default_factory=list, description=f"strings of up to {MAX_STOP_LENGTH} characters")
     include_stop_str_in_output: bool = False
     stream_options: StreamOptions | None = None
     user: Label | None = Field(None, description="changes nothing")
@@ -94,8 +92,6 @@ class SamplingFields(TokenFields):
 
     def check(self) -> None:
         """See `RequestBody.check`."""
-        if len(self.stop_strings) > MAX_STOP:
-            raise InvalidRequestError(f"stop: at most {MAX_STOP} strings", "stop")
         if max(map(len, self.stop_strings), default=0) > MAX_STOP_LENGTH:
             raise InvalidRequestError(f"stop: at most {MAX_STOP_LENGTH} characters each", "stop")
         if not all(self.stop_strings):

@@ -42,6 +42,7 @@ class CompletionRequest(StructuredFields, SamplingFields):
 
     model_config = ConfigDict(json_schema_extra={"example": {"prompt": "The capital of France is", "max_tokens": 16}})
 
+    token_fields = frozenset(("prompt",))
     prompt: Prompt = Field(description="a text, several texts, token ids, or several lists of token ids")
     max_tokens: int | None = Field(None, ge=0, lt=2**31, description="16 by default; 0 only with echo")
     logprobs: int | None = Field(None, ge=0, description="most probable tokens to report at each position")

@@ -13,6 +13,7 @@ class EncoderFields(RequestBody):
     """What requests of encoders share."""
 
     unsupported = IN_ENCODER_REQUESTS
+    token_fields = frozenset(("input",))
     model: Label | None = Field(None, description="the served model's name")
     truncate_prompt_tokens: int | None = Field(
         None, ge=-1, lt=2**31, description="cut inputs to so many tokens; -1: to what the model reads"

@@ -30,5 +30,6 @@ class DetokenizeRequest(RequestBody):
 
     model_config = ConfigDict(json_schema_extra={"example": {"tokens": [1, 2, 3]}})
 
+    token_fields = frozenset(("tokens",))
     model: Label | None = None
     tokens: list[TokenId]
