@@ -4,6 +4,8 @@ MARGIN = 0.7
 """Share of the allowed pause that is planned for; the rest is for what the estimate misses."""
 HALF_LIFE = 256
 """Prompt tokens after which a measurement counts half: a long prompt slows down as its context grows."""
+FIRST_INSTEAD = 64
+"""Prompt tokens for the first step in which decodes are held back."""
 ADAPT = 0.2
 """Weight of the newest step in the time of decodes alone."""
 
@@ -24,6 +26,7 @@ class ChunkPacer:
         self._decode_seconds = 0.0
         self._prompt_seconds = 0.0  # decayed sums, of the same steps
         self._prompt_tokens = 0.0
+        self._instead = min(FIRST_INSTEAD, max_tokens)
 
     def prompt_tokens(self, num_decodes: int) -> int:
         """Most prompt tokens for the next step, beside that many decodes."""
@@ -36,6 +39,16 @@ class ChunkPacer:
             most = min(most, left * self._prompt_tokens / self._prompt_seconds)
         return max(self._min_tokens, int(most))
 
+    @property
+    def leaves_little(self) -> bool:
+        """Whether decodes alone take most of the time that a step may take."""
+        return self._decode_seconds > self._target / 2
+
+    @property
+    def prompt_tokens_instead(self) -> int:
+        """Most prompt tokens for a step in which decodes are held back: it may take as long as theirs would."""
+        return self._instead
+
     def observe(self, num_decodes: int, prompt_tokens: int, seconds: float) -> None:
         """Learn from a finished step."""
         if prompt_tokens == 0 or (num_decodes and seconds < self._decode_seconds):
@@ -43,9 +56,18 @@ class ChunkPacer:
             self._decode_seconds += change if self._decode_seconds == 0.0 else ADAPT * change
         if prompt_tokens == 0:
             return
+        if num_decodes == 0:
+            self._observe_instead(prompt_tokens, seconds)
         # A step of prompt alone still reads all weights, as a decode does: its whole time counts as the prompt's,
         # which errs on the careful side.
         base = self._decode_seconds if num_decodes else 0.0
         keep = 0.5 ** (prompt_tokens / HALF_LIFE)
         self._prompt_seconds = keep * self._prompt_seconds + max(seconds - base, 0.0)
         self._prompt_tokens = keep * self._prompt_tokens + prompt_tokens
+
+    def _observe_instead(self, prompt_tokens: int, seconds: float) -> None:
+        """Learn from a step of prompt alone, if it was too long, or as large as it was to be."""
+        allowed = max(self._target, self._decode_seconds)
+        if seconds > allowed or prompt_tokens >= self._instead:
+            fitting = int(prompt_tokens * allowed / max(seconds, 1e-6))
+            self._instead = min(max(fitting, self._min_tokens), self._max_tokens)

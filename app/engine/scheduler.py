@@ -66,6 +66,7 @@ class Scheduler:
         self._waiting: FairQueue[Request] = FairQueue(lambda request: request.status in _IS_WAITING)
         self._num_waiting = 0
         self._shares = Shares(max_num_seqs, pool.num_blocks)
+        self._resting: set[str] = set()  # tenants that have no part in this step
         self._free_rows = list(range(max_num_seqs - 1, -1, -1))
         # Of a failed step, or of an engine that died: each must run alone until it has given a token.
         self._suspects: list[Request] = []
@@ -108,8 +109,9 @@ class Scheduler:
             self._shares.measure(self.running, self._waiting.first())
             self.running.sort(key=self._order)
             self._make_room()
-        num_decodes = sum(self._num_missing(request) == 1 for request in self.running)
-        # Decodes are never held back: what is planned for prompts comes on top of them.
+        self._resting = set() if self._resting else self._tenants_to_rest()
+        num_decodes = sum(self._num_missing(r) == 1 for r in self.running if r.tenant not in self._resting)
+        # What is planned for prompts comes on top of decodes.
         prompt_budget = self._prompt_budget(num_decodes)
         num_running = len(self.running)
         allowances = self._allowances(prompt_budget, num_decodes) if self._waiting.has_several_tenants else {}
@@ -117,6 +119,8 @@ class Scheduler:
         has_preempted = len(self.running) < num_running  # then memory is what is short
         if self._num_waiting and self._free_rows and not has_preempted:
             self._schedule_waiting(step, prompt_budget)
+        if not step.rows and self._resting:
+            return self.schedule()  # there was no room for the prompt: then nobody rests
         return step if step.rows else None
 
     def _order(self, request: Request) -> tuple[bool, float, int, float]:
@@ -148,17 +152,31 @@ class Scheduler:
                 return
             self._preempt(victim)
 
+    def _tenants_to_rest(self) -> set[str]:
+        """Tenants with more than their share of the decodes, if those leave the prompts of others little time.
+
+        They rest in every second step: so others get half of the time, and not what is left of it.
+        """
+        if not (self._waiting.has_several_tenants and self.pacer.leaves_little):
+            return set()
+        decodes = Counter(request.tenant for request in self.running if self._num_missing(request) == 1)
+        prompts = {request.tenant for request in self.running if self._num_missing(request) > 1}
+        if self._num_waiting and self._free_rows and (following := self._waiting.first()):
+            prompts.add(following.tenant)
+        most = self._shares.exceeding(decodes, prompts)
+        return most if prompts - most else set()
+
     def _allowances(self, prompt_budget: int, num_decodes: int) -> dict[str, int]:
         """Most prompt tokens of each tenant that runs, so that one's long prompts do not hold up those of others."""
         wants: Counter[str] = Counter()
         decodes: Counter[str] = Counter()
         for request in self.running:
             missing = self._num_missing(request)
-            if missing == 0:
+            if missing == 0 or request.tenant in self._resting:
                 continue
             (decodes if missing == 1 else wants)[request.tenant] += missing
         following = self._waiting.first()
-        if following is not None:
+        if following is not None and following.tenant not in self._resting:
             wants[following.tenant] += len(following.token_ids)
         if len(wants) < 2:
             return {}
@@ -167,7 +185,8 @@ class Scheduler:
 
     def _prompt_budget(self, num_decodes: int) -> int:
         """Most prompt tokens for a step with that many decodes, such that a full step has one of the worker's sizes."""
-        budget = min(self.pacer.prompt_tokens(num_decodes), self.max_num_batched_tokens - num_decodes)
+        paced = self.pacer.prompt_tokens_instead if self._resting else self.pacer.prompt_tokens(num_decodes)
+        budget = min(paced, self.max_num_batched_tokens - num_decodes)
         fitting = bisect_right(self.step_sizes, num_decodes + budget) - 1
         if fitting >= 0 and self.step_sizes[fitting] > num_decodes:
             return self.step_sizes[fitting] - num_decodes
@@ -187,7 +206,7 @@ class Scheduler:
         index = 0
         while index < len(self.running):
             request = self.running[index]
-            count = self._num_missing(request)
+            count = 0 if request.tenant in self._resting else self._num_missing(request)
             if count > 1:
                 count = min(count, prompt_budget, allowances.get(request.tenant, prompt_budget))
                 prompt_budget -= count
@@ -220,6 +239,8 @@ class Scheduler:
         promised = sum(max(0, self._num_blocks(len(r.token_ids)) - len(r.block_table)) for r in self.running)
         deferred: list[Request] = []
         while prompt_budget > 0 and len(self._free_rows) > len(deferred) and (request := self._waiting.first()):
+            if request.tenant in self._resting:
+                break
             if request.num_in_flight:  # preempted just now
                 self._waiting.pop(request)
                 deferred.append(request)

@@ -37,6 +37,12 @@ class Shares:
         blocks = (self._blocks[tenant] + more_blocks) / self._num_blocks
         return max(rows, blocks) <= self._weights[tenant] / sum(self._weights.values())
 
+    def exceeding(self, amounts: Mapping[str, int], others: Iterable[str]) -> set[str]:
+        """Tenants with more than their share of what is theirs and the `others`'; all were there to be measured."""
+        weight = sum(self._weights[tenant] for tenant in {*amounts, *others})
+        total = sum(amounts.values())
+        return {tenant for tenant in amounts if amounts[tenant] * weight > self._weights[tenant] * total}
+
     def divide(self, amount: int, wants: Mapping[str, int]) -> dict[str, int]:
         """Give each tenant what it wants of an amount, but no more than its share while others want more, too."""
         given = {}

@@ -21,19 +21,21 @@ ROWS = 8
 class Traffic:
     """A scheduler whose steps all go well, and what came of each request."""
 
-    def __init__(self, num_blocks: int = 1000) -> None:
+    def __init__(self, num_blocks: int = 1000, max_itl: float = 1000.0, rows: int = ROWS, budget: int = BUDGET) -> None:
         self.scheduler = Scheduler(
             BlockPool(num_blocks),
-            ChunkPacer(1000.0, BLOCK_SIZE, BUDGET),
+            ChunkPacer(max_itl, BLOCK_SIZE, budget),
             block_size=BLOCK_SIZE,
-            max_num_seqs=ROWS,
-            max_num_batched_tokens=BUDGET,
+            max_num_seqs=rows,
+            max_num_batched_tokens=budget,
             max_model_len=640,
         )
         self.num_steps = 0
+        self.seconds = 0.0
         self.num_arrived = 0
         self.generated: Counter[str] = Counter()
         self.first_token: dict[str, int] = {}
+        self.first_token_at: dict[str, float] = {}
 
     def arrive(self, tenant: str, prompt: int, max_tokens: int, weight: float = 1.0) -> str:
         """A request of `prompt` tokens that no other has; returns its id."""
@@ -56,12 +58,16 @@ class Traffic:
         if plan is None:
             return None
         self.num_steps += 1
+        num_decodes = plan.num_scheduled_tokens.count(1)
+        seconds = 0.03 + 0.004 * num_decodes + 0.001 * (plan.num_tokens - num_decodes)  # of a small CPU
+        self.seconds += seconds
         samples = []
         for name, _ in zip(plan.request_ids, plan.rows, strict=True):
             samples.append(7 if self.scheduler.requests[name].num_in_flight else NOT_SAMPLED)
-        for output in self.scheduler.update(plan, ModelRunnerOutput(samples), seconds=0.01):
+        for output in self.scheduler.update(plan, ModelRunnerOutput(samples), seconds):
             self.generated[output.request_id.split("-")[0]] += len(output.token_ids)
             self.first_token.setdefault(output.request_id, self.num_steps)
+            self.first_token_at.setdefault(output.request_id, self.seconds)
         return plan
 
     def steps_to_first_token(self, tenant: str, prompt: int) -> int:
@@ -88,6 +94,32 @@ def test_a_flood_at_most_doubles_the_time_to_another_tenants_first_token(
         assert crowded.steps_to_first_token("other", prompt) <= 2 * steps + 1  # shares are whole tokens, steps, too
         for _ in range(60):  # so that the other wants less than its share
             crowded.step()
+
+
+@pytest.mark.parametrize("flood", [(10, 600), (50, 200)])
+def test_a_floods_decodes_leave_half_of_the_time_to_another_tenants_prompt(flood: tuple[int, int]) -> None:
+    """Even where they alone take longer than `max_itl`, so that next to them there would be time for one block."""
+
+    def traffic() -> Traffic:
+        return Traffic(num_blocks=4000, max_itl=0.2, rows=64, budget=512)
+
+    alone, crowded = traffic(), traffic()
+    for _ in range(500):
+        crowded.arrive("flood", *flood)
+    for _ in range(150):
+        crowded.step()
+    floods_step = 0.03 + 0.004 * 64
+    for prompt in (10, 200, 400, 600):
+        seconds = []
+        for one in (alone, crowded):
+            start, name = one.seconds, one.arrive("other", prompt, max_tokens=4)
+            while name not in one.first_token_at:
+                one.step()
+            seconds.append(one.first_token_at[name] - start)
+        assert seconds[1] <= 2 * seconds[0] + 2 * floods_step  # it comes while one runs, and steps are whole
+        for _ in range(60):
+            crowded.step()
+            assert name in crowded.scheduler.requests or not crowded.scheduler._resting  # with nobody else's prompt
 
 
 @given(st.tuples(st.sampled_from([0.5, 1.0, 3.0]), st.integers(1, 100), st.integers(1, 60), st.integers(1, 60)))
