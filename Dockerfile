@@ -65,8 +65,9 @@ USER 10001:10001
 VOLUME /cache
 WORKDIR /cache
 EXPOSE 8000
-# The first start may download a model before anything answers.
+# Healthy is ready: a rolling update waits for it before it stops the next replica. The first start may download a model
+# until then. Nothing is restarted for being unhealthy: Paceline does that itself.
 HEALTHCHECK --interval=5s --timeout=6s --start-period=600s --retries=3 CMD ["python", "-c", \
-    "import os, urllib.request as r; r.urlopen(f\"http://127.0.0.1:{os.environ.get('PACELINE_PORT', 8000)}/health/live\", timeout=5)"]
+    "import os, urllib.request as r; r.urlopen(f\"http://127.0.0.1:{os.environ.get('PACELINE_PORT', 8000)}/health/ready\", timeout=5)"]
 ENTRYPOINT ["tini", "--", "paceline"]
 CMD ["serve"]

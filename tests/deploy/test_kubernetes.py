@@ -16,16 +16,14 @@ from app.settings import ENV_PREFIX, Settings
 
 FOLDER = Path(__file__).parents[2] / "deploy" / "kubernetes"
 OVERLAYS = sorted(folder.name for folder in (FOLDER / "overlays").iterdir())
-OF_OPERATORS = {"ScaledObject", "ServiceMonitor", "InferencePool"}
+OF_OPERATORS = {"ScaledObject", "ServiceMonitor"}
 """Kinds that Kubernetes itself does not know."""
 
 pytestmark = pytest.mark.skipif(not shutil.which("kubectl"), reason="kubectl is not installed")
 
 
-def built(overlay: str) -> list[dict[str, Any]]:
-    done = subprocess.run(
-        ["kubectl", "kustomize", str(FOLDER / "overlays" / overlay)], capture_output=True, text=True, check=False
-    )
+def built(folder: str) -> list[dict[str, Any]]:
+    done = subprocess.run(["kubectl", "kustomize", str(FOLDER / folder)], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     return list(yaml.safe_load_all(done.stdout))
 
@@ -33,7 +31,7 @@ def built(overlay: str) -> list[dict[str, Any]]:
 @pytest.fixture(params=OVERLAYS)
 def objects(request: pytest.FixtureRequest) -> dict[str, Any]:
     """By kind: there is one of each."""
-    found = built(request.param)
+    found = built(f"overlays/{request.param}")
     assert len({each["kind"] for each in found}) == len(found)
     return {each["kind"]: each for each in found}
 
@@ -51,7 +49,7 @@ def test_everything_selects_the_pods(objects: dict[str, Any]) -> None:
     assert objects["Deployment"]["spec"]["template"]["metadata"]["labels"] == labels
     assert objects["Service"]["spec"]["selector"] == labels
     assert objects["NetworkPolicy"]["spec"]["podSelector"] == {"matchLabels": labels}
-    for kind in ("Deployment", "PodDisruptionBudget", "ServiceMonitor", "InferencePool"):
+    for kind in ("Deployment", "PodDisruptionBudget", "ServiceMonitor"):
         if kind in objects:
             assert objects[kind]["spec"]["selector"] == {"matchLabels": labels}
 
@@ -90,7 +88,34 @@ def test_the_pods_may_do_little(objects: dict[str, Any]) -> None:
     assert {mount["mountPath"] for mount in container["volumeMounts"]} == {"/cache", "/tmp"}
 
 
-def test_the_readmes_names_of_metrics_are_there() -> None:
-    named = set(re.findall(r"metric: (paceline_\w+)", (FOLDER / "README.md").read_text()))
-    assert len(named) == 2
-    assert named <= set(re.findall(r"paceline_\w+", Metrics().render().decode()))
+def test_an_apply_leaves_the_number_of_replicas_to_the_autoscaler(objects: dict[str, Any]) -> None:
+    assert ("replicas" in objects["Deployment"]["spec"]) != bool(
+        {"HorizontalPodAutoscaler", "ScaledObject"} & set(objects)
+    )
+    (alone,) = [each for each in built("base") if each["kind"] == "Deployment"]
+    assert alone["spec"]["replicas"] == 2
+
+
+def test_names_are_found_and_http_comes_in(objects: dict[str, Any]) -> None:
+    policy = objects["NetworkPolicy"]["spec"]
+    names = [rule for rule in policy["egress"] if {"port": 53, "protocol": "UDP"} in rule["ports"]]
+    assert names
+    assert all("to" not in rule for rule in names)
+    assert policy["ingress"] == [{"ports": [{"port": "http"}]}]
+
+
+def test_the_inference_pool_is_of_these_pods_and_their_metrics(objects: dict[str, Any]) -> None:
+    values = yaml.safe_load((FOLDER / "inference-pool.values.yaml").read_text())
+    pod = objects["Deployment"]["spec"]["template"]
+    assert values["inferencePool"]["modelServers"]["matchLabels"] == pod["metadata"]["labels"]
+    (port,) = pod["spec"]["containers"][0]["ports"]
+    assert values["inferencePool"]["targetPorts"] == [{"number": port["containerPort"]}]
+    extension = values["inferenceExtension"]
+    picker = yaml.safe_load(extension["pluginsCustomConfig"][extension["pluginsConfigFile"]])
+    parameters = {plugin["type"]: plugin.get("parameters", {}) for plugin in picker["plugins"]}
+    (engine,) = parameters["core-metrics-extractor"]["engineConfigs"]
+    assert engine.pop("name") == parameters["core-metrics-extractor"]["defaultEngine"]
+    assert engine.keys() == {"queuedRequestsSpec", "runningRequestsSpec", "kvUsageSpec"}
+    assert set(engine.values()) <= set(re.findall(r"^paceline_\w+", Metrics().render().decode(), re.MULTILINE))
+    used = {plugin["pluginRef"] for profile in picker["schedulingProfiles"] for plugin in profile["plugins"]}
+    assert used <= parameters.keys()

@@ -1,4 +1,4 @@
-"""Rules, dashboard and compose file: what they name is there, and alerts fire when they should."""
+"""Rules and dashboard: what they name is there, and alerts fire when they should."""
 
 import json
 import re
@@ -10,7 +10,6 @@ import pytest
 import yaml
 
 from app.metrics import Metrics
-from app.settings import ENV_PREFIX, Settings
 
 REPOSITORY = Path(__file__).parents[2]
 RULES = REPOSITORY / "deploy" / "prometheus" / "rules.yml"
@@ -54,16 +53,3 @@ def test_every_alert_is_tested() -> None:
     samples = [sample for test in tests for case in test["promql_expr_test"] for sample in case["exp_samples"]]
     firing = set(re.findall(r'alertname="(\w+)"', " ".join(sample["labels"] for sample in samples)))
     assert alerts <= firing, alerts - firing
-
-
-def test_the_compose_file_names_what_is_there() -> None:
-    services = yaml.safe_load((REPOSITORY / "docker-compose.yml").read_text())["services"]
-    known = {f"{ENV_PREFIX}{name.upper()}" for name in Settings.model_fields}
-    replicas = [service for name, service in services.items() if name.startswith("paceline")]
-    assert len(replicas) == 2
-    for replica in replicas:
-        assert {name for name in replica["environment"] if name.startswith(ENV_PREFIX)} <= known
-    for service in services.values():
-        for volume in service.get("volumes", ()):
-            if volume.startswith("./"):
-                assert (REPOSITORY / volume.split(":")[0]).exists(), volume

@@ -1,62 +1,45 @@
 """Two replicas behind a real nginx with our configuration: what clients notice of restarts and deaths of one."""
 
-import os
+import itertools
 import re
 import shutil
 import signal
 import socket
 import subprocess
+import time
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 
 import httpx
 import pytest
 
 from tests.deploy.load import CLIENTS, Load
-from tests.server.process import Server, free_ports, popen, wait_until
+from tests.deploy.replica import REPOSITORY, Replica
+from tests.server.process import free_ports, wait_until
 
-FOLDER = Path(__file__).parents[2] / "deploy" / "nginx"
+FOLDER = REPOSITORY / "deploy" / "nginx"
 
 pytestmark = pytest.mark.skipif(not shutil.which("nginx"), reason="nginx is not installed")
 
 
-class Replica:
-    """A `paceline serve` at a port of its own, which can be started again there."""
-
-    def __init__(self, port: int) -> None:
-        self.port = port
-        self._stack = ExitStack()
-
-    def start(self) -> None:
-        arguments = ("--port", str(self.port), "--max-model-len", "1024", "--num-kv-blocks", "1000")
-        self.process = self._stack.enter_context(popen("-m", "app.cli", "serve", *arguments))
-        self.server = Server(self.process)
-        self.server.url = self.server.wait_for(r"ready at (http://\S+)")[1]
-
-    def stop(self) -> int:
-        """SIGTERM, and wait; the exit code."""
-        self.process.send_signal(signal.SIGTERM)
-        return self.process.wait(timeout=60)
-
-    def close(self) -> None:
-        if self.process.poll() is None:
-            self.stop()
-        self._stack.close()
-
-
 @contextmanager
-def running_nginx(folder: Path, replicas: list[int], port: int) -> Iterator[str]:
-    """nginx with our configuration, but for its port, the replicas' addresses, and where it writes."""
+def running_nginx(folder: Path, replicas: list[Replica], changes: dict[str, str] | None = None) -> Iterator[str]:
+    """nginx with our configuration, but for its port, the replicas' addresses, where it writes, and `changes`."""
+    (port,) = free_ports(1)
     configuration = (FOLDER / "nginx.conf").read_text()
-    configuration = configuration.replace("listen 8080", f"listen 127.0.0.1:{port}").replace("/tmp/", f"{folder}/")
-    pattern = re.compile(r"server [\d.]+:8000")
-    lines = iter((FOLDER / "replicas.conf").read_text().splitlines())
-    addresses = iter(replicas)
-    servers = [pattern.sub(lambda _: f"server 127.0.0.1:{next(addresses)}", line) for line in lines]
-    (folder / "replicas.conf").write_text("\n".join(servers) + "\n")
+    for old, new in {"listen 8080": f"listen 127.0.0.1:{port}", "/tmp/": f"{folder}/", **(changes or {})}.items():
+        assert old in configuration
+        configuration = configuration.replace(old, new)
     (folder / "nginx.conf").write_text(configuration)
+    for name in ("replicas.conf", "every_replica.conf"):
+        ports = iter(replicas)
+        addressed = re.sub(
+            r"server [\d.]+:8000",
+            lambda _, ports=ports: f"server 127.0.0.1:{next(ports).port}",
+            (FOLDER / name).read_text(),
+        )
+        (folder / name).write_text(addressed)
     command = ["nginx", "-p", str(folder), "-c", str(folder / "nginx.conf")]
     check = subprocess.run([*command, "-t"], capture_output=True, text=True, check=False)
     assert check.returncode == 0, check.stderr
@@ -75,21 +58,8 @@ def _listens(port: int) -> bool:
 
 
 @pytest.fixture(scope="module")
-def replicas() -> Iterator[list[Replica]]:
-    both = [Replica(port) for port in free_ports(2)]
-    try:
-        with ThreadPoolExecutor() as pool:
-            list(pool.map(Replica.start, both))
-        yield both
-    finally:
-        for replica in both:
-            replica.close()
-
-
-@pytest.fixture(scope="module")
 def url(replicas: list[Replica], tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    (port,) = free_ports(1)
-    with running_nginx(tmp_path_factory.mktemp("nginx"), [replica.port for replica in replicas], port) as url:
+    with running_nginx(tmp_path_factory.mktemp("nginx"), replicas) as url:
         yield url
 
 
@@ -107,8 +77,6 @@ def test_a_rolling_restart_loses_no_request_and_cuts_no_stream(url: str, replica
     for replica in replicas:
         assert replica.stop() == 0
         replica.start()
-        # The other one may go once nginx sends requests to this one again.
-        wait_until(lambda replica=replica: replica.server.metric("prompt_tokens_total") > 0, seconds=60)
     load.stop()
     assert not load.problems, load.problems[:3]
 
@@ -117,8 +85,7 @@ def test_a_replica_that_is_killed_loses_its_open_streams_only(url: str, replicas
     load = Load(url)
     wait_until(lambda: load.whole > CLIENTS, seconds=60)
     victim = replicas[0]
-    for pid in (victim.process.pid, *victim.server.children().values()):
-        os.kill(pid, signal.SIGKILL)
+    victim.signal_all(signal.SIGKILL)
     victim.process.wait()
     before = load.whole
     wait_until(lambda: load.whole > before + 3 * CLIENTS, seconds=60)
@@ -138,3 +105,81 @@ def test_a_conversation_stays_with_its_replica(url: str, replicas: list[Replica]
             body = {"prompt": "Hi", "max_tokens": 1}
             assert httpx.post(f"{url}/v1/completions", json=body, headers=headers, timeout=60).status_code == 200
         assert sum(now > then for now, then in zip(asked(), before, strict=True)) == 1
+
+
+def test_a_stream_is_read_on_and_a_response_found_wherever_they_are(url: str) -> None:
+    for index in range(8):  # of each other one, the replica that is asked first has nothing
+        headers = {"X-Resumable": "true", "X-Request-ID": f"resumed-{index}"}
+        body = {"prompt": "Once", "max_tokens": 20, "ignore_eos": True, "stream": True}
+        with httpx.stream("POST", f"{url}/v1/completions", json=body, headers=headers, timeout=60) as stream:
+            lines = stream.iter_lines()
+            seen = [line for line in (next(lines) for _ in range(8)) if line.startswith("id: ")]
+        last = seen[-1].removeprefix("id: ")
+        rest = httpx.get(f"{url}/v1/streams/resumed-{index}", headers={"Last-Event-ID": last}, timeout=60)
+        assert rest.status_code == 200, rest.text
+        assert int(re.findall(r"^id: (\d+)$", rest.text, re.MULTILINE)[0]) == int(last) + 1
+        assert rest.text.endswith("data: [DONE]\n\n")
+
+        response = httpx.post(f"{url}/v1/responses", json={"input": "Hi", "max_output_tokens": 16}, timeout=60).json()
+        address = f"{url}/v1/responses/{response['id']}"
+        assert httpx.get(address).json()["output"] == response["output"]
+        assert httpx.delete(address).status_code == 200
+        gone = httpx.get(address)
+        assert (gone.status_code, gone.json()["error"]["type"]) == (404, "invalid_request_error")
+
+
+@pytest.mark.parametrize("conversations", [False, True])
+def test_a_frozen_replica_costs_few_requests_the_silence_that_is_allowed(
+    replicas: list[Replica], tmp_path: Path, conversations: bool
+) -> None:
+    with running_nginx(tmp_path, replicas, {"proxy_read_timeout 5m": "proxy_read_timeout 2s"}) as url:
+
+        def seconds_of_answer(index: int) -> float:
+            start = time.monotonic()
+            headers = {"X-Conversation-ID": f"{index}"} if conversations else {}
+            body = {"prompt": "Hi", "max_tokens": 1}
+            answer = httpx.post(f"{url}/v1/completions", json=body, headers=headers, timeout=60)
+            assert answer.status_code == 200, answer.text
+            return time.monotonic() - start
+
+        with replicas[0].frozen():
+            seconds = [seconds_of_answer(index) for index in range(12)]
+        assert max(seconds) < 5
+        assert sum(each > 2 for each in seconds) in (1, 2)  # it is tried again every 5 s
+        # Thawed, it is given requests again.
+        before = replicas[0].server.metric("prompt_tokens_total")
+        for index in itertools.count():
+            seconds_of_answer(index)
+            if replicas[0].server.metric("prompt_tokens_total") > before + 5:
+                break
+            assert index < 1000
+
+
+def test_what_nginx_refuses_itself_has_the_form_of_the_api(url: str, replicas: list[Replica], tmp_path: Path) -> None:
+    def code(answer: httpx.Response) -> str | None:
+        assert answer.headers["content-type"] == "application/json"
+        error = answer.json()["error"]
+        assert error.keys() == {"message", "type", "param", "code"}
+        found: str | None = error["code"]
+        return found
+
+    large = httpx.post(f"{url}/v1/completions", json={"prompt": "x" * (17 << 20)}, timeout=60)
+    assert (large.status_code, code(large)) == (413, "payload_too_large")
+    hidden = httpx.get(f"{url}/metrics")
+    assert (hidden.status_code, code(hidden)) == (404, None)
+    with running_nginx(tmp_path, replicas, {"limit_conn clients 256": "limit_conn clients 1"}) as strict:
+        with socket.create_connection(("127.0.0.1", int(strict.rpartition(":")[2]))) as slow:
+            slow.sendall(b"POST /v1/completions HTTP/1.1\r\nHost: a\r\nContent-Length: 10\r\n\r\n{")
+            wait_until(lambda: httpx.get(f"{strict}/v1/models").status_code == 429)
+            refused = httpx.get(f"{strict}/v1/models")
+        assert (refused.status_code, code(refused)) == (429, "too_many_connections")
+        assert refused.headers["retry-after"] == "1"
+
+
+def test_without_any_replica_the_answer_says_so(tmp_path: Path) -> None:
+    nobody = [Replica(port) for port in free_ports(2)]
+    with running_nginx(tmp_path, nobody) as url:
+        for path in ("/v1/models", "/v1/streams/x"):
+            answer = httpx.get(f"{url}{path}", timeout=60)
+            assert (answer.status_code, answer.json()["error"]["code"]) == (503, "engine_unavailable")
+            assert answer.headers["retry-after"] == "1"

@@ -199,3 +199,14 @@ def test_a_client_cannot_write_headers_of_the_answer(server: Server) -> None:
 def test_what_is_not_body_is_bounded(server: Server, head: bytes) -> None:
     received = ask(server, head)
     assert received == b"" or received[9:12] in (b"431", b"400"), received  # reset, where much was still under way
+
+
+@pytest.mark.parametrize(
+    "path",
+    [b"/../../../../etc/passwd", b"/docs/%2e%2e/%2e%2e/etc/passwd", b"/v1/models/..%2f..%2f..%2fetc%2fpasswd",
+     b"/v1/streams/..%2f..%2fetc%2fpasswd", b"/v1/responses/%2fetc%2fpasswd", b"//etc/passwd", b"/..\\..\\etc\\passwd"],
+)  # fmt: skip
+def test_no_path_leads_to_a_file(server: Server, path: bytes) -> None:
+    received = ask(server, b"GET " + path + b" HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n")
+    assert received.startswith(b"HTTP/1.1 404"), received[:300]
+    assert b"root:" not in received

@@ -41,6 +41,20 @@ def test_no_data_becomes_code() -> None:
     assert not {file: names for file, names in found.items() if names}
 
 
+def test_no_archive_is_unpacked_and_no_file_is_served() -> None:
+    """What a link or a `..` could lead out of is not there at all."""
+    names = re.compile(r"\b(tarfile|zipfile|unpack_archive|extractall|StaticFiles|FileResponse)\b")
+    found = {str(file): names.findall(file.read_text()) for file in REPOSITORY.glob("app/**/*.py")}
+    assert len(found) > 100
+    assert not {file: used for file, used in found.items() if used}
+
+
+def test_every_package_has_one_version() -> None:
+    for name in ("requirements.txt", "requirements-test.txt", "deploy/ray/requirements.txt"):
+        lines = [line.split("#")[0].strip() for line in (REPOSITORY / name).read_text().splitlines()]
+        assert not [line for line in lines if line and not re.fullmatch(r"[\w.\[\]-]+==[\w.]+( *;.*)?", line)], name
+
+
 def test_only_http_listens_and_the_engines_socket_is_private(server: Server) -> None:
     processes = [psutil.Process(server.process.pid), *psutil.Process(server.process.pid).children(recursive=True)]
     connections = [connection for process in processes for connection in process.net_connections("inet")]

@@ -1,0 +1,62 @@
+"""A `paceline serve` among several, which can be stopped, started again where it was, and frozen."""
+
+import os
+import re
+import signal
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+import httpx
+
+from tests.server.process import START_SECONDS, Server, popen, wait_until
+
+REPOSITORY = Path(__file__).parents[2]
+READY_PATH = re.findall(r"/health/\w+", (REPOSITORY / "Dockerfile").read_text())[-1]
+"""What the image's HEALTHCHECK asks, and so what a rolling update with compose waits for."""
+
+
+class Replica:
+    """A server at a port of its own."""
+
+    def __init__(self, port: int) -> None:
+        self.port = port
+        self._stack = ExitStack()
+
+    def start(self) -> None:
+        """Return as soon as its health check says that it is well."""
+        arguments = ("--port", str(self.port), "--max-model-len", "1024", "--num-kv-blocks", "1000")
+        self.process = self._stack.enter_context(popen("-m", "app.cli", "serve", *arguments))
+        self.server = Server(self.process)
+        self.server.url = f"http://127.0.0.1:{self.port}"
+        wait_until(self._is_healthy, seconds=START_SECONDS, pause=0.3)
+
+    def _is_healthy(self) -> bool:
+        try:
+            return self.server.get(READY_PATH).status_code == 200
+        except httpx.TransportError:
+            return False
+
+    def stop(self) -> int:
+        """SIGTERM, and wait; the exit code."""
+        self.process.send_signal(signal.SIGTERM)
+        return self.process.wait(timeout=60)
+
+    def signal_all(self, number: int) -> None:
+        """Send a signal to each of its processes."""
+        for pid in (self.process.pid, *self.server.children().values()):
+            os.kill(pid, number)
+
+    @contextmanager
+    def frozen(self) -> Iterator[None]:
+        """None of its processes runs: what it gets, the kernel takes, and nobody answers."""
+        self.signal_all(signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            self.signal_all(signal.SIGCONT)
+
+    def close(self) -> None:
+        if self.process.poll() is None:
+            self.stop()
+        self._stack.close()
