@@ -132,7 +132,7 @@ def test_a_stream_is_read_on_and_a_response_found_wherever_they_are(url: str) ->
 def test_a_frozen_replica_costs_few_requests_the_silence_that_is_allowed(
     replicas: list[Replica], tmp_path: Path, conversations: bool
 ) -> None:
-    with running_nginx(tmp_path, replicas, {"proxy_read_timeout 5m": "proxy_read_timeout 2s"}) as url:
+    with running_nginx(tmp_path, replicas, {"proxy_read_timeout 9m": "proxy_read_timeout 2s"}) as url:
 
         def seconds_of_answer(index: int) -> float:
             start = time.monotonic()
