@@ -142,7 +142,9 @@ class ReliabilitySettings(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     step_timeout: float = Field(
-        60.0, gt=0, description="seconds after which a step counts as hung, and the engine is started again"
+        60.0,
+        gt=0,
+        description="seconds without a sign of life after which the engine counts as hung, and is started again",
     )
     max_restarts: int = Field(
         5,

@@ -3,7 +3,7 @@
 from collections.abc import AsyncIterator
 from typing import Protocol
 
-from app.core.heartbeat import Heartbeat
+from app.core.heartbeat import EngineHeartbeat
 from app.core.messages import EngineReady, RequestCommand, RequestOutput
 
 
@@ -21,7 +21,7 @@ class EngineClient(Protocol):
         ...
 
     @property
-    def heartbeat(self) -> Heartbeat:
+    def heartbeat(self) -> EngineHeartbeat:
         """Whether the engine gets on."""
         ...
 

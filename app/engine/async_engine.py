@@ -11,7 +11,7 @@ import zmq
 import zmq.asyncio
 from zmq.utils.monitor import recv_monitor_message
 
-from app.core.heartbeat import Heartbeat
+from app.core.heartbeat import EngineHeartbeat
 from app.core.messages import (
     MAX_UNREAD_MESSAGES,
     AbortCommand,
@@ -133,7 +133,7 @@ class AsyncEngine:
         """`name` is this worker's among all of the service: whoever takes it over later aborts what this one left."""
         self.ready: EngineReady | None = None
         self.failure: str | None = None
-        self.heartbeat = Heartbeat(address)
+        self.heartbeat = EngineHeartbeat(address)
         self._address = address
         self._name = name
         self._max_queue = max_queue

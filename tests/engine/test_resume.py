@@ -10,7 +10,7 @@ import pytest
 import zmq
 import zmq.asyncio
 
-from app.core.heartbeat import Heartbeat
+from app.core.heartbeat import EngineHeartbeat
 from app.core.messages import (
     EngineCommand,
     EngineReady,
@@ -41,7 +41,7 @@ class Engine:
 
     def __init__(self, folder: Path) -> None:
         self.address = f"ipc://{folder}/engine"
-        self.heartbeat = Heartbeat(self.address)
+        self.heartbeat = EngineHeartbeat(self.address)
         self._encode = msgspec.msgpack.encode
         self._decode = msgspec.msgpack.Decoder(EngineCommand).decode
 
@@ -65,7 +65,7 @@ class Engine:
         await self._router.send_multipart((self._worker, self._encode(StepOutputs(list(outputs), STATS))))
 
     def die(self, suspect: str = "") -> None:
-        self.heartbeat.beat(suspect)
+        self.heartbeat.begin_step(suspect)
         self._router.close()
 
 
