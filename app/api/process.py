@@ -108,7 +108,7 @@ def _default_name(settings: Settings, folder: Path) -> str:
 def main() -> None:
     """Serve HTTP on an inherited socket."""
     address, folder, fd, started_at, index = sys.argv[1:]
-    settings = read_settings()
+    settings = read_settings(address)
     configure_logging(settings, process="api")
     signal.signal(signal.SIGHUP, signal.SIG_IGN)  # there are no keys yet that could be read again
     sock = socket.socket(fileno=int(fd))

@@ -10,7 +10,6 @@ import gc
 import logging
 import math
 import os
-import shutil
 import signal
 import sys
 from collections.abc import Sequence
@@ -21,7 +20,7 @@ from typing import Any, Protocol
 import msgspec
 import zmq
 
-from app.child import read_settings, when_parent_ends
+from app.child import read_settings, remove_if_orphan, when_parent_ends
 from app.core.encoder import EncoderConfig
 from app.core.heartbeat import EngineHeartbeat
 from app.core.messages import (
@@ -179,18 +178,18 @@ def _build(settings: Settings, folder: Path) -> tuple[Core, EngineReady]:
     return build_encoder_engine(settings, folder, encoder) if encoder else build_engine(settings, folder)
 
 
-def _end(folder: Path) -> None:
-    """The parent is gone. It has removed the folder of the engine's socket, unless it was killed."""
-    shutil.rmtree(folder, ignore_errors=True)
+def _end(address: str) -> None:
+    """The parent is gone. Nothing of this process, which may hang, is to keep it from ending."""
+    remove_if_orphan(address)
     os._exit(0)
 
 
 def main() -> None:
     """Load the model and serve until stdin is closed."""
     address, model_folder = sys.argv[1:]
-    settings = read_settings()
+    settings = read_settings(address)
     configure_logging(settings, process="engine")
-    when_parent_ends(partial(_end, Path(address.removeprefix("ipc://")).parent))
+    when_parent_ends(partial(_end, address))
     faulthandler.register(signal.SIGUSR1, all_threads=True)  # the supervisor wants to know where a step hangs
     # Signals may reach the whole group at once; what they mean for open requests is the parent's to decide.
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):

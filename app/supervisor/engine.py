@@ -1,14 +1,13 @@
 """The engine process, as its parent sees it."""
 
-import shutil
 import subprocess
-import tempfile
 from pathlib import Path
 
 from app.core.heartbeat import EngineHeartbeat
 from app.errors import EXIT_STARTUP_ERROR
 from app.settings import Settings
 from app.supervisor.child import Child, ChildLostError, start_module, stop
+from app.supervisor.folder import PrivateFolder
 from app.supervisor.watchdog import Watchdog
 
 
@@ -17,8 +16,8 @@ class EngineProcess:
 
     def __init__(self, settings: Settings, model_folder: Path) -> None:
         """Start it; `address` is where API workers find it."""
-        # A folder that only this user may enter: whoever reaches the socket commands the engine.
-        self.folder = Path(tempfile.mkdtemp(prefix="paceline-"))
+        self._folder = PrivateFolder()
+        self.folder = self._folder.path
         self.address = f"ipc://{self.folder}/engine"
         self._socket = Path(self.folder, "engine")
         self._settings = settings
@@ -56,4 +55,4 @@ class EngineProcess:
     def stop(self) -> None:
         """End it, and remove its socket."""
         stop(self.child)
-        shutil.rmtree(self.folder, ignore_errors=True)
+        self._folder.remove()

@@ -135,18 +135,50 @@ def folders() -> set[str]:
     return {path.name for path in Path(gettempdir()).glob("paceline-*")}
 
 
-def test_nothing_is_left_when_the_supervisor_is_killed() -> None:
-    before = folders()
+def has_ended(pid: int) -> bool:
+    try:
+        return (
+            Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
+        )  # nobody may have waited for it
+    except FileNotFoundError:
+        return True
+
+
+@pytest.mark.parametrize(
+    "before",
+    [{}, {"engine": signal.SIGSTOP}, {"engine": signal.SIGSTOP, "api": signal.SIGSTOP}, {"engine": signal.SIGKILL},
+     {"api": signal.SIGKILL}],
+    ids=str,
+)  # fmt: skip
+def test_nothing_is_left_when_the_supervisor_is_killed(before: dict[str, signal.Signals]) -> None:
+    others = folders()
     with popen("-m", "app.cli", "serve", "--port", "0", "--worker", "echo") as process:
         server = Server(process)
         server.wait_for(r"ready at")
         children = server.children()
         assert set(children) == {"engine", "api"}
-        (folder,) = folders() - before
+        (folder,) = folders() - others
         assert Path(gettempdir(), folder).stat().st_mode & 0o777 == 0o700
+        for name, number in before.items():
+            os.kill(children[name], number)
+        if signal.SIGKILL in before.values():
+            server.wait_for("starting it again")
         process.kill()
         process.wait()
-        wait_until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in children.values()))
+        wait_until(lambda: all(map(has_ended, children.values())))
+        wait_until(lambda: folder not in folders())
+
+
+def test_nothing_is_left_when_the_supervisor_is_killed_while_its_children_start() -> None:
+    others = folders()
+    with popen("-m", "app.cli", "serve", "--port", "0", "--worker", "echo") as process:
+        server = Server(process)
+        wait_until(lambda: set(server.children()) == {"engine", "api"})
+        children = server.children()
+        (folder,) = folders() - others
+        process.kill()
+        process.wait()
+        wait_until(lambda: all(map(has_ended, children.values())))
         assert folder not in folders()
 
 
