@@ -298,6 +298,7 @@ class AsyncEngine:
         A request that the last one ran alone goes first: if it is not to blame, that shows before all else.
         """
         self.ready = ready
+        self._record_that_nothing_runs()
         for request in sorted(self._open.values(), key=lambda request: request.deaths_alone, reverse=True):
             self._send(request.command_for_the_next_engine())
         await self._notify()
@@ -309,7 +310,12 @@ class AsyncEngine:
             if not request.survives(suspect):
                 self._end(request_id, f"the engine died {_FATAL_DEATHS} times in a row while it ran this request")
         log.warning("the engine has died; %d open requests wait for the next one", len(self._open))
+        self._record_that_nothing_runs()
         await self._notify()
+
+    def _record_that_nothing_runs(self) -> None:
+        """An engine that died does not take back what it said last, and the next one is silent until it has work."""
+        self._listener.record_step(EngineStats(num_running=0, num_waiting=len(self._open)))
 
     async def _notify(self) -> None:
         async with self._changed:
