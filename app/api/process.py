@@ -45,6 +45,8 @@ log = logging.getLogger(__name__)
 
 _CHAT = '{"temperature": 0, "messages": [{"role": "user", "content": "What is the capital of France?"}]}'
 
+_BACKLOG = 2048
+"""Connections that may wait to be accepted."""
 _LAST_WORDS_SECONDS = 2
 """What streams get to send their last event once the drain is over."""
 
@@ -129,6 +131,7 @@ def main() -> None:
     try:
         text = load_text_side(settings, Path(folder))
         app = create_app(settings, lifespan)
+        _listen(sock)
     except StartupError as error:
         log.error("%s", error)
         sys.exit(EXIT_STARTUP_ERROR)
@@ -136,6 +139,14 @@ def main() -> None:
     server = DrainingServer(app, settings, running.aclose)
     when_parent_ends(server.end)
     server.run([sock])
+
+
+def _listen(sock: socket.socket) -> None:
+    """Accept connections from now on, if no other API worker has begun to."""
+    try:
+        sock.listen(_BACKLOG)
+    except OSError as error:  # between it and the supervisor's look at the port, somebody else was faster
+        raise StartupError(f"cannot listen on port {sock.getsockname()[1]}: {error.strerror}") from error
 
 
 def server_config(app: FastAPI, settings: Settings) -> uvicorn.Config:

@@ -5,6 +5,7 @@ workers start beside it, and say "loading" until the engine is ready.
 """
 
 import logging
+import os
 import queue
 import signal
 import socket
@@ -32,7 +33,10 @@ _USEFUL_SECONDS = 10
 
 
 def listen(settings: Settings) -> socket.socket:
-    """The server's socket; StartupError if the address is not to be had."""
+    """The server's socket; StartupError if the address is not to be had.
+
+    The first API worker listens on it: before, nobody would answer those who connect.
+    """
     family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
     sock = socket.socket(family, socket.SOCK_STREAM)
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -41,7 +45,6 @@ def listen(settings: Settings) -> socket.socket:
     except OSError as error:
         sock.close()
         raise StartupError(f"cannot listen on {settings.host} port {settings.port}: {error.strerror}") from error
-    sock.listen(2048)
     return sock
 
 
@@ -50,6 +53,7 @@ def serve(settings: Settings) -> int:
     configure_logging(settings, process="supervisor")
     started_at = time.time()
     sock = listen(settings)  # before anything slow: a port that is taken shows at once
+    _end_at_once_by_signal()
     folder = find_model(settings.model, needs_weights=settings.load_format != "dummy")
     signals = _signals(reads_keys=settings.api_keys is not None)
     engine = EngineProcess(settings, folder)
@@ -142,6 +146,15 @@ def _stop_is_wanted(signals: "queue.SimpleQueue[int]", workers: list[ApiWorker])
         for worker in workers:
             worker.child.signal(signal.SIGHUP)
     return any(number in (signal.SIGTERM, signal.SIGINT) for number in arrived)
+
+
+def _end_at_once_by_signal() -> None:
+    """For now, a signal to stop ends this process as it stands: there is nothing to drain yet, nor a child to stop.
+
+    What is just being downloaded or converted is begun again the next time. The converter ends as children do.
+    """
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda _number, _frame: os._exit(0))
 
 
 def _signals(reads_keys: bool) -> "queue.SimpleQueue[int]":

@@ -16,7 +16,7 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.server.process import Server, popen, running_server, wait_until
+from tests.server.process import Server, free_ports, popen, running_server, wait_until
 
 REPOSITORY = Path(__file__).parents[2]
 
@@ -129,6 +129,20 @@ def test_a_second_signal_ends_now() -> None:
         assert events[-1] == "[DONE]"
         assert "shutting down" in json.loads(events[-2])["error"]["message"]
         assert process.wait(timeout=20) == 1
+
+
+def test_sigterm_ends_at_once_what_still_converts_its_model(tmp_path: Path) -> None:
+    (port,) = free_ports(1)
+    arguments = ("-m", "app.cli", "serve", "--port", str(port))
+    with popen(*arguments, XDG_CACHE_HOME=str(tmp_path)) as process:
+        server = Server(process)
+        server.wait_for(r"converting .* loading transformers")
+        converter = server.children()["hub"]
+        with pytest.raises(httpx.ConnectError):  # rather than to wait for an answer
+            httpx.get(f"http://127.0.0.1:{port}/health/live")
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(timeout=5) == 0
+        wait_until(lambda: has_ended(converter), 5)
 
 
 def folders() -> set[str]:
