@@ -146,7 +146,7 @@ class ReliabilitySettings(BaseModel):
     step_timeout: float = Field(
         60.0,
         gt=0,
-        description="seconds without a sign of life after which the engine counts as hung, and is started again",
+        description="seconds without a sign of life after which a child counts as hung, and is started again",
     )
     max_restarts: int = Field(
         5,

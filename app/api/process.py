@@ -5,6 +5,7 @@ gone (`app.child`).
 """
 
 import asyncio
+import faulthandler
 import logging
 import signal
 import socket
@@ -30,6 +31,7 @@ from app.api.resumable import ResumableStreams
 from app.api.service import Service
 from app.child import read_settings, when_parent_ends
 from app.core.encoder import EncoderConfig
+from app.core.heartbeat import Heartbeat
 from app.core.messages import EngineReady
 from app.engine.async_engine import AsyncEngine
 from app.errors import EXIT_STARTUP_ERROR, EngineUnavailableError, StartupError
@@ -136,7 +138,8 @@ def main() -> None:
         log.error("%s", error)
         sys.exit(EXIT_STARTUP_ERROR)
     signal.signal(signal.SIGHUP, lambda _number, _frame: app.state.admission.reload())
-    server = DrainingServer(app, settings, running.aclose)
+    faulthandler.register(signal.SIGUSR1, all_threads=True)  # the supervisor wants to know where it hangs
+    server = DrainingServer(app, settings, running.aclose, Heartbeat(address, f"api-{index}"))
     when_parent_ends(server.end)
     server.run([sock])
 
@@ -166,15 +169,20 @@ def server_config(app: FastAPI, settings: Settings) -> uvicorn.Config:
 class DrainingServer(uvicorn.Server):
     """uvicorn's server, which drains on SIGTERM: it goes on accepting, and says that it takes no new requests.
 
+    It beats as its loop turns, so that the supervisor sees when it hangs.
+
     uvicorn itself would close its socket at once, and cut what is open when its grace ends. SIGINT is the parent's to
     deal with: a terminal sends it to all processes.
     """
 
-    def __init__(self, app: FastAPI, settings: Settings, let_go: Callable[[], Awaitable[None]]) -> None:
+    def __init__(
+        self, app: FastAPI, settings: Settings, let_go: Callable[[], Awaitable[None]], heartbeat: Heartbeat
+    ) -> None:
         """`let_go` ends all open requests with an error, by letting go of their engine. It may be called again."""
         super().__init__(server_config(app, settings))
         self._drain: Drain = app.state.drain
         self._let_go = let_go
+        self._heartbeat = heartbeat
 
     def end(self) -> None:
         """End now; may be called from any thread."""
@@ -187,6 +195,7 @@ class DrainingServer(uvicorn.Server):
 
     async def on_tick(self, counter: int) -> bool:
         """See uvicorn: about ten times a second, whether to end."""
+        self._heartbeat.beat()
         self.should_exit = self.should_exit or self._drain.is_over
         return await super().on_tick(counter)
 

@@ -14,6 +14,7 @@ import time
 from functools import partial
 from pathlib import Path
 
+from app.core.heartbeat import Heartbeat
 from app.errors import EXIT_STARTUP_ERROR, StartupError
 from app.hub.source import find_model
 from app.log import configure_logging
@@ -21,11 +22,12 @@ from app.metrics import SHARED_FOLDER
 from app.settings import Settings
 from app.supervisor.child import Child, ChildLostError, start_module, stop
 from app.supervisor.engine import EngineProcess
+from app.supervisor.watchdog import Watchdog
 
 log = logging.getLogger(__name__)
 
 _LOOK_SECONDS = 0.5
-"""How often to look whether the engine hangs; the end of a child is seen at once."""
+"""How often to look whether a child hangs; the end of a child is seen at once."""
 _LAST_WORDS_SECONDS = 5
 """What API workers get to end after the drain, in which they tell streams that are still open."""
 _USEFUL_SECONDS = 10
@@ -93,14 +95,18 @@ class ApiWorker:
             start_module, "app.api.process", settings, *arguments, fds=(sock.fileno(),), **environment
         )
         self._began = 0.0
+        self._heartbeat = Heartbeat(engine.address, f"api-{index}")
         self.child = Child(f"API worker {index}", self._start, settings.max_restarts)
+        self._watchdog = Watchdog(self.child, self._heartbeat, settings.step_timeout)
 
     def _start(self) -> subprocess.Popen[bytes]:
         self._began = time.monotonic()
+        self._heartbeat.reset()
         return self._launch()
 
     def tend(self) -> None:
-        """Start it again if it has died; ChildLostError if that does not help."""
+        """Start it again if it has died, end it if it hangs; ChildLostError if that does not help."""
+        self._watchdog.look()
         if self.child.exit_code == EXIT_STARTUP_ERROR:
             raise ChildLostError("", EXIT_STARTUP_ERROR)
         self.child.tend(was_useful=time.monotonic() - self._began > _USEFUL_SECONDS)

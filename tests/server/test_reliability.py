@@ -102,6 +102,15 @@ def test_an_api_worker_that_dies_is_replaced_and_its_work_is_ended(server: Serve
     assert server.metric("kv_cache_usage_ratio") == 0
 
 
+def test_an_api_worker_that_hangs_is_replaced(server: Server) -> None:
+    hung = server.children()["api"]
+    os.kill(hung, signal.SIGSTOP)
+    server.wait_for("API worker 0 has been silent for .* what its threads are doing")
+    short = server.post("/v1/completions", {**BODY, "max_tokens": 2, "stream": False})  # the socket has waited for it
+    assert short.json()["usage"]["completion_tokens"] == 2
+    assert server.children()["api"] != hung
+
+
 def test_sigterm_lets_streams_end_and_refuses_new_requests() -> None:
     with popen("-m", "app.cli", "serve", "--port", "0", "--max-model-len", "1024") as process:
         server = Server(process)
