@@ -77,7 +77,7 @@ async def running_service(
     settings: Settings, text: TextSide, admission: Admission, address: str, name: str = "0"
 ) -> AsyncIterator[Service]:
     """A service that is connected to an engine, to which it is `name`. Does not wait until the engine is ready."""
-    metrics = Metrics()
+    metrics = Metrics(lambda: engine.heartbeat.num_restarts)
     engine = AsyncEngine(address, name, settings.max_queue, metrics, settings.max_queue_tokens)
     service = Service(
         settings=settings,
@@ -217,7 +217,7 @@ async def _follow_engine(service: Service, sock: socket.socket, started_at: floa
             await service.engine.wait_until_lost()
             lost_at = time.monotonic()
             ready = await service.engine.wait_until_ready()
-            service.metrics.record_restart(ready.startup_seconds)
+            service.metrics.record_startup(ready.startup_seconds)
             log.warning("the engine is back after %.1f s", time.monotonic() - lost_at)
 
 

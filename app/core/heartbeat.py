@@ -11,9 +11,11 @@ from pathlib import Path
 
 _TIME = struct.Struct("=d")  # the last sign of life; 0 before the first one
 _STEPS = struct.Struct("=Q")
+_ENGINES = struct.Struct("=Q")
 _SUSPECT = struct.Struct("=H")  # length of the id that follows
 _STEPS_AT = _TIME.size
-_SUSPECT_AT = _STEPS_AT + _STEPS.size
+_ENGINES_AT = _STEPS_AT + _STEPS.size
+_SUSPECT_AT = _ENGINES_AT + _ENGINES.size
 _SIZE = 512
 
 
@@ -53,6 +55,11 @@ class EngineHeartbeat(Heartbeat):
     def __init__(self, address: str) -> None:
         super().__init__(address, "engine")
 
+    def begin(self) -> None:
+        """The engine has started."""
+        _ENGINES.pack_into(self._memory, _ENGINES_AT, self._num_engines + 1)
+        self.rest()  # one that died may have left its last step
+
     def begin_step(self, suspect: str = "") -> None:
         """A step begins. `suspect`: the request that has it for itself, because it may end the engine."""
         self._write_suspect(suspect.encode())
@@ -72,6 +79,15 @@ class EngineHeartbeat(Heartbeat):
         _SUSPECT.pack_into(self._memory, _SUSPECT_AT, len(suspect))
         start = _SUSPECT_AT + _SUSPECT.size
         self._memory[start : start + len(suspect)] = suspect
+
+    @property
+    def _num_engines(self) -> int:
+        return int(_ENGINES.unpack_from(self._memory, _ENGINES_AT)[0])
+
+    @property
+    def num_restarts(self) -> int:
+        """Times that an engine took over from one that died."""
+        return max(0, self._num_engines - 1)
 
     @property
     def num_steps(self) -> int:

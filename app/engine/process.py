@@ -95,7 +95,7 @@ class EngineServer:
         os.chmod(address.removeprefix("ipc://"), 0o600)  # its folder is private, too
         self._idle_ms = math.ceil(step_timeout / _BEATS * 1000)
         self._heartbeat = EngineHeartbeat(address)
-        self._heartbeat.rest()  # there, an engine that died may have left its last step
+        self._heartbeat.begin()
         self._encode = msgspec.msgpack.Encoder().encode
         self._decode = msgspec.msgpack.Decoder(EngineCommand).decode
         self._outboxes: dict[bytes, Outbox] = {}

@@ -111,6 +111,14 @@ def test_an_api_worker_that_hangs_is_replaced(server: Server) -> None:
     assert server.children()["api"] != hung
 
 
+def test_a_restart_counts_although_the_api_worker_died_with_the_engine(server: Server) -> None:
+    before, children = engines(server), server.children()
+    for pid in children.values():
+        os.kill(pid, signal.SIGKILL)
+    wait_until(lambda: server.get("/health/ready").status_code == 200, 30)
+    assert engines(server) == before + 1
+
+
 def test_sigterm_lets_streams_end_and_refuses_new_requests() -> None:
     with popen("-m", "app.cli", "serve", "--port", "0", "--max-model-len", "1024") as process:
         server = Server(process)
