@@ -59,6 +59,12 @@ def test_a_client_that_lost_its_connection_misses_and_repeats_nothing(server: Se
     assert read(server.get(f"/v1/streams/{name}")) == first + rest  # from the beginning, as often as wanted
 
 
+def test_an_id_may_be_like_a_path(server: Server) -> None:
+    first = begin(server, "jobs/7", 1)
+    assert read(server.get("/v1/streams/jobs/7"))[:1] == first
+    assert read(server.get("/v1/streams/jobs%2F7"))[:1] == first
+
+
 def test_the_work_goes_on_while_nobody_reads(server: Server) -> None:
     begin(server, "alone", 1)
     wait_until(lambda: server.service.streams.find("default", "alone").num_events > 2)
