@@ -2,6 +2,7 @@
 
 import logging
 import math
+import re
 import time
 from dataclasses import dataclass
 
@@ -24,6 +25,7 @@ from app.tenants import EVERYBODY, Tenant, read_tenants
 
 log = logging.getLogger(__name__)
 
+_DECIMAL = re.compile(rb"\d{1,9}(\.\d{1,9})?")
 _OPEN_TO_ALL = {"/health", "/health/live", "/health/ready", "/health/deep"}
 
 
@@ -148,12 +150,8 @@ def _deadline(scope: Scope, longest: float | None) -> float | None:
 
 
 def _seconds(value: bytes) -> float:
-    try:
-        seconds = float(value)
-    except ValueError:
-        seconds = math.nan
-    if not 0 < seconds < math.inf:
-        raise InvalidRequestError("X-Request-Timeout: a number of seconds above 0", "X-Request-Timeout")
+    if not _DECIMAL.fullmatch(value) or not (seconds := float(value)):
+        raise InvalidRequestError("X-Request-Timeout: a number of seconds above 0, such as 2.5", "X-Request-Timeout")
     return seconds
 
 

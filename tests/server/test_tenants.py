@@ -175,7 +175,7 @@ def test_a_request_ends_when_its_time_is_over(server: Server) -> None:
     *_, error, done, end = stream.text.split("\n\n")
     assert json.loads(error.removeprefix("data: "))["error"]["code"] == "request_timeout"
     assert (done, end) == ("data: [DONE]", "")
-    for bad in ("0", "-1", "nan", "inf", "soon"):
+    for bad in ("0", "0.0", "-1", "nan", "inf", "soon", "1_0", "1e400", "9" * 400):
         with pytest.raises(openai.BadRequestError) as refusal:
             complete(server, ALICE, extra_headers={"X-Request-Timeout": bad})
         assert refusal.value.param == "X-Request-Timeout"
