@@ -27,6 +27,8 @@ class Tenant(BaseModel):
     tokens_per_minute: int | None = Field(None, ge=1)
     """Of prompts and answers."""
     max_queued_requests: int | None = Field(None, ge=1)
+    max_queued_tokens: int | None = Field(None, ge=1)
+    """Prompt tokens of its waiting requests from which on its queue is full."""
     share_prefixes: bool = False
     """Whether it uses prefix blocks together with all other tenants that do. Who shares them can tell by the time of
     an answer what others asked."""

@@ -166,11 +166,15 @@ def _admit(request: Request, service: ServiceDep) -> None:
 
 
 def _check_tenants_queue(service: Service, tenant: Tenant) -> None:
-    most = tenant.max_queued_requests
-    if most is not None and service.engine.num_waiting(tenant.name) >= most:
-        error = TenantQueueFullError(f"{most} requests of this key's owner are waiting; try again later")
-        error.retry_after = service.engine.retry_after
-        raise error
+    engine, name = service.engine, tenant.name
+    for what, most, waiting in (
+        ("requests", tenant.max_queued_requests, engine.num_waiting(name)),
+        ("prompt tokens", tenant.max_queued_tokens, engine.num_waiting_tokens(name)),
+    ):
+        if most is not None and waiting >= most:
+            error = TenantQueueFullError(f"{waiting} {what} of this key's owner are waiting; try again later")
+            error.retry_after = engine.retry_after
+            raise error
 
 
 ADMITTED = [Depends(_admit)]

@@ -39,6 +39,10 @@ class EngineClient(Protocol):
         """A tenant's requests that have not got anything yet."""
         ...
 
+    def num_waiting_tokens(self, tenant: str) -> int:
+        """Tokens of their prompts."""
+        ...
+
     def check_room(self) -> None:
         """QueueFullError if no more requests are taken now."""
         ...

@@ -192,6 +192,10 @@ class AsyncEngine:
         """See `EngineClient.num_waiting`."""
         return self._backlog.by_tenant[tenant]
 
+    def num_waiting_tokens(self, tenant: str) -> int:
+        """See `EngineClient.num_waiting_tokens`."""
+        return self._backlog.tokens_by_tenant[tenant]
+
     def check_room(self) -> None:
         """See `EngineClient.check_room`."""
         if self.is_full:

@@ -100,6 +100,10 @@ class FakeEngine:
         """See EngineClient."""
         return 0
 
+    def num_waiting_tokens(self, tenant: str) -> int:  # noqa: ARG002
+        """See EngineClient."""
+        return 0
+
     def expire(self, request_id: str) -> None:
         """See EngineClient."""
         self.aborted.put(request_id)
