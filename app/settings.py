@@ -176,7 +176,9 @@ class AccessSettings(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    api_keys: Path | None = Field(None, description="a file of tenants and their API keys; auto: no key is needed")
+    api_keys: str | None = Field(
+        None, description="a file of tenants and their API keys, or its content as JSON; auto: no key is needed"
+    )
     public_metrics: bool = Field(False, description="with api_keys: give /metrics to who has no key, too")
 
 

@@ -61,18 +61,18 @@ class Admission:
     """The tenants of one process, and what they have used of their limits."""
 
     def __init__(self, settings: Settings) -> None:
-        """Raises StartupError if the file of keys is broken."""
-        self._path = settings.api_keys
-        self._tenants = read_tenants(self._path) if self._path else None
+        """Raises StartupError if the keys cannot be read."""
+        self._source = settings.api_keys
+        self._tenants = read_tenants(self._source) if self._source is not None else None
         self._public = _OPEN_TO_ALL | ({"/metrics"} if settings.public_metrics else set())
         self._usage: dict[str, _Usage] = {}
 
     def reload(self) -> None:
         """Read the file of keys again. If it is broken, what was read before stays."""
-        if self._path is None:
+        if self._source is None:
             return
         try:
-            self._tenants = read_tenants(self._path)
+            self._tenants = read_tenants(self._source)
         except StartupError as error:
             log.error("%s; the keys stay as they were", error)
         else:
