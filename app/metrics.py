@@ -5,12 +5,14 @@ some are made for every token of every stream.
 """
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Literal
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, generate_latest
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
+from prometheus_client.metrics_core import CounterMetricFamily
 from prometheus_client.multiprocess import MultiProcessCollector
+from prometheus_client.registry import Collector
 
 from app.core.messages import EngineStats, RequestTiming
 from app.core.request import FinishReason
@@ -47,11 +49,14 @@ prometheus_client is imported."""
 class Metrics:
     """All figures of one process, in a registry of its own; or of all API workers, if SHARED_FOLDER is set."""
 
-    def __init__(self) -> None:
+    def __init__(self, num_restarts: Callable[[], int] = lambda: 0) -> None:
+        """`num_restarts`: how many engines took over from one that died."""
         self._registry = CollectorRegistry()
+        self._restarts = _Restarts(num_restarts)
         self._are_shared = SHARED_FOLDER in os.environ
         if not self._are_shared:
             ProcessCollector(registry=self._registry)
+            self._registry.register(self._restarts)
         self._define_request_metrics()
         self._define_engine_metrics()
 
@@ -92,7 +97,6 @@ class Metrics:
         self._step_tokens = self._histogram("iteration_tokens", "Tokens computed in a step", _TOKEN_BUCKETS)
         self._step_seconds = self._histogram("step_duration_seconds", "Duration of a step", _seconds(0.0005, 10))
         self._startup = self._gauge("startup_seconds", "Duration of each phase of the engine's start", ["phase"])
-        self._restarts = self._counter("engine_restarts", "Times that an engine took over from one that died")
 
     # ------------------------------------------------------------------ records
 
@@ -112,11 +116,6 @@ class Metrics:
         """How long each phase of the engine's start took."""
         for phase, duration in seconds.items():
             self._startup.labels(phase).set(duration)
-
-    def record_restart(self, seconds: Mapping[str, float]) -> None:
-        """An engine took over from one that died; how long each phase of its start took."""
-        self._restarts.inc()
-        self.record_startup(seconds)
 
     def record_admitted(self, num_prompt_tokens: int) -> None:
         """A prompt was handed to the engine; one with several choices counts once."""
@@ -162,6 +161,7 @@ class Metrics:
             return generate_latest(self._registry)
         everybody = CollectorRegistry()
         MultiProcessCollector(everybody)  # type: ignore[no-untyped-call]
+        everybody.register(self._restarts)
         return generate_latest(everybody)
 
     # ------------------------------------------------------------------ definitions
@@ -176,3 +176,15 @@ class Metrics:
         # What one process has set last counts: gauges are the engine's, which tells one process of them.
         mode: Literal["mostrecent", "all"] = "mostrecent" if self._are_shared else "all"
         return Gauge(name, text, labels or [], namespace=_PREFIX, registry=self._registry, multiprocess_mode=mode)
+
+
+class _Restarts(Collector):
+    """Engines that took over: the service counts them itself, whichever of its processes were there to see it."""
+
+    def __init__(self, count: Callable[[], int]) -> None:
+        self._count = count
+
+    def collect(self) -> Iterator[CounterMetricFamily]:
+        """See prometheus_client."""
+        text = "Times that an engine took over from one that died"
+        yield CounterMetricFamily(f"{_PREFIX}_engine_restarts", text, value=self._count())

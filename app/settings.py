@@ -108,7 +108,9 @@ class ServerSettings(BaseModel):
     max_stored_responses: int = Field(
         1000, ge=0, description="responses kept for previous_response_id; 0, or with several api_workers: none"
     )
-    max_stored_bytes: ByteSize = Field(ByteSize(64 * 2**20), description="memory for them; beyond it the oldest go")
+    max_stored_bytes: ByteSize = Field(
+        ByteSize(64 * 2**20), description="memory for them; beyond it the oldest go, of tenants that have most"
+    )
     max_logprobs: int = Field(20, ge=0, description="largest logprobs and top_logprobs")
     keepalive_comment: float = Field(
         1.0, gt=0, description="seconds of silence after which a stream sends an SSE comment"
@@ -142,7 +144,9 @@ class ReliabilitySettings(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     step_timeout: float = Field(
-        60.0, gt=0, description="seconds after which a step counts as hung, and the engine is started again"
+        60.0,
+        gt=0,
+        description="seconds without a sign of life after which a child counts as hung, and is started again",
     )
     max_restarts: int = Field(
         5,
@@ -155,7 +159,8 @@ class ReliabilitySettings(BaseModel):
         description="seconds that a resumable stream waits for its client; 0: there are none",
     )
     max_resumable_bytes: ByteSize = Field(
-        ByteSize(64 * 2**20), description="memory for their events; beyond it those that nobody reads end"
+        ByteSize(64 * 2**20),
+        description="memory for their events; beyond it those that nobody reads end, of tenants that have most",
     )
     max_queue_tokens: int | None = Field(
         None, ge=1, description="prompt tokens from which on waiting requests fill the queue; auto: no limit"
@@ -171,7 +176,9 @@ class AccessSettings(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    api_keys: Path | None = Field(None, description="a file of tenants and their API keys; auto: no key is needed")
+    api_keys: str | None = Field(
+        None, description="a file of tenants and their API keys, or its content as JSON; auto: no key is needed"
+    )
     public_metrics: bool = Field(False, description="with api_keys: give /metrics to who has no key, too")
 
 

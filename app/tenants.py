@@ -27,6 +27,8 @@ class Tenant(BaseModel):
     tokens_per_minute: int | None = Field(None, ge=1)
     """Of prompts and answers."""
     max_queued_requests: int | None = Field(None, ge=1)
+    max_queued_tokens: int | None = Field(None, ge=1)
+    """Prompt tokens of its waiting requests from which on its queue is full."""
     share_prefixes: bool = False
     """Whether it uses prefix blocks together with all other tenants that do. Who shares them can tell by the time of
     an answer what others asked."""
@@ -63,26 +65,31 @@ class Tenants:
         return found
 
 
-def read_tenants(path: Path) -> Tenants:
-    """Read a file of keys, YAML or JSON. Raises StartupError that says what is wrong, without a word of its content."""
+def read_tenants(source: str) -> Tenants:
+    """Read a file of keys, YAML or JSON; `source` is its path, or its content, which begins with a brace.
+
+    Raises StartupError that says what is wrong, without a word of the content.
+    """
+    is_content = source.lstrip().startswith("{")
+    name = "the value" if is_content else source
     try:
-        given = yaml.safe_load(path.read_text())
+        given = yaml.safe_load(source if is_content else Path(source).read_text())
         tenants = _File.model_validate(given).tenants
     except (OSError, UnicodeDecodeError) as error:
-        raise StartupError(f"api_keys: {path} cannot be read: {type(error).__name__}") from None
+        raise StartupError(f"api_keys: {name} cannot be read: {type(error).__name__}") from None
     except (yaml.YAMLError, RecursionError):
-        raise StartupError(f"api_keys: {path} is not YAML or JSON") from None
+        raise StartupError(f"api_keys: {name} is not YAML or JSON") from None
     except ValidationError as error:
         problems = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors(include_input=False))
-        raise StartupError(f"api_keys: {path}: {problems}") from None
+        raise StartupError(f"api_keys: {name}: {problems}") from None
     names = [tenant.name for tenant in tenants]
     if len(set(names)) < len(names):
-        raise StartupError(f"api_keys: {path}: two tenants have the same name")
+        raise StartupError(f"api_keys: {name}: two tenants have the same name")
     keys = [key for tenant in tenants for key in tenant.keys]
     if not all(len(key) == _DIGEST_LENGTH and set(key) <= set("0123456789abcdef") for key in keys):
-        raise StartupError(f"api_keys: {path}: keys are SHA-256 digests, as paceline hash-key prints them")
+        raise StartupError(f"api_keys: {name}: keys are SHA-256 digests, as paceline hash-key prints them")
     if len(set(keys)) < len(keys):
-        raise StartupError(f"api_keys: {path}: a key is there twice")
+        raise StartupError(f"api_keys: {name}: a key is there twice")
     return Tenants(tenants)
 
 

@@ -23,7 +23,7 @@ MAY_IMPORT = {
     "layers": {"kernels"},
     "kernels": set(),
     "bench": set(),
-    "hub": set(),
+    "hub": {"child"},
     "grammar": {"text"},
     "text": set(),
     "metrics": set(),

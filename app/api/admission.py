@@ -2,6 +2,7 @@
 
 import logging
 import math
+import re
 import time
 from dataclasses import dataclass
 
@@ -24,6 +25,7 @@ from app.tenants import EVERYBODY, Tenant, read_tenants
 
 log = logging.getLogger(__name__)
 
+_DECIMAL = re.compile(rb"\d{1,9}(\.\d{1,9})?")
 _OPEN_TO_ALL = {"/health", "/health/live", "/health/ready", "/health/deep"}
 
 
@@ -59,18 +61,18 @@ class Admission:
     """The tenants of one process, and what they have used of their limits."""
 
     def __init__(self, settings: Settings) -> None:
-        """Raises StartupError if the file of keys is broken."""
-        self._path = settings.api_keys
-        self._tenants = read_tenants(self._path) if self._path else None
+        """Raises StartupError if the keys cannot be read."""
+        self._source = settings.api_keys
+        self._tenants = read_tenants(self._source) if self._source is not None else None
         self._public = _OPEN_TO_ALL | ({"/metrics"} if settings.public_metrics else set())
         self._usage: dict[str, _Usage] = {}
 
     def reload(self) -> None:
         """Read the file of keys again. If it is broken, what was read before stays."""
-        if self._path is None:
+        if self._source is None:
             return
         try:
-            self._tenants = read_tenants(self._path)
+            self._tenants = read_tenants(self._source)
         except StartupError as error:
             log.error("%s; the keys stay as they were", error)
         else:
@@ -148,12 +150,8 @@ def _deadline(scope: Scope, longest: float | None) -> float | None:
 
 
 def _seconds(value: bytes) -> float:
-    try:
-        seconds = float(value)
-    except ValueError:
-        seconds = math.nan
-    if not 0 < seconds < math.inf:
-        raise InvalidRequestError("X-Request-Timeout: a number of seconds above 0", "X-Request-Timeout")
+    if not _DECIMAL.fullmatch(value) or not (seconds := float(value)):
+        raise InvalidRequestError("X-Request-Timeout: a number of seconds above 0, such as 2.5", "X-Request-Timeout")
     return seconds
 
 
@@ -168,11 +166,15 @@ def _admit(request: Request, service: ServiceDep) -> None:
 
 
 def _check_tenants_queue(service: Service, tenant: Tenant) -> None:
-    most = tenant.max_queued_requests
-    if most is not None and service.engine.num_waiting(tenant.name) >= most:
-        error = TenantQueueFullError(f"{most} requests of this key's owner are waiting; try again later")
-        error.retry_after = service.engine.retry_after
-        raise error
+    engine, name = service.engine, tenant.name
+    for what, most, waiting in (
+        ("requests", tenant.max_queued_requests, engine.num_waiting(name)),
+        ("prompt tokens", tenant.max_queued_tokens, engine.num_waiting_tokens(name)),
+    ):
+        if most is not None and waiting >= most:
+            error = TenantQueueFullError(f"{waiting} {what} of this key's owner are waiting; try again later")
+            error.retry_after = engine.retry_after
+            raise error
 
 
 ADMITTED = [Depends(_admit)]

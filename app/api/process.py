@@ -5,6 +5,7 @@ gone (`app.child`).
 """
 
 import asyncio
+import faulthandler
 import logging
 import signal
 import socket
@@ -30,6 +31,7 @@ from app.api.resumable import ResumableStreams
 from app.api.service import Service
 from app.child import read_settings, when_parent_ends
 from app.core.encoder import EncoderConfig
+from app.core.heartbeat import Heartbeat
 from app.core.messages import EngineReady
 from app.engine.async_engine import AsyncEngine
 from app.errors import EXIT_STARTUP_ERROR, EngineUnavailableError, StartupError
@@ -45,6 +47,8 @@ log = logging.getLogger(__name__)
 
 _CHAT = '{"temperature": 0, "messages": [{"role": "user", "content": "What is the capital of France?"}]}'
 
+_BACKLOG = 2048
+"""Connections that may wait to be accepted."""
 _LAST_WORDS_SECONDS = 2
 """What streams get to send their last event once the drain is over."""
 
@@ -73,7 +77,7 @@ async def running_service(
     settings: Settings, text: TextSide, admission: Admission, address: str, name: str = "0"
 ) -> AsyncIterator[Service]:
     """A service that is connected to an engine, to which it is `name`. Does not wait until the engine is ready."""
-    metrics = Metrics()
+    metrics = Metrics(lambda: engine.heartbeat.num_restarts)
     engine = AsyncEngine(address, name, settings.max_queue, metrics, settings.max_queue_tokens)
     service = Service(
         settings=settings,
@@ -108,7 +112,7 @@ def _default_name(settings: Settings, folder: Path) -> str:
 def main() -> None:
     """Serve HTTP on an inherited socket."""
     address, folder, fd, started_at, index = sys.argv[1:]
-    settings = read_settings()
+    settings = read_settings(address)
     configure_logging(settings, process="api")
     signal.signal(signal.SIGHUP, signal.SIG_IGN)  # there are no keys yet that could be read again
     sock = socket.socket(fileno=int(fd))
@@ -129,13 +133,23 @@ def main() -> None:
     try:
         text = load_text_side(settings, Path(folder))
         app = create_app(settings, lifespan)
+        _listen(sock)
     except StartupError as error:
         log.error("%s", error)
         sys.exit(EXIT_STARTUP_ERROR)
     signal.signal(signal.SIGHUP, lambda _number, _frame: app.state.admission.reload())
-    server = DrainingServer(app, settings, running.aclose)
+    faulthandler.register(signal.SIGUSR1, all_threads=True)  # the supervisor wants to know where it hangs
+    server = DrainingServer(app, settings, running.aclose, Heartbeat(address, f"api-{index}"))
     when_parent_ends(server.end)
     server.run([sock])
+
+
+def _listen(sock: socket.socket) -> None:
+    """Accept connections from now on, if no other API worker has begun to."""
+    try:
+        sock.listen(_BACKLOG)
+    except OSError as error:  # between it and the supervisor's look at the port, somebody else was faster
+        raise StartupError(f"cannot listen on port {sock.getsockname()[1]}: {error.strerror}") from error
 
 
 def server_config(app: FastAPI, settings: Settings) -> uvicorn.Config:
@@ -155,15 +169,20 @@ def server_config(app: FastAPI, settings: Settings) -> uvicorn.Config:
 class DrainingServer(uvicorn.Server):
     """uvicorn's server, which drains on SIGTERM: it goes on accepting, and says that it takes no new requests.
 
+    It beats as its loop turns, so that the supervisor sees when it hangs.
+
     uvicorn itself would close its socket at once, and cut what is open when its grace ends. SIGINT is the parent's to
     deal with: a terminal sends it to all processes.
     """
 
-    def __init__(self, app: FastAPI, settings: Settings, let_go: Callable[[], Awaitable[None]]) -> None:
+    def __init__(
+        self, app: FastAPI, settings: Settings, let_go: Callable[[], Awaitable[None]], heartbeat: Heartbeat
+    ) -> None:
         """`let_go` ends all open requests with an error, by letting go of their engine. It may be called again."""
         super().__init__(server_config(app, settings))
         self._drain: Drain = app.state.drain
         self._let_go = let_go
+        self._heartbeat = heartbeat
 
     def end(self) -> None:
         """End now; may be called from any thread."""
@@ -176,6 +195,7 @@ class DrainingServer(uvicorn.Server):
 
     async def on_tick(self, counter: int) -> bool:
         """See uvicorn: about ten times a second, whether to end."""
+        self._heartbeat.beat()
         self.should_exit = self.should_exit or self._drain.is_over
         return await super().on_tick(counter)
 
@@ -197,7 +217,7 @@ async def _follow_engine(service: Service, sock: socket.socket, started_at: floa
             await service.engine.wait_until_lost()
             lost_at = time.monotonic()
             ready = await service.engine.wait_until_ready()
-            service.metrics.record_restart(ready.startup_seconds)
+            service.metrics.record_startup(ready.startup_seconds)
             log.warning("the engine is back after %.1f s", time.monotonic() - lost_at)
 
 

@@ -8,7 +8,9 @@ import asyncio
 from collections import OrderedDict
 from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
+from functools import partial
 
+from app.api.fair_memory import FairMemory
 from app.errors import InvalidRequestError, NotFoundError, QueueFullError, UnsupportedError
 from app.settings import Settings
 
@@ -19,8 +21,7 @@ class ResumableStreams:
     def __init__(self, window: float, max_bytes: int) -> None:
         """`window`: seconds after the last reader that a stream is kept; 0 if none is to be kept at all."""
         self._window = window
-        self._max_bytes = max_bytes
-        self._size = 0
+        self._memory = FairMemory(max_bytes)
         # By owner and id; the one that began first comes first.
         self._streams: OrderedDict[tuple[str, str], ResumableStream] = OrderedDict()
 
@@ -35,16 +36,17 @@ class ResumableStreams:
         """Run `events`, and keep what comes. `stop` ends the work behind them, if any is left.
 
         Raises UnsupportedError if nothing is kept here, InvalidRequestError if the id is taken, QueueFullError if there
-        is no room.
+        is no room for more of this owner's.
         """
         if not self._window:
             raise UnsupportedError("resumable streams need a resume_window, and no more than one of api_workers")
         if (owner, stream_id) in self._streams:
             raise InvalidRequestError("another resumable stream has this X-Request-ID", "X-Request-ID")
-        self._keep(0)
-        if self._size > self._max_bytes:
+        self._make_room()
+        if owner in self._memory.debtors:
             raise QueueFullError("too much is kept for resumable streams; try again later")
-        stream = self._streams[owner, stream_id] = ResumableStream(self._keep, self._forget_later)
+        keep = partial(self._keep, owner)
+        stream = self._streams[owner, stream_id] = ResumableStream(keep, self._forget_later)
         stream.run(events, stop)
         self._forget_later(stream)
         return stream
@@ -55,12 +57,17 @@ class ResumableStreams:
             raise NotFoundError("there is no such stream any more", "stream_id")
         return self._streams[owner, stream_id]
 
-    def _keep(self, size: int) -> None:
-        """Account for bytes more; if they are too many, streams that nobody reads go, the first one first."""
-        self._size += size
-        for key, stream in list(self._streams.items()):
-            if self._size > self._max_bytes and not stream.is_being_read:
-                self._forget(key)
+    def _keep(self, owner: str, size: int) -> None:
+        """Account for bytes more."""
+        self._memory.add(owner, size)
+        self._make_room()
+
+    def _make_room(self) -> None:
+        """If too much is kept, streams that nobody reads go, the first one first, of owners that have most."""
+        for debtor in self._memory.debtors:
+            for key, stream in list(self._streams.items()):
+                if key[0] == debtor and not stream.is_being_read and debtor in self._memory.debtors:
+                    self._forget(key)
 
     def _forget_later(self, stream: "ResumableStream") -> None:
         """Nobody reads: forget the stream once the window has passed, unless there was a reader since."""
@@ -75,7 +82,7 @@ class ResumableStreams:
 
     def _forget(self, key: tuple[str, str]) -> None:
         stream = self._streams.pop(key)
-        self._size -= stream.size
+        self._memory.add(key[0], -stream.size)
         stream.end()
 
 
@@ -111,6 +118,8 @@ class ResumableStream:
             self._news.set()
 
     def _add(self, event: bytes) -> None:
+        if self._has_ended:  # it has just been forgotten
+            return
         numbered = b"id: %d\n%s\n\n" % (len(self._events) + 1, event)
         self._events.append(numbered)
         self.size += len(numbered)
@@ -143,6 +152,7 @@ class ResumableStream:
         return len(self._events)
 
     def end(self) -> None:
-        """End the work, if it goes on."""
+        """End the work, if it goes on; nothing more is kept."""
+        self._has_ended = True
         if self._task is not None:
             self._task.cancel()

@@ -3,7 +3,7 @@
 from collections.abc import AsyncIterator
 from typing import Protocol
 
-from app.core.heartbeat import Heartbeat
+from app.core.heartbeat import EngineHeartbeat
 from app.core.messages import EngineReady, RequestCommand, RequestOutput
 
 
@@ -21,7 +21,7 @@ class EngineClient(Protocol):
         ...
 
     @property
-    def heartbeat(self) -> Heartbeat:
+    def heartbeat(self) -> EngineHeartbeat:
         """Whether the engine gets on."""
         ...
 
@@ -37,6 +37,10 @@ class EngineClient(Protocol):
 
     def num_waiting(self, tenant: str) -> int:
         """A tenant's requests that have not got anything yet."""
+        ...
+
+    def num_waiting_tokens(self, tenant: str) -> int:
+        """Tokens of their prompts."""
         ...
 
     def check_room(self) -> None:

@@ -152,15 +152,15 @@ class EngineStats(msgspec.Struct, kw_only=True):
 
     num_running: int
     num_waiting: int
-    kv_cache_usage: float
+    kv_cache_usage: float = 0.0
     """0 to 1: blocks that running requests hold. Blocks that only the prefix cache holds count as free."""
-    step_tokens: int
+    step_tokens: int = 0
     """0 if no step was run: requests ended in between."""
-    step_seconds: float
-    prefix_cache_queries: int
+    step_seconds: float = 0.0
+    prefix_cache_queries: int = 0
     """Prompt tokens looked up in this step."""
-    prefix_cache_hits: int
-    num_preemptions: int
+    prefix_cache_hits: int = 0
+    num_preemptions: int = 0
 
     def extend(self, later: "EngineStats") -> None:
         """Take in the next step: what is counted adds up, and of all else the last one remains."""

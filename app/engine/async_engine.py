@@ -11,7 +11,7 @@ import zmq
 import zmq.asyncio
 from zmq.utils.monitor import recv_monitor_message
 
-from app.core.heartbeat import Heartbeat
+from app.core.heartbeat import EngineHeartbeat
 from app.core.messages import (
     MAX_UNREAD_MESSAGES,
     AbortCommand,
@@ -133,7 +133,7 @@ class AsyncEngine:
         """`name` is this worker's among all of the service: whoever takes it over later aborts what this one left."""
         self.ready: EngineReady | None = None
         self.failure: str | None = None
-        self.heartbeat = Heartbeat(address)
+        self.heartbeat = EngineHeartbeat(address)
         self._address = address
         self._name = name
         self._max_queue = max_queue
@@ -191,6 +191,10 @@ class AsyncEngine:
     def num_waiting(self, tenant: str) -> int:
         """See `EngineClient.num_waiting`."""
         return self._backlog.by_tenant[tenant]
+
+    def num_waiting_tokens(self, tenant: str) -> int:
+        """See `EngineClient.num_waiting_tokens`."""
+        return self._backlog.tokens_by_tenant[tenant]
 
     def check_room(self) -> None:
         """See `EngineClient.check_room`."""
@@ -298,6 +302,7 @@ class AsyncEngine:
         A request that the last one ran alone goes first: if it is not to blame, that shows before all else.
         """
         self.ready = ready
+        self._record_that_nothing_runs()
         for request in sorted(self._open.values(), key=lambda request: request.deaths_alone, reverse=True):
             self._send(request.command_for_the_next_engine())
         await self._notify()
@@ -309,7 +314,12 @@ class AsyncEngine:
             if not request.survives(suspect):
                 self._end(request_id, f"the engine died {_FATAL_DEATHS} times in a row while it ran this request")
         log.warning("the engine has died; %d open requests wait for the next one", len(self._open))
+        self._record_that_nothing_runs()
         await self._notify()
+
+    def _record_that_nothing_runs(self) -> None:
+        """An engine that died does not take back what it said last, and the next one is silent until it has work."""
+        self._listener.record_step(EngineStats(num_running=0, num_waiting=len(self._open)))
 
     async def _notify(self) -> None:
         async with self._changed:

@@ -23,23 +23,28 @@ class Backlog:
         """Of their prompts."""
         self.by_tenant: Counter[str] = Counter()
         """How many are whose."""
+        self.tokens_by_tenant: Counter[str] = Counter()
 
     def enter(self, command: RequestCommand) -> None:
         """A request begins to wait."""
         self._requests[command.request_id] = command
-        self.num_tokens += _num_tokens(command)
-        self.by_tenant[command.tenant] += 1
+        self._count(command, 1)
 
     def leave(self, request_id: str, was_served: bool) -> None:
         """A request waits no more; does nothing if it did not."""
         command = self._requests.pop(request_id, None)
         if command is None:
             return
-        self.num_tokens -= _num_tokens(command)
-        self.by_tenant[command.tenant] -= 1
+        self._count(command, -1)
         if was_served:
             self._departures.append(self._clock())
             self._forget()
+
+    def _count(self, command: RequestCommand, times: int) -> None:
+        num_tokens = times * _num_tokens(command)
+        self.num_tokens += num_tokens
+        self.by_tenant[command.tenant] += times
+        self.tokens_by_tenant[command.tenant] += num_tokens
 
     @property
     def retry_after(self) -> int:

@@ -60,12 +60,8 @@ class EncoderCore:
         stats = EngineStats(
             num_running=len(commands) if self._open else 0,  # nobody hears of this again while nothing comes
             num_waiting=len(self._open),
-            kv_cache_usage=0.0,
             step_tokens=sum(len(command.token_ids) for command in commands),
             step_seconds=ended - began,
-            prefix_cache_queries=0,
-            prefix_cache_hits=0,
-            num_preemptions=0,
         )
         outputs += self._endings
         self._endings = []

@@ -8,8 +8,8 @@ is a socket tells the parent that this engine has started.
 import faulthandler
 import gc
 import logging
+import math
 import os
-import shutil
 import signal
 import sys
 from collections.abc import Sequence
@@ -20,9 +20,9 @@ from typing import Any, Protocol
 import msgspec
 import zmq
 
-from app.child import read_settings, when_parent_ends
+from app.child import read_settings, remove_if_orphan, when_parent_ends
 from app.core.encoder import EncoderConfig
-from app.core.heartbeat import Heartbeat
+from app.core.heartbeat import EngineHeartbeat
 from app.core.messages import (
     MAX_UNREAD_MESSAGES,
     AbortCommand,
@@ -44,6 +44,8 @@ log = logging.getLogger(__name__)
 
 _RETRY_MS = 2
 """How often to look after grammars that are being compiled and API workers that are behind, with no step to run."""
+_BEATS = 10
+"""Signs of life that an idle engine gives in the time after which it counts as hung."""
 
 
 class Core(Protocol):
@@ -79,8 +81,11 @@ class Core(Protocol):
 class EngineServer:
     """Connects an EngineCore to its API workers."""
 
-    def __init__(self, address: str) -> None:
-        """Listen at a ZeroMQ address; commands wait in the socket until `run`."""
+    def __init__(self, address: str, step_timeout: float) -> None:
+        """Listen at a ZeroMQ address; commands wait in the socket until `run`.
+
+        `step_timeout`: after how many seconds without a sign of life it counts as hung.
+        """
         self._socket: zmq.Socket[bytes] = zmq.Context.instance().socket(zmq.ROUTER)
         self._socket.setsockopt(zmq.SNDHWM, MAX_UNREAD_MESSAGES)
         self._socket.setsockopt(zmq.ROUTER_MANDATORY, 1)  # say what cannot be sent, instead of dropping it
@@ -88,8 +93,9 @@ class EngineServer:
         self._socket.setsockopt(zmq.ROUTER_HANDOVER, 1)  # an API worker that was started again takes its name over
         self._socket.bind(address)
         os.chmod(address.removeprefix("ipc://"), 0o600)  # its folder is private, too
-        self._heartbeat = Heartbeat(address)
-        self._heartbeat.rest()  # there, an engine that died may have left its last step
+        self._idle_ms = math.ceil(step_timeout / _BEATS * 1000)
+        self._heartbeat = EngineHeartbeat(address)
+        self._heartbeat.begin()
         self._encode = msgspec.msgpack.Encoder().encode
         self._decode = msgspec.msgpack.Decoder(EngineCommand).decode
         self._outboxes: dict[bytes, Outbox] = {}
@@ -103,11 +109,14 @@ class EngineServer:
             compiles, has_told = core.admit_compiled(), self._flush()
             if not core.has_work:
                 self._heartbeat.rest()
-                self._socket.poll(_RETRY_MS if compiles or not has_told else None)
+                self._socket.poll(_RETRY_MS if compiles or not has_told else self._idle_ms)
             self._receive(core, ready)
             if core.has_work:
-                self._heartbeat.beat(core.suspect)
-                self._publish(core.step())
+                self._heartbeat.begin_step(core.suspect)
+                message = core.step()
+                if message.stats and message.stats.step_tokens:
+                    self._heartbeat.end_step()
+                self._publish(message)
 
     def _receive(self, core: Core, ready: EngineReady) -> None:
         """Take in all commands that have arrived."""
@@ -169,25 +178,25 @@ def _build(settings: Settings, folder: Path) -> tuple[Core, EngineReady]:
     return build_encoder_engine(settings, folder, encoder) if encoder else build_engine(settings, folder)
 
 
-def _end(folder: Path) -> None:
-    """The parent is gone. It has removed the folder of the engine's socket, unless it was killed."""
-    shutil.rmtree(folder, ignore_errors=True)
+def _end(address: str) -> None:
+    """The parent is gone. Nothing of this process, which may hang, is to keep it from ending."""
+    remove_if_orphan(address)
     os._exit(0)
 
 
 def main() -> None:
     """Load the model and serve until stdin is closed."""
     address, model_folder = sys.argv[1:]
-    settings = read_settings()
+    settings = read_settings(address)
     configure_logging(settings, process="engine")
-    when_parent_ends(partial(_end, Path(address.removeprefix("ipc://")).parent))
+    when_parent_ends(partial(_end, address))
     faulthandler.register(signal.SIGUSR1, all_threads=True)  # the supervisor wants to know where a step hangs
     # Signals may reach the whole group at once; what they mean for open requests is the parent's to decide.
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
     try:
         core, ready = _build(settings, Path(model_folder))
-        server = EngineServer(address)
+        server = EngineServer(address, settings.step_timeout)
     except StartupError as error:
         log.error("%s", error)
         sys.exit(EXIT_STARTUP_ERROR)

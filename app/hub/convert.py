@@ -8,10 +8,13 @@ import os
 import shutil
 import sys
 import tempfile
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from filelock import FileLock, Timeout
+
+from app.child import when_parent_ends
 
 _STORED_DTYPES = {0: "float32", 1: "float16"}
 """`general.file_type` of files that are not quantized. For all others bfloat16 holds more than the few bits that
@@ -138,6 +141,7 @@ def _sync(path: Path) -> None:
 
 
 if __name__ == "__main__":
+    when_parent_ends(partial(os._exit, 1))  # what it has written so far is removed by the next conversion
     os.environ["HF_HUB_OFFLINE"] = "1"  # everything is in the file
     os.environ["TRANSFORMERS_VERBOSITY"] = "error"
     if not sys.stderr.isatty():

@@ -107,18 +107,20 @@ def _convert(gguf: Path, target: Path) -> None:
     except OSError as error:
         raise ModelError(f"{gguf} cannot be read: {error.strerror}") from error
     command = [sys.executable, "-m", "app.hub.convert", str(gguf), str(target)]
-    result = subprocess.run(
+    with subprocess.Popen(
         command,
         cwd=Path(__file__).parents[2],  # what holds `app`: where the user is, there may be another of that name
-        stdin=subprocess.DEVNULL,
+        stdin=subprocess.PIPE,  # it ends when that is closed
         stdout=subprocess.PIPE,
         text=True,
-        check=False,
-    )
-    if result.returncode < 0:
-        raise ModelError(f"{gguf} could not be converted: signal {-result.returncode} ended it (out of memory?)")
-    if result.returncode > 0:
-        reason = result.stdout.strip() or "see above"
+    ) as process:
+        assert process.stdout is not None
+        said = process.stdout.read()
+        code = process.wait()
+    if code < 0:
+        raise ModelError(f"{gguf} could not be converted: signal {-code} ended it (out of memory?)")
+    if code > 0:
+        reason = said.strip() or "see above"
         raise ModelError(f"{gguf} could not be converted: {reason}")
 
 

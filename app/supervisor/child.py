@@ -42,11 +42,11 @@ class Child:
         self._restart_at = 0.0
         self.process: subprocess.Popen[bytes] | None = start()
 
-    def tend(self, was_useful: bool) -> bool:
+    def tend(self, was_useful: bool, has_excuse: bool = False) -> bool:
         """Start it again if it has died and the time has come; True if it has died just now.
 
         At once if it `was_useful`: otherwise after a while, longer each time, and ChildLostError if that was tried
-        `max_restarts` times in a row.
+        `max_restarts` times in a row. A death that `has_excuse` does not count.
         """
         if self.process is None:
             if time.monotonic() >= self._restart_at:
@@ -57,7 +57,10 @@ class Child:
             return False
         _close(self.process)
         self.process = None
-        self._failures = 0 if was_useful else self._failures + 1
+        if was_useful:
+            self._failures = 0
+        elif not has_excuse:
+            self._failures += 1
         if self._failures > self._max_restarts:
             raise ChildLostError(f"{self.name} ended with exit code {code}, {self._failures} times in a row", 1)
         delay = min(_LONGEST_DELAY, _FIRST_DELAY * 2 ** (self._failures - 1)) if self._failures else 0.0

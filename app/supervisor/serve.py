@@ -5,6 +5,7 @@ workers start beside it, and say "loading" until the engine is ready.
 """
 
 import logging
+import os
 import queue
 import signal
 import socket
@@ -13,6 +14,7 @@ import time
 from functools import partial
 from pathlib import Path
 
+from app.core.heartbeat import Heartbeat
 from app.errors import EXIT_STARTUP_ERROR, StartupError
 from app.hub.source import find_model
 from app.log import configure_logging
@@ -20,11 +22,12 @@ from app.metrics import SHARED_FOLDER
 from app.settings import Settings
 from app.supervisor.child import Child, ChildLostError, start_module, stop
 from app.supervisor.engine import EngineProcess
+from app.supervisor.watchdog import Watchdog
 
 log = logging.getLogger(__name__)
 
 _LOOK_SECONDS = 0.5
-"""How often to look whether the engine hangs; the end of a child is seen at once."""
+"""How often to look whether a child hangs; the end of a child is seen at once."""
 _LAST_WORDS_SECONDS = 5
 """What API workers get to end after the drain, in which they tell streams that are still open."""
 _USEFUL_SECONDS = 10
@@ -32,7 +35,10 @@ _USEFUL_SECONDS = 10
 
 
 def listen(settings: Settings) -> socket.socket:
-    """The server's socket; StartupError if the address is not to be had."""
+    """The server's socket; StartupError if the address is not to be had.
+
+    The first API worker listens on it: before, nobody would answer those who connect.
+    """
     family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
     sock = socket.socket(family, socket.SOCK_STREAM)
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -41,7 +47,6 @@ def listen(settings: Settings) -> socket.socket:
     except OSError as error:
         sock.close()
         raise StartupError(f"cannot listen on {settings.host} port {settings.port}: {error.strerror}") from error
-    sock.listen(2048)
     return sock
 
 
@@ -50,6 +55,7 @@ def serve(settings: Settings) -> int:
     configure_logging(settings, process="supervisor")
     started_at = time.time()
     sock = listen(settings)  # before anything slow: a port that is taken shows at once
+    _end_at_once_by_signal()
     folder = find_model(settings.model, needs_weights=settings.load_format != "dummy")
     signals = _signals(reads_keys=settings.api_keys is not None)
     engine = EngineProcess(settings, folder)
@@ -89,14 +95,18 @@ class ApiWorker:
             start_module, "app.api.process", settings, *arguments, fds=(sock.fileno(),), **environment
         )
         self._began = 0.0
+        self._heartbeat = Heartbeat(engine.address, f"api-{index}")
         self.child = Child(f"API worker {index}", self._start, settings.max_restarts)
+        self._watchdog = Watchdog(self.child, self._heartbeat, settings.step_timeout)
 
     def _start(self) -> subprocess.Popen[bytes]:
         self._began = time.monotonic()
+        self._heartbeat.reset()
         return self._launch()
 
     def tend(self) -> None:
-        """Start it again if it has died; ChildLostError if that does not help."""
+        """Start it again if it has died, end it if it hangs; ChildLostError if that does not help."""
+        self._watchdog.look()
         if self.child.exit_code == EXIT_STARTUP_ERROR:
             raise ChildLostError("", EXIT_STARTUP_ERROR)
         self.child.tend(was_useful=time.monotonic() - self._began > _USEFUL_SECONDS)
@@ -142,6 +152,15 @@ def _stop_is_wanted(signals: "queue.SimpleQueue[int]", workers: list[ApiWorker])
         for worker in workers:
             worker.child.signal(signal.SIGHUP)
     return any(number in (signal.SIGTERM, signal.SIGINT) for number in arrived)
+
+
+def _end_at_once_by_signal() -> None:
+    """For now, a signal to stop ends this process as it stands: there is nothing to drain yet, nor a child to stop.
+
+    What is just being downloaded or converted is begun again the next time. The converter ends as children do.
+    """
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda _number, _frame: os._exit(0))
 
 
 def _signals(reads_keys: bool) -> "queue.SimpleQueue[int]":

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
-from app.core.heartbeat import Heartbeat
+from app.core.heartbeat import EngineHeartbeat
 from app.core.messages import EngineReady, EngineStats, GenerateCommand, RequestOutput, RequestTiming
 from app.core.request import FinishReason
 from app.core.step import Logprobs
@@ -47,7 +47,7 @@ class FakeEngine:
 
     def __init__(self, folder: Path) -> None:
         """`folder`: for its heartbeat."""
-        self.heartbeat = Heartbeat(f"ipc://{folder}/engine")
+        self.heartbeat = EngineHeartbeat(f"ipc://{folder}/engine")
         self.reset()
 
     def reset(self) -> None:
@@ -97,6 +97,10 @@ class FakeEngine:
     retry_after = 1
 
     def num_waiting(self, tenant: str) -> int:  # noqa: ARG002
+        """See EngineClient."""
+        return 0
+
+    def num_waiting_tokens(self, tenant: str) -> int:  # noqa: ARG002
         """See EngineClient."""
         return 0
 

@@ -16,6 +16,7 @@ from fastapi import FastAPI
 
 from app.api.app import create_app
 from app.api.process import DrainingServer, load_text_side, running_service
+from app.core.heartbeat import Heartbeat
 from app.core.messages import EngineCommand, GenerateCommand, HelloCommand, RequestOutput, StepOutputs
 from app.core.request import FinishReason
 from app.settings import Settings
@@ -85,7 +86,8 @@ def serving(model_folder: Path, engine: Engine, drain_timeout: float) -> Iterato
             started.set()
             yield
 
-    server = DrainingServer(create_app(settings, lifespan), settings, running.aclose)
+    heartbeat = Heartbeat(engine.address, "api-0")
+    server = DrainingServer(create_app(settings, lifespan), settings, running.aclose, heartbeat)
     sock = socket.create_server(("127.0.0.1", 0))
     thread = threading.Thread(target=server.run, args=([sock],), daemon=True)
     thread.start()

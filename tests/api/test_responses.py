@@ -275,38 +275,55 @@ def test_several_workers_store_nothing_and_say_so(model_folder: Any) -> None:
         next(servers, None)
 
 
-@given(st.lists(st.tuples(st.sampled_from("pgd"), st.integers(0, 5), st.integers(0, 60)), max_size=30))
-def test_the_store_keeps_what_was_used_last_within_its_bounds(steps: list[tuple[str, int, int]]) -> None:
-    def whose(id_: str) -> str:
-        return f"tenant {id_[-1]}"
-
-    store, used = ResponseStore(3, 200), []  # `used`: (id, size), least recently used first
-    for serial, (step, which, length) in enumerate(steps):
-        known = [id_ for id_, _ in used]
-        id_ = known[which] if step != "p" and which < len(known) else f"new-{serial}"
-        mine = next((entry for entry in used if entry[0] == id_), None)
+@given(
+    st.lists(st.tuples(st.sampled_from("pgd"), st.integers(0, 2), st.integers(0, 5), st.integers(0, 60)), max_size=40)
+)
+def test_the_store_keeps_what_each_tenant_used_last_within_its_bounds(steps: list[tuple[str, int, int, int]]) -> None:
+    store = ResponseStore(4, 250)
+    known: dict[str, dict[str, int]] = {"0": {}, "1": {}, "2": {}}  # sizes, least recently used first
+    for serial, (step, tenant, which, length) in enumerate(steps):
+        owner = str(tenant)
+        mine = known[owner]
+        id_ = list(mine)[which] if step != "p" and which < len(mine) else f"new-{serial}"
         if step == "p":
             body, messages = {"text": "x" * length}, [{"role": "user"}]
-            store.put(whose(id_), id_, body, messages)
-            used.append((id_, len(json.dumps([body, messages], separators=(",", ":"))) - 3))
-            while len(used) > 3 or sum(size for _, size in used) > 200:
-                used.pop(0)
-            continue
-        work = store.messages if step == "g" else store.delete
-        if mine is None:
+            store.put(owner, id_, body, messages)
+            mine[id_] = len(json.dumps([body, messages], separators=(",", ":"))) - 3
+            check_what_was_lost(store, known)
+        elif id_ not in mine:
             with pytest.raises(NotFoundError):
-                work(whose(id_), id_)
-            continue
-        work(whose(id_), id_)
-        used.remove(mine)
-        if step == "g":
-            used.append(mine)
-    for id_, _ in used:
-        store.body(whose(id_), id_)
-        with pytest.raises(NotFoundError):
-            store.body("another", id_)
-    assert store._size == sum(size for _, size in used)
-    assert [id_ for _, id_ in store._stored] == [id_ for id_, _ in used]
+                (store.messages if step == "g" else store.delete)(owner, id_)
+        elif step == "g":
+            store.messages(owner, id_)
+            mine[id_] = mine.pop(id_)
+        else:
+            store.delete(owner, id_)
+            del mine[id_]
+    for owner, theirs in known.items():
+        assert list(store._stored[owner]) == list(theirs)
+        for id_ in theirs:
+            store.body(owner, id_)
+            with pytest.raises(NotFoundError):
+                store.body("another", id_)
+
+
+def check_what_was_lost(store: ResponseStore, known: dict[str, dict[str, int]]) -> None:
+    """It was what its owner had not used for longest, and only if there was too much, and the owner had more than most.
+
+    Removes it from what is `known`.
+    """
+    owners = {owner: theirs for owner, theirs in known.items() if theirs}
+    count, size = sum(map(len, owners.values())), sum(sum(theirs.values()) for theirs in owners.values())
+    for owner, theirs in owners.items():
+        kept = list(store._stored[owner])
+        lost = list(theirs)[: len(theirs) - len(kept)]
+        assert list(theirs) == lost + kept
+        is_beyond_a_share = len(theirs) > 4 / len(owners) or sum(theirs.values()) > 250 / len(owners)
+        assert not lost or (is_beyond_a_share and (count > 4 or size > 250))
+        for id_ in lost:
+            del theirs[id_]
+    assert sum(map(len, known.values())) <= 4
+    assert sum(sum(theirs.values()) for theirs in known.values()) <= 250
 
 
 # ---------------------------------------------------------------------- tools

@@ -1,13 +1,15 @@
 """Streams that go on over another connection."""
 
 import re
-from collections.abc import Iterator
+from collections.abc import AsyncGenerator, Iterator
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 
+from app.api.resumable import ResumableStream, ResumableStreams
+from app.errors import NotFoundError, QueueFullError
 from tests.api.conftest import Server, start_server
 from tests.api.fake_engine import say
 from tests.server.process import wait_until
@@ -57,6 +59,12 @@ def test_a_client_that_lost_its_connection_misses_and_repeats_nothing(server: Se
     assert read(server.get(f"/v1/streams/{name}")) == first + rest  # from the beginning, as often as wanted
 
 
+def test_an_id_may_be_like_a_path(server: Server) -> None:
+    first = begin(server, "jobs/7", 1)
+    assert read(server.get("/v1/streams/jobs/7"))[:1] == first
+    assert read(server.get("/v1/streams/jobs%2F7"))[:1] == first
+
+
 def test_the_work_goes_on_while_nobody_reads(server: Server) -> None:
     begin(server, "alone", 1)
     wait_until(lambda: server.service.streams.find("default", "alone").num_events > 2)
@@ -94,6 +102,43 @@ def test_the_window_and_the_memory_are_bounded(narrow: Server) -> None:
     read(narrow.post("/v1/completions", BODY, headers={"X-Request-ID": "large", "X-Resumable": "true"}))
     begin(narrow, "another", 1)
     assert narrow.get("/v1/streams/large").status_code == 404
+
+
+async def test_a_tenant_does_not_push_out_anothers_streams() -> None:
+    streams = ResumableStreams(window=60, max_bytes=1000)
+
+    async def events(count: int) -> AsyncGenerator[bytes, None]:
+        for _ in range(count):
+            yield b"data: " + b"x" * 80 + b"\n\n"
+
+    def run(owner: str, name: str, count: int) -> ResumableStream:
+        return streams.start(owner, name, events(count), lambda: None)
+
+    def is_kept(owner: str, name: str) -> bool:
+        try:
+            return bool(streams.find(owner, name))
+        except NotFoundError:
+            return False
+
+    await read_all(run("small", "0", 3))
+    for number in range(4):
+        await read_all(run("large", str(number), 3))
+    assert is_kept("small", "0")
+    assert [is_kept("large", str(number)) for number in range(4)] == [False, False, True, True]
+    reading = run("large", "read", 12).read()  # one that is being read stays, whatever it takes
+    for _ in range(12):
+        await anext(reading)
+    with pytest.raises(QueueFullError):
+        run("large", "more", 1)
+    await read_all(run("small", "1", 2))
+    assert is_kept("small", "0")
+    assert is_kept("small", "1")
+    await reading.aclose()
+
+
+async def read_all(stream: ResumableStream) -> None:
+    async for _ in stream.read():
+        pass
 
 
 def test_without_a_window_there_are_none(model_folder: Path) -> None:

@@ -17,10 +17,11 @@ def test_it_counts_requests_and_tokens_until_they_are_served_or_gone() -> None:
     backlog.enter(command("1", "a", 5))
     backlog.enter(command("2", "b", 7))
     assert (backlog.num_tokens, backlog.by_tenant["a"], backlog.by_tenant["b"]) == (12, 1, 1)
+    assert backlog.tokens_by_tenant == {"a": 5, "b": 7}
     backlog.leave("1", was_served=True)
     backlog.leave("1", was_served=True)  # its second token
     backlog.leave("2", was_served=False)
-    assert (backlog.num_tokens, backlog.by_tenant.total()) == (0, 0)
+    assert (backlog.num_tokens, backlog.by_tenant.total(), backlog.tokens_by_tenant.total()) == (0, 0, 0)
 
 
 def test_one_is_to_come_back_when_half_of_the_queue_will_have_gone() -> None:

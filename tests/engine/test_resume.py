@@ -10,7 +10,7 @@ import pytest
 import zmq
 import zmq.asyncio
 
-from app.core.heartbeat import Heartbeat
+from app.core.heartbeat import EngineHeartbeat
 from app.core.messages import (
     EngineCommand,
     EngineReady,
@@ -32,8 +32,11 @@ from tests.engine.test_core import ROWS, command, make_core, run
 
 
 class _Listener:
+    def __init__(self) -> None:
+        self.last: EngineStats | None = None
+
     def record_step(self, stats: EngineStats) -> None:
-        """Of no interest here."""
+        self.last = stats
 
 
 class Engine:
@@ -41,7 +44,7 @@ class Engine:
 
     def __init__(self, folder: Path) -> None:
         self.address = f"ipc://{folder}/engine"
-        self.heartbeat = Heartbeat(self.address)
+        self.heartbeat = EngineHeartbeat(self.address)
         self._encode = msgspec.msgpack.encode
         self._decode = msgspec.msgpack.Decoder(EngineCommand).decode
 
@@ -65,13 +68,18 @@ class Engine:
         await self._router.send_multipart((self._worker, self._encode(StepOutputs(list(outputs), STATS))))
 
     def die(self, suspect: str = "") -> None:
-        self.heartbeat.beat(suspect)
+        self.heartbeat.begin_step(suspect)
         self._router.close()
 
 
 @pytest.fixture
-async def client(tmp_path: Path) -> AsyncIterator[AsyncEngine]:
-    client = AsyncEngine(f"ipc://{tmp_path}/engine", "0", 100, _Listener())
+def listener() -> _Listener:
+    return _Listener()
+
+
+@pytest.fixture
+async def client(tmp_path: Path, listener: _Listener) -> AsyncIterator[AsyncEngine]:
+    client = AsyncEngine(f"ipc://{tmp_path}/engine", "0", 100, listener)
     await client.start()
     yield client
     await client.close()
@@ -100,6 +108,28 @@ async def test_the_next_engine_goes_on_where_the_last_one_ended(tmp_path: Path, 
     assert again.progress == Progress(token_ids=[7, 8], num_prompt_logprobs=1, num_cached_tokens=2, timing=timing)
     await engine.send(RequestOutput(request_id="a", token_ids=[9], finish_reason=FinishReason.LENGTH))
     assert (await anext(stream)).token_ids == [9]
+    engine.die()
+
+
+async def test_what_a_dead_engine_did_is_not_told_of_the_next_one(
+    tmp_path: Path, client: AsyncEngine, listener: _Listener
+) -> None:
+    engine = Engine(tmp_path)
+    await engine.start()
+    await client.wait_until_ready()
+    streams = [client.generate(command(name, [1])) for name in ("a", "b")]
+    await engine.receive()
+    await engine.send(RequestOutput(request_id="a", token_ids=[7]))
+    await anext(streams[0])
+    assert listener.last == STATS
+    engine.die()
+    await client.wait_until_lost()
+    assert listener.last == EngineStats(num_running=0, num_waiting=2)
+    client.abort("a")
+    client.abort("b")
+    await engine.start()
+    await client.wait_until_ready()
+    assert listener.last == EngineStats(num_running=0, num_waiting=0)
     engine.die()
 
 

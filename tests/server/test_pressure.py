@@ -33,6 +33,7 @@ def keys(tmp_path_factory: pytest.TempPathFactory) -> str:
     limits: dict[str, dict[str, Any]] = {
         "flood": {"max_queued_requests": 40},
         "narrow": {"max_queued_requests": 2},
+        "short": {"max_queued_tokens": 300},
         "quiet": {},
         "open-1": {"share_prefixes": True},
         "open-2": {"share_prefixes": True},
@@ -144,11 +145,12 @@ def test_the_queue_is_bounded_in_tokens() -> None:
         wait_until(lambda: is_idle(server))
 
 
-def test_a_tenants_own_queue_is_full_for_it_alone(crowd: Server) -> None:
-    body = {**LONG, "max_tokens": 10}
+@pytest.mark.parametrize("tenant", ["narrow", "short"])  # in requests, in tokens
+def test_a_tenants_own_queue_is_full_for_it_alone(crowd: Server, tenant: str) -> None:
+    body = {**LONG, "prompt": [100] * 100, "max_tokens": 10}
     before = rejected(crowd, "tenant_queue_full")
     with ThreadPoolExecutor(20) as pool:
-        flood = [pool.submit(ask, crowd, body, "narrow") for _ in range(40)]
+        flood = [pool.submit(ask, crowd, body, tenant) for _ in range(40)]
         others = [pool.submit(ask, crowd, body, "quiet") for _ in range(10)]
         assert {other.result().status_code for other in others} == {200}
         count = refusals([one.result() for one in flood], "tenant_queue_full", 10)

@@ -16,7 +16,7 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.server.process import Server, popen, running_server, wait_until
+from tests.server.process import Server, free_ports, popen, running_server, wait_until
 
 REPOSITORY = Path(__file__).parents[2]
 
@@ -68,10 +68,21 @@ def test_an_engine_that_hangs_is_ended_and_replaced(server: Server) -> None:
         os.kill(server.children()["engine"], signal.SIGSTOP)
         wait_until(lambda: server.get("/health/live").json() == {"status": "stuck"})
         assert server.get("/health/live").status_code == 503
-        server.wait_for("what the engine's threads are doing")
+        server.wait_for("the engine has been silent for .* what its threads are doing")
         assert text(["{}", *lines][1:])
     assert engines(server) == before + 1
     wait_until(lambda: server.get("/health/live").status_code == 200)
+
+
+def test_an_engine_that_hangs_while_there_is_nothing_to_do_is_replaced(server: Server) -> None:
+    before, engine = engines(server), server.children()["engine"]
+    wait_until(lambda: server.metric("num_requests_running") == 0)
+    os.kill(engine, signal.SIGSTOP)
+    wait_until(lambda: server.get("/health/live").json() == {"status": "stuck"})
+    answer = server.post("/v1/completions", {**BODY, "max_tokens": 2, "stream": False})  # the next one has it
+    assert answer.json()["usage"]["completion_tokens"] == 2
+    assert engines(server) == before + 1
+    assert server.children()["engine"] != engine
 
 
 def test_the_engine_says_what_its_threads_do(server: Server) -> None:
@@ -89,6 +100,23 @@ def test_an_api_worker_that_dies_is_replaced_and_its_work_is_ended(server: Serve
     assert short.json()["usage"]["completion_tokens"] == 2
     wait_until(lambda: server.metric("num_requests_running") == 0)
     assert server.metric("kv_cache_usage_ratio") == 0
+
+
+def test_an_api_worker_that_hangs_is_replaced(server: Server) -> None:
+    hung = server.children()["api"]
+    os.kill(hung, signal.SIGSTOP)
+    server.wait_for("API worker 0 has been silent for .* what its threads are doing")
+    short = server.post("/v1/completions", {**BODY, "max_tokens": 2, "stream": False})  # the socket has waited for it
+    assert short.json()["usage"]["completion_tokens"] == 2
+    assert server.children()["api"] != hung
+
+
+def test_a_restart_counts_although_the_api_worker_died_with_the_engine(server: Server) -> None:
+    before, children = engines(server), server.children()
+    for pid in children.values():
+        os.kill(pid, signal.SIGKILL)
+    wait_until(lambda: server.get("/health/ready").status_code == 200, 30)
+    assert engines(server) == before + 1
 
 
 def test_sigterm_lets_streams_end_and_refuses_new_requests() -> None:
@@ -120,22 +148,68 @@ def test_a_second_signal_ends_now() -> None:
         assert process.wait(timeout=20) == 1
 
 
+def test_sigterm_ends_at_once_what_still_converts_its_model(tmp_path: Path) -> None:
+    (port,) = free_ports(1)
+    arguments = ("-m", "app.cli", "serve", "--port", str(port))
+    with popen(*arguments, XDG_CACHE_HOME=str(tmp_path)) as process:
+        server = Server(process)
+        server.wait_for(r"converting .* loading transformers")
+        converter = server.children()["hub"]
+        with pytest.raises(httpx.ConnectError):  # rather than to wait for an answer
+            httpx.get(f"http://127.0.0.1:{port}/health/live")
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(timeout=5) == 0
+        wait_until(lambda: has_ended(converter), 5)
+
+
 def folders() -> set[str]:
     return {path.name for path in Path(gettempdir()).glob("paceline-*")}
 
 
-def test_nothing_is_left_when_the_supervisor_is_killed() -> None:
-    before = folders()
+def has_ended(pid: int) -> bool:
+    try:
+        return (
+            Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
+        )  # nobody may have waited for it
+    except FileNotFoundError:
+        return True
+
+
+@pytest.mark.parametrize(
+    "before",
+    [{}, {"engine": signal.SIGSTOP}, {"engine": signal.SIGSTOP, "api": signal.SIGSTOP}, {"engine": signal.SIGKILL},
+     {"api": signal.SIGKILL}],
+    ids=str,
+)  # fmt: skip
+def test_nothing_is_left_when_the_supervisor_is_killed(before: dict[str, signal.Signals]) -> None:
+    others = folders()
     with popen("-m", "app.cli", "serve", "--port", "0", "--worker", "echo") as process:
         server = Server(process)
         server.wait_for(r"ready at")
         children = server.children()
         assert set(children) == {"engine", "api"}
-        (folder,) = folders() - before
+        (folder,) = folders() - others
         assert Path(gettempdir(), folder).stat().st_mode & 0o777 == 0o700
+        for name, number in before.items():
+            os.kill(children[name], number)
+        if signal.SIGKILL in before.values():
+            server.wait_for("starting it again")
         process.kill()
         process.wait()
-        wait_until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in children.values()))
+        wait_until(lambda: all(map(has_ended, children.values())))
+        wait_until(lambda: folder not in folders())
+
+
+def test_nothing_is_left_when_the_supervisor_is_killed_while_its_children_start() -> None:
+    others = folders()
+    with popen("-m", "app.cli", "serve", "--port", "0", "--worker", "echo") as process:
+        server = Server(process)
+        wait_until(lambda: set(server.children()) == {"engine", "api"})
+        children = server.children()
+        (folder,) = folders() - others
+        process.kill()
+        process.wait()
+        wait_until(lambda: all(map(has_ended, children.values())))
         assert folder not in folders()
 
 

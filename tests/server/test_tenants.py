@@ -175,7 +175,7 @@ def test_a_request_ends_when_its_time_is_over(server: Server) -> None:
     *_, error, done, end = stream.text.split("\n\n")
     assert json.loads(error.removeprefix("data: "))["error"]["code"] == "request_timeout"
     assert (done, end) == ("data: [DONE]", "")
-    for bad in ("0", "-1", "nan", "inf", "soon"):
+    for bad in ("0", "0.0", "-1", "nan", "inf", "soon", "1_0", "1e400", "9" * 400):
         with pytest.raises(openai.BadRequestError) as refusal:
             complete(server, ALICE, extra_headers={"X-Request-Timeout": bad})
         assert refusal.value.param == "X-Request-Timeout"
@@ -202,6 +202,21 @@ def test_a_broken_file_keeps_the_server_from_starting(tmp_path: Path, content: s
     assert process.returncode == 2
     assert problem in log
     assert "sk-plain" not in log
+
+
+def test_keys_may_be_in_the_environment_instead_of_a_file() -> None:
+    content = json.dumps({"tenants": [{"name": "alice", "keys": [digest(ALICE)], "requests_per_minute": 1}]})
+    with running_server("--worker", "echo", PACELINE_API_KEYS=content) as server:
+        assert complete(server, ALICE)
+        for key, error in ((BOB, openai.AuthenticationError), (ALICE, openai.RateLimitError)):
+            with pytest.raises(error):
+                complete(server, key)
+    broken = content.replace(digest(ALICE), ALICE)
+    with popen("-m", "app.cli", "serve", "--port", "0", "--worker", "echo", PACELINE_API_KEYS=broken) as process:
+        _, log = process.communicate(timeout=60)
+    assert process.returncode == 2
+    assert "api_keys: the value: keys are SHA-256 digests" in log
+    assert ALICE not in log
 
 
 def test_the_command_line_makes_keys_and_their_digests() -> None:

@@ -1,21 +1,18 @@
 """Responses that later ones may go on from, in bounded memory."""
 
-from collections import OrderedDict
+from collections import OrderedDict, defaultdict
 from dataclasses import dataclass
 from typing import Any
 
 import msgspec
 
 from app.api.chat_fields import Fields
+from app.api.fair_memory import FairMemory
 from app.api.sse import encode_json
 from app.errors import NotFoundError
 from app.settings import ServerSettings
 
 _decode = msgspec.json.Decoder().decode
-
-
-_Key = tuple[str, str]
-"""Whose it is, and its id: a tenant sees only its own."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,13 +28,17 @@ class _Stored:
 
 
 class ResponseStore:
-    """Keeps what was used last, as many as fit both limits. Of one process: others do not see it."""
+    """Keeps what was used last, as many as fit both limits. Of one process: others do not see it.
+
+    A tenant sees only its own, and when room is needed, those give way that have more than others.
+    """
 
     def __init__(self, max_responses: int, max_bytes: int) -> None:
-        self._max_responses = max_responses
-        self._max_bytes = max_bytes
-        self._stored: OrderedDict[_Key, _Stored] = OrderedDict()
-        self._size = 0
+        self._is_enabled = max_responses > 0 and max_bytes > 0
+        self._stored: defaultdict[str, OrderedDict[str, _Stored]] = defaultdict(OrderedDict)
+        """By owner; what was used last comes last."""
+        self._counts = FairMemory(max_responses)
+        self._bytes = FairMemory(max_bytes)
 
     @classmethod
     def of(cls, settings: ServerSettings) -> "ResponseStore":
@@ -47,33 +48,38 @@ class ResponseStore:
     @property
     def is_enabled(self) -> bool:
         """Whether it can keep anything."""
-        return self._max_responses > 0 and self._max_bytes > 0
+        return self._is_enabled
 
     def put(self, owner: str, response_id: str, body: Fields, messages: list[Fields]) -> None:
         """Keep a response, and the conversation that it ends: all messages but for the instructions."""
         stored = _Stored(encode_json(body), encode_json(messages))
-        self._stored[owner, response_id] = stored
-        self._size += stored.size
-        while len(self._stored) > self._max_responses or self._size > self._max_bytes:
-            _, oldest = self._stored.popitem(last=False)
-            self._size -= oldest.size
+        self._stored[owner][response_id] = stored
+        self._counts.add(owner, 1)
+        self._bytes.add(owner, stored.size)
+        while debtors := self._counts.debtors or self._bytes.debtors:
+            self._forget(debtors[0], next(iter(self._stored[debtors[0]])))
 
     def body(self, owner: str, response_id: str) -> bytes:
         """The response as it was sent. Raises NotFoundError."""
-        return self._use((owner, response_id)).body
+        return self._use(owner, response_id).body
 
     def messages(self, owner: str, response_id: str) -> list[Fields]:
         """The conversation. Raises NotFoundError."""
-        messages: Any = _decode(self._use((owner, response_id)).messages)
+        messages: Any = _decode(self._use(owner, response_id).messages)
         return list(messages)
 
     def delete(self, owner: str, response_id: str) -> None:
         """Forget a response; those that go on from it stay whole. Raises NotFoundError."""
-        self._size -= self._use((owner, response_id)).size
-        del self._stored[owner, response_id]
+        self._use(owner, response_id)
+        self._forget(owner, response_id)
 
-    def _use(self, key: _Key) -> _Stored:
-        if key not in self._stored:
-            raise NotFoundError(f"no response {key[1]!r:.80} is stored here (any more)", "response_id")
-        self._stored.move_to_end(key)
-        return self._stored[key]
+    def _use(self, owner: str, response_id: str) -> _Stored:
+        if response_id not in self._stored.get(owner, ()):
+            raise NotFoundError(f"no response {response_id!r:.80} is stored here (any more)", "response_id")
+        self._stored[owner].move_to_end(response_id)
+        return self._stored[owner][response_id]
+
+    def _forget(self, owner: str, response_id: str) -> None:
+        forgotten = self._stored[owner].pop(response_id)
+        self._counts.add(owner, -1)
+        self._bytes.add(owner, -forgotten.size)

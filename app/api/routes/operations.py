@@ -36,11 +36,11 @@ async def ready(service: ServiceDep, request: Request) -> JSONResponse:
 
 @router.get("/health/live", responses=_HEALTH)
 async def live(service: ServiceDep) -> JSONResponse:
-    """503 once no step ends any more, or the engine is gone for good; a model that is still loading is alive."""
+    """503 once the step loop turns no more, or the engine is gone for good; a model that is still loading is alive."""
     if service.engine.failure is not None:
         return _answer(False, service.engine.failure)
     limit = service.settings.step_timeout / 2
-    is_stuck = service.engine.ready is not None and service.engine.heartbeat.seconds_in_step > limit
+    is_stuck = service.engine.ready is not None and service.engine.heartbeat.seconds_silent > limit
     return _answer(not is_stuck, "stuck" if is_stuck else "alive")
 
 

@@ -19,7 +19,9 @@ data: {"id":"cmpl-1","object":"text_completion","created":1,"model":"m","choices
 """
 
 
-@router.get("/v1/streams/{stream_id}", responses=answers(None, (400, 404), stream=_STREAM), response_class=Response)
+@router.get(
+    "/v1/streams/{stream_id:path}", responses=answers(None, (400, 404), stream=_STREAM), response_class=Response
+)
 async def read_stream(
     stream_id: str,
     request: Request,

@@ -1,0 +1,83 @@
+"""When an engine is worth another try, and when it hangs, with real processes that stand for it."""
+
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from app.core.heartbeat import EngineHeartbeat
+from app.settings import Settings
+from app.supervisor import child, engine
+from app.supervisor.child import ChildLostError
+from app.supervisor.engine import EngineProcess
+
+PROGRAM = """
+import sys
+from app.core.heartbeat import EngineHeartbeat
+address, *life = sys.argv[1:]
+heartbeat = EngineHeartbeat(address)
+open(address.removeprefix("ipc://"), "a").close()
+for act in life:
+    match act.split("="):
+        case ["rest"]: heartbeat.rest()
+        case ["begin", suspect]: heartbeat.begin_step(suspect)
+        case ["end"]: heartbeat.end_step()
+"""
+
+
+class Engines:
+    """Each lives as it is told to, and then dies."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.life = ["rest", "begin=", "end"]
+        self.started: list[subprocess.Popen[bytes]] = []
+        monkeypatch.setattr(engine, "start_module", self._start)
+        monkeypatch.setattr(child, "_FIRST_DELAY", 0.0)
+        self.process = EngineProcess(Settings(max_restarts=2), Path("/nowhere"))
+
+    def _start(self, _module: str, _settings: Settings, address: str, *_arguments: Any) -> subprocess.Popen[bytes]:
+        command = [sys.executable, "-c", PROGRAM, address, *self.life]
+        self.started.append(subprocess.Popen(command, stdin=subprocess.PIPE))
+        return self.started[-1]
+
+    def live(self, *life: str, times: int) -> None:
+        """Some engines more, one after the other; the one that is there now lives as was said before."""
+        self.life = list(life)
+        for _ in range(times):
+            self.started[-1].wait()
+            self.process.tend()  # sees its death
+            self.process.tend()  # starts the next one
+
+
+@pytest.fixture
+def engines(monkeypatch: pytest.MonkeyPatch) -> Iterator[Engines]:
+    engines = Engines(monkeypatch)
+    yield engines
+    engines.process.stop()
+
+
+def test_engines_that_end_steps_are_started_for_ever(engines: Engines) -> None:
+    engines.live("rest", "begin=", "end", "begin=", times=8)
+
+
+def test_engines_that_never_end_a_step_are_given_up(engines: Engines) -> None:
+    engines.live("rest", "begin=", times=3)
+    with pytest.raises(ChildLostError, match="3 times in a row"):
+        engines.live("rest", "begin=", times=3)
+
+
+def test_it_does_not_count_that_engines_die_of_a_request_that_runs_alone(engines: Engines) -> None:
+    engines.live("rest", "begin=", times=2)
+    engines.live("rest", "begin=suspect", times=8)
+    with pytest.raises(ChildLostError, match="3 times in a row"):
+        engines.live(times=3)  # these die while they load: what the last one left is not theirs
+
+
+def test_an_engine_that_loads_is_not_silent(engines: Engines) -> None:
+    heartbeat = EngineHeartbeat(engines.process.address)
+    engines.live(times=1)
+    assert not heartbeat.has_begun
+    assert heartbeat.seconds_silent == 0
