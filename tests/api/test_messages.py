@@ -9,6 +9,7 @@ import pytest
 
 from app.api.messages import chat as translation
 from app.api.schemas.messages import MessagesRequest
+from app.core.messages import GenerateCommand, RequestOutput
 from app.core.request import FinishReason
 from app.errors import EngineUnavailableError, QueueFullError
 from tests.api.conftest import IM_END, MODEL, Server
@@ -123,6 +124,26 @@ def test_tools_are_wanted_alone_or_not_at_all(client: anthropic.Anthropic, serve
         assert server.engine.last_command().sampling.grammar
     client.messages.create(tool_choice={"type": "none"}, **options)
     assert turns(server.engine.last_command().prompt_token_ids)[0] == ("user", "Hi")  # told of no tools
+
+
+@pytest.mark.usefixtures("thinks")
+@pytest.mark.parametrize("options", [{}, {"thread": False}])
+def test_the_clients_own_tool_loop(client: anthropic.Anthropic, server: Server, options: Any) -> None:
+    @anthropic.beta_tool
+    def add(a: int) -> str:
+        """Add one."""
+        return str(a + 1)
+
+    def script(command: GenerateCommand) -> list[RequestOutput]:
+        *_, (_, last), _ = turns(command.prompt_token_ids)
+        return end("It is 2" if last == "<tool_response>\n2\n</tool_response>" else ADD)(command)
+
+    server.engine.script = script
+    runner = client.beta.messages.tool_runner(model=MODEL, max_tokens=999, messages=HI, tools=[add], **options)
+    (block,) = runner.until_done().content
+    assert block.text == "It is 2"
+    with pytest.raises(anthropic.BadRequestError, match="thread is not supported"):
+        client.beta.messages.create(model=MODEL, max_tokens=9, messages=HI, thread={"type": "create"})
 
 
 @pytest.mark.usefixtures("thinks")

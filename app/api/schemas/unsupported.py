@@ -136,6 +136,7 @@ IN_ANTHROPIC: Unsupported = {
     "output_format": (),
     "service_tier": ("auto", "standard_only"),
     "speed": ("standard",),
+    "thread": (),
     "user_profile_id": (),
     "workspace_id": (),
 }
