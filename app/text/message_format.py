@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from app.text.message_parser import MessageParser, PlainText
+from app.text.message_parser import MessageParser, PlainText, WithoutContent
 from app.text.reasoning import CLOSE, OPEN, ReasoningParser
 from app.text.tokenizer import Tokenizer
 from app.text.tools.formats import MISTRAL, ToolFormat, choose_format, written
@@ -55,5 +55,5 @@ class MessageFormat:
 
     def parser_of_written_calls(self, in_reasoning: bool) -> MessageParser:
         """For a text that is nothing but calls, which a grammar wanted, and what the model thinks before."""
-        parser = written(self.tools).parser()
+        parser = WithoutContent(written(self.tools).parser())
         return ReasoningParser(parser, in_reasoning) if self.reasons else parser

@@ -18,6 +18,7 @@ TEXT = {"prompt": "Hi"}
 
 TOOL = {"type": "function", "function": {"name": "f", "parameters": {"type": "object", "properties": {}}}}
 WRONG_TOOL = {"type": "function", "function": {"name": "g", "parameters": {"properties": {"a": {"type": "foo"}}}}}
+CHOICE = {"function": {"name": "f"}}
 DEEP = '{"a":' + "[" * 900 + "]" * 900 + "}"
 CALL = {"id": "1", "type": "function", "function": {"name": "f", "arguments": "{}"}}
 WRONG = [
@@ -109,6 +110,8 @@ WRONG = [
     ({**CHAT, "tools": [TOOL, *({**TOOL, "function": {"name": f"f{i}"}} for i in range(3))]}, "tools"),
     ({**CHAT, "tools": [TOOL], "tool_choice": {"type": "function", "function": {"name": "x"}}}, "tool_choice"),
     ({**CHAT, "tools": [TOOL], "tool_choice": "required", "guided_regex": "a"}, "guided_regex"),
+    ({**CHAT, "tools": [TOOL], "tool_choice": "required", "stop": ["f"]}, "stop"),
+    ({**CHAT, "tools": [TOOL], "tool_choice": {"type": "function", **CHOICE}, "stop_token_ids": [3]}, "stop_token_ids"),
     ({**CHAT, "tools": [WRONG_TOOL], "tool_choice": "required"}, "tools"),
     ({"messages": [{"role": "user", "content": "", "tool_calls": [CALL]}]}, "messages[0].tool_calls"),
     (

@@ -254,6 +254,7 @@ WRONG = [
     ({**BASE, "messages": [{"role": "user", "content": [{"type": "thinking", "thinking": "x"}]}]}, "thinking"),
     ({**BASE, "max_tokens": 0}, "max_tokens"),
     ({**BASE, "stop_sequences": [""]}, "stop_sequences"),
+    ({**BASE, "stop_token_ids": [300]}, "stop_token_ids"),
     ({**BASE, "temperature": -1}, "temperature"),
     ({**BASE, "surprise": 1}, "surprise"),
     ({**BASE, "metadata": {"surprise": 1}}, "metadata.surprise"),
@@ -266,6 +267,7 @@ WRONG = [
     ({**BASE, "tools": [{"type": "bash_20250124", "name": "bash"}]}, "bash_20250124"),
     ({**BASE, "tools": [{"name": "f"}]}, "tools[0].input_schema"),
     ({**BASE, "tool_choice": {"type": "tool"}}, "tool_choice.name"),
+    ({**BASE, "tools": TOOLS, "tool_choice": {"type": "any"}, "stop_sequences": ["a"]}, "stop_sequences and a tool"),
 ]
 
 

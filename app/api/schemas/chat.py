@@ -128,5 +128,12 @@ class ChatRequest(ChatFields, StructuredFields, SamplingFields):
             raise InvalidRequestError("top_logprobs needs logprobs to be true", "top_logprobs")
         if self.max_tokens and self.max_completion_tokens and self.max_tokens != self.max_completion_tokens:
             raise InvalidRequestError("max_tokens and max_completion_tokens differ; give one of them", "max_tokens")
-        if self.wanted_tools and (constraint := self.constraint()):
-            raise InvalidRequestError(f"{constraint.field} and tool_choice exclude each other", constraint.field)
+        if self.wanted_tools:
+            self._check_nothing_else_is_wanted()
+
+    def _check_nothing_else_is_wanted(self) -> None:
+        """All of the text is calls: another form is none of them, and a stop would cut their arguments."""
+        stops = [name for name in ("stop", "stop_token_ids") if getattr(self, name)]
+        constraint = self.constraint()
+        for name in [constraint.field] if constraint else stops:
+            raise InvalidRequestError(f"{name} and a tool_choice that wants a call exclude each other", name)
