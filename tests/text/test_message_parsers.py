@@ -208,3 +208,20 @@ def test_ids_of_calls_are_as_templates_of_mistral_want_them() -> None:
     assert all(id_.isalnum() for id_ in ids)
     assert ids[1] == "abcdefgh9"
     assert [result["tool_call_id"] for result in told] == ids
+
+
+@pytest.mark.parametrize(
+    ("template", "override", "role"),
+    [
+        ("{{ tools }}", None, "system"),
+        ("", None, "system"),
+        ("{% if role == 'developer' %}", None, "developer"),
+        ("{% if role == 'developer' %}", "{{ tools }}", "system"),
+        ("", "{{ tools }}{% if role == 'developer' %}", "developer"),
+    ],
+)
+def test_developers_reach_templates_that_do_not_know_them(template: str, override: str | None, role: str) -> None:
+    format_ = MessageFormat.choose("auto", "auto", template)
+    chat = [{"role": "developer", "content": "Be brief."}, {"role": "user", "content": "Hi"}]
+    told, _ = format_.for_template(chat, [], override)
+    assert [message["role"] for message in told] == [role, "user"]
