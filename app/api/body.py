@@ -109,17 +109,22 @@ def _refuse_extras(body: RequestBody, path: str) -> None:
 
 def _refusal(errors: Sequence[ErrorDetails], data: Any) -> InvalidRequestError:
     """One error for what pydantic found: the one that is deepest in the data, since unions report every branch."""
-    paths = [_path(error["loc"], data) for error in errors]
+    paths = [_path(error, data) for error in errors]
     index = max(range(len(errors)), key=lambda i: len(paths[i]))
     param = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in paths[index]).lstrip(".")
     return InvalidRequestError(f"{param or 'body'}: {errors[index]['msg']}", param or None)
 
 
-def _path(loc: Sequence[str | int], data: Any) -> list[str | int]:
-    """The parts of an error's location that are in the data; the others are pydantic's names of union branches."""
+def _path(error: ErrorDetails, data: Any) -> list[str | int]:
+    """The parts of an error's location that are in the data; the others are pydantic's names of union branches.
+
+    What is missing is the last part of its location.
+    """
     path: list[str | int] = []
-    for position, part in enumerate(loc):
-        if isinstance(data, dict) and isinstance(part, str) and (part in data or position == len(loc) - 1):
+    last = len(error["loc"]) - 1
+    for position, part in enumerate(error["loc"]):
+        is_missing = position == last and error["type"] == "missing"
+        if isinstance(data, dict) and isinstance(part, str) and (part in data or is_missing):
             path.append(part)
             data = data.get(part)
         elif isinstance(data, list) and isinstance(part, int) and part < len(data):

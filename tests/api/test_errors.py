@@ -104,7 +104,13 @@ WRONG = [
     ),
     ({**CHAT, "response_format": {"type": "xml"}}, "response_format.type"),
     ({**CHAT, "tools": [{"type": "function"}]}, "tools[0].function"),
-    ({**CHAT, "tools": [{"type": "web_search"}]}, "tools[0].type"),
+    ({**CHAT, "tools": [TOOL, {"type": "custom", "custom": {"name": "g"}}]}, "tools[1]"),
+    ({**CHAT, "tools": 7}, "tools"),
+    ({**CHAT, "tools": [TOOL], "tool_choice": {}}, "tool_choice.type"),
+    ({**CHAT, "tools": [TOOL], "tool_choice": "f"}, "tool_choice"),
+    ({**CHAT, "tools": [TOOL], "tool_choice": {"type": "function"}}, "tool_choice.function"),
+    ({**CHAT, "tools": [TOOL], "tool_choice": {"type": "function", "function": "f"}}, "tool_choice.function"),
+    ({**CHAT, "tools": [TOOL], "tool_choice": {"type": "allowed_tools", "allowed_tools": {}}}, "tool_choice"),
     ({**CHAT, "tools": [{"type": "function", "function": {"name": "a b"}}]}, "tools[0].function.name"),
     ({**CHAT, "tools": [TOOL, TOOL]}, "tools[1].function.name"),
     ({**CHAT, "tools": [TOOL, *({**TOOL, "function": {"name": f"f{i}"}} for i in range(3))]}, "tools"),
@@ -212,6 +218,8 @@ def test_what_can_only_be_too_much_is_refused_before_it_is_tokenized(
     [
         ("/v1/rerank", {"query": "a", "documents": ["b", {"text": "c", "title": "d"}]}, "documents[1].title"),
         ("/v1/rerank", {"query": "a", "documents": [{"text": "b"}, "c"]}, "model"),
+        ("/v1/rerank", {"query": "a", "documents": ["b", {}]}, "documents[1].text"),
+        ("/v1/responses", {"input": "a", "tool_choice": {}}, "tool_choice"),
         ("/tokenize", {**TEXT, "continue_final_message": True}, "continue_final_message"),
     ],
 )

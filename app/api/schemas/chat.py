@@ -2,7 +2,7 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import ConfigDict, Field
+from pydantic import ConfigDict, Field, model_validator
 
 from app.api.schemas.common import Label, RequestBody, SamplingFields
 from app.api.schemas.structured import StructuredFields
@@ -67,6 +67,21 @@ class ChatFields(RequestBody):
     continue_final_message: bool = False
     chat_template: str | None = Field(None, description="only where the server allows it")
     chat_template_kwargs: dict[str, Any] = Field(default_factory=dict)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _refuse_other_kinds(cls, data: Any) -> Any:
+        """UnsupportedError for tools, or a choice of them, that OpenAI has beside functions."""
+        given = data if isinstance(data, dict) else {}
+        tools = given["tools"] if isinstance(given.get("tools"), list) else []
+        places = [
+            *((f"tools[{index}]", tool) for index, tool in enumerate(tools)),
+            ("tool_choice", given.get("tool_choice")),
+        ]
+        for where, value in places:
+            if isinstance(value, dict) and value.get("type") not in (None, "function"):
+                raise UnsupportedError(f"{where}: the type {value['type']!r:.60} is not supported", where)
+        return data
 
     @property
     def usable_tools(self) -> list[Tool]:
