@@ -9,12 +9,13 @@ from typing import Any, TypeVar
 
 from fastapi import Request
 from pydantic import ValidationError
-from pydantic_core import ErrorDetails, from_json
+from pydantic_core import ErrorDetails
 
 from app.api.body_limits import check_items
 from app.api.schemas.common import RequestBody
 from app.api.schemas.unsupported import asks_for_nothing
 from app.api.service import Service
+from app.api.strict_json import parse_json
 from app.errors import InvalidRequestError, UnsupportedError
 
 Body = TypeVar("Body", bound=RequestBody)
@@ -70,10 +71,7 @@ def _check_content_encoding(request: Request) -> None:
 
 def parse_object(body: bytes) -> dict[str, Any]:
     """A JSON object."""
-    try:
-        data = from_json(body, allow_inf_nan=False)
-    except ValueError as error:
-        raise InvalidRequestError(f"the body is not valid JSON: {error}") from None
+    data = parse_json(body, "the body")
     if not isinstance(data, dict):
         raise InvalidRequestError("the body must be a JSON object")
     return data

@@ -259,7 +259,9 @@ BROKEN = {
 def test_a_broken_body_is_refused(server: Server, kind: str) -> None:
     answer = server.post("/v1/completions", content=BROKEN[kind], headers={"Content-Type": "application/json"})
     assert answer.status_code == 400
-    assert answer.json()["error"]["type"] == "invalid_request_error"
+    error = answer.json()["error"]
+    assert error["type"] == "invalid_request_error"
+    assert ("nested too deeply" in error["message"]) == (kind == "deep")
 
 
 def test_other_content_types_are_refused(server: Server) -> None:
