@@ -24,12 +24,16 @@ def python_environment(name: str, requirements: Path, with_torch: bool = False) 
     if not _is_made(folder, requirements):
         _run(sys.executable, "-m", "venv", "--clear", str(folder))
         if with_torch:
-            own = Path(_run(str(python), "-c", "import sysconfig; print(sysconfig.get_path('purelib'))").strip())
-            (own / "paceline.pth").write_text(sysconfig.get_path("purelib"))
+            (packages_of(name) / "paceline.pth").write_text(sysconfig.get_path("purelib"))
         # All is pinned, and nothing else may come: torch's dependencies are several GB.
         _run(str(python), "-m", "pip", "install", "--no-deps", "--requirement", str(requirements))
         _say_made(folder, requirements)
     return python
+
+
+def packages_of(name: str) -> Path:
+    """Where the packages of a Python client are."""
+    return Path(sysconfig.get_path("purelib", vars={"base": str(CACHE / name)}))
 
 
 def node_client(name: str) -> list[str]:
