@@ -19,6 +19,7 @@ TEXT = {"prompt": "Hi"}
 TOOL = {"type": "function", "function": {"name": "f", "parameters": {"type": "object", "properties": {}}}}
 WRONG_TOOL = {"type": "function", "function": {"name": "g", "parameters": {"properties": {"a": {"type": "foo"}}}}}
 CHOICE = {"function": {"name": "f"}}
+REFUSAL = {"type": "refusal", "refusal": "No."}
 DEEP = '{"a":' + "[" * 900 + "]" * 900 + "}"
 CALL = {"id": "1", "type": "function", "function": {"name": "f", "arguments": "{}"}}
 WRONG = [
@@ -131,6 +132,9 @@ WRONG = [
     ({"messages": [{"role": "assistant"}]}, "messages[0].content"),
     ({**CHAT, "tool_choice": "required"}, "tool_choice"),
     ({**CHAT, "reasoning_effort": "high"}, "reasoning_effort"),
+    ({**CHAT, "reasoning_effort": "huge"}, "reasoning_effort"),
+    ({**CHAT, "add_special_tokens": True}, "add_special_tokens"),
+    ({**CHAT, "stream_options": {"continuous_usage_stats": True}}, "stream_options"),
     ({**CHAT, "echo": True}, "echo"),
     ({**CHAT, "max_tokens": 0}, "max_tokens"),
     ({**CHAT, "max_tokens": 3, "max_completion_tokens": 4}, "max_tokens"),
@@ -143,6 +147,13 @@ WRONG = [
     ({**CHAT, "chat_template_kwargs": {"messages": []}}, "chat_template_kwargs"),
     ({**CHAT, "continue_final_message": True, "add_generation_prompt": True}, "continue_final_message"),
     ({**CHAT, "continue_final_message": True}, "continue_final_message"),
+    (
+        {"messages": [{"role": "assistant", "content": "x", "tool_calls": [CALL]}], "continue_final_message": True},
+        "continue_final_message",
+    ),
+    ({"messages": [{"role": "user", "content": [REFUSAL]}]}, "messages[0].content[0]"),
+    ({"messages": [{"role": "assistant", "content": [{"type": "refusal"}]}]}, "messages[0].content[0].refusal"),
+    ({"messages": [{"role": "assistant", "content": [{**REFUSAL, "text": "x"}]}]}, "messages[0].content[0].text"),
     ({"messages": []}, "messages"),
     ({"messages": [{"role": "user", "content": "x" * 256}]}, "messages"),
     ({"messages": [{"role": "user"}]}, "messages[0].content"),
@@ -228,10 +239,21 @@ def test_a_wrong_field_is_named_elsewhere_too(server: Server, route: str, body: 
     assert (answer.status_code, answer.json()["error"]["param"]) == (400, param)
 
 
-def test_the_echo_worker_refuses_grammars(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("route", "body", "param"),
+    [
+        ("/v1/completions", {**TEXT, "guided_choice": ["a"]}, "guided_choice"),
+        ("/v1/completions", {**TEXT, "logprobs": 0}, "logprobs"),
+        ("/v1/chat/completions", {**CHAT, "logprobs": True}, "logprobs"),
+        ("/v1/responses", {"input": "Hi", "include": ["message.output_text.logprobs"]}, "include"),
+    ],
+)
+def test_what_the_echo_worker_cannot_do(
+    server: Server, monkeypatch: pytest.MonkeyPatch, route: str, body: Any, param: str
+) -> None:
     monkeypatch.setitem(vars(server.service), "settings", Settings(worker="echo"))
-    answer = server.post("/v1/completions", {**TEXT, "guided_choice": ["a"]})
-    assert (answer.status_code, answer.json()["error"]["param"]) == (400, "guided_choice")
+    answer = server.post(route, body)
+    assert (answer.status_code, answer.json()["error"]["param"]) == (400, param)
 
 
 @pytest.mark.parametrize("body", [{**TEXT, "best_of": 1, "suffix": ""}, {**TEXT, "n": 2, "best_of": 2}, CHAT])
