@@ -1,15 +1,19 @@
 """Whether and how a model would run here, and whether it computes what transformers computes."""
 
 import time
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
 from rich.console import Console
 
-from app.core.messages import GenerateCommand
+from app.core.encoder import EncoderConfig
+from app.core.messages import EncodeCommand, EngineReady, GenerateCommand
 from app.core.sampling import SamplingParams
-from app.engine.build import build_engine
+from app.engine.build import build_encoder_engine, build_engine
 from app.engine.core import EngineCore
+from app.engine.encoder_core import EncoderCore
 from app.errors import StartupError
 from app.hub.source import find_model
 from app.settings import load_settings
@@ -19,37 +23,67 @@ _TOLERANCE = 1e-3
 """Largest difference of log probabilities in float32 that rounding explains, through dozens of layers."""
 
 
+_ENCODER_TOLERANCE = 1e-4
+"""The same for vectors of length 1, and for a classifier's logits."""
+
+
 def check(model: str) -> bool:
-    """Print how a model would run, and compare its logits with transformers'; whether they agree."""
+    """Print how a model would run, and compare what it computes with transformers; whether they agree."""
     console = Console()
     try:
         folder = find_model(model)
         from transformers.utils.logging import disable_progress_bar  # takes seconds: once there is a model
 
         disable_progress_bar()  # type: ignore[no-untyped-call]
-        # Chunks of one block, in float32: paging, chunking and the cache all take part, and rounding does not.
-        settings = load_settings(model=model, dtype="float32", device="cpu", max_model_len=_NUM_TOKENS + 2)
-        settings = settings.model_copy(update={"max_num_batched_tokens": 16, "max_num_seqs": 4})
-        core, ready = build_engine(settings, folder)
+        encoder = EncoderConfig.from_folder(folder)
+        return all(
+            _of_generator(console, model, folder) if encoder is None else _of_encoder(console, model, folder, encoder)
+        )
     except StartupError as error:
         console.print(f"[red]{model} cannot run:[/red] {error}")
         return False
-    console.print(f"[bold]{model}[/bold]: {ready.architecture}, run by Paceline's {ready.model_impl} path")
+
+
+def _of_generator(console: Console, model: str, folder: Path) -> Iterator[bool]:
+    """Print what there is to say of each way to run a model that generates; whether it agrees."""
+    # Chunks of one block, in float32: paging, chunking and the cache all take part, and rounding does not.
+    settings = load_settings(model=model, dtype="float32", device="cpu", max_model_len=_NUM_TOKENS + 2)
+    settings = settings.model_copy(update={"max_num_batched_tokens": 16, "max_num_seqs": 4})
+    core, ready = build_engine(settings, folder)
+    _say_how(console, model, ready)
     for impl in _paths(ready.model_impl):
         if impl != ready.model_impl:
             core, ready = build_engine(settings.model_copy(update={"model_impl": impl}), folder)
         difference = _largest_difference(core, folder, ready.vocab_size)
-        agrees = difference < _TOLERANCE
-        verdict = "[green]agrees[/green]" if agrees else "[red]DIFFERS[/red]"
-        console.print(f"{impl}: {verdict} with transformers; log probabilities differ by {difference:.1e} at most")
-        if not agrees:
-            return False
-    return True
+        yield _report(console, impl, "log probabilities", difference, _TOLERANCE)
+
+
+def _of_encoder(console: Console, model: str, folder: Path, config: EncoderConfig) -> Iterator[bool]:
+    """The same for an encoder, of which there is one way."""
+    core, ready = build_encoder_engine(load_settings(model=model, dtype="float32", device="cpu"), folder, config)
+    _say_how(console, model, ready)
+    ours, theirs = _encode(core, folder, config, ready.vocab_size)
+    what = "logits" if config.task == "classify" else f"{config.pooling} embeddings of length 1"
+    yield _report(console, ready.model_impl, what, float((ours - theirs).abs().max()), _ENCODER_TOLERANCE)
+
+
+def _say_how(console: Console, model: str, ready: EngineReady) -> None:
+    console.print(f"[bold]{model}[/bold]: {ready.architecture}, run by Paceline's {ready.model_impl} path")
+
+
+def _report(console: Console, impl: str, what: str, difference: float, tolerance: float) -> bool:
+    agrees = difference < tolerance
+    verdict = "[green]agrees[/green]" if agrees else "[red]DIFFERS[/red]"
+    console.print(f"{impl}: {verdict} with transformers; {what} differ by {difference:.1e} at most")
+    return agrees
 
 
 def _paths(default: str) -> list[str]:
     """What can run the model: the generic path takes whatever the decoder takes."""
     return ["decoder", "generic"] if default == "decoder" else ["generic"]
+
+
+# ---------------------------------------------------------------------- models that generate
 
 
 def _largest_difference(core: EngineCore, folder: Path, vocab_size: int) -> float:
@@ -78,3 +112,51 @@ def _reference(folder: Path, prompt: list[int]) -> torch.Tensor:
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager")
     logits = model(torch.tensor([prompt])).logits[0, :-1].float()
     return torch.log_softmax(logits, -1).gather(1, torch.tensor(prompt[1:])[:, None])[:, 0]
+
+
+# ---------------------------------------------------------------------- encoders
+
+
+@torch.inference_mode()
+def _encode(
+    core: EncoderCore, folder: Path, config: EncoderConfig, vocab_size: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Two of (inputs, numbers): what Paceline says of random inputs of all lengths at once, transformers of each."""
+    from transformers import AutoModel, AutoModelForSequenceClassification
+
+    kind = AutoModelForSequenceClassification if config.task == "classify" else AutoModel
+    model = kind.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager").eval()
+    inputs = _random_inputs(min(config.max_len, _NUM_TOKENS), vocab_size, model.config.pad_token_id)
+    for index, token_ids in enumerate(inputs):
+        types = [0] * len(token_ids)
+        core.add(EncodeCommand(request_id=f"{index}", token_ids=token_ids, type_ids=types, arrived_at=time.monotonic()))
+    ours: dict[str, torch.Tensor] = {}
+    while core.has_work:
+        for output in core.step().outputs:
+            if output.error:
+                raise StartupError(output.error)
+            ours[output.request_id] = torch.frombuffer(bytearray(output.vector), dtype=torch.float32)
+    theirs = [_pooled(config, model(torch.tensor([token_ids]))) for token_ids in inputs]
+    both = torch.stack([ours[f"{index}"] for index in range(len(inputs))]), torch.stack(theirs)
+    if config.task == "classify":
+        return both
+    return torch.nn.functional.normalize(both[0], dim=-1), torch.nn.functional.normalize(both[1], dim=-1)
+
+
+def _random_inputs(longest: int, vocab_size: int, padding: int | None) -> list[list[int]]:
+    """Without the token that pads, which some models tell from others."""
+    generator = torch.Generator().manual_seed(0)
+    drawn = torch.randint(vocab_size - 1, (longest, longest), generator=generator)
+    if padding is not None:
+        drawn += drawn >= padding
+    return [row[: length + 1] for length, row in enumerate(drawn.tolist())]
+
+
+def _pooled(config: EncoderConfig, output: Any) -> torch.Tensor:
+    """(numbers,): the logits, or the embedding of a single input."""
+    if config.task == "classify":
+        logits: torch.Tensor = output.logits[0]
+        return logits
+    hidden: torch.Tensor = output.last_hidden_state[0]
+    how = {"mean": hidden.mean(0), "cls": hidden[0], "last": hidden[-1], "max": hidden.amax(0)}
+    return how[config.pooling]

@@ -94,7 +94,7 @@ def generate(
 def check_model(
     model: Annotated[str, typer.Argument(help="a folder, a GGUF file, a hub id, or 'embedded'")],
 ) -> None:
-    """Say whether and how a model would run, and compare its logits with transformers'."""
+    """Say whether and how a model would run, and compare what it computes with transformers."""
     from app.check_model import check
 
     sys.exit(0 if check(model) else 1)

@@ -31,12 +31,15 @@ class Answer(ABC):
         self._service = service
         self._streams = streams
         self._is_resumable = is_resumable
+        self._used = Usage()
+        """What has been used so far."""
 
     async def respond(self, request: Request, choices: list[Choice], n: int, priority: int) -> Response:
         """Run the choices, `n` for each prompt, and send what comes of them. Whatever happens, none is left running."""
         entry: RequestLog = request.scope["request_log"]
         entry.is_stream, entry.response_id = self._streams, self.response_id
         generation = Generation(self._service, choices, n, priority, entry)
+        self._used = generation.usage
         if self._streams:
             return self._stream(request, generation, entry)
         try:
@@ -120,6 +123,7 @@ class ChoicesAnswer(Answer):
         super().__init__(service, body.stream, body.stream_options is not None and body.stream_options.resumable)
         self.response_id = head["id"]
         self._include_usage = body.include_usage
+        self._counts_always = body.stream_options is not None and body.stream_options.continuous_usage_stats
         self._head = {**head, "created": int(time.time()), "model": service.model_name}
         if body.stream and self._include_usage:
             self._head["usage"] = None  # in every event but the last
@@ -136,10 +140,16 @@ class ChoicesAnswer(Answer):
         """See `Answer`."""
         return [event({**self._head, "choices": [], "usage": usage.as_dict()})] if self._include_usage else []
 
+    def choice_event(self, choice: dict[str, Any]) -> bytes:
+        """An event about a choice."""
+        if self._counts_always:
+            self._head["usage"] = self._used.as_dict()
+        return event({**self._head, "choices": [choice]})
+
     def event_head(self, choice: dict[str, Any]) -> bytes:
         """An event's beginning, up to the text, which is the last and empty string in `choice`.
 
-        Most events differ in nothing but their text: so the rest is encoded once.
+        Most events differ in nothing but their text, unless they count tokens: so the rest is encoded once.
         """
         whole = encode_json({**self._head, "choices": [choice]})
         return b"data: " + whole[: whole.rindex(b'""')]

@@ -9,12 +9,13 @@ from typing import Any, TypeVar
 
 from fastapi import Request
 from pydantic import ValidationError
-from pydantic_core import ErrorDetails, from_json
+from pydantic_core import ErrorDetails
 
 from app.api.body_limits import check_items
 from app.api.schemas.common import RequestBody
 from app.api.schemas.unsupported import asks_for_nothing
 from app.api.service import Service
+from app.api.strict_json import parse_json
 from app.errors import InvalidRequestError, UnsupportedError
 
 Body = TypeVar("Body", bound=RequestBody)
@@ -70,10 +71,7 @@ def _check_content_encoding(request: Request) -> None:
 
 def parse_object(body: bytes) -> dict[str, Any]:
     """A JSON object."""
-    try:
-        data = from_json(body, allow_inf_nan=False)
-    except ValueError as error:
-        raise InvalidRequestError(f"the body is not valid JSON: {error}") from None
+    data = parse_json(body, "the body")
     if not isinstance(data, dict):
         raise InvalidRequestError("the body must be a JSON object")
     return data
@@ -109,17 +107,22 @@ def _refuse_extras(body: RequestBody, path: str) -> None:
 
 def _refusal(errors: Sequence[ErrorDetails], data: Any) -> InvalidRequestError:
     """One error for what pydantic found: the one that is deepest in the data, since unions report every branch."""
-    paths = [_path(error["loc"], data) for error in errors]
+    paths = [_path(error, data) for error in errors]
     index = max(range(len(errors)), key=lambda i: len(paths[i]))
     param = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in paths[index]).lstrip(".")
     return InvalidRequestError(f"{param or 'body'}: {errors[index]['msg']}", param or None)
 
 
-def _path(loc: Sequence[str | int], data: Any) -> list[str | int]:
-    """The parts of an error's location that are in the data; the others are pydantic's names of union branches."""
+def _path(error: ErrorDetails, data: Any) -> list[str | int]:
+    """The parts of an error's location that are in the data; the others are pydantic's names of union branches.
+
+    What is missing is the last part of its location.
+    """
     path: list[str | int] = []
-    for position, part in enumerate(loc):
-        if isinstance(data, dict) and isinstance(part, str) and (part in data or position == len(loc) - 1):
+    last = len(error["loc"]) - 1
+    for position, part in enumerate(error["loc"]):
+        is_missing = position == last and error["type"] == "missing"
+        if isinstance(data, dict) and isinstance(part, str) and (part in data or is_missing):
             path.append(part)
             data = data.get(part)
         elif isinstance(data, list) and isinstance(part, int) and part < len(data):

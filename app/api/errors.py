@@ -19,6 +19,8 @@ _ANTHROPIC_TYPES = {
     503: "overloaded_error",
     504: "timeout_error",
 }
+_ANTHROPIC_DETAILS = {"thread": {"error_code": "thread_unsupported_request"}}
+"""By the field that is refused. With this one, the tool runner of Anthropic's client sends whole conversations."""
 
 
 def error_body(error: ApiError) -> dict[str, Any]:
@@ -32,7 +34,10 @@ def anthropic_error_body(error: ApiError, request_id: str) -> dict[str, Any]:
     """The JSON of an error as Anthropic's API writes it: what field it is about, its message says."""
     other = "invalid_request_error" if error.status < 500 else "api_error"
     kind = _ANTHROPIC_TYPES.get(error.status, other)
-    return {"type": "error", "error": {"type": kind, "message": error.message}, "request_id": request_id}
+    what: dict[str, Any] = {"type": kind, "message": error.message}
+    if details := _ANTHROPIC_DETAILS.get(error.param or ""):
+        what["details"] = details
+    return {"type": "error", "error": what, "request_id": request_id}
 
 
 def error_response(

@@ -56,6 +56,7 @@ async def encode_chat(service: Service, body: ChatFields) -> ChatPrompt:
     given = [message.for_template(f"messages[{index}]") for index, message in enumerate(body.messages)]
     told = [tool.for_template() for tool in body.usable_tools]
     messages, tools = service.message_format.for_template(given, told, body.chat_template)
+    kwargs = _template_kwargs(service, body)
 
     def encode() -> ChatPrompt:
         segments = service.chat_template.render(
@@ -64,15 +65,28 @@ async def encode_chat(service: Service, body: ChatFields) -> ChatPrompt:
             add_generation_prompt=body.add_generation_prompt is not False,
             continue_final_message=body.continue_final_message,
             override=body.chat_template,
-            kwargs=body.chat_template_kwargs,
+            kwargs=kwargs,
         )
         text = "".join(text for text, _ in segments)
         _check_length(service, text, "messages")
         in_reasoning = service.message_format.ends_in_reasoning(text)
         return ChatPrompt(service.tokenizer.encode_segments(segments), in_reasoning)
 
-    size = len(str(messages)) + len(str(tools)) + len(str(body.chat_template_kwargs))
+    size = len(str(messages)) + len(str(tools)) + len(str(kwargs))
     return await aside(encode, _LONG_TEXT if body.chat_template else size)
+
+
+def _template_kwargs(service: Service, body: ChatFields) -> dict[str, Any]:
+    """Variables of the chat template. UnsupportedError for a wish that it does not know."""
+    effort, source = body.reasoning_effort, body.chat_template or service.chat_template.source
+    asked: dict[str, Any] = {}
+    if effort is not None and "reasoning_effort" in source:
+        asked = {"reasoning_effort": effort}
+    elif effort == "none" and "enable_thinking" in source:
+        asked = {"enable_thinking": False}
+    elif effort is not None and (effort != "none" or service.message_format.reasons):
+        raise UnsupportedError("reasoning_effort: the model's chat template does not have it", "reasoning_effort")
+    return asked | body.chat_template_kwargs
 
 
 async def aside(work: Callable[[], T], size: int) -> T:

@@ -8,7 +8,7 @@ from app.api.generation import Choice
 from app.api.schemas.common import SamplingFields
 from app.api.service import Service
 from app.core.sampling import SamplingParams
-from app.errors import ContextLengthError, InvalidRequestError
+from app.errors import ContextLengthError, InvalidRequestError, UnsupportedError
 from app.text.output_processor import StopConditions
 
 _SEED_BITS = 63
@@ -46,6 +46,8 @@ def make_choices(
     """`n` choices for each prompt (token ids). Raises InvalidRequestError that names the field."""
     check_count("stop", len(request.stop_strings), service.settings.max_stop)
     check_count("logit_bias", len(request.logit_bias), service.settings.max_logit_bias)
+    if logprobs is not None and service.settings.worker == "echo":
+        raise UnsupportedError("logprobs: the echo worker has none", "logprobs")
     _check_token_ids(service, request)
     conditions = StopConditions(
         stop=request.stop_strings,

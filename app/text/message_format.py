@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from app.text.message_parser import MessageParser, PlainText
+from app.text.message_parser import MessageParser, PlainText, WithoutContent
 from app.text.reasoning import CLOSE, OPEN, ReasoningParser
 from app.text.tokenizer import Tokenizer
 from app.text.tools.formats import MISTRAL, ToolFormat, choose_format, written
@@ -23,12 +23,14 @@ class MessageFormat:
     """Whether the chat template tells the model of tools."""
     reasons: bool
     """Whether reasoning is told from the answer."""
+    template_has_developers: bool = False
+    """Whether the chat template knows the role `developer`."""
 
     @classmethod
     def choose(cls, tool_parser: str, reasoning_parser: str, template: str) -> "MessageFormat":
         """By settings, and with "auto" by the chat template."""
         reasons = reasoning_parser == "think" or (reasoning_parser == "auto" and CLOSE in template)
-        return cls(choose_format(tool_parser, template), "tools" in template, reasons)
+        return cls(choose_format(tool_parser, template), "tools" in template, reasons, "developer" in template)
 
     def shown(self, tokenizer: Tokenizer, has_tools: bool) -> frozenset[int]:
         """Special tokens that the parser has to see; with `has_tools`, it looks for calls."""
@@ -43,7 +45,11 @@ class MessageFormat:
         self, messages: Sequence[Message], tools: Sequence[Message], override: str | None = None
     ) -> tuple[Sequence[Message], Sequence[Message]]:
         """Messages and tools as the chat template, or the one in its place, can take them."""
-        has_tools = self.template_has_tools if override is None else "tools" in override
+        has_tools, has_developers = self.template_has_tools, self.template_has_developers
+        if override is not None:
+            has_tools, has_developers = "tools" in override, "developer" in override
+        if not has_developers:  # most templates leave out whom they do not know, without a word
+            messages = [{**one, "role": "system"} if one["role"] == "developer" else one for one in messages]
         if not has_tools:
             return describe_tools(messages, tools), ()
         return [with_short_ids(message) for message in messages] if self.tools is MISTRAL else messages, tools
@@ -55,5 +61,5 @@ class MessageFormat:
 
     def parser_of_written_calls(self, in_reasoning: bool) -> MessageParser:
         """For a text that is nothing but calls, which a grammar wanted, and what the model thinks before."""
-        parser = written(self.tools).parser()
+        parser = WithoutContent(written(self.tools).parser())
         return ReasoningParser(parser, in_reasoning) if self.reasons else parser

@@ -4,7 +4,7 @@ The same parser serves streams and whole answers: what comes out does not depend
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 
@@ -50,6 +50,21 @@ class PlainText:
     def finish(self) -> MessageDelta:
         """See `MessageParser`."""
         return MessageDelta()
+
+
+class WithoutContent:
+    """What another parser takes for content is nothing: a call that was cut at its length."""
+
+    def __init__(self, parser: MessageParser) -> None:
+        self._parser = parser
+
+    def feed(self, text: str) -> MessageDelta:
+        """See `MessageParser`."""
+        return replace(self._parser.feed(text), content="")
+
+    def finish(self) -> MessageDelta:
+        """See `MessageParser`."""
+        return replace(self._parser.finish(), content="")
 
 
 class Scanner:

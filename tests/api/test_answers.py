@@ -11,7 +11,10 @@ from app.api import deep_check
 from app.core.messages import GenerateCommand, RequestOutput
 from app.core.request import FinishReason
 from app.core.step import Logprobs
-from tests.api.conftest import IM_END, MODEL, Server
+from app.text.chat_template import ChatTemplate
+from app.text.message_format import MessageFormat
+from app.text.tokenizer import Tokenizer
+from tests.api.conftest import IM_END, IM_START, MODEL, Server
 from tests.api.fake_engine import READY, STATS, say
 
 
@@ -111,6 +114,83 @@ def test_outputs_of_several_tokens_are_one_event(server: Server) -> None:
     assert [event["choices"][0]["text"] for event in events[:-1]] == ["Hel", "lo!"]
     assert [event["usage"] for event in events[:-1]] == [None, None]
     assert events[-1]["usage"]["completion_tokens"] == 6
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("/v1/completions", {"prompt": ["a", "bcd"]}),
+        ("/v1/completions", {"prompt": ["a", "bcd"], "logprobs": 0}),
+        ("/v1/chat/completions", {"messages": [{"role": "user", "content": "Hi"}], "n": 2}),
+    ],
+)
+def test_usage_in_every_event(server: Server, path: str, body: dict[str, object]) -> None:
+    whole = server.post(path, body).json()["usage"]
+    events = server.events(path, {**body, "stream_options": {"continuous_usage_stats": True}})
+    counts = [event["usage"]["completion_tokens"] for event in events]
+    assert counts == sorted(counts)
+    assert set(range(1, 11)) <= set(counts)
+    assert {event["usage"]["prompt_tokens"] for event in events} == {whole["prompt_tokens"]}
+    assert (events[-1]["choices"], events[-1]["usage"]) == ([], whole)
+
+
+def test_what_the_tokenizer_adds_may_be_left_out(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    encode = Tokenizer.encode
+    monkeypatch.setattr(Tokenizer, "encode", lambda self, text, add=True: [IM_START] * add + encode(self, text, False))
+    prompts = []
+    for options in ({}, {"add_special_tokens": True}, {"add_special_tokens": False}):
+        server.complete(**options)
+        prompts.append(server.engine.last_command().prompt_token_ids)
+    assert prompts == [[IM_START, *b"Hi"], [IM_START, *b"Hi"], [*b"Hi"]]
+
+
+def test_what_the_assistant_refused_is_what_it_said(server: Server) -> None:
+    refusal = {"role": "assistant", "content": [{"type": "refusal", "refusal": "No."}]}
+    server.post("/v1/chat/completions", {"messages": [refusal]})
+    assert b"assistant\nNo." in bytes(token for token in server.engine.last_command().prompt_token_ids if token < 256)
+
+
+EFFORT, SWITCH = "{{ reasoning_effort }}", "{{ enable_thinking is defined and not enable_thinking }}</think>"
+
+
+@pytest.mark.parametrize(
+    ("template", "effort", "kwargs", "said"),
+    [
+        (EFFORT, "low", {}, "low"),
+        (EFFORT, "none", {}, "none"),
+        (EFFORT, "low", {"reasoning_effort": "high"}, "high"),
+        (SWITCH, "none", {}, "True</think>"),
+        (SWITCH, "low", {}, None),
+        ("no switch</think>", "none", {}, None),
+        ("no thoughts", "none", {}, "no thoughts"),
+    ],
+)
+def test_effort_is_for_templates_that_have_it(
+    server: Server,
+    monkeypatch: pytest.MonkeyPatch,
+    template: str,
+    effort: str,
+    kwargs: dict[str, str],
+    said: str | None,
+) -> None:
+    tokenizer = server.service.tokenizer
+    parts = {
+        "chat_template": ChatTemplate(template, tokenizer.special_tokens, tokenizer.control_tokens),
+        "message_format": MessageFormat.choose("auto", "auto", template),
+    }
+    for name, part in parts.items():
+        monkeypatch.setitem(vars(server.service), name, part)
+    chat = {"messages": [{"role": "user", "content": "Hi"}], "reasoning_effort": effort}
+    response = {"input": "Hi", "reasoning": {"effort": effort}}
+    for path, body, param in (
+        ("/v1/chat/completions", chat, "reasoning_effort"),
+        ("/v1/responses", response, "reasoning.effort"),
+    ):
+        answer = server.post(path, {**body, "chat_template_kwargs": kwargs}).json()
+        if said is None:
+            assert answer["error"]["param"] == param
+        else:
+            assert bytes(server.engine.last_command().prompt_token_ids).decode() == said
 
 
 def test_the_engine_gets_every_parameter(server: Server) -> None:

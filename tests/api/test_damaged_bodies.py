@@ -53,7 +53,7 @@ MESSAGES: Any = {
         {"role": "user", "content": [{"type": "tool_result", "tool_use_id": "c", "content": "1", "is_error": True}]},
     ],
     "tools": [{"name": "f", "description": "d", "input_schema": PARAMETERS}],
-    "tool_choice": {"type": "tool", "name": "f", "disable_parallel_tool_use": True},
+    "tool_choice": {"type": "auto", "disable_parallel_tool_use": True},
     "thinking": {"type": "adaptive"},
     "output_config": {},
     "metadata": {"user_id": "me"},

@@ -34,6 +34,9 @@ ENCODING = {
     "/v1/score": {"text_1": "a", "text_2": ["b", "c"]},
     "/v1/rerank": {"query": "a", "documents": ["b"]},
     "/rerank": {"query": "a", "documents": ["b"], "return_documents": False},
+    "/v2/rerank": {"query": "a", "documents": ["b"]},
+    "/score": {"text_1": "a", "text_2": "b"},
+    "/classify": {"input": "a"},
 }
 READING = {
     "/tokenize": {"prompt": "Hi", "return_token_strs": True},
@@ -129,7 +132,7 @@ def test_answers_of_encoders(server: Server, document: Any, path: str, monkeypat
     async def encode(_service: Any, _request: Request, _body: Any, texts: list[Any], _param: str) -> Encoded:
         return Encoded([np.array([0.6, 0.8], np.float32)] * len(texts), len(texts))
 
-    task: Any = "classify" if path == "/v1/classify" else "embed"
+    task: Any = "classify" if path.endswith("/classify") else "embed"
     monkeypatch.setattr(encoders, "encode", encode)
     monkeypatch.setitem(vars(server.service), "encoder", EncoderConfig(task, 512, labels=("bad", "good")))
     _check(document, server.post(path, BODIES[path]), 200)

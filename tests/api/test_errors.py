@@ -18,6 +18,8 @@ TEXT = {"prompt": "Hi"}
 
 TOOL = {"type": "function", "function": {"name": "f", "parameters": {"type": "object", "properties": {}}}}
 WRONG_TOOL = {"type": "function", "function": {"name": "g", "parameters": {"properties": {"a": {"type": "foo"}}}}}
+CHOICE = {"function": {"name": "f"}}
+REFUSAL = {"type": "refusal", "refusal": "No."}
 DEEP = '{"a":' + "[" * 900 + "]" * 900 + "}"
 CALL = {"id": "1", "type": "function", "function": {"name": "f", "arguments": "{}"}}
 WRONG = [
@@ -103,12 +105,20 @@ WRONG = [
     ),
     ({**CHAT, "response_format": {"type": "xml"}}, "response_format.type"),
     ({**CHAT, "tools": [{"type": "function"}]}, "tools[0].function"),
-    ({**CHAT, "tools": [{"type": "web_search"}]}, "tools[0].type"),
+    ({**CHAT, "tools": [TOOL, {"type": "custom", "custom": {"name": "g"}}]}, "tools[1]"),
+    ({**CHAT, "tools": 7}, "tools"),
+    ({**CHAT, "tools": [TOOL], "tool_choice": {}}, "tool_choice.type"),
+    ({**CHAT, "tools": [TOOL], "tool_choice": "f"}, "tool_choice"),
+    ({**CHAT, "tools": [TOOL], "tool_choice": {"type": "function"}}, "tool_choice.function"),
+    ({**CHAT, "tools": [TOOL], "tool_choice": {"type": "function", "function": "f"}}, "tool_choice.function"),
+    ({**CHAT, "tools": [TOOL], "tool_choice": {"type": "allowed_tools", "allowed_tools": {}}}, "tool_choice"),
     ({**CHAT, "tools": [{"type": "function", "function": {"name": "a b"}}]}, "tools[0].function.name"),
     ({**CHAT, "tools": [TOOL, TOOL]}, "tools[1].function.name"),
     ({**CHAT, "tools": [TOOL, *({**TOOL, "function": {"name": f"f{i}"}} for i in range(3))]}, "tools"),
     ({**CHAT, "tools": [TOOL], "tool_choice": {"type": "function", "function": {"name": "x"}}}, "tool_choice"),
     ({**CHAT, "tools": [TOOL], "tool_choice": "required", "guided_regex": "a"}, "guided_regex"),
+    ({**CHAT, "tools": [TOOL], "tool_choice": "required", "stop": ["f"]}, "stop"),
+    ({**CHAT, "tools": [TOOL], "tool_choice": {"type": "function", **CHOICE}, "stop_token_ids": [3]}, "stop_token_ids"),
     ({**CHAT, "tools": [WRONG_TOOL], "tool_choice": "required"}, "tools"),
     ({"messages": [{"role": "user", "content": "", "tool_calls": [CALL]}]}, "messages[0].tool_calls"),
     (
@@ -122,6 +132,9 @@ WRONG = [
     ({"messages": [{"role": "assistant"}]}, "messages[0].content"),
     ({**CHAT, "tool_choice": "required"}, "tool_choice"),
     ({**CHAT, "reasoning_effort": "high"}, "reasoning_effort"),
+    ({**CHAT, "reasoning_effort": "huge"}, "reasoning_effort"),
+    ({**CHAT, "add_special_tokens": True}, "add_special_tokens"),
+    ({**CHAT, "stream_options": {"continuous_usage_stats": True}}, "stream_options"),
     ({**CHAT, "echo": True}, "echo"),
     ({**CHAT, "max_tokens": 0}, "max_tokens"),
     ({**CHAT, "max_tokens": 3, "max_completion_tokens": 4}, "max_tokens"),
@@ -134,6 +147,13 @@ WRONG = [
     ({**CHAT, "chat_template_kwargs": {"messages": []}}, "chat_template_kwargs"),
     ({**CHAT, "continue_final_message": True, "add_generation_prompt": True}, "continue_final_message"),
     ({**CHAT, "continue_final_message": True}, "continue_final_message"),
+    (
+        {"messages": [{"role": "assistant", "content": "x", "tool_calls": [CALL]}], "continue_final_message": True},
+        "continue_final_message",
+    ),
+    ({"messages": [{"role": "user", "content": [REFUSAL]}]}, "messages[0].content[0]"),
+    ({"messages": [{"role": "assistant", "content": [{"type": "refusal"}]}]}, "messages[0].content[0].refusal"),
+    ({"messages": [{"role": "assistant", "content": [{**REFUSAL, "text": "x"}]}]}, "messages[0].content[0].text"),
     ({"messages": []}, "messages"),
     ({"messages": [{"role": "user", "content": "x" * 256}]}, "messages"),
     ({"messages": [{"role": "user"}]}, "messages[0].content"),
@@ -209,6 +229,8 @@ def test_what_can_only_be_too_much_is_refused_before_it_is_tokenized(
     [
         ("/v1/rerank", {"query": "a", "documents": ["b", {"text": "c", "title": "d"}]}, "documents[1].title"),
         ("/v1/rerank", {"query": "a", "documents": [{"text": "b"}, "c"]}, "model"),
+        ("/v1/rerank", {"query": "a", "documents": ["b", {}]}, "documents[1].text"),
+        ("/v1/responses", {"input": "a", "tool_choice": {}}, "tool_choice"),
         ("/tokenize", {**TEXT, "continue_final_message": True}, "continue_final_message"),
     ],
 )
@@ -217,10 +239,21 @@ def test_a_wrong_field_is_named_elsewhere_too(server: Server, route: str, body: 
     assert (answer.status_code, answer.json()["error"]["param"]) == (400, param)
 
 
-def test_the_echo_worker_refuses_grammars(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("route", "body", "param"),
+    [
+        ("/v1/completions", {**TEXT, "guided_choice": ["a"]}, "guided_choice"),
+        ("/v1/completions", {**TEXT, "logprobs": 0}, "logprobs"),
+        ("/v1/chat/completions", {**CHAT, "logprobs": True}, "logprobs"),
+        ("/v1/responses", {"input": "Hi", "include": ["message.output_text.logprobs"]}, "include"),
+    ],
+)
+def test_what_the_echo_worker_cannot_do(
+    server: Server, monkeypatch: pytest.MonkeyPatch, route: str, body: Any, param: str
+) -> None:
     monkeypatch.setitem(vars(server.service), "settings", Settings(worker="echo"))
-    answer = server.post("/v1/completions", {**TEXT, "guided_choice": ["a"]})
-    assert (answer.status_code, answer.json()["error"]["param"]) == (400, "guided_choice")
+    answer = server.post(route, body)
+    assert (answer.status_code, answer.json()["error"]["param"]) == (400, param)
 
 
 @pytest.mark.parametrize("body", [{**TEXT, "best_of": 1, "suffix": ""}, {**TEXT, "n": 2, "best_of": 2}, CHAT])
@@ -248,7 +281,9 @@ BROKEN = {
 def test_a_broken_body_is_refused(server: Server, kind: str) -> None:
     answer = server.post("/v1/completions", content=BROKEN[kind], headers={"Content-Type": "application/json"})
     assert answer.status_code == 400
-    assert answer.json()["error"]["type"] == "invalid_request_error"
+    error = answer.json()["error"]
+    assert error["type"] == "invalid_request_error"
+    assert ("nested too deeply" in error["message"]) == (kind == "deep")
 
 
 def test_other_content_types_are_refused(server: Server) -> None:

@@ -9,6 +9,7 @@ import pytest
 
 from app.api.messages import chat as translation
 from app.api.schemas.messages import MessagesRequest
+from app.core.messages import GenerateCommand, RequestOutput
 from app.core.request import FinishReason
 from app.errors import EngineUnavailableError, QueueFullError
 from tests.api.conftest import IM_END, MODEL, Server
@@ -126,6 +127,26 @@ def test_tools_are_wanted_alone_or_not_at_all(client: anthropic.Anthropic, serve
 
 
 @pytest.mark.usefixtures("thinks")
+@pytest.mark.parametrize("options", [{}, {"thread": False}])
+def test_the_clients_own_tool_loop(client: anthropic.Anthropic, server: Server, options: Any) -> None:
+    @anthropic.beta_tool
+    def add(a: int) -> str:
+        """Add one."""
+        return str(a + 1)
+
+    def script(command: GenerateCommand) -> list[RequestOutput]:
+        *_, (_, last), _ = turns(command.prompt_token_ids)
+        return end("It is 2" if last == "<tool_response>\n2\n</tool_response>" else ADD)(command)
+
+    server.engine.script = script
+    runner = client.beta.messages.tool_runner(model=MODEL, max_tokens=999, messages=HI, tools=[add], **options)
+    (block,) = runner.until_done().content
+    assert block.text == "It is 2"
+    with pytest.raises(anthropic.BadRequestError, match="thread is not supported"):
+        client.beta.messages.create(model=MODEL, max_tokens=9, messages=HI, thread={"type": "create"})
+
+
+@pytest.mark.usefixtures("thinks")
 def test_what_there_is_of_a_call_that_is_cut(client: anthropic.Anthropic, server: Server) -> None:
     server.engine.script = say('<tool_call>\n{"name": "add", "arguments": {"a": [1, "on')
     answer = client.messages.create(model=MODEL, max_tokens=999, messages=HI, tools=TOOLS)
@@ -233,6 +254,7 @@ WRONG = [
     ({**BASE, "messages": [{"role": "user", "content": [{"type": "thinking", "thinking": "x"}]}]}, "thinking"),
     ({**BASE, "max_tokens": 0}, "max_tokens"),
     ({**BASE, "stop_sequences": [""]}, "stop_sequences"),
+    ({**BASE, "stop_token_ids": [300]}, "stop_token_ids"),
     ({**BASE, "temperature": -1}, "temperature"),
     ({**BASE, "surprise": 1}, "surprise"),
     ({**BASE, "metadata": {"surprise": 1}}, "metadata.surprise"),
@@ -245,6 +267,7 @@ WRONG = [
     ({**BASE, "tools": [{"type": "bash_20250124", "name": "bash"}]}, "bash_20250124"),
     ({**BASE, "tools": [{"name": "f"}]}, "tools[0].input_schema"),
     ({**BASE, "tool_choice": {"type": "tool"}}, "tool_choice.name"),
+    ({**BASE, "tools": TOOLS, "tool_choice": {"type": "any"}, "stop_sequences": ["a"]}, "stop_sequences and a tool"),
 ]
 
 

@@ -88,7 +88,7 @@ def test_items_become_messages(client: openai.OpenAI, server: Server) -> None:
         ],
     )
     assert turns(server.engine.last_command().prompt_token_ids) == [
-        ("developer", "a"),
+        ("system", "a"),  # as the template calls it
         ("user", "b\nb"),
         ("assistant", "c"),
         ("user", "d"),

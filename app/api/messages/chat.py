@@ -26,7 +26,12 @@ from app.api.schemas.messages import (
 )
 from app.errors import InvalidRequestError
 
-NAMES = {"stop": "stop_sequences", "response_format": "output_config.format", "tools": "tools"}
+NAMES = {
+    "stop_token_ids": "stop_token_ids",
+    "stop": "stop_sequences",
+    "response_format": "output_config.format",
+    "tools": "tools",
+}
 """What a chat's fields are called here."""
 
 

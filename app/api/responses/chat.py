@@ -34,6 +34,8 @@ NAMES = {
     "response_format.json_schema.name": "text.format.name",
     "response_format": "text.format",
     "tools": "tools",
+    "reasoning_effort": "reasoning.effort",
+    "logprobs": "include",
 }
 """What a chat's fields are called here."""
 
@@ -46,6 +48,7 @@ def to_chat(body: ResponsesRequest, messages: list[Fields]) -> ChatRequest:
     chat = token_fields(body) | {
         "messages": system + messages,
         "chat_template_kwargs": body.chat_template_kwargs,
+        "reasoning_effort": body.reasoning and body.reasoning.effort,
         "response_format": _response_format(body.text.format),
         "logprobs": body.wants_logprobs,
         "top_logprobs": body.top_logprobs if body.wants_logprobs else None,

@@ -15,7 +15,7 @@ from app.api.message import MessageBuilder
 from app.api.schemas.answers.generation import ChatCompletion
 from app.api.schemas.chat import ChatRequest
 from app.api.service import Service, ServiceDep
-from app.api.sse import encode_json, event
+from app.api.sse import encode_json
 from app.core.request import FinishReason
 from app.text.message_parser import MessageParser, PlainText
 from app.text.output_processor import TextDelta
@@ -107,7 +107,7 @@ class _ChatAnswer(ChoicesAnswer):
     def events(self, index: int, delta: TextDelta) -> list[bytes]:
         """See `Answer`."""
         result = []
-        if type(self._parsers[index]) is PlainText and not delta.logprobs:
+        if type(self._parsers[index]) is PlainText and not (delta.logprobs or self._counts_always):
             if delta.text:  # nearly all events: but for the text, they are made beforehand
                 result.append(self._event_heads[index] + encode_json(delta.text) + _EVENT_TAIL)
         else:
@@ -127,4 +127,4 @@ class _ChatAnswer(ChoicesAnswer):
         choice: dict[str, Any] = {"index": index, "delta": delta, "logprobs": logprobs, "finish_reason": None}
         if ending:
             choice |= {"finish_reason": self._finish_reason(index, ending), "stop_reason": ending.stop_reason}
-        return event({**self._head, "choices": [choice]})
+        return self.choice_event(choice)

@@ -16,7 +16,7 @@ from app.api.sampling import TokenLimit, check_logprobs, check_num_choices, make
 from app.api.schemas.answers.generation import Completion
 from app.api.schemas.completions import DEFAULT_MAX_TOKENS, CompletionRequest
 from app.api.service import Service, ServiceDep
-from app.api.sse import encode_json, event
+from app.api.sse import encode_json
 from app.api.structured import grammar_of
 from app.core.step import Logprobs
 from app.text.output_processor import TextDelta
@@ -65,7 +65,9 @@ async def _prompts(service: Service, body: CompletionRequest) -> list[list[int]]
     """The prompts as lists of token ids; InvalidRequestError if one is empty or names unknown tokens."""
     prompt = as_list(body.prompt, "prompt")
     check_num_choices(service, len(prompt), body.n)
-    prompts = await encode_texts(service, prompt, "prompt") if isinstance(prompt[0], str) else prompt
+    prompts = prompt
+    if isinstance(prompt[0], str):
+        prompts = await encode_texts(service, prompt, "prompt", body.add_special_tokens)
     for token_ids in prompts:
         check_token_ids(token_ids, service.ready().vocab_size, "prompt")
     return prompts
@@ -150,8 +152,8 @@ class _TextAnswer(ChoicesAnswer):
     def events(self, index: int, delta: TextDelta) -> list[bytes]:
         """See `Answer`."""
         text, logprobs = self._writers[index].write(delta)
-        if delta.finish_reason is not None or logprobs is not None:
-            return [event({**self._head, "choices": [_choice(index, text, logprobs, delta)]})]
+        if delta.finish_reason is not None or logprobs is not None or (self._counts_always and delta.token_ids):
+            return [self.choice_event(_choice(index, text, logprobs, delta))]
         return [self._event_heads[index] + encode_json(text) + _EVENT_TAIL] if delta.token_ids else []
 
 

@@ -1,4 +1,4 @@
-"""What encoders can do: POST /v1/embeddings, /v1/rerank, /v1/score, /v1/classify"""
+"""What encoders can do: POST /v1/embeddings, /v1/rerank, /v1/score, /v1/classify, and other names of these"""
 
 import base64
 from typing import Annotated, Any
@@ -22,6 +22,14 @@ from app.core.encoder import EncoderConfig
 from app.errors import InvalidRequestError, UnsupportedError
 
 router = APIRouter()
+
+_CLASSIFY: dict[str, Any] = {
+    "openapi_extra": body_schema(ClassifyRequest),
+    "responses": answers(Classifications, RUNS),
+    "dependencies": ADMITTED,
+}
+_SCORE = {**_CLASSIFY, "openapi_extra": body_schema(ScoreRequest), "responses": answers(Scores, RUNS)}
+_RERANK = {**_CLASSIFY, "openapi_extra": body_schema(RerankRequest), "responses": answers(Ranking, RUNS)}
 
 
 @router.post(
@@ -48,12 +56,8 @@ async def create_embeddings(
     return await run_unless_disconnected(request, work())
 
 
-@router.post(
-    "/v1/classify",
-    openapi_extra=body_schema(ClassifyRequest),
-    responses=answers(Classifications, RUNS),
-    dependencies=ADMITTED,
-)
+@router.post("/v1/classify", **_CLASSIFY)
+@router.post("/classify", **_CLASSIFY)
 async def classify(
     body: Annotated[ClassifyRequest, Depends(body_of(ClassifyRequest))], request: Request, service: ServiceDep
 ) -> Response:
@@ -72,9 +76,8 @@ async def classify(
     return await run_unless_disconnected(request, work())
 
 
-@router.post(
-    "/v1/score", openapi_extra=body_schema(ScoreRequest), responses=answers(Scores, RUNS), dependencies=ADMITTED
-)
+@router.post("/v1/score", **_SCORE)
+@router.post("/score", **_SCORE)
 async def score(
     body: Annotated[ScoreRequest, Depends(body_of(ScoreRequest))], request: Request, service: ServiceDep
 ) -> Response:
@@ -95,12 +98,9 @@ async def score(
     return await run_unless_disconnected(request, work())
 
 
-@router.post(
-    "/v1/rerank", openapi_extra=body_schema(RerankRequest), responses=answers(Ranking, RUNS), dependencies=ADMITTED
-)
-@router.post(
-    "/rerank", openapi_extra=body_schema(RerankRequest), responses=answers(Ranking, RUNS), dependencies=ADMITTED
-)
+@router.post("/v1/rerank", **_RERANK)
+@router.post("/v2/rerank", **_RERANK)
+@router.post("/rerank", **_RERANK)
 async def rerank(
     body: Annotated[RerankRequest, Depends(body_of(RerankRequest))], request: Request, service: ServiceDep
 ) -> Response:

@@ -2,9 +2,9 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import ConfigDict, Field
+from pydantic import ConfigDict, Field, model_validator
 
-from app.api.schemas.common import Label, RequestBody, SamplingFields
+from app.api.schemas.common import Effort, Label, RequestBody, SamplingFields
 from app.api.schemas.structured import StructuredFields
 from app.api.schemas.tools import NamedToolChoice, Tool, ToolCall
 from app.api.schemas.unsupported import IN_MESSAGES, IN_REQUESTS
@@ -12,11 +12,25 @@ from app.errors import InvalidRequestError, UnsupportedError
 
 
 class ContentPart(RequestBody):
-    """A piece of a message; only text is supported."""
+    """A piece of a message; only text is supported, and what the assistant said instead of an answer."""
 
     unsupported = IN_MESSAGES
     type: str
     text: str | None = None
+    refusal: str | None = Field(None, description="of the type refusal, of the assistant")
+
+    def check_kind(self, path: str, role: str) -> None:
+        """InvalidRequestError for what is no text."""
+        if self.type != "text" and (self.type, role) != ("refusal", "assistant"):
+            raise UnsupportedError(f"{path}: content of type {self.type!r:.40} is not supported", path)
+        for name in ("text", "refusal"):
+            if (getattr(self, name) is not None) != (name == self.type):
+                fault = "Field required" if name == self.type else f"not of the type {self.type}"
+                raise InvalidRequestError(f"{path}.{name}: {fault}", f"{path}.{name}")
+
+    def for_template(self) -> dict[str, Any]:
+        """As chat templates expect it."""
+        return {"type": "text", "text": getattr(self, self.type)}
 
 
 class Message(RequestBody):
@@ -35,6 +49,8 @@ class Message(RequestBody):
     def for_template(self, path: str) -> dict[str, Any]:
         """The message as chat templates expect it. InvalidRequestError if arguments of calls are not JSON."""
         message = self.model_dump(exclude_none=True, exclude={"tool_calls", "parsed", *(self.model_extra or ())})
+        if isinstance(self.content, list):
+            message["content"] = [part.for_template() for part in self.content]
         if self.tool_calls:
             calls = enumerate(self.tool_calls)
             message["tool_calls"] = [call.for_template(f"{path}.tool_calls[{index}]") for index, call in calls]
@@ -49,11 +65,7 @@ class Message(RequestBody):
         if self.content is None and not self.tool_calls:
             raise InvalidRequestError(f"{path}.content: Field required", f"{path}.content")
         for index, part in enumerate(self.content if isinstance(self.content, list) else []):
-            where = f"{path}.content[{index}]"
-            if part.type != "text":
-                raise UnsupportedError(f"{where}: content of type {part.type!r:.40} is not supported", where)
-            if part.text is None:
-                raise InvalidRequestError(f"{where}.text: Field required", f"{where}.text")
+            part.check_kind(f"{path}.content[{index}]", self.role)
 
 
 class ChatFields(RequestBody):
@@ -65,8 +77,24 @@ class ChatFields(RequestBody):
     tool_choice: Literal["none", "auto", "required"] | NamedToolChoice = "auto"
     add_generation_prompt: bool | None = Field(None, description="true, unless the final message is continued")
     continue_final_message: bool = False
+    reasoning_effort: Effort | None = Field(None, description="only where the chat template has it")
     chat_template: str | None = Field(None, description="only where the server allows it")
     chat_template_kwargs: dict[str, Any] = Field(default_factory=dict)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _refuse_other_kinds(cls, data: Any) -> Any:
+        """UnsupportedError for tools, or a choice of them, that OpenAI has beside functions."""
+        given = data if isinstance(data, dict) else {}
+        tools = given["tools"] if isinstance(given.get("tools"), list) else []
+        places = [
+            *((f"tools[{index}]", tool) for index, tool in enumerate(tools)),
+            ("tool_choice", given.get("tool_choice")),
+        ]
+        for where, value in places:
+            if isinstance(value, dict) and value.get("type") not in (None, "function"):
+                raise UnsupportedError(f"{where}: the type {value['type']!r:.60} is not supported", where)
+        return data
 
     @property
     def usable_tools(self) -> list[Tool]:
@@ -96,6 +124,10 @@ class ChatFields(RequestBody):
         if not self.messages or self.messages[-1].role != "assistant":
             raise InvalidRequestError(
                 "continue_final_message: the final message is not the assistant's", "continue_final_message"
+            )
+        if self.messages[-1].tool_calls:
+            raise UnsupportedError(
+                "continue_final_message: a message that calls tools cannot be continued", "continue_final_message"
             )
 
     def _check_tools(self) -> None:
@@ -128,5 +160,12 @@ class ChatRequest(ChatFields, StructuredFields, SamplingFields):
             raise InvalidRequestError("top_logprobs needs logprobs to be true", "top_logprobs")
         if self.max_tokens and self.max_completion_tokens and self.max_tokens != self.max_completion_tokens:
             raise InvalidRequestError("max_tokens and max_completion_tokens differ; give one of them", "max_tokens")
-        if self.wanted_tools and (constraint := self.constraint()):
-            raise InvalidRequestError(f"{constraint.field} and tool_choice exclude each other", constraint.field)
+        if self.wanted_tools:
+            self._check_nothing_else_is_wanted()
+
+    def _check_nothing_else_is_wanted(self) -> None:
+        """All of the text is calls: another form is none of them, and a stop would cut their arguments."""
+        stops = [name for name in ("stop", "stop_token_ids") if getattr(self, name)]
+        constraint = self.constraint()
+        for name in [constraint.field] if constraint else stops:
+            raise InvalidRequestError(f"{name} and a tool_choice that wants a call exclude each other", name)

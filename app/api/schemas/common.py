@@ -1,6 +1,6 @@
 """Fields that completions and chat share, and what holds for every request body."""
 
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -12,6 +12,7 @@ MAX_STOP_TOKEN_IDS = 4096
 _INT64 = 2**63
 
 TokenId = Annotated[int, Field(ge=0, lt=2**31)]
+Effort = Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"]
 Label = Annotated[str, Field(max_length=1024)]
 
 
@@ -41,6 +42,9 @@ class StreamOptions(RequestBody):
 
     unsupported = IN_STREAM_OPTIONS
     include_usage: bool = Field(False, description="send token counts in a last event")
+    continuous_usage_stats: bool = Field(
+        False, description="send token counts in every event, as far as they are known"
+    )
     resumable: bool = Field(
         False, description="number the events, and go on for a client that comes back: see /v1/streams/{stream_id}"
     )
@@ -88,7 +92,8 @@ class SamplingFields(TokenFields):
     @property
     def include_usage(self) -> bool:
         """Whether a stream ends with an event about usage."""
-        return self.stream_options is not None and self.stream_options.include_usage
+        asked = self.stream_options
+        return asked is not None and (asked.include_usage or asked.continuous_usage_stats)
 
     def check(self) -> None:
         """See `RequestBody.check`."""

@@ -47,6 +47,7 @@ class CompletionRequest(StructuredFields, SamplingFields):
     max_tokens: int | None = Field(None, ge=0, lt=2**31, description="16 by default; 0 only with echo")
     logprobs: int | None = Field(None, ge=0, description="most probable tokens to report at each position")
     echo: bool = Field(False, description="return the prompt too")
+    add_special_tokens: bool = Field(True, description="what the tokenizer puts around a text")
     best_of: int | None = Field(None, ge=1, description="1 or n: choices are not ranked")
 
     def check(self) -> None:

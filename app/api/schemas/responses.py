@@ -4,7 +4,7 @@ from typing import Annotated, Any, Literal, get_args
 
 from pydantic import ConfigDict, Field, Tag
 
-from app.api.schemas.common import Label, RequestBody, TokenFields
+from app.api.schemas.common import Effort, Label, RequestBody, TokenFields
 from app.api.schemas.kinds import Unknown, by_type, refuse_unknown
 from app.api.schemas.tools import FunctionName
 from app.api.schemas.unsupported import IN_RESPONSES, IN_RESPONSES_ITEMS, IN_RESPONSES_REASONING
@@ -136,9 +136,10 @@ class TextConfig(RequestBody):
 
 
 class ReasoningConfig(RequestBody):
-    """Nothing of it is supported: models reason as their template has them."""
+    """How much to think."""
 
     unsupported = IN_RESPONSES_REASONING
+    effort: Effort | None = Field(None, description="only where the chat template has it")
 
 
 class ResponsesRequest(TokenFields):

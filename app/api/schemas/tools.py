@@ -3,9 +3,9 @@
 from typing import Annotated, Any, Literal
 
 from pydantic import Field
-from pydantic_core import from_json
 
 from app.api.schemas.common import Label, RequestBody
+from app.api.strict_json import parse_json
 from app.errors import InvalidRequestError
 
 FunctionName = Annotated[str, Field(pattern=r"^[a-zA-Z0-9_.-]{1,64}$")]
@@ -69,10 +69,7 @@ class ToolCall(RequestBody):
     def for_template(self, path: str) -> dict[str, Any]:
         """As chat templates expect it: with the arguments as an object. InvalidRequestError if they are none."""
         where = f"{path}.function.arguments"
-        try:
-            arguments = from_json(self.function.arguments or "{}", allow_inf_nan=False)
-        except ValueError as error:
-            raise InvalidRequestError(f"{where}: not JSON: {error}", where) from None
+        arguments = parse_json(self.function.arguments or "{}", where, where)
         if not isinstance(arguments, dict):
             raise InvalidRequestError(f"{where}: a JSON object is expected", where)
         return {

@@ -30,7 +30,7 @@ _OPENAI: Unsupported = {
 }
 
 _VLLM: Unsupported = {
-    "add_special_tokens": (),
+    "add_special_tokens": (False,),
     "allowed_token_ids": (),
     "bad_words": ([],),
     "cache_salt": (),
@@ -72,7 +72,6 @@ IN_MESSAGES: Unsupported = {
 }
 
 IN_STREAM_OPTIONS: Unsupported = {
-    "continuous_usage_stats": (False,),
     "include_obfuscation": (False,),
 }
 
@@ -122,7 +121,6 @@ IN_RESPONSES_ITEMS: Unsupported = {
 }
 
 IN_RESPONSES_REASONING: Unsupported = {
-    "effort": ("none",),
     "generate_summary": (),
     "summary": (),
 }
@@ -136,6 +134,7 @@ IN_ANTHROPIC: Unsupported = {
     "output_format": (),
     "service_tier": ("auto", "standard_only"),
     "speed": ("standard",),
+    "thread": (),
     "user_profile_id": (),
     "workspace_id": (),
 }

@@ -27,6 +27,12 @@ class ErrorAnswer(AnswerBody):
     error: ErrorDetails
 
 
+class AnthropicFieldDetails(AnswerBody):
+    """What is wrong with a field, for clients that know how to go on."""
+
+    error_code: Literal["thread_unsupported_request"]
+
+
 class AnthropicErrorDetails(AnswerBody):
     """What went wrong."""
 
@@ -39,6 +45,7 @@ class AnthropicErrorDetails(AnswerBody):
         "overloaded_error",
     ]
     message: str
+    details: AnthropicFieldDetails | None = None
 
 
 class AnthropicErrorAnswer(AnswerBody):

@@ -5,6 +5,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from app.api.schemas.answers.common import AnswerBody, TokenLogprob
+from app.api.schemas.common import Effort
 
 Nothing = Annotated[list[Any], Field(max_length=0)]
 Status = Literal["completed", "incomplete"]
@@ -87,10 +88,10 @@ class ResponseUsage(AnswerBody):
     total_tokens: int
 
 
-class NoReasoningOptions(AnswerBody):
-    """How much to reason cannot be chosen."""
+class ReasoningOptions(AnswerBody):
+    """How much to think."""
 
-    effort: None
+    effort: Effort | None
     summary: None
 
 
@@ -119,7 +120,7 @@ class ResponseObject(AnswerBody):
     tool_choice: str | dict[str, Any]
     parallel_tool_calls: bool
     text: dict[str, Any]
-    reasoning: NoReasoningOptions
+    reasoning: ReasoningOptions
     truncation: Literal["disabled"]
     background: Literal[False]
     service_tier: Literal["default"]
