@@ -11,7 +11,7 @@ class Drain:
         self._timeout = timeout
         self._began_at: float | None = None
         self.num_open = 0
-        """Requests being answered, those of probes aside. `RequestMiddleware` counts them."""
+        """Requests that are worked on, those of probes aside. `RequestMiddleware` counts them."""
 
     def begin(self) -> None:
         """Refuse new requests from now on. A second call changes nothing."""

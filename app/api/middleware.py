@@ -23,6 +23,8 @@ log = logging.getLogger("app.api.access")
 
 _QUIET = {"/health", "/health/live", "/health/ready", "/health/deep", "/metrics"}
 """Paths of probes: always answered, and not worth a line in the log."""
+_BEGUN = "/v1/streams/"
+"""Where clients go on with what has begun: while the server drains, too."""
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9_.:/+=@-]{1,128}")
 
 
@@ -55,7 +57,7 @@ class RequestMiddleware:
         is_work = scope["path"] not in _QUIET
         self._drain.num_open += is_work
         try:
-            if self._drain.has_begun and is_work:
+            if self._drain.has_begun and is_work and not scope["path"].startswith(_BEGUN):
                 refusal = DrainingError("the server is shutting down")
                 await error_response(refusal, scope)(scope, receive, send_start)
                 return
@@ -72,10 +74,10 @@ class RequestMiddleware:
                 raise  # too late for an answer: the connection is cut
             await error_response(failure, scope)(scope, receive, send_start)
         finally:
-            self._drain.num_open -= is_work
             entry.release()
 
     def _record(self, scope: Scope, entry: RequestLog) -> None:
+        self._drain.num_open -= scope["path"] not in _QUIET
         service = scope["app"].state.service
         if entry.rejection:
             service.metrics.record_rejected(entry.rejection)

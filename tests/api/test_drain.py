@@ -124,6 +124,20 @@ def test_open_streams_end_well_and_new_requests_are_refused(model_folder: Path, 
         assert reasons.count("length") == 2
 
 
+def test_a_resumable_stream_goes_on_without_its_client_and_is_read_to_its_end(
+    model_folder: Path, engine: Engine
+) -> None:
+    body, headers = STREAM | {"n": 1}, {"X-Resumable": "true", "X-Request-ID": "one"}
+    with serving(model_folder, engine, drain_timeout=60) as (server, url):
+        with httpx.stream("POST", f"{url}/v1/completions", json=body, headers=headers, timeout=10) as stream:
+            next(stream.iter_lines())
+        server.handle_exit(signal.SIGTERM, None)
+        with httpx.stream("GET", f"{url}/v1/streams/one", timeout=10) as stream:
+            assert stream.status_code == 200
+            engine.may_finish.set()
+            assert [line for line in stream.iter_lines() if line][-1] == "data: [DONE]"
+
+
 def test_streams_that_take_too_long_get_an_error_event_and_done(model_folder: Path, engine: Engine) -> None:
     with (
         serving(model_folder, engine, drain_timeout=0.2) as (server, url),
