@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
-from tempfile import gettempdir
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import httpx
@@ -162,8 +162,11 @@ def test_sigterm_ends_at_once_what_still_converts_its_model(tmp_path: Path) -> N
         wait_until(lambda: has_ended(converter), 5)
 
 
-def folders() -> set[str]:
-    return {path.name for path in Path(gettempdir()).glob("paceline-*")}
+@pytest.fixture
+def temporary() -> Iterator[Path]:
+    """A folder for temporary files of one service's own, by a short path: there are sockets below it."""
+    with TemporaryDirectory() as folder:
+        yield Path(folder)
 
 
 def has_ended(pid: int) -> bool:
@@ -181,15 +184,14 @@ def has_ended(pid: int) -> bool:
      {"api": signal.SIGKILL}],
     ids=str,
 )  # fmt: skip
-def test_nothing_is_left_when_the_supervisor_is_killed(before: dict[str, signal.Signals]) -> None:
-    others = folders()
-    with popen("-m", "app.cli", "serve", "--port", "0", "--worker", "echo") as process:
+def test_nothing_is_left_when_the_supervisor_is_killed(temporary: Path, before: dict[str, signal.Signals]) -> None:
+    with popen("-m", "app.cli", "serve", "--port", "0", "--worker", "echo", TMPDIR=str(temporary)) as process:
         server = Server(process)
         server.wait_for(r"ready at")
         children = server.children()
         assert set(children) == {"engine", "api"}
-        (folder,) = folders() - others
-        assert Path(gettempdir(), folder).stat().st_mode & 0o777 == 0o700
+        (folder,) = temporary.glob("paceline-*")
+        assert folder.stat().st_mode & 0o777 == 0o700
         for name, number in before.items():
             os.kill(children[name], number)
         if signal.SIGKILL in before.values():
@@ -197,20 +199,19 @@ def test_nothing_is_left_when_the_supervisor_is_killed(before: dict[str, signal.
         process.kill()
         process.wait()
         wait_until(lambda: all(map(has_ended, children.values())))
-        wait_until(lambda: folder not in folders())
+        wait_until(lambda: not folder.exists())
 
 
-def test_nothing_is_left_when_the_supervisor_is_killed_while_its_children_start() -> None:
-    others = folders()
-    with popen("-m", "app.cli", "serve", "--port", "0", "--worker", "echo") as process:
+def test_nothing_is_left_when_the_supervisor_is_killed_while_its_children_start(temporary: Path) -> None:
+    with popen("-m", "app.cli", "serve", "--port", "0", "--worker", "echo", TMPDIR=str(temporary)) as process:
         server = Server(process)
         wait_until(lambda: set(server.children()) == {"engine", "api"})
         children = server.children()
-        (folder,) = folders() - others
+        (folder,) = temporary.glob("paceline-*")
         process.kill()
         process.wait()
         wait_until(lambda: all(map(has_ended, children.values())))
-        assert folder not in folders()
+        assert not folder.exists()
 
 
 def test_an_engine_that_cannot_start_again_ends_the_service(tmp_path: Path) -> None:
