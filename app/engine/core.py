@@ -3,7 +3,7 @@
 import logging
 import time
 from collections.abc import Sequence
-from concurrent.futures import Future
+from concurrent.futures import Future, wait
 from contextlib import suppress
 from typing import NamedTuple
 
@@ -39,7 +39,11 @@ class EngineCore:
         """Queue a request. One that can never run ends with an error at once."""
         request = _request(command)
         if command.sampling.grammar:
-            self._compiling[request.request_id] = request, self.worker.compile_grammar(command.sampling.grammar)
+            compiled = self.worker.compile_grammar(command.sampling.grammar)
+            self._compiling[request.request_id] = request, compiled
+            if request.is_suspect:  # those run one after the other as they came: none may overtake it
+                wait([compiled])
+                self.admit_compiled()
             return
         self._queue(request)
 

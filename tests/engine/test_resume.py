@@ -1,6 +1,7 @@
 """Requests outlive their engine, over real sockets: `AsyncEngine` against engines that die on cue."""
 
 import asyncio
+import threading
 from collections.abc import AsyncIterator
 from concurrent.futures import Future
 from pathlib import Path
@@ -228,15 +229,32 @@ def test_suspects_run_alone_until_they_give_a_token(overlap: bool) -> None:
     assert core.scheduler.pool.num_used == 0
 
 
-def test_a_grammars_suspect_waits_for_its_grammar_apart() -> None:
+class _Compiler(EchoWorker):
+    """Compiles anything, in a while."""
+
+    def compile_grammar(self, grammar: str) -> Future[None]:  # noqa: ARG002 - the protocol's
+        compiled: Future[None] = Future()
+        threading.Timer(0.05, compiled.set_result, [None]).start()
+        return compiled
+
+
+def test_a_suspect_with_a_grammar_is_not_overtaken_while_that_is_compiled() -> None:
+    core = make_core(_Compiler(ROWS), True)
+    for name, grammar in (("first", "{}"), ("second", "")):
+        suspect = command(name, [1])
+        suspect.sampling = SamplingParams(max_tokens=3, seed=0, grammar=grammar)
+        suspect.progress = Progress(is_suspect=True)
+        core.add(suspect)
+    assert core.suspect == "first"
+
+
+def test_a_suspect_whose_grammar_cannot_be_compiled_is_none() -> None:
     core = make_core(EchoWorker(ROWS), True)  # which knows no grammars
     suspect = command("a", [1])
     suspect.sampling = SamplingParams(max_tokens=3, seed=0, grammar="{}")
     suspect.progress = Progress(is_suspect=True)
     core.add(suspect)
     assert core.suspect == ""
-    core.admit_compiled()
     (output,) = core.step().outputs
     assert output.finish_reason is FinishReason.ERROR
-    assert core.suspect == ""
     assert not core.has_work
