@@ -89,6 +89,10 @@ class WorkerLostError(Exception):
 class StepHandle(Protocol):
     """A step that was submitted and may still be running."""
 
+    def done(self) -> bool:
+        """Whether `result` would return, or raise, at once."""
+        ...
+
     def result(self) -> ModelRunnerOutput:
         """Wait for the step and return what it gave.
 

@@ -39,10 +39,16 @@ class ChunkPacer:
             most = min(most, left * self._prompt_tokens / self._prompt_seconds)
         return max(self._min_tokens, int(most))
 
-    @property
-    def leaves_little(self) -> bool:
-        """Whether decodes alone take most of the time that a step may take."""
-        return self._decode_seconds > self._target / 2
+    def seconds(self, num_decodes: int, prompt_tokens: int) -> float:
+        """What a step is expected to take; little for the first ones."""
+        seconds = self._decode_seconds if num_decodes else 0.0
+        if self._prompt_tokens > 0:
+            seconds += prompt_tokens * self._prompt_seconds / self._prompt_tokens
+        return seconds
+
+    def leaves_little(self, num_decodes: int, prompt_tokens: int) -> bool:
+        """Whether these alone take most of the time that a step may take."""
+        return self.seconds(num_decodes, prompt_tokens) > self._target / 2
 
     @property
     def prompt_tokens_instead(self) -> int:

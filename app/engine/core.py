@@ -14,6 +14,11 @@ from app.engine.scheduler import Scheduler
 
 log = logging.getLogger(__name__)
 
+_FORESEEN = 0.9
+"""Share of a step's expected time that is relied upon."""
+_PLANNING_SECONDS = 0.01
+"""More than planning and submitting a step takes."""
+
 
 class EngineCore:
     """Token requests in, token outputs out. Knows nothing of text, sockets or tensors.
@@ -80,6 +85,15 @@ class EngineCore:
         return bool(self._compiling)
 
     # ------------------------------------------------------------------ the two loops
+
+    @property
+    def spare_seconds(self) -> float:
+        """How long the next step can be put off without keeping the worker waiting: what comes meanwhile is in it."""
+        in_flight = self._in_flight
+        if in_flight is None or in_flight.handle.done():
+            return 0.0
+        took = time.monotonic() - max(in_flight.at, self._last_result_at)
+        return max(0.0, _FORESEEN * self.scheduler.expected_seconds(in_flight.step) - _PLANNING_SECONDS - took)
 
     def _step_plain(self) -> StepOutputs:
         """Run one step from beginning to end."""

@@ -27,6 +27,11 @@ class EncoderCore:
         return bool(self._open or self._endings)
 
     @property
+    def spare_seconds(self) -> float:
+        """None: steps run to their end, so that nothing is in flight between them."""
+        return 0.0
+
+    @property
     def suspect(self) -> str:
         """See `EngineCore`: no input is ever run alone for that."""
         return ""

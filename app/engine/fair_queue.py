@@ -43,6 +43,7 @@ class _Line(Generic[T]):
     """One tenant's requests and account."""
 
     counter: float = 0.0
+    last_charge: int = 0
     heap: list[tuple[tuple[int, float], int, T]] = field(default_factory=list)
 
 
@@ -55,6 +56,7 @@ class FairQueue(Generic[T]):
         self._lines: dict[str, _Line[T]] = {}
         self._size = 0
         self._arrivals = 0
+        self._charges = 0
         self._last_counter = 0.0  # of the tenant that was served last
 
     @property
@@ -78,11 +80,11 @@ class FairQueue(Generic[T]):
 
     def first(self) -> T | None:
         """The item whose turn it is; None if none is waiting."""
-        best: tuple[float, T] | None = None
+        best: tuple[tuple[float, int], T] | None = None
         for line in self._lines.values():
-            item = self._first_in(line)
-            if item is not None and (best is None or line.counter < best[0]):
-                best = line.counter, item
+            turn = line.counter, line.last_charge  # one that is back from a pause goes before the one it was lifted to
+            if (best is None or turn < best[0]) and (item := self._first_in(line)) is not None:
+                best = turn, item
         return best[1] if best else None
 
     def pop(self, item: T) -> None:
@@ -94,7 +96,10 @@ class FairQueue(Generic[T]):
 
     def charge(self, item: T, cost: float) -> None:
         """Its tenant was given service."""
-        self._line_of(item).counter += cost / item.weight
+        line = self._line_of(item)
+        line.counter += cost / item.weight
+        self._charges += 1
+        line.last_charge = self._charges
 
     def counter(self, tenant: str) -> float:
         """The service that a tenant had, over its weight; 0 for one that never waited."""

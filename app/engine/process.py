@@ -43,7 +43,7 @@ from app.settings import Settings
 log = logging.getLogger(__name__)
 
 _RETRY_MS = 2
-"""How often to look after grammars that are being compiled and API workers that are behind, with no step to run."""
+"""How often to look after grammars that are being compiled, API workers that are behind, and the step in flight."""
 _BEATS = 10
 """Signs of life that an idle engine gives in the time after which it counts as hung."""
 
@@ -54,6 +54,11 @@ class Core(Protocol):
     @property
     def has_work(self) -> bool:
         """Whether there is something for `step` to do."""
+        ...
+
+    @property
+    def spare_seconds(self) -> float:
+        """How long `step` can wait for more to come, and nothing with it."""
         ...
 
     def admit_compiled(self) -> bool:
@@ -110,8 +115,10 @@ class EngineServer:
             if not core.has_work:
                 self._heartbeat.rest()
                 self._socket.poll(_RETRY_MS if compiles or not has_told else self._idle_ms)
+            elif spare := core.spare_seconds:
+                self._socket.poll(min(math.ceil(spare * 1000), _RETRY_MS))
             self._receive(core, ready)
-            if core.has_work:
+            if core.has_work and not core.spare_seconds:
                 self._heartbeat.begin_step(core.suspect)
                 message = core.step()
                 if message.stats and message.stats.step_tokens:

@@ -9,7 +9,6 @@ preemption sets it back to the start.
 import logging
 import time
 from bisect import bisect_right, insort
-from collections import Counter
 from collections.abc import Callable, Sequence
 
 from app.core.messages import EngineStats, RequestOutput, RequestTiming
@@ -19,7 +18,7 @@ from app.engine.block_pool import BlockPool
 from app.engine.chunk_pacer import ChunkPacer
 from app.engine.fair_queue import INPUT_COST, OUTPUT_COST, FairQueue
 from app.engine.prefix_cache import hash_block, root_hash
-from app.engine.shares import Shares
+from app.engine.shares import Demand, Shares
 
 log = logging.getLogger(__name__)
 
@@ -93,6 +92,11 @@ class Scheduler:
     def has_requests(self) -> bool:
         return bool(self.requests)
 
+    def expected_seconds(self, step: SchedulerOutput) -> float:
+        """How long a step will take, by what those before took."""
+        num_decodes = step.num_scheduled_tokens.count(1)
+        return self.pacer.seconds(num_decodes, step.num_tokens - num_decodes)
+
     @property
     def suspect(self) -> str:
         """The request that the next step is for alone; empty if it is for all."""
@@ -105,16 +109,20 @@ class Scheduler:
         if self._suspects:
             return self._schedule_alone(self._suspects[0])
         step = SchedulerOutput([], [], [], [], [])
+        demand = None
         if self._waiting.has_several_tenants:
             self._shares.measure(self.running, self._waiting.first())
             self.running.sort(key=self._order)
             self._make_room()
-        self._resting = set() if self._resting else self._tenants_to_rest()
+            demand = self._demand()
+        self._resting = self._tenants_to_rest(demand) if demand and not self._resting else set()
         num_decodes = sum(self._num_missing(r) == 1 for r in self.running if r.tenant not in self._resting)
         # What is planned for prompts comes on top of decodes.
         prompt_budget = self._prompt_budget(num_decodes)
         num_running = len(self.running)
-        allowances = self._allowances(prompt_budget, num_decodes) if self._waiting.has_several_tenants else {}
+        allowances = (
+            self._shares.allowances(prompt_budget + num_decodes, demand.without(self._resting)) if demand else {}
+        )
         prompt_budget = self._schedule_running(step, prompt_budget, allowances)
         has_preempted = len(self.running) < num_running  # then memory is what is short
         if self._num_waiting and self._free_rows and not has_preempted:
@@ -144,7 +152,7 @@ class Scheduler:
                 other
                 for other in reversed(self.running)
                 if other.tenant in self._shares.exceeded
-                and self._waiting.counter(other.tenant) > counter
+                and self._waiting.counter(other.tenant) >= counter
                 and self._num_missing(other) <= 1
             )
             victim = next(victims, None)
@@ -152,40 +160,33 @@ class Scheduler:
                 return
             self._preempt(victim)
 
-    def _tenants_to_rest(self) -> set[str]:
-        """Tenants with more than their share of the decodes, if those leave the prompts of others little time.
+    def _demand(self) -> Demand:
+        """What running requests want of the step, and the one that is next."""
+        demand = Demand()
+        for request in self.running:
+            demand.add(request.tenant, self._num_missing(request))
+        if self._num_waiting and self._free_rows and (following := self._waiting.first()):
+            demand.prompt_tokens[following.tenant] += len(following.token_ids)
+        return demand
+
+    def _tenants_to_rest(self, demand: Demand) -> set[str]:
+        """Tenants with more than their share of the rows, if what they do leaves the prompts of others little time.
 
         They rest in every second step: so others get half of the time, and not what is left of it.
         """
-        if not (self._waiting.has_several_tenants and self.pacer.leaves_little):
+        most = self._shares.exceeding(demand)
+        if not demand.prompt_tokens.keys() - most:
             return set()
-        decodes = Counter(request.tenant for request in self.running if self._num_missing(request) == 1)
-        prompts = {request.tenant for request in self.running if self._num_missing(request) > 1}
-        if self._num_waiting and self._free_rows and (following := self._waiting.first()):
-            prompts.add(following.tenant)
-        most = self._shares.exceeding(decodes, prompts)
-        return most if prompts - most else set()
-
-    def _allowances(self, prompt_budget: int, num_decodes: int) -> dict[str, int]:
-        """Most prompt tokens of each tenant that runs, so that one's long prompts do not hold up those of others."""
-        wants: Counter[str] = Counter()
-        decodes: Counter[str] = Counter()
-        for request in self.running:
-            missing = self._num_missing(request)
-            if missing == 0 or request.tenant in self._resting:
-                continue
-            (decodes if missing == 1 else wants)[request.tenant] += missing
-        following = self._waiting.first()
-        if following is not None and following.tenant not in self._resting:
-            wants[following.tenant] += len(following.token_ids)
-        if len(wants) < 2:
-            return {}
-        shares = self._shares.divide(prompt_budget + num_decodes, wants + decodes)
-        return {tenant: max(1, shares[tenant] - decodes[tenant]) for tenant in wants}
+        amounts = (sum(counts[tenant] for tenant in most) for counts in (demand.decodes, demand.prompt_tokens))
+        return most if self.pacer.leaves_little(*amounts) else set()
 
     def _prompt_budget(self, num_decodes: int) -> int:
         """Most prompt tokens for a step with that many decodes, such that a full step has one of the worker's sizes."""
-        paced = self.pacer.prompt_tokens_instead if self._resting else self.pacer.prompt_tokens(num_decodes)
+        if self._resting:
+            paced = self.pacer.prompt_tokens_instead
+        else:  # while one tenant's prompts wait for each other, another's may come that should not wait for long
+            is_crowded = self._waiting.has_several_tenants and self._num_waiting > 0
+            paced = self.pacer.prompt_tokens(max(num_decodes, int(is_crowded)))
         budget = min(paced, self.max_num_batched_tokens - num_decodes)
         fitting = bisect_right(self.step_sizes, num_decodes + budget) - 1
         if fitting >= 0 and self.step_sizes[fitting] > num_decodes:

@@ -190,8 +190,8 @@ class GpuRunner:
             if constrained:
                 self._to_accept.append(_Sampled(result, constrained))
         if self.device.type == "cuda":
-            result.done = torch.cuda.Event()
-            result.done.record()
+            result.end = torch.cuda.Event()
+            result.end.record()
         return result
 
     def _shape_of(self, batch: StepInput) -> StepShape:
@@ -328,13 +328,17 @@ class _Launched:
     """Of `indices`: where a grammar allows nothing."""
     logprobs: dict[int, TopLogprobs] = field(default_factory=dict)
     prompt_logprobs: dict[int, list[TopLogprobs]] = field(default_factory=dict)
-    done: torch.cuda.Event | None = None
+    end: torch.cuda.Event | None = None
+
+    def done(self) -> bool:
+        """See `StepHandle`."""
+        return self.end is None or self.end.query()
 
     def wait(self) -> None:
         """Until the step is complete."""
-        if self.done is not None:
+        if self.end is not None:
             with named_faults():
-                self.done.synchronize()
+                self.end.synchronize()
 
     def result(self) -> ModelRunnerOutput:
         """See `StepHandle`."""
@@ -373,6 +377,10 @@ class _Failed:
     """A step that could not be launched."""
 
     error: Exception
+
+    def done(self) -> bool:
+        """See `StepHandle`."""
+        return True
 
     def result(self) -> ModelRunnerOutput:
         """Raises the error."""
