@@ -6,6 +6,8 @@ HALF_LIFE = 256
 """Prompt tokens after which a measurement counts half: a long prompt slows down as its context grows."""
 FIRST_INSTEAD = 64
 """Prompt tokens for the first step in which decodes are held back."""
+INSTEAD = 1.5
+"""Time of such a step over that of one with decodes: a prompt that is cut up takes longer than a whole one."""
 ADAPT = 0.2
 """Weight of the newest step in the time of decodes alone."""
 
@@ -52,7 +54,7 @@ class ChunkPacer:
 
     @property
     def prompt_tokens_instead(self) -> int:
-        """Most prompt tokens for a step in which decodes are held back: it may take as long as theirs would."""
+        """Most prompt tokens for a step in which decodes are held back: it may take somewhat longer than theirs."""
         return self._instead
 
     def observe(self, num_decodes: int, prompt_tokens: int, seconds: float) -> None:
@@ -73,7 +75,7 @@ class ChunkPacer:
 
     def _observe_instead(self, prompt_tokens: int, seconds: float) -> None:
         """Learn from a step of prompt alone, if it was too long, or as large as it was to be."""
-        allowed = max(self._target, self._decode_seconds)
+        allowed = INSTEAD * max(self._target, self._decode_seconds)
         if seconds > allowed or prompt_tokens >= self._instead:
             fitting = int(prompt_tokens * allowed / max(seconds, 1e-6))
             self._instead = min(max(fitting, self._min_tokens), self._max_tokens)
