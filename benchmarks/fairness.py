@@ -3,7 +3,7 @@
 A quiet tenant sends one request after the other: alone, and while another keeps all rows and the queue full, with one
 of two floods: of short prompts and long answers, and the other way round. Its time to the first token may at most
 double, but for the step that runs when its request comes: no scheduler can take that back, and a prompt of a few words
-takes less time than one. Exits with 1 if a median is above that.
+takes less time than one. Exits with 1 if a median is above that. What stands behind `--` goes to `paceline serve`.
 """
 
 import argparse
@@ -27,10 +27,9 @@ from common import ServerProcess, paceline_serve, print_table, write_result
 _QUIET, _FLOOD = "quiet", "flood"
 _WORDS = (5, 200, 800)
 """Of the quiet tenant's prompts: a token each."""
-_FLOODS: dict[str, dict[str, int]] = {
-    "answers": {"clients": 10, "words": 5, "n": 8, "max_tokens": 150},
-    "prompts": {"clients": 80, "words": 600, "n": 1, "max_tokens": 8},
-}
+_FLOODS = {"answers": {"words": 5, "n": 8, "max_tokens": 150}, "prompts": {"words": 600, "n": 1, "max_tokens": 8}}
+_CROWD = 1.25
+"""Requests of a flood at a time, over rows."""
 _PAUSE = 0.5
 """Seconds between the quiet tenant's requests: a tenant that asks without a pause is not quiet."""
 
@@ -40,7 +39,8 @@ class Service:
 
     def __init__(self, server: ServerProcess) -> None:
         self._server = server
-        self._http = httpx.AsyncClient(base_url=server.url, timeout=600, trust_env=False)
+        limits = httpx.Limits(max_connections=None)
+        self._http = httpx.AsyncClient(base_url=server.url, timeout=600, trust_env=False, limits=limits)
         self._numbers = itertools.count()
 
     def _request(self, tenant: str, words: int, **body: int) -> dict[str, Any]:
@@ -62,15 +62,15 @@ class Service:
         return seconds[0]
 
     @asynccontextmanager
-    async def flooded(self, clients: int, words: int, **body: int) -> AsyncIterator[None]:
-        """While that many clients of the other tenant ask again and again."""
+    async def flooded(self, rows: int, words: int, **body: int) -> AsyncIterator[None]:
+        """While the other tenant has more requests than there are rows, all the time."""
 
         async def client() -> None:
             while True:
                 answer = await self._http.post(**self._request(_FLOOD, words, **body))
                 answer.raise_for_status()
 
-        tasks = [asyncio.create_task(client()) for _ in range(clients)]
+        tasks = [asyncio.create_task(client()) for _ in range(int(_CROWD * rows / body["n"]))]
         before = self.steps()
         while self.steps()[1] < before[1] + 100:  # until it is in full flow
             await asyncio.sleep(0.1)
@@ -88,14 +88,14 @@ class Service:
         return total, int(number)
 
 
-async def _measure(server: ServerProcess, rounds: int) -> list[dict[str, Any]]:
+async def _measure(server: ServerProcess, rows: int, rounds: int) -> list[dict[str, Any]]:
     service = Service(server)
     for words in _WORDS:  # the chunk pacer learns
         await service.first_token(words)
     alone = {words: [await service.first_token(words) for _ in range(rounds)] for words in _WORDS}
     results: list[dict[str, Any]] = []
     for name, body in _FLOODS.items():
-        async with service.flooded(**body):
+        async with service.flooded(rows, **body):
             before = service.steps()
             crowded = {words: [await service.first_token(words) for _ in range(rounds)] for words in _WORDS}
             after = service.steps()
@@ -116,14 +116,20 @@ def main() -> None:
     """Measure, print, and judge."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=15, help="requests of each length, alone and in each flood")
+    parser.add_argument("--model", type=Path, help="default: the one that `paceline serve` has")
+    parser.add_argument("--rows", type=int, default=64, help="the service's max_num_seqs")
+    parser.add_argument("serve", nargs="*", help="more flags of paceline serve")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         keys = Path(folder) / "keys.json"
         keys.write_text(_keys())
-        with paceline_serve("--api-keys", str(keys), "--public-metrics", "--max-model-len", "2048") as server:
-            results = asyncio.run(_measure(server, args.rounds))
+        flags = ["--api-keys", str(keys), "--public-metrics", "--max-model-len", "2048"]
+        flags += ["--max-num-seqs", str(args.rows), *args.serve]
+        flags += ["--model", str(args.model.absolute())] if args.model else []
+        with paceline_serve(*flags) as server:
+            results = asyncio.run(_measure(server, args.rows, args.rounds))
     print_table(list(results[0]), [list(row.values()) for row in results])
-    write_result(args, {"rows": results})
+    write_result(args, {"rows": results}, args.model.name if args.model else "")
     sys.exit(0 if all(row["ok"] for row in results) else 1)
 
 
