@@ -85,7 +85,8 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=24)
     args = parser.parse_args()
     room = args.rows + args.queue
-    flags = ("--max-num-seqs", str(args.rows), "--max-queue", str(args.queue), "--max-model-len", "512")
+    flags = ["--max-num-seqs", str(args.rows), "--max-queue", str(args.queue), "--max-model-len", "512"]
+    flags += ["--num-kv-blocks", "256"]  # which the first part fills: memory that is new later has another reason
     with paceline_serve(*flags) as server:
         usual, crowded = Crowd(server.url, args.tokens), Crowd(server.url, args.tokens)
         asyncio.run(usual.ask(room, args.seconds))

@@ -16,7 +16,7 @@ log = logging.getLogger(__name__)
 
 _FORESEEN = 0.9
 """Share of a step's expected time that is relied upon."""
-_PLANNING_SECONDS = 0.01
+_PLANNING_SECONDS = 0.005
 """More than planning and submitting a step takes."""
 
 

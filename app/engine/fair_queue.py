@@ -7,7 +7,7 @@ then arrival decide. With one tenant that is all that decides.
 """
 
 import heapq
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Generic, Protocol, TypeVar
 
@@ -86,6 +86,11 @@ class FairQueue(Generic[T]):
             if (best is None or turn < best[0]) and (item := self._first_in(line)) is not None:
                 best = turn, item
         return best[1] if best else None
+
+    def some(self, most: int) -> Iterator[T]:
+        """Up to so many of each tenant that wait, the next one among them."""
+        for line in self._lines.values():
+            yield from (item for _, _, item in line.heap[:most] if self._is_waiting(item))
 
     def pop(self, item: T) -> None:
         """Take out what `first` gave."""

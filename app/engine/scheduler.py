@@ -16,13 +16,16 @@ from app.core.request import FinishReason, Request, RequestStatus
 from app.core.step import NOT_A_NUMBER, NOT_SAMPLED, NOTHING_ALLOWED, ModelRunnerOutput, NewRequest, SchedulerOutput
 from app.engine.block_pool import BlockPool
 from app.engine.chunk_pacer import ChunkPacer
+from app.engine.demand import Demand
 from app.engine.fair_queue import INPUT_COST, OUTPUT_COST, FairQueue
 from app.engine.prefix_cache import hash_block, root_hash
-from app.engine.shares import Demand, Shares
+from app.engine.shares import Shares
 
 log = logging.getLogger(__name__)
 
 Clock = Callable[[], float]
+_LOOK_AHEAD = 8
+"""Waiting requests of each tenant that are looked at, to see whether its prompts would fill a step."""
 _IS_WAITING = (RequestStatus.WAITING, RequestStatus.PREEMPTED)
 
 
@@ -109,20 +112,21 @@ class Scheduler:
         if self._suspects:
             return self._schedule_alone(self._suspects[0])
         step = SchedulerOutput([], [], [], [], [])
-        demand = None
+        demand, had_rest = None, bool(self._resting)
+        self._resting = set()
         if self._waiting.has_several_tenants:
             self._shares.measure(self.running, self._waiting.first())
             self.running.sort(key=self._order)
             self._make_room()
             demand = self._demand()
-        self._resting = self._tenants_to_rest(demand) if demand and not self._resting else set()
+            if not had_rest:
+                self._resting = self._tenants_to_rest(demand)
+                demand.remove(self._resting)
         num_decodes = sum(self._num_missing(r) == 1 for r in self.running if r.tenant not in self._resting)
         # What is planned for prompts comes on top of decodes.
         prompt_budget = self._prompt_budget(num_decodes)
         num_running = len(self.running)
-        allowances = (
-            self._shares.allowances(prompt_budget + num_decodes, demand.without(self._resting)) if demand else {}
-        )
+        allowances = demand.allowances(prompt_budget + num_decodes) if demand else {}
         prompt_budget = self._schedule_running(step, prompt_budget, allowances)
         has_preempted = len(self.running) < num_running  # then memory is what is short
         if self._num_waiting and self._free_rows and not has_preempted:
@@ -161,12 +165,12 @@ class Scheduler:
             self._preempt(victim)
 
     def _demand(self) -> Demand:
-        """What running requests want of the step, and the one that is next."""
+        """What running requests want of the step, and those that could join them."""
         demand = Demand()
         for request in self.running:
-            demand.add(request.tenant, self._num_missing(request))
-        if self._num_waiting and self._free_rows and (following := self._waiting.first()):
-            demand.prompt_tokens[following.tenant] += len(following.token_ids)
+            demand.add_running(request, self._num_missing(request))
+        for request in self._waiting.some(min(len(self._free_rows), _LOOK_AHEAD)):
+            demand.add_waiting(request)
         return demand
 
     def _tenants_to_rest(self, demand: Demand) -> set[str]:
@@ -174,7 +178,7 @@ class Scheduler:
 
         They rest in every second step: so others get half of the time, and not what is left of it.
         """
-        most = self._shares.exceeding(demand)
+        most = demand.exceeding()
         if not demand.prompt_tokens.keys() - most:
             return set()
         amounts = (sum(counts[tenant] for tenant in most) for counts in (demand.decodes, demand.prompt_tokens))
