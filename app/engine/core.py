@@ -16,8 +16,11 @@ log = logging.getLogger(__name__)
 
 _FORESEEN = 0.9
 """Share of a step's expected time that is relied upon."""
-_PLANNING_SECONDS = 0.005
-"""More than planning and submitting a step takes."""
+_MARGIN = 2.0
+"""Time that is left for planning and submitting a step, over what it has taken."""
+_LEAST_SPARE = 0.001
+_FORGET = 0.9
+"""A long one counts less from step to step."""
 
 
 class EngineCore:
@@ -33,6 +36,7 @@ class EngineCore:
         self.step = self._step_overlapped if overlap else self._step_plain
         self._in_flight: _Submitted | None = None
         self._last_result_at = 0.0
+        self._planning_seconds = 0.0
         self._endings: list[RequestOutput] = []  # of requests that ended between steps
         self._compiling: dict[str, tuple[Request, Future[None]]] = {}  # requests that wait for their grammars
 
@@ -93,7 +97,9 @@ class EngineCore:
         if in_flight is None or in_flight.handle.done():
             return 0.0
         took = time.monotonic() - max(in_flight.at, self._last_result_at)
-        return max(0.0, _FORESEEN * self.scheduler.expected_seconds(in_flight.step) - _PLANNING_SECONDS - took)
+        expected = self.scheduler.expected_seconds(in_flight.step)
+        spare = _FORESEEN * expected - _MARGIN * self._planning_seconds - took
+        return spare if spare > _LEAST_SPARE else 0.0
 
     def _step_plain(self) -> StepOutputs:
         """Run one step from beginning to end."""
@@ -105,8 +111,13 @@ class EngineCore:
         return self._finish(in_flight)
 
     def _submit(self) -> "_Submitted | None":
+        began = time.monotonic()
         step = self.scheduler.schedule()
-        return _Submitted(step, self.worker.submit(step), time.monotonic()) if step else None
+        if step is None:
+            return None
+        submitted = _Submitted(step, self.worker.submit(step), time.monotonic())
+        self._planning_seconds = max(submitted.at - began, _FORGET * self._planning_seconds)
+        return submitted
 
     def _finish(self, submitted: "_Submitted | None") -> StepOutputs:
         """Wait for a step, if there is one, and gather the news for clients."""

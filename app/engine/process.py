@@ -116,7 +116,7 @@ class EngineServer:
                 self._heartbeat.rest()
                 self._socket.poll(_RETRY_MS if compiles or not has_told else self._idle_ms)
             elif spare := core.spare_seconds:
-                self._socket.poll(min(math.ceil(spare * 1000), _RETRY_MS))
+                self._socket.poll(min(int(spare * 1000), _RETRY_MS))
             self._receive(core, ready)
             if core.has_work and not core.spare_seconds:
                 self._heartbeat.begin_step(core.suspect)
