@@ -108,7 +108,6 @@ def test_a_floods_decodes_leave_half_of_the_time_to_another_tenants_prompt(flood
         crowded.arrive("flood", *flood)
     for _ in range(150):
         crowded.step()
-    floods_step = 0.03 + 0.004 * 64
     for prompt in (10, 200, 400, 600):
         seconds = []
         for one in (alone, crowded):
@@ -116,7 +115,7 @@ def test_a_floods_decodes_leave_half_of_the_time_to_another_tenants_prompt(flood
             while name not in one.first_token_at:
                 one.step()
             seconds.append(one.first_token_at[name] - start)
-        assert seconds[1] <= 2 * seconds[0] + 2 * floods_step  # it comes while one runs, and steps are whole
+        assert seconds[1] <= 2 * seconds[0], (prompt, seconds)
         for _ in range(60):
             crowded.step()
             assert name in crowded.scheduler.requests or not crowded.scheduler._resting  # with nobody else's prompt

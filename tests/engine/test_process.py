@@ -3,6 +3,7 @@
 import itertools
 import threading
 from collections.abc import Iterator
+from concurrent.futures import Future
 from pathlib import Path
 
 import msgspec
@@ -20,9 +21,12 @@ from app.core.messages import (
     StepOutputs,
 )
 from app.core.request import FinishReason
+from app.core.step import ModelRunnerOutput, SchedulerOutput
 from app.engine.build import build_engine
+from app.engine.core import EngineCore
 from app.engine.process import EngineServer
 from app.settings import Settings
+from app.worker.echo import EchoWorker
 from tests.engine.test_core import command
 from tests.server.process import wait_until
 
@@ -67,10 +71,16 @@ class ApiWorker:
 
 
 @pytest.fixture
-def address(tmp_path: Path) -> Iterator[str]:
-    """Of an engine that repeats prompts."""
+def engine(tmp_path: Path) -> tuple[EngineCore, EngineReady]:
+    """One that repeats prompts."""
     (tmp_path / "config.json").write_text('{"vocab_size": 10}')
-    core, ready = build_engine(Settings(worker="echo", max_model_len=NUM_TOKENS + 10), tmp_path)
+    return build_engine(Settings(worker="echo", max_model_len=NUM_TOKENS + 10), tmp_path)
+
+
+@pytest.fixture
+def address(tmp_path: Path, engine: tuple[EngineCore, EngineReady]) -> Iterator[str]:
+    """Where it listens."""
+    core, ready = engine
     ends, listens, address = threading.Event(), threading.Event(), f"ipc://{tmp_path}/engine"
 
     def compile_or_end() -> bool:
@@ -117,3 +127,39 @@ def test_a_worker_that_is_behind_is_told_in_fewer_words_and_holds_up_nobody(addr
     assert sum(message.stats.prefix_cache_queries for message in messages if message.stats) == 2 * len(prompt)
     slow.close()
     quick.close()
+
+
+class SlowWorker(EchoWorker):
+    """Its steps take as long as the test wants them to."""
+
+    def __init__(self) -> None:
+        super().__init__(8)
+        self.steps: list[tuple[list[str], Future[ModelRunnerOutput]]] = []
+
+    def submit(self, step: SchedulerOutput) -> Future[ModelRunnerOutput]:
+        self.result = super().submit(step).result()
+        self.steps.append((step.request_ids, Future()))
+        return self.steps[-1][1]
+
+    def end_step(self) -> None:
+        self.steps[-1][1].set_result(self.result)
+
+
+def test_what_comes_while_a_long_step_runs_is_in_the_next_one(
+    engine: tuple[EngineCore, EngineReady], address: str
+) -> None:
+    core, worker = engine[0], SlowWorker()
+    core.worker = worker
+    core.scheduler.pacer.observe(num_decodes=0, prompt_tokens=3, seconds=60.0)
+    api = ApiWorker(address, "0")
+    api.greet()
+    api.send(command("first", [5, 6, 7], max_tokens=2))
+    wait_until(lambda: worker.steps)
+    api.send(command("second", [1, 2], max_tokens=1))
+    wait_until(lambda: "second" in core.scheduler.requests)
+    worker.end_step()
+    wait_until(lambda: len(worker.steps) == 2)
+    worker.end_step()
+    assert [names for names, _ in worker.steps] == [["first"], ["first", "second"]]
+    assert [output.token_ids for message in api.answer() for output in message.outputs] == [[5], [6], [1]]
+    api.close()
