@@ -85,6 +85,14 @@ def paceline_serve(*flags: str) -> Iterator[ServerProcess]:
             _stop(process)
 
 
+def forget_shapes() -> None:
+    """Keep servers from holding on to compiled products: oneDNN has up to 1,024, by shape, some 100 MB in the end.
+
+    For scripts that look for memory that is lost.
+    """
+    os.environ["ONEDNN_PRIMITIVE_CACHE_CAPACITY"] = "16"
+
+
 def _paceline() -> list[str]:
     """The installed command of this Python, or the checkout's."""
     installed = shutil.which("paceline", path=str(Path(sys.executable).parent))

@@ -8,7 +8,6 @@ not have to wait much longer for their first token than before. Exits with 1 oth
 import argparse
 import asyncio
 import json
-import os
 import statistics
 import sys
 import time
@@ -16,7 +15,7 @@ from collections import Counter
 
 import httpx
 import psutil
-from common import ServerProcess, paceline_serve, print_table, write_result
+from common import ServerProcess, forget_shapes, paceline_serve, print_table, write_result
 
 _MOST_TIMES_TTFT = 1.5
 _MOST_GROWTH = 64 * 2**20
@@ -87,10 +86,8 @@ def main() -> None:
     args = parser.parse_args()
     room = args.rows + args.queue
     flags = ["--max-num-seqs", str(args.rows), "--max-queue", str(args.queue), "--max-model-len", "512"]
-    # Memory that is taken once is not looked for: blocks, all of which are used in the first part, and products that
-    # oneDNN keeps by shape, up to 1,024, which take some 100 MB in the end.
-    flags += ["--num-kv-blocks", "256"]
-    os.environ["ONEDNN_PRIMITIVE_CACHE_CAPACITY"] = "16"
+    flags += ["--num-kv-blocks", "256"]  # which the first part fills: memory that is new later has another reason
+    forget_shapes()
     with paceline_serve(*flags) as server:
         usual, crowded = Crowd(server.url, args.tokens), Crowd(server.url, args.tokens)
         asyncio.run(usual.ask(room, args.seconds))
