@@ -14,7 +14,7 @@ import time
 
 import httpx
 import psutil
-from common import ServerProcess, forget_shapes, paceline_serve, print_table, write_result
+from common import ServerProcess, paceline_serve, print_table, write_result
 
 _CLIENTS = 32
 _MAX_GROWTH = 32 * 2**20
@@ -88,7 +88,6 @@ def main() -> None:
     parser.add_argument("--no-result", action="store_true", help="leave results/ as it is: for tests")
     options = parser.parse_args()
     first = options.requests // 5
-    forget_shapes()
     # So few blocks that all are used in the first part: memory that is new later has another reason.
     with paceline_serve("--worker", options.worker, "--num-kv-blocks", "512", "--max-model-len", "512") as server:
         asyncio.run(_run(server.url, range(first), options.seed, options.tokens))

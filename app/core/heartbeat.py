@@ -20,7 +20,7 @@ _SIZE = 512
 
 
 class Heartbeat:
-    """A process writes it in each turn of its loop, busy or not; the supervisor and others read it."""
+    """A process writes it whenever it goes on with its work or finds none; the supervisor and others read it."""
 
     def __init__(self, address: str, name: str) -> None:
         """`address`: of the engine's socket; `name`: of the process. The file is made if it is not there."""

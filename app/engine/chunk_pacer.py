@@ -7,7 +7,7 @@ HALF_LIFE = 256
 FIRST_INSTEAD = 64
 """Prompt tokens for the first step in which decodes are held back."""
 INSTEAD = 1.5
-"""Time of such a step over that of one with decodes: a prompt that is cut up takes longer than a whole one."""
+"""How much longer such a step may take than one with decodes: a prompt that is cut up takes longer than a whole one."""
 ADAPT = 0.2
 """Weight of the newest step in the time of decodes alone."""
 
@@ -57,8 +57,12 @@ class ChunkPacer:
         """Most prompt tokens for a step in which decodes are held back: it may take somewhat longer than theirs."""
         return self._instead
 
-    def observe(self, num_decodes: int, prompt_tokens: int, seconds: float) -> None:
-        """Learn from a finished step."""
+    def observe(self, num_decodes: int, prompt_tokens: int, seconds: float, others_rest: bool = False) -> None:
+        """Learn from a finished step. `others_rest`: there are more decodes, which were held back."""
+        if others_rest:
+            if prompt_tokens == 0:
+                return
+            num_decodes = 0  # few, beside those whose time is known
         if prompt_tokens == 0 or (num_decodes and seconds < self._decode_seconds):
             change = seconds - self._decode_seconds
             self._decode_seconds += change if self._decode_seconds == 0.0 else ADAPT * change

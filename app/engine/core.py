@@ -18,9 +18,10 @@ _FORESEEN = 0.9
 """Share of a step's expected time that is relied upon."""
 _MARGIN = 2.0
 """Time that is left for planning and submitting a step, over what it has taken."""
-_LEAST_SPARE = 0.001
 _FORGET = 0.9
-"""A long one counts less from step to step."""
+"""Share of the longest such time that still counts after another step."""
+_LEAST_SPARE = 0.001
+"""Seconds that are worth waiting for."""
 
 
 class EngineCore:
@@ -94,7 +95,7 @@ class EngineCore:
     def spare_seconds(self) -> float:
         """How long the next step can be put off without keeping the worker waiting: what comes meanwhile is in it."""
         in_flight = self._in_flight
-        if in_flight is None or in_flight.handle.done():
+        if in_flight is None or not self._is_running:
             return 0.0
         took = time.monotonic() - max(in_flight.at, self._last_result_at)
         expected = self.scheduler.expected_seconds(in_flight.step)
@@ -115,9 +116,15 @@ class EngineCore:
         step = self.scheduler.schedule()
         if step is None:
             return None
+        was_running = self._is_running
         submitted = _Submitted(step, self.worker.submit(step), time.monotonic())
-        self._planning_seconds = max(submitted.at - began, _FORGET * self._planning_seconds)
+        if self._is_running or not was_running:  # else the worker may have waited for the step before
+            self._planning_seconds = max(submitted.at - began, _FORGET * self._planning_seconds)
         return submitted
+
+    @property
+    def _is_running(self) -> bool:
+        return self._in_flight is not None and not self._in_flight.handle.done()
 
     def _finish(self, submitted: "_Submitted | None") -> StepOutputs:
         """Wait for a step, if there is one, and gather the news for clients."""

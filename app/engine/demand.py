@@ -7,7 +7,7 @@ from app.core.request import Request
 
 
 class Demand:
-    """Of requests that run, and of some that wait."""
+    """Of requests that run, and of the one that is next."""
 
     def __init__(self) -> None:
         self.decodes: Counter[str] = Counter()
@@ -24,9 +24,10 @@ class Demand:
         elif num_tokens:
             self.prompt_tokens[request.tenant] += num_tokens
 
-    def add_waiting(self, request: Request) -> None:
-        """One that could be given a row."""
+    def add_next(self, request: Request) -> None:
+        """One that can be given a row now."""
         self._weights[request.tenant] = request.weight
+        self._rows[request.tenant] += 1
         self.prompt_tokens[request.tenant] += len(request.token_ids)
 
     def remove(self, tenants: Set[str]) -> None:
@@ -35,11 +36,16 @@ class Demand:
             for counts in (self.decodes, self.prompt_tokens, self._rows):
                 del counts[tenant]
 
-    def exceeding(self) -> set[str]:
-        """Tenants with more than their share of the rows."""
-        weight = sum(self._weights[tenant] for tenant in self._rows.keys() | self.prompt_tokens.keys())
+    @property
+    def largest(self) -> set[str]:
+        """Tenants with more than their share of these requests."""
+        weight = sum(self._weights[tenant] for tenant in self._rows)
         total = self._rows.total()
         return {tenant for tenant, rows in self._rows.items() if rows * weight > self._weights[tenant] * total}
+
+    def share(self, tenants: Set[str]) -> float:
+        """What is due to these, by weight."""
+        return sum(self._weights[tenant] for tenant in tenants) / sum(self._weights.values())
 
     def allowances(self, num_tokens: int) -> dict[str, int]:
         """Most prompt tokens of each tenant, so that one's long prompts do not hold up those of others.

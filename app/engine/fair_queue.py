@@ -7,7 +7,7 @@ then arrival decide. With one tenant that is all that decides.
 """
 
 import heapq
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Generic, Protocol, TypeVar
 
@@ -38,12 +38,17 @@ class Queued(Protocol):
 T = TypeVar("T", bound=Queued)
 
 
+_PRESENCE = 60.0
+"""Seconds after which a tenant that wants nothing is gone."""
+
+
 @dataclass(slots=True)
 class _Line(Generic[T]):
     """One tenant's requests and account."""
 
     counter: float = 0.0
     last_charge: int = 0
+    seen_at: float = 0.0
     heap: list[tuple[tuple[int, float], int, T]] = field(default_factory=list)
 
 
@@ -58,11 +63,19 @@ class FairQueue(Generic[T]):
         self._arrivals = 0
         self._charges = 0
         self._last_counter = 0.0  # of the tenant that was served last
+        self._now = 0.0
+        self.has_several_tenants = False
+        """Without them there is nothing to share."""
 
-    @property
-    def has_several_tenants(self) -> bool:
-        """Whether there ever were two: without them there is nothing to share."""
-        return len(self._lines) > 1
+    def look_around(self, now: float, served: Iterable[T]) -> None:
+        """Forget tenants that have been away for long: to be called from time to time, with what is not waiting."""
+        self._now = now
+        if len(self._lines) > 1:
+            for item in served:
+                self._line_of(item).seen_at = now
+            present = {name: line for name, line in self._lines.items() if line.heap or line.seen_at > now - _PRESENCE}
+            self._lines = present or self._lines
+        self.has_several_tenants = len(self._lines) > 1
 
     def push(self, item: T) -> None:
         """Put something new into its tenant's line."""
@@ -75,7 +88,9 @@ class FairQueue(Generic[T]):
     def put_back(self, item: T) -> None:
         """Put something into its tenant's line that was in it before: the tenant has not been away."""
         self._arrivals += 1  # breaks ties, so that items themselves are never compared
-        heapq.heappush(self._line_of(item).heap, (item.sort_key, self._arrivals, item))
+        line = self._line_of(item)
+        line.seen_at = self._now
+        heapq.heappush(line.heap, (item.sort_key, self._arrivals, item))
         self._size += 1
 
     def first(self) -> T | None:
@@ -88,7 +103,7 @@ class FairQueue(Generic[T]):
         return best[1] if best else None
 
     def some(self, most: int) -> Iterator[T]:
-        """Up to so many of each tenant that wait, the next one among them."""
+        """Some of each tenant that wait, up to so many."""
         for line in self._lines.values():
             yield from (item for _, _, item in line.heap[:most] if self._is_waiting(item))
 
@@ -103,6 +118,7 @@ class FairQueue(Generic[T]):
         """Its tenant was given service."""
         line = self._line_of(item)
         line.counter += cost / item.weight
+        line.seen_at = self._now
         self._charges += 1
         line.last_charge = self._charges
 

@@ -44,6 +44,8 @@ log = logging.getLogger(__name__)
 
 _RETRY_MS = 2
 """How often to look after grammars that are being compiled, API workers that are behind, and the step in flight."""
+_LOOKS = 8
+"""Share of the time that is left after which to look again whether a step has ended."""
 _BEATS = 10
 """Signs of life that an idle engine gives in the time after which it counts as hung."""
 
@@ -116,7 +118,8 @@ class EngineServer:
                 self._heartbeat.rest()
                 self._socket.poll(_RETRY_MS if compiles or not has_told else self._idle_ms)
             elif spare := core.spare_seconds:
-                self._socket.poll(min(int(spare * 1000), _RETRY_MS))
+                spare_ms = int(spare * 1000)  # the step may end sooner than expected
+                self._socket.poll(min(spare_ms, max(_RETRY_MS, spare_ms // _LOOKS)))
             self._receive(core, ready)
             if core.has_work and not core.spare_seconds:
                 self._heartbeat.begin_step(core.suspect)

@@ -26,6 +26,8 @@ log = logging.getLogger(__name__)
 Clock = Callable[[], float]
 _LOOK_AHEAD = 8
 """Waiting requests of each tenant that are looked at, to see whether its prompts would fill a step."""
+_RECOVERY = 0.2
+"""Of a rest, for each step in which none is due: so one is due at once to a tenant that asks now and then."""
 _IS_WAITING = (RequestStatus.WAITING, RequestStatus.PREEMPTED)
 
 
@@ -69,6 +71,7 @@ class Scheduler:
         self._num_waiting = 0
         self._shares = Shares(max_num_seqs, pool.num_blocks)
         self._resting: set[str] = set()  # tenants that have no part in this step
+        self._owed = 1.0  # rests
         self._free_rows = list(range(max_num_seqs - 1, -1, -1))
         # Of a failed step, or of an engine that died: each must run alone until it has given a token.
         self._suspects: list[Request] = []
@@ -111,17 +114,19 @@ class Scheduler:
         """Plan the next step; None if there is nothing to compute now."""
         if self._suspects:
             return self._schedule_alone(self._suspects[0])
-        step = SchedulerOutput([], [], [], [], [])
-        demand, had_rest = None, bool(self._resting)
-        self._resting = set()
-        if self._waiting.has_several_tenants:
-            self._shares.measure(self.running, self._waiting.first())
-            self.running.sort(key=self._order)
-            self._make_room()
-            demand = self._demand()
-            if not had_rest:
-                self._resting = self._tenants_to_rest(demand)
-                demand.remove(self._resting)
+        self._waiting.look_around(self.clock(), self.running)
+        demand = self._share_out() if self._waiting.has_several_tenants else None
+        self._resting = self._tenants_to_rest(demand) if demand else set()
+        step = self._plan_step(demand)
+        if not step.rows and self._resting:  # no room after all
+            self._resting = set()
+            step = self._plan_step(demand)
+        return step if step.rows else None
+
+    def _plan_step(self, demand: Demand | None) -> SchedulerOutput:
+        step = SchedulerOutput([], [], [], [], [], others_rest=bool(self._resting))
+        if demand:
+            demand.remove(self._resting)
         num_decodes = sum(self._num_missing(r) == 1 for r in self.running if r.tenant not in self._resting)
         # What is planned for prompts comes on top of decodes.
         prompt_budget = self._prompt_budget(num_decodes)
@@ -131,9 +136,22 @@ class Scheduler:
         has_preempted = len(self.running) < num_running  # then memory is what is short
         if self._num_waiting and self._free_rows and not has_preempted:
             self._schedule_waiting(step, prompt_budget)
-        if not step.rows and self._resting:
-            return self.schedule()  # there was no room for the prompt: then nobody rests
-        return step if step.rows else None
+        return step
+
+    def _share_out(self) -> Demand:
+        """Put tenants within their shares first, make room for the next one, and see who wants what."""
+        self._shares.measure(self.running, self._waiting.first())
+        self.running.sort(key=self._order)
+        self._make_room()
+        demand = Demand()
+        for request in self.running:
+            demand.add_running(request, self._num_missing(request))
+        following = self._waiting.first()
+        if following and self._free_rows:
+            num_blocks = self._num_blocks(len(following.token_ids)) + self._num_promised()
+            if num_blocks <= self.pool.num_available:
+                demand.add_next(following)
+        return demand
 
     def _order(self, request: Request) -> tuple[bool, float, int, float]:
         """Smaller is planned earlier and preempted later: tenants within their shares, less service, own order."""
@@ -164,25 +182,29 @@ class Scheduler:
                 return
             self._preempt(victim)
 
-    def _demand(self) -> Demand:
-        """What running requests want of the step, and those that could join them."""
-        demand = Demand()
-        for request in self.running:
-            demand.add_running(request, self._num_missing(request))
-        for request in self._waiting.some(min(len(self._free_rows), _LOOK_AHEAD)):
-            demand.add_waiting(request)
-        return demand
-
     def _tenants_to_rest(self, demand: Demand) -> set[str]:
-        """Tenants with more than their share of the rows, if what they do leaves the prompts of others little time.
+        """Tenants with most of the requests, if what they do leaves the prompts of others little time.
 
-        They rest in every second step: so others get half of the time, and not what is left of it.
+        They rest in as many steps as is due to those others by weight, one of them at once: so others get their share
+        of the time, and not what is left of it.
         """
-        most = demand.exceeding()
-        if not demand.prompt_tokens.keys() - most:
+        most = demand.largest
+        others = demand.prompt_tokens.keys() - most
+        if not others or not self._leave_little(demand, most):
+            self._owed = min(1.0, self._owed + _RECOVERY)
             return set()
-        amounts = (sum(counts[tenant] for tenant in most) for counts in (demand.decodes, demand.prompt_tokens))
-        return most if self.pacer.leaves_little(*amounts) else set()
+        self._owed = min(1.0, self._owed + demand.share(others))
+        if self._owed < 1.0:
+            return set()
+        self._owed -= 1.0
+        return most
+
+    def _leave_little(self, demand: Demand, tenants: set[str]) -> bool:
+        num_decodes, num_tokens = (sum(c[name] for name in tenants) for c in (demand.decodes, demand.prompt_tokens))
+        # Prompts that wait would fill the step, too.
+        some = self._waiting.some(min(len(self._free_rows), _LOOK_AHEAD))
+        num_tokens += sum(len(request.token_ids) for request in some if request.tenant in tenants)
+        return self.pacer.leaves_little(num_decodes, num_tokens)
 
     def _prompt_budget(self, num_decodes: int) -> int:
         """Most prompt tokens for a step with that many decodes, such that a full step has one of the worker's sizes."""
@@ -240,8 +262,7 @@ class Scheduler:
 
     def _schedule_waiting(self, step: SchedulerOutput, prompt_budget: int) -> None:
         """Admit waiting requests in order, as far as rows, budget and blocks go."""
-        # Blocks that running prompts have yet to ask for: admitting on top of them would only preempt soon after.
-        promised = sum(max(0, self._num_blocks(len(r.token_ids)) - len(r.block_table)) for r in self.running)
+        promised = self._num_promised()
         deferred: list[Request] = []
         while prompt_budget > 0 and len(self._free_rows) > len(deferred) and (request := self._waiting.first()):
             if request.tenant in self._resting:
@@ -266,6 +287,10 @@ class Scheduler:
             promised += total - len(request.block_table)
         for request in deferred:
             self._waiting.put_back(request)
+
+    def _num_promised(self) -> int:
+        """Blocks that running prompts have yet to ask for: admitting on top of them would only preempt soon after."""
+        return sum(max(0, self._num_blocks(len(r.token_ids)) - len(r.block_table)) for r in self.running)
 
     def _schedule_alone(self, request: Request) -> SchedulerOutput | None:
         """Plan a step for one request, whatever the others hold."""
@@ -396,7 +421,7 @@ class Scheduler:
             outputs.append(output)
         num_tokens = step.num_tokens
         num_decodes = step.num_scheduled_tokens.count(1)
-        self.pacer.observe(num_decodes, num_tokens - num_decodes, seconds)
+        self.pacer.observe(num_decodes, num_tokens - num_decodes, seconds, step.others_rest)
         return outputs
 
     def recover(self, step: SchedulerOutput, was_too_large: bool = False) -> list[RequestOutput]:

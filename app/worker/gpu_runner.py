@@ -332,7 +332,10 @@ class _Launched:
 
     def done(self) -> bool:
         """See `StepHandle`."""
-        return self.end is None or self.end.query()
+        try:
+            return self.end is None or self.end.query()
+        except torch.AcceleratorError:  # `result` will raise it
+            return True
 
     def wait(self) -> None:
         """Until the step is complete."""

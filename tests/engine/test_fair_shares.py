@@ -29,6 +29,7 @@ class Traffic:
             max_num_seqs=rows,
             max_num_batched_tokens=budget,
             max_model_len=640,
+            clock=lambda: self.seconds,
         )
         self.num_steps = 0
         self.seconds = 0.0
@@ -119,6 +120,53 @@ def test_a_floods_decodes_leave_half_of_the_time_to_another_tenants_prompt(flood
         for _ in range(60):
             crowded.step()
             assert name in crowded.scheduler.requests or not crowded.scheduler._resting  # with nobody else's prompt
+
+
+def test_rests_are_as_many_as_is_due_by_weight() -> None:
+    """One of a tenth of the weight does not take half of the time, however many prompts it sends."""
+    generated = []
+    for weight in (1.0, 9.0):
+        traffic = Traffic(num_blocks=4000, max_itl=0.2, rows=64, budget=512)
+        for _ in range(30):
+            traffic.arrive("heavy", 10, 600, weight)
+        for _ in range(50):
+            traffic.step()
+        before, start = traffic.generated["heavy"], traffic.seconds
+        for _ in range(100):
+            traffic.arrive("light", 600, 1)
+        while traffic.seconds < start + 30:
+            traffic.step()
+        generated.append(traffic.generated["heavy"] - before)
+    alone = 30 * 30 / (0.03 + 0.004 * 30)  # in as many seconds
+    assert generated[0] > 0.3 * alone
+    assert generated[1] > 0.7 * alone
+
+
+@given(st.integers(40, 400), st.sampled_from([1.0, 4.0]))
+@settings(max_examples=30, deadline=None)
+def test_nobody_rests_for_prompts_that_there_is_no_memory_for(num_blocks: int, weight: float) -> None:
+    traffic = Traffic(num_blocks=num_blocks, max_itl=0.05, rows=64, budget=512)
+    for _ in range(40):
+        traffic.arrive("a", 100, 100)
+        traffic.arrive("b", 100, 100, weight)
+    for _ in range(150):
+        plan = traffic.step()
+        assert plan is None or not plan.others_rest or max(plan.num_scheduled_tokens) > 1
+
+
+def test_a_tenant_that_is_gone_costs_nothing() -> None:
+    steps = []
+    for has_other in (False, True):
+        traffic = Traffic(max_itl=0.2, rows=64, budget=512)
+        traffic.arrive("other" if has_other else "one", 5, 1)
+        traffic.step()
+        traffic.seconds += 100
+        for _ in range(30):
+            traffic.arrive("one", 600, 1)
+        while traffic.step():
+            pass
+        steps.append(traffic.num_steps)
+    assert steps[0] == steps[1]
 
 
 @given(st.tuples(st.sampled_from([0.5, 1.0, 3.0]), st.integers(1, 100), st.integers(1, 60), st.integers(1, 60)))
