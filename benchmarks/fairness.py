@@ -11,6 +11,7 @@ import asyncio
 import hashlib
 import itertools
 import json
+import random
 import re
 import statistics
 import sys
@@ -30,8 +31,8 @@ _WORDS = (5, 200, 800)
 _FLOODS = {"answers": {"words": 5, "n": 8, "max_tokens": 150}, "prompts": {"words": 600, "n": 1, "max_tokens": 8}}
 _CROWD = 1.25
 """Requests of a flood at a time, over rows."""
-_PAUSE = 0.5
-"""Seconds between the quiet tenant's requests: a tenant that asks without a pause is not quiet."""
+_PAUSES = 0.3, 0.7
+"""Seconds between the quiet tenant's requests: without a pause it is not quiet, and with equal ones not at random."""
 
 
 class Service:
@@ -42,6 +43,7 @@ class Service:
         limits = httpx.Limits(max_connections=None)
         self._http = httpx.AsyncClient(base_url=server.url, timeout=600, trust_env=False, limits=limits)
         self._numbers = itertools.count()
+        self._chance = random.Random(0)
 
     def _request(self, tenant: str, words: int, **body: int) -> dict[str, Any]:
         """One with a prompt that no other has: nothing comes out of the prefix cache."""
@@ -58,7 +60,7 @@ class Service:
         async with self._http.stream("POST", **request) as answer:
             answer.raise_for_status()
             seconds = [time.perf_counter() - began async for line in answer.aiter_lines() if line.startswith("data: {")]
-        await asyncio.sleep(_PAUSE)
+        await asyncio.sleep(self._chance.uniform(*_PAUSES))
         return seconds[0]
 
     @asynccontextmanager
