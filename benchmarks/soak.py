@@ -17,7 +17,8 @@ import psutil
 from common import ServerProcess, paceline_serve, print_table, write_result
 
 _CLIENTS = 32
-_MAX_GROWTH = 32 * 2**20
+_MAX_GROWTH = {"echo": 32 * 2**20, "model": 64 * 2**20}
+"""With the model there is oneDNN, which keeps up to 1,024 products by shape."""
 _SETTLE_SECONDS = 10
 
 
@@ -101,7 +102,7 @@ def main() -> None:
     print_table(["figure", "measured"], rows)
     if not options.no_result:
         write_result(options, {"is_balanced": balanced, "bytes_grown": grown, "descriptors_lost": lost}, options.worker)
-    sys.exit(0 if balanced and grown < _MAX_GROWTH and lost <= 0 else 1)
+    sys.exit(0 if balanced and grown < _MAX_GROWTH[options.worker] and lost <= 0 else 1)
 
 
 if __name__ == "__main__":

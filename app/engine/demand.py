@@ -36,11 +36,9 @@ class Demand:
             for counts in (self.decodes, self.prompt_tokens, self._rows):
                 del counts[tenant]
 
-    @property
-    def largest(self) -> set[str]:
-        """Tenants with more than their share of these requests."""
-        weight = sum(self._weights[tenant] for tenant in self._rows)
-        total = self._rows.total()
+    def beyond(self, part: float) -> set[str]:
+        """Tenants with more than that part of their share of these requests."""
+        weight, total = sum(self._weights[tenant] for tenant in self._rows), part * self._rows.total()
         return {tenant for tenant, rows in self._rows.items() if rows * weight > self._weights[tenant] * total}
 
     def share(self, tenants: Set[str]) -> float:

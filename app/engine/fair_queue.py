@@ -2,8 +2,8 @@
 
 By virtual token counters (Sheng et al., Fairness in Serving Large Language Models, OSDI 2024): a tenant's counter says
 how much service it had, over its weight, and the one with the least is next. A tenant that comes back after a pause has
-not saved up service meanwhile: its counter is lifted to the least of those that wait. Within a tenant, priority and
-then arrival decide. With one tenant that is all that decides.
+not saved up service meanwhile: its counter is lifted to the least of those that wait, but for a small credit. Within a
+tenant, priority and then arrival decide. With one tenant that is all that decides.
 """
 
 import heapq
@@ -38,7 +38,7 @@ class Queued(Protocol):
 T = TypeVar("T", bound=Queued)
 
 
-_PRESENCE = 60.0
+_PRESENCE = 10.0
 """Seconds after which a tenant that wants nothing is gone."""
 
 
@@ -55,9 +55,14 @@ class _Line(Generic[T]):
 class FairQueue(Generic[T]):
     """A heap for each tenant. To find the next one costs as much as there are tenants, however many requests wait."""
 
-    def __init__(self, is_waiting: Callable[[T], bool]) -> None:
-        """`is_waiting`: false for what needs no service any more, which is passed over when its turn comes."""
+    def __init__(self, is_waiting: Callable[[T], bool], credit: float = 0.0) -> None:
+        """`is_waiting`: false for what needs no service any more, which is passed over when its turn comes.
+
+        `credit`: service that a tenant of weight 1 may have saved up after all, so that one that sends little, request
+        by request, need not wait for a large one of others each time.
+        """
         self._is_waiting = is_waiting
+        self._credit = credit
         self._lines: dict[str, _Line[T]] = {}
         self._size = 0
         self._arrivals = 0
@@ -74,7 +79,9 @@ class FairQueue(Generic[T]):
             for item in served:
                 self._line_of(item).seen_at = now
             present = {name: line for name, line in self._lines.items() if line.heap or line.seen_at > now - _PRESENCE}
-            self._lines = present or self._lines
+            if present and len(present) < len(self._lines):  # who returns is not better off than who stayed
+                self._lines = present
+                self._last_counter = max(self._last_counter, min(line.counter for line in present.values()))
         self.has_several_tenants = len(self._lines) > 1
 
     def push(self, item: T) -> None:
@@ -82,7 +89,7 @@ class FairQueue(Generic[T]):
         line = self._line_of(item)
         if self._first_in(line) is None:  # back from a pause
             waiting = [other.counter for other in self._lines.values() if self._first_in(other) is not None]
-            line.counter = max(line.counter, min(waiting, default=self._last_counter))
+            line.counter = max(line.counter, min(waiting, default=self._last_counter) - self._credit / item.weight)
         self.put_back(item)
 
     def put_back(self, item: T) -> None:

@@ -26,8 +26,10 @@ log = logging.getLogger(__name__)
 Clock = Callable[[], float]
 _LOOK_AHEAD = 8
 """Waiting requests of each tenant that are looked at, to see whether its prompts would fill a step."""
-_RECOVERY = 0.2
-"""Of a rest, for each step in which none is due: so one is due at once to a tenant that asks now and then."""
+_RECOVERY = 0.4
+"""Of the others' share, for each step without need for a rest: so one is due at once to who asks now and then."""
+_NEARLY = 0.8
+"""A tenant with so much of its share of the requests needs nobody to rest for it."""
 _IS_WAITING = (RequestStatus.WAITING, RequestStatus.PREEMPTED)
 
 
@@ -67,11 +69,14 @@ class Scheduler:
 
         self.requests: dict[str, Request] = {}
         self.running: list[Request] = []  # in `_order`: the last one is preempted first
-        self._waiting: FairQueue[Request] = FairQueue(lambda request: request.status in _IS_WAITING)
+        self._waiting: FairQueue[Request] = FairQueue(
+            lambda request: request.status in _IS_WAITING, credit=max_num_batched_tokens
+        )
         self._num_waiting = 0
         self._shares = Shares(max_num_seqs, pool.num_blocks)
         self._resting: set[str] = set()  # tenants that have no part in this step
         self._owed = 1.0  # rests
+        self._share_of_others = 0.5  # the last that rests were for
         self._free_rows = list(range(max_num_seqs - 1, -1, -1))
         # Of a failed step, or of an engine that died: each must run alone until it has given a token.
         self._suspects: list[Request] = []
@@ -185,15 +190,16 @@ class Scheduler:
     def _tenants_to_rest(self, demand: Demand) -> set[str]:
         """Tenants with most of the requests, if what they do leaves the prompts of others little time.
 
-        They rest in as many steps as is due to those others by weight, one of them at once: so others get their share
-        of the time, and not what is left of it.
+        They rest in as many steps as is due to those others by weight, but not in two on end, and in one of them at
+        once: so others get their share of the time, and not what is left of it.
         """
-        most = demand.largest
-        others = demand.prompt_tokens.keys() - most
+        most = demand.beyond(1.0)
+        others = demand.prompt_tokens.keys() - demand.beyond(_NEARLY)
         if not others or not self._leave_little(demand, most):
-            self._owed = min(1.0, self._owed + _RECOVERY)
+            self._owed = min(1.0, self._owed + _RECOVERY * self._share_of_others)
             return set()
-        self._owed = min(1.0, self._owed + demand.share(others))
+        self._share_of_others = demand.share(others)
+        self._owed = min(1.0, self._owed + self._share_of_others)
         if self._owed < 1.0:
             return set()
         self._owed -= 1.0

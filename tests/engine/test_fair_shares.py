@@ -122,6 +122,22 @@ def test_a_floods_decodes_leave_half_of_the_time_to_another_tenants_prompt(flood
             assert name in crowded.scheduler.requests or not crowded.scheduler._resting  # with nobody else's prompt
 
 
+@pytest.mark.parametrize("prompt", [8, 60, 300])
+def test_a_tenant_that_asks_again_at_once_need_not_wait_for_a_long_prompt_each_time(prompt: int) -> None:
+    alone, crowded = (Traffic(num_blocks=4000, max_itl=0.2, rows=64, budget=512) for _ in "12")
+    for _ in range(200):
+        crowded.arrive("flood", 600, 1)
+    for _ in range(20):
+        crowded.step()
+    seconds = []
+    for traffic in (alone, crowded):
+        start = traffic.seconds
+        for _ in range(30):
+            traffic.steps_to_first_token("other", prompt)
+        seconds.append((traffic.seconds - start) / 30)
+    assert seconds[1] <= 2 * seconds[0] + 0.2
+
+
 def test_rests_are_as_many_as_is_due_by_weight() -> None:
     """One of a tenth of the weight does not take half of the time, however many prompts it sends."""
     generated = []
