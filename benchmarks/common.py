@@ -90,7 +90,7 @@ def forget_shapes() -> None:
 
     For scripts that look for memory that is lost.
     """
-    os.environ["ONEDNN_PRIMITIVE_CACHE_CAPACITY"] = "16"
+    os.environ["ONEDNN_PRIMITIVE_CACHE_CAPACITY"] = "1"
 
 
 def _paceline() -> list[str]:
