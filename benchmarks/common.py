@@ -4,6 +4,7 @@ import argparse
 import json
 import os
 import platform
+import re
 import shutil
 import signal
 import socket
@@ -58,6 +59,12 @@ class ServerProcess:
     def metrics(self) -> str:
         """The text of /metrics."""
         return httpx.get(f"{self.url}/metrics", trust_env=False).raise_for_status().text
+
+    def metric(self, name: str) -> float:
+        """One without labels."""
+        found = re.search(rf"^paceline_{name} (\S+)$", self.metrics(), re.MULTILINE)
+        assert found, name
+        return float(found[1])
 
 
 @contextmanager

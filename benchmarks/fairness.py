@@ -8,11 +8,9 @@ takes less time than one. Exits with 1 if a median is above that. What stands be
 
 import argparse
 import asyncio
-import hashlib
 import itertools
 import json
 import random
-import re
 import statistics
 import sys
 import tempfile
@@ -24,6 +22,8 @@ from typing import Any
 
 import httpx
 from common import ServerProcess, paceline_serve, print_table, write_result
+
+from app.tenants import digest_of
 
 _QUIET, _FLOOD = "quiet", "flood"
 _WORDS = (5, 200, 800)
@@ -84,9 +84,7 @@ class Service:
 
     def steps(self) -> tuple[float, int]:
         """Seconds and number of all steps so far."""
-        text = self._server.metrics()
-        found = [re.search(rf"^paceline_step_duration_seconds_{of} (\S+)$", text, re.M) for of in ("sum", "count")]
-        total, number = (float(match[1]) for match in found if match)
+        total, number = (self._server.metric(f"step_duration_seconds_{of}") for of in ("sum", "count"))
         return total, int(number)
 
 
@@ -110,7 +108,7 @@ async def _measure(server: ServerProcess, rows: int, rounds: int) -> list[dict[s
 
 
 def _keys() -> str:
-    tenants = [{"name": name, "keys": [hashlib.sha256(name.encode()).hexdigest()]} for name in (_QUIET, _FLOOD)]
+    tenants = [{"name": name, "keys": [digest_of(name)]} for name in (_QUIET, _FLOOD)]
     return json.dumps({"tenants": tenants})
 
 

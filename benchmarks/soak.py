@@ -8,9 +8,9 @@ with one, the worker's memory, too.
 import argparse
 import asyncio
 import random
-import re
 import sys
 import time
+from collections.abc import Callable
 
 import httpx
 import psutil
@@ -44,21 +44,20 @@ async def _run(url: str, indices: range, seed: int, tokens: int) -> None:
         await asyncio.gather(*(client() for _ in range(_CLIENTS)))
 
 
-def _metric(server: ServerProcess, name: str) -> float:
-    found = re.search(rf"^paceline_{name} (\S+)$", server.metrics(), re.MULTILINE)
-    assert found, name
-    return float(found[1])
+def _until(condition: Callable[[], bool]) -> bool:
+    """Wait until something holds; whether it came to that."""
+    deadline = time.monotonic() + _SETTLE_SECONDS
+    while not condition():
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.05)
+    return True
 
 
 def _settled(server: ServerProcess) -> bool:
     """Wait until nothing runs, waits, or holds blocks."""
     names = ("num_requests_running", "num_requests_waiting", "kv_cache_usage_ratio")
-    deadline = time.monotonic() + _SETTLE_SECONDS
-    while any(_metric(server, name) for name in names):
-        if time.monotonic() > deadline:
-            return False
-        time.sleep(0.05)
-    return True
+    return _until(lambda: not any(map(server.metric, names)))
 
 
 def _resources(server: ServerProcess) -> tuple[int, int]:
@@ -66,16 +65,6 @@ def _resources(server: ServerProcess) -> tuple[int, int]:
     root = psutil.Process(server.process.pid)
     processes = [root, *root.children(recursive=True)]
     return sum(p.memory_info().rss for p in processes), sum(p.num_fds() for p in processes)
-
-
-def _kept(server: ServerProcess, memory: int, descriptors: int) -> tuple[int, int]:
-    """How many more there are than these were; the last connections may still be closing."""
-    deadline = time.monotonic() + _SETTLE_SECONDS
-    while True:
-        memory_now, descriptors_now = _resources(server)
-        if descriptors_now <= descriptors or time.monotonic() > deadline:
-            return memory_now - memory, descriptors_now - descriptors
-        time.sleep(0.05)
 
 
 def main() -> None:
@@ -96,7 +85,8 @@ def main() -> None:
         memory, descriptors = _resources(server)
         asyncio.run(_run(server.url, range(first, options.requests), options.seed + 1, options.tokens))
         balanced = _settled(server) and balanced
-        grown, lost = _kept(server, memory, descriptors)
+        _until(lambda: _resources(server)[1] <= descriptors)  # the last connections may still be closing
+        grown, lost = (now - then for now, then in zip(_resources(server), (memory, descriptors), strict=True))
     rows = [["requests", options.requests], ["all blocks free, nothing running", balanced]]
     rows += [["memory grown, MiB", f"{grown / 2**20:.1f}"], ["file descriptors lost", lost]]
     print_table(["figure", "measured"], rows)

@@ -55,6 +55,12 @@ class SchedulerOutput(msgspec.Struct):
     def num_tokens(self) -> int:
         return sum(self.num_scheduled_tokens)
 
+    @property
+    def decodes_and_prompt_tokens(self) -> tuple[int, int]:
+        """Rows with a single token to compute, and tokens of the others."""
+        num_decodes = self.num_scheduled_tokens.count(1)
+        return num_decodes, self.num_tokens - num_decodes
+
 
 class Logprobs(msgspec.Struct, array_like=True):
     """Log probabilities at one position: first of the token that stands there, then of the most probable ones."""

@@ -105,8 +105,7 @@ class Scheduler:
 
     def expected_seconds(self, step: SchedulerOutput) -> float:
         """How long a step will take, by what those before took."""
-        num_decodes = step.num_scheduled_tokens.count(1)
-        return self.pacer.seconds(num_decodes, step.num_tokens - num_decodes)
+        return self.pacer.seconds(*step.decodes_and_prompt_tokens)
 
     @property
     def suspect(self) -> str:
@@ -202,7 +201,7 @@ class Scheduler:
         self._owed = min(1.0, self._owed + self._share_of_others)
         if self._owed < 1.0:
             return set()
-        self._owed -= 1.0
+        self._owed = 0.0
         return most
 
     def _leave_little(self, demand: Demand, tenants: set[str]) -> bool:
@@ -425,9 +424,7 @@ class Scheduler:
                 output.prompt_logprobs = prompt_logprobs
                 request.num_prompt_logprobs += len(prompt_logprobs)
             outputs.append(output)
-        num_tokens = step.num_tokens
-        num_decodes = step.num_scheduled_tokens.count(1)
-        self.pacer.observe(num_decodes, num_tokens - num_decodes, seconds, step.others_rest)
+        self.pacer.observe(*step.decodes_and_prompt_tokens, seconds, step.others_rest)
         return outputs
 
     def recover(self, step: SchedulerOutput, was_too_large: bool = False) -> list[RequestOutput]:

@@ -80,6 +80,11 @@ class Traffic:
         return self.first_token[name] - start
 
 
+def small_cpu() -> Traffic:
+    """One on which the decodes of a full batch take longer than `max_itl`."""
+    return Traffic(num_blocks=4000, max_itl=0.2, rows=64, budget=512)
+
+
 @pytest.mark.parametrize("flood", [(10, 600), (600, 30), (200, 200)])
 @pytest.mark.parametrize("num_blocks", [1000, 60])
 def test_a_flood_at_most_doubles_the_time_to_another_tenants_first_token(
@@ -100,11 +105,7 @@ def test_a_flood_at_most_doubles_the_time_to_another_tenants_first_token(
 @pytest.mark.parametrize("flood", [(10, 600), (50, 200)])
 def test_a_floods_decodes_leave_half_of_the_time_to_another_tenants_prompt(flood: tuple[int, int]) -> None:
     """Even where they alone take longer than `max_itl`, so that next to them there would be time for one block."""
-
-    def traffic() -> Traffic:
-        return Traffic(num_blocks=4000, max_itl=0.2, rows=64, budget=512)
-
-    alone, crowded = traffic(), traffic()
+    alone, crowded = small_cpu(), small_cpu()
     for _ in range(500):
         crowded.arrive("flood", *flood)
     for _ in range(150):
@@ -124,7 +125,7 @@ def test_a_floods_decodes_leave_half_of_the_time_to_another_tenants_prompt(flood
 
 @pytest.mark.parametrize("prompt", [8, 60, 300])
 def test_a_tenant_that_asks_again_at_once_need_not_wait_for_a_long_prompt_each_time(prompt: int) -> None:
-    alone, crowded = (Traffic(num_blocks=4000, max_itl=0.2, rows=64, budget=512) for _ in "12")
+    alone, crowded = small_cpu(), small_cpu()
     for _ in range(200):
         crowded.arrive("flood", 600, 1)
     for _ in range(20):
@@ -142,7 +143,7 @@ def test_rests_are_as_many_as_is_due_by_weight() -> None:
     """One of a tenth of the weight does not take half of the time, however many prompts it sends."""
     generated = []
     for weight in (1.0, 9.0):
-        traffic = Traffic(num_blocks=4000, max_itl=0.2, rows=64, budget=512)
+        traffic = small_cpu()
         for _ in range(30):
             traffic.arrive("heavy", 10, 600, weight)
         for _ in range(50):
