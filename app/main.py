@@ -18,10 +18,10 @@ from fastapi import FastAPI
 
 from app.api.app import create_app
 from app.api.process import load_text_side, running_service
+from app.checkpoint.source import find_model
 from app.core.engine_client import EngineClient
-from app.core.messages import EngineReady
+from app.core.wire import EngineReady
 from app.errors import EXIT_STARTUP_ERROR, StartupError
-from app.hub.source import find_model
 from app.log import configure_logging
 from app.settings import load_settings
 from app.supervisor.child import ChildLostError

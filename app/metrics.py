@@ -14,8 +14,8 @@ from prometheus_client.metrics_core import CounterMetricFamily
 from prometheus_client.multiprocess import MultiProcessCollector
 from prometheus_client.registry import Collector
 
-from app.core.messages import EngineStats, RequestTiming
 from app.core.request import FinishReason
+from app.core.wire import EngineStats, RequestTiming
 
 CONTENT_TYPE = CONTENT_TYPE_LATEST
 

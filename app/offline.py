@@ -4,11 +4,11 @@ import secrets
 import time
 from collections.abc import Iterator
 
-from app.core.messages import GenerateCommand
+from app.checkpoint.source import find_model
 from app.core.sampling import SamplingParams
+from app.core.wire import GenerateCommand
 from app.engine.build import build_engine
 from app.errors import InternalError, StartupError
-from app.hub.source import find_model
 from app.log import configure_logging
 from app.settings import Settings
 from app.text.chat_template import ChatTemplate

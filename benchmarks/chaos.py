@@ -143,7 +143,7 @@ async def _kill(server: ServerProcess, http: httpx.AsyncClient, kills: int, dice
             await asyncio.sleep(dice.uniform(0.0, 1.5))
         for child in psutil.Process(server.process.pid).children():
             with suppress(psutil.Error):  # the last one may be dying still
-                if "app.engine.process" in child.cmdline():
+                if "app.engine.server" in child.cmdline():
                     child.kill()
 
 

@@ -23,7 +23,7 @@ from app.bench.client import Server
 from app.bench.report import summarize
 from app.bench.runner import Run
 from app.bench.workload import Workload
-from app.hub.source import find_model
+from app.checkpoint.source import find_model
 
 _TOKEN_IDS = (100, 32_000)
 _WARMUP_TOKENS = 4

@@ -10,11 +10,11 @@ APP = Path(__file__).parent.parent / "app"
 EVERYBODY = {"core", "settings", "errors"}
 MAY_IMPORT = {
     "cli": {"supervisor", "offline", "check_model", "bench", "tenants"},
-    "main": {"api", "supervisor", "hub", "log"},
+    "main": {"api", "supervisor", "checkpoint", "log"},
     "child": set(),
-    "supervisor": {"hub", "log", "metrics"},
-    "offline": {"engine", "hub", "text", "log"},
-    "check_model": {"engine", "hub"},
+    "supervisor": {"checkpoint", "log", "metrics"},
+    "offline": {"engine", "checkpoint", "text", "log"},
+    "check_model": {"engine", "checkpoint"},
     "api": {"engine", "grammar", "text", "metrics", "log", "child", "tenants"},
     "engine": {"log", "child"},
     "worker": {"models", "layers", "attention", "kernels", "grammar"},
@@ -23,7 +23,7 @@ MAY_IMPORT = {
     "layers": {"kernels"},
     "kernels": set(),
     "bench": set(),
-    "hub": {"child"},
+    "checkpoint": {"child"},
     "grammar": {"text"},
     "text": set(),
     "metrics": set(),
@@ -35,7 +35,7 @@ MAY_IMPORT = {
 }
 COMPOSITION_ROOT = APP / "engine" / "build.py"
 """The one place that knows scheduler and worker both; it imports the worker when it is asked to build one."""
-OF_THE_API_ENGINE_IS = {"app.engine.async_engine"}
+OF_THE_API_ENGINE_IS = {"app.engine.client"}
 """What the API may see of the engine."""
 TORCH_FREE = {
     "core",
@@ -43,7 +43,7 @@ TORCH_FREE = {
     "text",
     "grammar",
     "engine",
-    "hub",
+    "checkpoint",
     "bench",
     "settings",
     "errors",
@@ -56,7 +56,7 @@ TORCH_FREE = {
     "main",
 }
 HEAVY = {"torch", "transformers", "safetensors"}
-OWN_PROCESS = APP / "hub" / "convert.py"
+OWN_PROCESS = APP / "checkpoint" / "convert.py"
 """Runs in a process of its own, so that nobody else imports what it needs."""
 
 FILES = sorted(APP.rglob("*.py"))

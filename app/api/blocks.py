@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from app.api.message import new_call_id
-from app.core.step import Logprobs
+from app.core.sampling import Logprobs
 from app.text.message_parser import MessageDelta
 
 

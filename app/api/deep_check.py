@@ -4,9 +4,9 @@ import asyncio
 import time
 
 from app.api.service import Service
-from app.core.messages import EncodeCommand, GenerateCommand, RequestCommand
 from app.core.request import FinishReason
 from app.core.sampling import SamplingParams
+from app.core.wire import EncodeCommand, GenerateCommand, RequestCommand
 from app.errors import ApiError
 
 _TIMEOUT = 10.0

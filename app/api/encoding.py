@@ -16,8 +16,8 @@ from app.api.request_log import RequestLog
 from app.api.schemas.encoders import EncoderFields
 from app.api.service import Service
 from app.api.usage import Usage
-from app.core.messages import EncodeCommand, RequestOutput, RequestTiming
 from app.core.request import FinishReason
+from app.core.wire import EncodeCommand, RequestOutput, RequestTiming
 from app.errors import ContextLengthError, InvalidRequestError
 from app.text.tokenizer import EncoderInput
 

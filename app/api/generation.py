@@ -10,9 +10,9 @@ from app.api.request_log import RequestLog
 from app.api.service import Service
 from app.api.usage import Usage
 from app.core.engine_client import EngineClient
-from app.core.messages import GenerateCommand, RequestOutput, RequestTiming
 from app.core.request import FinishReason
 from app.core.sampling import SamplingParams
+from app.core.wire import GenerateCommand, RequestOutput, RequestTiming
 from app.text.output_processor import OutputProcessor, StopConditions, TextDelta
 
 

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from app.core.step import Logprobs
+from app.core.sampling import Logprobs
 from app.text.tokenizer import Tokenizer
 
 _LOWEST = -9999.0

@@ -32,8 +32,8 @@ from app.api.service import Service
 from app.child import read_settings, when_parent_ends
 from app.core.encoder import EncoderConfig
 from app.core.heartbeat import Heartbeat
-from app.core.messages import EngineReady
-from app.engine.async_engine import AsyncEngine
+from app.core.wire import EngineReady
+from app.engine.client import AsyncEngine
 from app.errors import EXIT_STARTUP_ERROR, EngineUnavailableError, StartupError
 from app.grammar.compiler import GrammarCompiler
 from app.log import configure_logging

@@ -9,9 +9,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from app.api.usage import Usage
-from app.core.messages import RequestTiming
 from app.core.request import FinishReason
 from app.core.sampling import SamplingParams
+from app.core.wire import RequestTiming
 from app.errors import ApiError
 from app.tenants import EVERYBODY, Tenant
 

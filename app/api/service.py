@@ -9,7 +9,7 @@ from app.api.responses.store import ResponseStore
 from app.api.resumable import ResumableStreams
 from app.core.encoder import EncoderConfig
 from app.core.engine_client import EngineClient
-from app.core.messages import EngineReady
+from app.core.wire import EngineReady
 from app.errors import (
     ApiError,
     DeadlineError,

@@ -23,8 +23,8 @@ from starlette.types import Scope
 
 from app import __version__
 from app.api.request_log import RequestLog
-from app.core.messages import RequestTiming
 from app.core.sampling import SamplingParams
+from app.core.wire import RequestTiming
 
 _OPERATIONS = {
     "/v1/chat/completions": "chat",

@@ -4,7 +4,7 @@ from collections.abc import AsyncIterator
 from typing import Protocol
 
 from app.core.heartbeat import EngineHeartbeat
-from app.core.messages import EngineReady, RequestCommand, RequestOutput
+from app.core.wire import EngineReady, RequestCommand, RequestOutput
 
 
 class EngineClient(Protocol):

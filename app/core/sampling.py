@@ -42,3 +42,10 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True):
     """The same for the prompt's tokens."""
     grammar: str = ""
     """What the output must match, as llguidance writes a grammar; empty is any text."""
+
+
+class Logprobs(msgspec.Struct, array_like=True):
+    """Log probabilities at one position: first of the token that stands there, then of the most probable ones."""
+
+    token_ids: list[int]
+    logprobs: list[float]

@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING, Protocol
 
 import msgspec
 
-from app.core.sampling import SamplingParams
+from app.core.sampling import Logprobs, SamplingParams
 
 if TYPE_CHECKING:
-    from app.core.messages import EncodeCommand
+    from app.core.wire import EncodeCommand
 
 
 class NewRequest(msgspec.Struct):
@@ -60,13 +60,6 @@ class SchedulerOutput(msgspec.Struct):
         """Rows with a single token to compute, and tokens of the others."""
         num_decodes = self.num_scheduled_tokens.count(1)
         return num_decodes, self.num_tokens - num_decodes
-
-
-class Logprobs(msgspec.Struct, array_like=True):
-    """Log probabilities at one position: first of the token that stands there, then of the most probable ones."""
-
-    token_ids: list[int]
-    logprobs: list[float]
 
 
 NOT_SAMPLED = -1

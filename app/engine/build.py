@@ -4,8 +4,8 @@ import time
 from pathlib import Path
 
 from app.core.encoder import EncoderConfig
-from app.core.messages import EngineReady, Task
 from app.core.step import BuiltEncoder, BuiltWorker
+from app.core.wire import EngineReady, Task
 from app.engine.block_pool import BlockPool
 from app.engine.chunk_pacer import ChunkPacer
 from app.engine.core import EngineCore

@@ -7,9 +7,9 @@ from concurrent.futures import Future, wait
 from contextlib import suppress
 from typing import NamedTuple
 
-from app.core.messages import GenerateCommand, RequestOutput, StepOutputs
 from app.core.request import FinishReason, Request, RequestStatus
 from app.core.step import SchedulerOutput, StepHandle, Worker, WorkerLostError, WorkerOutOfMemoryError
+from app.core.wire import GenerateCommand, RequestOutput, StepOutputs
 from app.engine.scheduler import Scheduler
 
 log = logging.getLogger(__name__)

@@ -4,9 +4,9 @@ import logging
 import time
 from collections.abc import Sequence
 
-from app.core.messages import EncodeCommand, EngineStats, RequestOutput, RequestTiming, StepOutputs
 from app.core.request import FinishReason
 from app.core.step import EncoderWorker, Limits
+from app.core.wire import EncodeCommand, EngineStats, RequestOutput, RequestTiming, StepOutputs
 from app.engine.fair_queue import FairQueue
 
 log = logging.getLogger(__name__)

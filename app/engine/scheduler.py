@@ -11,9 +11,9 @@ import time
 from bisect import bisect_right, insort
 from collections.abc import Callable, Sequence
 
-from app.core.messages import EngineStats, RequestOutput, RequestTiming
 from app.core.request import FinishReason, Request, RequestStatus
 from app.core.step import NOT_A_NUMBER, NOT_SAMPLED, NOTHING_ALLOWED, ModelRunnerOutput, NewRequest, SchedulerOutput
+from app.core.wire import EngineStats, RequestOutput, RequestTiming
 from app.engine.block_pool import BlockPool
 from app.engine.chunk_pacer import ChunkPacer
 from app.engine.demand import Demand

@@ -32,7 +32,7 @@ class EngineProcess:
         self._socket.unlink(missing_ok=True)
         self._steps_at_start = self._heartbeat.num_steps
         self._heartbeat.reset()
-        return start_module("app.engine.process", self._settings, self.address, str(self._model_folder.absolute()))
+        return start_module("app.engine.server", self._settings, self.address, str(self._model_folder.absolute()))
 
     def tend(self) -> None:
         """Look after it, about once a second: start it again if it has died, end it if it hangs.

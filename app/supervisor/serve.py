@@ -14,9 +14,9 @@ import time
 from functools import partial
 from pathlib import Path
 
+from app.checkpoint.source import find_model
 from app.core.heartbeat import Heartbeat
 from app.errors import EXIT_STARTUP_ERROR, StartupError
-from app.hub.source import find_model
 from app.log import configure_logging
 from app.metrics import SHARED_FOLDER
 from app.settings import Settings

@@ -2,9 +2,9 @@
 
 from dataclasses import dataclass, field
 
-from app.core.messages import RequestOutput
 from app.core.request import FinishReason
-from app.core.step import Logprobs
+from app.core.sampling import Logprobs
+from app.core.wire import RequestOutput
 from app.text.detokenizer import make_detokenizer
 from app.text.stop import StopChecker
 from app.text.tokenizer import Tokenizer

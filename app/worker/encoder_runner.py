@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from app.core.encoder import EncoderConfig
-from app.core.messages import EncodeCommand
+from app.core.wire import EncodeCommand
 
 _MOST_PADDING = 4
 """Inputs of a batch are at most a quarter shorter than its longest, or ..."""

@@ -10,7 +10,8 @@ from torch import Tensor
 from app.attention.backends.base import AttentionBackend
 from app.attention.backends.torch_paged import AttentionMetadata
 from app.attention.context import ForwardContext, forward_context
-from app.core.step import NOT_SAMPLED, NOTHING_ALLOWED, Logprobs, ModelRunnerOutput, SchedulerOutput
+from app.core.sampling import Logprobs
+from app.core.step import NOT_SAMPLED, NOTHING_ALLOWED, ModelRunnerOutput, SchedulerOutput
 from app.grammar.masks import Constrained, GrammarMasks, Masks, accept
 from app.models.loader import LoadedModel
 from app.worker.faults import named_faults

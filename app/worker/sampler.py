@@ -17,8 +17,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from app.core.sampling import SamplingParams
-from app.core.step import NOT_A_NUMBER, Logprobs
+from app.core.sampling import Logprobs, SamplingParams
+from app.core.step import NOT_A_NUMBER
 
 _CANDIDATES = (64, 1024)
 """Top-k and top-p look at this many most probable tokens first: sorting the whole vocabulary is slow."""

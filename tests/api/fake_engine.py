@@ -8,10 +8,10 @@ from contextlib import suppress
 from pathlib import Path
 
 from app.core.heartbeat import EngineHeartbeat
-from app.core.messages import EngineReady, EngineStats, GenerateCommand, RequestOutput, RequestTiming
 from app.core.request import FinishReason
-from app.core.step import Logprobs
-from app.engine.async_engine import RequestStream
+from app.core.sampling import Logprobs
+from app.core.wire import EngineReady, EngineStats, GenerateCommand, RequestOutput, RequestTiming
+from app.engine.client import RequestStream
 from app.errors import ApiError, QueueFullError
 
 READY = EngineReady(

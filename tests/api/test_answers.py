@@ -8,9 +8,9 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from app.api import deep_check
-from app.core.messages import GenerateCommand, RequestOutput
 from app.core.request import FinishReason
-from app.core.step import Logprobs
+from app.core.sampling import Logprobs
+from app.core.wire import GenerateCommand, RequestOutput
 from app.text.chat_template import ChatTemplate
 from app.text.message_format import MessageFormat
 from app.text.tokenizer import Tokenizer

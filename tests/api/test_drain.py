@@ -17,8 +17,8 @@ from fastapi import FastAPI
 from app.api.app import create_app
 from app.api.process import DrainingServer, load_text_side, running_service
 from app.core.heartbeat import Heartbeat
-from app.core.messages import EngineCommand, GenerateCommand, HelloCommand, RequestOutput, StepOutputs
 from app.core.request import FinishReason
+from app.core.wire import EngineCommand, GenerateCommand, HelloCommand, RequestOutput, StepOutputs
 from app.settings import Settings
 from tests.api.fake_engine import READY, STATS
 

@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 
-from app.core.messages import GenerateCommand, RequestOutput
 from app.core.request import FinishReason
+from app.core.wire import GenerateCommand, RequestOutput
 from app.errors import EngineUnavailableError, QueueFullError
 from app.settings import Settings
 from app.text.tokenizer import Tokenizer

@@ -13,10 +13,10 @@ import zmq.asyncio
 
 from app.api.generation import Choice, Generation
 from app.api.request_log import RequestLog
-from app.core.messages import EngineStats, GenerateCommand, RequestOutput, StepOutputs
 from app.core.request import FinishReason
 from app.core.sampling import SamplingParams
-from app.engine.async_engine import AsyncEngine, RequestStream
+from app.core.wire import EngineStats, GenerateCommand, RequestOutput, StepOutputs
+from app.engine.client import AsyncEngine, RequestStream
 from app.errors import QueueFullError
 from app.settings import Settings
 from app.text.chat_template import ChatTemplate

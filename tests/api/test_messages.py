@@ -9,8 +9,8 @@ import pytest
 
 from app.api.messages import chat as translation
 from app.api.schemas.messages import MessagesRequest
-from app.core.messages import GenerateCommand, RequestOutput
 from app.core.request import FinishReason
+from app.core.wire import GenerateCommand, RequestOutput
 from app.errors import EngineUnavailableError, QueueFullError
 from tests.api.conftest import IM_END, MODEL, Server
 from tests.api.fake_engine import say

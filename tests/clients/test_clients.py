@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from app.hub.source import find_model
+from app.checkpoint.source import find_model
 from tests.clients.environments import node_client, packages_of, python_client
 from tests.server.process import Server, running_server
 

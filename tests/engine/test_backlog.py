@@ -1,7 +1,7 @@
 """What waits, whose it is, and when to ask again."""
 
-from app.core.messages import GenerateCommand
 from app.core.sampling import SamplingParams
+from app.core.wire import GenerateCommand
 from app.engine.backlog import Backlog
 
 

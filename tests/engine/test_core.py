@@ -6,13 +6,13 @@ from concurrent.futures import Future
 import msgspec
 import pytest
 
-from app.core.messages import GenerateCommand, RequestOutput
 from app.core.request import FinishReason
 from app.core.sampling import SamplingParams
 from app.core.step import ModelRunnerOutput, SchedulerOutput, WorkerLostError, WorkerOutOfMemoryError
-from app.engine.async_engine import RequestStream
+from app.core.wire import GenerateCommand, RequestOutput
 from app.engine.block_pool import BlockPool
 from app.engine.chunk_pacer import ChunkPacer
+from app.engine.client import RequestStream
 from app.engine.core import EngineCore
 from app.engine.scheduler import Scheduler
 from app.worker.echo import EchoWorker

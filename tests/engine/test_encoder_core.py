@@ -2,9 +2,9 @@
 
 from collections.abc import Sequence
 
-from app.core.messages import EncodeCommand, RequestOutput
 from app.core.request import FinishReason
 from app.core.step import Limits
+from app.core.wire import EncodeCommand, RequestOutput
 from app.engine.encoder_core import EncoderCore
 
 LIMITS = Limits(num_blocks=0, max_model_len=10, max_num_seqs=4, max_num_batched_tokens=12, max_itl=0.2)

@@ -12,7 +12,10 @@ import zmq
 import zmq.asyncio
 
 from app.core.heartbeat import EngineHeartbeat
-from app.core.messages import (
+from app.core.request import FinishReason
+from app.core.sampling import Logprobs, SamplingParams
+from app.core.step import ModelRunnerOutput, SchedulerOutput
+from app.core.wire import (
     EngineCommand,
     EngineReady,
     EngineStats,
@@ -23,10 +26,7 @@ from app.core.messages import (
     RequestTiming,
     StepOutputs,
 )
-from app.core.request import FinishReason
-from app.core.sampling import SamplingParams
-from app.core.step import Logprobs, ModelRunnerOutput, SchedulerOutput
-from app.engine.async_engine import AsyncEngine
+from app.engine.client import AsyncEngine
 from app.worker.echo import EchoWorker
 from tests.api.fake_engine import READY, STATS
 from tests.engine.test_core import ROWS, command, make_core, run

@@ -6,10 +6,10 @@ from dataclasses import dataclass, field
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from app.core.messages import RequestOutput
 from app.core.request import FinishReason, Request, RequestStatus
 from app.core.sampling import SamplingParams
 from app.core.step import NOT_A_NUMBER, NOT_SAMPLED, ModelRunnerOutput, SchedulerOutput
+from app.core.wire import RequestOutput
 from app.engine.block_pool import BlockPool
 from app.engine.chunk_pacer import ChunkPacer
 from app.engine.scheduler import Scheduler

@@ -8,11 +8,11 @@ import jsonschema
 import numpy as np
 import pytest
 
+from app.checkpoint.source import find_model
 from app.core.sampling import SamplingParams
 from app.grammar import constraint
 from app.grammar.compiler import GrammarCompiler, GrammarError
 from app.grammar.masks import GrammarMasks, accept
-from app.hub.source import find_model
 from app.text.tokenizer import Tokenizer
 
 SCHEMAS: dict[str, Any] = {

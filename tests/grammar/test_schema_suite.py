@@ -8,10 +8,10 @@ from typing import Any
 import jsonschema
 import pytest
 
+from app.checkpoint.source import find_model
 from app.grammar import constraint
 from app.grammar.compiler import GrammarCompiler, GrammarError
 from app.grammar.masks import GrammarMasks
-from app.hub.source import find_model
 from app.text.tokenizer import Tokenizer
 from tests.clients.environments import source_of
 from tests.grammar.test_grammars import draw

@@ -12,8 +12,9 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedModel
 
-from app.core.messages import GenerateCommand, RequestOutput
+from app.checkpoint.source import find_model
 from app.core.sampling import SamplingParams
+from app.core.wire import GenerateCommand, RequestOutput
 from app.engine.block_pool import BlockPool
 from app.engine.chunk_pacer import ChunkPacer
 from app.engine.core import EngineCore
@@ -21,7 +22,6 @@ from app.engine.scheduler import Scheduler
 from app.errors import ModelError
 from app.grammar import constraint
 from app.grammar.masks import GrammarMasks, accept
-from app.hub.source import find_model
 from app.settings import Settings, load_settings
 from app.text.tokenizer import _byte_alphabet
 from app.worker.factory import build_worker

@@ -215,7 +215,7 @@ def test_nothing_is_left_when_the_supervisor_is_killed_while_its_children_start(
 
 
 def test_an_engine_that_cannot_start_again_ends_the_service(tmp_path: Path) -> None:
-    from app.hub.source import find_model
+    from app.checkpoint.source import find_model
 
     for path in find_model("embedded").iterdir():
         (tmp_path / path.name).symlink_to(path)

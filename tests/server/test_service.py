@@ -16,9 +16,9 @@ import openai
 import pytest
 from pydantic import BaseModel, Field
 
+from app.checkpoint.source import find_model
 from app.cli import main
 from app.core.step import ModelRunnerOutput
-from app.hub.source import find_model
 from app.worker.echo import EchoWorker
 from tests.server.process import Server, popen, running_server, wait_until
 

@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from app.core.messages import RequestOutput
 from app.core.request import FinishReason
-from app.core.step import Logprobs
+from app.core.sampling import Logprobs
+from app.core.wire import RequestOutput
 from app.text.output_processor import OutputProcessor, StopConditions, TextDelta
 from app.text.tokenizer import Tokenizer
 

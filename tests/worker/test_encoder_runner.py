@@ -12,7 +12,7 @@ import transformers
 
 from app.check_model import check
 from app.core.encoder import EncoderConfig
-from app.core.messages import EncodeCommand
+from app.core.wire import EncodeCommand
 from app.errors import ModelError
 from app.settings import load_settings
 from app.worker.encoder_factory import build_encoder

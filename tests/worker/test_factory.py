@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from app.checkpoint.source import find_model
 from app.core.sampling import SamplingParams
 from app.core.step import NewRequest, SchedulerOutput
 from app.errors import ModelError, StartupError
-from app.hub.source import find_model
 from app.settings import Settings, load_settings
 from app.worker.factory import build_worker
 from app.worker.resolve import _gpu_memory_left

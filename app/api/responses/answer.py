@@ -16,7 +16,7 @@ from app.api.schemas.responses import ResponsesRequest
 from app.api.service import Service
 from app.api.sse import named_event
 from app.api.usage import Usage
-from app.core.step import Logprobs
+from app.core.sampling import Logprobs
 from app.errors import ApiError
 
 _PREFIXES = {Kind.TEXT: "msg", Kind.REASONING: "rs", Kind.TOOL_CALL: "fc"}

@@ -18,7 +18,7 @@ from app.api.schemas.completions import DEFAULT_MAX_TOKENS, CompletionRequest
 from app.api.service import Service, ServiceDep
 from app.api.sse import encode_json
 from app.api.structured import grammar_of
-from app.core.step import Logprobs
+from app.core.sampling import Logprobs
 from app.text.output_processor import TextDelta
 
 router = APIRouter()

@@ -11,7 +11,9 @@ import pytest
 import zmq
 
 from app.core.heartbeat import EngineHeartbeat
-from app.core.messages import (
+from app.core.request import FinishReason
+from app.core.step import ModelRunnerOutput, SchedulerOutput
+from app.core.wire import (
     MAX_UNREAD_MESSAGES,
     AbortCommand,
     EngineCommand,
@@ -20,11 +22,9 @@ from app.core.messages import (
     HelloCommand,
     StepOutputs,
 )
-from app.core.request import FinishReason
-from app.core.step import ModelRunnerOutput, SchedulerOutput
 from app.engine.build import build_engine
 from app.engine.core import EngineCore
-from app.engine.process import EngineServer
+from app.engine.server import EngineServer
 from app.settings import Settings
 from app.worker.echo import EchoWorker
 from tests.engine.test_core import command

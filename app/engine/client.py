@@ -12,7 +12,8 @@ import zmq.asyncio
 from zmq.utils.monitor import recv_monitor_message
 
 from app.core.heartbeat import EngineHeartbeat
-from app.core.messages import (
+from app.core.request import FinishReason
+from app.core.wire import (
     MAX_UNREAD_MESSAGES,
     AbortCommand,
     EngineCommand,
@@ -26,7 +27,6 @@ from app.core.messages import (
     RequestOutput,
     StepOutputs,
 )
-from app.core.request import FinishReason
 from app.engine.backlog import Backlog
 from app.errors import EngineUnavailableError, QueueFullError
 

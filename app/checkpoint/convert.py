@@ -1,4 +1,4 @@
-"""GGUF to safetensors: `python -m app.hub.convert FILE FOLDER`, run once per model in a process of its own.
+"""GGUF to safetensors: `python -m app.checkpoint.convert FILE FOLDER`, run once per model in a process of its own.
 
 Progress goes to stderr. If the file cannot be converted, the exit code is 1 and stdout says why, in one line.
 """

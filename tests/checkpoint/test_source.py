@@ -15,9 +15,9 @@ from typing import ClassVar
 
 import pytest
 
+from app.checkpoint.source import find_model
 from app.errors import ModelError
-from app.hub.source import find_model
-from tests.hub.conftest import find
+from tests.checkpoint.conftest import find
 
 COMPLETE = {"config.json": "{}", "tokenizer.json": "{}", "model.safetensors": "weights"}
 INDEX = "model.safetensors.index.json"

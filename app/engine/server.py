@@ -1,4 +1,4 @@
-"""The engine process: `python -m app.engine.process ADDRESS MODEL_FOLDER`, started by the supervisor.
+"""The engine process: `python -m app.engine.server ADDRESS MODEL_FOLDER`, started by the supervisor.
 
 It takes its settings from stdin, and exits when stdin is closed: so it never outlives its parent (`app.child`).
 Once the model is loaded it listens at a ZeroMQ address for API workers, and answers each of them by name. That there
@@ -23,7 +23,7 @@ import zmq
 from app.child import read_settings, remove_if_orphan, when_parent_ends
 from app.core.encoder import EncoderConfig
 from app.core.heartbeat import EngineHeartbeat
-from app.core.messages import (
+from app.core.wire import (
     MAX_UNREAD_MESSAGES,
     AbortCommand,
     EncodeCommand,

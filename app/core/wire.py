@@ -5,8 +5,7 @@ from typing import Literal
 import msgspec
 
 from app.core.request import DEFAULT_TENANT, FinishReason
-from app.core.sampling import SamplingParams
-from app.core.step import Logprobs
+from app.core.sampling import Logprobs, SamplingParams
 
 # ------------------------------------------------------------------ API worker to engine
 

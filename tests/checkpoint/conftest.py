@@ -20,7 +20,7 @@ CHAT_TEMPLATE = (
 FIND = """
 import sys
 from app.errors import ModelError
-from app.hub.source import find_model
+from app.checkpoint.source import find_model
 try:
     print(find_model(sys.argv[1]))
     assert "torch" not in sys.modules

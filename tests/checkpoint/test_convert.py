@@ -14,10 +14,10 @@ from safetensors.torch import load_file
 from tokenizers import Tokenizer as FastTokenizer
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from app.hub.convert import convert
-from app.hub.source import find_model
+from app.checkpoint.convert import convert
+from app.checkpoint.source import find_model
 from app.text.tokenizer import Tokenizer
-from tests.hub.conftest import find, start_find, write_gguf
+from tests.checkpoint.conftest import find, start_find, write_gguf
 
 TEXTS = [
     "the thing in the inn",

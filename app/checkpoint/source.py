@@ -106,7 +106,7 @@ def _convert(gguf: Path, target: Path) -> None:
                 raise ModelError(f"{gguf} is not a GGUF file")
     except OSError as error:
         raise ModelError(f"{gguf} cannot be read: {error.strerror}") from error
-    command = [sys.executable, "-m", "app.hub.convert", str(gguf), str(target)]
+    command = [sys.executable, "-m", "app.checkpoint.convert", str(gguf), str(target)]
     with subprocess.Popen(
         command,
         cwd=Path(__file__).parents[2],  # what holds `app`: where the user is, there may be another of that name
