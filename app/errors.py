@@ -17,9 +17,8 @@ PacelineError
 │   ├── EngineUnavailableError   503  loading, draining or dead; Retry-After
 │   │   └── DrainingError        503  ... draining
 │   └── DeadlineError            504  the request's time is over
-├── StartupError                 ends the process with exit code 2 and its text
-│   └── ModelError               the model is missing, broken, or of an unsupported kind
-└── BenchError                   a load test cannot be made: exit code 2 and its text
+└── StartupError                 ends the process with exit code 2 and its text
+    └── ModelError               the model is missing, broken, or of an unsupported kind
 """
 
 EXIT_STARTUP_ERROR = 2
@@ -169,10 +168,6 @@ class StartupError(PacelineError):
 
 class ModelError(StartupError):
     """The model is missing, broken, or of a kind that Paceline does not run."""
-
-
-class BenchError(PacelineError):
-    """A load test cannot be made: the server cannot be reached, or something that was asked for is missing."""
 
 
 def is_fault(error: BaseException) -> bool:

@@ -19,11 +19,11 @@ from typing import Any
 
 from common import ServerProcess, paceline_serve, print_table, write_result
 
-from app.bench.client import Server
-from app.bench.report import summarize
-from app.bench.runner import Run
-from app.bench.workload import Workload
 from app.checkpoint.source import find_model
+from bench.client import Server
+from bench.report import summarize
+from bench.runner import Run
+from bench.workload import Workload
 
 _TOKEN_IDS = (100, 32_000)
 _WARMUP_TOKENS = 4

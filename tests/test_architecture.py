@@ -5,11 +5,12 @@ from pathlib import Path
 
 import pytest
 
-APP = Path(__file__).parent.parent / "app"
+REPOSITORY = Path(__file__).parent.parent
+APP = REPOSITORY / "app"
 
 EVERYBODY = {"core", "settings", "errors"}
 MAY_IMPORT = {
-    "cli": {"supervisor", "offline", "check_model", "bench", "tenants"},
+    "cli": {"supervisor", "offline", "check_model", "tenants"},
     "main": {"api", "supervisor", "checkpoint", "log"},
     "child": set(),
     "supervisor": {"checkpoint", "log", "metrics"},
@@ -22,7 +23,6 @@ MAY_IMPORT = {
     "attention": {"kernels"},
     "layers": {"kernels"},
     "kernels": set(),
-    "bench": set(),
     "checkpoint": {"child"},
     "grammar": {"text"},
     "text": set(),
@@ -44,7 +44,6 @@ TORCH_FREE = {
     "grammar",
     "engine",
     "checkpoint",
-    "bench",
     "settings",
     "errors",
     "metrics",
@@ -102,3 +101,10 @@ def test_arrows_point_down(path: Path) -> None:
 def test_the_table_names_what_exists() -> None:
     units = {unit(path) for path in FILES} - {"__init__"}
     assert units | {"kernels"} == MAY_IMPORT.keys() | {"kernels"}
+
+
+def test_the_load_test_stands_alone() -> None:
+    """`bench` measures any server: of `app` it sees the version, and in `app` only the command line sees it."""
+    seen = {name for path in (REPOSITORY / "bench").glob("*.py") for name in imports(path)}
+    assert {name for name in seen if name.partition(".")[0] in {"app"} | HEAVY} == {"app"}
+    assert [path for path in FILES if any(name.startswith("bench.") for name in imports(path))] == [APP / "cli.py"]

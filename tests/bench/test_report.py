@@ -5,10 +5,10 @@ import random
 import numpy as np
 import pytest
 
-from app.bench.client import Record
-from app.bench.report import Distribution, summarize
-from app.bench.runner import Run
-from app.bench.workload import Workload
+from bench.client import Record
+from bench.report import Distribution, summarize
+from bench.runner import Run
+from bench.workload import Workload
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 10, 99, 1000])

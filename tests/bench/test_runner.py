@@ -2,11 +2,11 @@
 
 import pytest
 
-from app.bench.client import Server, stream_request
-from app.bench.report import summarize
-from app.bench.runner import Run
-from app.bench.workload import Endpoint, Workload
-from app.errors import BenchError
+from bench.client import Server, stream_request
+from bench.errors import BenchError
+from bench.report import summarize
+from bench.runner import Run
+from bench.workload import Endpoint, Workload
 
 from .server import TOKEN_SECONDS, StreamServer
 

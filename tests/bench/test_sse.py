@@ -5,7 +5,7 @@ import itertools
 from hypothesis import given
 from hypothesis import strategies as st
 
-from app.bench.sse import EventParser
+from bench.sse import EventParser
 
 STREAM = (
     ": a comment\r\n\r\n"

@@ -6,7 +6,7 @@ import statistics
 
 import pytest
 
-from app.bench.workload import Workload
+from bench.workload import Workload
 
 
 def test_arrivals_are_poisson_and_repeatable() -> None:

@@ -4,8 +4,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from app.bench.report import Distribution, Summary
-from app.errors import BenchError
+from bench.errors import BenchError
+from bench.report import Distribution, Summary
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

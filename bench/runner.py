@@ -4,8 +4,8 @@ import asyncio
 import math
 from time import perf_counter, process_time
 
-from app.bench.client import Record, Server, stream_request
-from app.bench.workload import Workload
+from bench.client import Record, Server, stream_request
+from bench.workload import Workload
 
 
 class Run:

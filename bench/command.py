@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Annotated, TypeVar
 import typer
 
 from app import __version__
-from app.errors import BenchError
+from bench.errors import BenchError
 
 if TYPE_CHECKING:
-    from app.bench.sweep import SweepResult
-    from app.bench.workload import Workload
+    from bench.sweep import SweepResult
+    from bench.workload import Workload
 
 _DEFAULT_CONCURRENCY = "8"
 _DEFAULT_NUM_REQUESTS = 64
@@ -100,9 +100,9 @@ def bench(
     # The rest is imported here because the command line imports this module whatever command is run.
     from rich.console import Console
 
-    from app.bench.plot import require_matplotlib
-    from app.bench.sweep import sweep
-    from app.bench.workload import Workload
+    from bench.plot import require_matplotlib
+    from bench.sweep import sweep
+    from bench.workload import Workload
 
     if num_requests is None and duration is None:
         num_requests = _DEFAULT_NUM_REQUESTS
@@ -168,8 +168,8 @@ def _write(
     """Print the tables and write the files."""
     from rich.console import Console
 
-    from app.bench.plot import write_plot
-    from app.bench.report import print_report, to_json
+    from bench.plot import write_plot
+    from bench.report import print_report, to_json
 
     print_report(result.summaries, Console())
     if json_file:

@@ -6,12 +6,12 @@ from dataclasses import dataclass, replace
 
 from rich.console import Console
 
-from app.bench.client import Server, stream_request
-from app.bench.live import shown
-from app.bench.report import Summary, summarize
-from app.bench.runner import Run
-from app.bench.workload import Workload
-from app.errors import BenchError
+from bench.client import Server, stream_request
+from bench.errors import BenchError
+from bench.live import shown
+from bench.report import Summary, summarize
+from bench.runner import Run
+from bench.workload import Workload
 
 _WARMUP = -1  # a request's number that no run uses
 
