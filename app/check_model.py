@@ -8,8 +8,9 @@ from typing import Any
 import torch
 from rich.console import Console
 
+from app.checkpoint.encoders import EncoderConfig
+from app.checkpoint.folder import ModelFolder
 from app.checkpoint.source import find_model
-from app.core.encoder import EncoderConfig
 from app.core.sampling import SamplingParams
 from app.core.wire import EncodeCommand, EngineReady, GenerateCommand
 from app.engine.build import build_encoder_engine, build_engine
@@ -35,7 +36,7 @@ def check(model: str) -> bool:
         from transformers.utils.logging import disable_progress_bar  # takes seconds: once there is a model
 
         disable_progress_bar()  # type: ignore[no-untyped-call]
-        encoder = EncoderConfig.from_folder(folder)
+        encoder = ModelFolder(folder).encoder
         return all(
             _of_generator(console, model, folder) if encoder is None else _of_encoder(console, model, folder, encoder)
         )

@@ -29,8 +29,9 @@ from app.api.http_protocol import HttpProtocol
 from app.api.responses.store import ResponseStore
 from app.api.resumable import ResumableStreams
 from app.api.service import Service
+from app.checkpoint.encoders import EncoderConfig
+from app.checkpoint.folder import ModelFolder
 from app.child import read_settings, when_parent_ends
-from app.core.encoder import EncoderConfig
 from app.core.heartbeat import Heartbeat
 from app.core.wire import EngineReady
 from app.engine.client import AsyncEngine
@@ -69,7 +70,7 @@ def load_text_side(settings: Settings, folder: Path) -> TextSide:
     tokenizer = Tokenizer(folder)
     template = ChatTemplate.from_folder(folder, tokenizer)
     name = settings.served_model_name or _default_name(settings, folder)
-    return TextSide(name, tokenizer, template, EncoderConfig.from_folder(folder))
+    return TextSide(name, tokenizer, template, ModelFolder(folder).encoder)
 
 
 @asynccontextmanager

@@ -7,7 +7,7 @@ from fastapi import Depends, Request
 
 from app.api.responses.store import ResponseStore
 from app.api.resumable import ResumableStreams
-from app.core.encoder import EncoderConfig
+from app.checkpoint.encoders import EncoderConfig
 from app.core.engine_client import EngineClient
 from app.core.wire import EngineReady
 from app.errors import (

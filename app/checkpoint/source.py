@@ -1,13 +1,13 @@
 """From what `--model` says to a folder with config.json, safetensors weights and tokenizer.json."""
 
 import hashlib
-import json
 import re
 import subprocess
 import sys
 from importlib import metadata
 from pathlib import Path
 
+from app.checkpoint.folder import ModelFolder
 from app.errors import ModelError
 from app.settings import cache_folder
 
@@ -56,34 +56,13 @@ def _embedded() -> tuple[Path, str]:
 
 def _checked(folder: Path, needs_weights: bool = True) -> Path:
     """The folder, if it has what a server needs."""
-    for name in ("config.json", "tokenizer.json"):
-        if not (folder / name).is_file():
-            raise ModelError(f"{folder} has no {name}")
-    _read_object(folder / "config.json")
-    if not needs_weights:
-        return folder
-    if not any(folder.glob("*.safetensors")):
-        others = sorted(file.name for pattern in ("*.bin", "*.pt", "*.pth", "*.gguf") for file in folder.glob(pattern))
-        beside = f" beside {others[0]}" if others else ""
-        raise ModelError(f"{folder} has no *.safetensors file{beside}: only safetensors weights are loaded")
-    index = folder / "model.safetensors.index.json"
-    if index.is_file():
-        files = _read_object(index).get("weight_map")
-        if not isinstance(files, dict):
-            raise ModelError(f"{index} has no weight_map")
-        if missing := sorted({str(file) for file in files.values() if not (folder / str(file)).is_file()}):
-            raise ModelError(f"{folder} has no {', '.join(missing)}, although {index.name} names it")
+    model = ModelFolder(folder)
+    _ = model.config
+    if not (folder / "tokenizer.json").is_file():
+        raise ModelError(f"{folder} has no tokenizer.json")
+    if needs_weights:
+        _ = model.weight_files
     return folder
-
-
-def _read_object(file: Path) -> dict[str, object]:
-    try:
-        content = json.loads(file.read_text())
-    except (OSError, ValueError) as error:
-        raise ModelError(f"{file} is not readable JSON: {error}") from error
-    if not isinstance(content, dict):
-        raise ModelError(f"{file} is not a JSON object")
-    return content
 
 
 # ---------------------------------------------------------------------- GGUF

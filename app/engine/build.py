@@ -3,7 +3,7 @@
 import time
 from pathlib import Path
 
-from app.core.encoder import EncoderConfig
+from app.checkpoint.encoders import EncoderConfig
 from app.core.step import BuiltEncoder, BuiltWorker
 from app.core.wire import EngineReady, Task
 from app.engine.block_pool import BlockPool

@@ -20,8 +20,8 @@ from typing import Any, Protocol
 import msgspec
 import zmq
 
+from app.checkpoint.folder import ModelFolder
 from app.child import read_settings, remove_if_orphan, when_parent_ends
-from app.core.encoder import EncoderConfig
 from app.core.heartbeat import EngineHeartbeat
 from app.core.wire import (
     MAX_UNREAD_MESSAGES,
@@ -184,7 +184,7 @@ class EngineServer:
 
 def _build(settings: Settings, folder: Path) -> tuple[Core, EngineReady]:
     """The engine that the model in a folder needs."""
-    encoder = None if settings.worker == "echo" else EncoderConfig.from_folder(folder)
+    encoder = None if settings.worker == "echo" else ModelFolder(folder).encoder
     return build_encoder_engine(settings, folder, encoder) if encoder else build_engine(settings, folder)
 
 

@@ -1,23 +1,11 @@
 """Rotary position embedding (Su et al., 2021), with the static ways of stretching it."""
 
 import math
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
-
-@dataclass(frozen=True)
-class RopeConfig:
-    """One kind of rotary embedding; a model may have several, by layer."""
-
-    theta: float
-    rotary_dim: int
-    """Leading dimensions of a head that are rotated; the rest pass through."""
-    linear_factor: float = 1.0
-    """Positions are divided by this (Chen et al., 2023)."""
-    llama3: tuple[float, float, float, int] | None = None
-    """Llama 3.1's stretching: factor, low_freq_factor, high_freq_factor, original context."""
+from app.checkpoint.families import RopeConfig
 
 
 def inverse_frequencies(config: RopeConfig) -> Tensor:

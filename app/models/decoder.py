@@ -8,11 +8,11 @@ import torch
 from torch import Tensor, nn
 
 from app.attention.layer import Attention, AttentionConfig, HeadNorms
+from app.checkpoint.families import DecoderConfig, NotCarriedError
 from app.kernels.ops import ACTIVATIONS, gated
 from app.layers.linear import Head, Linear, MergedLinear
 from app.layers.norm import OffsetRMSNorm, RMSNorm
 from app.layers.rotary import RotaryEmbedding
-from app.models.config import DecoderConfig, NotCarriedError
 
 RopeTables = tuple[Tensor, Tensor] | None
 

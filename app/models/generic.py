@@ -16,6 +16,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from app.attention.backends.torch_paged import TorchPagedBackend
 from app.attention.context import ForwardContext, forward_context
 from app.attention.layer import Attention, AttentionConfig
+from app.checkpoint.folder import ModelFolder
 from app.errors import ModelError
 from app.models.fusion import fuse
 
@@ -130,17 +131,18 @@ class GenericModel(nn.Module):
         return torch.zeros(1, hidden.shape[0], dtype=torch.int64, device=hidden.device)
 
 
-def load_generic(folder: Path, raw: dict[str, Any], dtype: torch.dtype, device: torch.device) -> GenericModel:
-    """Load a checkpoint, whose config.json is `raw`, through transformers.
+def load_generic(folder: ModelFolder, dtype: torch.dtype, device: torch.device) -> GenericModel:
+    """Load a checkpoint through transformers.
 
     ModelError names what is not supported about it, or what transformers says against it.
     """
-    file, kind = folder / "config.json", raw["model_type"]
+    path, kind = folder.path, folder.model_type
+    file = path / "config.json"
     if kind not in CONFIG_MAPPING:
-        own_code = f"; {_OWN_CODE}" if "auto_map" in raw else ""
+        own_code = f"; {_OWN_CODE}" if "auto_map" in folder.config else ""
         raise ModelError(f"{file}: transformers {version} knows no model_type {kind}{own_code}")
     try:
-        return _load(folder, dtype, device)
+        return _load(path, dtype, device)
     except ModelError:
         raise
     except Exception as error:  # transformers raises anything over what a checkpoint may say
@@ -149,7 +151,7 @@ def load_generic(folder: Path, raw: dict[str, Any], dtype: torch.dtype, device: 
                 f"{file}: transformers {version} has no {kind} that generates text; {_OWN_CODE}"
             ) from error
         reason = " ".join(str(error).split())[:500]
-        raise ModelError(f"transformers cannot load {folder}: {type(error).__name__}: {reason}") from error
+        raise ModelError(f"transformers cannot load {path}: {type(error).__name__}: {reason}") from error
 
 
 def _load(folder: Path, dtype: torch.dtype, device: torch.device) -> GenericModel:

@@ -1,6 +1,5 @@
 """From a folder with a checkpoint to a model that is ready to run."""
 
-import json
 import logging
 import time
 from collections.abc import Iterator
@@ -15,15 +14,15 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from app.attention.layer import Attention
+from app.checkpoint.families import FAMILIES, NotCarriedError, parse_decoder_config
+from app.checkpoint.folder import ModelFolder
 from app.errors import ModelError
 from app.layers.linear import Linear, MergedLinear
-from app.models.config import FAMILIES, NotCarriedError, max_position_embeddings, parse_decoder_config
 from app.models.decoder import Decoder
 from app.settings import ModelSettings
 
 log = logging.getLogger(__name__)
 
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 _READERS = 8
 _PIECE = 64 * 2**20
 """Bytes of a tensor that are loaded at once."""
@@ -31,56 +30,6 @@ _SAY_EVERY = 2.0
 """Seconds between two lines about the progress of loading."""
 _PARTS = {"qkv_proj": ("q_proj", "k_proj", "v_proj"), "gate_up_proj": ("gate_proj", "up_proj")}
 """Merged layers, and the layers of a checkpoint that they merge."""
-
-
-@dataclass(frozen=True)
-class ModelFolder:
-    """A checkpoint's config.json, and what every caller wants to know from it."""
-
-    path: Path
-    raw: dict[str, Any]
-
-    @classmethod
-    def open(cls, path: Path) -> "ModelFolder":
-        """Read config.json; ModelError if there is none, or it does not say what the model is, or it is quantized."""
-        file = path / "config.json"
-        try:
-            raw = json.loads(file.read_text())
-            _check(raw)
-        except (OSError, ValueError) as error:
-            raise ModelError(f"{file} is not a usable model configuration: {error}") from error
-        if quantization := raw.get("quantization_config"):
-            kind = quantization.get("quant_method") if isinstance(quantization, dict) else None
-            raise ModelError(f"{file}: quantization_config ({kind}): quantized safetensors weights are not supported")
-        return cls(path, raw)
-
-    @property
-    def architecture(self) -> str:
-        return str(self.raw["architectures"][0])
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """The dtype that the checkpoint says it is stored in; float32 if it does not say."""
-        return DTYPES.get(str(self.raw.get("dtype") or self.raw.get("torch_dtype")), torch.float32)
-
-    @property
-    def max_position_embeddings(self) -> int | None:
-        """Tokens that the model was made for, as far as the file or its family says."""
-        return max_position_embeddings(self.raw)
-
-
-def _check(raw: Any) -> None:
-    """ValueError unless a config.json has what every caller reads."""
-    if not isinstance(raw, dict):
-        raise ValueError("it is not a JSON object")
-    if not isinstance(raw.get("model_type"), str):
-        raise ValueError(f"model_type is {raw.get('model_type')!r}")
-    names = raw.get("architectures")
-    if not isinstance(names, list) or not names:
-        raise ValueError(f"architectures is {names!r}")
-    if not isinstance(raw.get("text_config") or {}, dict):
-        raise ValueError(f"text_config is {raw['text_config']!r}")
-    max_position_embeddings(raw)
 
 
 @dataclass(frozen=True)
@@ -113,7 +62,7 @@ def load_model(
             raise ModelError(
                 f"load_format: dummy weights are for the decoder, which does not run {folder.architecture}"
             )
-        model = load_generic(folder.path, folder.raw, dtype, device)
+        model = load_generic(folder, dtype, device)
     if device.type == "cpu":
         for module in model.modules():
             if isinstance(module, Linear):
@@ -126,13 +75,13 @@ def _try_decoder(
     folder: ModelFolder, settings: ModelSettings, dtype: torch.dtype, device: torch.device, max_model_len: int
 ) -> Decoder | None:
     impl = settings.model_impl
-    kind = folder.raw["model_type"]
+    kind = folder.model_type
     if kind not in FAMILIES or not folder.architecture.endswith("ForCausalLM"):
         if impl == "decoder":
             raise ModelError(f"the decoder does not know {folder.architecture} ({kind}); try --model-impl generic")
         return None
     try:
-        config = parse_decoder_config(folder.raw)
+        config = parse_decoder_config(folder.config)
         with torch.device(device), _default_dtype(dtype):
             model = Decoder(config, max_model_len)
     except NotCarriedError as reason:
@@ -142,11 +91,11 @@ def _try_decoder(
         return None
     except (ValueError, LookupError, ArithmeticError, TypeError, AttributeError) as error:
         reason_text = str(error) if type(error) is ValueError else f"{type(error).__name__}: {error}"
-        raise ModelError(f"{folder.path / 'config.json'} describes no {kind} model: {reason_text}") from error
+        raise folder.unusable(reason_text) from error
     if settings.load_format == "dummy":
         _fill_with_noise(model)
     else:
-        _load_weights(model, folder.path)
+        _load_weights(model, folder)
     return model
 
 
@@ -186,11 +135,11 @@ class _Piece(NamedTuple):
         self.target.copy_(part, non_blocking=True)
 
 
-def _load_weights(model: Decoder, path: Path) -> None:
+def _load_weights(model: Decoder, folder: ModelFolder) -> None:
     """Fill every parameter from the folder's safetensors files; ModelError names what is missing or does not fit."""
-    targets = _targets(model)
+    path, targets = folder.path, _targets(model)
     found: dict[str, list[_Piece]] = {}
-    for file in _weight_files(path):
+    for file in folder.weight_files:
         with _reading(file) as tensors:
             for name in tensors.keys():  # noqa: SIM118 - not a dict
                 key = name.removeprefix("model.")
@@ -247,15 +196,6 @@ def _targets(model: Decoder) -> dict[str, Tensor]:
             else:
                 targets[f"{module_name}.{kind}"] = parameter.data
     return targets
-
-
-def _weight_files(path: Path) -> list[Path]:
-    """The files that hold the weights: folders may hold them a second time, in another form."""
-    index = path / "model.safetensors.index.json"
-    if index.is_file():
-        return sorted({path / name for name in json.loads(index.read_text())["weight_map"].values()})
-    whole = path / "model.safetensors"
-    return [whole] if whole.is_file() else sorted(path.glob("*.safetensors"))
 
 
 @contextmanager

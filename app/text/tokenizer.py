@@ -1,6 +1,5 @@
 """Text to token ids and back, by a model's own tokenizer.json; without torch or transformers."""
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -8,6 +7,7 @@ from typing import Any, NamedTuple
 from tokenizers import AddedToken, decoders
 from tokenizers import Tokenizer as FastTokenizer
 
+from app.checkpoint.folder import ModelFolder
 from app.errors import ModelError
 
 
@@ -43,8 +43,7 @@ class Tokenizer:
             raise ModelError(f"{file} is not a usable tokenizer: {error}") from error
         self._fast.no_padding()
         self._fast.no_truncation()
-        names = ("tokenizer_config", "special_tokens_map", "generation_config", "config")
-        self._files = {name: _read_json(folder / f"{name}.json") for name in names}
+        self._folder = ModelFolder(folder)
         try:
             self._add_missing_tokens()
         except (AttributeError, KeyError, TypeError, ValueError) as error:
@@ -105,19 +104,19 @@ class Tokenizer:
     @property
     def config(self) -> dict[str, Any]:
         """tokenizer_config.json."""
-        return self._files["tokenizer_config"]
+        return self._folder.read_object("tokenizer_config.json")
 
     @property
     def special_tokens(self) -> dict[str, str]:
         """Named tokens, such as bos_token, for chat templates."""
-        declared = self._files["special_tokens_map"] | self.config
+        declared = self._folder.read_object("special_tokens_map.json") | self.config
         named = {name: _content(value) for name, value in declared.items() if name.endswith("_token")}
         return {name: text for name, text in named.items() if text is not None}
 
     def _eos_token_ids(self) -> frozenset[int]:
         ids: set[int] = set()
-        for name in ("generation_config", "config"):
-            value = self._files[name].get("eos_token_id")
+        for name in ("generation_config.json", "config.json"):
+            value = self._folder.read_object(name).get("eos_token_id")
             ids.update(value if isinstance(value, list) else [] if value is None else [value])
         if not all(type(id_) is int for id_ in ids):
             raise ValueError(f"eos_token_id is {sorted(ids, key=str)}")
@@ -127,7 +126,7 @@ class Tokenizer:
         return frozenset(ids)
 
     def _default_sampling(self) -> dict[str, float]:
-        config = self._files["generation_config"]
+        config = self._folder.read_object("generation_config.json")
         if config.get("do_sample") is False:
             return {}
         names = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
@@ -237,13 +236,3 @@ def _content(value: Any) -> str | None:
     """A token in tokenizer_config.json: a text, or an object with its content."""
     text = value.get("content") if isinstance(value, dict) else value
     return text if isinstance(text, str) else None
-
-
-def _read_json(file: Path) -> dict[str, Any]:
-    try:
-        value = json.loads(file.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return {}
-    except (OSError, ValueError) as error:
-        raise ModelError(f"{file} is not readable JSON: {error}") from error
-    return value if isinstance(value, dict) else {}

@@ -3,12 +3,11 @@
 For measuring the front end and the scheduler alone, and for testing clients without weights. Torch is not needed.
 """
 
-import json
 from concurrent.futures import Future
 from pathlib import Path
 
+from app.checkpoint.folder import ModelFolder
 from app.core.step import NOT_SAMPLED, BuiltWorker, ModelRunnerOutput, SchedulerOutput
-from app.errors import ModelError
 from app.settings import Settings
 from app.worker.limits import initial_limits, with_blocks
 
@@ -49,10 +48,7 @@ class EchoWorker:
 
 def build_echo_worker(settings: Settings, path: Path) -> BuiltWorker:
     """A worker with the vocabulary of the model in a folder, and nothing else of it. Raises StartupError."""
-    config = json.loads((path / "config.json").read_text())
-    vocab_size = config.get("vocab_size") or (config.get("text_config") or {}).get("vocab_size")
-    if type(vocab_size) is not int:
-        raise ModelError(f"{path / 'config.json'}: vocab_size is {vocab_size!r}")
+    vocab_size = ModelFolder(path).vocab_size
     limits = initial_limits(settings, settings.max_model_len or _MAX_MODEL_LEN, is_fast=True)
     limits = with_blocks(limits, settings, settings.num_kv_blocks or _NUM_BLOCKS)
     return BuiltWorker(

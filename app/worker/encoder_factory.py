@@ -7,12 +7,12 @@ from pathlib import Path
 import torch
 from transformers import AutoModel, AutoModelForSequenceClassification
 
-from app.core.encoder import EncoderConfig
+from app.checkpoint.encoders import EncoderConfig
+from app.checkpoint.folder import ModelFolder
 from app.core.step import BuiltEncoder
 from app.errors import ModelError
 from app.kernels.ops import CPU_DTYPES
 from app.layers.linear import pack_linear_layers
-from app.models.loader import ModelFolder
 from app.settings import Settings
 from app.worker.encoder_runner import EncoderRunner
 from app.worker.resolve import resolve

@@ -6,7 +6,7 @@ from inspect import signature
 import torch
 from torch import Tensor, nn
 
-from app.core.encoder import EncoderConfig
+from app.checkpoint.encoders import EncoderConfig
 from app.core.wire import EncodeCommand
 
 _MOST_PADDING = 4

@@ -9,12 +9,13 @@ from pathlib import Path
 import torch
 
 from app.attention.backends.torch_paged import TorchPagedBackend
+from app.checkpoint.folder import ModelFolder
 from app.core.sampling import SamplingParams
 from app.core.step import BuiltWorker, Limits, NewRequest, SchedulerOutput, Worker
 from app.errors import StartupError
 from app.grammar.masks import GrammarMasks
 from app.kernels.ops import CPU_DTYPES, HAS_TRITON
-from app.models.loader import LoadedModel, ModelFolder, load_model
+from app.models.loader import LoadedModel, load_model
 from app.settings import Settings
 from app.worker.kv_storage import bind_kv_cache, bytes_per_block
 from app.worker.model_runner import ModelRunner

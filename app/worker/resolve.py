@@ -12,14 +12,15 @@ from pathlib import Path
 import psutil
 import torch
 
+from app.checkpoint.folder import ModelFolder
 from app.core.step import Limits
 from app.errors import StartupError
-from app.models.loader import DTYPES, ModelFolder
 from app.settings import Settings
 from app.worker.limits import initial_limits, with_blocks
 
 log = logging.getLogger(__name__)
 
+_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 _CGROUP = Path("/sys/fs/cgroup")
 """Of this process, where it is in a container."""
 _FALLBACK_LENGTH = 2048
@@ -66,8 +67,8 @@ def _device(settings: Settings) -> torch.device:
 
 def _dtype(settings: Settings, folder: ModelFolder, device: torch.device) -> torch.dtype:
     if settings.dtype != "auto":
-        return DTYPES[settings.dtype]
-    stored = folder.dtype
+        return _DTYPES[settings.dtype]
+    stored = _DTYPES[folder.dtype]
     if device.type == "cpu" and stored is not torch.float32:
         # Without bfloat16 instructions a CPU converts every weight at every use, which is slower than float32.
         fast = torch.ops.mkldnn._is_mkldnn_bf16_supported()

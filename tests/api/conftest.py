@@ -21,7 +21,7 @@ from app.api.process import server_config
 from app.api.responses.store import ResponseStore
 from app.api.resumable import ResumableStreams
 from app.api.service import Service
-from app.core.encoder import EncoderConfig
+from app.checkpoint.encoders import EncoderConfig
 from app.grammar.compiler import GrammarCompiler
 from app.metrics import Metrics
 from app.settings import Settings

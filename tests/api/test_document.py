@@ -11,7 +11,7 @@ from msgspec import structs
 
 from app.api.encoding import Encoded
 from app.api.routes import encoders
-from app.core.encoder import EncoderConfig
+from app.checkpoint.encoders import EncoderConfig
 from app.core.request import FinishReason
 from app.errors import EngineUnavailableError, QueueFullError
 from tests.api.conftest import MODEL, Server

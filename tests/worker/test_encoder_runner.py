@@ -11,7 +11,8 @@ import torch
 import transformers
 
 from app.check_model import check
-from app.core.encoder import EncoderConfig
+from app.checkpoint.encoders import EncoderConfig
+from app.checkpoint.folder import ModelFolder
 from app.core.wire import EncodeCommand
 from app.errors import ModelError
 from app.settings import load_settings
@@ -71,7 +72,7 @@ def alone(model: torch.nn.Module, command: EncodeCommand, has_types: bool) -> An
 )
 def test_embeddings(family: str, pooling: Any, tmp_path: Path) -> None:
     oracle = write_encoder(tmp_path, family, "Model")
-    config = EncoderConfig.from_folder(tmp_path)
+    config = ModelFolder(tmp_path).encoder
     assert config is not None
     assert config.max_len == (68 if family in ("Roberta", "XLMRoberta", "MPNet") else 70)
     built = build_encoder(load_settings(device="cpu"), tmp_path, EncoderConfig("embed", config.max_len, pooling))
@@ -86,7 +87,7 @@ def test_embeddings(family: str, pooling: Any, tmp_path: Path) -> None:
 @pytest.mark.parametrize("family", ["Bert", "Roberta", "ModernBert"])
 def test_classifiers(family: str, tmp_path: Path) -> None:
     oracle = write_encoder(tmp_path, family, "ForSequenceClassification", id2label={0: "no", 1: "yes", 2: "maybe"})
-    config = EncoderConfig.from_folder(tmp_path)
+    config = ModelFolder(tmp_path).encoder
     assert config is not None
     assert (config.task, config.labels, config.is_multi_label) == ("classify", ("no", "yes", "maybe"), False)
     built = build_encoder(load_settings(device="cpu"), tmp_path, config)
@@ -114,10 +115,10 @@ def test_what_files_say_of_pooling(tmp_path: Path) -> None:
     def config(**pooling: bool) -> EncoderConfig | None:
         (tmp_path / "1_Pooling").mkdir(exist_ok=True)
         (tmp_path / "1_Pooling" / "config.json").write_text(json.dumps(pooling))
-        return EncoderConfig.from_folder(tmp_path)
+        return ModelFolder(tmp_path).encoder
 
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "bert", "architectures": ["BertModel"]}))
-    assert EncoderConfig.from_folder(tmp_path) == EncoderConfig("embed", 512)
+    assert ModelFolder(tmp_path).encoder == EncoderConfig("embed", 512)
     modules = [{"type": "sentence_transformers.models.Transformer", "path": ""},
                {"type": "sentence_transformers.models.Pooling", "path": "1_Pooling"}]  # fmt: skip
     (tmp_path / "modules.json").write_text(json.dumps(modules))
@@ -130,4 +131,4 @@ def test_what_files_say_of_pooling(tmp_path: Path) -> None:
             config(**wrong)
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "llama", "architectures": ["LlamaForCausalLM"]}))
     (tmp_path / "modules.json").unlink()
-    assert EncoderConfig.from_folder(tmp_path) is None
+    assert ModelFolder(tmp_path).encoder is None

@@ -18,7 +18,7 @@ from app.api.schemas.answers.encoders import Classifications, Embeddings, Rankin
 from app.api.schemas.encoders import ClassifyRequest, EmbeddingRequest, EncoderFields, RerankRequest, ScoreRequest
 from app.api.service import Service, ServiceDep
 from app.api.sse import encode_json
-from app.core.encoder import EncoderConfig
+from app.checkpoint.encoders import EncoderConfig
 from app.errors import InvalidRequestError, UnsupportedError
 
 router = APIRouter()

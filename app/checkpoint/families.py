@@ -8,11 +8,22 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from app.layers.rotary import RopeConfig
-
 
 class NotCarriedError(Exception):
     """The checkpoint is of a known family, but uses something that the hand-written decoder does not do."""
+
+
+@dataclass(frozen=True)
+class RopeConfig:
+    """One kind of rotary embedding (Su et al., 2021); a model may have several, by layer."""
+
+    theta: float
+    rotary_dim: int
+    """Leading dimensions of a head that are rotated; the rest pass through."""
+    linear_factor: float = 1.0
+    """Positions are divided by this (Chen et al., 2023)."""
+    llama3: tuple[float, float, float, int] | None = None
+    """Llama 3.1's stretching: factor, low_freq_factor, high_freq_factor, original context."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -150,9 +161,11 @@ _SIZES = (
 )
 
 
-def max_position_embeddings(raw: dict[str, Any]) -> int | None:
-    """Tokens that a model was made for, by its config.json or its family's default; None if neither says."""
-    text = raw.get("text_config") or raw  # of a model that also sees or hears
+def max_position_embeddings(raw: dict[str, Any], text: dict[str, Any]) -> int | None:
+    """The context length of a config.json, whose part on text is `text`, or of its family; None if neither says.
+
+    Raises ValueError for what is no length.
+    """
     known = _DEFAULTS.get(str(text.get("model_type")), {}) | text | raw
     value = known.get("max_position_embeddings") or known.get("n_positions")
     if value is not None and (type(value) is not int or value < 2):
