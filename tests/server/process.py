@@ -59,7 +59,7 @@ class Server:
         listing = subprocess.run(
             ["ps", "-o", "pid=,args=", "--ppid", str(self.process.pid)], capture_output=True, text=True, check=False
         )
-        found = re.findall(r"(\d+) .*-m app\.(\w+)\.(?:process|convert)", listing.stdout)
+        found = re.findall(r"(\d+) .*-m app\.(\w+)\.(?:process|server|convert)", listing.stdout)
         return {module: int(pid) for pid, module in found}
 
 

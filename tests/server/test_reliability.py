@@ -87,7 +87,7 @@ def test_an_engine_that_hangs_while_there_is_nothing_to_do_is_replaced(server: S
 
 def test_the_engine_says_what_its_threads_do(server: Server) -> None:
     os.kill(server.children()["engine"], signal.SIGUSR1)
-    server.wait_for(r"process\.py\", line \d+ in run")
+    server.wait_for(r"server\.py\", line \d+ in run")
 
 
 def test_an_api_worker_that_dies_is_replaced_and_its_work_is_ended(server: Server) -> None:
@@ -154,7 +154,7 @@ def test_sigterm_ends_at_once_what_still_converts_its_model(tmp_path: Path) -> N
     with popen(*arguments, XDG_CACHE_HOME=str(tmp_path)) as process:
         server = Server(process)
         server.wait_for(r"converting .* loading transformers")
-        converter = server.children()["hub"]
+        converter = server.children()["checkpoint"]
         with pytest.raises(httpx.ConnectError):  # rather than to wait for an answer
             httpx.get(f"http://127.0.0.1:{port}/health/live")
         process.send_signal(signal.SIGTERM)
