@@ -35,7 +35,7 @@ RUN cd /opt/paceline/lib/python3*/site-packages && \
     find . -type d -name tests -prune -exec rm -rf {} + && \
     /opt/paceline/bin/pip uninstall --quiet --yes contourpy cycler fonttools kiwisolver matplotlib pillow pyparsing pip && \
     XDG_CACHE_HOME=/tmp/cache /opt/paceline/bin/python -c "import app.cli, app.supervisor.serve, app.api.process, \
-app.api.tracing, app.engine.server, app.worker.factory, app.worker.encoder_factory, transformers.models.auto.modeling_auto" && \
+app.api.edge.tracing, app.engine.server, app.worker.factory, app.worker.encoder_factory, transformers.models.auto.modeling_auto" && \
     /opt/paceline/bin/python -m compileall -q app bench $(ls -d triton 2>/dev/null)
 
 FROM ${BASE_IMAGE}

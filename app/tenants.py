@@ -3,6 +3,7 @@
 import hashlib
 import hmac
 import secrets
+from collections import Counter
 from pathlib import Path
 
 import yaml
@@ -63,6 +64,32 @@ class Tenants:
             if hmac.compare_digest(known, digest):
                 found = tenant
         return found
+
+
+class FairMemory:
+    """Accounts for what owners keep. One may fill what others leave free, but not push them below equal shares.
+
+    The amount is of whatever is bounded: bytes, or a count of things.
+    """
+
+    def __init__(self, limit: int) -> None:
+        """`limit`: of all owners together."""
+        self._limit = limit
+        self._kept: Counter[str] = Counter()
+
+    def add(self, owner: str, amount: int) -> None:
+        """An owner keeps so much more, or less if it is negative."""
+        self._kept[owner] += amount
+        if not self._kept[owner]:
+            del self._kept[owner]
+
+    @property
+    def debtors(self) -> list[str]:
+        """Who has to give something up, if too much is kept: those beyond their shares, the largest first."""
+        if self._kept.total() <= self._limit:
+            return []
+        share = self._limit / len(self._kept)
+        return [owner for owner, amount in self._kept.most_common() if amount > share]
 
 
 def read_tenants(source: str) -> Tenants:

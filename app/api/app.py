@@ -8,18 +8,23 @@ from typing import TYPE_CHECKING
 from fastapi import FastAPI
 
 from app import __version__
-from app.api.admission import Admission, AuthMiddleware
-from app.api.deep_check import DeepCheck
-from app.api.document import install_document
-from app.api.drain import Drain
-from app.api.errors import install_error_handlers
-from app.api.middleware import RequestMiddleware
-from app.api.routes import chat, completions, encoders, messages, models, operations, responses, streams, tokenize
+from app.api.chat import route as chat
+from app.api.completions import route as completions
+from app.api.edge.admission import Admission, AuthMiddleware
+from app.api.edge.document import install_document
+from app.api.edge.errors import install_error_handlers
+from app.api.edge.middleware import Drain, RequestMiddleware
+from app.api.encoders import route as encoders
+from app.api.messages import route as messages
+from app.api.operations import health, models, streams, tokenize
+from app.api.operations.deep_check import DeepCheck
+from app.api.responses import route as responses
+from app.api.responses.store import ResponseStore
 from app.errors import StartupError
 from app.settings import Settings
 
 if TYPE_CHECKING:
-    from app.api.tracing import Tracing
+    from app.api.edge.tracing import Tracing
 
 Lifespan = Callable[[FastAPI], AbstractAsyncContextManager[None]]
 
@@ -45,9 +50,10 @@ def create_app(settings: Settings, lifespan: Lifespan) -> FastAPI:
     app.state.deep_check = DeepCheck()
     app.state.drain = Drain(settings.drain_timeout)
     app.state.admission = Admission(settings)
+    app.state.responses = ResponseStore.of(settings)
     app.add_middleware(AuthMiddleware, admission=app.state.admission, request_timeout=settings.request_timeout)
     app.add_middleware(RequestMiddleware, max_body_size=settings.max_body_size, drain=app.state.drain, tracing=tracing)
-    for routes in (models, completions, chat, responses, messages, streams, encoders, tokenize, operations):
+    for routes in (models, completions, chat, responses, messages, streams, encoders, tokenize, health):
         app.include_router(routes.router)
     install_document(app)
     return app
@@ -58,7 +64,7 @@ def _tracing(settings: Settings) -> "Tracing | None":
     if settings.otlp_traces_endpoint is None:
         return None
     try:
-        from app.api.tracing import Tracing
+        from app.api.edge.tracing import Tracing
     except ModuleNotFoundError as error:
         raise StartupError(
             f"otlp_traces_endpoint: the package of {error.name} is missing: pip install 'paceline[tracing]'"

@@ -1,7 +1,7 @@
 """An API worker: `python -m app.api.process ADDRESS MODEL_FOLDER SOCKET_FD STARTED_AT INDEX`.
 
 The supervisor starts it. It takes its settings from stdin, and ends in good order when stdin is closed: the parent is
-gone (`app.child`).
+gone (`app.core.parent`).
 """
 
 import asyncio
@@ -22,17 +22,16 @@ from typing import cast
 import uvicorn
 from fastapi import FastAPI
 
-from app.api.admission import Admission
 from app.api.app import create_app
-from app.api.drain import Drain
-from app.api.http_protocol import HttpProtocol
-from app.api.responses.store import ResponseStore
-from app.api.resumable import ResumableStreams
+from app.api.edge.admission import Admission
+from app.api.edge.http_protocol import HttpProtocol
+from app.api.edge.middleware import Drain
+from app.api.edge.resumable import ResumableStreams
 from app.api.service import Service
 from app.checkpoint.encoders import EncoderConfig
 from app.checkpoint.folder import ModelFolder
-from app.child import read_settings, when_parent_ends
 from app.core.heartbeat import Heartbeat
+from app.core.parent import read_settings, when_parent_ends
 from app.core.wire import EngineReady
 from app.engine.client import AsyncEngine
 from app.errors import EXIT_STARTUP_ERROR, EngineUnavailableError, StartupError
@@ -88,7 +87,6 @@ async def running_service(
         chat_template=text.chat_template,
         message_format=MessageFormat.choose(settings.tool_parser, settings.reasoning_parser, text.chat_template.source),
         grammars=GrammarCompiler(lambda: text.tokenizer, text.tokenizer.vocab_size),
-        responses=ResponseStore.of(settings),
         streams=ResumableStreams.of(settings),
         encoder=text.encoder,
         engine=engine,

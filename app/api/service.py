@@ -1,12 +1,11 @@
 """What every route works with."""
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import Literal
 
-from fastapi import Depends, Request
-
-from app.api.responses.store import ResponseStore
-from app.api.resumable import ResumableStreams
+from app.api.edge.admission import Admission
+from app.api.edge.request_log import RequestLog
+from app.api.edge.resumable import ResumableStreams
 from app.checkpoint.encoders import EncoderConfig
 from app.core.engine_client import EngineClient
 from app.core.wire import EngineReady
@@ -27,10 +26,6 @@ from app.text.chat_template import ChatTemplate
 from app.text.message_format import MessageFormat
 from app.text.tokenizer import Tokenizer
 
-if TYPE_CHECKING:
-    from app.api.admission import Admission
-    from app.api.request_log import RequestLog
-
 
 @dataclass(frozen=True)
 class Service:
@@ -44,13 +39,12 @@ class Service:
     chat_template: ChatTemplate
     message_format: MessageFormat
     grammars: GrammarCompiler
-    responses: ResponseStore
     streams: ResumableStreams
     encoder: EncoderConfig | None
     """None for a model that generates."""
     engine: EngineClient
     metrics: Metrics
-    admission: "Admission"
+    admission: Admission
 
     def ready(self) -> EngineReady:
         """The engine's own description; EngineUnavailableError while it has none."""
@@ -64,7 +58,7 @@ class Service:
             return EngineUnavailableError(f"the engine is not available: {self.engine.failure}")
         return InvalidRequestError(error) if blames_request else InternalError(error or "the request failed")
 
-    def expired(self, entry: "RequestLog") -> DeadlineError:
+    def expired(self, entry: RequestLog) -> DeadlineError:
         """A request's time is over."""
         entry.rejection = DeadlineError.rejection
         return DeadlineError("the request's time is over (X-Request-Timeout, or the server's request_timeout)")
@@ -85,11 +79,3 @@ class Service:
             error = NotFoundError(f"the model '{name}' does not exist; this server has '{self.model_name}'", "model")
             error.code = "model_not_found"
             raise error
-
-
-def _service(request: Request) -> Service:
-    service: Service = request.app.state.service
-    return service
-
-
-ServiceDep = Annotated[Service, Depends(_service)]

@@ -14,7 +14,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from app.child import when_parent_ends
+from app.core.parent import when_parent_ends
 
 _STORED_DTYPES = {0: "float32", 1: "float16"}
 """`general.file_type` of files that are not quantized. For all others bfloat16 holds more than the few bits that

@@ -1,6 +1,6 @@
 """The engine process: `python -m app.engine.server ADDRESS MODEL_FOLDER`, started by the supervisor.
 
-It takes its settings from stdin, and exits when stdin is closed: so it never outlives its parent (`app.child`).
+It takes its settings from stdin, and exits when stdin is closed: so it never outlives its parent (`app.core.parent`).
 Once the model is loaded it listens at a ZeroMQ address for API workers, and answers each of them by name. That there
 is a socket tells the parent that this engine has started.
 """
@@ -21,8 +21,8 @@ import msgspec
 import zmq
 
 from app.checkpoint.folder import ModelFolder
-from app.child import read_settings, remove_if_orphan, when_parent_ends
 from app.core.heartbeat import EngineHeartbeat
+from app.core.parent import read_settings, remove_if_orphan, when_parent_ends
 from app.core.wire import (
     MAX_UNREAD_MESSAGES,
     AbortCommand,

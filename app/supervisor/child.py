@@ -31,7 +31,7 @@ class ChildLostError(PacelineError):
 
 
 class Child:
-    """One process of the service. It ends when this one does: its stdin is closed then (`app.child`)."""
+    """One process of the service. It ends when this one does: its stdin is closed then (`app.core.parent`)."""
 
     def __init__(self, name: str, start: Callable[[], subprocess.Popen[bytes]], max_restarts: int) -> None:
         """Start it. `name`: what people call it."""

@@ -15,11 +15,10 @@ import uvicorn
 from fastapi import FastAPI
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
-from app.api.admission import Admission
 from app.api.app import create_app
+from app.api.edge.admission import Admission
+from app.api.edge.resumable import ResumableStreams
 from app.api.process import server_config
-from app.api.responses.store import ResponseStore
-from app.api.resumable import ResumableStreams
 from app.api.service import Service
 from app.checkpoint.encoders import EncoderConfig
 from app.grammar.compiler import GrammarCompiler
@@ -106,7 +105,6 @@ def make_service(folder: Path, engine: FakeEngine, settings: Settings, encoder: 
         chat_template=template,
         message_format=MessageFormat.choose(settings.tool_parser, settings.reasoning_parser, template.source),
         grammars=GrammarCompiler(lambda: tokenizer, tokenizer.vocab_size),
-        responses=ResponseStore.of(settings),
         streams=ResumableStreams.of(settings),
         encoder=encoder,
         engine=engine,

@@ -7,7 +7,7 @@ import jsonschema
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from app.api import deep_check
+from app.api.operations import deep_check
 from app.core.request import FinishReason
 from app.core.sampling import Logprobs
 from app.core.wire import GenerateCommand, RequestOutput

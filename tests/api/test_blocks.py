@@ -3,7 +3,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from app.api.blocks import Block, Blocks, Change
+from app.api.generation.blocks import Block, Blocks, Change
 from app.text.message_parser import MessageDelta, ToolCallDelta
 
 TEXTS = st.text(alphabet="ab{}", min_size=1, max_size=5)

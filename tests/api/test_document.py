@@ -9,8 +9,8 @@ from fastapi import Request
 from jsonschema import Draft202012Validator
 from msgspec import structs
 
-from app.api.encoding import Encoded
-from app.api.routes import encoders
+from app.api.encoders import route as encoders
+from app.api.encoders.run import Encoded
 from app.checkpoint.encoders import EncoderConfig
 from app.core.request import FinishReason
 from app.errors import EngineUnavailableError, QueueFullError

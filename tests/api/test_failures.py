@@ -11,8 +11,9 @@ import pytest
 import zmq
 import zmq.asyncio
 
-from app.api.generation import Choice, Generation
-from app.api.request_log import RequestLog
+from app.api.edge.request_log import RequestLog
+from app.api.generation.choices import Choice
+from app.api.generation.run import Generation
 from app.core.request import FinishReason
 from app.core.sampling import SamplingParams
 from app.core.wire import EngineStats, GenerateCommand, RequestOutput, StepOutputs

@@ -7,8 +7,8 @@ from typing import Any
 import anthropic
 import pytest
 
-from app.api.messages import chat as translation
-from app.api.schemas.messages import MessagesRequest
+from app.api.messages import translate as translation
+from app.api.messages.schema import MessagesRequest
 from app.core.request import FinishReason
 from app.core.wire import GenerateCommand, RequestOutput
 from app.errors import EngineUnavailableError, QueueFullError

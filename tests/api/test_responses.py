@@ -11,9 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import BaseModel
 
-from app.api.responses import chat as translation
+from app.api.responses import translate as translation
+from app.api.responses.schema import ResponsesRequest
 from app.api.responses.store import ResponseStore
-from app.api.schemas.responses import ResponsesRequest
 from app.core.request import FinishReason
 from app.errors import NotFoundError, QueueFullError
 from app.text.message_format import MessageFormat

@@ -8,7 +8,7 @@ from typing import Any
 import httpx
 import pytest
 
-from app.api.resumable import ResumableStream, ResumableStreams
+from app.api.edge.resumable import ResumableStream, ResumableStreams
 from app.errors import NotFoundError, QueueFullError
 from tests.api.conftest import Server, start_server
 from tests.api.fake_engine import say

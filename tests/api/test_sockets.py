@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from app.api.sse import EventStream
+from app.api.edge.sse import EventStream
 from tests.api.conftest import Server
 from tests.api.fake_engine import say
 

@@ -10,7 +10,7 @@ import kubernetes_validate
 import pytest
 import yaml
 
-from app.api.routes import operations
+from app.api.operations import health
 from app.metrics import Metrics
 from app.settings import ENV_PREFIX, Settings
 
@@ -60,7 +60,7 @@ def test_the_pods_drain_before_they_are_killed(objects: dict[str, Any]) -> None:
     settings = {entry["name"]: entry.get("value") for entry in container["env"]}
     pause = int(container["lifecycle"]["preStop"]["exec"]["command"][1])
     assert pod["terminationGracePeriodSeconds"] > pause + int(settings[f"{ENV_PREFIX}DRAIN_TIMEOUT"]) + 5
-    paths = {getattr(route, "path", None) for route in operations.router.routes}
+    paths = {getattr(route, "path", None) for route in health.router.routes}
     probes = [container[f"{name}Probe"]["httpGet"]["path"] for name in ("startup", "liveness", "readiness")]
     assert probes == ["/health/ready", "/health/live", "/health/ready"]
     assert set(probes) <= paths

@@ -4,15 +4,14 @@ from typing import Any
 
 from pydantic_core import from_json
 
-from app.api.blocks import Block, Change, Kind
-from app.api.blocks_answer import BlocksAnswer
-from app.api.chat import Chat
-from app.api.errors import anthropic_error_body
-from app.api.schemas.chat import ChatRequest
-from app.api.schemas.messages import MessagesRequest
+from app.api.chat.prepare import Chat
+from app.api.chat.schema import ChatRequest
+from app.api.edge.errors import anthropic_error_body
+from app.api.edge.request_log import Usage
+from app.api.edge.sse import named_event
+from app.api.generation.blocks import Block, BlocksAnswer, Change, Kind
+from app.api.messages.schema import MessagesRequest
 from app.api.service import Service
-from app.api.sse import named_event
-from app.api.usage import Usage
 from app.errors import ApiError
 
 _DELTAS = {
@@ -28,7 +27,7 @@ class MessageAnswer(BlocksAnswer):
 
     def __init__(self, service: Service, body: MessagesRequest, chat: ChatRequest, run: Chat, request_id: str) -> None:
         """`chat`: what `body` was translated to, and `run` what was made of that."""
-        super().__init__(service, chat, run.new_parser())
+        super().__init__(service, chat.stream, run.new_parser(), chat.parallel_tool_calls)
         self.response_id = f"msg_{request_id}"
         self._request_id = request_id
         self._max_tokens = body.max_tokens

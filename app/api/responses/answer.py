@@ -5,17 +5,16 @@ import uuid
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from app.api.blocks import Block, Change, Kind
-from app.api.blocks_answer import BlocksAnswer
-from app.api.chat import Chat
-from app.api.chat_fields import Fields, assistant_message, tool_call
-from app.api.generation import Choice
-from app.api.logprobs import describe
-from app.api.schemas.chat import ChatRequest
-from app.api.schemas.responses import ResponsesRequest
+from app.api.chat.parts import Fields, assistant_message, tool_call
+from app.api.chat.prepare import Chat
+from app.api.chat.schema import ChatRequest
+from app.api.edge.request_log import Usage
+from app.api.edge.sse import named_event
+from app.api.generation.blocks import Block, BlocksAnswer, Change, Kind
+from app.api.generation.choices import Choice
+from app.api.generation.logprobs import describe
+from app.api.responses.schema import ResponsesRequest
 from app.api.service import Service
-from app.api.sse import named_event
-from app.api.usage import Usage
 from app.core.sampling import Logprobs
 from app.errors import ApiError
 
@@ -40,7 +39,7 @@ class ResponseAnswer(BlocksAnswer):
 
         `messages`: the conversation so far, which `keep` keeps with the response's id and body, if it is to be kept.
         """
-        super().__init__(service, chat, run.new_parser())
+        super().__init__(service, chat.stream, run.new_parser(), chat.parallel_tool_calls)
         self._tokenizer = service.tokenizer
         self._messages = messages
         self._keep = keep

@@ -6,11 +6,11 @@ from typing import Any
 
 import msgspec
 
-from app.api.chat_fields import Fields
-from app.api.fair_memory import FairMemory
-from app.api.sse import encode_json
+from app.api.chat.parts import Fields
+from app.api.edge.sse import encode_json
 from app.errors import NotFoundError
 from app.settings import ServerSettings
+from app.tenants import FairMemory
 
 _decode = msgspec.json.Decoder().decode
 

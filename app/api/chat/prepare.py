@@ -1,0 +1,73 @@
+"""From a validated chat to what the engine needs, and what reads its answers."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from app.api.chat.prompt import encode_chat
+from app.api.chat.schema import ChatRequest
+from app.api.chat.tools import NamedToolChoice
+from app.api.generation.choices import Choice, TokenLimit, check_count, check_logprobs, check_num_choices, make_choices
+from app.api.generation.prompts import check_token_ids
+from app.api.generation.structured import Constraint, grammar_of
+from app.api.service import Service
+from app.grammar.reasoning import thoughts
+from app.grammar.tool_calls import tool_calls
+from app.text.message_parser import MessageParser, PlainText
+from app.text.tools.formats import written
+
+
+@dataclass(frozen=True)
+class Chat:
+    """A chat that can be run."""
+
+    choices: list[Choice]
+    new_parser: Callable[[], MessageParser]
+    """Makes what reads the text of a choice."""
+
+
+async def prepare_chat(service: Service, body: ChatRequest, limit: TokenLimit | None = None) -> Chat:
+    """Raises InvalidRequestError that names the field. `limit`: as other APIs say it than that of chats."""
+    service.check_model(body.model)
+    service.check_generates()
+    ready = service.ready()
+    check_logprobs(service, body.top_logprobs, "top_logprobs")
+    check_num_choices(service, 1, body.n)
+    check_count("messages", len(body.messages), service.settings.max_messages)
+    check_count("tools", len(body.tools), service.settings.max_tools)
+    prompt = await encode_chat(service, body)
+    check_token_ids(prompt.token_ids, ready.vocab_size, "messages")
+    has_tools, in_reasoning = bool(body.usable_tools), prompt.ends_in_reasoning
+    constraint = _wanted_calls(service, body, in_reasoning) or body.constraint()
+    choices = make_choices(
+        service,
+        body,
+        [prompt.token_ids],
+        limit or _limit(body),
+        logprobs=(body.top_logprobs or 0) if body.logprobs else None,
+        grammar=await grammar_of(service, body, constraint),
+        shown=service.message_format.shown(service.tokenizer, has_tools),
+    )
+    if body.wanted_tools:
+        return Chat(choices, lambda: service.message_format.parser_of_written_calls(in_reasoning))
+    if constraint:  # nothing but what was asked for: no thoughts either
+        return Chat(choices, PlainText)
+    return Chat(choices, lambda: service.message_format.parser(has_tools, in_reasoning))
+
+
+def _limit(body: ChatRequest) -> TokenLimit:
+    if body.max_completion_tokens is not None:
+        return TokenLimit(body.max_completion_tokens, None, "max_completion_tokens", "messages")
+    return TokenLimit(body.max_tokens, None, "max_tokens", "messages")
+
+
+def _wanted_calls(service: Service, body: ChatRequest, in_reasoning: bool) -> Constraint | None:
+    """That one of the wanted tools is called, if there are any. The model may think before."""
+    if not body.wanted_tools:
+        return None
+    schemas = {tool.function.name: tool.function.schema_of_arguments() for tool in body.wanted_tools}
+    several = body.parallel_tool_calls and not isinstance(body.tool_choice, NamedToolChoice)
+    format_ = written(service.message_format.tools)
+    before = thoughts(service.tokenizer, in_reasoning) if service.message_format.reasons else ("", [])
+    return Constraint(
+        "tools", len(str(schemas)), lambda: tool_calls(format_, schemas, several, service.tokenizer, before)
+    )

@@ -1,0 +1,32 @@
+"""POST /v1/completions"""
+
+from pydantic import ConfigDict, Field
+
+from app.api.generation.fields import Prompt, SamplingFields
+from app.api.generation.structured import StructuredFields
+from app.errors import InvalidRequestError, UnsupportedError
+
+DEFAULT_MAX_TOKENS = 16
+"""OpenAI's."""
+
+
+class CompletionRequest(StructuredFields, SamplingFields):
+    """Continue a text, or several."""
+
+    model_config = ConfigDict(json_schema_extra={"example": {"prompt": "The capital of France is", "max_tokens": 16}})
+
+    token_fields = frozenset(("prompt",))
+    prompt: Prompt = Field(description="a text, several texts, token ids, or several lists of token ids")
+    max_tokens: int | None = Field(None, ge=0, lt=2**31, description="16 by default; 0 only with echo")
+    logprobs: int | None = Field(None, ge=0, description="most probable tokens to report at each position")
+    echo: bool = Field(False, description="return the prompt too")
+    add_special_tokens: bool = Field(True, description="what the tokenizer puts around a text")
+    best_of: int | None = Field(None, ge=1, description="1 or n: choices are not ranked")
+
+    def check(self) -> None:
+        """See `RequestBody.check`."""
+        super().check()
+        if self.best_of not in (None, 1, self.n):
+            raise UnsupportedError("best_of: only 1 or n is supported", "best_of")
+        if self.max_tokens == 0 and not self.echo:
+            raise InvalidRequestError("max_tokens: at least 1, unless the prompt is echoed", "max_tokens")

@@ -1,0 +1,55 @@
+"""What routes depend on, for FastAPI: the service, admission before a body is read, and the body."""
+
+from collections.abc import Awaitable, Callable
+from typing import Annotated
+
+from fastapi import Depends, Request
+
+from app.api.edge.body import Body, read_body
+from app.api.edge.request_log import RequestLog
+from app.api.service import Service
+from app.errors import TenantQueueFullError
+from app.tenants import Tenant
+
+
+def _service(request: Request) -> Service:
+    service: Service = request.app.state.service
+    return service
+
+
+ServiceDep = Annotated[Service, Depends(_service)]
+
+
+def _admit(request: Request, service: ServiceDep) -> None:
+    """Refuse what there is no room for, before its body is read and its prompt tokenized."""
+    entry: RequestLog = request.scope["request_log"]
+    service.ready()
+    service.engine.check_room()
+    _check_tenants_queue(service, entry.tenant)
+    service.admission.check_rates(entry)
+    service.metrics.record_tenant_request(entry.tenant.name)
+
+
+def _check_tenants_queue(service: Service, tenant: Tenant) -> None:
+    engine, name = service.engine, tenant.name
+    for what, most, waiting in (
+        ("requests", tenant.max_queued_requests, engine.num_waiting(name)),
+        ("prompt tokens", tenant.max_queued_tokens, engine.num_waiting_tokens(name)),
+    ):
+        if most is not None and waiting >= most:
+            error = TenantQueueFullError(f"{waiting} {what} of this key's owner are waiting; try again later")
+            error.retry_after = engine.retry_after
+            raise error
+
+
+ADMITTED = [Depends(_admit)]
+"""For a route's `dependencies`: these come before its body is read."""
+
+
+def body_of(model: type[Body]) -> Callable[[Request, Service], Awaitable[Body]]:
+    """A dependency: the request's body as a `model`."""
+
+    async def read(request: Request, service: ServiceDep) -> Body:
+        return await read_body(request, model, service.settings.max_items)
+
+    return read

@@ -1,0 +1,152 @@
+"""Who may ask, and how often: keys, rates and queues, before anything is done for a request."""
+
+import logging
+import math
+import re
+import time
+from dataclasses import dataclass
+
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from app.api.edge.errors import error_response
+from app.api.edge.request_log import RequestLog
+from app.errors import (
+    ApiError,
+    AuthenticationError,
+    InvalidRequestError,
+    RateLimitError,
+    StartupError,
+)
+from app.settings import Settings
+from app.tenants import EVERYBODY, Tenant, read_tenants
+
+log = logging.getLogger(__name__)
+
+_DECIMAL = re.compile(rb"\d{1,9}(\.\d{1,9})?")
+_OPEN_TO_ALL = {"/health", "/health/live", "/health/ready", "/health/deep"}
+
+
+class _Bucket:
+    """A limit on what is used a minute: as much at once, and then as it flows in. What is used beyond it is a debt."""
+
+    def __init__(self) -> None:
+        self._level: float | None = None  # as full as can be
+        self._at = 0.0
+
+    def level(self, limit: int) -> float:
+        """What may be used now."""
+        now = time.monotonic()
+        if self._level is None:
+            self._level = limit
+        self._level = min(limit, self._level + (now - self._at) * limit / 60)
+        self._at = now
+        return self._level
+
+    def use(self, limit: int | None, amount: int) -> None:
+        """Take something out."""
+        if limit is not None:
+            self._level = self.level(limit) - amount
+
+
+@dataclass
+class _Usage:
+    requests: _Bucket
+    tokens: _Bucket
+
+
+class Admission:
+    """The tenants of one process, and what they have used of their limits."""
+
+    def __init__(self, settings: Settings) -> None:
+        """Raises StartupError if the keys cannot be read."""
+        self._source = settings.api_keys
+        self._tenants = read_tenants(self._source) if self._source is not None else None
+        self._public = _OPEN_TO_ALL | ({"/metrics"} if settings.public_metrics else set())
+        self._usage: dict[str, _Usage] = {}
+
+    def reload(self) -> None:
+        """Read the file of keys again. If it is broken, what was read before stays."""
+        if self._source is None:
+            return
+        try:
+            self._tenants = read_tenants(self._source)
+        except StartupError as error:
+            log.error("%s; the keys stay as they were", error)
+        else:
+            log.info("the API keys were read again")
+
+    def tenant_of(self, scope: Scope) -> Tenant:
+        """Whose request it is. AuthenticationError unless it has a key, or goes where none is needed."""
+        if self._tenants is None or scope["path"] in self._public:
+            return EVERYBODY
+        tenant = None
+        for name, value in scope["headers"]:
+            scheme, _, credentials = value.partition(b" ")
+            if name == b"x-api-key":
+                tenant = tenant or self._tenants.find(value)
+            elif name == b"authorization" and scheme.lower() == b"bearer":
+                tenant = tenant or self._tenants.find(credentials.strip())
+        if tenant is None:
+            raise AuthenticationError("a valid API key is needed, as Authorization: Bearer KEY or x-api-key: KEY")
+        return tenant
+
+    def check_rates(self, entry: RequestLog) -> None:
+        """Count a request; RateLimitError if its tenant has used up what it may use a minute."""
+        tenant, usage = entry.tenant, self._usage_of(entry.tenant)
+        for what, limit, bucket in (
+            ("requests", tenant.requests_per_minute, usage.requests),
+            ("tokens", tenant.tokens_per_minute, usage.tokens),
+        ):
+            if limit is None:
+                continue
+            missing = 1 - bucket.level(limit)
+            if missing > 0:
+                error = RateLimitError(f"the limit of {limit} {what} a minute is reached")
+                error.retry_after = math.ceil(missing * 60 / limit)
+                raise error
+        usage.requests.use(tenant.requests_per_minute, 1)
+
+    def use_tokens(self, tenant: Tenant, amount: int) -> None:
+        """Count tokens, of a prompt or generated."""
+        if tenant.tokens_per_minute is not None:
+            self._usage_of(tenant).tokens.use(tenant.tokens_per_minute, amount)
+
+    def _usage_of(self, tenant: Tenant) -> _Usage:
+        return self._usage.setdefault(tenant.name, _Usage(_Bucket(), _Bucket()))
+
+
+class AuthMiddleware:
+    """Pure ASGI, before routing: whatever a path looks like to a route, what is not open to all needs a key."""
+
+    def __init__(self, app: ASGIApp, admission: Admission, request_timeout: float | None) -> None:
+        self._app = app
+        self._admission = admission
+        self._request_timeout = request_timeout
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """See ASGI."""
+        if scope["type"] == "http":
+            entry: RequestLog = scope["request_log"]
+            try:
+                entry.tenant = self._admission.tenant_of(scope)
+                entry.deadline = _deadline(scope, self._request_timeout)
+            except ApiError as error:
+                await error_response(error, scope)(scope, receive, send)
+                return
+        await self._app(scope, receive, send)
+
+
+def _deadline(scope: Scope, longest: float | None) -> float | None:
+    """When a request has to have ended (`time.monotonic()`): the server says how long it may take, a client less."""
+    timeouts = [] if longest is None else [longest]
+    for name, value in scope["headers"]:
+        if name == b"x-request-timeout":
+            timeouts.append(_seconds(value))
+    arrived_at: float = scope["request_log"].arrived_at
+    return arrived_at + min(timeouts) if timeouts else None
+
+
+def _seconds(value: bytes) -> float:
+    if not _DECIMAL.fullmatch(value) or not (seconds := float(value)):
+        raise InvalidRequestError("X-Request-Timeout: a number of seconds above 0, such as 2.5", "X-Request-Timeout")
+    return seconds

@@ -1,0 +1,154 @@
+"""From a request's bytes to a validated body, or to an error that names the field.
+
+FastAPI's own reading is not used: it hides what goes wrong while a body is read, and takes NaN and half surrogate
+pairs for JSON.
+"""
+
+from collections.abc import Sequence
+from typing import Annotated, Any, ClassVar, TypeVar
+
+from fastapi import Request
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic_core import ErrorDetails
+
+from app.api.edge.strict_json import check_items, parse_json
+from app.errors import InvalidRequestError, UnsupportedError
+
+Label = Annotated[str, Field(max_length=1024)]
+Unsupported = dict[str, tuple[Any, ...]]
+"""Fields that other APIs have and Paceline does not support, with the values that ask for nothing: these are accepted,
+every other value is refused by name. Null is always accepted. What a schema declares needs no entry."""
+
+
+class RequestBody(BaseModel):
+    """Base of everything that a client sends. Types are strict, numbers finite, and null means "not given".
+
+    Fields that are not declared are kept here, so that `validate` can refuse them by their whole name.
+    """
+
+    model_config = ConfigDict(strict=True, extra="allow", allow_inf_nan=False)
+    unsupported: ClassVar[Unsupported] = {}
+    """Fields that are known, and the values of them that are as good as not given."""
+    token_fields: ClassVar[frozenset[str]] = frozenset()
+    """Fields that may hold long lists of token ids."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _drop_nulls(cls, data: Any) -> Any:
+        return {name: value for name, value in data.items() if value is not None} if isinstance(data, dict) else data
+
+    def check(self) -> None:
+        """Raise InvalidRequestError for what types cannot express. Called once the whole body is known."""
+
+
+Body = TypeVar("Body", bound=RequestBody)
+
+
+async def read_body(request: Request, model: type[Body], max_items: int) -> Body:
+    """The request's body as a `model`, if it has no more than `max_items` elements. Raises InvalidRequestError."""
+    _check_content_type(request)
+    _check_content_encoding(request)
+    data = _parse_object(await request.body())
+    check_items(data, model.token_fields, max_items)
+    return validate(model, data)
+
+
+def body_schema(model: type[RequestBody]) -> dict[str, Any]:
+    """For OpenAPI: a route's `openapi_extra`."""
+    schema = model.model_json_schema()
+    whole = _with_definitions(schema, schema.pop("$defs", {}))
+    return {"requestBody": {"required": True, "content": {"application/json": {"schema": whole}}}}
+
+
+def _with_definitions(schema: Any, definitions: dict[str, Any]) -> Any:
+    """A schema with its definitions in their places: references would be looked up in the whole document."""
+    if isinstance(schema, list):
+        return [_with_definitions(item, definitions) for item in schema]
+    if not isinstance(schema, dict):
+        return schema
+    if "$ref" in schema:
+        name = schema["$ref"].removeprefix("#/$defs/")
+        schema = {**definitions[name], **{key: value for key, value in schema.items() if key != "$ref"}}
+    if "properties" in schema and schema.get("additionalProperties") is True:  # see `RequestBody`: they are refused
+        schema = schema | {"additionalProperties": False}
+    return {key: _with_definitions(value, definitions) for key, value in schema.items()}
+
+
+def _check_content_type(request: Request) -> None:
+    """Refuse what is not declared to be JSON: a browser sends such a body across sites only where it is invited."""
+    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if kind != "application/json" and not (kind.startswith("application/") and kind.endswith("+json")):
+        raise InvalidRequestError("the Content-Type must be application/json")
+
+
+def _check_content_encoding(request: Request) -> None:
+    """Refuse compressed bodies: a small one may become a huge one."""
+    if request.headers.get("content-encoding", "identity").strip().lower() != "identity":
+        raise UnsupportedError("Content-Encoding: compressed bodies are not read", "Content-Encoding")
+
+
+def _parse_object(body: bytes) -> dict[str, Any]:
+    """A JSON object."""
+    data = parse_json(body, "the body")
+    if not isinstance(data, dict):
+        raise InvalidRequestError("the body must be a JSON object")
+    return data
+
+
+def validate(model: type[Body], data: dict[str, Any]) -> Body:
+    """A JSON object as a `model`."""
+    try:
+        body = model.model_validate(data)
+    except ValidationError as error:
+        raise _refusal(error.errors(include_url=False, include_context=False), data) from None
+    _refuse_extras(body, "")
+    body.check()
+    return body
+
+
+def _refuse_extras(body: RequestBody, path: str) -> None:
+    """Refuse fields that no schema declares, here and in nested objects."""
+    for name, value in (body.model_extra or {}).items():
+        if name not in body.unsupported:
+            raise InvalidRequestError(f"Unrecognized request argument: {path}{name}", path + name)
+        if not asks_for_nothing(value, body.unsupported[name]):
+            raise UnsupportedError(f"{path}{name} is not supported", path + name)
+    for name in type(body).model_fields:
+        value = getattr(body, name)
+        if isinstance(value, RequestBody):
+            _refuse_extras(value, f"{path}{name}.")
+        elif isinstance(value, list):
+            for index, item in enumerate(value):
+                if isinstance(item, RequestBody):
+                    _refuse_extras(item, f"{path}{name}[{index}].")
+
+
+def _refusal(errors: Sequence[ErrorDetails], data: Any) -> InvalidRequestError:
+    """One error for what pydantic found: the one that is deepest in the data, since unions report every branch."""
+    paths = [_path(error, data) for error in errors]
+    index = max(range(len(errors)), key=lambda i: len(paths[i]))
+    param = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in paths[index]).lstrip(".")
+    return InvalidRequestError(f"{param or 'body'}: {errors[index]['msg']}", param or None)
+
+
+def _path(error: ErrorDetails, data: Any) -> list[str | int]:
+    """The parts of an error's location that are in the data; the others are pydantic's names of union branches.
+
+    What is missing is the last part of its location.
+    """
+    path: list[str | int] = []
+    last = len(error["loc"]) - 1
+    for position, part in enumerate(error["loc"]):
+        is_missing = position == last and error["type"] == "missing"
+        if isinstance(data, dict) and isinstance(part, str) and (part in data or is_missing):
+            path.append(part)
+            data = data.get(part)
+        elif isinstance(data, list) and isinstance(part, int) and part < len(data):
+            path.append(part)
+            data = data[part]
+    return path
+
+
+def asks_for_nothing(value: Any, accepted: tuple[Any, ...]) -> bool:
+    """Whether a value is among the accepted ones; 0 is not False here."""
+    return any(type(value) is type(other) and value == other for other in accepted)

@@ -1,0 +1,179 @@
+"""uvicorn's fast HTTP protocol, with patience that ends: slow senders, slow readers and giant heads are cut.
+
+And with one repair: HTTP/1.0 clients get bodies that they can read. uvicorn answers every request of unknown length in
+chunks. HTTP/1.0 knows no chunks: there, a body ends where the connection does (RFC 9112, section 6.3). nginx, for one,
+speaks HTTP/1.0 to the servers behind it by default.
+
+Give it to uvicorn as `http=HttpProtocol`.
+"""
+
+from asyncio import TimerHandle, Transport
+from collections.abc import Awaitable, Callable
+from typing import TYPE_CHECKING, Any
+
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
+
+from app.api.edge.errors import error_body
+from app.api.edge.sse import encode_json
+from app.errors import ApiError, HeadTooLargeError, InvalidRequestError, RequestTimeoutError
+from app.settings import ServerSettings
+
+if TYPE_CHECKING:
+    from uvicorn._types import ASGI3Application, ASGISendEvent
+
+_MAX_OVERHEAD = 64 * 2**10
+"""Bytes of a request that are not its body: head, frames of chunks, trailers."""
+_OVERHEAD_OF_A_BYTE = 16
+"""What a byte of a body may bring along in addition: even chunks of one byte take but 5 for their frame."""
+
+
+class HttpProtocol(HttpToolsProtocol):
+    """One connection. It has one deadline for what is to arrive, and one for what the client is to read."""
+
+    def __init__(self, *args: Any, settings: ServerSettings | None = None, **options: Any) -> None:
+        """`settings`: what is patience; the defaults, if uvicorn makes this by itself."""
+        super().__init__(*args, **options)
+        self._settings = settings or ServerSettings()
+        self._arrival: TimerHandle | None = None
+        self._delivery: TimerHandle | None = None
+        self._overhead = 0
+        self._is_in_head = True
+
+    def connection_made(self, transport: Transport) -> None:  # type: ignore[override]
+        """See asyncio."""
+        super().connection_made(transport)
+        self._expect("head", self._settings.header_timeout)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """See asyncio."""
+        super().connection_lost(exc)
+        self._has_arrived()
+        self._has_been_read()
+
+    # ------------------------------------------------------------------ slow senders, giant heads
+
+    def data_received(self, data: bytes) -> None:
+        """See asyncio."""
+        self._overhead += len(data)
+        super().data_received(data)
+        if self.transport.is_closing():
+            return
+        if self._overhead > _MAX_OVERHEAD:
+            self._refuse(HeadTooLargeError(f"the request's headers take more than {_MAX_OVERHEAD} bytes"))
+        elif self._is_in_head and self._arrival is None and not self._is_answering:
+            self._expect("head", self._settings.header_timeout)  # uvicorn has just ended the wait of an idle connection
+
+    @property
+    def _is_answering(self) -> bool:
+        return self.cycle is not None and not self.cycle.response_complete
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """See httptools. Trailers are dropped: nobody could tell them from headers."""
+        if self._is_in_head:
+            super().on_header(name, value)
+
+    def on_headers_complete(self) -> None:
+        """See httptools."""
+        self._has_arrived()
+        self._is_in_head = False
+        super().on_headers_complete()
+
+    def on_body(self, body: bytes) -> None:
+        """See httptools."""
+        self._overhead -= len(body) * (1 + _OVERHEAD_OF_A_BYTE)
+        super().on_body(body)
+
+    def on_message_complete(self) -> None:
+        """See httptools."""
+        self._has_arrived()
+        self._overhead = 0
+        self._is_in_head = True
+        super().on_message_complete()
+
+    def _start_asgi_task(self, cycle: RequestResponseCycle, app: "ASGI3Application") -> None:
+        if cycle.more_body:
+            self._expect("body", self._settings.body_timeout)
+        if cycle.scope["http_version"] == "1.0":
+            app = _unchunked(app, cycle)
+        super()._start_asgi_task(cycle, app)
+
+    def _expect(self, what: str, seconds: float) -> None:
+        """Wait so long for the rest of a head, or of a body."""
+        self._has_arrived()
+        error = RequestTimeoutError(f"the request's {what} did not arrive within {seconds:g} s")
+        self._arrival = self.loop.call_later(seconds, self._refuse, error)
+
+    def _has_arrived(self) -> None:
+        if self._arrival is not None:
+            self._arrival.cancel()
+            self._arrival = None
+
+    def send_400_response(self, msg: str) -> None:
+        """See uvicorn: what came is not HTTP."""
+        self._refuse(InvalidRequestError(msg))
+
+    def _refuse(self, error: ApiError) -> None:
+        """Answer what cannot become a request, unless something has been answered already, and close."""
+        has_begun = self._is_answering and (self.cycle.response_started or self.cycle.more_body is False)
+        if not has_begun and not self.transport.is_closing():
+            body = encode_json(error_body(error))
+            head = b"content-type: application/json\r\ncontent-length: %d\r\nconnection: close\r\n\r\n" % len(body)
+            self.transport.write(STATUS_LINE[error.status] + head + body)
+        self._close()
+
+    # ------------------------------------------------------------------ slow readers
+
+    def pause_writing(self) -> None:
+        """See asyncio: more is written than the client reads."""
+        super().pause_writing()
+        self._expect_to_be_read()
+
+    def resume_writing(self) -> None:
+        """See asyncio."""
+        super().resume_writing()
+        if not self.transport.is_closing():
+            self._has_been_read()
+
+    def on_response_complete(self) -> None:
+        """See uvicorn."""
+        super().on_response_complete()
+        if self.transport.is_closing():
+            self._expect_to_be_read()
+
+    def timeout_keep_alive_handler(self) -> None:
+        """See uvicorn."""
+        self._close()
+
+    def _close(self) -> None:
+        self.transport.close()  # once everything has been sent, which may be never
+        self._expect_to_be_read()
+
+    def _expect_to_be_read(self) -> None:
+        self._has_been_read()
+        self._delivery = self.loop.call_later(self._settings.write_timeout, self.transport.abort)
+
+    def _has_been_read(self) -> None:
+        if self._delivery is not None:
+            self._delivery.cancel()
+            self._delivery = None
+
+
+def _unchunked(app: "ASGI3Application", cycle: RequestResponseCycle) -> "ASGI3Application":
+    """`app`, with a body of unknown length ended by the connection's end (uvicorn closes it in any case)."""
+
+    has_length = False
+
+    async def send(message: "ASGISendEvent") -> None:
+        nonlocal has_length
+        if message["type"] == "http.response.start":
+            has_length = any(name.lower() == b"content-length" for name, _ in message.get("headers", []))
+            if not has_length:
+                cycle.chunked_encoding = False
+        elif message["type"] == "http.response.body" and not has_length:
+            cycle.expected_content_length = len(message.get("body", b""))
+        await cycle.send(message)
+
+    async def unchunked(scope: Any, receive: Callable[[], Awaitable[Any]], _send: object) -> None:
+        await app(scope, receive, send)
+
+    return unchunked

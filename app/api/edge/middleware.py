@@ -1,0 +1,138 @@
+"""What happens around every request: its id, the limit on its body, and what is recorded of it in the end."""
+
+import logging
+import re
+import time
+import uuid
+from functools import partial
+from typing import TYPE_CHECKING
+from urllib.parse import quote
+
+from starlette.requests import ClientDisconnect
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from app.api.edge.errors import error_response
+from app.api.edge.request_log import RequestLog
+from app.errors import DrainingError, InternalError, PayloadTooLargeError, is_fault
+
+if TYPE_CHECKING:
+    from app.api.edge.tracing import Tracing
+
+log = logging.getLogger("app.api.access")
+
+_QUIET = {"/health", "/health/live", "/health/ready", "/health/deep", "/metrics"}
+"""Paths of probes: always answered, and not worth a line in the log."""
+_BEGUN = "/v1/streams/"
+"""Where clients go on with what has begun: while the server drains, too."""
+_REQUEST_ID = re.compile(rb"[A-Za-z0-9_.:/+=@-]{1,128}")
+
+
+class Drain:
+    """Whether it has begun, and whether it is over."""
+
+    def __init__(self, timeout: float) -> None:
+        """`timeout`: seconds that open requests get."""
+        self._timeout = timeout
+        self._began_at: float | None = None
+        self.num_open = 0
+        """Requests that are worked on, those of probes aside. `RequestMiddleware` counts them."""
+
+    def begin(self) -> None:
+        """Refuse new requests from now on. A second call changes nothing."""
+        if self._began_at is None:
+            self._began_at = time.monotonic()
+
+    @property
+    def has_begun(self) -> bool:
+        return self._began_at is not None
+
+    @property
+    def is_over(self) -> bool:
+        """Whether this process may end."""
+        if self._began_at is None:
+            return False
+        return self.num_open == 0 or time.monotonic() > self._began_at + self._timeout
+
+
+class RequestMiddleware:
+    """Pure ASGI: one call deep, whatever the number of events of a stream."""
+
+    def __init__(self, app: ASGIApp, max_body_size: int, drain: Drain, tracing: "Tracing | None") -> None:
+        self._app = app
+        self._max_body_size = max_body_size
+        self._drain = drain
+        self._tracing = tracing
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """See ASGI."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        entry = RequestLog(_request_id(scope), arrived_at=time.monotonic(), record=partial(self._record, scope))
+        scope["request_log"] = entry
+        request_id = entry.request_id.encode("latin-1")
+
+        async def send_start(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                entry.status = message["status"]
+                message["headers"] = [*message.get("headers", ()), (b"x-request-id", request_id)]
+                if self._drain.has_begun:
+                    message["headers"].append((b"connection", b"close"))
+            await send(message)
+
+        is_work = scope["path"] not in _QUIET
+        self._drain.num_open += is_work
+        try:
+            if self._drain.has_begun and is_work and not scope["path"].startswith(_BEGUN):
+                refusal = DrainingError("the server is shutting down")
+                await error_response(refusal, scope)(scope, receive, send_start)
+                return
+            await self._app(scope, _limited(receive, self._max_body_size), send_start)
+        except ClientDisconnect:  # while its body was being read
+            entry.error = "the client is gone"
+        except BaseException as error:
+            if not is_fault(error):
+                raise
+            log.error("an unexpected error", exc_info=error, extra={"fields": {"request_id": entry.request_id}})
+            failure = InternalError("the server failed on this request")
+            if entry.status:
+                entry.note_error(failure)
+                raise  # too late for an answer: the connection is cut
+            await error_response(failure, scope)(scope, receive, send_start)
+        finally:
+            entry.release()
+
+    def _record(self, scope: Scope, entry: RequestLog) -> None:
+        self._drain.num_open -= scope["path"] not in _QUIET
+        service = scope["app"].state.service
+        if entry.rejection:
+            service.metrics.record_rejected(entry.rejection)
+        fields = entry.fields()
+        if self._tracing and (trace_id := self._tracing.record(scope, entry, service.model_name)):
+            fields["trace_id"] = trace_id
+        level = logging.DEBUG if scope["path"] in _QUIET else logging.INFO
+        request = {"method": scope["method"], "path": quote(scope["path"]), "status": entry.status}
+        log.log(level, "%(method)s %(path)s %(status)d", request, extra={"fields": fields})
+
+
+def _request_id(scope: Scope) -> str:
+    """The client's X-Request-ID if it is a sane one, else a new one."""
+    for name, value in scope["headers"]:
+        if name == b"x-request-id" and _REQUEST_ID.fullmatch(value):
+            return str(value.decode("latin-1"))
+    return uuid.uuid4().hex
+
+
+def _limited(receive: Receive, limit: int) -> Receive:
+    """A `receive` that refuses a body beyond `limit` bytes while it is read."""
+    size = 0
+
+    async def limited() -> Message:
+        nonlocal size
+        message = await receive()
+        size += len(message.get("body", b""))
+        if size > limit:
+            raise PayloadTooLargeError(f"the request's body is larger than {limit} bytes (max_body_size)")
+        return message
+
+    return limited

@@ -1,0 +1,158 @@
+"""Streams that a client may go on reading over another connection, from the event after the last one that it saw.
+
+The work does not wait for a reader: it goes on while there is none, for as long as the resume window. Events are
+numbered and kept until it has passed (server-sent events' `id` and `Last-Event-ID`: WHATWG HTML, section 9.2).
+"""
+
+import asyncio
+from collections import OrderedDict
+from collections.abc import AsyncGenerator, Callable
+from contextlib import aclosing
+from functools import partial
+
+from app.errors import InvalidRequestError, NotFoundError, QueueFullError, UnsupportedError
+from app.settings import Settings
+from app.tenants import FairMemory
+
+
+class ResumableStreams:
+    """Those of this process, in bounded memory: other processes do not see them."""
+
+    def __init__(self, window: float, max_bytes: int) -> None:
+        """`window`: seconds after the last reader that a stream is kept; 0 if none is to be kept at all."""
+        self._window = window
+        self._memory = FairMemory(max_bytes)
+        # By owner and id; the one that began first comes first.
+        self._streams: OrderedDict[tuple[str, str], ResumableStream] = OrderedDict()
+
+    @classmethod
+    def of(cls, settings: Settings) -> "ResumableStreams":
+        """As the settings have it: several API workers share their connections, but no memory, so they keep nothing."""
+        return cls(settings.resume_window if settings.api_workers == 1 else 0.0, settings.max_resumable_bytes)
+
+    def start(
+        self, owner: str, stream_id: str, events: AsyncGenerator[bytes, None], stop: Callable[[], None]
+    ) -> "ResumableStream":
+        """Run `events`, and keep what comes. `stop` ends the work behind them, if any is left.
+
+        Raises UnsupportedError if nothing is kept here, InvalidRequestError if the id is taken, QueueFullError if there
+        is no room for more of this owner's.
+        """
+        if not self._window:
+            raise UnsupportedError("resumable streams need a resume_window, and no more than one of api_workers")
+        if (owner, stream_id) in self._streams:
+            raise InvalidRequestError("another resumable stream has this X-Request-ID", "X-Request-ID")
+        self._make_room()
+        if owner in self._memory.debtors:
+            raise QueueFullError("too much is kept for resumable streams; try again later")
+        keep = partial(self._keep, owner)
+        stream = self._streams[owner, stream_id] = ResumableStream(keep, self._forget_later)
+        stream.run(events, stop)
+        self._forget_later(stream)
+        return stream
+
+    def find(self, owner: str, stream_id: str) -> "ResumableStream":
+        """Raises NotFoundError: it never was, it is another's, or its window has passed."""
+        if (owner, stream_id) not in self._streams:
+            raise NotFoundError("there is no such stream any more", "stream_id")
+        return self._streams[owner, stream_id]
+
+    def _keep(self, owner: str, size: int) -> None:
+        """Account for bytes more."""
+        self._memory.add(owner, size)
+        self._make_room()
+
+    def _make_room(self) -> None:
+        """If too much is kept, streams that nobody reads go, the first one first, of owners that have most."""
+        for debtor in self._memory.debtors:
+            for key, stream in list(self._streams.items()):
+                if key[0] == debtor and not stream.is_being_read and debtor in self._memory.debtors:
+                    self._forget(key)
+
+    def _forget_later(self, stream: "ResumableStream") -> None:
+        """Nobody reads: forget the stream once the window has passed, unless there was a reader since."""
+        readers = stream.num_readers
+
+        def forget() -> None:
+            for key, other in list(self._streams.items()):
+                if other is stream and stream.num_readers == readers:
+                    self._forget(key)
+
+        asyncio.get_running_loop().call_later(self._window, forget)
+
+    def _forget(self, key: tuple[str, str]) -> None:
+        stream = self._streams.pop(key)
+        self._memory.add(key[0], -stream.size)
+        stream.end()
+
+
+class ResumableStream:
+    """One stream's events: as they come, for one reader at a time."""
+
+    def __init__(self, keep: Callable[[int], None], left: Callable[["ResumableStream"], None]) -> None:
+        """`keep` is told of each event's size, `left` when nobody reads any more."""
+        self._keep = keep
+        self._left = left
+        self._events: list[bytes] = []
+        self._has_ended = False
+        self._news = asyncio.Event()
+        self._task: asyncio.Task[None] | None = None
+        self.size = 0
+        self.is_being_read = False
+        self.num_readers = 0
+        """So far: a new reader takes the stream over from the one before."""
+
+    def run(self, events: AsyncGenerator[bytes, None], stop: Callable[[], None]) -> None:
+        """Take in events from now on."""
+        self._task = asyncio.create_task(self._collect(events, stop))
+
+    async def _collect(self, events: AsyncGenerator[bytes, None], stop: Callable[[], None]) -> None:
+        try:
+            async with aclosing(events):
+                async for data in events:
+                    for event in data.split(b"\n\n")[:-1]:
+                        self._add(event)
+        finally:
+            stop()
+            self._has_ended = True
+            self._news.set()
+
+    def _add(self, event: bytes) -> None:
+        if self._has_ended:  # it has just been forgotten
+            return
+        numbered = b"id: %d\n%s\n\n" % (len(self._events) + 1, event)
+        self._events.append(numbered)
+        self.size += len(numbered)
+        self._news.set()
+        self._keep(len(numbered))
+
+    async def read(self, after: int = 0) -> AsyncGenerator[bytes, None]:
+        """All events behind number `after`, until the stream ends or another reader takes it over."""
+        self.num_readers += 1
+        self.is_being_read = True
+        reader = self.num_readers
+        self._news.set()  # the reader before is to see that it is not the last any more
+        try:
+            while reader == self.num_readers:
+                self._news.clear()
+                for event in self._events[after:]:
+                    yield event
+                    after += 1
+                if self._has_ended and after >= len(self._events):
+                    return
+                await self._news.wait()
+        finally:
+            if reader == self.num_readers:
+                self.is_being_read = False
+                self._left(self)
+
+    @property
+    def num_events(self) -> int:
+        """So far."""
+        return len(self._events)
+
+    def end(self) -> None:
+        """End the work, if it goes on; nothing more is kept."""
+        self._has_ended = True
+        if self._task is not None:
+            self._task.cancel()

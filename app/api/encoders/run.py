@@ -1,0 +1,162 @@
+"""One call's inputs for an encoder, from submission to the last vector."""
+
+import asyncio
+import time
+from collections import deque
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+from fastapi import Request
+from numpy.typing import NDArray
+
+from app.api.edge.request_log import RequestLog, Usage
+from app.api.encoders.schema import EncoderFields
+from app.api.generation.prompts import in_thread
+from app.api.service import Service
+from app.core.request import FinishReason
+from app.core.wire import EncodeCommand, RequestOutput, RequestTiming
+from app.errors import ContextLengthError, InvalidRequestError
+from app.text.tokenizer import EncoderInput
+
+Vectors = list[NDArray[np.float32]]
+Text = str | list[int] | tuple[str, str]
+"""A text, its token ids, or a pair of texts."""
+
+_WINDOW = 256
+"""Inputs of one call that are with the engine at a time: others come in between."""
+
+
+class Encoded(NamedTuple):
+    """What came of a call."""
+
+    vectors: Vectors
+    num_tokens: int
+
+
+async def encode(service: Service, request: Request, body: EncoderFields, texts: list[Text], param: str) -> Encoded:
+    """Vectors of all texts, in their order. Raises InvalidRequestError for an input that is empty or too long.
+
+    If it is cancelled, nothing is left running.
+    """
+    most = service.settings.max_inputs
+    if len(texts) > most:
+        raise InvalidRequestError(f"{param}: at most {most} inputs (max_inputs)", param)
+    inputs = await _tokenize(service, body, texts, param)
+    entry: RequestLog = request.scope["request_log"]
+    entry.usage = Usage(prompt_tokens=sum(len(one.token_ids) for one in inputs))
+    run = _Run(service, entry, body.priority)
+    try:
+        vectors = await run.all(inputs)
+    finally:
+        run.abort()
+    return Encoded(vectors, entry.usage.prompt_tokens)
+
+
+async def _tokenize(service: Service, body: EncoderFields, texts: list[Text], param: str) -> list[EncoderInput]:
+    ready = service.ready()
+    limit = body.truncate_prompt_tokens
+    if (limit is not None and not -1 <= limit <= ready.max_model_len) or limit == 0:
+        raise InvalidRequestError(
+            f"truncate_prompt_tokens: 1 to {ready.max_model_len}, or -1", "truncate_prompt_tokens"
+        )
+    limit = ready.max_model_len if limit == -1 else limit
+
+    def work() -> list[EncoderInput]:
+        return [service.tokenizer.encoder_input(text, limit) for text in texts]
+
+    inputs = await in_thread(work, sum(map(len, texts)))
+    for index, one in enumerate(inputs):
+        where = f"{param}[{index}]" if len(inputs) > 1 else param
+        if not one.token_ids:
+            raise InvalidRequestError(f"{where}: must not be empty", where)
+        if max(one.token_ids) >= ready.vocab_size:
+            raise InvalidRequestError(f"{where}: token ids are below {ready.vocab_size}", where)
+        if len(one.token_ids) > ready.max_model_len:
+            raise ContextLengthError(
+                f"This model's maximum context length is {ready.max_model_len} tokens. However, {where} has "
+                f"{len(one.token_ids)} tokens. Please shorten it, or give truncate_prompt_tokens.",
+                where,
+            )
+    return inputs
+
+
+@dataclass
+class _Open:
+    """An input that the engine has."""
+
+    index: int
+    command: EncodeCommand
+    outputs: AsyncIterator[RequestOutput]
+
+
+class _Run:
+    """Hands inputs to the engine, some at a time, and takes what comes back."""
+
+    def __init__(self, service: Service, entry: RequestLog, priority: int) -> None:
+        self._service = service
+        self._entry = entry
+        self._priority = priority
+        self._open: deque[_Open] = deque()
+        self._expiry: asyncio.TimerHandle | None = None
+        if entry.deadline is not None:
+            left = entry.deadline - time.monotonic()
+            self._expiry = asyncio.get_running_loop().call_later(left, self._expire)
+
+    async def all(self, inputs: list[EncoderInput]) -> Vectors:
+        """The vectors of all inputs, in their order."""
+        vectors: Vectors = []
+        for index, one in enumerate(inputs):
+            if self._entry.deadline is not None and time.monotonic() > self._entry.deadline:
+                raise self._service.expired(self._entry)
+            if len(self._open) == _WINDOW:
+                vectors.append(await self._next())
+            self._submit(index, one)
+        while self._open:
+            vectors.append(await self._next())
+        return vectors
+
+    def _submit(self, index: int, one: EncoderInput) -> None:
+        command = EncodeCommand(
+            request_id=self._entry.engine_id(index),
+            token_ids=one.token_ids,
+            type_ids=one.type_ids,
+            priority=self._priority,
+            tenant=self._entry.tenant.name,
+            weight=self._entry.tenant.weight,
+            arrived_at=self._entry.arrived_at,
+        )
+        self._open.append(_Open(index, command, self._service.engine.generate(command)))
+        self._service.metrics.record_admitted(len(one.token_ids))
+        self._service.use_tokens(self._entry.tenant, "prompt", len(one.token_ids))
+
+    async def _next(self) -> NDArray[np.float32]:
+        first = self._open[0]
+        output = await anext(first.outputs)
+        self._open.popleft()
+        assert output.finish_reason is not None
+        self._record_finished(first, output.finish_reason, output.timing)
+        if output.finish_reason is FinishReason.TIMEOUT:
+            raise self._service.expired(self._entry)
+        if output.finish_reason is not FinishReason.STOP:
+            raise self._service.failed(output.error)
+        return np.frombuffer(output.vector, dtype=np.float32)
+
+    def _record_finished(self, one: _Open, reason: FinishReason, timing: RequestTiming | None) -> None:
+        seconds = time.monotonic() - one.command.arrived_at
+        self._service.metrics.record_finished(reason, seconds, timing)
+        self._entry.note_end(one.index, reason, timing)
+
+    def _expire(self) -> None:
+        for one in self._open:
+            self._service.engine.expire(one.command.request_id)
+
+    def abort(self) -> None:
+        """End what the engine still has."""
+        if self._expiry is not None:
+            self._expiry.cancel()
+        for one in self._open:
+            self._service.engine.abort(one.command.request_id)
+            self._record_finished(one, FinishReason.ABORT, None)
+        self._open.clear()

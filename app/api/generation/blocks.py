@@ -1,0 +1,164 @@
+"""The assistant's message as a row of blocks: Responses calls them output items, Anthropic content blocks.
+
+One block is open at a time; what belongs to another one ends it. The same changes make streams and whole answers.
+"""
+
+import enum
+import secrets
+from abc import abstractmethod
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from app.api.generation.answer import Answer
+from app.api.service import Service
+from app.core.request import FinishReason
+from app.core.sampling import Logprobs
+from app.text.message_parser import MessageDelta, MessageParser
+from app.text.output_processor import TextDelta
+
+
+def new_call_id() -> str:
+    """What names a tool call until its result comes back."""
+    return f"call_{secrets.token_hex(12)}"
+
+
+class Kind(enum.Enum):
+    """What a block holds."""
+
+    TEXT = enum.auto()
+    REASONING = enum.auto()
+    TOOL_CALL = enum.auto()
+
+
+@dataclass(slots=True, eq=False)
+class Block:
+    """A piece of a message."""
+
+    kind: Kind
+    index: int
+    """Its place in the row."""
+    call_id: str = ""
+    name: str = ""
+    """Of the called function."""
+    pieces: list[str] = field(default_factory=list)
+    logprobs: list[Logprobs] = field(default_factory=list)
+    """Of a text's tokens, where they are asked for."""
+    is_over: bool = False
+
+    @property
+    def text(self) -> str:
+        """The text or the reasoning; of a call, its arguments."""
+        return "".join(self.pieces)
+
+
+class Change(NamedTuple):
+    """A block begins (`text` is None), goes on, or is over."""
+
+    block: Block
+    text: str | None = None
+    logprobs: Sequence[Logprobs] = ()
+
+
+class Blocks:
+    """Takes in a message as it comes."""
+
+    def __init__(self, several_calls: bool = True) -> None:
+        """Without `several_calls`, calls after the first are left out."""
+        self._several_calls = several_calls
+        self.all: list[Block] = []
+        self._logprobs: list[Logprobs] = []
+        """Of tokens whose text the parser holds back."""
+
+    @property
+    def open(self) -> Block | None:
+        """The block that goes on."""
+        return self.all[-1] if self.all and not self.all[-1].is_over else None
+
+    def take(self, delta: MessageDelta, logprobs: Sequence[Logprobs] = ()) -> Iterator[Change]:
+        """What a piece of the message changes: reasoning comes before text, text before calls."""
+        self._logprobs += logprobs
+        if delta.reasoning:
+            yield from self._extend(Kind.REASONING, delta.reasoning)
+        if delta.content:
+            yield from self._extend(Kind.TEXT, delta.content)
+        for call in delta.tool_calls:
+            if call.index > 0 and not self._several_calls:
+                continue
+            if call.name is not None:
+                yield from self._begin(Kind.TOOL_CALL, new_call_id(), call.name)
+            if call.arguments:
+                yield from self._extend(Kind.TOOL_CALL, call.arguments)
+
+    def finish(self) -> Iterator[Change]:
+        """The message is over. One that says nothing is an empty text."""
+        if not self.all:
+            yield from self._begin(Kind.TEXT)
+        if self.all[-1].kind is Kind.TEXT:  # those of a stop token, which has no text
+            self.all[-1].logprobs += self._logprobs
+        yield from self._end()
+
+    def _extend(self, kind: Kind, text: str) -> Iterator[Change]:
+        if self.open is None or self.open.kind is not kind:
+            yield from self._begin(kind)
+        block = self.all[-1]
+        block.pieces.append(text)
+        logprobs, self._logprobs = self._logprobs, []
+        if kind is Kind.TEXT:
+            block.logprobs += logprobs
+        yield Change(block, text, logprobs)
+
+    def _begin(self, kind: Kind, call_id: str = "", name: str = "") -> Iterator[Change]:
+        yield from self._end()
+        self.all.append(Block(kind, len(self.all), call_id, name))
+        yield Change(self.all[-1])
+
+    def _end(self) -> Iterator[Change]:
+        if self.open is not None:
+            self.open.is_over = True
+            yield Change(self.all[-1])
+
+
+class BlocksAnswer(Answer):
+    """The message of the one choice of a call. Subclasses say how its changes look on the wire."""
+
+    def __init__(self, service: Service, streams: bool, parser: MessageParser, several_calls: bool) -> None:
+        super().__init__(service, streams)
+        self._parser = parser
+        self._blocks = Blocks(several_calls)
+        self._ending: TextDelta | None = None
+        self._num_reasoning_tokens = 0
+        """Tokens that came while the model was reasoning."""
+
+    def take(self, index: int, delta: TextDelta) -> None:  # noqa: ARG002 - there is one choice
+        """See `Answer`."""
+        for _ in self._changes(delta):
+            pass
+
+    def events(self, index: int, delta: TextDelta) -> list[bytes]:  # noqa: ARG002 - there is one choice
+        """See `Answer`."""
+        return [data for change in self._changes(delta) for data in self.write(change)]
+
+    def _changes(self, delta: TextDelta) -> Iterator[Change]:
+        yield from self._blocks.take(self._parser.feed(delta.text), delta.logprobs)
+        if self._blocks.open is not None and self._blocks.open.kind is Kind.REASONING:
+            self._num_reasoning_tokens += len(delta.token_ids)
+        if delta.finish_reason is not None:
+            yield from self._blocks.take(self._parser.finish())
+            self._ending = delta
+            yield from self._blocks.finish()
+
+    @abstractmethod
+    def write(self, change: Change) -> list[bytes]:
+        """The events for a change."""
+
+    # ------------------------------------------------------------------ how it ended
+
+    @property
+    def _is_cut(self) -> bool:
+        """Whether the message ended by its length."""
+        return self._ending is not None and self._ending.finish_reason is FinishReason.LENGTH
+
+    def _is_incomplete(self, block: Block) -> bool:
+        """Whether a block is what was being written when the tokens were used up."""
+        return self._is_cut and block is self._blocks.all[-1]

@@ -1,0 +1,170 @@
+"""From a validated request to what the engine needs for each of its choices."""
+
+import hashlib
+import secrets
+from dataclasses import dataclass
+
+from app.api.generation.fields import SamplingFields
+from app.api.service import Service
+from app.core.sampling import SamplingParams
+from app.errors import ContextLengthError, InvalidRequestError, UnsupportedError
+from app.text.output_processor import StopConditions
+
+_SEED_BITS = 63
+_PROMPTS_PER_N = 8
+"""A call may have this many times `max_n` choices, for all of its prompts together."""
+_TOKEN_ID_DIGITS = 10
+_GREEDY_BELOW = 1e-5
+"""A temperature below this is taken for 0: logits divided by it could overflow (vLLM does the same)."""
+
+
+@dataclass(frozen=True)
+class Choice:
+    """One text to generate. Its index among the call's choices is its place in the list."""
+
+    prompt_token_ids: list[int]
+    sampling: SamplingParams
+    conditions: StopConditions
+
+
+@dataclass(frozen=True)
+class TokenLimit:
+    """How many tokens a call wants at most."""
+
+    requested: int | None
+    default: int | None
+    """If none are requested: this many, as far as the context allows; None is all that it leaves."""
+    param: str
+    """The field that says so."""
+    prompt_param: str
+    """The field that holds the prompt."""
+
+
+def make_choices(
+    service: Service,
+    request: SamplingFields,
+    prompts: list[list[int]],
+    limit: TokenLimit,
+    *,
+    logprobs: int | None,
+    prompt_logprobs: int | None = None,
+    grammar: str = "",
+    shown: frozenset[int] = frozenset(),
+) -> list[Choice]:
+    """`n` choices for each prompt (token ids). Raises InvalidRequestError that names the field."""
+    check_count("stop", len(request.stop_strings), service.settings.max_stop)
+    check_count("logit_bias", len(request.logit_bias), service.settings.max_logit_bias)
+    if logprobs is not None and service.settings.worker == "echo":
+        raise UnsupportedError("logprobs: the echo worker has none", "logprobs")
+    _check_token_ids(service, request)
+    conditions = StopConditions(
+        stop=request.stop_strings,
+        include_stop_str_in_output=request.include_stop_str_in_output,
+        stop_token_ids=frozenset(request.stop_token_ids),
+        min_tokens=request.min_tokens,
+        shown=shown,
+    )
+    seed = secrets.randbits(_SEED_BITS) if request.seed is None else request.seed % 2**_SEED_BITS
+    choices = []
+    for prompt in prompts:
+        max_tokens = _max_tokens(len(prompt), limit, service.ready().max_model_len)
+        if request.min_tokens > max_tokens:
+            raise InvalidRequestError(f"min_tokens: at most {limit.param}, which is {max_tokens}", "min_tokens")
+        for index in range(request.n):
+            own_seed = _seed_of_choice(seed, index)
+            sampling = _sampling_params(service, request, max_tokens, own_seed, logprobs, prompt_logprobs, grammar)
+            choices.append(Choice(prompt, sampling, conditions))
+    return choices
+
+
+def _sampling_params(
+    service: Service,
+    request: SamplingFields,
+    max_tokens: int,
+    seed: int,
+    logprobs: int | None,
+    prompt_logprobs: int | None,
+    grammar: str,
+) -> SamplingParams:
+    defaults = service.tokenizer.default_sampling
+
+    def value(name: str, fallback: float) -> float:
+        given = getattr(request, name)
+        return float(defaults.get(name, fallback) if given is None else given)
+
+    temperature = value("temperature", 1.0)
+    stop_token_ids = frozenset(request.stop_token_ids)
+    if not request.ignore_eos:
+        stop_token_ids |= service.tokenizer.eos_token_ids
+    return SamplingParams(
+        max_tokens=max_tokens,
+        seed=seed,
+        min_tokens=request.min_tokens,
+        temperature=0.0 if temperature < _GREEDY_BELOW else temperature,
+        top_k=max(0, int(value("top_k", 0))),
+        top_p=value("top_p", 1.0),
+        min_p=value("min_p", 0.0),
+        presence_penalty=request.presence_penalty,
+        frequency_penalty=request.frequency_penalty,
+        repetition_penalty=value("repetition_penalty", 1.0),
+        logit_bias={int(token): bias for token, bias in request.logit_bias.items()},
+        stop_token_ids=stop_token_ids,
+        logprobs=logprobs,
+        prompt_logprobs=prompt_logprobs,
+        grammar=grammar,
+    )
+
+
+def check_count(field: str, count: int, most: int) -> None:
+    """InvalidRequestError if a field has more than the setting `max_<field>` allows."""
+    if count > most:
+        raise InvalidRequestError(f"{field}: at most {most} (max_{field})", field)
+
+
+def check_num_choices(service: Service, num_prompts: int, n: int) -> None:
+    """InvalidRequestError if a call asks for too many texts. Cheap: to be called before prompts are tokenized."""
+    max_n = service.settings.max_n
+    check_count("n", n, max_n)
+    if num_prompts * n > max_n * _PROMPTS_PER_N:
+        raise InvalidRequestError(f"prompt: at most {max_n * _PROMPTS_PER_N} choices in one call", "prompt")
+
+
+def check_logprobs(service: Service, count: int | None, field: str) -> None:
+    """InvalidRequestError if more are asked for than the server reports."""
+    limit = service.settings.max_logprobs
+    if count is not None and count > limit:
+        raise InvalidRequestError(f"{field}: at most {limit} (max_logprobs)", field)
+
+
+def _check_token_ids(service: Service, request: SamplingFields) -> None:
+    vocab_size = service.ready().vocab_size
+    for token in request.logit_bias:
+        is_number = token.isascii() and token.isdigit() and len(token) <= _TOKEN_ID_DIGITS
+        if not (is_number and int(token) < vocab_size):
+            raise InvalidRequestError(f"logit_bias: {token[:20]} is not a token id below {vocab_size}", "logit_bias")
+    if any(token >= vocab_size for token in request.stop_token_ids):
+        raise InvalidRequestError(f"stop_token_ids: token ids are below {vocab_size}", "stop_token_ids")
+
+
+def _max_tokens(num_prompt_tokens: int, limit: TokenLimit, max_model_len: int) -> int:
+    """Tokens to generate after a prompt; ContextLengthError if both do not fit the model's context together."""
+    left = max_model_len - num_prompt_tokens
+    wanted = 1 if limit.requested is None else limit.requested
+    if wanted > left:
+        raise ContextLengthError(
+            f"This model's maximum context length is {max_model_len} tokens. However, you requested "
+            f"{num_prompt_tokens + wanted} tokens ({num_prompt_tokens} in the {limit.prompt_param}, {wanted} in the "
+            f"completion). Please reduce the length of the {limit.prompt_param} or completion.",
+            limit.param if left > 0 else limit.prompt_param,
+        )
+    if limit.requested is not None:
+        return limit.requested
+    return left if limit.default is None else min(limit.default, left)
+
+
+def _seed_of_choice(seed: int, index: int) -> int:
+    """Choices of one call differ, and the first is what the seed alone gives."""
+    if index == 0:
+        return seed
+    digest = hashlib.sha256(f"{seed}:{index}".encode()).digest()
+    return int.from_bytes(digest[:8], "big") >> 1

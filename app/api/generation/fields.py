@@ -1,0 +1,162 @@
+"""Fields of requests that several of the generating endpoints share."""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Discriminator, Field, Tag
+
+from app.api.edge.body import Label, RequestBody, Unsupported
+from app.errors import InvalidRequestError
+
+MAX_STOP_LENGTH = 1024
+MAX_STOP_TOKEN_IDS = 4096
+_INT64 = 2**63
+
+TokenId = Annotated[int, Field(ge=0, lt=2**31)]
+Effort = Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"]
+
+_OPENAI: Unsupported = {
+    "audio": (),
+    "function_call": ("none", "auto"),
+    "functions": ([],),
+    "metadata": ({},),
+    "modalities": (["text"],),
+    "moderation": (),
+    "parallel_tool_calls": (True, False),
+    "prediction": (),
+    "prompt_cache_options": (),
+    "prompt_cache_retention": ("in_memory", "in-memory"),
+    "reasoning_effort": ("none",),
+    "service_tier": ("auto", "default"),
+    "store": (False,),
+    "suffix": ("",),
+    "tool_choice": ("none", "auto"),
+    "tools": ([],),
+    "verbosity": ("medium",),
+    "web_search_options": (),
+}
+
+_VLLM: Unsupported = {
+    "add_special_tokens": (False,),
+    "allowed_token_ids": (),
+    "bad_words": ([],),
+    "cache_salt": (),
+    "documents": ([],),
+    "early_stopping": (False,),
+    "guided_decoding_backend": (),
+    "guided_whitespace_pattern": (),
+    "include_reasoning": (True,),
+    "kv_transfer_params": (),
+    "length_penalty": (1.0, 1),
+    "logits_processors": ([],),
+    "mirostat": (),
+    "mm_processor_kwargs": ({},),
+    "prompt_embeds": (),
+    "prompt_logprobs": (),
+    "repetition_detection": (),
+    "request_id": (),
+    "return_token_ids": (False,),
+    "return_tokens_as_token_ids": (False,),
+    "skip_special_tokens": (True,),
+    "spaces_between_special_tokens": (True,),
+    "stream_interval": (),
+    "structural_tag": (),
+    "thinking_token_budget": (),
+    "truncate_prompt_tokens": (),
+    "typical_p": (),
+    "use_beam_search": (False,),
+    "vllm_xargs": ({},),
+}
+
+UNSUPPORTED: Unsupported = _OPENAI | _VLLM
+"""Of completions and chats."""
+
+
+class StreamOptions(RequestBody):
+    """What a stream holds beside text."""
+
+    unsupported = {"include_obfuscation": (False,)}  # noqa: RUF012 - declared as a class variable
+    include_usage: bool = Field(False, description="send token counts in a last event")
+    continuous_usage_stats: bool = Field(
+        False, description="send token counts in every event, as far as they are known"
+    )
+    resumable: bool = Field(
+        False, description="number the events, and go on for a client that comes back: see /v1/streams/{stream_id}"
+    )
+
+
+class TokenFields(RequestBody):
+    """How each token is chosen. What is not given is the model's own default, or the API's."""
+
+    model: Label | None = Field(None, description="the served model's name")
+    temperature: float | None = Field(None, ge=0, le=100)
+    top_p: float | None = Field(None, gt=0, le=1)
+    top_k: int | None = Field(None, ge=-1, lt=2**31, description="0 or -1: off")
+    min_p: float | None = Field(None, ge=0, le=1)
+    seed: int | None = Field(None, ge=-_INT64, lt=_INT64)
+    stop_token_ids: list[TokenId] = Field(default_factory=list, max_length=MAX_STOP_TOKEN_IDS)
+    min_tokens: int = Field(0, ge=0, lt=2**31)
+    ignore_eos: bool = False
+    presence_penalty: float = Field(0.0, ge=-2, le=2)
+    frequency_penalty: float = Field(0.0, ge=-2, le=2)
+    repetition_penalty: float | None = Field(None, ge=0.01, le=100)
+    logit_bias: dict[str, Annotated[float, Field(ge=-100, le=100)]] = Field(
+        default_factory=dict, description="token id to what is added to its logit"
+    )
+    stream: bool = False
+    priority: int = Field(0, ge=-(2**31), lt=2**31, description="lower runs first")
+
+
+class SamplingFields(TokenFields):
+    """How texts are generated, and when to stop."""
+
+    unsupported = UNSUPPORTED
+    n: int = Field(1, ge=1)
+    stop: str | list[str] = Field(default_factory=list, description=f"strings of up to {MAX_STOP_LENGTH} characters")
+    include_stop_str_in_output: bool = False
+    stream_options: StreamOptions | None = None
+    user: Label | None = Field(None, description="changes nothing")
+    safety_identifier: Label | None = Field(None, description="changes nothing")
+    prompt_cache_key: Label | None = Field(None, description="changes nothing")
+
+    @property
+    def stop_strings(self) -> list[str]:
+        """`stop` as a list."""
+        return [self.stop] if isinstance(self.stop, str) else self.stop
+
+    @property
+    def include_usage(self) -> bool:
+        """Whether a stream ends with an event about usage."""
+        asked = self.stream_options
+        return asked is not None and (asked.include_usage or asked.continuous_usage_stats)
+
+    def check(self) -> None:
+        """See `RequestBody.check`."""
+        if max(map(len, self.stop_strings), default=0) > MAX_STOP_LENGTH:
+            raise InvalidRequestError(f"stop: at most {MAX_STOP_LENGTH} characters each", "stop")
+        if not all(self.stop_strings):
+            raise InvalidRequestError("stop: a stop string must not be empty", "stop")
+        if self.stream_options is not None and not self.stream:
+            raise InvalidRequestError("stream_options is only allowed when stream is true", "stream_options")
+
+
+def _kind(prompt: Any) -> str | None:
+    """Which of the four kinds of prompt a value means; only that one is then validated."""
+    if isinstance(prompt, str):
+        return "text"
+    if not isinstance(prompt, list):
+        return None
+    first = prompt[0] if prompt else 0
+    return "texts" if isinstance(first, str) else "several_token_ids" if isinstance(first, list) else "token_ids"
+
+
+Prompt = Annotated[
+    Annotated[str, Tag("text")]
+    | Annotated[list[str], Tag("texts")]
+    | Annotated[list[TokenId], Tag("token_ids")]
+    | Annotated[list[list[TokenId]], Tag("several_token_ids")],
+    Discriminator(
+        _kind,
+        custom_error_type="prompt_type",
+        custom_error_message="Input should be a text, several texts, token ids, or several lists of token ids",
+    ),
+]

@@ -1,0 +1,65 @@
+"""From what a client wrote to token ids.
+
+Long texts are tokenized in a thread, which the other streams of this process do not feel.
+"""
+
+import asyncio
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+from app.api.service import Service
+from app.errors import ContextLengthError, InvalidRequestError
+
+T = TypeVar("T")
+
+LONG_TEXT = 8192
+"""Characters from which on rendering and tokenizing take milliseconds."""
+
+
+def as_list(prompt: Any, param: str) -> list[Any]:
+    """One or several texts, or lists of token ids, as a list of them. InvalidRequestError if there are none."""
+    if isinstance(prompt, str) or (prompt and isinstance(prompt[0], int)):
+        return [prompt]
+    if not prompt:
+        raise InvalidRequestError(f"{param}: must not be empty", param)
+    return list(prompt)
+
+
+async def encode_texts(
+    service: Service, texts: list[str], param: str, add_special_tokens: bool = True
+) -> list[list[int]]:
+    """Token ids of each text. Raises ContextLengthError for one that can only be too long, before the work is done."""
+    for text in texts:
+        check_length(service, text, param)
+
+    def encode() -> list[list[int]]:
+        return [service.tokenizer.encode(text, add_special_tokens) for text in texts]
+
+    return await in_thread(encode, sum(map(len, texts)))
+
+
+async def in_thread(work: Callable[[], T], size: int) -> T:
+    """Do work on that many characters: in a thread if they are many."""
+    return work() if size < LONG_TEXT else await asyncio.to_thread(work)
+
+
+def check_length(service: Service, text: str, param: str) -> None:
+    """ContextLengthError for a text that can only be too long; InvalidRequestError beyond max_prompt_size."""
+    most = service.settings.max_prompt_size
+    if len(text) > most or (4 * len(text) > most and len(text.encode()) > most):
+        raise InvalidRequestError(f"{param}: at most {most} bytes of text (max_prompt_size)", param)
+    longest = service.ready().max_model_len * service.tokenizer.longest_token
+    if len(text) > longest:
+        raise ContextLengthError(
+            f"This model's maximum context length is {service.ready().max_model_len} tokens, which are {longest} "
+            f"characters at most. However, the {param} has {len(text)} characters.",
+            param,
+        )
+
+
+def check_token_ids(token_ids: list[int], vocab_size: int, param: str) -> None:
+    """InvalidRequestError unless all tokens are in the vocabulary, and there is one."""
+    if not token_ids:
+        raise InvalidRequestError(f"{param}: must not be empty", param)
+    if max(token_ids) >= vocab_size:
+        raise InvalidRequestError(f"{param}: token ids are below {vocab_size}, the size of the vocabulary", param)

@@ -1,0 +1,175 @@
+"""One call's requests, from submission to the last token: shared by completions and chat."""
+
+import asyncio
+import time
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass
+
+from app.api.edge.request_log import RequestLog, Usage
+from app.api.generation.choices import Choice
+from app.api.service import Service
+from app.core.engine_client import EngineClient
+from app.core.request import FinishReason
+from app.core.wire import GenerateCommand, RequestOutput, RequestTiming
+from app.text.output_processor import OutputProcessor, TextDelta
+
+
+class Generation:
+    """The choices of one call, running together."""
+
+    def __init__(self, service: Service, choices: Sequence[Choice], n: int, priority: int, entry: RequestLog) -> None:
+        """Submit all choices: `n` for each prompt, one prompt's after the other's.
+
+        Raises EngineUnavailableError or QueueFullError, and then none is left running.
+        """
+        self._service = service
+        self._engine: EngineClient = service.engine
+        self._entry = entry
+        self.usage = Usage()
+        self._open: dict[int, _OpenChoice] = {}
+        self._expiry: asyncio.TimerHandle | None = None
+        if entry.deadline is not None:
+            left = entry.deadline - time.monotonic()
+            if left <= 0:
+                raise service.expired(entry)
+            self._expiry = asyncio.get_running_loop().call_later(left, self._expire)
+        try:
+            for index, choice in enumerate(choices):
+                self._submit(index, choice, priority, counts_prompt=index % n == 0)
+        except BaseException:
+            for open_choice in self._open.values():  # they count as refused, not as aborted
+                self._engine.abort(open_choice.command.request_id)
+            self._open.clear()
+            self._stop_clock()
+            raise
+        for choice in choices[::n]:
+            self.usage.prompt_tokens += len(choice.prompt_token_ids)
+            service.metrics.record_admitted(len(choice.prompt_token_ids))
+        service.use_tokens(entry.tenant, "prompt", self.usage.prompt_tokens)
+        entry.usage, entry.sampling, entry.num_choices = self.usage, choices[0].sampling, n
+
+    def _submit(self, index: int, choice: Choice, priority: int, counts_prompt: bool) -> None:
+        command = GenerateCommand(
+            request_id=self._entry.engine_id(index),
+            prompt_token_ids=choice.prompt_token_ids,
+            sampling=choice.sampling,
+            priority=priority,
+            tenant=self._entry.tenant.name,
+            weight=self._entry.tenant.weight,
+            cache_salt=self._entry.tenant.cache_salt,
+            arrived_at=self._entry.arrived_at,
+        )
+        processor = OutputProcessor(self._service.tokenizer, choice.prompt_token_ids, choice.conditions)
+        outputs = self._engine.generate(command)
+        self._open[index] = _OpenChoice(index, command, outputs, processor, counts_prompt)
+
+    def _expire(self) -> None:
+        for choice in self._open.values():
+            self._engine.expire(choice.command.request_id)
+
+    def _stop_clock(self) -> None:
+        if self._expiry is not None:
+            self._expiry.cancel()
+
+    def abort(self) -> None:
+        """End what is still running."""
+        self._stop_clock()
+        for choice in self._open.values():
+            self._engine.abort(choice.command.request_id)
+            self._record_finished(choice, FinishReason.ABORT)
+        self._open.clear()
+
+    async def deltas(self) -> AsyncGenerator[tuple[int, TextDelta], None]:
+        """(choice index, news) of all choices as they come. Closing it aborts what still runs.
+
+        Raises InternalError if a choice fails; the others are aborted then.
+        """
+        try:
+            if len(self._open) == 1:
+                (choice,) = self._open.values()
+                async for output in choice.outputs:
+                    delta = self._take(choice, output)
+                    yield choice.index, delta
+                    if delta.finish_reason is not None:
+                        break
+            else:
+                async with aclosing(self._merged()) as merged:
+                    async for item in merged:
+                        yield item
+        finally:
+            self.abort()
+
+    async def _merged(self) -> AsyncGenerator[tuple[int, TextDelta], None]:
+        """Several choices: one task each puts its news into one queue, which holds it back when it is full."""
+        queue: asyncio.Queue[tuple[_OpenChoice, RequestOutput | Exception]] = asyncio.Queue(maxsize=len(self._open))
+
+        async def pump(choice: _OpenChoice) -> None:
+            try:
+                async for output in choice.outputs:
+                    await queue.put((choice, output))
+            except Exception as error:  # whoever reads the queue waits for this choice
+                await queue.put((choice, error))
+
+        tasks = {index: asyncio.create_task(pump(choice)) for index, choice in self._open.items()}
+        try:
+            while self._open:
+                choice, output = await queue.get()
+                if choice.index not in self._open:  # it met a stop string meanwhile
+                    continue
+                if isinstance(output, Exception):
+                    raise output
+                delta = self._take(choice, output)
+                if delta.finish_reason is not None:
+                    tasks[choice.index].cancel()
+                yield choice.index, delta
+        finally:
+            for task in tasks.values():
+                task.cancel()
+            await asyncio.gather(*tasks.values(), return_exceptions=True)
+
+    def _take(self, choice: "_OpenChoice", output: RequestOutput) -> TextDelta:
+        """Turn an output into text, and keep the accounts."""
+        delta = choice.processor.process(output)
+        now, metrics = time.monotonic(), self._service.metrics
+        choice.timing = output.timing or choice.timing
+        if delta.token_ids:
+            if choice.last_at is None:
+                metrics.record_first_token(now - choice.command.arrived_at, len(delta.token_ids))
+                self._entry.ttft = self._entry.ttft or now - choice.command.arrived_at
+            else:
+                metrics.record_token_gap(now - choice.last_at, len(delta.token_ids))
+            choice.last_at = now
+            self.usage.completion_tokens += len(delta.token_ids)
+            self._service.use_tokens(self._entry.tenant, "generation", len(delta.token_ids))
+        if delta.finish_reason is not None:
+            del self._open[choice.index]
+            if choice.counts_prompt:
+                self.usage.cached_tokens += output.num_cached_tokens
+            if delta.needs_abort:
+                self._engine.abort(choice.command.request_id)
+            self._record_finished(choice, delta.finish_reason)
+            if delta.finish_reason is FinishReason.ERROR:
+                raise self._service.failed(delta.error, delta.blames_request)
+            if delta.finish_reason is FinishReason.TIMEOUT:
+                raise self._service.expired(self._entry)
+        return delta
+
+    def _record_finished(self, choice: "_OpenChoice", reason: FinishReason) -> None:
+        seconds = time.monotonic() - choice.command.arrived_at
+        self._service.metrics.record_finished(reason, seconds, choice.timing)
+        self._entry.note_end(choice.index, reason, choice.timing)
+
+
+@dataclass
+class _OpenChoice:
+    """A choice that has not ended."""
+
+    index: int
+    command: GenerateCommand
+    outputs: AsyncIterator[RequestOutput]
+    processor: OutputProcessor
+    counts_prompt: bool
+    last_at: float | None = None
+    timing: RequestTiming | None = None
+    """What the engine said last of when it began; a choice that ends at a stop string ends without the engine."""

@@ -1,0 +1,64 @@
+"""POST /v1/messages and /v1/messages/count_tokens: Anthropic's API"""
+
+from typing import Annotated
+
+from fastapi import APIRouter, Depends, Request
+from starlette.responses import Response
+
+from app.api.chat.parts import naming
+from app.api.chat.prepare import prepare_chat
+from app.api.chat.prompt import encode_chat
+from app.api.deps import ADMITTED, ServiceDep, body_of
+from app.api.edge.body import body_schema
+from app.api.edge.document import READS_BODY, RUNS, anthropic_answers
+from app.api.generation.choices import TokenLimit
+from app.api.messages.answer import MessageAnswer
+from app.api.messages.answers import AnthropicMessage, TokenCount
+from app.api.messages.schema import CountTokensRequest, MessagesRequest
+from app.api.messages.translate import NAMES, to_chat
+
+router = APIRouter()
+
+_STREAM = """event: content_block_delta
+data: {"type":"content_block_delta","index":0,"delta":{"type":"text_delta","text":"Hi"}}
+
+event: message_stop
+data: {"type":"message_stop"}
+
+"""
+
+
+@router.post(
+    "/v1/messages",
+    openapi_extra=body_schema(MessagesRequest),
+    responses=anthropic_answers(AnthropicMessage, RUNS, stream=_STREAM),
+    dependencies=ADMITTED,
+)
+async def create_message(
+    body: Annotated[MessagesRequest, Depends(body_of(MessagesRequest))], request: Request, service: ServiceDep
+) -> Response:
+    """Answer a conversation with one message."""
+    with naming(NAMES):
+        chat = to_chat(body)
+        # As with Anthropic's models: what does not fit the context any more is no reason to refuse a conversation.
+        limit = TokenLimit(None, body.max_tokens, "max_tokens", "messages")
+        run = await prepare_chat(service, chat, limit)
+    request_id = request.scope["request_log"].request_id
+    answer = MessageAnswer(service, body, chat, run, request_id)
+    return await answer.respond(request, run.choices, 1, body.priority)
+
+
+@router.post(
+    "/v1/messages/count_tokens",
+    openapi_extra=body_schema(CountTokensRequest),
+    responses=anthropic_answers(TokenCount, READS_BODY),
+    response_model=None,
+)
+async def count_tokens(
+    body: Annotated[CountTokensRequest, Depends(body_of(CountTokensRequest))], service: ServiceDep
+) -> dict[str, int]:
+    """How many tokens the prompt of a conversation has."""
+    service.check_model(body.model)
+    with naming(NAMES):
+        prompt = await encode_chat(service, to_chat(body))
+    return {"input_tokens": len(prompt.token_ids)}

@@ -1,0 +1,63 @@
+"""What operators and orchestrators ask: /health, /health/live, /health/ready, /health/deep, /metrics, /version"""
+
+from typing import Any
+
+from fastapi import APIRouter, Request
+from fastapi.responses import JSONResponse, PlainTextResponse
+from starlette.responses import Response
+
+from app import __version__
+from app.api.deps import ServiceDep
+from app.api.operations.answers import Health, Version
+from app.metrics import CONTENT_TYPE
+
+router = APIRouter()
+
+_HEALTH: dict[int | str, dict[str, Any]] = {
+    200: {"model": Health, "description": "It is well"},
+    503: {"model": Health, "description": "It is not; the status says why"},
+}
+
+
+def _answer(is_well: bool, status: str) -> JSONResponse:
+    return JSONResponse({"status": status}, status_code=200 if is_well else 503)
+
+
+@router.get("/health", responses=_HEALTH)
+@router.get("/health/ready", responses=_HEALTH)
+async def ready(service: ServiceDep, request: Request) -> JSONResponse:
+    """200 if requests can be served now, else 503 with the reason: loading, draining, full."""
+    if request.app.state.drain.has_begun:
+        return _answer(False, "draining")
+    if service.engine.ready is None:
+        return _answer(False, service.engine.failure or "loading")
+    return _answer(not service.engine.is_full, "full" if service.engine.is_full else "ready")
+
+
+@router.get("/health/live", responses=_HEALTH)
+async def live(service: ServiceDep) -> JSONResponse:
+    """503 once the step loop turns no more, or the engine is gone for good; a model that is still loading is alive."""
+    if service.engine.failure is not None:
+        return _answer(False, service.engine.failure)
+    limit = service.settings.step_timeout / 2
+    is_stuck = service.engine.ready is not None and service.engine.heartbeat.seconds_silent > limit
+    return _answer(not is_stuck, "stuck" if is_stuck else "alive")
+
+
+@router.get("/health/deep", responses=_HEALTH)
+async def deep(service: ServiceDep, request: Request) -> JSONResponse:
+    """200 if the model gives a token; asked again within some seconds, the same answer."""
+    problem = await request.app.state.deep_check.problem(service)
+    return _answer(not problem, problem or "ready")
+
+
+@router.get("/metrics", response_class=PlainTextResponse)
+async def metrics(service: ServiceDep) -> Response:
+    """Prometheus' text format."""
+    return Response(service.metrics.render(), media_type=CONTENT_TYPE)
+
+
+@router.get("/version", response_model=Version)
+async def version() -> dict[str, Any]:
+    """Paceline's version."""
+    return {"version": __version__}

@@ -1,0 +1,35 @@
+"""GET /v1/streams/{id}"""
+
+from typing import Annotated
+
+from fastapi import APIRouter, Header, Request
+from starlette.responses import Response
+
+from app.api.deps import ServiceDep
+from app.api.edge.document import answers
+from app.api.edge.sse import EventStream
+from app.errors import InvalidRequestError
+
+router = APIRouter()
+
+_STREAM = """id: 8
+data: {"id":"cmpl-1","object":"text_completion","created":1,"model":"m","choices":[\
+{"index":0,"text":"Hi","logprobs":null,"finish_reason":null,"stop_reason":null}]}
+
+"""
+
+
+@router.get(
+    "/v1/streams/{stream_id:path}", responses=answers(None, (400, 404), stream=_STREAM), response_class=Response
+)
+async def read_stream(
+    stream_id: str,
+    request: Request,
+    service: ServiceDep,
+    last_event_id: Annotated[str, Header(description="the last one seen")] = "0",
+) -> Response:
+    """Go on reading a stream that was begun with `X-Resumable: true`; its id is the X-Request-ID of that answer."""
+    stream = service.streams.find(request.scope["request_log"].tenant.name, stream_id)
+    if not (last_event_id.isascii() and last_event_id.isdecimal() and int(last_event_id[:9]) <= stream.num_events):
+        raise InvalidRequestError("Last-Event-ID is not the id of an event of this stream", "Last-Event-ID")
+    return EventStream(stream.read(int(last_event_id[:9])), lambda: None, service.settings.keepalive_comment)
