@@ -17,6 +17,7 @@ from app.core.step import ModelRunnerOutput
 from app.engine.block_pool import BlockPool
 from app.engine.chunk_pacer import ChunkPacer
 from app.engine.scheduler import Scheduler
+from app.fairness.alone import Alone
 from app.worker.input_batch import InputBatch
 
 NUM_RUNNING = 256
@@ -27,9 +28,11 @@ STEPS = 300
 
 def measure(num_waiting: int) -> dict[str, float]:
     """Median microseconds of each part of a step, with 256 running requests and `num_waiting` behind them."""
+    pacer = ChunkPacer(0.05, BLOCK_SIZE, 65536)
     scheduler = Scheduler(
         BlockPool(NUM_RUNNING * MAX_MODEL_LEN // BLOCK_SIZE),
-        ChunkPacer(0.05, BLOCK_SIZE, 65536),
+        pacer,
+        Alone(pacer),
         block_size=BLOCK_SIZE,
         max_num_seqs=NUM_RUNNING,
         max_num_batched_tokens=65536,

@@ -63,6 +63,8 @@ class Request:
     block_table: list[int] = field(default_factory=list)
     block_hashes: list[bytes] = field(default_factory=list)
     """Chained hashes of its full blocks of tokens, as far as they have been needed."""
+    max_num_tokens: int = 0
+    """Most tokens that it may come to, prompt and output; the scheduler sets it."""
     num_computed_tokens: int = 0
     """Tokens whose K/V is in the cache, those of the step in flight included."""
     num_in_flight: int = 0
@@ -79,6 +81,19 @@ class Request:
     @property
     def num_output_tokens(self) -> int:
         return len(self.token_ids) - self.num_prompt_tokens
+
+    @property
+    def num_missing(self) -> int:
+        """Tokens by which a running request is behind; 0 if the step in flight is known to be its last."""
+        num_tokens = len(self.token_ids) + self.num_in_flight
+        if self.num_in_flight and num_tokens >= self.max_num_tokens:
+            return 0
+        return num_tokens - self.num_computed_tokens
+
+    @property
+    def is_waiting(self) -> bool:
+        """Whether it is to be given a row, for the first time or again."""
+        return self.status in (RequestStatus.WAITING, RequestStatus.PREEMPTED)
 
     @property
     def sort_key(self) -> tuple[int, float]:

@@ -48,8 +48,6 @@ class SchedulerOutput(msgspec.Struct):
 
     A row whose tokens are all computed after this step samples its next token. That token need not come back
     to the worker: the next position's input is what the row sampled last."""
-    others_rest: bool = False
-    """Whether rows that could go on are left out in favour of these: the scheduler's own note."""
 
     @property
     def num_tokens(self) -> int:

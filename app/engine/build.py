@@ -11,6 +11,8 @@ from app.engine.chunk_pacer import ChunkPacer
 from app.engine.core import EngineCore
 from app.engine.encoder_core import EncoderCore
 from app.engine.scheduler import Scheduler
+from app.fairness.alone import Alone
+from app.fairness.fair_shares import FairShares
 from app.settings import Settings
 
 
@@ -25,9 +27,11 @@ def build_engine(settings: Settings, model_folder: Path) -> tuple[EngineCore, En
     imported = time.monotonic()
     built = build(settings, model_folder)
     limits = built.limits
+    pacer = ChunkPacer(limits.max_itl, settings.block_size, limits.max_num_batched_tokens)
     scheduler = Scheduler(
         BlockPool(limits.num_blocks),
-        ChunkPacer(limits.max_itl, settings.block_size, limits.max_num_batched_tokens),
+        pacer,
+        FairShares(pacer, limits.num_blocks) if settings.api_keys is not None else Alone(pacer),
         block_size=settings.block_size,
         max_num_seqs=limits.max_num_seqs,
         max_num_batched_tokens=limits.max_num_batched_tokens,

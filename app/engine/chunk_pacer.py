@@ -4,10 +4,6 @@ MARGIN = 0.7
 """Share of the allowed pause that is planned for; the rest is for what the estimate misses."""
 HALF_LIFE = 256
 """Prompt tokens after which a measurement counts half: a long prompt slows down as its context grows."""
-FIRST_INSTEAD = 64
-"""Prompt tokens for the first step in which decodes are held back."""
-INSTEAD = 1.5
-"""How much longer such a step may take than one with decodes: a prompt that is cut up takes longer than a whole one."""
 ADAPT = 0.2
 """Weight of the newest step in the time of decodes alone."""
 
@@ -22,24 +18,23 @@ class ChunkPacer:
 
     def __init__(self, max_itl: float, min_tokens: int, max_tokens: int) -> None:
         """`max_itl` in seconds; a chunk is `min_tokens` at least (one block) and `max_tokens` at most."""
-        self._target = max_itl * MARGIN
-        self._min_tokens = min_tokens
-        self._max_tokens = max_tokens
+        self.target = max_itl * MARGIN
+        self.min_tokens = min_tokens
+        self.max_tokens = max_tokens
         self._decode_seconds = 0.0
         self._prompt_seconds = 0.0  # decayed sums, of the same steps
         self._prompt_tokens = 0.0
-        self._instead = min(FIRST_INSTEAD, max_tokens)
 
     def prompt_tokens(self, num_decodes: int) -> int:
         """Most prompt tokens for the next step, beside that many decodes."""
         if num_decodes == 0:
-            return self._max_tokens
+            return self.max_tokens
         # Never much more than the estimate rests on: the first steps feel their way.
-        most = min(2 * self._prompt_tokens, self._max_tokens)
+        most = min(2 * self._prompt_tokens, self.max_tokens)
         if self._prompt_seconds > 0:
-            left = self._target - self._decode_seconds
+            left = self.target - self._decode_seconds
             most = min(most, left * self._prompt_tokens / self._prompt_seconds)
-        return max(self._min_tokens, int(most))
+        return max(self.min_tokens, int(most))
 
     def seconds(self, num_decodes: int, prompt_tokens: int) -> float:
         """What a step is expected to take; little for the first ones."""
@@ -48,38 +43,16 @@ class ChunkPacer:
             seconds += prompt_tokens * self._prompt_seconds / self._prompt_tokens
         return seconds
 
-    def leaves_little(self, num_decodes: int, prompt_tokens: int) -> bool:
-        """Whether these alone take most of the time that a step may take."""
-        return self.seconds(num_decodes, prompt_tokens) > self._target / 2
-
-    @property
-    def prompt_tokens_instead(self) -> int:
-        """Most prompt tokens for a step in which decodes are held back: it may take somewhat longer than theirs."""
-        return self._instead
-
-    def observe(self, num_decodes: int, prompt_tokens: int, seconds: float, others_rest: bool = False) -> None:
-        """Learn from a finished step. `others_rest`: there are more decodes, which were held back."""
-        if others_rest:
-            if prompt_tokens == 0:
-                return
-            num_decodes = 0  # few, beside those whose time is known
+    def observe(self, num_decodes: int, prompt_tokens: int, seconds: float) -> None:
+        """Learn from a finished step."""
         if prompt_tokens == 0 or (num_decodes and seconds < self._decode_seconds):
             change = seconds - self._decode_seconds
             self._decode_seconds += change if self._decode_seconds == 0.0 else ADAPT * change
         if prompt_tokens == 0:
             return
-        if num_decodes == 0:
-            self._observe_instead(prompt_tokens, seconds)
         # A step of prompt alone still reads all weights, as a decode does: its whole time counts as the prompt's,
         # which errs on the careful side.
         base = self._decode_seconds if num_decodes else 0.0
         keep = 0.5 ** (prompt_tokens / HALF_LIFE)
         self._prompt_seconds = keep * self._prompt_seconds + max(seconds - base, 0.0)
         self._prompt_tokens = keep * self._prompt_tokens + prompt_tokens
-
-    def _observe_instead(self, prompt_tokens: int, seconds: float) -> None:
-        """Learn from a step of prompt alone, if it was too long, or as large as it was to be."""
-        allowed = INSTEAD * max(self._target, self._decode_seconds)
-        if seconds > allowed or prompt_tokens >= self._instead:
-            fitting = int(prompt_tokens * allowed / max(seconds, 1e-6))
-            self._instead = min(max(fitting, self._min_tokens), self._max_tokens)

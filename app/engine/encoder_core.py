@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from app.core.request import FinishReason
 from app.core.step import EncoderWorker, Limits
 from app.core.wire import EncodeCommand, EngineStats, RequestOutput, RequestTiming, StepOutputs
-from app.engine.fair_queue import FairQueue
+from app.fairness.fair_queue import FairQueue
 
 log = logging.getLogger(__name__)
 
@@ -51,7 +51,8 @@ class EncoderCore:
     def abort(self, request_ids: Sequence[str]) -> None:
         """End these requests now; unknown ids are ignored."""
         for request_id in request_ids:
-            if command := self._open.pop(request_id, None):  # what is left in the queue is passed over
+            if command := self._open.pop(request_id, None):
+                self._waiting.discard(command)
                 self._endings.append(_ending(command, FinishReason.ABORT))
 
     def step(self) -> StepOutputs:

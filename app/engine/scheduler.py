@@ -16,21 +16,12 @@ from app.core.step import NOT_A_NUMBER, NOT_SAMPLED, NOTHING_ALLOWED, ModelRunne
 from app.core.wire import EngineStats, RequestOutput, RequestTiming
 from app.engine.block_pool import BlockPool
 from app.engine.chunk_pacer import ChunkPacer
-from app.engine.demand import Demand
-from app.engine.fair_queue import INPUT_COST, OUTPUT_COST, FairQueue
 from app.engine.prefix_cache import hash_block, root_hash
-from app.engine.shares import Shares
+from app.fairness.policy import SharePolicy
 
 log = logging.getLogger(__name__)
 
 Clock = Callable[[], float]
-_LOOK_AHEAD = 8
-"""Waiting requests of each tenant that are looked at, to see whether its prompts would fill a step."""
-_RECOVERY = 0.4
-"""Of the others' share, for each step without need for a rest: so one is due at once to who asks now and then."""
-_NEARLY = 0.8
-"""A tenant with so much of its share of the requests needs nobody to rest for it."""
-_IS_WAITING = (RequestStatus.WAITING, RequestStatus.PREEMPTED)
 
 
 class Scheduler:
@@ -45,6 +36,7 @@ class Scheduler:
         self,
         pool: BlockPool,
         pacer: ChunkPacer,
+        policy: SharePolicy,
         *,
         block_size: int,
         max_num_seqs: int,
@@ -60,6 +52,7 @@ class Scheduler:
             raise ValueError("the longest request must fit when it runs alone")
         self.pool = pool
         self.pacer = pacer
+        self.policy = policy
         self.block_size = block_size
         self.max_num_batched_tokens = max_num_batched_tokens
         self.max_model_len = max_model_len
@@ -68,15 +61,7 @@ class Scheduler:
         self.clock = clock
 
         self.requests: dict[str, Request] = {}
-        self.running: list[Request] = []  # in `_order`: the last one is preempted first
-        self._waiting: FairQueue[Request] = FairQueue(
-            lambda request: request.status in _IS_WAITING, credit=max_num_batched_tokens
-        )
-        self._num_waiting = 0
-        self._shares = Shares(max_num_seqs, pool.num_blocks)
-        self._resting: set[str] = set()  # tenants that have no part in this step
-        self._owed = 1.0  # rests
-        self._share_of_others = 0.5  # the last that rests were for
+        self.running: list[Request] = []  # in the policy's order: the last one is preempted first
         self._free_rows = list(range(max_num_seqs - 1, -1, -1))
         # Of a failed step, or of an engine that died: each must run alone until it has given a token.
         self._suspects: list[Request] = []
@@ -87,12 +72,12 @@ class Scheduler:
 
     def add(self, request: Request) -> None:
         """Queue a new request. A suspect goes before all others."""
+        request.max_num_tokens = min(request.num_prompt_tokens + request.sampling.max_tokens, self.max_model_len)
         self.requests[request.request_id] = request
         if request.is_suspect:
             self._suspects.append(request)
         else:
-            self._waiting.push(request)
-        self._num_waiting += 1
+            self.policy.push(request)
 
     def abort(self, request_id: str, reason: FinishReason = FinishReason.ABORT, error: str = "") -> list[RequestOutput]:
         """End a request now; returns its final output, or nothing if it had ended before."""
@@ -116,137 +101,67 @@ class Scheduler:
 
     def schedule(self) -> SchedulerOutput | None:
         """Plan the next step; None if there is nothing to compute now."""
-        if self._suspects:
-            return self._schedule_alone(self._suspects[0])
-        self._waiting.look_around(self.clock(), self.running)
-        demand = self._share_out() if self._waiting.has_several_tenants else None
-        self._resting = self._tenants_to_rest(demand) if demand else set()
-        step = self._plan_step(demand)
-        if not step.rows and self._resting:  # no room after all
-            self._resting = set()
-            step = self._plan_step(demand)
-        return step if step.rows else None
-
-    def _plan_step(self, demand: Demand | None) -> SchedulerOutput:
-        step = SchedulerOutput([], [], [], [], [], others_rest=bool(self._resting))
-        if demand:
-            demand.remove(self._resting)
-        num_decodes = sum(self._num_missing(r) == 1 for r in self.running if r.tenant not in self._resting)
-        # What is planned for prompts comes on top of decodes.
-        prompt_budget = self._prompt_budget(num_decodes)
-        num_running = len(self.running)
-        allowances = demand.allowances(prompt_budget + num_decodes) if demand else {}
-        prompt_budget = self._schedule_running(step, prompt_budget, allowances)
-        has_preempted = len(self.running) < num_running  # then memory is what is short
-        if self._num_waiting and self._free_rows and not has_preempted:
-            self._schedule_waiting(step, prompt_budget)
+        self.policy.begin_step(self.clock(), self.running, len(self.running) + len(self._free_rows))
+        step = self._plan_alone(self._suspects[0]) if self._suspects else self._plan_for_all()
+        if not step.rows:
+            return None
+        self.policy.planned()
         return step
 
-    def _share_out(self) -> Demand:
-        """Put tenants within their shares first, make room for the next one, and see who wants what."""
-        self._shares.measure(self.running, self._waiting.first())
-        self.running.sort(key=self._order)
+    def _plan_for_all(self) -> SchedulerOutput:
         self._make_room()
-        demand = Demand()
-        for request in self.running:
-            demand.add_running(request, self._num_missing(request))
-        following = self._waiting.first()
-        if following and self._free_rows:
-            num_blocks = self._num_blocks(len(following.token_ids)) + self._num_promised()
-            if num_blocks <= self.pool.num_available:
-                demand.add_next(following)
-        return demand
-
-    def _order(self, request: Request) -> tuple[bool, float, int, float]:
-        """Smaller is planned earlier and preempted later: tenants within their shares, less service, own order."""
-        tenant = request.tenant
-        return (tenant in self._shares.exceeded, self._waiting.counter(tenant), *request.sort_key)
+        step = self._plan(self.policy.participants(self.running, self._has_room_for))
+        if not step.rows and self.policy.cancel_yield():
+            step = self._plan(self.running)
+        return step
 
     def _make_room(self) -> None:
-        """Let in the next one, if its tenant stays within its share, by preempting tenants that are beyond theirs.
-
-        Only requests that have got a token since they were admitted: so everybody gets on.
-        """
-        request = self._waiting.first() if self._num_waiting else None
+        """Preempt running requests in favour of the next one, as far as the policy says so."""
+        request = self.policy.first()
         if request is None or request.num_in_flight:
             return
         needed = self._num_blocks(len(request.token_ids))
-        counter = self._waiting.counter(request.tenant)
         while not self._free_rows or self.pool.num_available < needed:
-            self._shares.measure(self.running, request)
-            victims = (
-                other
-                for other in reversed(self.running)
-                if other.tenant in self._shares.exceeded
-                and self._waiting.counter(other.tenant) >= counter
-                and self._num_missing(other) <= 1
-            )
-            victim = next(victims, None)
-            if victim is None or not self._shares.leave(request.tenant, needed):
+            victim = self.policy.victim(self.running, request, needed)
+            if victim is None:
                 return
             self._preempt(victim)
 
-    def _tenants_to_rest(self, demand: Demand) -> set[str]:
-        """Tenants with most of the requests, if what they do leaves the prompts of others little time.
+    def _has_room_for(self, request: Request) -> bool:
+        return self._num_blocks(len(request.token_ids)) + self._num_promised() <= self.pool.num_available
 
-        They rest in as many steps as is due to those others by weight, but not in two on end, and in one of them at
-        once: so others get their share of the time, and not what is left of it.
-        """
-        most = demand.beyond(1.0)
-        others = demand.prompt_tokens.keys() - demand.beyond(_NEARLY)
-        if not others or not self._leave_little(demand, most):
-            self._owed = min(1.0, self._owed + _RECOVERY * self._share_of_others)
-            return set()
-        self._share_of_others = demand.share(others)
-        self._owed = min(1.0, self._owed + self._share_of_others)
-        if self._owed < 1.0:
-            return set()
-        self._owed = 0.0
-        return most
-
-    def _leave_little(self, demand: Demand, tenants: set[str]) -> bool:
-        num_decodes, num_tokens = (sum(c[name] for name in tenants) for c in (demand.decodes, demand.prompt_tokens))
-        # Prompts that wait would fill the step, too.
-        some = self._waiting.some(min(len(self._free_rows), _LOOK_AHEAD))
-        num_tokens += sum(len(request.token_ids) for request in some if request.tenant in tenants)
-        return self.pacer.leaves_little(num_decodes, num_tokens)
+    def _plan(self, participants: list[Request]) -> SchedulerOutput:
+        """Plan a step for these running requests, and for waiting ones."""
+        step = SchedulerOutput([], [], [], [], [])
+        wanted = [(request, request.num_missing) for request in participants]
+        num_decodes = sum(count == 1 for _, count in wanted)
+        prompt_budget = self._prompt_budget(num_decodes)  # on top of decodes
+        self.policy.divide(prompt_budget + num_decodes)
+        num_running = len(self.running)
+        prompt_budget = self._schedule_running(step, wanted, prompt_budget)
+        has_preempted = len(self.running) < num_running  # then memory is what is short
+        if self._free_rows and not has_preempted:
+            self._schedule_waiting(step, prompt_budget)
+        return step
 
     def _prompt_budget(self, num_decodes: int) -> int:
         """Most prompt tokens for a step with that many decodes, such that a full step has one of the worker's sizes."""
-        if self._resting:
-            paced = self.pacer.prompt_tokens_instead
-        else:  # while one tenant's prompts wait for each other, another's may come that should not wait for long
-            is_crowded = self._waiting.has_several_tenants and self._num_waiting > 0
-            paced = self.pacer.prompt_tokens(max(num_decodes, int(is_crowded)))
-        budget = min(paced, self.max_num_batched_tokens - num_decodes)
+        budget = min(self.policy.prompt_tokens(num_decodes), self.max_num_batched_tokens - num_decodes)
         fitting = bisect_right(self.step_sizes, num_decodes + budget) - 1
         if fitting >= 0 and self.step_sizes[fitting] > num_decodes:
             return self.step_sizes[fitting] - num_decodes
         return budget
 
-    def _num_missing(self, request: Request) -> int:
-        """Tokens that the request is behind; 0 if the step in flight is known to be its last."""
-        num_tokens = len(request.token_ids) + request.num_in_flight
-        if request.num_in_flight and (
-            num_tokens - request.num_prompt_tokens >= request.sampling.max_tokens or num_tokens >= self.max_model_len
-        ):
-            return 0
-        return num_tokens - request.num_computed_tokens
-
-    def _schedule_running(self, step: SchedulerOutput, prompt_budget: int, allowances: dict[str, int]) -> int:
-        """Give running requests their tokens; returns what is left of the budget for prompts."""
-        index = 0
-        while index < len(self.running):
-            request = self.running[index]
-            count = 0 if request.tenant in self._resting else self._num_missing(request)
+    def _schedule_running(self, step: SchedulerOutput, wanted: list[tuple[Request, int]], prompt_budget: int) -> int:
+        """Give running requests the tokens that they want; returns what is left of the budget for prompts."""
+        for request, count in wanted:
+            if request.row < 0:  # preempted for those before it, as are all behind it
+                break
             if count > 1:
-                count = min(count, prompt_budget, allowances.get(request.tenant, prompt_budget))
+                count = self.policy.take(request, min(count, prompt_budget))
                 prompt_budget -= count
-                if request.tenant in allowances:
-                    allowances[request.tenant] -= count
             if count > 0 and self._grow(request, count, step):
-                self._plan(request, count, step)
-            index += 1
+                self._enter(request, count, step)
         return prompt_budget
 
     def _grow(self, request: Request, count: int, step: SchedulerOutput) -> bool:
@@ -255,7 +170,7 @@ class Scheduler:
         if missing <= 0:
             return True
         while self.pool.num_available < missing:
-            # Of the tenant served most, lowest priority, youngest: it has no part in this step yet.
+            # It has no part in this step yet, since running requests are planned in this order.
             victim = self.running[-1]
             self._preempt(victim)
             if victim is request:
@@ -269,49 +184,47 @@ class Scheduler:
         """Admit waiting requests in order, as far as rows, budget and blocks go."""
         promised = self._num_promised()
         deferred: list[Request] = []
-        while prompt_budget > 0 and len(self._free_rows) > len(deferred) and (request := self._waiting.first()):
-            if request.tenant in self._resting:
-                break
+        while prompt_budget > 0 and len(self._free_rows) > len(deferred) and (request := self.policy.first()):
             if request.num_in_flight:  # preempted just now
-                self._waiting.pop(request)
+                self.policy.pop(request)
                 deferred.append(request)
                 continue
             self._extend_hashes(request, len(request.token_ids))
             shared = self._find_shared_blocks(request)
             if self._prefix_is_being_computed(request, len(shared)):
-                self._waiting.pop(request)
+                self.policy.pop(request)
                 deferred.append(request)
                 continue
             total = self._num_blocks(len(request.token_ids))
             if total - len(shared) + self.pool.num_unused(shared) + promised > self.pool.num_available:
                 break
-            self._waiting.pop(request)
+            self.policy.pop(request)
             count = min(len(request.token_ids) - len(shared) * self.block_size, prompt_budget)
             self._admit(request, shared, count, step)
             prompt_budget -= count
             promised += total - len(request.block_table)
         for request in deferred:
-            self._waiting.put_back(request)
+            self.policy.put_back(request)
 
     def _num_promised(self) -> int:
         """Blocks that running prompts have yet to ask for: admitting on top of them would only preempt soon after."""
         return sum(max(0, self._num_blocks(len(r.token_ids)) - len(r.block_table)) for r in self.running)
 
-    def _schedule_alone(self, request: Request) -> SchedulerOutput | None:
+    def _plan_alone(self, request: Request) -> SchedulerOutput:
         """Plan a step for one request, whatever the others hold."""
         step = SchedulerOutput([], [], [], [], [])
         is_running = request.status is RequestStatus.RUNNING
-        missing = self._num_missing(request) if is_running else len(request.token_ids)
+        missing = request.num_missing if is_running else len(request.token_ids)
         count = min(missing, self.max_num_batched_tokens)
         if count == 0 or request.num_in_flight:  # its token will tell whether it still is a suspect
-            return None
+            return step
         needed = self._num_blocks(request.num_computed_tokens + count) - len(request.block_table)
         others = [other for other in self.running if other is not request]
         while self.pool.num_available < needed or not (is_running or self._free_rows):
             self._preempt(others.pop())
         if is_running:
             self._grow(request, count, step)
-            self._plan(request, count, step)
+            self._enter(request, count, step)
         else:
             self._admit(request, [], count, step)
         return step
@@ -346,18 +259,17 @@ class Scheduler:
         if request.status is RequestStatus.WAITING:
             request.scheduled_at = self.clock()
             request.num_cached_tokens = num_cached
-            self._waiting.charge(request, INPUT_COST * (request.num_prompt_tokens - num_cached))
+            self.policy.charge(request, request.num_prompt_tokens - num_cached, 0)
         if self.prefix_caching:
             self._counters["prefix_cache_queries"] += len(request.token_ids)
             self._counters["prefix_cache_hits"] += num_cached
-        self._num_waiting -= 1
         request.status = RequestStatus.RUNNING
         request.row = self._free_rows.pop()
         request.block_table = shared + blocks
         request.num_computed_tokens = num_cached
         request.num_registered_blocks = len(shared)
         self._being_computed.update(request.block_hashes[len(shared) :])
-        insort(self.running, request, key=self._order)
+        insort(self.running, request, key=self.policy.order)
         step.new_requests.append(
             NewRequest(
                 row=request.row,
@@ -369,9 +281,9 @@ class Scheduler:
                 sampling=request.sampling,
             )
         )
-        self._plan(request, count, step)
+        self._enter(request, count, step)
 
-    def _plan(self, request: Request, count: int, step: SchedulerOutput) -> None:
+    def _enter(self, request: Request, count: int, step: SchedulerOutput) -> None:
         """Enter `count` tokens of a request into the step."""
         step.rows.append(request.row)
         step.request_ids.append(request.request_id)
@@ -385,9 +297,8 @@ class Scheduler:
         self._leave_batch(request)
         request.status = RequestStatus.PREEMPTED
         self._counters["num_preemptions"] += 1
-        self._num_waiting += 1
         if request not in self._suspects:
-            self._waiting.put_back(request)
+            self.policy.put_back(request)
 
     # ------------------------------------------------------------------ after a step
 
@@ -395,7 +306,6 @@ class Scheduler:
         """Take in what a step gave after `seconds`; returns the news for clients."""
         outputs = []
         now = self.clock()
-        has_several_tenants = self._waiting.has_several_tenants  # one alone has nothing to account for at each token
         for index, (request_id, token) in enumerate(zip(step.request_ids, result.token_ids, strict=True)):
             request = self.requests.get(request_id)
             if request is None:  # ended while the step ran
@@ -411,8 +321,7 @@ class Scheduler:
                 output.blames_request = True
             elif token != NOT_SAMPLED:
                 output = self._take_token(request, token, now)
-                if has_several_tenants:
-                    self._waiting.charge(request, OUTPUT_COST)
+                self.policy.charge(request, 0, 1)
                 if index in result.logprobs and output.token_ids:
                     output.logprobs = [result.logprobs[index]]
             else:
@@ -424,7 +333,7 @@ class Scheduler:
                 output.prompt_logprobs = prompt_logprobs
                 request.num_prompt_logprobs += len(prompt_logprobs)
             outputs.append(output)
-        self.pacer.observe(*step.decodes_and_prompt_tokens, seconds, step.others_rest)
+        self.policy.observe(*step.decodes_and_prompt_tokens, seconds)
         return outputs
 
     def recover(self, step: SchedulerOutput, was_too_large: bool = False) -> list[RequestOutput]:
@@ -444,6 +353,7 @@ class Scheduler:
             self._preempt(request)
         for request in self.requests.values():
             request.num_in_flight = 0
+        self.policy.forget_planned()
         self.pool.clear_prefix_cache()
         return outputs
 
@@ -460,7 +370,6 @@ class Scheduler:
         # Every running request must get a token in each step.
         num_rows = max(1, min(num_rows, self.max_num_batched_tokens))
         del self._free_rows[num_rows:]
-        self._shares.num_rows = num_rows
         limits = (self.max_num_batched_tokens, num_rows)
         log.warning("out of memory: from now on up to %d tokens and %d requests in a step", *limits)
 
@@ -480,7 +389,7 @@ class Scheduler:
             self._register_blocks(request)
         if token in sampling.stop_token_ids:
             return self._finish(request, [token], FinishReason.STOP)
-        if request.num_output_tokens >= sampling.max_tokens or len(request.token_ids) >= self.max_model_len:
+        if len(request.token_ids) >= request.max_num_tokens:
             return self._finish(request, [token], FinishReason.LENGTH)
         output = self._output(request, [token])
         if is_first:
@@ -497,9 +406,8 @@ class Scheduler:
         request.status = RequestStatus.FINISHED
         if was_running:
             self._leave_batch(request)
-        else:
-            self._num_waiting -= 1
-            self._waiting.forget_ended(self._num_waiting)
+        elif request not in self._suspects:
+            self.policy.discard(request)
         if request in self._suspects:
             self._suspects.remove(request)
         del self.requests[request.request_id]
@@ -556,7 +464,7 @@ class Scheduler:
         counters, self._counters = self._counters, dict.fromkeys(self._counters, 0)
         return EngineStats(
             num_running=len(self.running),
-            num_waiting=self._num_waiting,
+            num_waiting=len(self.requests) - len(self.running),
             kv_cache_usage=self.pool.num_used / self.pool.num_blocks,
             step_tokens=num_tokens,
             step_seconds=seconds,

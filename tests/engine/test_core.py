@@ -15,6 +15,7 @@ from app.engine.chunk_pacer import ChunkPacer
 from app.engine.client import RequestStream
 from app.engine.core import EngineCore
 from app.engine.scheduler import Scheduler
+from app.fairness.alone import Alone
 from app.worker.echo import EchoWorker
 
 ROWS = 4
@@ -34,9 +35,11 @@ class StumblingWorker(EchoWorker):
 
 
 def make_core(worker: EchoWorker, overlap: bool) -> EngineCore:
+    pacer = ChunkPacer(1.0, 4, 64)
     scheduler = Scheduler(
         BlockPool(64),
-        ChunkPacer(1.0, 4, 64),
+        pacer,
+        Alone(pacer),
         block_size=4,
         max_num_seqs=ROWS,
         max_num_batched_tokens=64,

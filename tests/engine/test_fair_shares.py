@@ -12,6 +12,7 @@ from app.core.step import NOT_SAMPLED, ModelRunnerOutput, SchedulerOutput
 from app.engine.block_pool import BlockPool
 from app.engine.chunk_pacer import ChunkPacer
 from app.engine.scheduler import Scheduler
+from app.fairness.fair_shares import FairShares
 
 BLOCK_SIZE = 16
 BUDGET = 64
@@ -22,9 +23,12 @@ class Traffic:
     """A scheduler whose steps all go well, and what came of each request."""
 
     def __init__(self, num_blocks: int = 1000, max_itl: float = 1000.0, rows: int = ROWS, budget: int = BUDGET) -> None:
+        pacer = ChunkPacer(max_itl, BLOCK_SIZE, budget)
+        self.policy = FairShares(pacer, num_blocks)
         self.scheduler = Scheduler(
             BlockPool(num_blocks),
-            ChunkPacer(max_itl, BLOCK_SIZE, budget),
+            pacer,
+            self.policy,
             block_size=BLOCK_SIZE,
             max_num_seqs=rows,
             max_num_batched_tokens=budget,
@@ -120,7 +124,7 @@ def test_a_floods_decodes_leave_half_of_the_time_to_another_tenants_prompt(flood
         assert seconds[1] <= 2 * seconds[0], (prompt, seconds)
         for _ in range(60):
             crowded.step()
-            assert name in crowded.scheduler.requests or not crowded.scheduler._resting  # with nobody else's prompt
+            assert name in crowded.scheduler.requests or not crowded.policy.yielding  # with nobody else's prompt
 
 
 @pytest.mark.parametrize("prompt", [8, 60, 300])
@@ -139,7 +143,7 @@ def test_a_tenant_that_asks_again_at_once_need_not_wait_for_a_long_prompt_each_t
     assert seconds[1] <= 2 * seconds[0] + 0.2
 
 
-def test_rests_are_as_many_as_is_due_by_weight() -> None:
+def test_yield_steps_are_as_many_as_is_due_by_weight() -> None:
     """One of a tenth of the weight does not take half of the time, however many prompts it sends."""
     generated = []
     for weight in (1.0, 9.0):
@@ -161,14 +165,14 @@ def test_rests_are_as_many_as_is_due_by_weight() -> None:
 
 @given(st.integers(40, 400), st.sampled_from([1.0, 4.0]))
 @settings(max_examples=30, deadline=None)
-def test_nobody_rests_for_prompts_that_there_is_no_memory_for(num_blocks: int, weight: float) -> None:
+def test_nobody_yields_a_step_to_prompts_that_there_is_no_memory_for(num_blocks: int, weight: float) -> None:
     traffic = Traffic(num_blocks=num_blocks, max_itl=0.05, rows=64, budget=512)
     for _ in range(40):
         traffic.arrive("a", 100, 100)
         traffic.arrive("b", 100, 100, weight)
     for _ in range(150):
         plan = traffic.step()
-        assert plan is None or not plan.others_rest or max(plan.num_scheduled_tokens) > 1
+        assert plan is None or not traffic.policy.yielding or max(plan.num_scheduled_tokens) > 1
 
 
 def test_a_tenant_that_is_gone_costs_nothing() -> None:
@@ -199,7 +203,7 @@ def test_tenants_that_all_want_more_get_service_by_weight(case: tuple[float, int
         waiting = [name for name in traffic.scheduler.requests if name not in traffic.first_token]
         if len({name[0] for name in waiting}) < 2:  # one has all that it wants
             break
-    counter = traffic.scheduler._waiting.counter
+    counter = traffic.policy.counter
     # As far as a batch of the largest requests goes (theorem 4.4 of the paper, for service over weight).
     assert abs(counter("a") - counter("b")) <= 2 * (prompt + 2 * 60) * ROWS / min(1.0, weight)
 

@@ -13,6 +13,8 @@ from app.core.wire import RequestOutput
 from app.engine.block_pool import BlockPool
 from app.engine.chunk_pacer import ChunkPacer
 from app.engine.scheduler import Scheduler
+from app.fairness.alone import Alone
+from app.fairness.fair_shares import FairShares
 
 BLOCK_SIZE = 4
 NUM_BLOCKS = 12
@@ -22,10 +24,12 @@ BUDGET = 10
 EOS = 0
 
 
-def make_scheduler(prefix_caching: bool = True) -> Scheduler:
+def make_scheduler(prefix_caching: bool = True, has_tenants: bool = True) -> Scheduler:
+    pacer = ChunkPacer(1.0, BLOCK_SIZE, BUDGET)
     return Scheduler(
         BlockPool(NUM_BLOCKS),
-        ChunkPacer(1.0, BLOCK_SIZE, BUDGET),
+        pacer,
+        FairShares(pacer, NUM_BLOCKS) if has_tenants else Alone(pacer),
         block_size=BLOCK_SIZE,
         max_num_seqs=MAX_NUM_SEQS,
         max_num_batched_tokens=BUDGET,
@@ -118,10 +122,10 @@ steps = st.sampled_from(["well", "well", "well", "fails", "no number"])
 events = st.lists(st.one_of(requests, steps, steps, st.integers(0, 20)), max_size=60)
 
 
-@given(events=events, overlap=st.booleans(), prefix_caching=st.booleans())
+@given(events=events, overlap=st.booleans(), prefix_caching=st.booleans(), has_tenants=st.booleans())
 @settings(max_examples=2000, deadline=None)
-def test_random_traffic(events: list[object], overlap: bool, prefix_caching: bool) -> None:
-    scheduler, device = make_scheduler(prefix_caching), Device()
+def test_random_traffic(events: list[object], overlap: bool, prefix_caching: bool, has_tenants: bool) -> None:
+    scheduler, device = make_scheduler(prefix_caching, has_tenants), Device()
     arrived: dict[str, Request] = {}
     outputs: dict[str, list[RequestOutput]] = {}
     in_flight: tuple[SchedulerOutput, ModelRunnerOutput | None] | None = None

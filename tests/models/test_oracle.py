@@ -20,6 +20,7 @@ from app.engine.chunk_pacer import ChunkPacer
 from app.engine.core import EngineCore
 from app.engine.scheduler import Scheduler
 from app.errors import ModelError
+from app.fairness.alone import Alone
 from app.grammar import constraint
 from app.grammar.masks import GrammarMasks, accept
 from app.settings import Settings, load_settings
@@ -36,9 +37,11 @@ TOLERANCE = 1e-4
 def make_engine(folder: Path, settings: Settings, overlap: bool = True) -> EngineCore:
     """An engine that has to work with chunks of 24 tokens, and memory for about two requests."""
     built = build_worker(settings, folder)
+    pacer = ChunkPacer(0.02, BLOCK_SIZE, 24)
     scheduler = Scheduler(
         BlockPool(NUM_BLOCKS),
-        ChunkPacer(0.02, BLOCK_SIZE, 24),
+        pacer,
+        Alone(pacer),
         block_size=BLOCK_SIZE,
         max_num_seqs=8,
         max_num_batched_tokens=24,

@@ -14,6 +14,7 @@ from app.engine.block_pool import BlockPool
 from app.engine.chunk_pacer import ChunkPacer
 from app.engine.core import EngineCore
 from app.engine.scheduler import Scheduler
+from app.fairness.alone import Alone
 from app.settings import load_settings
 from app.worker.cuda_graphs import decode_sizes, fitting, token_sizes
 from app.worker.factory import build_worker
@@ -46,7 +47,8 @@ def make_engine(folder: Path, backend: str) -> EngineCore:
         num_kv_blocks=NUM_BLOCKS,
         **LIMITS,
     )
-    scheduler = Scheduler(BlockPool(NUM_BLOCKS), ChunkPacer(0.02, BLOCK_SIZE, 12), block_size=BLOCK_SIZE, **LIMITS)
+    pacer = ChunkPacer(0.02, BLOCK_SIZE, 12)
+    scheduler = Scheduler(BlockPool(NUM_BLOCKS), pacer, Alone(pacer), block_size=BLOCK_SIZE, **LIMITS)
     return EngineCore(scheduler, build_worker(settings, folder).worker)
 
 

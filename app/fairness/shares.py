@@ -1,4 +1,4 @@
-"""What each tenant holds of the batch, against what it is due by its weight."""
+"""What each tenant holds of the batch, against the share that is due to it by its weight."""
 
 from collections import Counter
 from collections.abc import Iterable
@@ -6,11 +6,14 @@ from collections.abc import Iterable
 from app.core.request import Request
 
 
-class Shares:
-    """Of rows and of blocks: a tenant's part is that of which it holds more."""
+class DominantShares:
+    """Shares of rows and of blocks; what counts is that of which a tenant holds the larger part.
 
-    def __init__(self, num_rows: int, num_blocks: int) -> None:
-        self.num_rows = num_rows
+    As in Ghodsi et al., Dominant Resource Fairness, NSDI 2011.
+    """
+
+    def __init__(self, num_blocks: int) -> None:
+        self._num_rows = 0
         self._num_blocks = num_blocks
         self._weights: dict[str, float] = {}
         self._rows: Counter[str] = Counter()
@@ -18,8 +21,9 @@ class Shares:
         self.exceeded: set[str] = set()
         """Tenants that hold more than their share."""
 
-    def measure(self, running: Iterable[Request], following: Request | None) -> None:
-        """Take account of the running requests, and of the one that is next."""
+    def measure(self, running: Iterable[Request], following: Request | None, num_rows: int) -> None:
+        """Count what running requests hold; shares are those of their tenants and of the next request's."""
+        self._num_rows = num_rows
         self._rows, self._blocks = Counter(), Counter()
         self._weights = {following.tenant: following.weight} if following else {}
         for request in running:
@@ -28,11 +32,11 @@ class Shares:
             self._blocks[request.tenant] += len(request.block_table)
         self.exceeded = {tenant for tenant in self._weights if not self._is_within(tenant, 0, 0)}
 
-    def leave(self, tenant: str, num_blocks: int) -> bool:
-        """Whether its share leaves a tenant one more row and so many blocks."""
+    def allow(self, tenant: str, num_blocks: int) -> bool:
+        """Whether a tenant stays within its share with one more row and so many more blocks."""
         return self._is_within(tenant, 1, num_blocks)
 
     def _is_within(self, tenant: str, more_rows: int, more_blocks: int) -> bool:
-        rows = (self._rows[tenant] + more_rows) / self.num_rows
+        rows = (self._rows[tenant] + more_rows) / self._num_rows
         blocks = (self._blocks[tenant] + more_blocks) / self._num_blocks
         return max(rows, blocks) <= self._weights[tenant] / sum(self._weights.values())
