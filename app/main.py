@@ -40,8 +40,6 @@ def make_app() -> FastAPI:
     """
     settings = load_settings()
     configure_logging(settings, process="api")
-    folder = find_model(settings.model, needs_weights=settings.load_format != "dummy")
-    text = load_text_side(settings, folder)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -60,7 +58,10 @@ def make_app() -> FastAPI:
         finally:
             engine.stop()
 
-    return create_app(settings, lifespan)
+    app = create_app(settings, lifespan)  # first, since it reads the API keys, which may be broken
+    folder = find_model(settings.model, needs_weights=settings.load_format != "dummy")
+    text = load_text_side(settings, folder)
+    return app
 
 
 async def _wait_until_ready(client: EngineClient, engine: EngineProcess) -> EngineReady:

@@ -12,7 +12,7 @@ EVERYBODY = {"core", "settings", "errors"}
 MAY_IMPORT = {
     "cli": {"supervisor", "offline", "check_model", "tenants"},
     "main": {"api", "supervisor", "checkpoint", "log"},
-    "supervisor": {"checkpoint", "log", "metrics"},
+    "supervisor": {"checkpoint", "log", "metrics", "tenants"},
     "offline": {"engine", "checkpoint", "text", "log"},
     "check_model": {"engine", "checkpoint"},
     "api": {"engine", "grammar", "text", "checkpoint", "metrics", "log", "tenants"},

@@ -23,6 +23,7 @@ from app.settings import Settings
 from app.supervisor.child import Child, ChildLostError, start_module, stop
 from app.supervisor.engine import EngineProcess
 from app.supervisor.watchdog import Watchdog
+from app.tenants import read_tenants
 
 log = logging.getLogger(__name__)
 
@@ -51,10 +52,16 @@ def listen(settings: Settings) -> socket.socket:
 
 
 def serve(settings: Settings) -> int:
-    """Run the service until a signal comes or a child is lost; returns the exit code."""
+    """Run the service until a signal comes or a child is lost; returns the exit code.
+
+    Raises StartupError if there is no such model, the port is taken, or the API keys cannot be read.
+    """
     configure_logging(settings, process="supervisor")
     started_at = time.time()
-    sock = listen(settings)  # before anything slow: a port that is taken shows at once
+    # Before anything slow: what is wrong with the keys, which only API workers use, or with the port shows at once.
+    if settings.api_keys is not None:
+        read_tenants(settings.api_keys)
+    sock = listen(settings)
     _end_at_once_by_signal()
     folder = find_model(settings.model, needs_weights=settings.load_format != "dummy")
     signals = _signals(reads_keys=settings.api_keys is not None)
