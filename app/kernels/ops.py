@@ -1,8 +1,10 @@
 """The operations that have kernels of their own, and torch's where they have none for a device or dtype."""
 
+import os
 from collections.abc import Callable
 from functools import cache
 from importlib.util import find_spec
+from pathlib import Path
 from types import ModuleType
 
 import torch
@@ -13,6 +15,16 @@ CPU_DTYPES = (torch.float32, torch.bfloat16)
 """What the CPU kernels compute on."""
 HAS_TRITON = find_spec("triton") is not None
 """Whether there are kernels for the GPU: torch's builds for CUDA bring Triton with them."""
+
+
+def keep_compiled(folder: Path, device: torch.device) -> None:
+    """Keep a device's kernels in a folder once they are compiled. To be called before the first kernel runs."""
+    if device.type == "cuda":
+        os.environ.setdefault("TRITON_CACHE_DIR", str(folder / "triton"))
+    else:
+        from app.kernels.cpu import numerics
+
+        numerics.keep_compiled(folder / "kernels")
 
 
 @cache

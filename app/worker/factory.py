@@ -14,9 +14,9 @@ from app.core.sampling import SamplingParams
 from app.core.step import BuiltWorker, Limits, NewRequest, SchedulerOutput, Worker
 from app.errors import StartupError
 from app.grammar.masks import GrammarMasks
-from app.kernels.ops import CPU_DTYPES, HAS_TRITON
+from app.kernels.ops import CPU_DTYPES, HAS_TRITON, keep_compiled
 from app.models.loader import LoadedModel, load_model
-from app.settings import Settings
+from app.settings import Settings, cache_folder
 from app.worker.kv_storage import bind_kv_cache, bytes_per_block
 from app.worker.model_runner import ModelRunner
 from app.worker.resolve import Resolved, resolve, resolve_blocks
@@ -29,6 +29,7 @@ def build_worker(settings: Settings, path: Path) -> BuiltWorker:
     clock = _PhaseClock()
     folder = ModelFolder.open(path)
     resolved = resolve(settings, folder)
+    keep_compiled(cache_folder(), resolved.device)
     clock.lap("resolve")
     try:
         loaded = load_model(folder, settings, resolved.dtype, resolved.device, resolved.limits.max_model_len)

@@ -12,6 +12,7 @@ from app.attention.backends.cpu_paged import CpuPagedBackend
 from app.attention.backends.torch_paged import AttentionMetadata, TorchPagedBackend
 from app.attention.layer import Attention, AttentionConfig
 
+pytestmark = pytest.mark.usefixtures("compiled_kernels")
 BLOCK = 16
 NUM_BLOCKS = 200
 TOLERANCE = {torch.float32: 5e-6, torch.bfloat16: 2e-2}

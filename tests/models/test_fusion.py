@@ -1,5 +1,6 @@
 """Swaps in transformers' models. That results stay the same is what the oracle tests show."""
 
+import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -7,6 +8,8 @@ from app.layers.linear import Linear, MergedLinear
 from app.layers.norm import RMSNorm
 from app.models.fusion import fuse
 from tests.models.families import _TINY, DECODER
+
+pytestmark = pytest.mark.usefixtures("compiled_kernels")
 
 
 def fused_llama() -> tuple[LlamaForCausalLM, torch.Tensor]:

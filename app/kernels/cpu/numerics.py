@@ -19,38 +19,46 @@ from numba.extending import overload
 from numpy.typing import NDArray
 from torch import Tensor
 
-from app.settings import cache_folder
-
 log = logging.getLogger(__name__)
 
-
-def _keep_kernels(folder: Path) -> bool:
-    """Compiling takes seconds: keep the result, where the folder can be written to.
-
-    Its key names the processor, so that machines can share the folder.
-    """
-    if not folder.is_dir():
-        log.info("compiling the CPU's kernels, once: this takes some ten seconds")
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError:
-        return False
-    numba.config.CACHE_DIR = str(folder)  # type: ignore[attr-defined]
-    return os.access(folder, os.W_OK)
-
-
-_ARE_KEPT = _keep_kernels(cache_folder() / "kernels")
-# torch computes with OpenMP, too: one pool of threads for both, instead of two that wait for work on the same cores.
-numba.config.THREADING_LAYER_PRIORITY = ["omp", "workqueue", "tbb"]  # type: ignore[attr-defined]
 
 _FAST = {"reassoc", "contract", "arcp", "nsz"}
 """Sums in any order, for vectors. Not "nnan" and "ninf": a model that computes NaN is to be seen."""
 _LOG2_E = np.float32(1.4426950408889634)
 
 
+_kernels: list[Any] = []
+"""All kernels of this process."""
+_are_kept = False
+
+
+def keep_compiled(folder: Path) -> None:
+    """Keep compiled kernels in a folder, if it can be written to: compiling takes seconds.
+
+    To be called before the first kernel runs. Numba's keys name the processor, so that machines can share the folder.
+    """
+    global _are_kept
+    # One pool of threads for torch, which computes with OpenMP, and Numba: two would compete for the same cores.
+    numba.config.THREADING_LAYER_PRIORITY = ["omp", "workqueue", "tbb"]  # type: ignore[attr-defined]
+    if not folder.is_dir():
+        log.info("compiling the CPU's kernels, once: this takes some ten seconds")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError:
+        return
+    if not os.access(folder, os.W_OK):
+        return
+    numba.config.CACHE_DIR = str(folder)  # type: ignore[attr-defined]
+    _are_kept = True
+    for compiled in _kernels:
+        compiled.enable_caching()
+
+
 def kernel(function: Callable[..., Any]) -> Any:
-    """Compile a function whose `prange` loops are shared out among the threads."""
-    return numba.njit(parallel=True, fastmath=_FAST, nogil=True, error_model="numpy", cache=_ARE_KEPT)(function)
+    """Compile a function, once it is called, whose `prange` loops are shared out among the threads."""
+    compiled = numba.njit(parallel=True, fastmath=_FAST, nogil=True, error_model="numpy", cache=_are_kept)(function)
+    _kernels.append(compiled)
+    return compiled
 
 
 def inline(function: Callable[..., Any]) -> Any:
