@@ -11,7 +11,7 @@ from pydantic.fields import FieldInfo
 
 from app import __version__
 from app.errors import EXIT_STARTUP_ERROR, PacelineError, StartupError
-from app.settings import GROUPS, load_settings
+from app.settings import GROUPS, RequestLimits, load_settings, shown_default
 from app.tenants import digest_of, new_key
 from bench.command import bench
 
@@ -24,7 +24,7 @@ cli = typer.Typer(
 )
 
 
-_METAVARS: dict[Any, str] = {int: "INTEGER", float: "NUMBER", ByteSize: "SIZE"}
+_METAVARS: dict[Any, str] = {int: "INTEGER", float: "NUMBER", ByteSize: "SIZE", RequestLimits: "JSON"}
 
 
 def _option(name: str, field: FieldInfo, group: str) -> inspect.Parameter:
@@ -32,10 +32,9 @@ def _option(name: str, field: FieldInfo, group: str) -> inspect.Parameter:
     flag = name.replace("_", "-")
     is_switch = field.annotation is bool
     names = f"--{flag}/--no-{flag}" if is_switch else f"--{flag}"
-    default = "auto" if field.default is None else str(field.default)
     option = typer.Option(
         names,
-        help=f"{field.description} [{default}]",
+        help=f"{field.description} [{shown_default(field)}]",
         metavar=None if is_switch else _metavar(field.annotation),
         rich_help_panel=group,
         show_default=False,

@@ -5,12 +5,20 @@ A value comes from, strongest first: a command-line flag, a `PACELINE_*` environ
 depend on the model or the machine are resolved by `app.worker.resolve` and `limits`, which log what they chose and why.
 """
 
+import json
 import os
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ByteSize, ConfigDict, Field, HttpUrl, ValidationError
-from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, YamlConfigSettingsSource
+from pydantic import BaseModel, BeforeValidator, ByteSize, ConfigDict, Field, HttpUrl, ValidationError
+from pydantic.fields import FieldInfo
+from pydantic_settings import (
+    BaseSettings,
+    NoDecode,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+    YamlConfigSettingsSource,
+)
 
 from app.errors import StartupError
 
@@ -82,6 +90,33 @@ class SchedulerSettings(BaseModel):
     overlap: bool = Field(True, description="prepare a step while the one before runs; off for finding faults")
 
 
+class RequestLimits(BaseModel):
+    """Sizes of a request's parts; a request beyond one of them is refused by a 400 that names it"""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    max_items: int = Field(
+        65536, ge=1, description="elements of all lists and objects in a body, token ids of prompts not counted"
+    )
+    max_messages: int = Field(4096, ge=1, description="messages of a chat")
+    max_prompt_size: ByteSize = Field(ByteSize(8 * 2**20), description="text of a prompt")
+    max_stop: int = Field(4, ge=0, description="stop strings")
+    max_logit_bias: int = Field(1024, ge=0, description="tokens in logit_bias")
+    max_inputs: int = Field(8192, ge=1, description="inputs of a call to an encoder")
+    max_tools: int = Field(128, ge=0, description="tools")
+    max_grammar_size: ByteSize = Field(ByteSize(256 * 2**10), description="a schema, regular expression or grammar")
+
+
+def _from_json(value: Any) -> Any:
+    """Flags and environment variables give a nested setting as JSON text, the YAML file as a mapping."""
+    if not isinstance(value, str):
+        return value
+    try:
+        return json.loads(value)
+    except ValueError as error:
+        raise ValueError(f"not JSON: {error}") from None
+
+
 class ServerSettings(BaseModel):
     """Server"""
 
@@ -92,34 +127,20 @@ class ServerSettings(BaseModel):
     api_workers: int = Field(1, ge=1, le=64, description="processes that do HTTP and text, on one socket")
     max_queue: int = Field(1024, ge=0, description="requests that may wait beyond those running; then 429")
     max_body_size: ByteSize = Field(ByteSize(16 * 2**20), description="largest request body; then 413")
-    max_items: int = Field(
-        65536, ge=1, description="most elements of a body's lists and objects, token ids of prompts apart"
+    max_n: int = Field(128, ge=1, description="largest n of a request")
+    max_logprobs: int = Field(20, ge=0, description="largest logprobs and top_logprobs of a request")
+    request_limits: Annotated[RequestLimits, NoDecode, BeforeValidator(_from_json)] = Field(
+        RequestLimits(), description='sizes of a request\'s parts, as JSON such as {"max_tools": 256}'
     )
-    max_messages: int = Field(4096, ge=1, description="most messages of a chat")
-    max_prompt_size: ByteSize = Field(ByteSize(8 * 2**20), description="largest text of a prompt")
-    max_n: int = Field(128, ge=1, description="largest n")
-    max_stop: int = Field(4, ge=0, description="most stop strings")
-    max_logit_bias: int = Field(1024, ge=0, description="most tokens in logit_bias")
-    max_inputs: int = Field(8192, ge=1, description="most inputs of a call to an encoder")
-    max_tools: int = Field(128, ge=0, description="most tools of a request")
-    max_grammar_size: ByteSize = Field(
-        ByteSize(256 * 2**10), description="largest schema, regular expression or grammar of a request"
+    client_timeout: float = Field(
+        30.0,
+        gt=0,
+        description="seconds that a client has to send its headers, to send its body, and to read what it was sent",
     )
-    max_stored_responses: int = Field(
-        1000, ge=0, description="responses kept for previous_response_id; 0, or with several api_workers: none"
-    )
+    keepalive_timeout: int = Field(75, ge=1, description="seconds that an idle HTTP connection is kept open")
     max_stored_bytes: ByteSize = Field(
-        ByteSize(64 * 2**20), description="memory for them; beyond it the oldest go, of tenants that have most"
-    )
-    max_logprobs: int = Field(20, ge=0, description="largest logprobs and top_logprobs")
-    keepalive_comment: float = Field(
-        1.0, gt=0, description="seconds of silence after which a stream sends an SSE comment"
-    )
-    keepalive_timeout: int = Field(75, ge=1, description="seconds that an idle HTTP connection is kept")
-    header_timeout: float = Field(10.0, gt=0, description="seconds in which a request's headers have to arrive")
-    body_timeout: float = Field(60.0, gt=0, description="seconds in which a request's body has to arrive; then 408")
-    write_timeout: float = Field(
-        30.0, gt=0, description="seconds for which a client may leave its answer unread; then its request is aborted"
+        ByteSize(64 * 2**20),
+        description="memory for stored responses, and as much again for resumable streams; 0 stores no responses",
     )
     tool_parser: Literal["auto", "hermes", "llama3_json", "mistral", "pythonic"] = Field(
         "auto", description="how the model writes tool calls; auto: as its chat template shows"
@@ -157,10 +178,6 @@ class ReliabilitySettings(BaseModel):
         60.0,
         ge=0,
         description="seconds that a resumable stream waits for its client; 0: there are none",
-    )
-    max_resumable_bytes: ByteSize = Field(
-        ByteSize(64 * 2**20),
-        description="memory for their events; beyond it those that nobody reads end, of tenants that have most",
     )
     max_queue_tokens: int | None = Field(
         None, ge=1, description="prompt tokens from which on waiting requests fill the queue; auto: no limit"
@@ -217,6 +234,19 @@ GROUPS: tuple[type[BaseModel], ...] = (
     ReliabilitySettings,
     AccessSettings,
 )
+
+
+def shown_default(field: FieldInfo) -> str:
+    """A setting's default as help and documentation show it."""
+    if field.default is None:
+        return "auto"
+    if isinstance(field.default, BaseModel):
+        return "see docs/configuration.md"
+    if isinstance(field.default, ByteSize):
+        return field.default.human_readable().replace(".0", "")
+    if isinstance(field.default, bool):
+        return str(field.default).lower()
+    return f"{field.default:g}" if isinstance(field.default, float) else str(field.default)
 
 
 def load_settings(**flags: Any) -> Settings:

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from app.settings import GROUPS
+from app.settings import GROUPS, RequestLimits, shown_default
 
 README = (Path(__file__).parent.parent / "README.md").read_text()
 
@@ -10,10 +10,9 @@ README = (Path(__file__).parent.parent / "README.md").read_text()
 def settings_table() -> str:
     """The table of all settings, as it stands in the README."""
     lines = ["| setting | default | what |", "| --- | --- | --- |"]
-    for group in GROUPS:
+    for group in (*GROUPS, RequestLimits):
         for name, field in group.model_fields.items():
-            default = "auto" if field.default is None else str(field.default).lower()
-            lines.append(f"| `{name}` | {default} | {field.description} |")
+            lines.append(f"| `{name}` | {shown_default(field)} | {field.description} |")
     return "\n".join(lines)
 
 

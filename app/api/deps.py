@@ -50,6 +50,6 @@ def body_of(model: type[Body]) -> Callable[[Request, Service], Awaitable[Body]]:
     """A dependency: the request's body as a `model`."""
 
     async def read(request: Request, service: ServiceDep) -> Body:
-        return await read_body(request, model, service.settings.max_items)
+        return await read_body(request, model, service.settings.request_limits.max_items)
 
     return read

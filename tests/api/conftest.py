@@ -13,9 +13,11 @@ import httpx
 import pytest
 import uvicorn
 from fastapi import FastAPI
+from pydantic import ByteSize
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
 from app.api.app import create_app
+from app.api.edge import sse
 from app.api.edge.admission import Admission
 from app.api.edge.resumable import ResumableStreams
 from app.api.process import server_config
@@ -23,7 +25,7 @@ from app.api.service import Service
 from app.checkpoint.encoders import EncoderConfig
 from app.grammar.compiler import GrammarCompiler
 from app.metrics import Metrics
-from app.settings import Settings
+from app.settings import RequestLimits, Settings
 from app.text.chat_template import ChatTemplate
 from app.text.message_format import MessageFormat
 from app.text.tokenizer import Tokenizer as PacelineTokenizer
@@ -145,15 +147,10 @@ def start_server(folder: Path, **flags: Any) -> Iterator[Server]:
 
 @pytest.fixture(scope="session")
 def _shared_server(model_folder: Path) -> Iterator[Server]:
-    yield from start_server(
-        model_folder,
-        keepalive_comment=0.05,
-        max_body_size=100_000,
-        max_n=4,
-        max_logprobs=5,
-        max_grammar_size=1000,
-        max_tools=3,
-    )
+    limits = RequestLimits(max_grammar_size=ByteSize(1000), max_tools=3)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sse, "KEEPALIVE_SECONDS", 0.05)
+        yield from start_server(model_folder, max_body_size=100_000, max_n=4, max_logprobs=5, request_limits=limits)
 
 
 @pytest.fixture

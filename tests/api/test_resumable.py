@@ -90,7 +90,7 @@ def test_what_cannot_be_resumed_is_refused(server: Server) -> None:
 
 @pytest.fixture
 def narrow(model_folder: Path) -> Iterator[Server]:
-    yield from start_server(model_folder, resume_window=0.2, max_resumable_bytes=4000)
+    yield from start_server(model_folder, resume_window=0.2, max_stored_bytes=4000)
 
 
 def test_the_window_and_the_memory_are_bounded(narrow: Server) -> None:

@@ -62,7 +62,7 @@ async def test_a_client_that_leaves_before_the_answer_begins_is_aborted() -> Non
         raise OSError("the client is gone")
 
     with pytest.raises(OSError, match="gone"):
-        await EventStream(events(), stopped.set, 1.0)({}, send, send)
+        await EventStream(events(), stopped.set)({}, send, send)
     assert stopped.is_set()
 
 

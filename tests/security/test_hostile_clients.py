@@ -18,7 +18,7 @@ MAX_GROWTH = 100 * 2**20
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[Server]:
-    flags = ("--header-timeout", "0.5", "--body-timeout", "1", "--write-timeout", "1", "--log-level", "debug")
+    flags = ("--client-timeout", "0.7", "--log-level", "debug")
     with running_server("--worker", "echo", "--max-model-len", "200000", *flags) as running:
         yield running
 

@@ -38,7 +38,7 @@ def embedder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Server,
     folder = tmp_path_factory.mktemp("embedder")
     write_encoder(folder, "Bert", "Model", vocab_size=258)
     write_tokenizer(folder)
-    with running_server("--model", str(folder), "--max-inputs", "1000") as server:
+    with running_server("--model", str(folder), "--request-limits", '{"max_inputs": 1000}') as server:
         yield server, folder
 
 

@@ -32,8 +32,8 @@ async def prepare_chat(service: Service, body: ChatRequest, limit: TokenLimit | 
     ready = service.ready()
     check_logprobs(service, body.top_logprobs, "top_logprobs")
     check_num_choices(service, 1, body.n)
-    check_count("messages", len(body.messages), service.settings.max_messages)
-    check_count("tools", len(body.tools), service.settings.max_tools)
+    check_count("messages", len(body.messages), service.settings.request_limits.max_messages)
+    check_count("tools", len(body.tools), service.settings.request_limits.max_tools)
     prompt = await encode_chat(service, body)
     check_token_ids(prompt.token_ids, ready.vocab_size, "messages")
     has_tools, in_reasoning = bool(body.usable_tools), prompt.ends_in_reasoning

@@ -42,7 +42,7 @@ class HttpProtocol(HttpToolsProtocol):
     def connection_made(self, transport: Transport) -> None:  # type: ignore[override]
         """See asyncio."""
         super().connection_made(transport)
-        self._expect("head", self._settings.header_timeout)
+        self._expect("head", self._settings.client_timeout)
 
     def connection_lost(self, exc: Exception | None) -> None:
         """See asyncio."""
@@ -61,7 +61,7 @@ class HttpProtocol(HttpToolsProtocol):
         if self._overhead > _MAX_OVERHEAD:
             self._refuse(HeadTooLargeError(f"the request's headers take more than {_MAX_OVERHEAD} bytes"))
         elif self._is_in_head and self._arrival is None and not self._is_answering:
-            self._expect("head", self._settings.header_timeout)  # uvicorn has just ended the wait of an idle connection
+            self._expect("head", self._settings.client_timeout)  # uvicorn has just ended the wait of an idle connection
 
     @property
     def _is_answering(self) -> bool:
@@ -92,7 +92,7 @@ class HttpProtocol(HttpToolsProtocol):
 
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: "ASGI3Application") -> None:
         if cycle.more_body:
-            self._expect("body", self._settings.body_timeout)
+            self._expect("body", self._settings.client_timeout)
         if cycle.scope["http_version"] == "1.0":
             app = _unchunked(app, cycle)
         super()._start_asgi_task(cycle, app)
@@ -150,7 +150,7 @@ class HttpProtocol(HttpToolsProtocol):
 
     def _expect_to_be_read(self) -> None:
         self._has_been_read()
-        self._delivery = self.loop.call_later(self._settings.write_timeout, self.transport.abort)
+        self._delivery = self.loop.call_later(self._settings.client_timeout, self.transport.abort)
 
     def _has_been_read(self) -> None:
         if self._delivery is not None:

@@ -28,7 +28,7 @@ class ResumableStreams:
     @classmethod
     def of(cls, settings: Settings) -> "ResumableStreams":
         """As the settings have it: several API workers share their connections, but no memory, so they keep nothing."""
-        return cls(settings.resume_window if settings.api_workers == 1 else 0.0, settings.max_resumable_bytes)
+        return cls(settings.resume_window if settings.api_workers == 1 else 0.0, settings.max_stored_bytes)
 
     def start(
         self, owner: str, stream_id: str, events: AsyncGenerator[bytes, None], stop: Callable[[], None]

@@ -19,6 +19,8 @@ log = logging.getLogger(__name__)
 encode_json = msgspec.json.Encoder().encode
 
 DONE = b"data: [DONE]\n\n"
+KEEPALIVE_SECONDS = 1.0
+"""After this much silence, a comment tells proxies and clients that the stream is alive."""
 _COMMENT = b": keep-alive\n\n"
 _HEADERS = [
     (b"content-type", b"text/event-stream; charset=utf-8"),
@@ -64,15 +66,11 @@ async def ended(
 class EventStream(Response):
     """Sends events as they come, comments when none come; stops the work when the client goes away."""
 
-    def __init__(self, events: AsyncGenerator[bytes, None], stop: Callable[[], None], keepalive: float) -> None:
-        """`stop` ends the work, if any is left: closing a generator that has not begun does not.
-
-        `keepalive`: seconds of silence after which a comment tells proxies that the stream is alive.
-        """
+    def __init__(self, events: AsyncGenerator[bytes, None], stop: Callable[[], None]) -> None:
+        """`stop` ends the work, if any is left: closing a generator that has not begun does not."""
         super().__init__(status_code=200)
         self._events = events
         self._stop = stop
-        self._keepalive = keepalive
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:  # noqa: ARG002 - ASGI
         """See ASGI."""
@@ -110,7 +108,7 @@ class EventStream(Response):
         loop = asyncio.get_running_loop()
         self._last_sent = loop.time()
         while True:
-            await asyncio.sleep(self._last_sent + self._keepalive - loop.time())
-            if loop.time() - self._last_sent >= self._keepalive:
+            await asyncio.sleep(self._last_sent + KEEPALIVE_SECONDS - loop.time())
+            if loop.time() - self._last_sent >= KEEPALIVE_SECONDS:
                 await send({"type": "http.response.body", "body": _COMMENT, "more_body": True})
                 self._last_sent = loop.time()

@@ -40,7 +40,7 @@ async def encode(service: Service, request: Request, body: EncoderFields, texts:
 
     If it is cancelled, nothing is left running.
     """
-    most = service.settings.max_inputs
+    most = service.settings.request_limits.max_inputs
     if len(texts) > most:
         raise InvalidRequestError(f"{param}: at most {most} inputs (max_inputs)", param)
     inputs = await _tokenize(service, body, texts, param)

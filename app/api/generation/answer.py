@@ -54,9 +54,8 @@ class Answer(ABC):
             return self.end(error)
 
         events, stop = ended(self._all_events(generation), end), generation.abort
-        keepalive = self._service.settings.keepalive_comment
         if not (self._is_resumable or request.headers.get("x-resumable") == "true"):
-            return EventStream(events, stop, keepalive)
+            return EventStream(events, stop)
 
         def let_go() -> None:
             generation.abort()
@@ -68,7 +67,7 @@ class Answer(ABC):
             generation.abort()
             raise
         entry.hold()
-        return EventStream(stream.read(), lambda: None, keepalive)
+        return EventStream(stream.read(), lambda: None)
 
     async def _whole(self, generation: Generation) -> bytes:
         async with aclosing(generation.deltas()) as deltas:

@@ -52,8 +52,8 @@ def make_choices(
     shown: frozenset[int] = frozenset(),
 ) -> list[Choice]:
     """`n` choices for each prompt (token ids). Raises InvalidRequestError that names the field."""
-    check_count("stop", len(request.stop_strings), service.settings.max_stop)
-    check_count("logit_bias", len(request.logit_bias), service.settings.max_logit_bias)
+    check_count("stop", len(request.stop_strings), service.settings.request_limits.max_stop)
+    check_count("logit_bias", len(request.logit_bias), service.settings.request_limits.max_logit_bias)
     if logprobs is not None and service.settings.worker == "echo":
         raise UnsupportedError("logprobs: the echo worker has none", "logprobs")
     _check_token_ids(service, request)

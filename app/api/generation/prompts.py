@@ -45,7 +45,7 @@ async def in_thread(work: Callable[[], T], size: int) -> T:
 
 def check_length(service: Service, text: str, param: str) -> None:
     """ContextLengthError for a text that can only be too long; InvalidRequestError beyond max_prompt_size."""
-    most = service.settings.max_prompt_size
+    most = service.settings.request_limits.max_prompt_size
     if len(text) > most or (4 * len(text) > most and len(text.encode()) > most):
         raise InvalidRequestError(f"{param}: at most {most} bytes of text (max_prompt_size)", param)
     longest = service.ready().max_model_len * service.tokenizer.longest_token

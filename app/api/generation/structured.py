@@ -148,7 +148,7 @@ async def grammar_of(service: Service, body: SamplingFields, constraint: Constra
     """
     if constraint is None:
         return ""
-    field, limit = constraint.field, service.settings.max_grammar_size
+    field, limit = constraint.field, service.settings.request_limits.max_grammar_size
     if service.settings.worker == "echo":
         raise UnsupportedError(f"{field}: the echo worker follows no grammars", field)
     if constraint.size > limit:

@@ -32,4 +32,4 @@ async def read_stream(
     stream = service.streams.find(request.scope["request_log"].tenant.name, stream_id)
     if not (last_event_id.isascii() and last_event_id.isdecimal() and int(last_event_id[:9]) <= stream.num_events):
         raise InvalidRequestError("Last-Event-ID is not the id of an event of this stream", "Last-Event-ID")
-    return EventStream(stream.read(int(last_event_id[:9])), lambda: None, service.settings.keepalive_comment)
+    return EventStream(stream.read(int(last_event_id[:9])), lambda: None)

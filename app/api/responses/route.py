@@ -93,7 +93,7 @@ def _is_kept(service: Service, body: ResponsesRequest, store: ResponseStore) -> 
 
 
 def _why(service: Service) -> str:
-    return "api_workers: several" if service.settings.api_workers > 1 else "max_stored_responses"
+    return "api_workers: several" if service.settings.api_workers > 1 else "max_stored_bytes"
 
 
 def _earlier(store: ResponseStore, body: ResponsesRequest, owner: str) -> list[Fields]:

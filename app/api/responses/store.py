@@ -27,6 +27,9 @@ class _Stored:
         return len(self.body) + len(self.messages)
 
 
+_MAX_RESPONSES = 1000
+
+
 class ResponseStore:
     """Keeps what was used last, as many as fit both limits. Of one process: others do not see it.
 
@@ -43,7 +46,7 @@ class ResponseStore:
     @classmethod
     def of(cls, settings: ServerSettings) -> "ResponseStore":
         """As the settings have it: several API workers share their connections, but no memory, so they keep nothing."""
-        return cls(settings.max_stored_responses if settings.api_workers == 1 else 0, settings.max_stored_bytes)
+        return cls(_MAX_RESPONSES if settings.api_workers == 1 else 0, settings.max_stored_bytes)
 
     @property
     def is_enabled(self) -> bool:
