@@ -136,7 +136,7 @@ class Scheduler:
         wanted = [(request, request.num_missing) for request in participants]
         num_decodes = sum(count == 1 for _, count in wanted)
         prompt_budget = self._prompt_budget(num_decodes)  # on top of decodes
-        self.policy.divide(prompt_budget + num_decodes)
+        self.policy.divide(prompt_budget)
         num_running = len(self.running)
         prompt_budget = self._schedule_running(step, wanted, prompt_budget)
         has_preempted = len(self.running) < num_running  # then memory is what is short

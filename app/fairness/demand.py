@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Iterable, Set
+from math import ceil
 
 from app.core.request import Request
 
@@ -47,16 +48,28 @@ class StepDemand:
     def allowances(self, num_tokens: int) -> dict[str, int]:
         """Most prompt tokens of each tenant, so that one's long prompts do not hold up those of others.
 
-        Max-min fair: each gets what it wants of `num_tokens`, but no more than its share while others want more, too.
-        A tenant's decodes are counted first. Empty if fewer than two tenants have prompts: then nobody is held up.
+        Max-min fair, by weight: `num_tokens`, beside all decodes, are divided such that nobody has more than a tenant
+        that wants more, too; decodes count as what a tenant has. Rounded up, and one at least. Empty if fewer than two
+        tenants have prompts: then nobody is held up.
         """
         if len(self.prompt_tokens) < 2:
             return {}
-        given = {}
-        wants = self.prompt_tokens + self.decodes
-        weight = sum(self._weights[tenant] for tenant in wants)
-        for tenant in sorted(wants, key=lambda name: wants[name] / self._weights[name]):
-            given[tenant] = min(wants[tenant], int(num_tokens * self._weights[tenant] / weight))
-            num_tokens -= given[tenant]
-            weight -= self._weights[tenant]
-        return {tenant: max(1, given[tenant] - self.decodes[tenant]) for tenant in self.prompt_tokens}
+        level = self._level(num_tokens)
+        return {
+            tenant: min(max(1, ceil(level * self._weights[tenant]) - self.decodes[tenant]), wanted)
+            for tenant, wanted in self.prompt_tokens.items()
+        }
+
+    def _level(self, num_tokens: int) -> float:
+        """Tokens over weight to which each tenant with prompts is filled up, from its decodes to what it wants."""
+        bounds = []
+        for tenant, wanted in self.prompt_tokens.items():
+            weight, decodes = self._weights[tenant], self.decodes[tenant]
+            bounds += [(decodes / weight, weight), ((decodes + wanted) / weight, -weight)]
+        level, rate, left = 0.0, 0.0, float(num_tokens)  # tokens that a higher level would take, and that are left
+        for bound, change in sorted(bounds):
+            if rate > 0 and (bound - level) * rate >= left:
+                return level + left / rate
+            left -= (bound - level) * rate
+            level, rate = bound, rate + change
+        return level

@@ -93,7 +93,7 @@ class SharePolicy(Protocol):
         ...
 
     def divide(self, num_tokens: int) -> None:
-        """Divide the step's tokens between the tenants that take part: `take` gives them out."""
+        """Divide the step's prompt tokens between the tenants that take part; `take` gives them out."""
         ...
 
     def take(self, request: Request, num_tokens: int) -> int:

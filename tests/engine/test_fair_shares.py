@@ -36,24 +36,25 @@ class Traffic:
             clock=lambda: self.seconds,
         )
         self.num_steps = 0
-        self.seconds = 0.0
-        self.num_arrived = 0
+        self.seconds = 1.0
+        self.arrived: list[Request] = []
         self.generated: Counter[str] = Counter()
         self.first_token: dict[str, int] = {}
         self.first_token_at: dict[str, float] = {}
 
     def arrive(self, tenant: str, prompt: int, max_tokens: int, weight: float = 1.0) -> str:
         """A request of `prompt` tokens that no other has; returns its id."""
-        self.num_arrived += 1
+        number = len(self.arrived) + 1
         request = Request(
-            request_id=f"{tenant}-{self.num_arrived}",
-            token_ids=[self.num_arrived] * prompt,
+            request_id=f"{tenant}-{number}",
+            token_ids=[number] * prompt,
             num_prompt_tokens=prompt,
             sampling=SamplingParams(max_tokens=max_tokens, seed=0),
-            arrived_at=float(self.num_arrived),
+            arrived_at=float(number),
             tenant=tenant,
             weight=weight,
         )
+        self.arrived.append(request)
         self.scheduler.add(request)
         return request.request_id
 
@@ -206,6 +207,95 @@ def test_tenants_that_all_want_more_get_service_by_weight(case: tuple[float, int
     counter = traffic.policy.counter
     # As far as a batch of the largest requests goes (theorem 4.4 of the paper, for service over weight).
     assert abs(counter("a") - counter("b")) <= 2 * (prompt + 2 * 60) * ROWS / min(1.0, weight)
+
+
+WEIGHTS = {"a": 1.0, "b": 2.5, "c": 0.5}
+LONGEST_PROMPT, LONGEST_OUTPUT = 60, 10
+bursts = st.tuples(
+    st.integers(1, 12), st.sampled_from("abc"), st.integers(1, LONGEST_PROMPT), st.integers(1, LONGEST_OUTPUT)
+)
+"""Requests of one tenant with equal lengths of prompt and output."""
+
+
+@given(
+    events=st.lists(bursts | st.integers(1, 20), max_size=30),
+    num_blocks=st.sampled_from([40, 1000]),
+    max_itl=st.sampled_from([0.1, 1000.0]),
+)
+@settings(max_examples=200, deadline=None)
+def test_random_traffic_is_served_by_weight(
+    events: list[tuple[int, str, int, int] | int], num_blocks: int, max_itl: float
+) -> None:
+    """Numbers are steps between bursts."""
+    traffic = Traffic(num_blocks, max_itl, rows=8, budget=16)
+    for event in [*events, 1000]:
+        if not isinstance(event, int):
+            number, tenant, prompt, max_tokens = event
+            for _ in range(number):
+                traffic.arrive(tenant, prompt, max_tokens, WEIGHTS[tenant])
+            continue
+        for _ in range(event):
+            running = {request: request.num_missing for request in traffic.scheduler.running}
+            waiting, before = who_waits(traffic), served(traffic)
+            counters = {tenant: traffic.policy.counter(tenant) for tenant in WEIGHTS}
+            plan = traffic.step()
+            if plan is None:
+                break
+            check_tokens_are_shared(plan, {r: n for r, n in running.items() if r.tenant not in traffic.policy.yielding})
+            if len(waiting) > 1:
+                for tenant, tokens in (served(traffic) - before).items():
+                    gained = traffic.policy.counter(tenant) - counters[tenant]
+                    assert gained == pytest.approx(tokens / WEIGHTS[tenant])
+            check_counters_stay_close(traffic, rows=8, budget=16)
+    assert not traffic.scheduler.requests
+
+
+def who_waits(traffic: Traffic) -> set[str]:
+    return {request.tenant for request in traffic.scheduler.requests.values() if request.is_waiting}
+
+
+def served(traffic: Traffic) -> Counter[str]:
+    """What each tenant was given: prompts that were admitted, and two for each token that was generated."""
+    tokens = Counter({tenant: 2 * number for tenant, number in traffic.generated.items()})
+    for request in traffic.arrived:
+        tokens[request.tenant] += request.num_prompt_tokens if request.scheduled_at else 0
+    return tokens
+
+
+def check_counters_stay_close(traffic: Traffic, rows: int, budget: int) -> None:
+    """Of tenants that wait, none is ahead of another by more than a batch, and what others may have saved up.
+
+    A tenant is admitted only when its counter is the least of those that wait. From then on only what it has running
+    adds to it: at most one prompt that is charged, and the outputs of all rows. Who did not wait then came later, and
+    its counter was lifted to the least of those that did, but for its credit; that one may have come in the same way,
+    so credits add up.
+    """
+    counters = {tenant: traffic.policy.counter(tenant) for tenant in who_waits(traffic)}
+    for tenant, counter in counters.items():
+        batch = (LONGEST_PROMPT + 2 * LONGEST_OUTPUT * rows) / WEIGHTS[tenant]
+        credit = sum(budget / weight for other, weight in WEIGHTS.items() if other != tenant)
+        assert counter - min(counters.values()) <= batch + credit
+
+
+def check_tokens_are_shared(plan: SchedulerOutput, wanted: dict[Request, int]) -> None:
+    """Of two tenants with running prompts, none has more tokens for its weight while the other wants more, too.
+
+    But for what every tenant has, its decodes and a token of its prompts; and allowances are rounded up, which each
+    time can take a token from another tenant.
+    """
+    counts = dict(zip(plan.request_ids, plan.num_scheduled_tokens, strict=True))
+    given, left, decodes = Counter[str](), Counter[str](), Counter[str]()
+    for request, want in wanted.items():
+        count = counts.get(request.request_id, 0)
+        given[request.tenant] += count
+        left[request.tenant] += want - count if request.block_table else 0
+        decodes[request.tenant] += want == 1
+    rounding = len(WEIGHTS) - 1
+    for one in given:
+        for other in given:
+            has_more = given[one] > decodes[one] + 1
+            if has_more and left[other] > rounding:
+                assert (given[one] - 1) / WEIGHTS[one] <= (given[other] + rounding) / WEIGHTS[other], (one, given, left)
 
 
 @given(arrivals=st.lists(st.tuples(st.sampled_from("abc"), st.integers(1, 100), st.integers(1, 20)), max_size=60))
