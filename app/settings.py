@@ -1,8 +1,9 @@
-"""Every setting of the service, in groups by who reads them.
+"""Every setting of the service, in groups by the parts that read them.
 
-A value comes from, strongest first: a command-line flag, a `PACELINE_*` environment variable, the YAML file that
-`PACELINE_CONFIG` names, the default here. Unknown keys are refused. Settings are frozen; "auto" (None) values that
-depend on the model or the machine are resolved by `app.worker.resolve` and `limits`, which log what they chose and why.
+The value of a setting is its command-line flag, else the environment variable `PACELINE_<NAME>`, else the key of the
+YAML file that `PACELINE_CONFIG` names, else the default. Unknown keys are refused. Settings are frozen. Values that are
+"auto" (None) are resolved by `app.worker.resolve` and `app.worker.limits`, which log what they chose and why
+(docs/architecture.md#frozen-settings). docs/configuration.md is generated from this file.
 """
 
 import json
@@ -26,7 +27,7 @@ ENV_PREFIX = "PACELINE_"
 
 
 def cache_folder() -> Path:
-    """Where Paceline keeps what it can make again."""
+    """The folder for files that Paceline can make again: converted models and compiled kernels."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "paceline"
 
 
@@ -36,26 +37,29 @@ class ModelSettings(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     model: str = Field("embedded", description="a folder, a GGUF file, a hub id, or 'embedded' (SmolLM2-135M-Instruct)")
-    served_model_name: str | None = Field(None, description="the name that clients use; the model's own by default")
+    served_model_name: str | None = Field(None, description="name of the model for clients; auto: its own name")
     model_impl: Literal["auto", "decoder", "generic"] = Field(
-        "auto", description="Paceline's own decoder, or transformers' model behind Paceline's attention"
+        "auto",
+        description="decoder: Paceline's own; generic: transformers' model; auto: the decoder if it runs the model",
     )
     load_format: Literal["auto", "dummy"] = Field(
         "auto", description="dummy: random weights instead of the checkpoint's, for benchmarks"
     )
     attention_backend: Literal["auto", "triton", "cpu", "torch"] = Field(
-        "auto", description="whose kernels attend; auto: the device's own, torch where there are none"
+        "auto", description="kernels of attention; auto: those made for the device, else torch"
     )
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
-        "auto", description="of weights and KV cache; auto: the checkpoint's, as far as the device is good at it"
+        "auto", description="type of weights and KV cache; auto: the checkpoint's, if the device computes it well"
     )
-    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: CUDA if there is one")
-    cpu_threads: int | None = Field(None, ge=1, description="threads of a forward pass on the CPU; auto: the cores")
+    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: cuda if there is a GPU")
+    cpu_threads: int | None = Field(
+        None, ge=1, description="threads of a forward pass on the CPU; auto: one for each core"
+    )
     max_model_len: int | None = Field(
-        None, ge=2, description="most tokens of a request, prompt and output; auto: what the model was made for"
+        None, ge=2, description="most tokens of a request, prompt and output together; auto: the model's context length"
     )
     worker: Literal["model", "echo"] = Field(
-        "model", description="echo: no model, repeats the prompt at full speed; for testing clients and the front end"
+        "model", description="echo: no model; it repeats the prompt at full speed, to test clients and the API"
     )
 
 
@@ -65,10 +69,12 @@ class CacheSettings(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     block_size: int = Field(16, ge=1, le=256, description="tokens in a KV block")
-    num_kv_blocks: int | None = Field(None, ge=2, description="KV blocks; auto: as many as the memory holds")
-    kv_cache_memory: ByteSize | None = Field(None, description="memory for KV blocks, such as 4GiB; auto: see the log")
+    num_kv_blocks: int | None = Field(None, ge=2, description="number of KV blocks; auto: as many as fit the memory")
+    kv_cache_memory: ByteSize | None = Field(
+        None, description="memory for KV blocks, such as 4GiB; auto: decided at the start, and logged"
+    )
     gpu_memory_utilization: float = Field(
-        0.9, gt=0, le=1, description="share of the GPU's memory to use, for weights, activations and KV blocks"
+        0.9, gt=0, le=1, description="share of the GPU's memory for weights, activations and KV blocks"
     )
     prefix_caching: bool = Field(True, description="reuse the KV blocks of equal prompt beginnings")
 
@@ -79,19 +85,21 @@ class SchedulerSettings(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     max_num_seqs: int | None = Field(
-        None, ge=1, le=4096, description="requests in one step; auto: 64 on CPU, 256 on GPU"
+        None, ge=1, le=4096, description="most requests in one step; auto: 64 on a CPU, 256 on a GPU"
     )
     max_num_batched_tokens: int | None = Field(
-        None, ge=1, description="tokens in one step; auto: 512 on CPU, 8192 on GPU"
+        None, ge=1, description="most tokens in one step; auto: 512 on a CPU, 8192 on a GPU"
     )
     max_itl: float | None = Field(
-        None, gt=0, description="milliseconds between a stream's tokens that prefills may not exceed; auto: 200, GPU 50"
+        None,
+        gt=0,
+        description="milliseconds that prefills may put between a stream's tokens; auto: 200 on a CPU, 50 on a GPU",
     )
-    overlap: bool = Field(True, description="prepare a step while the one before runs; off for finding faults")
+    overlap: bool = Field(True, description="plan a step while the one before it runs; turn it off to find faults")
 
 
 class RequestLimits(BaseModel):
-    """Sizes of a request's parts; a request beyond one of them is refused by a 400 that names it"""
+    """The largest sizes of a request's parts. A request beyond one is refused with a 400 that names the limit."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -108,7 +116,7 @@ class RequestLimits(BaseModel):
 
 
 def _from_json(value: Any) -> Any:
-    """Flags and environment variables give a nested setting as JSON text, the YAML file as a mapping."""
+    """Parse a nested setting, which flags and environment variables give as JSON; the YAML file gives a mapping."""
     if not isinstance(value, str):
         return value
     try:
@@ -123,10 +131,14 @@ class ServerSettings(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     host: str = Field("127.0.0.1", description="address to listen on")
-    port: int = Field(8000, ge=0, le=65535, description="port to listen on; 0: any free one")
-    api_workers: int = Field(1, ge=1, le=64, description="processes that do HTTP and text, on one socket")
-    max_queue: int = Field(1024, ge=0, description="requests that may wait beyond those running; then 429")
-    max_body_size: ByteSize = Field(ByteSize(16 * 2**20), description="largest request body; then 413")
+    port: int = Field(8000, ge=0, le=65535, description="port to listen on; 0: any free port")
+    api_workers: int = Field(1, ge=1, le=64, description="processes for HTTP and text, on one socket")
+    max_queue: int = Field(
+        1024, ge=0, description="most waiting requests, beyond those running; more are refused with 429"
+    )
+    max_body_size: ByteSize = Field(
+        ByteSize(16 * 2**20), description="largest request body; a larger one is refused with 413"
+    )
     max_n: int = Field(128, ge=1, description="largest n of a request")
     max_logprobs: int = Field(20, ge=0, description="largest logprobs and top_logprobs of a request")
     request_limits: Annotated[RequestLimits, NoDecode, BeforeValidator(_from_json)] = Field(
@@ -140,22 +152,23 @@ class ServerSettings(BaseModel):
     keepalive_timeout: int = Field(75, ge=1, description="seconds that an idle HTTP connection is kept open")
     max_stored_bytes: ByteSize = Field(
         ByteSize(64 * 2**20),
-        description="memory for stored responses, and as much again for resumable streams; 0 stores no responses",
+        description="memory for stored responses, and as much again for resumable streams; 0: no response is stored",
     )
     tool_parser: Literal["auto", "hermes", "llama3_json", "mistral", "pythonic"] = Field(
-        "auto", description="how the model writes tool calls; auto: as its chat template shows"
+        "auto", description="format of the model's tool calls; auto: the one that its chat template shows"
     )
     reasoning_parser: Literal["auto", "think", "none"] = Field(
-        "auto", description="think: text in <think> is reasoning_content; auto: if the chat template knows the tag"
+        "auto",
+        description="think: text in <think> becomes reasoning_content; auto: think if the chat template knows the tag",
     )
     trust_request_chat_template: bool = Field(
-        False, description="let requests bring their own chat_template: a program that can take time and memory"
+        False, description="accept a chat_template in requests: a program that can take time and memory"
     )
     log_format: Literal["console", "json"] = Field("console", description="form of the log lines on stderr")
-    log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="least severe line to log")
+    log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="the least severe lines to log")
     otlp_traces_endpoint: HttpUrl | None = Field(
         None,
-        description="where traces go: OTLP over HTTP, such as http://collector:4318/v1/traces; auto: there are none",
+        description="where traces are sent (OTLP over HTTP), such as http://collector:4318/v1/traces; auto: no traces",
     )
 
 
@@ -167,25 +180,27 @@ class ReliabilitySettings(BaseModel):
     step_timeout: float = Field(
         60.0,
         gt=0,
-        description="seconds without a sign of life after which a child counts as hung, and is started again",
+        description="seconds without a sign of life after which a process counts as hung and is restarted",
     )
     max_restarts: int = Field(
         5,
         ge=0,
-        description="times in a row that a child is started again without getting anywhere; then the service ends",
+        description="restarts in a row without progress after which the service gives up",
     )
     resume_window: float = Field(
         60.0,
         ge=0,
-        description="seconds that a resumable stream waits for its client; 0: there are none",
+        description="seconds that a resumable stream is kept without a reader; 0: there are no resumable streams",
     )
     max_queue_tokens: int | None = Field(
-        None, ge=1, description="prompt tokens from which on waiting requests fill the queue; auto: no limit"
+        None,
+        ge=1,
+        description="prompt tokens of waiting requests from which on more are refused with 429; auto: no limit",
     )
     request_timeout: float | None = Field(
-        None, gt=0, description="seconds that a request may take, waiting included; auto: as long as it takes"
+        None, gt=0, description="seconds that a request may take, waiting included; auto: no limit"
     )
-    drain_timeout: float = Field(30.0, ge=0, description="seconds that open requests get to end after SIGTERM")
+    drain_timeout: float = Field(30.0, ge=0, description="seconds that open requests get to finish after SIGTERM")
 
 
 class AccessSettings(BaseModel):
@@ -196,13 +211,13 @@ class AccessSettings(BaseModel):
     api_keys: str | None = Field(
         None, description="a file of tenants and their API keys, or its content as JSON; auto: no key is needed"
     )
-    public_metrics: bool = Field(False, description="with api_keys: give /metrics to who has no key, too")
+    public_metrics: bool = Field(False, description="with api_keys: answer /metrics without a key")
 
 
 class Settings(
     ModelSettings, CacheSettings, SchedulerSettings, ServerSettings, ReliabilitySettings, AccessSettings, BaseSettings
 ):
-    """All of the service's settings; each part of the service takes the group it reads."""
+    """All settings of the service. Each part of the service takes the group that it reads."""
 
     model_config = SettingsConfigDict(env_prefix=ENV_PREFIX, frozen=True, extra="forbid")
 
@@ -215,7 +230,7 @@ class Settings(
         dotenv_settings: PydanticBaseSettingsSource,  # noqa: ARG003
         file_secret_settings: PydanticBaseSettingsSource,  # noqa: ARG003
     ) -> tuple[PydanticBaseSettingsSource, ...]:
-        """Flags, then environment, then the YAML file that $PACELINE_CONFIG names. StartupError if it is broken."""
+        """Flags, environment and YAML file, the strongest first. Raises StartupError if the file is broken."""
         chain = [init_settings, env_settings]
         if config := os.environ.get(f"{ENV_PREFIX}CONFIG"):
             try:
@@ -250,9 +265,9 @@ def shown_default(field: FieldInfo) -> str:
 
 
 def load_settings(**flags: Any) -> Settings:
-    """Settings from `flags` (None: not given), environment and YAML file.
+    """Settings from flags, environment and YAML file. A flag that is None was not given.
 
-    Raises StartupError that names each key that is unknown or has an unfit value.
+    Raises StartupError, which names every key that is unknown or has a wrong value.
     """
     known = {f"{ENV_PREFIX}{name.upper()}" for name in (*Settings.model_fields, "config")}
     if unknown := sorted(name for name in os.environ if name.startswith(ENV_PREFIX) and name not in known):

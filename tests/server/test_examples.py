@@ -1,0 +1,74 @@
+"""The examples in README and docs, run as they are printed, but for the server's address."""
+
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.server.process import Server, running_server
+from tests.server.test_encoders import write_tokenizer
+from tests.worker.test_encoder_runner import write_encoder
+
+REPOSITORY = Path(__file__).parents[2]
+PAGES = ("README.md", "docs/api.md")
+ADDRESS = "http://127.0.0.1:8000"
+
+
+def blocks(kind: str) -> list[tuple[str, str]]:
+    """(page and section, code) of all blocks of a kind."""
+    pattern = re.compile(rf"^#+ ([^\n]+)$|^```{kind}\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+    found = []
+    for page in PAGES:
+        section = ""
+        for heading, code in pattern.findall((REPOSITORY / page).read_text()):
+            section = heading or section
+            if code:
+                found.append((f"{page}: {section}", code))
+    return found
+
+
+def commands(code: str) -> list[str]:
+    """The calls of curl in a block for the shell."""
+    lines = code.replace("\\\n", " ").splitlines()
+    return [line for line in lines if line.startswith("curl")]
+
+
+CURLS = [(section, command) for section, code in blocks("bash") for command in commands(code)]
+
+
+def run(*command: str) -> str:
+    ended = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert ended.returncode == 0, ended.stderr
+    return ended.stdout
+
+
+@pytest.fixture(scope="module")
+def encoder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    folder = tmp_path_factory.mktemp("encoder")
+    write_encoder(folder, "Bert", "Model", vocab_size=258)
+    write_tokenizer(folder)
+    with running_server("--model", str(folder)) as server:
+        yield server
+
+
+@pytest.mark.parametrize(("section", "command"), CURLS, ids=[section for section, _ in CURLS])
+def test_examples_of_curl(request: pytest.FixtureRequest, section: str, command: str) -> None:
+    server: Server = request.getfixturevalue("encoder" if section.endswith("Encoders") else "server")
+    assert ADDRESS in command
+    answer = run(
+        "bash",
+        "-c",
+        command.replace("curl", "curl --silent --show-error --fail-with-body", 1).replace(ADDRESS, server.url),
+    )
+    assert answer.startswith(("{", "data: {", "id: ", ": "))
+    assert '"error":{' not in answer
+
+
+@pytest.mark.parametrize(("page", "said"), [("README.md", "Paris"), ("docs/api.md", "name='Ann'")])
+def test_examples_in_python(server: Server, page: str, said: str) -> None:
+    """A page's blocks go on from one another."""
+    program = "\n".join(code for section, code in blocks("python") if section.startswith(page))
+    assert said in run(sys.executable, "-c", program.replace(ADDRESS, server.url))

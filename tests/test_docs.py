@@ -1,0 +1,160 @@
+"""What README and docs say is true: links lead somewhere, named files exist, settings, paths and metrics are all there.
+
+`python tests/test_docs.py` writes docs/configuration.md.
+"""
+
+import re
+import sys
+from contextlib import nullcontext
+from pathlib import Path
+
+import pytest
+from pydantic import BaseModel
+from pydantic.fields import FieldInfo
+
+from app.api.app import create_app
+from app.metrics import Metrics
+from app.settings import GROUPS, RequestLimits, Settings, shown_default
+
+REPOSITORY = Path(__file__).parent.parent
+CONFIGURATION = REPOSITORY / "docs" / "configuration.md"
+PAGES = sorted(
+    [
+        *REPOSITORY.glob("*.md"),
+        *(path for folder in ("docs", "deploy", "benchmarks") for path in (REPOSITORY / folder).rglob("*.md")),
+    ]
+)
+FOLDERS = "app|bench|benchmarks|deploy|docs|scripts|tests|core|engine|worker|attention|models|api"
+MAX_README_LINES = 150
+TO_COME = {
+    "app/attention/registry.py",
+    "app/engine/kv_cache.py",
+    "app/layers/methods/",
+    "app/worker/drafts.py",
+    "app/worker/model_state.py",
+    "app/worker/runner.py",
+    "app/worker/sampling/",
+    "worker/runner.py",
+}
+
+
+# ---------------------------------------------------------------------- configuration.md
+
+
+def configuration_page() -> str:
+    """docs/configuration.md, as it has to be."""
+    tables = [f"## {group.__doc__}\n\n{_table(group)}" for group in GROUPS]
+    limits = f"## Request limits\n\nMembers of `request_limits`. {RequestLimits.__doc__}\n\n{_table(RequestLimits)}"
+    return "\n\n".join([_INTRODUCTION, *tables, limits]) + "\n"
+
+
+_INTRODUCTION = """# Configuration
+
+<!-- This page is generated from app/settings.py by `python tests/test_docs.py`. -->
+
+Every setting is a flag of `paceline serve` (`--max-queue 10`), an environment variable (`PACELINE_MAX_QUEUE=10`), or a
+key of the YAML file that the variable `PACELINE_CONFIG` names (`max_queue: 10`). Flags win over variables, and
+variables over the file. Unknown keys are refused. Sizes are bytes, or have a unit such as `4GiB`. The group
+`request_limits` is JSON in a flag or a variable, and a mapping in the file.
+
+Values that are left open ("auto") are decided at the start, and the log says what was chosen and why."""
+
+
+def _table(group: type[BaseModel]) -> str:
+    lines = ["| setting | default | meaning |", "| --- | --- | --- |"]
+    for name, field in group.model_fields.items():
+        lines.append(f"| `{name}` | {_default(field)} | {(field.description or '').replace('<', '&lt;')} |")
+    return "\n".join(lines)
+
+
+def _default(field: FieldInfo) -> str:
+    return "[below](#request-limits)" if isinstance(field.default, BaseModel) else shown_default(field)
+
+
+def test_the_configuration_page_is_that_of_the_settings() -> None:
+    assert CONFIGURATION.read_text() == configuration_page(), "run python tests/test_docs.py"
+
+
+# ---------------------------------------------------------------------- links, anchors, files
+
+
+def _anchors(page: Path) -> set[str]:
+    """Anchors of a page's headings, as GitHub makes them."""
+    text = re.sub(r"^```.*?^```", "", page.read_text(), flags=re.MULTILINE | re.DOTALL)
+    headings = re.findall(r"^#+ +(.+)$", text, re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+def _broken(page: Path, target: str) -> bool:
+    """Whether a link on a page leads nowhere."""
+    path, _, anchor = target.partition("#")
+    other = (page.parent / path).resolve() if path else page
+    return not other.exists() or (anchor != "" and anchor not in _anchors(other))
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(REPOSITORY)))
+def test_every_link_leads_somewhere(page: Path) -> None:
+    links = re.findall(r"\]\(([^)\s]+)\)", page.read_text())
+    inner = [link for link in links if not re.match(r"https?:", link)]
+    assert [link for link in inner if _broken(page, link)] == []
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(REPOSITORY)))
+def test_every_named_file_exists(page: Path) -> None:
+    """Paths from the root, from `app/`, or from the page's own folder."""
+    names = re.findall(rf"`((?:{FOLDERS})/[\w./-]+)`", page.read_text())
+    roots = (REPOSITORY, REPOSITORY / "app", page.parent)
+    missing = {name for name in names if "NAME" not in name and not any((root / name).exists() for root in roots)}
+    assert missing <= TO_COME
+
+
+def test_every_citation_of_a_page_leads_somewhere() -> None:
+    """Comments, docstrings and help texts that cite `docs/PAGE.md#anchor`."""
+    files = [
+        path
+        for folder in ("app", "bench", "benchmarks", "deploy", "scripts")
+        for path in (REPOSITORY / folder).rglob("*")
+    ]
+    cited = {
+        (path, target)
+        for path in files
+        if path.suffix in (".py", ".yaml", ".yml", ".conf", ".sh", "") and path.is_file()
+        for target in re.findall(r"docs/\w+\.md(?:#[\w-]+)?", path.read_text())
+    }
+    assert cited
+    assert {(path, target) for path, target in cited if _broken(REPOSITORY / "README.md", target)} == set()
+
+
+# ---------------------------------------------------------------------- README
+
+
+def test_the_readme_is_short() -> None:
+    assert len((REPOSITORY / "README.md").read_text().splitlines()) <= MAX_README_LINES
+
+
+def test_the_readme_lists_every_path() -> None:
+    """Other names of a path are on the page of the API."""
+    pages = (REPOSITORY / "README.md").read_text(), (REPOSITORY / "docs" / "api.md").read_text()
+    table = "\n".join(line for page in pages for line in page.splitlines() if line.startswith("|"))
+    told = {re.sub(r"\{\w+\}", "{}", path) for path in re.findall(r"(?<=[` ])/[\w/{}.]+", table)}
+    app = create_app(Settings(), lambda _app: nullcontext())  # type: ignore[arg-type, return-value]
+    served = {re.sub(r"\{\w+(:path)?\}", "{}", path) for path in app.openapi()["paths"]}
+    assert told == served | {"/docs", "/openapi.json"}
+
+
+# ---------------------------------------------------------------------- metrics
+
+
+def test_the_page_on_operations_lists_every_metric() -> None:
+    text = (REPOSITORY / "docs" / "operations.md").read_text()
+    section = text.split("## Metrics")[1].split("\n## ")[0]
+    cells = [line.split("|")[1] for line in section.splitlines() if line.startswith("| `")]
+    told = set(re.findall(r"`(\w+)`", " ".join(cells)))
+    types = re.findall(r"^# TYPE paceline_(\w+) (\w+)$", Metrics().render().decode(), re.MULTILINE)
+    own = {name for name, kind in types if not (kind == "gauge" and name.endswith("_created"))}
+    assert told == own
+
+
+if __name__ == "__main__":
+    CONFIGURATION.write_text(configuration_page())
+    print(f"wrote {CONFIGURATION}", file=sys.stderr)
