@@ -1,4 +1,4 @@
-"""Whether and how a model would run here, and whether it computes what transformers computes."""
+"""Shows whether and how a model would run here, and compares its results with those of transformers."""
 
 import time
 from collections.abc import Iterator
@@ -21,7 +21,7 @@ from app.settings import load_settings
 
 _NUM_TOKENS = 48
 _TOLERANCE = 1e-3
-"""Largest difference of log probabilities in float32 that rounding explains, through dozens of layers."""
+"""The largest difference of log probabilities in float32 that rounding explains, over dozens of layers."""
 
 
 _ENCODER_TOLERANCE = 1e-4
@@ -29,11 +29,13 @@ _ENCODER_TOLERANCE = 1e-4
 
 
 def check(model: str) -> bool:
-    """Print how a model would run, and compare what it computes with transformers; whether they agree."""
+    """Print how a model would run, and compare its results with those of transformers. Returns whether they agree."""
     console = Console()
     try:
         folder = find_model(model)
-        from transformers.utils.logging import disable_progress_bar  # takes seconds: once there is a model
+        from transformers.utils.logging import (
+            disable_progress_bar,
+        )  # this import takes seconds, so it waits until the model is found
 
         disable_progress_bar()  # type: ignore[no-untyped-call]
         encoder = ModelFolder(folder).encoder
@@ -46,8 +48,8 @@ def check(model: str) -> bool:
 
 
 def _of_generator(console: Console, model: str, folder: Path) -> Iterator[bool]:
-    """Print what there is to say of each way to run a model that generates; whether it agrees."""
-    # Chunks of one block, in float32: paging, chunking and the cache all take part, and rounding does not.
+    """Report on each implementation that can run a generating model, and yield whether it agrees."""
+    # Chunks of one block, in float32: paging, chunking and the cache take part, and rounding does not matter.
     settings = load_settings(model=model, dtype="float32", device="cpu", max_model_len=_NUM_TOKENS + 2)
     settings = settings.model_copy(update={"max_num_batched_tokens": 16, "max_num_seqs": 4})
     core, ready = build_engine(settings, folder)
@@ -60,7 +62,7 @@ def _of_generator(console: Console, model: str, folder: Path) -> Iterator[bool]:
 
 
 def _of_encoder(console: Console, model: str, folder: Path, config: EncoderConfig) -> Iterator[bool]:
-    """The same for an encoder, of which there is one way."""
+    """The same for an encoder, which has one implementation."""
     core, ready = build_encoder_engine(load_settings(model=model, dtype="float32", device="cpu"), folder, config)
     _say_how(console, model, ready)
     ours, theirs = _encode(core, folder, config, ready.vocab_size)
@@ -80,7 +82,7 @@ def _report(console: Console, impl: str, what: str, difference: float, tolerance
 
 
 def _paths(default: str) -> list[str]:
-    """What can run the model: the generic path takes whatever the decoder takes."""
+    """The implementations that can run the model. The generic path runs whatever the decoder runs."""
     return ["decoder", "generic"] if default == "decoder" else ["generic"]
 
 
@@ -88,7 +90,7 @@ def _paths(default: str) -> list[str]:
 
 
 def _largest_difference(core: EngineCore, folder: Path, vocab_size: int) -> float:
-    """Between the log probabilities that both give the tokens of a random prompt."""
+    """The largest difference between both log probabilities of the tokens of a random prompt."""
     generator = torch.Generator().manual_seed(0)
     prompt = torch.randint(vocab_size, (_NUM_TOKENS,), generator=generator).tolist()
     sampling = SamplingParams(max_tokens=1, seed=0, temperature=0.0, prompt_logprobs=0)
@@ -106,10 +108,10 @@ def _largest_difference(core: EngineCore, folder: Path, vocab_size: int) -> floa
 
 @torch.inference_mode()
 def _reference(folder: Path, prompt: list[int]) -> torch.Tensor:
-    """(tokens - 1,): what transformers' own model says of each token but the first."""
+    """Log probabilities (tokens - 1,) of all tokens but the first, by transformers' own model."""
     from transformers import AutoModelForCausalLM
 
-    # Eager: some of transformers' faster attentions leave out what a model has, such as soft-capping.
+    # Eager, because some faster attentions of transformers leave out features of models, such as soft-capping.
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager")
     logits = model(torch.tensor([prompt])).logits[0, :-1].float()
     return torch.log_softmax(logits, -1).gather(1, torch.tensor(prompt[1:])[:, None])[:, 0]
@@ -122,7 +124,7 @@ def _reference(folder: Path, prompt: list[int]) -> torch.Tensor:
 def _encode(
     core: EncoderCore, folder: Path, config: EncoderConfig, vocab_size: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Two of (inputs, numbers): what Paceline says of random inputs of all lengths at once, transformers of each."""
+    """Vectors (inputs, numbers) of random inputs of all lengths: Paceline's, computed at once, and transformers'."""
     from transformers import AutoModel, AutoModelForSequenceClassification
 
     kind = AutoModelForSequenceClassification if config.task == "classify" else AutoModel
@@ -145,7 +147,7 @@ def _encode(
 
 
 def _random_inputs(longest: int, vocab_size: int, padding: int | None) -> list[list[int]]:
-    """Without the token that pads, which some models tell from others."""
+    """Random token ids of all lengths up to `longest`, without the padding token, which some models treat specially."""
     generator = torch.Generator().manual_seed(0)
     drawn = torch.randint(vocab_size - 1, (longest, longest), generator=generator)
     if padding is not None:

@@ -17,7 +17,7 @@ from bench.command import bench
 
 cli = typer.Typer(
     name="paceline",
-    help="LLM inference with continuous batching, behind an OpenAI-compatible API.",
+    help="An inference server for language models with an OpenAI-compatible API.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -28,7 +28,7 @@ _METAVARS: dict[Any, str] = {int: "INTEGER", float: "NUMBER", ByteSize: "SIZE", 
 
 
 def _option(name: str, field: FieldInfo, group: str) -> inspect.Parameter:
-    """A command-line option for a setting; None where it is not given, so that weaker sources count."""
+    """A command-line option for a setting. Its value is None if it is not given, so that weaker sources count."""
     flag = name.replace("_", "-")
     is_switch = field.annotation is bool
     names = f"--{flag}/--no-{flag}" if is_switch else f"--{flag}"
@@ -46,7 +46,7 @@ def _option(name: str, field: FieldInfo, group: str) -> inspect.Parameter:
 
 
 def _metavar(annotation: Any) -> str:
-    """What an option takes: its choices, or its type. `annotation` may be optional."""
+    """What help shows as the value of an option: its choices, or its type. `annotation` may be optional."""
     kinds = [kind for kind in get_args(annotation) if kind is not NoneType]
     if get_origin(annotation) is Literal:
         return "|".join(kinds)
@@ -54,7 +54,7 @@ def _metavar(annotation: Any) -> str:
 
 
 def _with_settings(command: Any, groups: tuple[type, ...]) -> Any:
-    """Give a command one option for each setting of these groups; it is called with those that were given."""
+    """Give a command one option for each setting of these groups. The command gets them as keyword arguments."""
     own = list(inspect.signature(command).parameters.values())[:-1]
     options = [
         _option(name, field, group.__doc__ or "")
@@ -68,7 +68,8 @@ def _with_settings(command: Any, groups: tuple[type, ...]) -> Any:
 def serve(**flags: Any) -> None:
     """Serve a model over HTTP.
 
-    Every option can also be set as PACELINE_<OPTION> in the environment, or in a YAML file that PACELINE_CONFIG names.
+    Every option can also be an environment variable PACELINE_<OPTION>, or a key of the YAML file that PACELINE_CONFIG
+    names. docs/configuration.md lists all of them.
     """
     from app.supervisor.serve import serve as run
 
@@ -76,10 +77,10 @@ def serve(**flags: Any) -> None:
 
 
 def generate(
-    prompt: Annotated[str, typer.Argument(help="what to say to the model")],
+    prompt: Annotated[str, typer.Argument(help="the user's message to the model")],
     max_tokens: Annotated[int, typer.Option(help="most tokens to generate")] = 256,
-    temperature: Annotated[float, typer.Option(help="0: always the most probable token")] = 0.0,
-    raw: Annotated[bool, typer.Option("--raw", help="continue the text as it is, without a chat template")] = False,
+    temperature: Annotated[float, typer.Option(help="0 always takes the most probable token")] = 0.0,
+    raw: Annotated[bool, typer.Option("--raw", help="continue the prompt as it is, without a chat template")] = False,
     **flags: Any,
 ) -> None:
     """Generate text in this process, without a server."""
@@ -93,19 +94,21 @@ def generate(
 def check_model(
     model: Annotated[str, typer.Argument(help="a folder, a GGUF file, a hub id, or 'embedded'")],
 ) -> None:
-    """Say whether and how a model would run, and compare what it computes with transformers."""
+    """Show whether and how a model would run, and compare its results with those of transformers."""
     from app.check_model import check
 
     sys.exit(0 if check(model) else 1)
 
 
 def hash_key(
-    from_stdin: Annotated[bool, typer.Option("--stdin", help="read a key from stdin instead of making one")] = False,
+    from_stdin: Annotated[
+        bool, typer.Option("--stdin", help="read a key from stdin instead of making a new one")
+    ] = False,
 ) -> None:
-    """Make an API key; print it and its digest, which is what the file of --api-keys holds of it."""
+    """Make an API key, and print it with the digest that goes into the file of --api-keys."""
     key = sys.stdin.readline().strip() if from_stdin else new_key()
     if not key:
-        raise StartupError("there is no key on stdin")
+        raise StartupError("hash-key: there is no key on stdin")
     if not from_stdin:
         print(f"key     {key}")
     print(f"digest  {digest_of(key)}")
@@ -125,7 +128,7 @@ cli.command()(version)
 
 
 def main() -> None:
-    """Run the command line; an error is one line, with exit code 2 if it keeps a command from starting, else 1."""
+    """Run the command line. An error is printed as one line; the exit code is 2 if the command cannot start, else 1."""
     try:
         cli()
     except PacelineError as error:

@@ -1,32 +1,32 @@
-"""Every error that a user can meet, as one tree: one class for each HTTP outcome.
+"""Every error that a user can meet, as one tree, with one class for each HTTP outcome.
 
 PacelineError
 ├── ApiError                     becomes an HTTP answer in OpenAI's error format
 │   ├── InvalidRequestError      400  the request is wrong; `param` names the field
 │   │   ├── ContextLengthError   400  prompt and output are longer than the model's context
-│   │   └── UnsupportedError     400  the request is right, but Paceline cannot do it
-│   ├── AuthenticationError      401  no key, or a wrong one
+│   │   └── UnsupportedError     400  the request is valid, but Paceline does not support it
+│   ├── AuthenticationError      401  the API key is missing or unknown
 │   ├── NotFoundError            404
 │   ├── PayloadTooLargeError     413
-│   ├── RequestTimeoutError      408  the client is too slow in sending
-│   ├── HeadTooLargeError        431  headers and all that is not body
+│   ├── RequestTimeoutError      408  the client sends too slowly
+│   ├── HeadTooLargeError        431  the headers are too large
 │   ├── QueueFullError           429  too many requests are open; Retry-After
 │   │   └── TenantQueueFullError 429  ... of this tenant
-│   ├── RateLimitError           429  a tenant's limit for a minute is used up; Retry-After
+│   ├── RateLimitError           429  a tenant's limit per minute is used up; Retry-After
 │   ├── InternalError            500  a request's own work failed
 │   ├── EngineUnavailableError   503  loading, draining or dead; Retry-After
 │   │   └── DrainingError        503  ... draining
-│   └── DeadlineError            504  the request's time is over
-└── StartupError                 ends the process with exit code 2 and its text
+│   └── DeadlineError            504  the request did not end in time
+└── StartupError                 ends the process with exit code 2 and prints its text
     └── ModelError               the model is missing, broken, or of an unsupported kind
 """
 
 EXIT_STARTUP_ERROR = 2
-"""Exit code of a process that meets a StartupError."""
+"""Exit code of a process that ends with a StartupError."""
 
 
 class PacelineError(Exception):
-    """Base of all errors with a text that is meant for users."""
+    """Base of all errors whose text is meant for users."""
 
 
 class ApiError(PacelineError):
@@ -38,7 +38,7 @@ class ApiError(PacelineError):
     retry_after: int | None = None
     """Seconds for the Retry-After header."""
     rejection: str | None = None
-    """How metrics call it that a request was refused for this; None if the request itself is to blame."""
+    """Label of `requests_rejected_total`; None for the client's own mistakes."""
 
     def __init__(self, message: str, param: str | None = None) -> None:
         super().__init__(message)
@@ -60,13 +60,13 @@ class ContextLengthError(InvalidRequestError):
 
 
 class UnsupportedError(InvalidRequestError):
-    """The request is understood, and refused by name."""
+    """The request is valid, but asks for what Paceline does not support (docs/architecture.md#refused-by-name)."""
 
     code = "unsupported_parameter"
 
 
 class AuthenticationError(ApiError):
-    """There is no key with the request, or none that is known."""
+    """The request has no API key, or an unknown one."""
 
     status = 401
     type = "invalid_request_error"
@@ -75,7 +75,7 @@ class AuthenticationError(ApiError):
 
 
 class NotFoundError(ApiError):
-    """No such model or route."""
+    """The model, the path or the stored thing does not exist."""
 
     status = 404
     type = "invalid_request_error"
@@ -91,7 +91,7 @@ class PayloadTooLargeError(ApiError):
 
 
 class RequestTimeoutError(ApiError):
-    """The client did not send its request in time."""
+    """The client did not send its request within `client_timeout`."""
 
     status = 408
     type = "invalid_request_error"
@@ -99,7 +99,7 @@ class RequestTimeoutError(ApiError):
 
 
 class HeadTooLargeError(ApiError):
-    """What a request has beside its body is larger than the server reads."""
+    """The headers of a request are larger than the server reads."""
 
     status = 431
     type = "invalid_request_error"
@@ -107,7 +107,7 @@ class HeadTooLargeError(ApiError):
 
 
 class QueueFullError(ApiError):
-    """More requests are open than the queue admits."""
+    """The queue is full."""
 
     status = 429
     type = "rate_limit_error"
@@ -117,14 +117,14 @@ class QueueFullError(ApiError):
 
 
 class TenantQueueFullError(QueueFullError):
-    """More requests of one tenant wait than it may have."""
+    """A tenant has as many waiting requests or tokens as it may have."""
 
     code = "tenant_queue_full"
     rejection = "tenant_queue_full"
 
 
 class RateLimitError(ApiError):
-    """A tenant has used what it may use a minute."""
+    """A tenant has used up its limit per minute."""
 
     status = 429
     type = "rate_limit_error"
@@ -148,13 +148,13 @@ class EngineUnavailableError(ApiError):
 
 
 class DrainingError(EngineUnavailableError):
-    """The server takes no new requests."""
+    """The server is shutting down and accepts no new requests."""
 
     rejection = "draining"
 
 
 class DeadlineError(ApiError):
-    """The request's time was over before it had ended."""
+    """The request did not end within its timeout."""
 
     status = 504
     type = "timeout"
@@ -171,8 +171,8 @@ class ModelError(StartupError):
 
 
 def is_fault(error: BaseException) -> bool:
-    """Whether something has failed: rather than that this process or task is to end.
+    """Whether an exception is a failure, rather than a wish to end this process or task.
 
-    When a Rust library fails inside, what is raised is no Exception, so that nobody catches it by accident.
+    A panic inside a Rust library is not an Exception, so that nobody catches it by accident, but it is a failure.
     """
     return isinstance(error, Exception) or type(error).__module__ == "pyo3_runtime"

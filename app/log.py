@@ -1,7 +1,7 @@
-"""Log lines on stderr: for people, or JSON for machines.
+"""Log lines on stderr, as text for people or as JSON for machines.
 
-A line about an event with fields is written as `log.info("request", extra={"fields": {...}})`. If the message takes its
-arguments by name, as in `log.info("%(path)s", {"path": ...})`, these are fields of the JSON, too.
+A line with fields is written as `log.info("request", extra={"fields": {...}})`. Named arguments of a message, as in
+`log.info("%(path)s", {"path": ...})`, become fields of the JSON, too.
 """
 
 import json
@@ -14,11 +14,11 @@ from typing import Any
 from app.settings import ServerSettings
 
 _QUIET = ("httpx", "httpcore", "huggingface_hub", "asyncio", "filelock", "urllib3")
-"""Libraries whose news below a warning are not ours."""
+"""Libraries of which only warnings and errors are logged."""
 
 
 def configure_logging(settings: ServerSettings, process: str) -> None:
-    """Send all log lines of this process to stderr, in the form that the settings ask for."""
+    """Send all log lines of this process to stderr, in the form that the settings name."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(JsonFormatter(process) if settings.log_format == "json" else ConsoleFormatter(process))
     root = logging.getLogger()
@@ -29,18 +29,18 @@ def configure_logging(settings: ServerSettings, process: str) -> None:
 
 
 def _fields(record: logging.LogRecord) -> dict[str, Any]:
-    """What is not in the message."""
+    """The fields of a line."""
     fields: dict[str, Any] = getattr(record, "fields", {})
     return fields
 
 
 def _arguments(record: logging.LogRecord) -> dict[str, Any]:
-    """The message's arguments that have names."""
+    """The named arguments of a message."""
     return dict(record.args) if isinstance(record.args, Mapping) else {}
 
 
 class JsonFormatter(logging.Formatter):
-    """One JSON object a line."""
+    """Writes one JSON object per line."""
 
     def __init__(self, process: str) -> None:
         super().__init__()
@@ -63,7 +63,7 @@ class JsonFormatter(logging.Formatter):
 
 
 class ConsoleFormatter(logging.Formatter):
-    """Time, level, process, message, then fields as name=value."""
+    """Writes time, level, process and message, then the fields as name=value."""
 
     def __init__(self, process: str) -> None:
         super().__init__()

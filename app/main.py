@@ -1,6 +1,6 @@
 """The ASGI entry point, for any ASGI server: `uvicorn app.main:app`.
 
-One process that starts an engine beside it. Settings come from PACELINE_* variables and the YAML file.
+The process serves HTTP and starts an engine as its child. Settings come from PACELINE_* variables and the YAML file.
 `paceline serve` does the same with a supervisor around it.
 """
 
@@ -29,14 +29,14 @@ from app.supervisor.engine import EngineProcess
 
 log = logging.getLogger(__name__)
 
-_LOOK_SECONDS = 0.2
-"""How often to look after the engine."""
+_CHECK_SECONDS = 0.2
+"""Time between two checks on the engine."""
 
 
 def make_app() -> FastAPI:
-    """An application that starts an engine when it starts, and stops it when it stops.
+    """An application that starts an engine when it starts, and stops the engine when it stops.
 
-    Finds the model at once, which may mean to download or convert it: what is wrong with it raises StartupError here.
+    The model is found at once, which may mean downloading or converting it. Raises StartupError if that fails.
     """
     settings = load_settings()
     configure_logging(settings, process="api")
@@ -45,16 +45,16 @@ def make_app() -> FastAPI:
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         engine = EngineProcess(settings, folder)
         try:
-            # Ray Serve, for one, runs applications in another thread, which may not handle signals.
+            # Ray Serve, for example, runs applications in another thread, which may not handle signals.
             if settings.api_keys is not None and threading.current_thread() is threading.main_thread():
                 signal.signal(signal.SIGHUP, lambda _number, _frame: app.state.admission.reload())
             async with running_service(settings, text, app.state.admission, engine.address) as service:
                 app.state.service = service
                 ready = await _wait_until_ready(service.engine, engine)
                 service.metrics.record_startup(ready.startup_seconds)
-                tending = asyncio.create_task(_tend(engine))
+                watching = asyncio.create_task(_watch(engine))
                 yield
-                tending.cancel()
+                watching.cancel()
         finally:
             engine.stop()
 
@@ -65,35 +65,35 @@ def make_app() -> FastAPI:
 
 
 async def _wait_until_ready(client: EngineClient, engine: EngineProcess) -> EngineReady:
-    """Wait for the engine to load its model; StartupError if it ends instead."""
+    """Wait until the engine has loaded its model. Raises StartupError if the engine ends instead."""
     ready = asyncio.create_task(client.wait_until_ready())
     while not ready.done():
         try:
-            engine.tend()
+            engine.check()
         except ChildLostError as error:
             ready.cancel()
             raise StartupError(str(error) or "the engine cannot start") from None
-        await asyncio.wait([ready], timeout=_LOOK_SECONDS)
+        await asyncio.wait([ready], timeout=_CHECK_SECONDS)
     return ready.result()
 
 
-async def _tend(engine: EngineProcess) -> None:
-    """Look after the engine; end the server, as a signal would, when there can be none."""
+async def _watch(engine: EngineProcess) -> None:
+    """Check on the engine. If it cannot be kept running, end the server as a signal would."""
     try:
         while True:
-            engine.tend()
-            await asyncio.sleep(_LOOK_SECONDS)
+            engine.check()
+            await asyncio.sleep(_CHECK_SECONDS)
     except ChildLostError as error:
         log.error("%s", error)
         os.kill(os.getpid(), signal.SIGTERM)
 
 
 def __getattr__(name: str) -> Any:
-    """Make `app` when a server asks for it, not whenever this module is imported."""
+    """Make `app` when a server asks for it, not when this module is imported."""
     if name == "app":
         try:
             return make_app()
-        except StartupError as error:  # one line, as from `paceline serve`, rather than the server's own traceback
+        except StartupError as error:  # one line, as `paceline serve` prints it, instead of the server's traceback
             print(f"paceline: {error}", file=sys.stderr)
             sys.exit(EXIT_STARTUP_ERROR)
     raise AttributeError(name)

@@ -1,7 +1,7 @@
-"""Plain records in, Prometheus text out.
+"""Prometheus metrics. Callers record events, and `render` gives the text.
 
-Names follow the field's (vLLM's above all), with the prefix `paceline_`. A record costs a few microseconds, since
-some are made for every token of every stream.
+Names follow those of other servers, vLLM's above all, with the prefix `paceline_`. Recording takes a few microseconds,
+because some events are recorded for every token of every stream.
 """
 
 import os
@@ -42,15 +42,15 @@ _TOKEN_BUCKETS = [float(2**power) for power in range(15)]
 
 
 SHARED_FOLDER = "PROMETHEUS_MULTIPROC_DIR"
-"""Environment variable that makes several processes count together, in files of this folder. It has to be set before
+"""Environment variable with a folder in which several processes count together. It has to be set before
 prometheus_client is imported."""
 
 
 class Metrics:
-    """All figures of one process, in a registry of its own; or of all API workers, if SHARED_FOLDER is set."""
+    """The metrics of one process, in a registry of its own, or of all API workers if SHARED_FOLDER is set."""
 
     def __init__(self, num_restarts: Callable[[], int] = lambda: 0) -> None:
-        """`num_restarts`: how many engines took over from one that died."""
+        """`num_restarts`: the number of engines that replaced one that died."""
         self._registry = CollectorRegistry()
         self._restarts = _Restarts(num_restarts)
         self._are_shared = SHARED_FOLDER in os.environ
@@ -81,7 +81,7 @@ class Metrics:
         )
         self._prompt_tokens = self._counter("prompt_tokens", "Prompt tokens of admitted calls")
         self._generation_tokens = self._counter("generation_tokens", "Generated tokens")
-        self._rejected = self._counter("requests_rejected", "Requests that were refused, by reason", ["reason"])
+        self._rejected = self._counter("requests_rejected", "Refused requests, by reason", ["reason"])
         self._tenant_requests = self._counter("tenant_requests", "Requests admitted, by tenant", ["tenant"])
         self._tenant_tokens = self._counter("tenant_tokens", "Tokens of admitted requests", ["tenant", "kind"])
         finished = self._counter("request_success", "Requests that ended, by reason", ["finished_reason"])
@@ -89,11 +89,11 @@ class Metrics:
 
     def _define_engine_metrics(self) -> None:
         self._running = self._gauge("num_requests_running", "Requests in the batch")
-        self._waiting = self._gauge("num_requests_waiting", "Requests that wait for their first step or to be resumed")
-        self._kv_usage = self._gauge("kv_cache_usage_ratio", "Share of KV blocks that running requests hold, 0 to 1")
+        self._waiting = self._gauge("num_requests_waiting", "Requests waiting for their first step, or to be resumed")
+        self._kv_usage = self._gauge("kv_cache_usage_ratio", "Share of KV blocks held by running requests, 0 to 1")
         self._queries = self._counter("prefix_cache_queries", "Prompt tokens looked up in the prefix cache")
         self._hits = self._counter("prefix_cache_hits", "Prompt tokens found in the prefix cache")
-        self._preemptions = self._counter("num_preemptions", "Times that a request gave its blocks back")
+        self._preemptions = self._counter("num_preemptions", "Number of times that a request was preempted")
         self._step_tokens = self._histogram("iteration_tokens", "Tokens computed in a step", _TOKEN_BUCKETS)
         self._step_seconds = self._histogram("step_duration_seconds", "Duration of a step", _seconds(0.0005, 10))
         self._startup = self._gauge("startup_seconds", "Duration of each phase of the engine's start", ["phase"])
@@ -101,7 +101,7 @@ class Metrics:
     # ------------------------------------------------------------------ records
 
     def record_step(self, stats: EngineStats) -> None:
-        """The engine has run a step."""
+        """Record a step of the engine."""
         self._running.set(stats.num_running)
         self._waiting.set(stats.num_waiting)
         self._kv_usage.set(stats.kv_cache_usage)
@@ -113,38 +113,38 @@ class Metrics:
             self._step_seconds.observe(stats.step_seconds)
 
     def record_startup(self, seconds: Mapping[str, float]) -> None:
-        """How long each phase of the engine's start took."""
+        """Record the duration of each phase of the engine's start."""
         for phase, duration in seconds.items():
             self._startup.labels(phase).set(duration)
 
     def record_admitted(self, num_prompt_tokens: int) -> None:
-        """A prompt was handed to the engine; one with several choices counts once."""
+        """Record a prompt that was handed to the engine. A prompt with several choices counts once."""
         self._prompt_tokens.inc(num_prompt_tokens)
 
     def record_rejected(self, reason: str) -> None:
-        """A request was refused, or its time was over."""
+        """Record a request that was refused, or did not end in time."""
         self._rejected.labels(reason).inc()
 
     def record_tenant_request(self, tenant: str) -> None:
-        """A tenant's request was admitted. Names are those of the file of keys."""
+        """Record a tenant's admitted request. Tenants are named as in the file of keys."""
         self._tenant_requests.labels(tenant).inc()
 
     def record_tenant_tokens(self, tenant: str, kind: Literal["prompt", "generation"], count: int) -> None:
-        """A tenant was given service."""
+        """Record tokens that were computed for a tenant."""
         self._tenant_tokens.labels(tenant, kind).inc(count)
 
     def record_first_token(self, seconds: float, num_tokens: int) -> None:
-        """A request's first output came, `seconds` after the request."""
+        """Record a request's first output, `seconds` after its arrival."""
         self._first_token.observe(seconds)
         self._generation_tokens.inc(num_tokens)
 
     def record_token_gap(self, seconds: float, num_tokens: int) -> None:
-        """A further output came, `seconds` after the one before."""
+        """Record a further output, `seconds` after the one before."""
         self._token_gap.observe(seconds)
         self._generation_tokens.inc(num_tokens)
 
     def record_finished(self, reason: FinishReason, e2e_seconds: float, timing: RequestTiming | None) -> None:
-        """A request ended. `timing` is what the engine saw, where it was told of the end."""
+        """Record the end of a request. `timing` is the engine's, or None if the engine did not see the end."""
         self._finished[reason].inc()
         self._e2e.observe(e2e_seconds)
         if timing is None or not timing.scheduled_at:
@@ -156,7 +156,7 @@ class Metrics:
             self._decode.observe(finished_at - timing.first_token_at)
 
     def render(self) -> bytes:
-        """Everything in Prometheus' text format; see CONTENT_TYPE."""
+        """All metrics in Prometheus' text format; see CONTENT_TYPE."""
         if not self._are_shared:
             return generate_latest(self._registry)
         everybody = CollectorRegistry()
@@ -173,18 +173,18 @@ class Metrics:
         return Counter(name, text, labels or [], namespace=_PREFIX, registry=self._registry)
 
     def _gauge(self, name: str, text: str, labels: list[str] | None = None) -> Gauge:
-        # What one process has set last counts: gauges are the engine's, which tells one process of them.
+        # The latest value of any process counts: gauges are the engine's, which reports them to one process.
         mode: Literal["mostrecent", "all"] = "mostrecent" if self._are_shared else "all"
         return Gauge(name, text, labels or [], namespace=_PREFIX, registry=self._registry, multiprocess_mode=mode)
 
 
 class _Restarts(Collector):
-    """Engines that took over: the service counts them itself, whichever of its processes were there to see it."""
+    """Counts restarts of the engine. The engines themselves count them, whichever API workers were there to see it."""
 
     def __init__(self, count: Callable[[], int]) -> None:
         self._count = count
 
     def collect(self) -> Iterator[CounterMetricFamily]:
         """See prometheus_client."""
-        text = "Times that an engine took over from one that died"
+        text = "Number of engines that replaced one that died"
         yield CounterMetricFamily(f"{_PREFIX}_engine_restarts", text, value=self._count())

@@ -1,4 +1,4 @@
-"""Generating in one process, without a server: the engine's loop, driven by whoever reads the text."""
+"""Generates text in one process, without a server. Whoever reads the text drives the engine's loop."""
 
 import secrets
 import time
@@ -17,7 +17,7 @@ from app.text.tokenizer import Tokenizer
 
 
 def generate_text(settings: Settings, prompt: str, max_tokens: int, temperature: float, raw: bool) -> Iterator[str]:
-    """The answer to a prompt, in pieces as they are generated. `raw`: continue the text itself, without a template.
+    """The answer to a prompt, in pieces as they are generated. `raw`: continue the prompt itself, without a template.
 
     Raises PacelineError.
     """

@@ -1,4 +1,4 @@
-"""Who may use the service, and how much of it: the file of API keys."""
+"""Tenants: who may use the service, and how much of it. Read from the file of API keys."""
 
 import hashlib
 import hmac
@@ -14,7 +14,7 @@ from app.errors import StartupError
 
 
 class Tenant(BaseModel):
-    """A user of the service, with keys and limits of its own. Limits that are None are not there."""
+    """A user of the service, with its own keys and limits. A limit that is None does not exist."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
@@ -23,25 +23,25 @@ class Tenant(BaseModel):
     keys: tuple[str, ...] = Field((), strict=False)
     """SHA-256 digests, in hexadecimal."""
     weight: float = Field(1.0, ge=0.01, le=1000)
-    """How much service it is due, beside other tenants."""
+    """Share of the service, in proportion to the weights of other tenants."""
     requests_per_minute: int | None = Field(None, ge=1)
     tokens_per_minute: int | None = Field(None, ge=1)
     """Of prompts and answers."""
     max_queued_requests: int | None = Field(None, ge=1)
     max_queued_tokens: int | None = Field(None, ge=1)
-    """Prompt tokens of its waiting requests from which on its queue is full."""
+    """Prompt tokens of waiting requests from which on the tenant's queue is full."""
     share_prefixes: bool = False
-    """Whether it uses prefix blocks together with all other tenants that do. Who shares them can tell by the time of
-    an answer what others asked."""
+    """Whether to reuse cached prefixes across all tenants that have this set. The time of an answer then reveals
+    whether another tenant's prompt was cached."""
 
     @property
     def cache_salt(self) -> str:
-        """What keeps its prefix blocks apart."""
+        """The salt that separates the tenant's blocks in the prefix cache."""
         return "" if self.share_prefixes else f"tenant {self.name}"
 
 
 EVERYBODY = Tenant(name=DEFAULT_TENANT, share_prefixes=True)
-"""The one tenant of a service without keys."""
+"""The only tenant of a service without keys."""
 
 
 class _File(BaseModel):
@@ -51,13 +51,13 @@ class _File(BaseModel):
 
 
 class Tenants:
-    """All tenants, by their keys."""
+    """All tenants, to be found by their keys."""
 
     def __init__(self, tenants: list[Tenant]) -> None:
         self._by_digest = [(bytes.fromhex(key), tenant) for tenant in tenants for key in tenant.keys]
 
     def find(self, key: bytes) -> Tenant | None:
-        """Whose key this is. Takes as long for a wrong key as for a right one."""
+        """The tenant with this key. Takes the same time for a wrong key as for a right one."""
         digest = hashlib.sha256(key).digest()
         found = None
         for known, tenant in self._by_digest:
@@ -67,25 +67,25 @@ class Tenants:
 
 
 class FairMemory:
-    """Accounts for what owners keep. One may fill what others leave free, but not push them below equal shares.
+    """Accounts for bounded memory that several owners share. Amounts are bytes, or a count of things.
 
-    The amount is of whatever is bounded: bytes, or a count of things.
+    An owner may use what others leave free, but cannot push them below equal shares.
     """
 
     def __init__(self, limit: int) -> None:
-        """`limit`: of all owners together."""
+        """`limit`: the amount of all owners together."""
         self._limit = limit
         self._kept: Counter[str] = Counter()
 
     def add(self, owner: str, amount: int) -> None:
-        """An owner keeps so much more, or less if it is negative."""
+        """Add to what an owner keeps; a negative amount takes away."""
         self._kept[owner] += amount
         if not self._kept[owner]:
             del self._kept[owner]
 
     @property
     def debtors(self) -> list[str]:
-        """Who has to give something up, if too much is kept: those beyond their shares, the largest first."""
+        """If too much is kept, the owners that are beyond their shares, the largest first; else none."""
         if self._kept.total() <= self._limit:
             return []
         share = self._limit / len(self._kept)
@@ -93,9 +93,9 @@ class FairMemory:
 
 
 def read_tenants(source: str) -> Tenants:
-    """Read a file of keys, YAML or JSON; `source` is its path, or its content, which begins with a brace.
+    """Read a file of keys, in YAML or JSON. `source` is its path, or its content, which begins with a brace.
 
-    Raises StartupError that says what is wrong, without a word of the content.
+    Raises StartupError, which says what is wrong without repeating any of the content.
     """
     is_content = source.lstrip().startswith("{")
     name = "the value" if is_content else source
@@ -116,7 +116,7 @@ def read_tenants(source: str) -> Tenants:
     if not all(len(key) == _DIGEST_LENGTH and set(key) <= set("0123456789abcdef") for key in keys):
         raise StartupError(f"api_keys: {name}: keys are SHA-256 digests, as paceline hash-key prints them")
     if len(set(keys)) < len(keys):
-        raise StartupError(f"api_keys: {name}: a key is there twice")
+        raise StartupError(f"api_keys: {name}: a key occurs twice")
     return Tenants(tenants)
 
 
@@ -130,5 +130,5 @@ def new_key() -> str:
 
 
 def digest_of(key: str) -> str:
-    """What a file of keys holds of a key. A plain hash is enough: keys are random, and too long to be tried out."""
+    """The digest of a key for the file of keys. A plain hash is enough, because keys are random and long."""
     return hashlib.sha256(key.encode()).hexdigest()

@@ -1,9 +1,9 @@
-"""What ties a child process to its parent: its stdin, by which its settings come and whose end is its own end.
+"""A child process is tied to its parent by its stdin: settings arrive there, and when stdin is closed, the child ends.
 
-Stdin is read by its descriptor alone, and `sys.stdin` is empty: a library that asks a question would otherwise wait
-for ever, and hold a lock that the end of this process needs.
+Stdin is read by its descriptor only, and `sys.stdin` is replaced by an empty file. Otherwise a library that asks a
+question would wait for ever, and hold a lock that this process needs in order to end.
 
-The parent removes the folder that its processes share when it ends. If the parent was killed, its children do.
+The parent removes the folder that its processes share when it ends. If the parent was killed, its children remove it.
 """
 
 import atexit
@@ -22,13 +22,13 @@ from app.settings import Settings
 
 _STDIN = 0
 _PR_SET_PDEATHSIG = 1
-"""Of Linux' prctl(2)."""
+"""See prctl(2) of Linux."""
 _REMOVALS = 100
-"""Others may be putting something into the folder, but not for long: they end as well."""
+"""Other processes may still create files in the folder, but not for long, because they end as well."""
 
 
 def read_settings(address: str) -> Settings:
-    """The settings, which the parent writes as one line of JSON. `address`: of the engine's socket."""
+    """Read the settings, which the parent writes as one line of JSON. `address` is the engine's socket."""
     atexit.register(partial(remove_if_orphan, address))
     _wake_when_parent_ends()
     sys.stdin = open(os.devnull)  # noqa: SIM115 - for as long as the process lives
@@ -42,7 +42,7 @@ def read_settings(address: str) -> Settings:
 
 
 def when_parent_ends(act: Callable[[], None]) -> None:
-    """Call a function, in a thread, once the parent closes its end of stdin, which its own end does too."""
+    """Call a function in a thread once the parent has closed its end of stdin or has ended."""
 
     def wait() -> None:
         while os.read(_STDIN, 65536):
@@ -53,7 +53,7 @@ def when_parent_ends(act: Callable[[], None]) -> None:
 
 
 def remove_if_orphan(address: str) -> None:
-    """Remove the folder of the engine's socket if the parent does not want this process any more, or is gone."""
+    """Remove the folder of the engine's socket if the parent has closed stdin or is gone."""
     folder = Path(address.removeprefix("ipc://")).parent
     (has_something, _, _) = select.select([_STDIN], [], [], 0)
     if not has_something or os.read(_STDIN, 1):
@@ -65,6 +65,6 @@ def remove_if_orphan(address: str) -> None:
 
 
 def _wake_when_parent_ends() -> None:
-    """A process that was stopped does not see that its stdin is closed: have the system wake it then."""
+    """Have the system wake this process when its parent ends: a stopped process does not see that stdin is closed."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGCONT)

@@ -1,4 +1,4 @@
-"""Grammars that are ready to match tokens: compiled once, and kept for those who use the same one."""
+"""Compiles grammars to matchers of tokens, and keeps them for other requests with the same grammar."""
 
 import threading
 from collections import OrderedDict
@@ -12,19 +12,20 @@ from app.text.tokenizer import Tokenizer
 
 _MOST_KEPT = 32
 _LIMITS = LLParserLimits(max_lexer_states=20_000)
-"""The library's own but for the states, of one or two kilobytes each, whose number grows while a text is matched.
-Compiling ends within a second, and a mask within some ten milliseconds; a grammar that needs more is an error."""
+"""The library's defaults, except for the number of states, which take one or two kilobytes each and grow in number
+while a text is matched. With this limit a grammar compiles within a second and a mask takes some ten milliseconds. A
+grammar that needs more is an error."""
 
 
 class GrammarError(ValueError):
-    """A grammar that cannot be compiled; the text says why, in the library's words."""
+    """A grammar cannot be compiled. The text is the library's reason."""
 
 
 class GrammarCompiler:
-    """Compiles grammars for one model's vocabulary, in threads of its own: the library lets others run meanwhile."""
+    """Compiles grammars for the vocabulary of one model, in a thread of its own. The library releases Python's lock."""
 
     def __init__(self, load_tokenizer: Callable[[], Tokenizer], vocab_size: int) -> None:
-        """`vocab_size`: the number of logits, which may be more than the tokenizer has tokens."""
+        """`vocab_size`: the number of logits, which may exceed the number of the tokenizer's tokens."""
         self._load_tokenizer = load_tokenizer
         self.vocab_size = vocab_size
         self._kept: OrderedDict[str, LLMatcher] = OrderedDict()
@@ -33,13 +34,13 @@ class GrammarCompiler:
 
     @cached_property
     def _tokenizer(self) -> LLTokenizer:
-        """Made with the first grammar: it takes some hundred milliseconds."""
+        """Made when the first grammar arrives, because it takes some hundred milliseconds."""
         tokenizer = self._load_tokenizer()
         eos = sorted(tokenizer.eos_token_ids)
         return LLTokenizer(tokenizer.to_json(), n_vocab=self.vocab_size, eos_token=eos)
 
     def start(self, grammar: str) -> Future[None]:
-        """Compile a grammar, so that `matcher` has it at hand. The future raises GrammarError."""
+        """Compile a grammar ahead of `matcher`. The future raises GrammarError."""
 
         def compile_it() -> None:
             self._compile(grammar)
@@ -47,7 +48,7 @@ class GrammarCompiler:
         return self._threads.submit(compile_it)
 
     def matcher(self, grammar: str) -> LLMatcher:
-        """A matcher at the beginning of its text. Raises GrammarError."""
+        """A new matcher, at the beginning of a text. Raises GrammarError."""
         with self._lock:
             kept = self._kept.get(grammar)
         return (kept or self._compile(grammar)).deep_copy()
@@ -60,7 +61,7 @@ class GrammarCompiler:
         matcher = LLMatcher(self._tokenizer, grammar, log_level=0, limits=_LIMITS)
         if matcher.is_error():
             raise GrammarError(" ".join(matcher.get_error().split()))
-        matcher.compute_bitmask()  # fails where nothing may come first
+        matcher.compute_bitmask()  # fails if no token may come first
         if matcher.is_error():
             raise GrammarError("no text matches it")
         with self._lock:

@@ -1,4 +1,4 @@
-"""Calls of tools as a grammar, so that their arguments match the tools' schemas."""
+"""A grammar of tool calls, so that their arguments match the tools' schemas."""
 
 import json
 import re
@@ -17,9 +17,9 @@ def tool_calls(
     tokenizer: Tokenizer,
     before: tuple[str, list[str]] = ("", []),
 ) -> str:
-    """One call, or `several`, of functions whose arguments have these schemas, as a format writes them.
+    """A grammar of one call, or of `several`, of functions whose arguments have these schemas, in a format.
 
-    `before`: what may stand before them, see `app.grammar.reasoning`.
+    `before`: an expression in front of the calls, with its rules; see `app.grammar.reasoning`.
     """
     first, rules = before
 
@@ -34,13 +34,13 @@ def tool_calls(
     ]
     for index, (name, schema) in enumerate(schemas.items()):
         head = literal(f"{format_.before_name}{json.dumps(name)}{format_.before_arguments}")
-        lines.append(f"call{index}: {_join(head, f'args{index}', literal(format_.behind))}")
+        lines.append(f"call{index}: {_join(head, f'args{index}', literal(format_.after_arguments))}")
         lines.append(f"args{index}: %json {json.dumps({**schema, 'type': 'object', 'x-guidance': JSON_OPTIONS})}")
     return lark("\n".join(lines))
 
 
 def _literal(text: str, format_: ToolFormat, tokenizer: Tokenizer) -> str:
-    """A text, in which markers may be tokens of their own: these are written as <[id]>."""
+    """A text as a literal of the grammar. Markers that are tokens of their own are written as <[id]>."""
     ids = {marker: id_ for marker in format_.markers if (id_ := tokenizer.added_id(marker)) is not None}
     pieces = re.split("(" + "|".join(map(re.escape, ids)) + ")", text) if ids else [text]
     return _join(*(f"<[{ids[piece]}]>" if piece in ids else json.dumps(piece) for piece in pieces if piece))

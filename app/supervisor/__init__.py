@@ -1,1 +1,1 @@
-"""Process lifecycle: an engine and the API workers around it, started, watched, and started again when they die."""
+"""Process lifecycle: starts the engine and the API workers, watches them, and restarts them when they die."""

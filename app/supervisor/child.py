@@ -1,4 +1,4 @@
-"""A child process that is started again when it dies."""
+"""A child process that is restarted when it dies."""
 
 import logging
 import os
@@ -18,23 +18,23 @@ log = logging.getLogger(__name__)
 _FIRST_DELAY = 0.5
 _LONGEST_DELAY = 30.0
 _STOP_SECONDS = 3
-"""What a child gets to end by itself once its stdin is closed."""
+"""Time for a child to end by itself once its stdin is closed."""
 
 
 class ChildLostError(PacelineError):
-    """A child cannot be had: it ended before it was ready, or time and again."""
+    """A child could not be kept running: it ended before it was ready, or again and again."""
 
     def __init__(self, message: str, exit_code: int) -> None:
-        """`message` is empty if the child has said why; `exit_code` is for this process."""
+        """`message` is empty if the child itself has logged the reason; `exit_code` is for this process."""
         super().__init__(message)
         self.exit_code = exit_code
 
 
 class Child:
-    """One process of the service. It ends when this one does: its stdin is closed then (`app.core.parent`)."""
+    """One process of the service. It ends with this process, because its stdin is then closed (`app.core.parent`)."""
 
     def __init__(self, name: str, start: Callable[[], subprocess.Popen[bytes]], max_restarts: int) -> None:
-        """Start it. `name`: what people call it."""
+        """Start the child. `name` is for the log."""
         self.name = name
         self._start = start
         self._max_restarts = max_restarts
@@ -42,11 +42,11 @@ class Child:
         self._restart_at = 0.0
         self.process: subprocess.Popen[bytes] | None = start()
 
-    def tend(self, was_useful: bool, has_excuse: bool = False) -> bool:
-        """Start it again if it has died and the time has come; True if it has died just now.
+    def restart_if_dead(self, was_useful: bool, has_excuse: bool = False) -> bool:
+        """Restart the child if it has died and its delay is over. Returns True if it has died since the last call.
 
-        At once if it `was_useful`: otherwise after a while, longer each time, and ChildLostError if that was tried
-        `max_restarts` times in a row. A death that `has_excuse` does not count.
+        A child that `was_useful` is restarted at once. Otherwise the delay doubles each time, and ChildLostError is
+        raised after `max_restarts` such deaths in a row. A death that `has_excuse` does not count.
         """
         if self.process is None:
             if time.monotonic() >= self._restart_at:
@@ -69,41 +69,43 @@ class Child:
         return True
 
     def signal(self, number: signal.Signals) -> None:
-        """Send it a signal, if it runs."""
+        """Send the child a signal, if it is running."""
         if self.process is not None:
             self.process.send_signal(number)
 
     @property
     def exit_code(self) -> int | None:
-        """None while it runs, and after its death was seen; negative if a signal ended it."""
+        """None while the child is running and once its death has been handled; negative if a signal ended it."""
         return self.process.poll() if self.process else None
 
     @property
     def has_ended(self) -> bool:
-        """Whether it does not run now."""
+        """Whether the child is not running now."""
         return self.process is None or self.process.poll() is not None
 
 
 def start_module(
     module: str, settings: Settings, *arguments: str, fds: tuple[int, ...] = (), **environment: str
 ) -> subprocess.Popen[bytes]:
-    """Run a module as a child, which reads its settings from stdin, and ends when that does."""
+    """Run a module as a child process, which reads its settings from stdin and ends when stdin is closed."""
     process = subprocess.Popen(
         [sys.executable, "-m", module, *arguments],
-        cwd=Path(__file__).parents[2],  # what holds `app`: where the user is, there may be another of that name
+        cwd=Path(__file__).parents[
+            2
+        ],  # the folder that holds `app`: the user's folder may have another package of that name
         stdin=subprocess.PIPE,
         pass_fds=fds,
         env=os.environ | environment,
     )
     assert process.stdin is not None
-    with suppress(BrokenPipeError):  # it has ended already, which is seen soon enough
+    with suppress(BrokenPipeError):  # the child has ended already; the next check sees that
         process.stdin.write(settings.model_dump_json().encode() + b"\n")
         process.stdin.flush()
     return process
 
 
 def stop(*children: Child) -> None:
-    """Tell children to end now, and make sure that they do."""
+    """Tell children to end now, and kill those that do not."""
     deadline = time.monotonic() + _STOP_SECONDS
     processes = [child.process for child in children if child.process is not None]
     for process in processes:

@@ -12,10 +12,10 @@ from app.supervisor.watchdog import Watchdog
 
 
 class EngineProcess:
-    """One engine, as a child of this process; after its death, the next one at the same address."""
+    """One engine as a child of this process, and after its death the next one, at the same address."""
 
     def __init__(self, settings: Settings, model_folder: Path) -> None:
-        """Start it; `address` is where API workers find it."""
+        """Start the engine. API workers connect to it at `address`."""
         self._folder = PrivateFolder()
         self.folder = self._folder.path
         self.address = f"ipc://{self.folder}/engine"
@@ -34,25 +34,25 @@ class EngineProcess:
         self._heartbeat.reset()
         return start_module("app.engine.server", self._settings, self.address, str(self._model_folder.absolute()))
 
-    def tend(self) -> None:
-        """Look after it, about once a second: start it again if it has died, end it if it hangs.
+    def check(self) -> None:
+        """Restart the engine if it has died, and end it if it hangs. To be called about once a second.
 
-        Raises ChildLostError if it died before the first of its kind was ready, or does so time and again.
+        Raises ChildLostError if the first engine died before it was ready, or if engines die again and again.
         """
         self._has_been_ready = self._has_been_ready or self._socket.exists()
-        self._watchdog.look()
+        self._watchdog.check()
         if not self._has_been_ready and (code := self.child.exit_code) is not None:
             said_why = code == EXIT_STARTUP_ERROR
             message = "" if said_why else f"the engine ended with exit code {code} before it was ready"
             raise ChildLostError(message, code if code > 0 else EXIT_STARTUP_ERROR)
-        self.child.tend(
-            # An engine that ends steps before it dies is better than none.
+        self.child.restart_if_dead(
+            # An engine that completes steps before it dies is better than none.
             was_useful=self._heartbeat.num_steps > self._steps_at_start,
-            # It is not to blame for a request of which engines die: that one gets no more than a few of them.
+            # The engine is not to blame for a request that kills engines; such a request gets only a few of them.
             has_excuse=self._heartbeat.has_begun and bool(self._heartbeat.suspect),
         )
 
     def stop(self) -> None:
-        """End it, and remove its socket."""
+        """End the engine, and remove its socket."""
         stop(self.child)
         self._folder.remove()

@@ -1,7 +1,7 @@
 """`paceline serve`: the parent of all processes of the service.
 
-It is light itself: no torch, no event loop. It starts the engine first, since loading the model takes longest; API
-workers start beside it, and say "loading" until the engine is ready.
+The supervisor itself is light: no torch, no event loop. It starts the engine first, because loading the model takes
+longest. API workers start at the same time, and report "loading" until the engine is ready.
 """
 
 import logging
@@ -27,18 +27,18 @@ from app.tenants import read_tenants
 
 log = logging.getLogger(__name__)
 
-_LOOK_SECONDS = 0.5
-"""How often to look whether a child hangs; the end of a child is seen at once."""
+_CHECK_SECONDS = 0.5
+"""Time between two checks whether a child hangs. The end of a child is noticed at once."""
 _LAST_WORDS_SECONDS = 5
-"""What API workers get to end after the drain, in which they tell streams that are still open."""
+"""Time for API workers to end after the drain; they send open streams a last event."""
 _USEFUL_SECONDS = 10
-"""An API worker that lived for less did not get anywhere."""
+"""An API worker that lived for less than this was of no use."""
 
 
 def listen(settings: Settings) -> socket.socket:
-    """The server's socket; StartupError if the address is not to be had.
+    """Bind the server's socket. Raises StartupError if the address is not available.
 
-    The first API worker listens on it: before, nobody would answer those who connect.
+    The first API worker calls listen() on it, because until then nobody would answer a connection.
     """
     family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
     sock = socket.socket(family, socket.SOCK_STREAM)
@@ -52,13 +52,13 @@ def listen(settings: Settings) -> socket.socket:
 
 
 def serve(settings: Settings) -> int:
-    """Run the service until a signal comes or a child is lost; returns the exit code.
+    """Run the service until a signal arrives or a child is lost. Returns the exit code.
 
-    Raises StartupError if there is no such model, the port is taken, or the API keys cannot be read.
+    Raises StartupError if the model does not exist, the port is taken, or the API keys cannot be read.
     """
     configure_logging(settings, process="supervisor")
     started_at = time.time()
-    # Before anything slow: what is wrong with the keys, which only API workers use, or with the port shows at once.
+    # Errors in the keys, which only API workers use, or in the port are reported before anything slow begins.
     if settings.api_keys is not None:
         read_tenants(settings.api_keys)
     sock = listen(settings)
@@ -71,7 +71,7 @@ def serve(settings: Settings) -> int:
         _watch(engine, workers, signals)
         return _drain(engine, workers, signals, settings.drain_timeout)
     except ChildLostError as error:
-        if str(error):  # else it has said why itself
+        if str(error):  # otherwise the child has logged the reason
             log.error("%s", error)
         return error.exit_code
     finally:
@@ -81,7 +81,7 @@ def serve(settings: Settings) -> int:
 
 
 class ApiWorker:
-    """A process that accepts from the service's socket; all of them count together if they are several."""
+    """A process that accepts connections on the service's socket. Several of them share their metrics."""
 
     def __init__(
         self,
@@ -111,46 +111,46 @@ class ApiWorker:
         self._heartbeat.reset()
         return self._launch()
 
-    def tend(self) -> None:
-        """Start it again if it has died, end it if it hangs; ChildLostError if that does not help."""
-        self._watchdog.look()
+    def check(self) -> None:
+        """Restart the API worker if it has died, and end it if it hangs. Raises ChildLostError if it keeps dying."""
+        self._watchdog.check()
         if self.child.exit_code == EXIT_STARTUP_ERROR:
             raise ChildLostError("", EXIT_STARTUP_ERROR)
-        self.child.tend(was_useful=time.monotonic() - self._began > _USEFUL_SECONDS)
+        self.child.restart_if_dead(was_useful=time.monotonic() - self._began > _USEFUL_SECONDS)
 
 
 def _watch(engine: EngineProcess, workers: list[ApiWorker], signals: "queue.SimpleQueue[int]") -> None:
-    """Look after the children until a signal tells to stop. Raises ChildLostError."""
+    """Check on the children until a signal says to stop. Raises ChildLostError."""
     while not _stop_is_wanted(signals, workers):
-        engine.tend()
+        engine.check()
         for worker in workers:
-            worker.tend()
+            worker.check()
 
 
 def _drain(engine: EngineProcess, workers: list[ApiWorker], signals: "queue.SimpleQueue[int]", timeout: float) -> int:
-    """Let API workers end what is open, until they have, the time is up, or a second signal comes.
+    """Let API workers finish open requests, until all are finished, the time is up, or a second signal arrives.
 
-    Returns the exit code: 0 unless what was open had to be cut.
+    Returns the exit code: 0 unless open requests had to be cut off.
     """
-    log.info("draining: open requests may go on for %g s; a second signal ends them", timeout)
+    log.info("draining: open requests have %g s to finish; a second signal ends them at once", timeout)
     for worker in workers:
         worker.child.signal(signal.SIGTERM)
     deadline = time.monotonic() + timeout + _LAST_WORDS_SECONDS
     while not all(worker.child.has_ended for worker in workers):
         if _stop_is_wanted(signals, workers) or time.monotonic() > deadline:
             return 1
-        engine.tend()  # streams survive its death now, too
+        engine.check()  # open streams survive the engine's death during the drain, too
     return 0
 
 
 def _stop_is_wanted(signals: "queue.SimpleQueue[int]", workers: list[ApiWorker]) -> bool:
-    """Wait a little for signals, and pass on that keys are to be read again.
+    """Wait for signals for a moment, and forward SIGHUP, by which API workers read the keys again.
 
-    To stop counts more than that a child ended: the same signal may have ended it.
+    A signal to stop counts more than the end of a child, because the same signal may have ended the child.
     """
     arrived: list[int] = []
     try:
-        arrived.append(signals.get(timeout=_LOOK_SECONDS))
+        arrived.append(signals.get(timeout=_CHECK_SECONDS))
         while True:
             arrived.append(signals.get_nowait())
     except queue.Empty:
@@ -162,23 +162,23 @@ def _stop_is_wanted(signals: "queue.SimpleQueue[int]", workers: list[ApiWorker])
 
 
 def _end_at_once_by_signal() -> None:
-    """For now, a signal to stop ends this process as it stands: there is nothing to drain yet, nor a child to stop.
+    """For now, let a signal to stop end this process as it is: there are no requests to drain and no children to stop.
 
-    What is just being downloaded or converted is begun again the next time. The converter ends as children do.
+    A download or conversion that is interrupted begins again at the next start. The converter ends as children do.
     """
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda _number, _frame: os._exit(0))
 
 
 def _signals(reads_keys: bool) -> "queue.SimpleQueue[int]":
-    """From now on, the signals that are for the supervisor: to stop, to read keys again, or that a child ended.
+    """A queue that receives the supervisor's signals from now on: stop, read the keys again, a child has ended.
 
-    A handler may interrupt this process anywhere, in another handler too: of all queues and events, only SimpleQueue
-    can be put to then.
+    A handler may interrupt this process anywhere, even inside another handler. SimpleQueue is the only queue that is
+    safe to use there.
     """
     arrived: queue.SimpleQueue[int] = queue.SimpleQueue()
     wanted = [signal.SIGTERM, signal.SIGINT, signal.SIGCHLD]
-    if reads_keys:  # otherwise SIGHUP ends the service: its terminal was closed
+    if reads_keys:  # otherwise SIGHUP ends the service, because its terminal was closed
         wanted.append(signal.SIGHUP)
     for number in wanted:
         signal.signal(number, lambda number, _frame: arrived.put(number))

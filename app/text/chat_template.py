@@ -1,7 +1,7 @@
-"""Chat messages to the text that a model was trained on, by its own Jinja template.
+"""Renders chat messages to the text that a model was trained on, by the model's own Jinja template.
 
-Templates come with models and, if the server allows it, with requests: they run in Jinja's sandbox, with the helpers
-that transformers gives them, and with limits on their time and their output.
+Templates come with models and, if the server allows it, with requests. They run in Jinja's sandbox, with the helpers
+that transformers gives them, and with limits on their time and output.
 """
 
 import json
@@ -25,7 +25,7 @@ from app.text.tokenizer import Tokenizer
 
 Message = dict[str, Any]
 Segments = list[tuple[str, bool]]
-"""(text, may it hold control tokens) pieces of a rendered chat."""
+"""Pieces of a rendered chat: (text, whether it may contain control tokens)."""
 
 _OPEN, _CLOSE = "\U000f0000", "\U000f0001"
 _MAX_OUTPUT = 16 * 2**20
@@ -34,12 +34,12 @@ _RESERVED = {"messages", "tools", "documents", "add_generation_prompt", "continu
 
 
 class _GenerationBlock(Extension):
-    """{% generation %} ... {% endgeneration %} marks what a model wrote, for training; here it changes nothing."""
+    """{% generation %} ... {% endgeneration %} marks the model's text for training. It is rendered as it is."""
 
     tags = {"generation"}  # noqa: RUF012 - jinja2 declares it so
 
     def parse(self, parser: Parser) -> Node:
-        """Parse to a block that renders its body."""
+        """Parse the tag to a block that renders its body."""
         line = next(parser.stream).lineno
         body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
         return CallBlock(self.call_method("_render"), [], [], body).set_lineno(line)
@@ -49,7 +49,7 @@ class _GenerationBlock(Extension):
 
 
 class _Dict:
-    """`dict` of templates: without the class, whose methods would change what the sandbox keeps unchangeable."""
+    """`dict` in templates. Not the class itself, whose methods could change what the sandbox protects from changes."""
 
     def __call__(self, *args: Any, **kwargs: Any) -> dict[Any, Any]:
         return dict(*args, **kwargs)
@@ -60,7 +60,7 @@ class _Dict:
 
 
 class _Namespace(jinja2.utils.Namespace):
-    """`namespace` of templates: refuses the names by which Python itself calls into an object."""
+    """`namespace` in templates. Refuses the names by which Python itself calls into an object."""
 
     def __init__(self, /, *args: Any, **kwargs: Any) -> None:
         attributes = dict(*args, **kwargs)
@@ -113,30 +113,27 @@ class ChatTemplate:
         control_tokens: Sequence[str],
         tool_source: str | None = None,
     ) -> None:
-        """`source` is None for a model without one: `render` then refuses. `tool_source`: one for chats with tools.
+        """`source` is None for a model without a template: `render` then raises. `tool_source` is for chats with tools.
 
-        `special_tokens` are variables of the template; `control_tokens` mean nothing where users type them.
+        `special_tokens` are variables of the template. `control_tokens` stay plain text where users type them.
         """
         self._environment = _environment()
         self.source = "\n".join(filter(None, (source, tool_source)))
         self._special_tokens = dict(special_tokens)
-        # Longer ones first, so that a token is not mistaken for another one inside it.
+        # Longer tokens first, so that a token is not mistaken for a shorter one inside it.
         self._control_tokens = sorted(filter(None, control_tokens), key=len, reverse=True)
         self._control_pattern = re.compile("|".join(map(re.escape, self._control_tokens)) or "(?!)")
         self._index_of = {token: index for index, token in enumerate(self._control_tokens)}
         try:
             self._template = None if source is None else self._environment.from_string(source)
             self._tool_template = self._template if tool_source is None else self._environment.from_string(tool_source)
-        except (
-            jinja2.TemplateError,
-            RecursionError,
-            SyntaxError,
-        ) as error:  # the last two: of Python, which it becomes
+        # The last two are raised when Jinja compiles the template to Python.
+        except (jinja2.TemplateError, RecursionError, SyntaxError) as error:
             raise ModelError(f"the model's chat template is broken: {error}") from error
 
     @classmethod
     def from_folder(cls, folder: Path, tokenizer: Tokenizer) -> "ChatTemplate":
-        """The templates of a model folder: files, or in tokenizer_config.json."""
+        """Read the templates of a model folder, from files of their own or from tokenizer_config.json."""
         named = _named_templates(folder, tokenizer.config.get("chat_template"))
         source = _read(folder / "chat_template.jinja") or named.get("default")
         tool_source = _read(folder / "additional_chat_templates" / "tool_use.jinja") or named.get("tool_use")
@@ -152,15 +149,15 @@ class ChatTemplate:
         override: str | None = None,
         kwargs: Mapping[str, Any] | None = None,
     ) -> Segments:
-        """The chat as text, in pieces that tell control tokens of the template from those that users typed.
+        """Render a chat to text, in pieces that tell the template's control tokens from those that users typed.
 
-        `tools` are functions that the model may call; `override` is a template to use instead; `kwargs` are further
-        variables. Raises InvalidRequestError for what the template does not accept.
+        `tools` are functions that the model may call, `override` is a template to use instead, `kwargs` are further
+        variables. Raises InvalidRequestError if the template does not accept the messages.
         """
         template = self._choose(override, bool(tools))
         if taken := sorted(_RESERVED & set(kwargs or {})):
             raise InvalidRequestError(f"{taken[0]} cannot be set here", "chat_template_kwargs")
-        # Private-use characters and digits: no filter of a template changes or escapes them.
+        # Private-use characters and digits, because no filter of a template changes or escapes them.
         nonce = str(secrets.randbits(64))
         prepared = [self._prepare(message, nonce) for message in messages]
         final, mark = "", f"{_OPEN}{nonce}{_CLOSE} "
@@ -175,7 +172,7 @@ class ChatTemplate:
                 **self._special_tokens,
                 **self._guard(dict(kwargs or {}), nonce),
                 "messages": prepared,
-                # What is not given is none rather than undefined: templates ask `is not none`.
+                # None instead of undefined, because templates ask `is not none`.
                 "tools": self._guard(list(tools), nonce) if tools else None,
                 "documents": None,
                 "add_generation_prompt": add_generation_prompt and not continue_final_message,
@@ -189,7 +186,7 @@ class ChatTemplate:
         if override is not None:
             try:
                 return self._environment.from_string(override)
-            except Exception as error:  # a stranger's program: what it breaks is not always Jinja's own
+            except Exception as error:  # a stranger's program can raise more than Jinja's own errors
                 raise InvalidRequestError(f"chat_template: {error}", "chat_template") from error
         template = self._tool_template if has_tools else self._template
         if template is None:
@@ -206,15 +203,15 @@ class ChatTemplate:
                     if size > _MAX_OUTPUT:
                         raise ValueError(f"the text is longer than {_MAX_OUTPUT} characters")
             text = "".join(pieces)
-            text.encode()  # half a surrogate pair, which a template can write, is no text for the tokenizer
-        except Exception as error:  # templates are programs: theirs can be any error
+            text.encode()  # a template can write half a surrogate pair, which the tokenizer cannot read
+        except Exception as error:  # a template is a program and can raise any error
             raise InvalidRequestError(f"the chat template refuses these messages: {error}", "messages") from error
         return text
 
     # ------------------------------------------------------------------ control tokens that users typed
 
     def _prepare(self, message: Message, nonce: str) -> Message:
-        """A copy without empty fields, with the content as one text, and placeholders for control tokens."""
+        """A copy without empty fields, with the content as one text, and with placeholders for control tokens."""
         given = {name: value for name, value in message.items() if value is not None}
         if isinstance(content := given.get("content"), list):
             given["content"] = "\n".join(part["text"] for part in content)
@@ -224,7 +221,7 @@ class ChatTemplate:
     def _guard(self, value: Any, nonce: str) -> Any:
         """A copy of JSON data with a placeholder for each control token in its texts.
 
-        One that two texts make together, where a template writes them side by side, is not seen.
+        A control token that two texts form together, where a template writes them side by side, is not found.
         """
         if isinstance(value, str):
             return self._control_pattern.sub(lambda match: f"{_OPEN}{nonce}:{self._index_of[match[0]]}{_CLOSE}", value)
@@ -235,7 +232,7 @@ class ChatTemplate:
         return value
 
     def _split(self, text: str, nonce: str) -> Segments:
-        """Cut a rendered chat at the placeholders, and put the tokens' text back."""
+        """Cut a rendered chat at the placeholders, and put the text of the tokens back."""
         segments = []
         for index, piece in enumerate(re.split(f"{_OPEN}{nonce}:([0-9]+){_CLOSE}", text)):
             if index % 2:
@@ -246,10 +243,10 @@ class ChatTemplate:
 
 
 def _cut_at(text: str, mark: str, final: str) -> str:
-    """The text before the mark, which stands behind the final message.
+    """The text up to the mark, which stands behind the final message.
 
-    As transformers does: a template that trims messages takes the blank off the mark, and then also the blanks
-    before it are gone.
+    A template that trims messages also removes the blank at the end of the mark. The blanks in front of the mark are
+    then removed as well, as transformers does.
     """
     end = text.rfind(mark.rstrip())
     if end < 0 or final.strip() not in text:
@@ -267,7 +264,7 @@ def _read(file: Path) -> str | None:
 
 
 def _named_templates(folder: Path, value: Any) -> dict[str, str]:
-    """chat_template in tokenizer_config.json: a text, or a list of named ones."""
+    """Templates by name, from chat_template in tokenizer_config.json: a text, or a list of named texts."""
     if isinstance(value, str):
         return {"default": value}
     try:

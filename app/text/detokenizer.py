@@ -1,4 +1,4 @@
-"""Token ids to text, as they come: never half a character."""
+"""Turns token ids into text as they arrive, never half a character."""
 
 import codecs
 from typing import Protocol
@@ -7,29 +7,29 @@ from app.text.tokenizer import Tokenizer
 
 _REPLACEMENT = "\ufffd"
 _MAX_HELD = 4
-"""A character is at most four bytes, so at most four tokens; what is not whole by then never will be."""
+"""A character has at most four bytes, so at most four tokens. After that many it can no longer become complete."""
 _MAX_LOOK_BACK = 32
-"""Tokens of a prompt's end among which to look for one that can serve as context."""
+"""Tokens at the end of a prompt among which one is searched that can serve as context."""
 
 
 class Detokenizer(Protocol):
     """The generated text of one request."""
 
     def feed(self, token_id: int) -> str:
-        """The text that a token completes; empty if it ends inside a character, or is special."""
+        """The text that a token completes; empty if the token ends inside a character, or is special."""
         ...
 
     def finish(self) -> str:
-        """What was held back, with U+FFFD for half a character. Call it once, at the end."""
+        """The text that was held back, with U+FFFD for half a character. To be called once, at the end."""
         ...
 
 
 def make_detokenizer(
     tokenizer: Tokenizer, prompt_token_ids: list[int], shown: frozenset[int] = frozenset()
 ) -> Detokenizer:
-    """The right one for a tokenizer. The prompt only gives context; its text is never returned.
+    """The right detokenizer for a tokenizer. The prompt only gives context; its text is never returned.
 
-    `shown`: special tokens that have a text all the same.
+    `shown`: special tokens whose text is returned nevertheless.
     """
     hidden = tokenizer.special_ids - shown
     if tokenizer.is_byte_level:
@@ -38,7 +38,7 @@ def make_detokenizer(
 
 
 class ByteDetokenizer:
-    """For byte-level BPE: tokens are bytes, so text is their concatenation, decoded as UTF-8 as it grows."""
+    """For byte-level BPE. Tokens are bytes, so the text is their concatenation, decoded as UTF-8 while it grows."""
 
     def __init__(self, tokenizer: Tokenizer, hidden: frozenset[int]) -> None:
         self._token_bytes = tokenizer.token_bytes
@@ -55,10 +55,11 @@ class ByteDetokenizer:
 
 
 class WindowDetokenizer:
-    """For every other tokenizer: the text of new tokens is what they add to the decoding of the tokens before them.
+    """For every other tokenizer. The text of new tokens is what they add to the decoded text of the tokens before them.
 
-    A short context is enough, since tokens affect only their neighbours (the space between two words). It holds whole
-    characters only: byte tokens are decoded together with those before them, so half a character would spoil the next.
+    A short context is enough, because tokens affect only their neighbours (the space between two words). The context
+    holds whole characters only: byte tokens are decoded together with the bytes before them, so half a character would
+    spoil the next.
     """
 
     def __init__(self, tokenizer: Tokenizer, prompt_token_ids: list[int], hidden: frozenset[int]) -> None:
@@ -66,7 +67,7 @@ class WindowDetokenizer:
         self._hidden = hidden
         self._context = self._last_whole(prompt_token_ids[-_MAX_LOOK_BACK:])
         self._held: list[int] = []
-        """New tokens whose text is not out yet: it may be half a character."""
+        """New tokens whose text was not returned yet, because it may be half a character."""
 
     def feed(self, token_id: int) -> str:
         """See `Detokenizer.feed`."""
@@ -77,7 +78,7 @@ class WindowDetokenizer:
         if text.endswith(_REPLACEMENT):
             if len(self._held) < _MAX_HELD:
                 return ""
-            # The first is not the beginning of a character, but those after it may be.
+            # The first token does not begin a character, but the tokens after it may.
             given_up = self._text_of([self._held.pop(0)])
             text = self._text_of(self._held)
             if text.endswith(_REPLACEMENT):
@@ -90,7 +91,7 @@ class WindowDetokenizer:
         return self._text_of(self._held) if self._held else ""
 
     def _last_whole(self, token_ids: list[int]) -> list[int]:
-        """The last token with a text of its own, or else the tokens of the last character, if it is whole."""
+        """The last token with a text of its own, else the tokens of the last character if it is complete."""
         for token_id in reversed(token_ids):
             is_text = token_id not in self._tokenizer.special_ids and self._tokenizer.token_bytes(token_id)
             if is_text and _REPLACEMENT not in self._decode([token_id]):
@@ -102,10 +103,10 @@ class WindowDetokenizer:
         return []
 
     def _text_of(self, token_ids: list[int]) -> str:
-        """What tokens add to the context."""
+        """The text that tokens add to the context."""
         before = self._decode(self._context)
         text = self._decode(self._context + token_ids)
-        # One invalid byte makes its valid neighbours invalid too in some decoders: then the context is no help.
+        # In some decoders an invalid byte makes its valid neighbours invalid too; then the context does not help.
         return text[len(before) :] if text.startswith(before) else self._decode(token_ids)
 
     def _decode(self, token_ids: list[int]) -> str:

@@ -1,6 +1,6 @@
-"""From the text that a model writes to the parts of an assistant's message.
+"""Parses the text that a model writes into the parts of an assistant's message.
 
-The same parser serves streams and whole answers: what comes out does not depend on how the text is cut into pieces.
+The same parsers serve streams and whole answers, because the result does not depend on how the text is cut into pieces.
 """
 
 from collections.abc import Callable
@@ -10,7 +10,7 @@ from typing import Protocol
 
 @dataclass(slots=True)
 class ToolCallDelta:
-    """News of one tool call. The first of a call has its `name`, later ones add to `arguments`."""
+    """A piece of one tool call. The first piece of a call has its `name`, later pieces add to `arguments`."""
 
     index: int
     """Its place among the message's calls."""
@@ -32,16 +32,16 @@ class MessageParser(Protocol):
     """Parses the text of one choice, piece by piece."""
 
     def feed(self, text: str) -> MessageDelta:
-        """Take in the next piece of text; what cannot be told yet is held back."""
+        """Parse the next piece of text. Text that may belong to a longer marker is held back."""
         ...
 
     def finish(self) -> MessageDelta:
-        """The text has ended: what was held back."""
+        """Parse the text that was held back, because the text has ended."""
         ...
 
 
 class PlainText:
-    """All text is content."""
+    """Takes all text as content."""
 
     def feed(self, text: str) -> MessageDelta:
         """See `MessageParser`."""
@@ -53,7 +53,7 @@ class PlainText:
 
 
 class WithoutContent:
-    """What another parser takes for content is nothing: a call that was cut at its length."""
+    """Drops the content that another parser finds, for texts that consist of calls: it is a call that was cut off."""
 
     def __init__(self, parser: MessageParser) -> None:
         self._parser = parser
@@ -68,14 +68,14 @@ class WithoutContent:
 
 
 class Scanner:
-    """A parser that reads from a buffer, in states: each takes something off its beginning, or waits for more."""
+    """A parser with a buffer and states. Each state takes text from the beginning of the buffer, or waits for more."""
 
     def __init__(self) -> None:
         self._buffer = ""
         self._ended = False
         self._delta = MessageDelta()
         self._state: Callable[[], bool]
-        """Whether it got on: False is for want of more text."""
+        """Takes a step; returns False if it needs more text."""
 
     def feed(self, text: str) -> MessageDelta:
         """See `MessageParser`."""
@@ -94,13 +94,13 @@ class Scanner:
         return delta
 
     def _take(self, count: int) -> str:
-        """Take that many characters off the buffer."""
+        """Take so many characters from the beginning of the buffer."""
         taken, self._buffer = self._buffer[:count], self._buffer[count:]
         return taken
 
 
 def length_before(text: str, words: tuple[str, ...]) -> int:
-    """Characters of `text` before what could be the beginning of one of some words at its end."""
+    """Length of `text` up to an end that may be the beginning of one of the words."""
     longest = max(map(len, words))
     for start in range(max(0, len(text) - longest + 1), len(text)):
         if any(word.startswith(text[start:]) for word in words):

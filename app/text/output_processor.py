@@ -1,4 +1,4 @@
-"""From the engine's tokens to the text of one choice."""
+"""Turns the engine's tokens into the text of one choice."""
 
 from dataclasses import dataclass, field
 
@@ -12,22 +12,22 @@ from app.text.tokenizer import Tokenizer
 
 @dataclass(frozen=True, slots=True)
 class StopConditions:
-    """What ends a choice, on the side of the text."""
+    """The conditions in the text that end a choice."""
 
     stop: list[str] = field(default_factory=list)
     """Stop strings, none of them empty."""
     include_stop_str_in_output: bool = False
     stop_token_ids: frozenset[int] = frozenset()
-    """Those that the client named; the end-of-sequence tokens are the engine's business."""
+    """Stop tokens that the client named. The engine handles the end-of-sequence tokens."""
     min_tokens: int = 0
-    """Stop strings are not looked for while fewer tokens than this were generated."""
+    """Stop strings are ignored while fewer tokens than this have been generated."""
     shown: frozenset[int] = frozenset()
-    """Special tokens that mean something to who reads the text, and so have a text."""
+    """Special tokens whose text is kept, because a parser looks for it."""
 
 
 @dataclass(slots=True)
 class TextDelta:
-    """News of a choice. The last one, and only that, has a `finish_reason`."""
+    """A piece of a choice. Only the last piece has a `finish_reason`."""
 
     text: str
     token_ids: list[int]
@@ -35,16 +35,16 @@ class TextDelta:
     prompt_logprobs: list[Logprobs]
     finish_reason: FinishReason | None = None
     stop_reason: str | int | None = None
-    """The stop string, or the client's stop token, that ended it."""
+    """The stop string, or the client's stop token, that ended the choice."""
     needs_abort: bool = False
     """The engine does not know yet that the choice has ended."""
     error: str = ""
     blames_request: bool = False
-    """The error is in what was asked for."""
+    """Whether the request caused the error, rather than the server."""
 
 
 class OutputProcessor:
-    """Detokenizes one choice, and looks for its stop strings."""
+    """Detokenizes one choice, and finds its stop strings."""
 
     def __init__(self, tokenizer: Tokenizer, prompt_token_ids: list[int], conditions: StopConditions) -> None:
         self._detokenizer = make_detokenizer(tokenizer, prompt_token_ids, conditions.shown)
@@ -54,7 +54,7 @@ class OutputProcessor:
         self._num_tokens = 0
 
     def process(self, output: RequestOutput) -> TextDelta:
-        """The text that an output adds. After a stop string, call it no more."""
+        """The text that an output adds. Not to be called again after a stop string."""
         delta = TextDelta("", [], [], output.prompt_logprobs, output.finish_reason)
         delta.error, delta.blames_request = output.error, output.blames_request
         text = ""
@@ -90,7 +90,7 @@ class OutputProcessor:
         return self._conditions.include_stop_str_in_output
 
     def _finish(self, delta: TextDelta) -> str:
-        """Text that was held back. It can still complete a stop string: half a character may be in one."""
+        """The text that was held back. It may complete a stop string, which may contain half a character."""
         text, hit = self._check(self._detokenizer.finish())
         if hit is not None:
             delta.finish_reason, delta.stop_reason = FinishReason.STOP, hit

@@ -1,4 +1,4 @@
-"""What a model thinks before it answers: text between <think> and </think>."""
+"""Reasoning: the text between <think> and </think> in front of an answer."""
 
 from app.text.message_parser import MessageDelta, MessageParser, Scanner, length_before
 
@@ -6,10 +6,10 @@ OPEN, CLOSE = "<think>", "</think>"
 
 
 class ReasoningParser(Scanner):
-    """Everything up to </think> is reasoning, if the text begins with <think>, or the prompt has ended with it."""
+    """Takes everything up to </think> as reasoning, if the text begins with <think> or the prompt ends with it."""
 
     def __init__(self, answer: MessageParser, is_open: bool) -> None:
-        """`answer` parses what follows; `is_open`: the prompt has ended with <think>."""
+        """`answer` parses the text behind the reasoning. `is_open`: the prompt ends with <think>."""
         super().__init__()
         self._answer = answer
         self._state = self._in_reasoning if is_open else self._at_beginning
@@ -37,7 +37,7 @@ class ReasoningParser(Scanner):
             self._take(len(CLOSE))
             self._state = self._after_reasoning
             return True
-        # Line breaks before the end of reasoning belong to nobody.
+        # Line breaks at the end of the reasoning are dropped.
         known = (
             len(self._buffer)
             if self._ended

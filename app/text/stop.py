@@ -1,25 +1,25 @@
-"""Stop strings in a text that comes in pieces."""
+"""Finds stop strings in a text that arrives in pieces."""
 
 import re
 
 
 class StopChecker:
-    """Finds the first stop string, and never lets out text that could be the beginning of one."""
+    """Finds the first stop string. Text that may be the beginning of one is held back."""
 
     def __init__(self, stop: list[str], include_in_output: bool) -> None:
-        """`stop` holds no empty string."""
+        """`stop` contains no empty string."""
         self._stop = stop
         self._include = include_in_output
         self._held = ""
-        # Most pieces hold no character that begins a stop string: this tells them apart in a fraction of a microsecond.
+        # Most pieces have no character that begins a stop string. This finds that out in a fraction of a microsecond.
         self._may_begin = re.compile("|".join(sorted({re.escape(text[0]) for text in stop}))).search
 
     def feed(self, text: str) -> tuple[str, str | None]:
-        """The text that is safe to send, and the stop string if one was completed. Nothing follows after that."""
+        """The text that is safe to send, and the stop string if one is complete, after which no text follows."""
         if not self._stop or (not self._held and self._may_begin(text) is None):
             return text, None
         self._held += text
-        # The one that is complete first wins, wherever the text is cut; of two that end together, the longer.
+        # The string that ends first wins, however the text is cut; of two that end together, the longer one.
         found = [(self._held.find(stop) + len(stop), -len(stop), stop) for stop in self._stop if stop in self._held]
         if found:
             end, _, stop = min(found)
@@ -32,7 +32,7 @@ class StopChecker:
         return safe, None
 
     def flush(self) -> str:
-        """What was held back in vain; call it when no more text comes."""
+        """The text that is still held back. To be called when the text has ended."""
         held, self._held = self._held, ""
         return held
 

@@ -1,4 +1,4 @@
-"""A limit of time on templates, which are programs."""
+"""A time limit for templates, which are programs."""
 
 import sys
 import time
@@ -8,15 +8,15 @@ from types import FrameType
 from typing import Any
 
 _CODE_OF_TEMPLATES = "<template>"
-"""What Jinja says is the file of a template's Python code."""
+"""The file name that Jinja gives to a template's Python code."""
 
 
 @contextmanager
 def template_time_limit(seconds: float) -> Iterator[None]:
-    """Raise TimeoutError in a template's code that runs longer than this, within this thread.
+    """Raise TimeoutError in a template's code that runs longer than this in this thread.
 
-    By Python's trace function, which looks at the clock at each line of the template; a single operation on a huge
-    text takes its time all the same.
+    Python's trace function reads the clock at each line of the template. A single operation on a huge text can
+    therefore exceed the limit.
     """
     deadline = time.monotonic() + seconds
 

@@ -1,4 +1,4 @@
-"""Text to token ids and back, by a model's own tokenizer.json; without torch or transformers."""
+"""Turns text into token ids and back, with a model's own tokenizer.json, without torch or transformers."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -22,11 +22,11 @@ _BYTE_OF = _byte_alphabet()
 
 
 class EncoderInput(NamedTuple):
-    """What an encoder reads at once; both are parallel."""
+    """One input of an encoder. Both lists are parallel."""
 
     token_ids: list[int]
     type_ids: list[int]
-    """Which text of a pair each token is of, 0 or 1."""
+    """The text of a pair that each token belongs to, 0 or 1."""
 
 
 class Tokenizer:
@@ -50,7 +50,7 @@ class Tokenizer:
             raise ModelError(f"{folder / 'tokenizer_config.json'} declares broken tokens: {error!r}") from error
         try:
             self.eos_token_ids = self._eos_token_ids()
-            """Every token that ends a text, by any of the model's files."""
+            """Every token that ends a text according to any of the model's files."""
             self.default_sampling = self._default_sampling()
             """Sampling parameters that the model's authors recommend in generation_config.json."""
         except (TypeError, ValueError) as error:
@@ -62,17 +62,17 @@ class Tokenizer:
         self.vocab_size: int = self._fast.get_vocab_size(with_added_tokens=True)
         vocabulary = self._fast.get_vocab(with_added_tokens=True)
         self.longest_token = max(map(len, vocabulary), default=1)
-        """Characters of the longest token: a text has as many tokens as its length over this, at least.
-        (Unless many unknown words become one token.)"""
+        """Characters of the longest token. A text has at least its length divided by this number of tokens, unless many
+        unknown words become one token."""
         self.is_byte_level = isinstance(self._fast.decoder, decoders.ByteLevel)
-        """Whether every token stands for bytes by itself, so that text is their concatenation."""
-        # Made here rather than at the first token, which would keep every open stream waiting.
+        """Whether every token stands for bytes by itself, so that a text is their concatenation."""
+        # Made now, not at the first token, because every open stream would wait for it.
         self._bytes_of = self._byte_table() if self.is_byte_level else []
 
     def _add_missing_tokens(self) -> None:
-        """Add tokens that other files declare and tokenizer.json does not, and make named ones special.
+        """Add tokens that other files declare and tokenizer.json does not, and make named tokens special.
 
-        transformers does so too, but also adds tokens whose ids the model has no place for.
+        transformers does the same, but it also adds tokens whose ids the model has no embedding for.
         """
         declared = self.config.get("added_tokens_decoder") or {}
         known = {repr(token) for token in self._fast.get_added_tokens_decoder().values()}
@@ -91,11 +91,11 @@ class Tokenizer:
                 self._fast.add_special_tokens([token])
 
     def added_id(self, text: str) -> int | None:
-        """The id of the token that stands for a text as a whole, special or not, if there is one."""
+        """The id of the added token that is exactly this text, special or not; None if there is none."""
         return self._added_ids.get(text)
 
     def to_json(self) -> str:
-        """The tokenizer as in a tokenizer.json."""
+        """The tokenizer in the form of a tokenizer.json."""
         text: str = self._fast.to_str()
         return text
 
@@ -138,12 +138,12 @@ class Tokenizer:
     # ------------------------------------------------------------------ encoding
 
     def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
-        """Token ids of a text, with what the tokenizer puts around every text (such as a BOS token)."""
+        """Token ids of a text, by default with the special tokens that the tokenizer adds (such as BOS)."""
         ids: list[int] = self._fast.encode(text, add_special_tokens=add_special_tokens).ids
         return ids
 
     def encoder_input(self, text: "str | list[int] | tuple[str, str]", limit: int | None) -> EncoderInput:
-        """A text, its token ids, or a pair of texts, as an encoder reads it: cut to `limit` tokens, if there is one."""
+        """An encoder's input from a text, token ids, or a pair of texts, cut to `limit` tokens unless that is None."""
         if isinstance(text, list):
             return EncoderInput(text[:limit], [0] * len(text[:limit]))
         texts = (text,) if isinstance(text, str) else text
@@ -157,7 +157,7 @@ class Tokenizer:
         return EncoderInput(whole.ids, whole.type_ids)
 
     def encode_segments(self, segments: list[tuple[str, bool]]) -> list[int]:
-        """Token ids of a rendered chat: (text, may it hold control tokens) pieces in order."""
+        """Token ids of a rendered chat, given as pieces: (text, whether it may contain control tokens)."""
         ids: list[int] = []
         for text, trusted in segments:
             encode = self._encode_trusted if trusted else self._encode_plain
@@ -168,16 +168,16 @@ class Tokenizer:
         return self.encode(text, add_special_tokens=False)
 
     def _encode_plain(self, text: str) -> list[int]:
-        """Ids of a text in which control tokens mean nothing."""
+        """Ids of a text in which control tokens are plain text."""
         ids = self._run_model(text)
         if self.special_ids.isdisjoint(ids):
             return ids
-        # A vocabulary may have them as ordinary entries too, which letters one by one cannot be.
+        # A vocabulary may have control tokens as ordinary entries too. Encoded letter by letter, none can come up.
         encoded = [self._encode_continuation(self._run_model, char) for char in text[1:]]
         return sum(encoded, self._run_model(text[:1]))
 
     def _run_model(self, text: str) -> list[int]:
-        """The tokenizer's pipeline without its search for added tokens."""
+        """Run the tokenizer's pipeline without its search for added tokens."""
         if self._fast.normalizer is not None:
             text = self._fast.normalizer.normalize_str(text)
         splitter = self._fast.pre_tokenizer
@@ -186,9 +186,9 @@ class Tokenizer:
         return [token.id for word in words for token in model.tokenize(word)]
 
     def _encode_continuation(self, encode: Callable[[str], list[int]], text: str) -> list[int]:
-        """Ids of a text that does not begin the chat: without the space that SentencePiece puts before a text.
+        """Ids of a text inside a chat, without the space that SentencePiece puts in front of a text.
 
-        It is encoded after a line break, whose ids are then taken off again, as transformers does.
+        The text is encoded behind a line break, whose ids are then removed, as transformers does.
         """
         line_break = self._encode_trusted("\n")
         ids = encode("\n" + text)
@@ -202,7 +202,7 @@ class Tokenizer:
         return text
 
     def _byte_table(self) -> list[bytes]:
-        """By token id: the bytes it stands for, with a byte-level tokenizer."""
+        """The bytes of each token id, with a byte-level tokenizer."""
         vocabulary = self._fast.get_vocab(with_added_tokens=True)
         table = [b""] * (max(vocabulary.values(), default=-1) + 1)
         for token, id_ in vocabulary.items():
@@ -210,7 +210,7 @@ class Tokenizer:
         return table
 
     def token_bytes(self, token_id: int) -> bytes:
-        """What a token stands for by itself; b"" for ids that the vocabulary does not name."""
+        """The bytes of a token by itself; b"" for ids that the vocabulary does not have."""
         if self.is_byte_level:
             return self._bytes_of[token_id] if token_id < len(self._bytes_of) else b""
         token = self._fast.id_to_token(token_id)
@@ -218,10 +218,10 @@ class Tokenizer:
             return b""
         if len(token) == 6 and token.startswith("<0x") and token.endswith(">"):  # byte fallback
             return bytes([int(token[3:5], 16)])
-        return str(token).replace("▁", " ").encode()  # SentencePiece writes a space so
+        return str(token).replace("▁", " ").encode()  # SentencePiece's sign for a space
 
     def token_text(self, token_id: int) -> str:
-        """What a token stands for by itself, as text."""
+        """The text of a token by itself."""
         return self.token_bytes(token_id).decode(errors="replace")
 
 
@@ -233,6 +233,6 @@ def _token_bytes(token: str) -> bytes:
 
 
 def _content(value: Any) -> str | None:
-    """A token in tokenizer_config.json: a text, or an object with its content."""
+    """The text of a token in tokenizer_config.json, where it is a text or an object with its content."""
     text = value.get("content") if isinstance(value, dict) else value
     return text if isinstance(text, str) else None

@@ -11,13 +11,13 @@ from llguidance import LLMatcher
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
 from app.grammar.compiler import GrammarCompiler
-from app.grammar.reasoning import thoughts
+from app.grammar.reasoning import reasoning_prefix
 from app.grammar.tool_calls import tool_calls
 from app.text.detokenizer import make_detokenizer
 from app.text.message_format import MessageFormat
 from app.text.tokenizer import Tokenizer as PacelineTokenizer
 from app.text.tokenizer import _byte_alphabet
-from app.text.tools.formats import FORMATS, written
+from app.text.tools.formats import FORMATS, format_of_required_calls
 from tests.text.test_message_parsers import Whole, parse
 
 MARKERS = ["<tool_call>", "</tool_call>", "[TOOL_CALLS]", "<|python_tag|>", "<think>", "</think>"]
@@ -57,8 +57,8 @@ def tokenizer(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathF
 def test_what_is_written_can_be_read(name: str, reasoning: str | None, tokenizer: PacelineTokenizer) -> None:
     message_format = MessageFormat(FORMATS[name], True, reasons=reasoning is not None)
     is_open = reasoning is not None and not reasoning.startswith("<think>")
-    before = ("", []) if reasoning is None else thoughts(tokenizer, is_open)
-    grammar = tool_calls(written(FORMATS[name]), SCHEMAS, True, tokenizer, before)
+    before = ("", []) if reasoning is None else reasoning_prefix(tokenizer, is_open)
+    grammar = tool_calls(format_of_required_calls(FORMATS[name]), SCHEMAS, True, tokenizer, before)
     compiler = GrammarCompiler(lambda: tokenizer, tokenizer.vocab_size)
     numbers = set()
     for seed in range(8):
@@ -92,7 +92,7 @@ def _random_walk(matcher: LLMatcher, rng: random.Random, vocab_size: int, eos: f
 def _read(token_ids: list[int], format_: MessageFormat, in_reasoning: bool, tokenizer: PacelineTokenizer) -> Whole:
     detokenizer = make_detokenizer(tokenizer, [], format_.shown(tokenizer, True))
     pieces = [*map(detokenizer.feed, token_ids), detokenizer.finish()]
-    return parse(format_.parser_of_written_calls(in_reasoning), pieces)
+    return parse(format_.parser_of_required_calls(in_reasoning), pieces)
 
 
 def test_markers_are_hidden_where_nobody_reads_them(tokenizer: PacelineTokenizer) -> None:
@@ -104,7 +104,7 @@ def test_markers_are_hidden_where_nobody_reads_them(tokenizer: PacelineTokenizer
 
 
 def test_the_reasoning_that_a_prompt_has_opened_comes_first(tokenizer: PacelineTokenizer) -> None:
-    grammar = tool_calls(FORMATS["hermes"], SCHEMAS, True, tokenizer, thoughts(tokenizer, True))
+    grammar = tool_calls(FORMATS["hermes"], SCHEMAS, True, tokenizer, reasoning_prefix(tokenizer, True))
     compiler = GrammarCompiler(lambda: tokenizer, tokenizer.vocab_size)
     call = '<tool_call>\n{"name": "cancel", "arguments": {}}\n</tool_call>'
     for text, is_whole in [(call, False), ("Hm.</think>" + call, True), ("Hm.</think>", False)]:

@@ -39,8 +39,8 @@ def test_a_useful_child_is_started_again_for_ever() -> None:
     child = Child("it", start, max_restarts=0)
     for count in range(2, 5):
         start.wait()
-        assert child.tend(was_useful=True)
-        assert not child.tend(was_useful=False)  # this starts the next one
+        assert child.restart_if_dead(was_useful=True)
+        assert not child.restart_if_dead(was_useful=False)  # this starts the next one
         assert len(start.started) == count
     stop(child)
 
@@ -50,11 +50,11 @@ def test_a_useless_child_is_given_up() -> None:
     child = Child("it", start, max_restarts=2)
     for _ in range(2):
         start.wait()
-        child.tend(was_useful=False)
-        child.tend(was_useful=False)
+        child.restart_if_dead(was_useful=False)
+        child.restart_if_dead(was_useful=False)
     start.wait()
     with pytest.raises(ChildLostError, match="it ended with exit code 7, 3 times in a row"):
-        child.tend(was_useful=False)
+        child.restart_if_dead(was_useful=False)
     assert len(start.started) == 3
 
 
@@ -67,12 +67,12 @@ def test_each_useless_start_waits_longer(monkeypatch: pytest.MonkeyPatch) -> Non
     for delay in (10.0, 20.0, 30.0, 30.0):
         start.wait()
         died_at, count = clock[0], len(start.started)
-        child.tend(was_useful=False)
+        child.restart_if_dead(was_useful=False)
         clock[0] = died_at + delay - 0.1
-        child.tend(was_useful=False)
+        child.restart_if_dead(was_useful=False)
         assert len(start.started) == count
         clock[0] = died_at + delay
-        child.tend(was_useful=False)
+        child.restart_if_dead(was_useful=False)
         assert len(start.started) == count + 1
     stop(child)
 
@@ -105,7 +105,7 @@ def test_a_lost_child_ends_the_watch() -> None:
     def lost() -> None:
         raise ChildLostError("gone", 7)
 
-    engine: Any = SimpleNamespace(tend=lost)
+    engine: Any = SimpleNamespace(check=lost)
     signals: queue.SimpleQueue[int] = queue.SimpleQueue()
     signals.put(signal.SIGCHLD)
     with pytest.raises(ChildLostError):

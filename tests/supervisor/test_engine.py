@@ -48,8 +48,8 @@ class Engines:
         self.life = list(life)
         for _ in range(times):
             self.started[-1].wait()
-            self.process.tend()  # sees its death
-            self.process.tend()  # starts the next one
+            self.process.check()  # sees its death
+            self.process.check()  # starts the next one
 
 
 @pytest.fixture

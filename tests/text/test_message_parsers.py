@@ -154,7 +154,7 @@ def test_wanted_calls_that_are_cut_leave_nothing_else(name: str, reasoning: str)
     text = reasoning + WRITTEN[name]
     for length in range(len(text) + 1):
         for pieces in ([text[:length]], list(text[:length])):
-            content, thought, calls = parse(format_.parser_of_written_calls(False), pieces)
+            content, thought, calls = parse(format_.parser_of_required_calls(False), pieces)
             assert content == ""
             assert "Hm</think>".startswith(thought)
             assert [called for called, _ in calls] == ["weather", "time"][: len(calls)]

@@ -10,10 +10,10 @@ from app.api.generation.choices import Choice, TokenLimit, check_count, check_lo
 from app.api.generation.prompts import check_token_ids
 from app.api.generation.structured import Constraint, grammar_of
 from app.api.service import Service
-from app.grammar.reasoning import thoughts
+from app.grammar.reasoning import reasoning_prefix
 from app.grammar.tool_calls import tool_calls
 from app.text.message_parser import MessageParser, PlainText
-from app.text.tools.formats import written
+from app.text.tools.formats import format_of_required_calls
 
 
 @dataclass(frozen=True)
@@ -48,8 +48,8 @@ async def prepare_chat(service: Service, body: ChatRequest, limit: TokenLimit | 
         shown=service.message_format.shown(service.tokenizer, has_tools),
     )
     if body.wanted_tools:
-        return Chat(choices, lambda: service.message_format.parser_of_written_calls(in_reasoning))
-    if constraint:  # nothing but what was asked for: no thoughts either
+        return Chat(choices, lambda: service.message_format.parser_of_required_calls(in_reasoning))
+    if constraint:  # the grammar leaves no room for reasoning
         return Chat(choices, PlainText)
     return Chat(choices, lambda: service.message_format.parser(has_tools, in_reasoning))
 
@@ -66,8 +66,8 @@ def _wanted_calls(service: Service, body: ChatRequest, in_reasoning: bool) -> Co
         return None
     schemas = {tool.function.name: tool.function.schema_of_arguments() for tool in body.wanted_tools}
     several = body.parallel_tool_calls and not isinstance(body.tool_choice, NamedToolChoice)
-    format_ = written(service.message_format.tools)
-    before = thoughts(service.tokenizer, in_reasoning) if service.message_format.reasons else ("", [])
+    format_ = format_of_required_calls(service.message_format.tools)
+    before = reasoning_prefix(service.tokenizer, in_reasoning) if service.message_format.reasons else ("", [])
     return Constraint(
         "tools", len(str(schemas)), lambda: tool_calls(format_, schemas, several, service.tokenizer, before)
     )

@@ -1,18 +1,18 @@
-"""Where an object or a list in a text ends, while the text still comes."""
+"""Finds the end of an object or a list in a text that still arrives."""
 
 import re
 from typing import NamedTuple
 
 
 class Syntax(NamedTuple):
-    """How brackets and strings are written."""
+    """The brackets and quotes of a language."""
 
     quotes: str
     opening: str
     closing: str
     foreign: re.Pattern[str] | None
-    """Characters that cannot stand outside of strings. They tell early that a text is something else: else it would be
-    held back to its end, and be read again from each place where something may begin."""
+    """Characters that cannot stand outside of strings. They show early that a text is something else. Otherwise it
+    would be held back to its end, and read again from each place where an object may begin."""
 
 
 JSON = Syntax('"', "{[", "}]", re.compile(r"[^{}\[\]:,\-+.0-9aeEflnrstu\s]"))
@@ -21,20 +21,20 @@ PYTHON = Syntax("\"'", "([{", ")]}", re.compile(r"[^\w.,=:()\[\]{}\-+\s]"))
 
 
 class BracketScanner:
-    """Reads each character once."""
+    """Follows brackets and strings, reading each character once."""
 
     def __init__(self, syntax: Syntax, depth: int = 0) -> None:
-        """`depth`: brackets that are open already."""
+        """`depth`: the number of brackets that are already open."""
         self._syntax = syntax
         self._depth = depth
         self._at = 0
         self._quote = ""
         self._is_escaped = False
         self.is_broken = False
-        """It is something else: there will be no end."""
+        """Whether the text turned out to be something else, so that no end can follow."""
 
     def end_in(self, text: str) -> int | None:
-        """Where it ends; None if not in `text`, whose beginning has been looked at before."""
+        """The position behind the end; None if it is not in `text`, whose beginning was read by earlier calls."""
         while self._at < len(text) and not self.is_broken:
             char = text[self._at]
             self._at += 1
@@ -61,5 +61,5 @@ class BracketScanner:
             self._quote = ""
 
     def forget(self) -> None:
-        """The next text follows the one before, instead of beginning with it."""
+        """Expect a text that follows the one before, instead of one that begins with it."""
         self._at = 0

@@ -1,4 +1,4 @@
-"""Reading tool calls out of text: what all formats have in common."""
+"""Parses tool calls in text: the part that all formats share."""
 
 import json
 import re
@@ -12,15 +12,16 @@ _HEAD = re.compile(
     rf'\{{{_SPACE}"name"{_SPACE}:{_SPACE}("(?:[^"\\]|\\.){{1,256}}"){_SPACE},'
     rf'{_SPACE}"(?:arguments|parameters)"{_SPACE}:{_SPACE}(?=\{{)'
 )
-"""The beginning of a call whose arguments can be passed on as they come. It is tried at each piece of text, so its
-length has bounds; a longer one is read when the whole object is there."""
+"""The beginning of a call whose arguments can be streamed. The pattern is tried at each piece of text, so its length is
+bounded; a longer beginning is parsed when the whole object is there."""
 _REST = re.compile(r',\s*"')
 
 
 class CallScanner(Scanner):
-    """Content, and calls behind markers. A call that is none is content again, marker and all.
+    """Separates content from calls, which stand behind markers. Text behind a marker that is no call becomes content,
+    together with the marker.
 
-    Subclasses say what marks a call, and what follows the marker.
+    Subclasses define the markers and the text that follows them.
     """
 
     markers: tuple[str, ...]
@@ -30,7 +31,7 @@ class CallScanner(Scanner):
         self._state = self._in_content
         self._num_calls = 0
         self._pending = ""
-        """What has been taken off for a call, and is content if no call comes of it."""
+        """Text that was taken for the beginning of a call, and becomes content if no call follows."""
         self._brackets = BracketScanner(JSON)
 
     # ------------------------------------------------------------------ content
@@ -46,7 +47,7 @@ class CallScanner(Scanner):
             self._pending = before[len(text) :] + self._take(len(marker))
             self._state = self._after_marker
             return True
-        # White space before a call belongs to nobody.
+        # White space in front of a call is dropped.
         known = len(self._buffer)
         if not self._ended:
             known = len(self._buffer[: length_before(self._buffer, self.markers)].rstrip())
@@ -54,19 +55,19 @@ class CallScanner(Scanner):
         return False
 
     def _add_content(self, text: str) -> None:
-        if text.strip() or not self._num_calls:  # white space behind the last call belongs to nobody, too
+        if text.strip() or not self._num_calls:  # white space behind the last call is dropped, too
             self._delta.content += text
 
     def _after_marker(self) -> bool:
-        """What stands between the marker and the call."""
+        """Parse the text between the marker and the call."""
         raise NotImplementedError
 
     def _after_call(self) -> bool:
-        """What stands behind a call."""
+        """Parse the text behind a call."""
         raise NotImplementedError
 
     def _give_up(self) -> bool:
-        """No call: what was taken for the beginning of one is content, and what follows is read anew."""
+        """There is no call. The text that was taken for its beginning is content, and the rest is parsed anew."""
         self._delta.content += self._pending
         self._pending = ""
         self._state = self._in_content
@@ -78,7 +79,7 @@ class CallScanner(Scanner):
     # ------------------------------------------------------------------ calls as JSON objects
 
     def _expect_object(self) -> bool:
-        """{"name": ..., "arguments": ...} comes now, or no call."""
+        """Expect {"name": ..., "arguments": ...}; anything else is no call."""
         self._skip_space()
         if not self._buffer:
             return self._ended and self._give_up()
@@ -89,7 +90,7 @@ class CallScanner(Scanner):
         return True
 
     def _in_object(self) -> bool:
-        """Wait for the name, or for the whole object if it is written in another way."""
+        """Wait for the name, or for the whole object if it does not begin with the name."""
         if match := _HEAD.match(self._buffer):
             try:
                 name = json.loads(match[1])
@@ -111,7 +112,7 @@ class CallScanner(Scanner):
         return True
 
     def _add_call(self, name: str, arguments: str) -> None:
-        """A whole call."""
+        """Add a complete call."""
         self._delta.tool_calls += [
             ToolCallDelta(self._num_calls, name=name),
             ToolCallDelta(self._num_calls, arguments),
@@ -119,7 +120,7 @@ class CallScanner(Scanner):
         self._end_call()
 
     def _start_call(self, name: str, then: Callable[[], bool]) -> None:
-        """A call whose arguments follow, as an object; what stands behind them is read by `then`."""
+        """Begin a call whose arguments follow as an object. `then` is the state behind them."""
         self._delta.tool_calls.append(ToolCallDelta(self._num_calls, name=name))
         self._brackets = BracketScanner(LENIENT_JSON)
         self._then = then
@@ -130,7 +131,7 @@ class CallScanner(Scanner):
         self._pending = ""
 
     def _in_arguments(self) -> bool:
-        """Pass the arguments on."""
+        """Pass the arguments on as they arrive."""
         end = self._brackets.end_in(self._buffer)
         piece = self._take(len(self._buffer) if end is None else end)
         if piece:
@@ -143,7 +144,7 @@ class CallScanner(Scanner):
         return True
 
     def _behind_arguments(self) -> bool:
-        """The object's closing brace, or what models write before it, such as an id."""
+        """Parse the object's closing brace, or fields that models write in front of it, such as an id."""
         self._buffer = self._buffer.lstrip()
         if not self._buffer or (not self._ended and self._buffer.rstrip() == ","):
             return False
@@ -156,7 +157,7 @@ class CallScanner(Scanner):
         return True
 
     def _in_rest(self) -> bool:
-        """Further fields of the object mean nothing; but without a closing brace they are none."""
+        """Skip further fields of the object. Without a closing brace they are not fields but content."""
         end = self._brackets.end_in(self._buffer)
         if end is None and not self._ended and not self._brackets.is_broken:
             return False
@@ -166,9 +167,9 @@ class CallScanner(Scanner):
 
 
 def _read_call(text: str) -> tuple[str, str]:
-    """Name and arguments; ValueError, KeyError or RecursionError for what is no call.
+    """Name and arguments of a call. Raises ValueError, KeyError or RecursionError for text that is no call.
 
-    Some models write the arguments as JSON in a string, or none at all.
+    Some models write the arguments as JSON in a string, or leave them out.
     """
     call = json.loads(text)
     name, arguments = call["name"], call.get("arguments", call.get("parameters"))

@@ -1,4 +1,4 @@
-"""How models write tool calls, and which of the ways a model was taught."""
+"""The formats of tool calls, and which of them a model was trained on."""
 
 import logging
 from collections.abc import Callable
@@ -15,28 +15,28 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class ToolFormat:
-    """One way to write calls: how to read it, and how to write it where a call is wanted in any case.
+    """One format of tool calls: a parser, and the texts from which a grammar of required calls is made.
 
-    Written calls are `begin`, then for each call `before_name`, the name as JSON, `before_arguments`, the arguments as
-    JSON, and `behind`, with `between` two of them, then `end`.
+    Required calls are `begin`, the calls with `between` them, then `end`. Each call is `before_name`, the name as JSON,
+    `before_arguments`, the arguments as JSON, and `after_arguments`.
     """
 
     parser: Callable[[], MessageParser]
     before_name: str
     before_arguments: str
-    behind: str
+    after_arguments: str
     between: str
     begin: str = ""
     end: str = ""
     markers: tuple[str, ...] = ()
-    """Texts that may be special tokens of a model."""
+    """Texts of the format that may be special tokens of a model."""
 
 
 HERMES = ToolFormat(
     HermesParser,
     before_name='<tool_call>\n{"name": ',
     before_arguments=', "arguments": ',
-    behind="}\n</tool_call>",
+    after_arguments="}\n</tool_call>",
     between="\n",
     markers=("<tool_call>", "</tool_call>"),
 )
@@ -44,7 +44,7 @@ LLAMA = ToolFormat(
     LlamaParser,
     before_name='{"name": ',
     before_arguments=', "parameters": ',
-    behind="}",
+    after_arguments="}",
     between="; ",
     markers=("<|python_tag|>",),
 )
@@ -53,7 +53,7 @@ MISTRAL = ToolFormat(
     begin="[TOOL_CALLS][",
     before_name='{"name": ',
     before_arguments=', "arguments": ',
-    behind="}",
+    after_arguments="}",
     between=", ",
     end="]",
     markers=("[TOOL_CALLS]", "[ARGS]", "[CALL_ID]"),
@@ -62,22 +62,22 @@ PYTHONIC = ToolFormat(
     PythonicParser,
     before_name=LLAMA.before_name,
     before_arguments=LLAMA.before_arguments,
-    behind=LLAMA.behind,
+    after_arguments=LLAMA.after_arguments,
     between=LLAMA.between,
     markers=("<|python_tag|>",),
 )
-"""Arguments that have to match a schema are written as JSON, as LLAMA does it: see `written`."""
+"""Required calls are written as JSON, like LLAMA's, because their arguments have to match a schema."""
 
 FORMATS = {"hermes": HERMES, "llama3_json": LLAMA, "mistral": MISTRAL, "pythonic": PYTHONIC}
 
 
-def written(format_: ToolFormat) -> ToolFormat:
-    """The format that reads what is written where a call is wanted in any case."""
+def format_of_required_calls(format_: ToolFormat) -> ToolFormat:
+    """The format in which a model of this format writes calls that a grammar requires."""
     return LLAMA if format_ is PYTHONIC else format_
 
 
 def choose_format(setting: str, template: str) -> ToolFormat:
-    """The format that a setting names; with "auto", the one that a chat template shows to the model."""
+    """The format that a setting names, or with "auto" the one that a chat template shows."""
     if setting != "auto":
         return FORMATS[setting]
     signs = {
@@ -90,5 +90,5 @@ def choose_format(setting: str, template: str) -> ToolFormat:
         if any(word in template for word in words):
             log.info("tool parser %s: the chat template shows %s", name, " or ".join(words))
             return FORMATS[name]
-    log.debug("tool parser hermes: the chat template shows no other")
+    log.debug("tool parser hermes: the chat template shows no other format")
     return HERMES

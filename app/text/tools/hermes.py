@@ -1,4 +1,4 @@
-"""<tool_call>{"name": ..., "arguments": ...}</tool_call>, as of Hermes and Qwen."""
+"""The format of Hermes and Qwen: <tool_call>{"name": ..., "arguments": ...}</tool_call>."""
 
 from app.text.tools.calls import CallScanner
 
@@ -6,7 +6,7 @@ _OPEN, _CLOSE = "<tool_call>", "</tool_call>"
 
 
 class HermesParser(CallScanner):
-    """Each call between its own markers."""
+    """Parses calls, each between markers of its own."""
 
     markers = (_OPEN,)
 
@@ -16,7 +16,7 @@ class HermesParser(CallScanner):
     def _after_call(self) -> bool:
         self._buffer = self._buffer.lstrip()
         if self._buffer != _CLOSE and _CLOSE.startswith(self._buffer):
-            return False  # and where the text ends inside the marker, that is no content
+            return False  # if the text ends inside the marker, that part is no content
         if self._buffer.startswith(_CLOSE):
             self._take(len(_CLOSE))
         self._state = self._in_content

@@ -1,4 +1,4 @@
-"""{"name": ..., "parameters": ...}, several with semicolons between, as of Llama 3: a message that begins so."""
+"""The format of Llama 3: a message that begins with {"name": ..., "parameters": ...}, or several with semicolons."""
 
 from app.text.tools.calls import CallScanner
 
@@ -6,7 +6,7 @@ _MARKER = "<|python_tag|>"
 
 
 class LlamaParser(CallScanner):
-    """Calls at the beginning of the message, or behind the marker."""
+    """Parses calls at the beginning of the message, or behind the marker."""
 
     markers = (_MARKER,)
 

@@ -1,4 +1,4 @@
-"""[TOOL_CALLS][{"name": ..., "arguments": ...}, ...], or newer, [TOOL_CALLS]name[ARGS]{...} for each call."""
+"""The formats of Mistral: [TOOL_CALLS][{"name": ..., "arguments": ...}, ...], or newer [TOOL_CALLS]name[ARGS]{...}."""
 
 import hashlib
 import re
@@ -13,7 +13,7 @@ _SHORT_ID = re.compile(r"[a-zA-Z0-9]{9}")
 
 
 class MistralParser(CallScanner):
-    """Both forms."""
+    """Parses both forms."""
 
     markers = (_MARKER,)
 
@@ -53,7 +53,7 @@ class MistralParser(CallScanner):
 
 
 def with_short_ids(message: dict[str, Any]) -> dict[str, Any]:
-    """A message whose calls have ids of nine letters or digits, without which Mistral's chat templates refuse it."""
+    """A message whose calls have ids of nine letters or digits, as Mistral's chat templates demand."""
     message = dict(message)
     if calls := message.get("tool_calls"):
         message["tool_calls"] = [{**call, "id": _short(call["id"])} for call in calls]

@@ -1,4 +1,4 @@
-"""Tools for models whose chat templates know none: they are told of them, in words, in the way of Hermes."""
+"""Describes tools, in the format of Hermes, to models whose chat templates do not know tools."""
 
 import json
 from collections.abc import Sequence
@@ -10,7 +10,7 @@ Message = dict[str, Any]
 
 
 def describe_tools(messages: Sequence[Message], tools: Sequence[Message]) -> list[Message]:
-    """The messages with the tools in the system message, and calls and their results as text."""
+    """The messages, with tools described in the system message, and with calls and results as text."""
     told = [_as_text(message) for message in messages]
     if not tools:
         return told
@@ -40,4 +40,4 @@ def _as_text(message: Message) -> Message:
 
 def _call_as_text(call: Message) -> str:
     name, arguments = (json.dumps(call["function"][key], ensure_ascii=False) for key in ("name", "arguments"))
-    return f"{HERMES.before_name}{name}{HERMES.before_arguments}{arguments}{HERMES.behind}"
+    return f"{HERMES.before_name}{name}{HERMES.before_arguments}{arguments}{HERMES.after_arguments}"

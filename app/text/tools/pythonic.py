@@ -1,4 +1,4 @@
-"""[name(key="value", ...), ...]: calls as Python writes them, as of Llama 3.2 and 4; a message that begins so."""
+"""The format of Llama 3.2 and 4: a message that begins with [name(key="value", ...), ...], as in Python."""
 
 import ast
 import json
@@ -16,7 +16,7 @@ _JSON_NAMES = {"true": True, "false": False, "null": None}
 
 
 class PythonicParser(CallScanner):
-    """The list is read as a whole, when it has come to its end."""
+    """Parses the list as a whole, once its end has arrived."""
 
     markers = ("<|python_tag|>",)
 
@@ -52,9 +52,9 @@ class PythonicParser(CallScanner):
 
 
 def _parse(text: str) -> list[tuple[str, str]]:
-    """Names, and arguments as JSON; ValueError or SyntaxError for what is not a list of calls of literals."""
+    """Names, and arguments as JSON. Raises ValueError or SyntaxError if it is not a list of calls with literals."""
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of Python, about "\d" and the like
+        warnings.simplefilter("ignore")  # Python's warnings about "\d" and the like
         tree = ast.parse(text, mode="eval").body
     calls = tree.elts if isinstance(tree, ast.List) else []
     if not calls:
