@@ -1,7 +1,7 @@
 # One file for CPU and GPU:
 #   docker build -t paceline .
 #   docker build -t paceline:gpu --build-arg DEVICE=gpu .
-# Any Debian with Python 3.11 or newer can be the base.
+# The base can be any Debian with Python 3.11 or newer.
 ARG BASE_IMAGE=python:3.12-slim-bookworm
 
 FROM ${BASE_IMAGE} AS build
@@ -28,8 +28,8 @@ RUN mkdir -p /models && if [ -n "$EMBEDDED_MODEL" ]; then \
             "from app.checkpoint.source import find_model; find_model('embedded').rename('/models/SmolLM2-135M-Instruct')" && \
         chmod -R a+rX /models; \
     fi
-# Left out: what only building with torch needs, tests of libraries, the plot of `paceline bench`, and pip. Of the rest
-# what the service imports is compiled to bytecode, since that cannot be kept in a read-only file system.
+# Remove what only building with torch needs, the tests of libraries, the plots of `paceline bench`, and pip. What the
+# service imports is compiled to bytecode now, because a read-only file system cannot keep bytecode.
 RUN cd /opt/paceline/lib/python3*/site-packages && \
     rm -rf torch/include torch/share torch/test torch/bin/*[Tt]est* && find torch -name '*.a' -delete && \
     find . -type d -name tests -prune -exec rm -rf {} + && \
@@ -40,14 +40,14 @@ app.api.edge.tracing, app.engine.server, app.worker.factory, app.worker.encoder_
 
 FROM ${BASE_IMAGE}
 ARG DEVICE=cpu
-# tini is process 1: it passes signals on and reaps. libgomp is the thread pool of the CPU's kernels. On a GPU Triton
-# compiles the launchers of its kernels: with a C compiler and Python's headers, which python:* images have.
+# tini is process 1: it forwards signals and reaps processes. libgomp is the thread pool of the CPU's kernels. On a GPU, Triton
+# compiles the launchers of its kernels, with a C compiler and with Python's headers, which python:* images have.
 RUN packages="tini libgomp1" && \
     if [ "$DEVICE" = gpu ]; then packages="$packages gcc libc6-dev"; \
         if [ -x /usr/bin/python3 ]; then packages="$packages python3-dev"; fi; \
     fi && \
     apt-get update && apt-get install --yes --no-install-recommends $packages && rm -rf /var/lib/apt/lists/* /var/cache/apt/*
-# A user with a name: some libraries ask for it.
+# The user has a name, because some libraries ask for it.
 RUN useradd --uid 10001 --home-dir /cache --create-home --shell /usr/sbin/nologin paceline
 COPY --from=build /models /models
 COPY --from=build /opt/paceline /opt/paceline
@@ -61,13 +61,13 @@ ENV PATH=/opt/paceline/bin:$PATH \
     PACELINE_LOG_FORMAT=json \
     PACELINE_MODEL=/models/SmolLM2-135M-Instruct
 USER 10001:10001
-# The only folder that has to be writable: downloads and compiled kernels. Being the working folder, it also takes the
-# sockets between the processes where nothing is mounted at /tmp.
+# The only folder that has to be writable. It holds downloads and compiled kernels. As the working folder, it also holds the
+# sockets between the processes if nothing is mounted at /tmp.
 VOLUME /cache
 WORKDIR /cache
 EXPOSE 8000
-# Healthy is ready: a rolling update waits for it before it stops the next replica. The first start may download a model
-# until then. Nothing is restarted for being unhealthy: Paceline does that itself.
+# Healthy means ready: a rolling update waits for it before it stops the next replica. The first start may take long, because
+# it may download a model. Docker restarts nothing that is unhealthy: Paceline does that itself.
 HEALTHCHECK --interval=5s --timeout=6s --start-period=600s --retries=3 CMD ["python", "-c", \
     "import os, urllib.request as r; r.urlopen(f\"http://127.0.0.1:{os.environ.get('PACELINE_PORT', 8000)}/health/ready\", timeout=5)"]
 ENTRYPOINT ["tini", "--", "paceline"]
