@@ -32,9 +32,10 @@ def _option(name: str, field: FieldInfo, group: str) -> inspect.Parameter:
     flag = name.replace("_", "-")
     is_switch = field.annotation is bool
     names = f"--{flag}/--no-{flag}" if is_switch else f"--{flag}"
+    default = shown_default(field)  # "auto" is explained in the description
     option = typer.Option(
         names,
-        help=f"{field.description} [{shown_default(field)}]",
+        help=field.description if default == "auto" else f"{field.description} (default: {default})",
         metavar=None if is_switch else _metavar(field.annotation),
         rich_help_panel=group,
         show_default=False,
@@ -68,8 +69,8 @@ def _with_settings(command: Any, groups: tuple[type, ...]) -> Any:
 def serve(**flags: Any) -> None:
     """Serve a model over HTTP.
 
-    Every option can also be an environment variable PACELINE_<OPTION>, or a key of the YAML file that PACELINE_CONFIG
-    names. docs/configuration.md lists all of them.
+    Every option can also be set as PACELINE_<OPTION> in the environment, or in a YAML file that PACELINE_CONFIG names.
+    See docs/configuration.md.
     """
     from app.supervisor.serve import serve as run
 
@@ -77,7 +78,7 @@ def serve(**flags: Any) -> None:
 
 
 def generate(
-    prompt: Annotated[str, typer.Argument(help="the user's message to the model")],
+    prompt: Annotated[str, typer.Argument(help="the user's message; with --raw, the text to continue")],
     max_tokens: Annotated[int, typer.Option(help="most tokens to generate")] = 256,
     temperature: Annotated[float, typer.Option(help="0 always takes the most probable token")] = 0.0,
     raw: Annotated[bool, typer.Option("--raw", help="continue the prompt as it is, without a chat template")] = False,

@@ -1,11 +1,11 @@
-"""Does any stream notice that engines die? Clients stream while the engine is killed at random moments.
+"""Does any stream change or break when engines die? Clients stream while the engine is killed at random moments.
 
-Every answer must equal what the same request got before the first kill: text, token by token, and its end. Requests
+Every answer must equal the answer to the same request before the first kill: text, tokens and finish reason. Requests
 differ in what they ask of the engine: greedy and seeded, penalties, logprobs, grammars, several choices, whole answers.
-While an engine starts, new requests get 503, and are tried again; a stream that has begun may only pause.
+While an engine starts, new requests get 503 and are tried again; a stream that has begun may only pause.
 
-Requests whose answers differ without any kill are left out: two tokens are so equally good there that rounding, which
-depends on what else is in the batch, decides between them. Exits with 1 if any other answer differs.
+Requests whose answers differ without any kill are left out: two of their tokens are so close that rounding, which
+depends on the rest of the batch, decides between them. Exits with 1 if any other answer differs.
 """
 
 import argparse

@@ -1,4 +1,4 @@
-"""What all benchmarks share: a server as a child process, the machine's description, tables and result files."""
+"""Shared by all benchmarks: a server as a child process, the description of the machine, tables and result files."""
 
 import argparse
 import json

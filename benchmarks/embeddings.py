@@ -1,7 +1,7 @@
-"""Embeddings a second through HTTP, against sentence-transformers' `encode` in one process at the same batch size.
+"""Embeddings per second through HTTP, compared with sentence-transformers' `encode` at the same batch size.
 
 Both run the same weights on all cores, sentence-transformers in float32, and embed the same texts of mixed lengths.
-Within each round one side follows the other, and is gone when it is the other's turn. What stands behind `--` goes to
+Within each round one side follows the other, and has ended before the other's turn. Arguments behind `--` go to
 `paceline serve`, such as `--dtype bfloat16`.
 """
 

@@ -1,9 +1,10 @@
-"""What does one tenant's flood do to another's first token?
+"""How does one tenant's flood delay another tenant's first token?
 
-A quiet tenant sends one request after the other: alone, and while another keeps all rows and the queue full, with one
-of two floods: of short prompts and long answers, and the other way round. Its time to the first token may at most
-double, but for the step that runs when its request comes: no scheduler can take that back, and a prompt of a few words
-takes less time than one. Exits with 1 if a median is above that. What stands behind `--` goes to `paceline serve`.
+A quiet tenant sends one request after the other: alone, and while another tenant keeps all rows and the queue full with
+one of two floods: short prompts and long answers, or the other way round. The time to its first token may at most
+double, not counting the step that runs when its request arrives: no scheduler can take that step back, and a prompt of
+a few words takes less time than a step. Exits with 1 if a median is above that. Arguments behind `--` go to
+`paceline serve`.
 """
 
 import argparse

@@ -1,4 +1,4 @@
-"""A decode step on the GPU against what its memory allows, without HTTP or scheduler.
+"""A decode step on the GPU, compared with the limit of the GPU's memory, without HTTP and scheduler.
 
 The floor of a step is the bytes of weights and of K/V that it reads, over the bandwidth of a copy measured in the same
 run (read and written bytes both count). Steps are launched one ahead, as the engine does it. `--profile` adds the time

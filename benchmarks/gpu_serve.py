@@ -1,7 +1,8 @@
-"""The whole service on a GPU, by an external load generator: random weights at a real shape, no prefix cache, greedy.
+"""The whole service on a GPU, measured by an external load generator, with random weights of a real shape, no prefix
+cache, greedy.
 
-Starts `paceline serve`, runs the load generator's workloads one after the other, prints a table, and keeps what the
-load generator says. What stands behind `--` goes to `paceline serve`.
+Starts `paceline serve`, runs the load generator's workloads one after the other, prints a table, and keeps the
+results of the load generator. Arguments behind `--` go to `paceline serve`.
 """
 
 import argparse

@@ -1,8 +1,8 @@
-"""What do ten times more clients than there is room for do to those that are let in?
+"""How do ten times more clients than there is room for affect the admitted ones?
 
-First as many clients as there are rows and places in the queue, then ten times as many; each asks again and again, and
-waits as long as `Retry-After` says when it is refused. Nothing but 200 and 429 may come, and those that are let in may
-not have to wait much longer for their first token than before. Exits with 1 otherwise.
+At first there are as many clients as rows and places in the queue, then ten times as many. Each client sends requests
+again and again, and waits as long as `Retry-After` says when it is refused. Every status has to be 200 or 429, and the
+first tokens of admitted requests may not come much later than before. Exits with 1 otherwise.
 """
 
 import argparse

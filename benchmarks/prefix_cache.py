@@ -1,4 +1,4 @@
-"""What a shared prefix saves: TTFT of the second request with a prefix against that of the first."""
+"""How much a shared prefix saves: TTFT of the second request with a prefix, compared with that of the first."""
 
 import argparse
 import asyncio

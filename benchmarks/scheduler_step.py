@@ -1,4 +1,4 @@
-"""What a step with many running requests costs the host: scheduling, batch preparation, and taking in the result.
+"""Time of the host for a step with many running requests: scheduling, batch preparation, handling of the result.
 
     python benchmarks/scheduler_step.py
 

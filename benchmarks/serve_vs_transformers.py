@@ -1,8 +1,8 @@
-"""Output tokens a second through HTTP, against transformers' `generate` on a static batch of the same size.
+"""Output tokens per second through HTTP, compared with transformers' `generate` on a static batch of the same size.
 
 Both run the same weights in bfloat16, greedy, on all cores. Within each round one side follows the other, in processes
-of its own that are gone when it is the other's turn. A static batch is what `generate` is best at: all requests begin
-and end together, and no HTTP is between.
+of its own that have ended before the other's turn. A static batch is the best case for `generate`: all requests begin
+and end together, without HTTP.
 """
 
 import argparse

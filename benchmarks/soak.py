@@ -1,8 +1,8 @@
-"""Does the service stay as it is? Many short requests, some of which are broken off at random moments.
+"""Does the service lose anything over time? Many short requests, some of which are broken off at random moments.
 
-Afterwards nothing may run, no KV block be held, no file descriptor be lost, and memory be what it was after the first
-half. Exits with 1 if something of it does not hold. Without a model, it is the service's own accounts that are tried;
-with one, the worker's memory, too.
+Afterwards no request may run, no KV block may be held, no file descriptor may be lost, and memory has to be what it was
+after the first half. Exits with 1 otherwise. Without a model this tests the service itself; with a model it also
+tests the worker's memory.
 """
 
 import argparse

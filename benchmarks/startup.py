@@ -1,4 +1,4 @@
-"""Time from exec of `paceline serve` to ready, when the model was converted before; and where it goes."""
+"""Time from exec of `paceline serve` to ready, with a model that was converted before, and its phases."""
 
 import argparse
 import re

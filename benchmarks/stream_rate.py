@@ -1,8 +1,8 @@
-"""Tokens a second that one API worker streams: no model behind it, many readers before it.
+"""Tokens per second that one API worker streams to many readers, without a model.
 
-A server that falls behind merges tokens into fewer, larger events. Tokens a second alone would then praise it for
-streaming in bursts, so read them with `tokens per event`: only near 1 are they tokens that were streamed one by one.
-The engine here is not paced, so the worker is always offered more than it can send.
+A server that falls behind merges tokens into fewer, larger events. Tokens per second alone would then praise it for
+streaming in bursts, so read them with `tokens per event`: only near 1 were tokens streamed one by one. The engine here
+is not paced, so the worker is always offered more than it can send.
 
 The readers are one process that only counts bytes, so that they cost little; `busy` shows each process's share of a
 core. On a machine with fewer cores than processes the readers still take from the server.

@@ -1,7 +1,7 @@
-"""What a JSON schema costs: output tokens a second of a crowd with it, against the same crowd without.
+"""The cost of a JSON schema: output tokens per second of many clients with it, compared with the same clients without.
 
-All requests are as long: the schema's array is longer than what is generated, and the free text's end is put off.
-Within each round one follows the other on the same server. What stands behind `--` goes to `paceline serve`.
+All requests have the same length: the schema's array is longer than the output, and the end of free text is put off.
+Within each round one follows the other on the same server. Arguments behind `--` go to `paceline serve`.
 """
 
 import argparse
