@@ -1,4 +1,4 @@
-"""One streamed request, and the record of what came when."""
+"""Sends one streamed request, and records what arrived when."""
 
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -17,24 +17,24 @@ _CONNECT_TIMEOUT = 10.0  # seconds
 
 @dataclass
 class Record:
-    """What one request met. Times are `perf_counter` seconds."""
+    """The record of one request. Times are `perf_counter` seconds."""
 
     start: float
-    """Just before the request is written; opening a connection, where none is idle, comes after it."""
+    """Just before the request is written, and before a connection is opened where none is idle."""
     delay: float = 0.0
-    """Seconds that the start was later than an open loop wanted."""
+    """Seconds by which the request started later than the open loop had planned."""
     event_times: list[float] = field(default_factory=list)
     """Arrivals of the token events: those with a `text` field (completions) or some content (chat)."""
     prompt_tokens: int | None = None
-    """This and the next as the server's usage says; None: it said nothing."""
+    """This and the next are the server's usage; None if the server sent none."""
     completion_tokens: int | None = None
     cached_tokens: int = 0
     error: str | None = None
-    """Why the request failed; None: it did not."""
+    """Why the request failed; None if it did not fail."""
 
     @property
     def output_tokens(self) -> int:
-        """Tokens of the answer; without usage, its events."""
+        """Tokens of the answer; its events if the server sent no usage."""
         return len(self.event_times) if self.completion_tokens is None else self.completion_tokens
 
     @property
@@ -66,7 +66,7 @@ class _Choice(msgspec.Struct):
     finish_reason: str | None = None
 
     def has_token(self) -> bool:
-        """Whether the event brings a token. The text may be empty: half a character. A chat's first delta is a role."""
+        """Whether the event has a token. Its text may be empty (half a character). A chat's first delta is a role."""
         if (delta := self.delta) is not None:
             return bool(delta.content or delta.reasoning or delta.reasoning_content or delta.tool_calls)
         return self.text is not None
@@ -90,12 +90,12 @@ class Server:
     """
 
     def __init__(self, url: str, api_key: str | None = None, timeout: float = 600.0) -> None:
-        """`url`: the base, with or without `/v1`; `timeout`: the longest silence of a request, in seconds."""
+        """`url`: the base URL, with or without `/v1`. `timeout`: the longest silence of a request, in seconds."""
         base = url.rstrip("/").removesuffix("/v1")
         self.url = base if "://" in base else f"http://{base}"
         self._headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
         self._timeout = httpx.Timeout(timeout, connect=_CONNECT_TIMEOUT)
-        self._tls = httpx.create_ssl_context()  # once: it takes tens of milliseconds
+        self._tls = httpx.create_ssl_context()  # made once, because it takes tens of milliseconds
         self._idle: list[httpx.AsyncClient] = []
         self._stack = AsyncExitStack()
 
@@ -115,7 +115,7 @@ class Server:
             self._idle.append(http)
 
     def _new_client(self) -> httpx.AsyncClient:
-        # A proxy from the environment would be measured, too: it is ignored.
+        # A proxy from the environment is ignored, because it would be measured, too.
         return httpx.AsyncClient(
             base_url=self.url, headers=self._headers, timeout=self._timeout, verify=self._tls, trust_env=False
         )
@@ -187,5 +187,5 @@ def _note_usage(usage: _Usage, record: Record) -> None:
 
 
 def _text(error: Exception) -> str:
-    """An exception for people; many of httpx's have no text of their own."""
+    """The text of an exception for people; many of httpx's exceptions have no text."""
     return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__

@@ -65,12 +65,12 @@ def bench(
     ] = _Endpoint.COMPLETIONS,
     model: Annotated[
         str | None,
-        typer.Option(help="The model to ask for; else the first that the server lists.", rich_help_panel="Requests"),
+        typer.Option(help="The model to use; by default the first that the server lists.", rich_help_panel="Requests"),
     ] = None,
     seed: Annotated[
         int,
         typer.Option(
-            help="Of prompts and arrivals. The same seed sends the same prompts, which a prefix cache remembers.",
+            help="Seed of prompts and arrivals. The same seed sends the same prompts, which a prefix cache remembers.",
             rich_help_panel="Requests",
         ),
     ] = 0,
@@ -97,7 +97,7 @@ def bench(
 
     Ctrl-C reports what was measured so far. Exit code: 0; 1 if a request failed; 2 if nothing can be measured; 130.
     """
-    # The rest is imported here because the command line imports this module whatever command is run.
+    # Other modules are imported here, because the command line imports this module for every command.
     from rich.console import Console
 
     from bench.plot import require_matplotlib
@@ -157,7 +157,7 @@ def _numbers(text: str, kind: type[_Number], option: str) -> list[_Number]:
 
 
 def _require_folder(file: Path) -> None:
-    """Raises BenchError now rather than after the measuring."""
+    """Raise BenchError now, not after measuring."""
     if not file.parent.is_dir():
         raise BenchError(f"no such folder: {file.parent}")
 

@@ -2,4 +2,4 @@
 
 
 class BenchError(Exception):
-    """A load test cannot be made: the server cannot be reached, or something that was asked for is missing."""
+    """The load test cannot run: the server cannot be reached, or something that the command needs is missing."""

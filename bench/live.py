@@ -1,4 +1,4 @@
-"""Shows a run while it runs: a progress bar on a terminal, a line now and then elsewhere."""
+"""Shows the progress of a run: a progress bar on a terminal, a line from time to time elsewhere."""
 
 import asyncio
 from collections.abc import AsyncIterator

@@ -1,4 +1,4 @@
-"""A picture of latency against load."""
+"""Plots latency over load."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 def require_matplotlib() -> None:
-    """Raises BenchError if matplotlib is missing: to be called before an hour of measuring, not after it."""
+    """Raise BenchError if matplotlib is missing. To be called before an hour of measuring, not after it."""
     try:
         import matplotlib  # noqa: F401
     except ImportError as error:
@@ -20,7 +20,7 @@ def require_matplotlib() -> None:
 
 
 def write_plot(summaries: Sequence[Summary], title: str, path: Path) -> None:
-    """TTFT, ITL and throughput over the load, as a PNG (or what else the file's ending says)."""
+    """Plot TTFT, ITL and throughput over the load, as a PNG or in the format of the file's ending."""
     from matplotlib.figure import Figure  # an optional dependency; without pyplot, no display is needed
 
     summaries = [s for s in summaries if s.ttft_ms]

@@ -1,4 +1,4 @@
-"""From records to figures: percentiles, a table for people, JSON for programs.
+"""Turns records into figures: percentiles, a table for people, JSON for programs.
 
 Definitions (all times as the client sees them):
 
@@ -28,7 +28,7 @@ _SATURATED = 0.9
 
 @dataclass(frozen=True)
 class Distribution:
-    """Of times in milliseconds."""
+    """Mean and percentiles of times, in milliseconds."""
 
     mean: float
     p50: float
@@ -48,7 +48,7 @@ class Distribution:
 
 @dataclass(frozen=True)
 class Summary:
-    """The figures of one load. Those of times and throughput are of the requests that did not fail."""
+    """The figures of one load. Times and throughput are those of requests that did not fail."""
 
     label: str
     concurrency: int | None
@@ -58,7 +58,7 @@ class Summary:
     unfinished: int
     """Requests that were in flight when the run was interrupted; counted nowhere else."""
     errors: list[str]
-    """The first distinct ones."""
+    """The first distinct errors."""
     wall_s: float
     input_tokens: int
     cached_tokens: int
@@ -71,10 +71,10 @@ class Summary:
     itl_ms: Distribution | None
     e2e_ms: Distribution | None
     start_delay_ms: Distribution | None
-    """How much later than due an open loop's requests started; large values mean a saturated client."""
+    """How much later than planned an open loop's requests started; large values mean a saturated client."""
     tokens_per_event: float
     short_outputs: int
-    """Requests that gave another number of tokens than was asked for."""
+    """Requests that gave another number of tokens than requested."""
     client_cpu: float
     """The client's share of one core."""
 
@@ -121,7 +121,7 @@ def _per_second(count: int, seconds: float) -> float:
 
 
 def print_report(summaries: Sequence[Summary], console: Console) -> None:
-    """Throughput and percentiles of each load, then what a reader must know to trust them."""
+    """Print throughput and percentiles of each load, then what a reader must know to trust them."""
     throughput = Table("load", title="Throughput", title_justify="left", box=box.SIMPLE_HEAD)
     for name in ("ok", "failed", "req/s", "out tok/s", "total tok/s", "client CPU"):
         throughput.add_column(name, justify="right")

@@ -1,4 +1,4 @@
-"""Runs one workload: which request starts when, and what was measured so far."""
+"""Runs one workload: starts each request in time, and keeps what was measured."""
 
 import asyncio
 import math
@@ -9,23 +9,23 @@ from bench.workload import Workload
 
 
 class Run:
-    """A workload and what it has measured so far; it may be read while it runs, and after it was cancelled."""
+    """A workload and its records so far, which can be read while it runs and after it was cancelled."""
 
     def __init__(self, workload: Workload) -> None:
         self.workload = workload
         self.records: list[Record] = []
-        """Of the requests that ended, in that order."""
+        """Records of requests that have ended, in the order of their ends."""
         self.in_flight = 0
-        """After a cancellation: the requests that were cut off."""
+        """Records of requests that were cut off by a cancellation."""
         self.token_events = 0
-        """Of all requests, those in flight too."""
+        """Counts all requests, including those in flight."""
         self._began = perf_counter()
         self._cpu_began = process_time()
         self._cpu: float | None = None
 
     @property
     def elapsed(self) -> float:
-        """Seconds since the begin."""
+        """Seconds since the beginning of the run."""
         return perf_counter() - self._began
 
     @property
@@ -34,7 +34,7 @@ class Run:
         return self._cpu_share() if self._cpu is None else self._cpu
 
     async def execute(self, server: Server) -> None:
-        """Send all requests and wait for their ends."""
+        """Send all requests and wait until they end."""
         self._began, self._cpu_began = perf_counter(), process_time()
         try:
             if self.workload.rate is None:
@@ -48,7 +48,7 @@ class Run:
         return (process_time() - self._cpu_began) / max(self.elapsed, 1e-9)
 
     async def _closed_loop(self, server: Server) -> None:
-        """As many lanes as the concurrency; each starts a request when its last one ended."""
+        """Run as many lanes as the concurrency. Each starts a request when its last one has ended."""
         indices = self.workload.indices()
         duration = math.inf if self.workload.duration is None else self.workload.duration
 
@@ -63,7 +63,7 @@ class Run:
                 tasks.create_task(lane())
 
     async def _open_loop(self, server: Server) -> None:
-        """Requests start when they are due, however many are in flight."""
+        """Start requests when they are due, however many are in flight."""
         async with asyncio.TaskGroup() as tasks:
             for index, offset in enumerate(self.workload.arrivals()):
                 due = self._began + offset

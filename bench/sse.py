@@ -1,8 +1,8 @@
-"""Server-sent events from bytes that may be cut anywhere."""
+"""Parses server-sent events from bytes that may be cut anywhere."""
 
 
 class EventParser:
-    """Collects bytes of a `text/event-stream` and returns the data of each event that is whole.
+    """Collects bytes of a `text/event-stream` and returns the data of each complete event.
 
     Lines end with LF or CRLF (a lone CR, which the standard also allows, is sent by no server that we know).
     Comments and fields other than `data` are skipped. Source: HTML standard, section 9.2.6.

@@ -18,10 +18,10 @@ _WARMUP = -1  # a request's number that no run uses
 
 @dataclass(frozen=True)
 class SweepResult:
-    """What a sweep measured."""
+    """The results of a sweep."""
 
     model: str | None
-    """None: interrupted before it was known."""
+    """None if the sweep was interrupted before the model was known."""
     summaries: list[Summary]
     interrupted: bool
 

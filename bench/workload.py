@@ -1,4 +1,4 @@
-"""What a load test sends, and when: a pure function of the seed."""
+"""What a load test sends, and when. Both are a pure function of the seed."""
 
 import itertools
 import random
@@ -13,7 +13,7 @@ Endpoint = Literal["completions", "chat"]
 PATHS: dict[Endpoint, str] = {"completions": "/v1/completions", "chat": "/v1/chat/completions"}
 
 _TOKEN_IDS = range(100, 32_000)
-"""Prompts' token ids: above most vocabularies' special tokens, below the end of nearly every vocabulary."""
+"""Token ids of prompts: above the special tokens of most vocabularies, below the end of nearly every vocabulary."""
 _WORDS = ("time", "year", "people", "way", "day", "man", "woman", "life", "child", "world", "school", "state", "home")
 """Words that most tokenizers know as one token."""
 
@@ -26,14 +26,14 @@ class Workload:
     """
 
     concurrency: int | None = None
-    """Requests in flight at any time; each that ends starts the next."""
+    """Requests in flight at any time; the end of each starts the next."""
     rate: float | None = None
     """Mean arrivals per second, whatever the server does; the gaps are exponential (a Poisson process)."""
     num_requests: int | None = None
     duration: float | None = None
     """Seconds in which requests are started; those in flight then are waited for."""
     model: str | None = None
-    """None: the first one that the server names."""
+    """None for the first model that the server lists."""
     endpoint: Endpoint = "completions"
     input_len: int = 128
     output_len: int = 128
@@ -47,12 +47,12 @@ class Workload:
 
     @property
     def label(self) -> str:
-        """The load in words."""
+        """A description of the load."""
         return f"concurrency {self.concurrency}" if self.rate is None else f"{self.rate:g} requests/s"
 
     @property
     def path(self) -> str:
-        """Of the endpoint's URL."""
+        """The path of the endpoint."""
         return PATHS[self.endpoint]
 
     def indices(self) -> Iterator[int]:
