@@ -34,12 +34,7 @@ class ModelFolder:
 
     def _check(self) -> None:
         """Raise now what loading the model would raise later, after something slow."""
-        _ = (self.model_type, self.architecture, self.max_position_embeddings)
-        if self.quantization:
-            raise ModelError(
-                f"{self.path / 'config.json'}: quantization_config ({self.quantization.get('quant_method')}): "
-                "quantized safetensors weights are not supported"
-            )
+        _ = (self.model_type, self.architecture, self.max_position_embeddings, self.quantization)
 
     # ------------------------------------------------------------------ files
 

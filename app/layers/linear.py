@@ -1,50 +1,84 @@
-"""Linear layers, unfilled until a checkpoint is loaded."""
+"""Linear layers. How they keep their weights and multiply by them is a method's business, of `app.layers.methods`."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from itertools import accumulate
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
 
-from app.kernels.ops import linear, logits, refine_largest
+from app.layers.sources import Target
+
+
+class LinearMethod(Protocol):
+    """How linear layers keep their weights and multiply by them. An object serves any number of layers."""
+
+    def create(self, layer: "Linear") -> None:
+        """Register the parameters that a checkpoint fills, with torch's default dtype and on its default device."""
+        ...
+
+    def sources(self, layer: "Linear", name: str) -> dict[str, Target]:
+        """What fills them, as `Filled` has it. Each of `layer.parts(name)` has tensors of its own."""
+        ...
+
+    def finish(self, layer: "Linear") -> None:
+        """Once they are filled: bring them into the form that `apply` wants, and free what is no longer needed."""
+        ...
+
+    def apply(self, layer: "Linear", x: Tensor) -> Tensor:
+        """`x @ weight.T + bias` for x (..., in_features), in the layer's `out_dtype`."""
+        ...
+
+
+class Part(NamedTuple):
+    """Outputs of a linear layer that a checkpoint has as a layer by itself."""
+
+    name: str
+    outputs: slice
 
 
 class Linear(nn.Module):
-    """`x @ weight.T + bias`."""
+    """`x @ weight.T + bias`. It has no weight before `attach` gives it a method."""
 
-    keeps_weight = False
+    method: LinearMethod
+    weight: Tensor
+    """Of plain methods, as is the bias."""
+    bias: Tensor | None
+    out_dtype: torch.dtype | None = None
+    """Of the output; None: the input's."""
+    tied: Tensor | None = None
+    """The weight, where another module has it already."""
 
     def __init__(self, in_features: int, out_features: int, bias: bool) -> None:
         super().__init__()
-        self.weight = nn.Parameter(torch.empty(out_features, in_features))
-        self.bias = nn.Parameter(torch.empty(out_features)) if bias else None
-        self._packed: Tensor | None = None
+        self.in_features = in_features
+        self.out_features = out_features
+        self.has_bias = bias
 
     def forward(self, x: Tensor) -> Tensor:
-        if self._packed is not None:
-            out: Tensor = torch.ops.mkldnn._linear_pointwise(x, self._packed, self.bias, "none", [], "")
-            return out
-        return linear(x, self.weight, self.bias)
+        return self.method.apply(self, x)
 
-    def pack(self) -> None:
-        """Reorder the filled weight, once, as oneDNN's kernels want it: otherwise they do so in every product.
+    def parts(self, name: str) -> list[Part]:
+        """What a checkpoint calls the layer, which is `name` in the model."""
+        return [Part(name, slice(0, self.out_features))]
 
-        Only for bfloat16 on a CPU that is fast at it. A packed layer's `weight` is empty then: nobody needs it twice.
-        """
-        if self.weight.dtype is torch.bfloat16 and torch.ops.mkldnn._is_mkldnn_bf16_supported():
-            self._packed = torch.ops.mkldnn._reorder_linear_weight(self.weight.data)
-            if not self.keeps_weight:
-                self.weight.data = self.weight.data.new_empty(0)
+    def sources(self, name: str) -> dict[str, Target]:
+        """See `Filled`."""
+        return self.method.sources(self, name)
 
 
 class Head(Linear):
-    """The last layer, from hidden states to logits in float32."""
+    """The last layer, from hidden states to logits in float32.
 
-    keeps_weight = True  # for the largest logits
+    A bfloat16 has eight bits: rounding makes equals of logits that are as far apart as 0.1, and so chooses tokens by
+    chance.
+    """
 
-    def forward(self, x: Tensor) -> Tensor:
-        if self._packed is not None:
-            return refine_largest(super().forward(x), x, self.weight)
-        return logits(x, self.weight)
+    out_dtype = torch.float32
+
+    def __init__(self, in_features: int, out_features: int, tied: Tensor | None) -> None:
+        super().__init__(in_features, out_features, bias=False)
+        self.tied = tied
 
 
 class MergedLinear(Linear):
@@ -53,33 +87,37 @@ class MergedLinear(Linear):
     One product of a large matrix is faster than several of small ones, most of all for few tokens.
     """
 
-    def __init__(self, in_features: int, out_features: Sequence[int], bias: bool) -> None:
-        super().__init__(in_features, sum(out_features), bias)
-        self.sizes = list(out_features)
+    def __init__(self, in_features: int, sizes: Sequence[int], bias: bool, names: Sequence[str] = ()) -> None:
+        """`names` are what checkpoints call the layers; none if they are merged there, too."""
+        super().__init__(in_features, sum(sizes), bias)
+        self.sizes = list(sizes)
+        self.names = names
 
-    def part(self, kind: str, index: int) -> Tensor:
-        """The part of the "weight" or "bias" that belongs to layer `index`, as a view to be filled."""
-        whole: Tensor = getattr(self, kind).data
-        return whole.split(self.sizes)[index]
-
-
-class PackedLinear(nn.Module):
-    """A linear layer of another library's model on a CPU: the weight as oneDNN's kernels want it, the bias within."""
-
-    def __init__(self, layer: nn.Linear) -> None:
-        super().__init__()
-        self._bias = layer.bias
-        self._packed: Tensor = torch.ops.mkldnn._reorder_linear_weight(layer.weight.data)
-
-    def forward(self, x: Tensor) -> Tensor:
-        out: Tensor = torch.ops.mkldnn._linear_pointwise(x, self._packed, self._bias, "none", [], "")
-        return out
+    def parts(self, name: str) -> list[Part]:
+        """See `Linear`."""
+        if not self.names:
+            return super().parts(name)
+        starts = accumulate(self.sizes[:-1], initial=0)
+        return [
+            Part(part, slice(start, start + size))
+            for part, start, size in zip(self.names, starts, self.sizes, strict=True)
+        ]
 
 
-def pack_linear_layers(model: nn.Module) -> None:
-    """Replace all nn.Linear of a model that only runs on the CPU from now on."""
-    for name, child in model.named_children():
-        if type(child) is nn.Linear:
-            setattr(model, name, PackedLinear(child))
-        else:
-            pack_linear_layers(child)
+def linears(model: nn.Module) -> Iterator[Linear]:
+    """All linear layers of a model, of this kind."""
+    return (module for module in model.modules() if isinstance(module, Linear))
+
+
+def attach(model: nn.Module, method: LinearMethod) -> None:
+    """Give all linear layers of a model a method, and by it the parameters that are to be filled."""
+    for layer in linears(model):
+        layer.method = method
+        method.create(layer)
+
+
+def finish(model: nn.Module, method: LinearMethod) -> None:
+    """Make the filled layers of a model ready to multiply. Layers with plain weights get the method only here."""
+    for layer in linears(model):
+        layer.method = method
+        method.finish(layer)

@@ -28,7 +28,8 @@ class DecoderAttention(nn.Module):
         super().__init__()
         self.head_dim = config.head_dim
         q_size, kv_size = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
-        self.qkv_proj = MergedLinear(config.hidden_size, (q_size, kv_size, kv_size), config.qkv_bias)
+        names = () if config.merged_in_checkpoint else ("q_proj", "k_proj", "v_proj")
+        self.qkv_proj = MergedLinear(config.hidden_size, (q_size, kv_size, kv_size), config.qkv_bias, names)
         self.o_proj = Linear(q_size, config.hidden_size, config.o_bias)
         self.norm_per_head = config.qk_norm == "head"
         self.norm_whole = config.qk_norm == "full"
@@ -69,7 +70,8 @@ class DecoderMLP(nn.Module):
     def __init__(self, config: DecoderConfig) -> None:
         super().__init__()
         size = config.intermediate_size
-        self.gate_up_proj = MergedLinear(config.hidden_size, (size, size), config.mlp_bias)
+        names = () if config.merged_in_checkpoint else ("gate_proj", "up_proj")
+        self.gate_up_proj = MergedLinear(config.hidden_size, (size, size), config.mlp_bias, names)
         self.down_proj = Linear(size, config.hidden_size, config.mlp_bias)
         if config.activation not in ACTIVATIONS:
             raise NotCarriedError(f"activation {config.activation}")
@@ -132,9 +134,8 @@ class Decoder(nn.Module):
         )
         self.layers = nn.ModuleList(DecoderLayer(config, layer) for layer in range(len(config.windows)))
         self.norm = _norm(config, config.hidden_size)
-        self.lm_head = Head(config.hidden_size, config.vocab_size, bias=False)
-        if config.tie_word_embeddings:
-            self.lm_head.weight = nn.Parameter(self.embed_tokens.weight.data)  # the same memory
+        tied = self.embed_tokens.weight.data if config.tie_word_embeddings else None
+        self.lm_head = Head(config.hidden_size, config.vocab_size, tied)
         scale = torch.tensor(config.embedding_scale, dtype=torch.get_default_dtype())
         self.register_buffer("embedding_scale", scale, persistent=False)
         kinds = list(dict.fromkeys(rope for rope in config.ropes if rope is not None))

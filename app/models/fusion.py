@@ -12,7 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from app.layers.linear import Linear, MergedLinear
+from app.layers.linear import MergedLinear
+from app.layers.methods.plain import adopt, fill
 from app.layers.norm import OffsetRMSNorm, RMSNorm
 
 log = logging.getLogger(__name__)
@@ -65,7 +66,7 @@ def fuse(model: Any) -> None:
             counts["merged"] += _merge(parent, names)
         for name, child in list(parent.named_children()):
             if type(child) is nn.Linear and child is not head:
-                counts["linear"] += _swap(parent, {name: _as_linear(child)}, child.in_features)
+                counts["linear"] += _swap(parent, {name: adopt(child)}, child.in_features)
             elif type(child).__name__.endswith("RMSNorm"):
                 counts["norm"] += _swap_norm(parent, name, child)
     log.info("faster modules: %(merged)d merged products, %(linear)d linear layers, %(norm)d norms", counts)
@@ -77,24 +78,12 @@ def _merge(parent: nn.Module, names: tuple[str, ...]) -> bool:
         return False
     if len({(layer.in_features, layer.bias is None) for layer in layers}) > 1:  # type: ignore[union-attr]
         return False
-    with layers[0].weight.device:
-        first = _First(layers[0].in_features, [layer.out_features for layer in layers], layers[0].bias is not None).to(
-            layers[0].weight.dtype
-        )
-    for index, layer in enumerate(layers):
-        first.part("weight", index).copy_(layer.weight)
-        if layer.bias is not None:
-            first.part("bias", index).copy_(layer.bias)
+    has_bias = layers[0].bias is not None
+    first = _First(layers[0].in_features, [layer.out_features for layer in layers], has_bias)
+    bias = torch.cat([layer.bias for layer in layers]) if has_bias else None
+    fill(first, torch.cat([layer.weight for layer in layers]), bias)
     followers = [_Follower(first, index) for index in range(len(layers) - 1)]
     return _swap(parent, dict(zip(names, [first, *followers], strict=True)), layers[0].in_features)
-
-
-def _as_linear(layer: nn.Linear) -> Linear:
-    with torch.device("meta"):
-        linear = Linear(layer.in_features, layer.out_features, layer.bias is not None)
-    linear.weight = nn.Parameter(layer.weight, requires_grad=False)  # the same memory
-    linear.bias = None if layer.bias is None else nn.Parameter(layer.bias, requires_grad=False)
-    return linear
 
 
 def _swap_norm(parent: nn.Module, name: str, norm: nn.Module) -> bool:

@@ -4,7 +4,6 @@ transformers lets a library register an attention function, which every model th
 values after rotation. The model runs unmodified, on one row of tokens, and without a cache of its own.
 """
 
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -19,6 +18,7 @@ from app.attention.layer import Attention, AttentionConfig
 from app.checkpoint.folder import ModelFolder
 from app.errors import ModelError
 from app.models.fusion import fuse
+from app.models.weights import refuse_codes
 
 _NAME = "paceline"
 _OWN_CODE = "code that comes with a checkpoint (auto_map) is not run"
@@ -142,7 +142,7 @@ def load_generic(folder: ModelFolder, dtype: torch.dtype, device: torch.device) 
         own_code = f"; {_OWN_CODE}" if "auto_map" in folder.config else ""
         raise ModelError(f"{file}: transformers {version} knows no model_type {kind}{own_code}")
     try:
-        return _load(path, dtype, device)
+        return _load(folder, dtype, device)
     except ModelError:
         raise
     except Exception as error:  # transformers raises anything over what a checkpoint may say
@@ -154,13 +154,14 @@ def load_generic(folder: ModelFolder, dtype: torch.dtype, device: torch.device) 
         raise ModelError(f"transformers cannot load {path}: {type(error).__name__}: {reason}") from error
 
 
-def _load(folder: Path, dtype: torch.dtype, device: torch.device) -> GenericModel:
+def _load(folder: ModelFolder, dtype: torch.dtype, device: torch.device) -> GenericModel:
     # trust_remote_code: False is not the default, which is to ask on the terminal.
-    config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+    config = AutoConfig.from_pretrained(folder.path, trust_remote_code=False)
     _refuse_unsupported(config)
+    refuse_codes(folder)
     ALL_ATTENTION_FUNCTIONS.register(_NAME, _attention)
     loaded: Any = AutoModelForCausalLM.from_pretrained(
-        folder,
+        folder.path,
         config=config,
         dtype=dtype,
         attn_implementation=_NAME,
@@ -171,7 +172,7 @@ def _load(folder: Path, dtype: torch.dtype, device: torch.device) -> GenericMode
     )
     model, info = loaded
     if missing := sorted(info["missing_keys"]):  # transformers fills them with random numbers
-        raise ModelError(f"{folder} lacks {len(missing)} tensors of the model, {missing[0]} for one")
+        raise ModelError(f"{folder.path} lacks {len(missing)} tensors of the model, {missing[0]} for one")
     if getattr(model, "_is_stateful", False):
         raise ModelError(f"{config.model_type} keeps a recurrent state, which is not supported")
     model = model.to(device).eval().requires_grad_(False)

@@ -4,15 +4,16 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
-import torch
 from transformers import AutoModel, AutoModelForSequenceClassification
 
 from app.checkpoint.encoders import EncoderConfig
 from app.checkpoint.folder import ModelFolder
 from app.core.step import BuiltEncoder
 from app.errors import ModelError
-from app.kernels.ops import CPU_DTYPES
-from app.layers.linear import pack_linear_layers
+from app.layers.linear import finish
+from app.layers.methods import choose
+from app.layers.methods.plain import PLAIN, adopt_all
+from app.models.weights import refuse_codes
 from app.settings import Settings
 from app.worker.encoder_runner import EncoderRunner
 from app.worker.resolve import resolve
@@ -25,14 +26,16 @@ def build_encoder(settings: Settings, path: Path, config: EncoderConfig) -> Buil
     """Load the encoder in a folder. Raises StartupError."""
     folder, began = ModelFolder.open(path), time.monotonic()
     resolved = resolve(settings, folder)
+    method = choose(folder, resolved.device, resolved.dtype)
     kind = AutoModelForSequenceClassification if config.task == "classify" else AutoModel
+    refuse_codes(folder)
     try:
-        model = kind.from_pretrained(path, dtype=resolved.dtype).to(resolved.device).eval()
+        model = kind.from_pretrained(path, dtype=resolved.dtype).to(resolved.device).eval().requires_grad_(False)
     except Exception as error:  # the library's, of many kinds
         raise ModelError(f"{path} cannot be loaded: {error}") from error
-    if resolved.device.type == "cpu" and resolved.dtype in CPU_DTYPES:
-        with torch.inference_mode():
-            pack_linear_layers(model)
+    if method is not PLAIN:  # such are transformers' own layers
+        adopt_all(model)
+        finish(model, method)
     max_len = min(config.max_len, settings.max_model_len or config.max_len)
     limits = replace(
         resolved.limits,

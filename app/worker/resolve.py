@@ -15,6 +15,7 @@ import torch
 from app.checkpoint.folder import ModelFolder
 from app.core.step import Limits
 from app.errors import StartupError
+from app.layers.methods.onednn import has_bfloat16
 from app.settings import Settings
 from app.worker.limits import initial_limits, with_blocks
 
@@ -71,7 +72,7 @@ def _dtype(settings: Settings, folder: ModelFolder, device: torch.device) -> tor
     stored = _DTYPES[folder.dtype]
     if device.type == "cpu" and stored is not torch.float32:
         # Without bfloat16 instructions a CPU converts every weight at every use, which is slower than float32.
-        fast = torch.ops.mkldnn._is_mkldnn_bf16_supported()
+        fast = has_bfloat16()
         dtype = torch.bfloat16 if fast else torch.float32
         log.info("dtype %s: the CPU is %s at bfloat16", dtype, "fast" if fast else "slow")
         return dtype

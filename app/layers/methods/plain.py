@@ -1,0 +1,61 @@
+"""Weights as they are in a checkpoint."""
+
+import torch
+from torch import Tensor, nn
+
+from app.kernels.ops import linear, logits
+from app.layers.linear import Linear
+from app.layers.sources import Target
+
+
+class Plain:
+    """`weight` (out_features, in_features) and `bias` (out_features,), in the dtype that the model computes in."""
+
+    def create(self, layer: Linear) -> None:
+        """See `LinearMethod`."""
+        weight = torch.empty(layer.out_features, layer.in_features) if layer.tied is None else layer.tied
+        fill(layer, weight, torch.empty(layer.out_features) if layer.has_bias else None)
+
+    def sources(self, layer: Linear, name: str) -> dict[str, Target]:
+        """See `LinearMethod`."""
+        parameters = list(layer.named_parameters(recurse=False))
+        return {
+            f"{part.name}.{kind}": Target(parameter.data[part.outputs])
+            for part in layer.parts(name)
+            for kind, parameter in parameters
+        }
+
+    def finish(self, layer: Linear) -> None:
+        """See `LinearMethod`."""
+
+    def apply(self, layer: Linear, x: Tensor) -> Tensor:
+        """See `LinearMethod`."""
+        if layer.out_dtype is None:
+            return linear(x, layer.weight, layer.bias)
+        return logits(x, layer.weight)
+
+
+PLAIN = Plain()
+
+
+def fill(layer: Linear, weight: Tensor, bias: Tensor | None) -> None:
+    """Give a layer plain weights that are there already."""
+    layer.method = PLAIN
+    layer.weight = nn.Parameter(weight, requires_grad=False)
+    layer.bias = None if bias is None else nn.Parameter(bias, requires_grad=False)
+
+
+def adopt_all(model: nn.Module) -> None:
+    """Put Paceline's linear layers in the place of all of another library's model."""
+    for name, child in model.named_children():
+        if type(child) is nn.Linear:
+            setattr(model, name, adopt(child))
+        else:
+            adopt_all(child)
+
+
+def adopt(layer: nn.Linear) -> Linear:
+    """A linear layer of another library's model as one of Paceline's, which shares its memory."""
+    ours = Linear(layer.in_features, layer.out_features, layer.bias is not None)
+    fill(ours, layer.weight.data, None if layer.bias is None else layer.bias.data)
+    return ours

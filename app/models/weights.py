@@ -1,0 +1,157 @@
+"""Filling a model from a checkpoint's safetensors files."""
+
+import logging
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
+
+from app.checkpoint.folder import ModelFolder
+from app.errors import ModelError
+from app.layers.sources import Filled, Target
+
+log = logging.getLogger(__name__)
+
+_READERS = 8
+_PIECE_BYTES = 64 * 2**20
+"""The size of what a reader copies at once."""
+_LOG_SECONDS = 2.0
+"""The time between two lines about the progress of loading."""
+_NUMBERS = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+"""Dtypes, by safetensors' names, that may be converted into each other."""
+_CODES = {
+    "I8": torch.int8,
+    "U8": torch.uint8,
+    "I32": torch.int32,
+    "F8_E4M3": torch.float8_e4m3fn,
+    "F8_E5M2": torch.float8_e5m2,
+}
+"""Those of codes, which mean nothing without their scales: such a tensor only fills memory of its own dtype."""
+
+
+class _Piece(NamedTuple):
+    """Some rows of a tensor in a file, and the memory that they fill."""
+
+    file: Path
+    name: str
+    rows: slice
+    columns: slice | None
+    memory: Tensor
+
+    def load(self) -> None:
+        with _reading(self.file) as tensors:
+            if not self.memory.dim():
+                part = tensors.get_tensor(self.name)
+            else:
+                whole = tensors.get_slice(self.name)
+                part = whole[self.rows] if self.columns is None else whole[self.rows, self.columns]
+        if self.memory.is_cuda:
+            part = part.pin_memory()  # the GPU fetches it by itself
+        self.memory.copy_(part, non_blocking=True)
+
+
+def load_weights(model: nn.Module, folder: ModelFolder) -> None:
+    """Fill every parameter of a model. ModelError names a tensor that is missing, unknown, or does not fit."""
+    targets = _targets(model)
+    found: dict[str, list[_Piece]] = {}
+    for file in folder.weight_files:
+        with _reading(file) as tensors:
+            for name in tensors.keys():  # noqa: SIM118 - not a dict
+                key = name.removeprefix("model.")
+                if key.endswith("rotary_emb.inv_freq"):  # old checkpoints have it, but it follows from config.json
+                    continue
+                if key not in targets:
+                    raise ModelError(f"{folder.path} has a tensor that the model does not: {name}")
+                stored = tensors.get_slice(name)
+                if problem := _misfit(stored.get_shape(), stored.get_dtype(), targets[key]):
+                    raise ModelError(f"{folder.path}: {name} {problem}")
+                found[key] = _pieces(file, name, targets[key])
+    # Names with the same memory are alternatives: the first that the model names is taken.
+    pieces: dict[int, list[_Piece]] = {}
+    missing: dict[int, str] = {}
+    for key, target in targets.items():
+        address = target.memory.data_ptr()
+        if key in found:
+            pieces.setdefault(address, found[key])
+        else:
+            missing.setdefault(address, key)
+    if lacking := sorted(key for address, key in missing.items() if address not in pieces):
+        raise ModelError(f"{folder.path} lacks {len(lacking)} tensors of the model, {lacking[0]} for one")
+    _load([piece for of_tensor in pieces.values() for piece in of_tensor])
+
+
+def refuse_codes(folder: ModelFolder) -> None:
+    """ModelError for a weight that is not made of plain numbers, which transformers would convert as if it were."""
+    for file in folder.weight_files:
+        with _reading(file) as tensors:
+            for name in tensors.keys():  # noqa: SIM118 - not a dict
+                dtype = tensors.get_slice(name).get_dtype()
+                if name.endswith("weight") and dtype not in _NUMBERS:
+                    raise ModelError(f"{folder.path}: {name} is of dtype {dtype}, and nothing says how to read it")
+
+
+def _targets(model: nn.Module) -> dict[str, Target]:
+    """What fills a model: by the names of a checkpoint's tensors, less "model."; all names that would do."""
+    targets: dict[str, Target] = {}
+    for path, module in model.named_modules():
+        parent, _, name = path.rpartition(".")
+        if isinstance(module, Filled):
+            sources = module.sources(name)
+        else:
+            own = module.named_parameters(recurse=False)
+            sources = {f"{name}.{kind}": Target(parameter.data) for kind, parameter in own}
+        targets |= {f"{parent}.{key}".lstrip("."): target for key, target in sources.items()}
+    return targets
+
+
+def _misfit(shape: list[int], dtype: str, target: Target) -> str:
+    """What is wrong with a tensor that is to fill a target; empty if nothing is."""
+    memory = target.memory
+    converts = dtype in _NUMBERS and memory.dtype in _NUMBERS.values()
+    if not converts and _CODES.get(dtype) is not memory.dtype:
+        return f"is of dtype {dtype}, which cannot be converted to {str(memory.dtype).removeprefix('torch.')}"
+    cuts = (target.rows, target.columns, *[None] * len(shape))
+    taken = tuple(size if cut is None else len(range(size)[cut]) for size, cut in zip(shape, cuts, strict=False))
+    return "" if taken == tuple(memory.shape) else f"has shape {taken}, not {tuple(memory.shape)}"
+
+
+def _pieces(file: Path, name: str, target: Target) -> list[_Piece]:
+    """A tensor in parts of at most _PIECE_BYTES, as far as its rows allow."""
+    memory = target.memory
+    if not memory.dim():
+        return [_Piece(file, name, slice(0), None, memory)]
+    first = target.rows.start if target.rows else 0
+    rows = max(1, _PIECE_BYTES * len(memory) // max(1, memory.nbytes))
+    return [
+        _Piece(file, name, slice(first + start, first + start + len(part)), target.columns, part)
+        for start, part in zip(range(0, len(memory), rows), memory.split(rows), strict=True)
+    ]
+
+
+def _load(pieces: list[_Piece]) -> None:
+    """Several at once: a file is read, copied and sent to a GPU by different parts of the machine."""
+    logged_at, done, total = time.monotonic(), 0, sum(piece.memory.nbytes for piece in pieces)
+    with ThreadPoolExecutor(_READERS) as pool:
+        for piece, _ in zip(pieces, pool.map(_Piece.load, pieces), strict=True):
+            done += piece.memory.nbytes
+            if time.monotonic() - logged_at > _LOG_SECONDS:
+                logged_at = time.monotonic()
+                log.info("loading weights: %.1f of %.1f GiB", done / 2**30, total / 2**30)
+    if any(piece.memory.is_cuda for piece in pieces):
+        torch.cuda.synchronize()
+
+
+@contextmanager
+def _reading(file: Path) -> Iterator[Any]:
+    """A safetensors file, memory-mapped: pages are read as they are copied. ModelError if it is broken."""
+    try:
+        with safe_open(file, framework="pt") as tensors:
+            yield tensors
+    except (SafetensorError, OSError) as error:
+        raise ModelError(f"{file} is not a readable safetensors file: {error}") from error
