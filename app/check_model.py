@@ -13,9 +13,8 @@ from app.checkpoint.folder import ModelFolder
 from app.checkpoint.source import find_model
 from app.core.sampling import SamplingParams
 from app.core.wire import EncodeCommand, EngineReady, GenerateCommand
-from app.engine.build import build_encoder_engine, build_engine
+from app.engine.build import build_engine
 from app.engine.core import EngineCore
-from app.engine.encoder_core import EncoderCore
 from app.errors import StartupError
 from app.settings import load_settings
 
@@ -63,7 +62,7 @@ def _of_generator(console: Console, model: str, folder: Path) -> Iterator[bool]:
 
 def _of_encoder(console: Console, model: str, folder: Path, config: EncoderConfig) -> Iterator[bool]:
     """The same for an encoder, which has one implementation."""
-    core, ready = build_encoder_engine(load_settings(model=model, dtype="float32", device="cpu"), folder, config)
+    core, ready = build_engine(load_settings(model=model, dtype="float32", device="cpu"), folder)
     _say_how(console, model, ready)
     ours, theirs = _encode(core, folder, config, ready.vocab_size)
     what = "logits" if config.task == "classify" else f"{config.pooling} embeddings of length 1"
@@ -122,7 +121,7 @@ def _reference(folder: Path, prompt: list[int]) -> torch.Tensor:
 
 @torch.inference_mode()
 def _encode(
-    core: EncoderCore, folder: Path, config: EncoderConfig, vocab_size: int
+    core: EngineCore, folder: Path, config: EncoderConfig, vocab_size: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Vectors (inputs, numbers) of random inputs of all lengths: Paceline's, computed at once, and transformers'."""
     from transformers import AutoModel, AutoModelForSequenceClassification

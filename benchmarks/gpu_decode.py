@@ -50,9 +50,7 @@ def prefill(built: BuiltWorker, batch: int, args: argparse.Namespace, sampling: 
                 row=row,
                 token_ids=[(7 * row + 13 * at) % 30_000 for at in range(args.input_len)],
                 num_prompt_tokens=args.input_len,
-                num_computed_tokens=0,
-                block_ids=list(range(row * blocks, (row + 1) * blocks)),
-                num_prompt_logprobs=0,
+                block_ids=[list(range(row * blocks, (row + 1) * blocks))],
                 sampling=sampling,
             )
             for row in rows

@@ -13,12 +13,12 @@ from common import print_table, write_result
 
 from app.core.request import Request
 from app.core.sampling import SamplingParams
-from app.core.step import ModelRunnerOutput
-from app.engine.block_pool import BlockPool
+from app.core.step import KVGroup, ModelRunnerOutput
 from app.engine.chunk_pacer import ChunkPacer
+from app.engine.kv_cache import KVCache
 from app.engine.scheduler import Scheduler
 from app.fairness.alone import Alone
-from app.worker.input_batch import InputBatch
+from app.worker.batch import InputBatch
 
 NUM_RUNNING = 256
 BLOCK_SIZE = 16
@@ -30,15 +30,14 @@ def measure(num_waiting: int) -> dict[str, float]:
     """Median microseconds of each part of a step, with 256 running requests and `num_waiting` behind them."""
     pacer = ChunkPacer(0.05, BLOCK_SIZE, 65536)
     scheduler = Scheduler(
-        BlockPool(NUM_RUNNING * MAX_MODEL_LEN // BLOCK_SIZE),
+        KVCache([KVGroup(NUM_RUNNING * MAX_MODEL_LEN // BLOCK_SIZE)], BLOCK_SIZE, 65536),
         pacer,
         Alone(pacer),
-        block_size=BLOCK_SIZE,
         max_num_seqs=NUM_RUNNING,
         max_num_batched_tokens=65536,
         max_model_len=MAX_MODEL_LEN,
     )
-    batch = InputBatch(NUM_RUNNING, MAX_MODEL_LEN, BLOCK_SIZE)
+    batch = InputBatch(NUM_RUNNING, MAX_MODEL_LEN, BLOCK_SIZE, 1)
     for index in range(NUM_RUNNING + num_waiting):
         prompt = [index % 1000, *range(100, 227)]
         sampling = SamplingParams(max_tokens=2000, seed=index)
@@ -49,9 +48,12 @@ def measure(num_waiting: int) -> dict[str, float]:
         step = scheduler.schedule()
         times.append(time.perf_counter())
         assert step is not None
-        batch.prepare(step)
+        for request in step.new_requests:
+            batch.add(request)
+        batch.take_blocks(step)
+        batch.entries(batch.prepare(step), step.drafts)
         times.append(time.perf_counter())
-        scheduler.update(step, ModelRunnerOutput([7] * len(step.rows)), seconds=0.01)
+        scheduler.update(step, ModelRunnerOutput([[7] for _ in step.rows]), seconds=0.01)
         times.append(time.perf_counter())
         if number > 20:  # the first steps admit and prefill
             assert len(step.rows) == NUM_RUNNING

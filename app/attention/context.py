@@ -4,19 +4,18 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:
-    from app.attention.backends.base import AttentionBackend
+from app.attention.backends.base import AttentionBackend
 
 
 @dataclass(frozen=True)
 class ForwardContext:
     """The step that is being run, and who computes its attention."""
 
-    backend: "AttentionBackend[Any]"
+    backend: AttentionBackend[Any]
     metadata: Any
-    """The shape of the step, as the backend wants it."""
+    """The step, as the backend wants it."""
 
 
 _current: ContextVar[ForwardContext] = ContextVar("forward_context")

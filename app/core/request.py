@@ -3,6 +3,8 @@
 import enum
 from dataclasses import dataclass, field
 
+import msgspec
+
 from app.core.sampling import SamplingParams
 
 DEFAULT_TENANT = "default"
@@ -36,6 +38,16 @@ class FinishReason(enum.StrEnum):
     """Its deadline came."""
 
 
+class Extras(msgspec.Struct, frozen=True, omit_defaults=True):
+    """What a request brings along beside token ids, for the models that read it."""
+
+    type_ids: list[int] = []
+    """Parallel to the prompt: which text of a pair each token is of, 0 or 1. Empty if all are of one."""
+
+
+NO_EXTRAS = Extras()
+
+
 @dataclass(slots=True, eq=False)
 class Request:
     """One generation in progress. Two requests are never equal: identity is what counts."""
@@ -54,21 +66,29 @@ class Request:
     tenant: str = DEFAULT_TENANT
     weight: float = 1.0
     """The tenant's: how much service it is due, beside other tenants."""
+    extras: Extras = NO_EXTRAS
     is_suspect: bool = False
     """Engines died under it: it runs alone until it has given a token."""
 
     status: RequestStatus = RequestStatus.WAITING
     row: int = -1
     """Its place in the worker's batch arrays while RUNNING."""
-    block_table: list[int] = field(default_factory=list)
+    block_tables: list[list[int]] = field(default_factory=list)
+    """Of each KV group: the blocks that hold its tokens, in order; all of the same length."""
+    first_blocks: list[int] = field(default_factory=list)
+    """Of each KV group: how many blocks at the beginning of its table are not needed any more, and were given back."""
     block_hashes: list[bytes] = field(default_factory=list)
     """Chained hashes of its full blocks of tokens, as far as they have been needed."""
     max_num_tokens: int = 0
     """Most tokens that it may come to, prompt and output; the scheduler sets it."""
     num_computed_tokens: int = 0
-    """Tokens whose K/V is in the cache, those of the step in flight included."""
+    """Tokens whose K/V is in the cache, those of the step in flight included, but for its drafts."""
     num_in_flight: int = 0
-    """Tokens being sampled by steps in flight: they have a position, but no known id yet."""
+    """Tokens that steps in flight are sure to give: they have a position, but no known id yet."""
+    num_drafts: int = 0
+    """Guesses in the step in flight: how many of them are right, its result will tell."""
+    num_admitted_tokens: int = 0
+    """Tokens that it had when it was given its row."""
     num_registered_blocks: int = 0
     """Full blocks that the prefix cache knows already."""
     num_cached_tokens: int = 0
@@ -84,11 +104,21 @@ class Request:
 
     @property
     def num_missing(self) -> int:
-        """Tokens by which a running request is behind; 0 if the step in flight is known to be its last."""
+        """Tokens by which a running request is behind; 0 if the step in flight may be its last."""
         num_tokens = len(self.token_ids) + self.num_in_flight
-        if self.num_in_flight and num_tokens >= self.max_num_tokens:
+        if self.num_in_flight and (self.num_drafts or num_tokens >= self.max_num_tokens):
             return 0
         return num_tokens - self.num_computed_tokens
+
+    @property
+    def has_progressed(self) -> bool:
+        """Whether a running request has got a token since it was given its row, or one is in flight."""
+        return len(self.token_ids) + self.num_in_flight > self.num_admitted_tokens
+
+    @property
+    def num_blocks(self) -> int:
+        """Blocks that hold its tokens, in each KV group."""
+        return len(self.block_tables[0]) if self.block_tables else 0
 
     @property
     def is_waiting(self) -> bool:

@@ -4,50 +4,59 @@ A running request has a *row*, its index into the worker's batch arrays. The wor
 in full (`NewRequest`), when it is given a row; after that only of changes: how many tokens to compute now, and
 blocks added. A row is free for the next request as soon as the scheduler stops naming it.
 
+KV memory is a list of groups (`KVGroup`), and a request has a block table in each of them. The block at an index of any
+of its tables holds the tokens of the same positions, so all of its tables have the same length.
+
+A row may carry *drafts*: guesses of the tokens that follow its last one. The worker computes them in the same pass,
+and keeps those that equal what it samples at their positions: so a step may give a row several tokens, and the text
+is the one that it would have been without drafts.
+
 Steps are executed in the order in which they were submitted.
 """
 
-from collections.abc import Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
 import msgspec
 
+from app.core.request import NO_EXTRAS, Extras
 from app.core.sampling import Logprobs, SamplingParams
 
-if TYPE_CHECKING:
-    from app.core.wire import EncodeCommand
 
-
-class NewRequest(msgspec.Struct):
+class NewRequest(msgspec.Struct, kw_only=True):
     """A request that was just given a row: for the first time, or again after a preemption."""
 
     row: int
     token_ids: list[int]
     """All tokens known so far: the prompt and, after a preemption, what was generated before it."""
     num_prompt_tokens: int
-    num_computed_tokens: int
+    num_computed_tokens: int = 0
     """Tokens already in the KV cache, through the prefix cache."""
-    block_ids: list[int]
-    num_prompt_logprobs: int
+    block_ids: list[list[int]]
+    """Its block table in each KV group; 0 where a group does not keep the block any more."""
+    num_prompt_logprobs: int = 0
     """Prompt logprobs that were reported before a preemption, and are not wanted again."""
     sampling: SamplingParams
+    extras: Extras = NO_EXTRAS
 
 
 class SchedulerOutput(msgspec.Struct):
     """One step. `rows`, `request_ids` and `num_scheduled_tokens` are parallel; each row occurs once."""
 
-    new_requests: list[NewRequest]
-    new_blocks: list[tuple[int, list[int]]]
-    """(row, block ids to append to its block table), for rows that were known before."""
-    rows: list[int]
-    request_ids: list[str]
-    num_scheduled_tokens: list[int]
-    """Tokens to compute for each row: 1 for a decode, more for a chunk of a prompt.
+    new_requests: list[NewRequest] = []
+    new_blocks: list[tuple[int, list[list[int]]]] = []
+    """(row, block ids to append to its block table in each KV group), for rows that were known before."""
+    rows: list[int] = []
+    request_ids: list[str] = []
+    num_scheduled_tokens: list[int] = []
+    """Tokens to compute for each row: 1 for a decode, with its drafts if it has any; more for a chunk of a prompt.
 
     A row whose tokens are all computed after this step samples its next token. That token need not come back
     to the worker: the next position's input is what the row sampled last."""
+    drafts: dict[int, list[int]] = {}
+    """By row: guesses that follow its last token, counted in `num_scheduled_tokens`. A row with drafts is not in the
+    next step before the worker has said how many of them were right."""
 
     @property
     def num_tokens(self) -> int:
@@ -55,12 +64,14 @@ class SchedulerOutput(msgspec.Struct):
 
     @property
     def decodes_and_prompt_tokens(self) -> tuple[int, int]:
-        """Rows with a single token to compute, and tokens of the others."""
-        num_decodes = self.num_scheduled_tokens.count(1)
-        return num_decodes, self.num_tokens - num_decodes
+        """Rows that generate, and tokens of all others. Drafts count as neither: they hardly make a step longer."""
+        num_drafts = sum(map(len, self.drafts.values()))
+        num_decodes = self.num_scheduled_tokens.count(1) + len(self.drafts)
+        return num_decodes, self.num_tokens - num_decodes - num_drafts
 
 
-NOT_SAMPLED = -1
+MAX_DRAFTS = 64
+"""In one step, of all rows together."""
 NOT_A_NUMBER = -2
 NOTHING_ALLOWED = -3
 
@@ -68,13 +79,16 @@ NOTHING_ALLOWED = -3
 class ModelRunnerOutput(msgspec.Struct):
     """What a step gave, parallel to the step's `rows`."""
 
-    token_ids: list[int]
-    """The sampled token; NOT_SAMPLED for a row that still has prompt to compute, NOT_A_NUMBER if no token can be
-    sampled from the row's logits, NOTHING_ALLOWED if its grammar lets no token pass."""
-    logprobs: dict[int, Logprobs] = msgspec.field(default_factory=dict)
-    """By index into `rows`, for sampled tokens of rows that asked."""
-    prompt_logprobs: dict[int, list[Logprobs]] = msgspec.field(default_factory=dict)
+    token_ids: list[list[int]]
+    """The sampled tokens: none for a row that still has prompt to compute, one as a rule, and more where drafts were
+    right. The last one may be NOT_A_NUMBER, if no token can be sampled from the row's logits, or NOTHING_ALLOWED, if
+    its grammar lets no token pass."""
+    logprobs: dict[int, list[Logprobs]] = {}
+    """By index into `rows`, parallel to the sampled tokens, for rows that asked."""
+    prompt_logprobs: dict[int, list[Logprobs]] = {}
     """By index into `rows`: of the prompt tokens that this step's chunk *predicts*, in order."""
+    vectors: dict[int, bytes] = {}
+    """By index into `rows`, of an encoder: float32 numbers, the embedding, or the logit of each label."""
 
 
 class WorkerOutOfMemoryError(Exception):
@@ -112,19 +126,20 @@ class Worker(Protocol):
         ...
 
 
-class EncoderWorker(Protocol):
-    """Owner of the device and an encoder's weights."""
+class KVGroup(msgspec.Struct, frozen=True):
+    """KV memory of layers that keep their K and V for the same tokens: they share the numbers of their blocks."""
 
-    def encode(self, commands: Sequence["EncodeCommand"]) -> list[bytes]:
-        """Compute inputs; float32 numbers for each: the embedding, or the logit of each label."""
-        ...
+    num_blocks: int
+    window: int | None = None
+    """Only the last `window` tokens are needed; None if all of them are."""
 
 
 @dataclass(frozen=True)
 class Limits:
     """How much the worker can take; the scheduler keeps to it."""
 
-    num_blocks: int
+    groups: tuple[KVGroup, ...]
+    """Of KV memory; none if the model keeps nothing between steps."""
     max_model_len: int
     """Tokens of one request, prompt and output."""
     max_num_seqs: int
@@ -135,12 +150,15 @@ class Limits:
     """Seconds that a step with prompts in it may take while other requests wait for their next token."""
     step_sizes: tuple[int, ...] = ()
     """Numbers of tokens that steps with prompts are filled up to, ascending; none if a step takes what it has."""
+    chunked_prefill: bool = True
+    """Whether a prompt may be computed in several steps."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Built:
+class BuiltWorker:
     """A worker that is ready to run, and what can be said of it."""
 
+    worker: Worker
     limits: Limits
     architecture: str
     model_impl: str
@@ -149,17 +167,3 @@ class _Built:
     vocab_size: int
     startup_seconds: dict[str, float]
     """Phase to duration, in order."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class BuiltWorker(_Built):
-    """Of a model that generates."""
-
-    worker: Worker
-
-
-@dataclass(frozen=True, kw_only=True)
-class BuiltEncoder(_Built):
-    """Of an encoder."""
-
-    worker: EncoderWorker

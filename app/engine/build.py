@@ -4,12 +4,12 @@ import time
 from pathlib import Path
 
 from app.checkpoint.encoders import EncoderConfig
-from app.core.step import BuiltEncoder, BuiltWorker
+from app.checkpoint.folder import ModelFolder
+from app.core.step import BuiltWorker
 from app.core.wire import EngineReady, Task
-from app.engine.block_pool import BlockPool
 from app.engine.chunk_pacer import ChunkPacer
 from app.engine.core import EngineCore
-from app.engine.encoder_core import EncoderCore
+from app.engine.kv_cache import KVCache
 from app.engine.scheduler import Scheduler
 from app.fairness.alone import Alone
 from app.fairness.fair_shares import FairShares
@@ -17,46 +17,48 @@ from app.settings import Settings
 
 
 def build_engine(settings: Settings, model_folder: Path) -> tuple[EngineCore, EngineReady]:
-    """Load the model in a folder, which generates, and put an engine around it. Raises StartupError."""
-    started = time.monotonic()
-    # Imported here because torch takes a second: it is a phase of its own, and the echo worker does without.
-    if settings.worker == "echo":
-        from app.worker.echo import build_echo_worker as build
-    else:
-        from app.worker.factory import build_worker as build
-    imported = time.monotonic()
-    built = build(settings, model_folder)
+    """Load the model in a folder and put an engine around it. Raises StartupError."""
+    encoder = None if settings.worker == "echo" else ModelFolder(model_folder).encoder
+    built, import_seconds = _build_worker(settings, model_folder, encoder)
     limits = built.limits
     pacer = ChunkPacer(limits.max_itl, settings.block_size, limits.max_num_batched_tokens)
+    num_blocks = limits.groups[0].num_blocks if limits.groups else 1  # nobody holds any, then
     scheduler = Scheduler(
-        BlockPool(limits.num_blocks),
+        KVCache(limits.groups, settings.block_size, limits.max_num_batched_tokens, settings.prefix_caching),
         pacer,
-        FairShares(pacer, limits.num_blocks) if settings.api_keys is not None else Alone(pacer),
-        block_size=settings.block_size,
+        FairShares(pacer, num_blocks) if settings.api_keys is not None else Alone(pacer),
         max_num_seqs=limits.max_num_seqs,
         max_num_batched_tokens=limits.max_num_batched_tokens,
         max_model_len=limits.max_model_len,
         step_sizes=limits.step_sizes,
-        prefix_caching=settings.prefix_caching,
+        chunked_prefill=limits.chunked_prefill,
     )
-    return EngineCore(scheduler, built.worker, settings.overlap), _ready(
-        built, "generate", settings, imported - started
-    )
+    task: Task = encoder.task if encoder else "generate"
+    return EngineCore(scheduler, built.worker, settings.overlap), _ready(built, task, settings, import_seconds)
 
 
-def build_encoder_engine(
-    settings: Settings, model_folder: Path, config: EncoderConfig
-) -> tuple[EncoderCore, EngineReady]:
-    """The same for an encoder."""
+def _build_worker(settings: Settings, folder: Path, encoder: EncoderConfig | None) -> tuple[BuiltWorker, float]:
+    """The worker for a model, and how many seconds the import of what it needs took.
+
+    Imported here because torch takes a second: it is a phase of its own, and the echo worker does without.
+    """
     started = time.monotonic()
-    from app.worker.encoder_factory import build_encoder
+    if settings.worker == "echo":
+        from app.worker.echo import build_echo_worker
+
+        return build_echo_worker(settings, folder), 0.0
+    if encoder:
+        from app.worker.encoder_factory import build_encoder
+
+        imported = time.monotonic()
+        return build_encoder(settings, folder, encoder), imported - started
+    from app.worker.factory import build_worker
 
     imported = time.monotonic()
-    built = build_encoder(settings, model_folder, config)
-    return EncoderCore(built.worker, built.limits), _ready(built, config.task, settings, imported - started)
+    return build_worker(settings, folder), imported - started
 
 
-def _ready(built: BuiltWorker | BuiltEncoder, task: Task, settings: Settings, import_seconds: float) -> EngineReady:
+def _ready(built: BuiltWorker, task: Task, settings: Settings, import_seconds: float) -> EngineReady:
     limits = built.limits
     return EngineReady(
         task=task,
@@ -68,6 +70,6 @@ def _ready(built: BuiltWorker | BuiltEncoder, task: Task, settings: Settings, im
         max_model_len=limits.max_model_len,
         max_num_seqs=limits.max_num_seqs,
         block_size=settings.block_size,
-        num_kv_blocks=limits.num_blocks,
+        num_kv_blocks=limits.groups[0].num_blocks if limits.groups else 0,
         startup_seconds={"import": import_seconds, **built.startup_seconds},
     )

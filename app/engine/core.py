@@ -7,9 +7,10 @@ from concurrent.futures import Future, wait
 from contextlib import suppress
 from typing import NamedTuple
 
-from app.core.request import FinishReason, Request, RequestStatus
+from app.core.request import Extras, FinishReason, Request, RequestStatus
+from app.core.sampling import SamplingParams
 from app.core.step import SchedulerOutput, StepHandle, Worker, WorkerLostError, WorkerOutOfMemoryError
-from app.core.wire import GenerateCommand, RequestOutput, StepOutputs
+from app.core.wire import EncodeCommand, GenerateCommand, RequestCommand, RequestOutput, StepOutputs
 from app.engine.scheduler import Scheduler
 
 log = logging.getLogger(__name__)
@@ -45,11 +46,11 @@ class EngineCore:
     def has_work(self) -> bool:
         return self.scheduler.has_requests or self._in_flight is not None or bool(self._endings)
 
-    def add(self, command: GenerateCommand) -> None:
+    def add(self, command: RequestCommand) -> None:
         """Queue a request. One that can never run ends with an error at once."""
-        request = _request(command)
-        if command.sampling.grammar:
-            compiled = self.worker.compile_grammar(command.sampling.grammar)
+        request = _to_encode(command) if isinstance(command, EncodeCommand) else _to_generate(command)
+        if request.sampling.grammar:
+            compiled = self.worker.compile_grammar(request.sampling.grammar)
             self._compiling[request.request_id] = request, compiled
             if request.is_suspect:  # those run one after the other as they came: none may overtake it
                 wait([compiled])
@@ -166,7 +167,7 @@ class _Submitted(NamedTuple):
     at: float
 
 
-def _request(command: GenerateCommand) -> Request:
+def _to_generate(command: GenerateCommand) -> Request:
     """A command as a request: a new one, or one that was preempted by the death of the engine that had it."""
     request = Request(
         request_id=command.request_id,
@@ -189,3 +190,21 @@ def _request(command: GenerateCommand) -> Request:
             request.scheduled_at = progress.timing.scheduled_at
             request.first_token_at = progress.timing.first_token_at
     return request
+
+
+_NO_TOKENS = SamplingParams(max_tokens=0, seed=0)
+
+
+def _to_encode(command: EncodeCommand) -> Request:
+    """A command to an encoder as a request: a prompt that no token follows."""
+    return Request(
+        request_id=command.request_id,
+        token_ids=list(command.token_ids),
+        num_prompt_tokens=len(command.token_ids),
+        sampling=_NO_TOKENS,
+        arrived_at=command.arrived_at,
+        priority=command.priority,
+        tenant=command.tenant,
+        weight=command.weight,
+        extras=Extras(command.type_ids),
+    )

@@ -35,15 +35,9 @@ class PrefixCache:
             self._block_of[block_hash] = block
             self._hash_of[block] = block_hash
 
-    def longest_match(self, hashes: list[bytes]) -> list[int]:
-        """The blocks that hold the longest known beginning of a chain of hashes."""
-        blocks = []
-        for block_hash in hashes:
-            block = self._block_of.get(block_hash)
-            if block is None:
-                break
-            blocks.append(block)
-        return blocks
+    def block(self, block_hash: bytes) -> int | None:
+        """The block that holds what has this hash."""
+        return self._block_of.get(block_hash)
 
     def remove(self, block: int) -> None:
         """Forget what `block` holds: it is about to be overwritten."""

@@ -12,11 +12,11 @@ from bisect import bisect_right, insort
 from collections.abc import Callable, Sequence
 
 from app.core.request import FinishReason, Request, RequestStatus
-from app.core.step import NOT_A_NUMBER, NOT_SAMPLED, NOTHING_ALLOWED, ModelRunnerOutput, NewRequest, SchedulerOutput
+from app.core.step import MAX_DRAFTS, NOTHING_ALLOWED, ModelRunnerOutput, NewRequest, SchedulerOutput
 from app.core.wire import EngineStats, RequestOutput, RequestTiming
-from app.engine.block_pool import BlockPool
 from app.engine.chunk_pacer import ChunkPacer
-from app.engine.prefix_cache import hash_block, root_hash
+from app.engine.drafts import Proposer
+from app.engine.kv_cache import KVCache
 from app.fairness.policy import SharePolicy
 
 log = logging.getLogger(__name__)
@@ -27,37 +27,37 @@ Clock = Callable[[], float]
 class Scheduler:
     """Owns every request from its arrival to its end.
 
-    `schedule` and `update` alternate, but `schedule` may run one step ahead (law 7): then the tokens of the step in
-    flight are counted (`num_in_flight`) although their ids are not known. Since steps run in order, blocks and
-    rows that are given back while a step is in flight can be given out again at once.
+    `schedule` and `update` alternate, but `schedule` may run one step ahead (docs/architecture.md, law 7): then the
+    tokens of the step in flight are counted (`num_in_flight`) although their ids are not known. Since steps run in
+    order, blocks and rows that are given back while a step is in flight can be given out again at once.
     """
 
     def __init__(
         self,
-        pool: BlockPool,
+        kv: KVCache,
         pacer: ChunkPacer,
         policy: SharePolicy,
         *,
-        block_size: int,
         max_num_seqs: int,
         max_num_batched_tokens: int,
         max_model_len: int,
         step_sizes: Sequence[int] = (),
-        prefix_caching: bool = True,
+        chunked_prefill: bool = True,
+        proposer: Proposer | None = None,
         clock: Clock = time.monotonic,
     ) -> None:
         if max_num_batched_tokens < max_num_seqs:
             raise ValueError("every running request must get a token in each step")
-        if pool.num_blocks * block_size < max_model_len:
+        if not kv.holds(max_model_len):
             raise ValueError("the longest request must fit when it runs alone")
-        self.pool = pool
+        self.kv = kv
         self.pacer = pacer
         self.policy = policy
-        self.block_size = block_size
         self.max_num_batched_tokens = max_num_batched_tokens
         self.max_model_len = max_model_len
         self.step_sizes = step_sizes
-        self.prefix_caching = prefix_caching
+        self.chunked_prefill = chunked_prefill
+        self.proposer = proposer
         self.clock = clock
 
         self.requests: dict[str, Request] = {}
@@ -65,7 +65,6 @@ class Scheduler:
         self._free_rows = list(range(max_num_seqs - 1, -1, -1))
         # Of a failed step, or of an engine that died: each must run alone until it has given a token.
         self._suspects: list[Request] = []
-        self._being_computed: set[bytes] = set()  # hashes of prompt blocks that running requests will register
         self._counters = dict.fromkeys(("prefix_cache_queries", "prefix_cache_hits", "num_preemptions"), 0)
 
     # ------------------------------------------------------------------ arrivals and departures
@@ -120,19 +119,19 @@ class Scheduler:
         request = self.policy.first()
         if request is None or request.num_in_flight:
             return
-        needed = self._num_blocks(len(request.token_ids))
-        while not self._free_rows or self.pool.num_available < needed:
+        needed = self.kv.num_blocks(len(request.token_ids))
+        while not self._free_rows or not self.kv.has_room(request):
             victim = self.policy.victim(self.running, request, needed)
             if victim is None:
                 return
             self._preempt(victim)
 
     def _has_room_for(self, request: Request) -> bool:
-        return self._num_blocks(len(request.token_ids)) + self._num_promised() <= self.pool.num_available
+        return self.kv.has_room(request, promised=self.kv.promised(self.running))
 
     def _plan(self, participants: list[Request]) -> SchedulerOutput:
         """Plan a step for these running requests, and for waiting ones."""
-        step = SchedulerOutput([], [], [], [], [])
+        step = SchedulerOutput()
         wanted = [(request, request.num_missing) for request in participants]
         num_decodes = sum(count == 1 for _, count in wanted)
         prompt_budget = self._prompt_budget(num_decodes)  # on top of decodes
@@ -154,121 +153,103 @@ class Scheduler:
 
     def _schedule_running(self, step: SchedulerOutput, wanted: list[tuple[Request, int]], prompt_budget: int) -> int:
         """Give running requests the tokens that they want; returns what is left of the budget for prompts."""
+        num_drafts = 0 if self.proposer is None else MAX_DRAFTS
         for request, count in wanted:
             if request.row < 0:  # preempted for those before it, as are all behind it
                 break
             if count > 1:
                 count = self.policy.take(request, min(count, prompt_budget))
                 prompt_budget -= count
-            if count > 0 and self._grow(request, count, step):
-                self._enter(request, count, step)
+            drafts = self._draft(request, min(prompt_budget, num_drafts)) if count == 1 and num_drafts else []
+            if count > 0 and self._grow(request, count + len(drafts), step):
+                self._enter(request, count, step, drafts)
+                prompt_budget -= len(drafts)
+                num_drafts -= len(drafts)
         return prompt_budget
 
+    def _draft(self, request: Request, most: int) -> list[int]:
+        """Guesses of what a request generates behind the next token, if there may be any.
+
+        Its last token has to be known, and what it samples must not depend on the tokens just before.
+        """
+        if self.proposer is None or request.num_in_flight or request.sampling.looks_back:
+            return []
+        most = min(most, request.max_num_tokens - len(request.token_ids) - 1)
+        return self.proposer.propose(request.token_ids, most)[:most] if most > 0 else []
+
     def _grow(self, request: Request, count: int, step: SchedulerOutput) -> bool:
-        """Make the block table long enough for `count` more tokens; False if the request had to be preempted."""
-        missing = self._num_blocks(request.num_computed_tokens + count) - len(request.block_table)
-        if missing <= 0:
-            return True
-        while self.pool.num_available < missing:
+        """Make the block tables long enough for `count` more tokens; False if the request had to be preempted."""
+        while (appended := self.kv.grow(request, request.num_computed_tokens + count)) is None:
             # It has no part in this step yet, since running requests are planned in this order.
             victim = self.running[-1]
             self._preempt(victim)
             if victim is request:
                 return False
-        blocks = self.pool.allocate(missing)
-        request.block_table += blocks
-        step.new_blocks.append((request.row, blocks))
+        if appended:
+            step.new_blocks.append((request.row, appended))
         return True
 
     def _schedule_waiting(self, step: SchedulerOutput, prompt_budget: int) -> None:
         """Admit waiting requests in order, as far as rows, budget and blocks go."""
-        promised = self._num_promised()
+        promised = self.kv.promised(self.running)
         deferred: list[Request] = []
         while prompt_budget > 0 and len(self._free_rows) > len(deferred) and (request := self.policy.first()):
-            if request.num_in_flight:  # preempted just now
+            num_cached = 0 if request.num_in_flight else self.kv.match(request)
+            # Preempted just now, or others are about to compute what it needs.
+            if request.num_in_flight or self.kv.next_is_being_computed(request, num_cached):
                 self.policy.pop(request)
                 deferred.append(request)
                 continue
-            self._extend_hashes(request, len(request.token_ids))
-            shared = self._find_shared_blocks(request)
-            if self._prefix_is_being_computed(request, len(shared)):
-                self.policy.pop(request)
-                deferred.append(request)
-                continue
-            total = self._num_blocks(len(request.token_ids))
-            if total - len(shared) + self.pool.num_unused(shared) + promised > self.pool.num_available:
+            count = len(request.token_ids) - num_cached
+            if count > prompt_budget:
+                if self.chunked_prefill:
+                    count = prompt_budget
+                elif step.rows:
+                    break
+            if not self.kv.has_room(request, num_cached, promised):
                 break
             self.policy.pop(request)
-            count = min(len(request.token_ids) - len(shared) * self.block_size, prompt_budget)
-            self._admit(request, shared, count, step)
+            self._admit(request, num_cached, count, step)
             prompt_budget -= count
-            promised += total - len(request.block_table)
+            promised = [sum(both) for both in zip(promised, self.kv.promised([request]), strict=True)]
         for request in deferred:
             self.policy.put_back(request)
 
-    def _num_promised(self) -> int:
-        """Blocks that running prompts have yet to ask for: admitting on top of them would only preempt soon after."""
-        return sum(max(0, self._num_blocks(len(r.token_ids)) - len(r.block_table)) for r in self.running)
-
     def _plan_alone(self, request: Request) -> SchedulerOutput:
         """Plan a step for one request, whatever the others hold."""
-        step = SchedulerOutput([], [], [], [], [])
+        step = SchedulerOutput()
         is_running = request.status is RequestStatus.RUNNING
         missing = request.num_missing if is_running else len(request.token_ids)
         count = min(missing, self.max_num_batched_tokens)
         if count == 0 or request.num_in_flight:  # its token will tell whether it still is a suspect
             return step
-        needed = self._num_blocks(request.num_computed_tokens + count) - len(request.block_table)
         others = [other for other in self.running if other is not request]
-        while self.pool.num_available < needed or not (is_running or self._free_rows):
-            self._preempt(others.pop())
         if is_running:
-            self._grow(request, count, step)
+            while (appended := self.kv.grow(request, request.num_computed_tokens + count)) is None:
+                self._preempt(others.pop())
+            if appended:
+                step.new_blocks.append((request.row, appended))
             self._enter(request, count, step)
-        else:
-            self._admit(request, [], count, step)
+            return step
+        while not self._free_rows or not self.kv.has_room(request):
+            self._preempt(others.pop())
+        self._admit(request, 0, count, step)
         return step
 
-    def _may_share(self, request: Request) -> bool:
-        """Logprobs of a prompt need its logits, and so all of its tokens computed."""
-        return self.prefix_caching and request.sampling.prompt_logprobs is None
-
-    def _num_shareable(self, request: Request) -> int:
-        """Full blocks among all tokens but the last, which has to be computed to get the next one's logits."""
-        return (len(request.token_ids) - 1) // self.block_size
-
-    def _find_shared_blocks(self, request: Request) -> list[int]:
-        """Blocks of the prefix cache that the request can start with."""
-        if not self._may_share(request):
-            return []
-        return self.pool.prefix_cache.longest_match(request.block_hashes[: self._num_shareable(request)])
-
-    def _prefix_is_being_computed(self, request: Request, num_shared: int) -> bool:
-        """Whether a running request is about to compute the block that this one needs next.
-
-        Waiting for it for a step or two costs less than computing it twice: so `n` choices share their prompt.
-        """
-        if not self._may_share(request) or num_shared == self._num_shareable(request):
-            return False
-        return request.block_hashes[num_shared] in self._being_computed
-
-    def _admit(self, request: Request, shared: list[int], count: int, step: SchedulerOutput) -> None:
-        self.pool.share(shared)
-        num_cached = len(shared) * self.block_size
-        blocks = self.pool.allocate(self._num_blocks(num_cached + count) - len(shared))
+    def _admit(self, request: Request, num_cached: int, count: int, step: SchedulerOutput) -> None:
+        """Give a request a row and blocks, and enter its first `count` tokens behind the cached ones into the step."""
         if request.status is RequestStatus.WAITING:
             request.scheduled_at = self.clock()
             request.num_cached_tokens = num_cached
             self.policy.charge(request, request.num_prompt_tokens - num_cached, 0)
-        if self.prefix_caching:
+        if self.kv.prefix_caching:
             self._counters["prefix_cache_queries"] += len(request.token_ids)
             self._counters["prefix_cache_hits"] += num_cached
         request.status = RequestStatus.RUNNING
         request.row = self._free_rows.pop()
-        request.block_table = shared + blocks
-        request.num_computed_tokens = num_cached
-        request.num_registered_blocks = len(shared)
-        self._being_computed.update(request.block_hashes[len(shared) :])
+        request.num_admitted_tokens = len(request.token_ids)
+        self.kv.start(request, num_cached)
+        self.kv.grow(request, num_cached + count)
         insort(self.running, request, key=self.policy.order)
         step.new_requests.append(
             NewRequest(
@@ -276,18 +257,22 @@ class Scheduler:
                 token_ids=list(request.token_ids),
                 num_prompt_tokens=request.num_prompt_tokens,
                 num_computed_tokens=num_cached,
-                block_ids=list(request.block_table),
+                block_ids=[list(table) for table in request.block_tables],
                 num_prompt_logprobs=request.num_prompt_logprobs,
                 sampling=request.sampling,
+                extras=request.extras,
             )
         )
         self._enter(request, count, step)
 
-    def _enter(self, request: Request, count: int, step: SchedulerOutput) -> None:
-        """Enter `count` tokens of a request into the step."""
+    def _enter(self, request: Request, count: int, step: SchedulerOutput, drafts: Sequence[int] = ()) -> None:
+        """Enter `count` tokens of a request into the step, and drafts behind them."""
         step.rows.append(request.row)
         step.request_ids.append(request.request_id)
-        step.num_scheduled_tokens.append(count)
+        step.num_scheduled_tokens.append(count + len(drafts))
+        if drafts:
+            step.drafts[request.row] = list(drafts)
+            request.num_drafts = len(drafts)
         request.num_computed_tokens += count
         if request.num_computed_tokens == len(request.token_ids) + request.num_in_flight:
             request.num_in_flight += 1
@@ -306,35 +291,42 @@ class Scheduler:
         """Take in what a step gave after `seconds`; returns the news for clients."""
         outputs = []
         now = self.clock()
-        for index, (request_id, token) in enumerate(zip(step.request_ids, result.token_ids, strict=True)):
+        for index, (request_id, tokens) in enumerate(zip(step.request_ids, result.token_ids, strict=True)):
             request = self.requests.get(request_id)
             if request is None:  # ended while the step ran
                 continue
             prompt_logprobs = result.prompt_logprobs.get(index)
-            if token == NOT_A_NUMBER:
-                self.pool.clear_prefix_cache()  # its blocks may hold no numbers either
-                output = self._finish(request, [], FinishReason.ERROR, "the model's output is not a number")
-            elif token == NOTHING_ALLOWED:
-                output = self._finish(
-                    request, [], FinishReason.ERROR, "no text matches the grammar, or none that is simple enough"
-                )
-                output.blames_request = True
-            elif token != NOT_SAMPLED:
-                output = self._take_token(request, token, now)
-                self.policy.charge(request, 0, 1)
-                if index in result.logprobs and output.token_ids:
-                    output.logprobs = [result.logprobs[index]]
-            else:
-                self._register_blocks(request)
+            if index in result.vectors:
+                request.first_token_at = now
+                output = self._finish(request, [], FinishReason.STOP)
+                output.vector = result.vectors[index]
+            elif not tokens:
+                self.kv.commit(request)
                 if not prompt_logprobs:
                     continue
                 output = self._output(request, [])
+            elif tokens[-1] < 0:
+                output = self._fail(request, tokens[-1])
+            else:
+                output = self._take_tokens(request, tokens, now)
+                if index in result.logprobs:
+                    output.logprobs = result.logprobs[index][: len(output.token_ids)]
             if prompt_logprobs:
                 output.prompt_logprobs = prompt_logprobs
                 request.num_prompt_logprobs += len(prompt_logprobs)
             outputs.append(output)
         self.policy.observe(*step.decodes_and_prompt_tokens, seconds)
         return outputs
+
+    def _fail(self, request: Request, fault: int) -> RequestOutput:
+        """End a request for which no token can be sampled."""
+        if fault == NOTHING_ALLOWED:
+            reason = "no text matches the grammar, or none that is simple enough"
+            output = self._finish(request, [], FinishReason.ERROR, reason)
+            output.blames_request = True
+            return output
+        self.kv.forget()  # its blocks may hold no numbers either
+        return self._finish(request, [], FinishReason.ERROR, "the model's output is not a number")
 
     def recover(self, step: SchedulerOutput, was_too_large: bool = False) -> list[RequestOutput]:
         """After a step that failed: end the request that is to blame, or run the step's requests apart to find it.
@@ -352,9 +344,9 @@ class Scheduler:
         for request in self.running[::-1]:
             self._preempt(request)
         for request in self.requests.values():
-            request.num_in_flight = 0
+            request.num_in_flight = request.num_drafts = 0
         self.policy.forget_planned()
-        self.pool.clear_prefix_cache()
+        self.kv.forget()
         return outputs
 
     def shrink(self, step: SchedulerOutput) -> None:
@@ -373,25 +365,34 @@ class Scheduler:
         limits = (self.max_num_batched_tokens, num_rows)
         log.warning("out of memory: from now on up to %d tokens and %d requests in a step", *limits)
 
-    def _take_token(self, request: Request, token: int, now: float) -> RequestOutput:
-        """Append a sampled token and see whether it ends the request."""
+    def _take_tokens(self, request: Request, tokens: list[int], now: float) -> RequestOutput:
+        """Append sampled tokens, as far as none of them ends the request."""
         request.num_in_flight -= 1
+        request.num_drafts = 0
+        if request.status is RequestStatus.RUNNING:
+            request.num_computed_tokens += len(tokens) - 1
         if request in self._suspects:
             self._suspects.remove(request)
-        sampling = request.sampling
-        if sampling.max_tokens == 0:
+        if request.sampling.max_tokens == 0:
             return self._finish(request, [], FinishReason.LENGTH)
         is_first = request.first_token_at == 0.0
         if is_first:
             request.first_token_at = now
-        request.token_ids.append(token)
-        if request.num_computed_tokens // self.block_size > request.num_registered_blocks:
-            self._register_blocks(request)
-        if token in sampling.stop_token_ids:
-            return self._finish(request, [token], FinishReason.STOP)
-        if len(request.token_ids) >= request.max_num_tokens:
-            return self._finish(request, [token], FinishReason.LENGTH)
-        output = self._output(request, [token])
+        reason = None
+        for count, token in enumerate(tokens, 1):
+            request.token_ids.append(token)
+            if token in request.sampling.stop_token_ids:
+                reason = FinishReason.STOP
+            elif len(request.token_ids) >= request.max_num_tokens:
+                reason = FinishReason.LENGTH
+            if reason:
+                tokens = tokens[:count]
+                break
+        self.policy.charge(request, 0, len(tokens))
+        self.kv.commit(request)
+        if reason:
+            return self._finish(request, tokens, reason)
+        output = self._output(request, tokens)
         if is_first:
             output.timing = _timing(request, 0.0)
         return output
@@ -421,41 +422,8 @@ class Scheduler:
         """Give back a running request's row and blocks."""
         self.running.remove(request)
         self._free_rows.append(request.row)
-        self._being_computed.difference_update(request.block_hashes[request.num_registered_blocks :])
-        self.pool.free(request.block_table)
-        request.block_table = []
-        request.num_computed_tokens = 0
-        request.num_registered_blocks = 0
+        self.kv.free(request)
         request.row = -1
-
-    # ------------------------------------------------------------------ blocks
-
-    def _num_blocks(self, num_tokens: int) -> int:
-        return -(-num_tokens // self.block_size)
-
-    def _extend_hashes(self, request: Request, num_tokens: int) -> None:
-        """Hash the request's full blocks among its first `num_tokens` tokens, as far as not done before."""
-        if not self.prefix_caching:
-            return
-        hashes = request.block_hashes
-        for start in range(len(hashes) * self.block_size, num_tokens - self.block_size + 1, self.block_size):
-            parent = hashes[-1] if hashes else root_hash(request.cache_salt)
-            hashes.append(hash_block(parent, request.token_ids[start : start + self.block_size]))
-
-    def _register_blocks(self, request: Request) -> None:
-        """Tell the prefix cache of blocks that have become full.
-
-        Blocks that the step in flight fills count too: whoever shares them reads them in a later step.
-        """
-        if not self.prefix_caching or request.status is not RequestStatus.RUNNING:
-            return
-        known = min(request.num_computed_tokens, len(request.token_ids))
-        self._extend_hashes(request, known)
-        for index in range(request.num_registered_blocks, known // self.block_size):
-            block_hash = request.block_hashes[index]
-            self.pool.prefix_cache.insert(block_hash, request.block_table[index])
-            self._being_computed.discard(block_hash)
-        request.num_registered_blocks = known // self.block_size
 
     # ------------------------------------------------------------------ what can be seen from outside
 
@@ -465,7 +433,7 @@ class Scheduler:
         return EngineStats(
             num_running=len(self.running),
             num_waiting=len(self.requests) - len(self.running),
-            kv_cache_usage=self.pool.num_used / self.pool.num_blocks,
+            kv_cache_usage=self.kv.usage,
             step_tokens=num_tokens,
             step_seconds=seconds,
             **counters,

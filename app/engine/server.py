@@ -12,15 +12,12 @@ import math
 import os
 import signal
 import sys
-from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
 
 import msgspec
 import zmq
 
-from app.checkpoint.folder import ModelFolder
 from app.core.heartbeat import EngineHeartbeat
 from app.core.parent import read_settings, remove_if_orphan, when_parent_ends
 from app.core.wire import (
@@ -34,11 +31,11 @@ from app.core.wire import (
     HelloCommand,
     StepOutputs,
 )
-from app.engine.build import build_encoder_engine, build_engine
+from app.engine.build import build_engine
+from app.engine.core import EngineCore
 from app.engine.outbox import Outbox
 from app.errors import EXIT_STARTUP_ERROR, StartupError
 from app.log import configure_logging
-from app.settings import Settings
 
 log = logging.getLogger(__name__)
 
@@ -48,41 +45,6 @@ _LOOKS = 8
 """Share of the time that is left after which to look again whether a step has ended."""
 _BEATS = 10
 """Signs of life that an idle engine gives in the time after which it counts as hung."""
-
-
-class Core(Protocol):
-    """What runs requests step by step: `EngineCore`, or `EncoderCore` where the model is an encoder."""
-
-    @property
-    def has_work(self) -> bool:
-        """Whether there is something for `step` to do."""
-        ...
-
-    @property
-    def spare_seconds(self) -> float:
-        """How long `step` can wait for more to come, and nothing with it."""
-        ...
-
-    def admit_compiled(self) -> bool:
-        """Take in what was being prepared; whether there is more to wait for."""
-        ...
-
-    def add(self, command: Any) -> None:
-        """Queue a request: of the kind that the model can do, which API workers see to."""
-        ...
-
-    def abort(self, request_ids: Sequence[str]) -> None:
-        """End these requests now; unknown ids are ignored."""
-        ...
-
-    def step(self) -> StepOutputs:
-        """Run one step."""
-        ...
-
-    @property
-    def suspect(self) -> str:
-        """The request that the next step is for alone, because it may end this process; else empty."""
-        ...
 
 
 class EngineServer:
@@ -110,7 +72,7 @@ class EngineServer:
         self._outbox_of: dict[str, Outbox] = {}
         """By open request."""
 
-    def run(self, core: Core, ready: EngineReady) -> None:
+    def run(self, core: EngineCore, ready: EngineReady) -> None:
         """Serve until the process ends."""
         while True:
             compiles, has_told = core.admit_compiled(), self._flush()
@@ -128,7 +90,7 @@ class EngineServer:
                     self._heartbeat.end_step()
                 self._publish(message)
 
-    def _receive(self, core: Core, ready: EngineReady) -> None:
+    def _receive(self, core: EngineCore, ready: EngineReady) -> None:
         """Take in all commands that have arrived."""
         while self._socket.poll(0):
             worker, payload = self._socket.recv_multipart()
@@ -142,7 +104,7 @@ class EngineServer:
                 case AbortCommand(request_ids):
                     core.abort(request_ids)
 
-    def _greet(self, worker: bytes, core: Core) -> None:
+    def _greet(self, worker: bytes, core: EngineCore) -> None:
         """Take in a new API worker: the clients of an earlier one of its name are gone."""
         earlier = self._outboxes.get(worker)
         orphans = [request_id for request_id, outbox in self._outbox_of.items() if outbox is earlier]
@@ -182,12 +144,6 @@ class EngineServer:
         return True
 
 
-def _build(settings: Settings, folder: Path) -> tuple[Core, EngineReady]:
-    """The engine that the model in a folder needs."""
-    encoder = None if settings.worker == "echo" else ModelFolder(folder).encoder
-    return build_encoder_engine(settings, folder, encoder) if encoder else build_engine(settings, folder)
-
-
 def _end(address: str) -> None:
     """The parent is gone. Nothing of this process, which may hang, is to keep it from ending."""
     remove_if_orphan(address)
@@ -205,7 +161,7 @@ def main() -> None:
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
     try:
-        core, ready = _build(settings, Path(model_folder))
+        core, ready = build_engine(settings, Path(model_folder))
         server = EngineServer(address, settings.step_timeout)
     except StartupError as error:
         log.error("%s", error)

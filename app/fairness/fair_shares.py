@@ -95,7 +95,7 @@ class FairShares:
             for request in reversed(running)
             if request.tenant in self._shares.exceeded
             and self._queue.counter(request.tenant) >= counter
-            and request.num_missing <= 1
+            and request.has_progressed
         )
         return next(victims, None)
 

@@ -7,7 +7,8 @@ dimension and no padding. Parameters have the names they have in checkpoints, bu
 import torch
 from torch import Tensor, nn
 
-from app.attention.layer import Attention, AttentionConfig, HeadNorms
+from app.attention.config import AttentionConfig, HeadNorms
+from app.attention.layer import Attention
 from app.checkpoint.families import DecoderConfig, NotCarriedError
 from app.kernels.ops import ACTIVATIONS, gated
 from app.layers.linear import Head, Linear, MergedLinear

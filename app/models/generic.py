@@ -13,8 +13,9 @@ from transformers import __version__ as version
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from app.attention.backends.torch_paged import TorchPagedBackend
+from app.attention.config import AttentionConfig, LayerCache
 from app.attention.context import ForwardContext, forward_context
-from app.attention.layer import Attention, AttentionConfig
+from app.attention.layer import Attention
 from app.checkpoint.folder import ModelFolder
 from app.errors import ModelError
 from app.models.fusion import fuse
@@ -72,9 +73,9 @@ class _Blind(TorchPagedBackend):
     def store(self, *_arguments: Any) -> None:
         """Nothing is kept."""
 
-    def attend(self, layer: Attention, q: Tensor, _metadata: object) -> Tensor:
+    def attend(self, cache: LayerCache, q: Tensor, _metadata: object) -> Tensor:
         """Zeros."""
-        return q.new_zeros(q.shape[0], layer.config.num_heads * layer.config.v_head_dim)
+        return q.new_zeros(q.shape[0], cache.config.num_heads * cache.config.v_head_dim)
 
 
 class _Hidden:

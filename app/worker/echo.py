@@ -7,9 +7,9 @@ from concurrent.futures import Future
 from pathlib import Path
 
 from app.checkpoint.folder import ModelFolder
-from app.core.step import NOT_SAMPLED, BuiltWorker, ModelRunnerOutput, SchedulerOutput
+from app.core.step import BuiltWorker, KVGroup, ModelRunnerOutput, SchedulerOutput
 from app.settings import Settings
-from app.worker.limits import initial_limits, with_blocks
+from app.worker.limits import initial_limits, with_groups
 
 _NUM_BLOCKS = 65536
 _MAX_MODEL_LEN = 8192
@@ -30,11 +30,11 @@ class EchoWorker:
             self._prompt[request.row] = request.token_ids[: request.num_prompt_tokens]
             self._num_known[request.row] = len(request.token_ids)
             self._num_computed[request.row] = request.num_computed_tokens
-        tokens = []
+        tokens: list[list[int]] = []
         for row, count in zip(step.rows, step.num_scheduled_tokens, strict=True):
             position = self._num_computed[row] = self._num_computed[row] + count
             prompt = self._prompt[row]
-            tokens.append(prompt[position % len(prompt)] if position >= self._num_known[row] else NOT_SAMPLED)
+            tokens.append([prompt[position % len(prompt)]] if position >= self._num_known[row] else [])
         done: Future[ModelRunnerOutput] = Future()
         done.set_result(ModelRunnerOutput(tokens))
         return done
@@ -50,7 +50,7 @@ def build_echo_worker(settings: Settings, path: Path) -> BuiltWorker:
     """A worker with the vocabulary of the model in a folder, and nothing else of it. Raises StartupError."""
     vocab_size = ModelFolder(path).vocab_size
     limits = initial_limits(settings, settings.max_model_len or _MAX_MODEL_LEN, is_fast=True)
-    limits = with_blocks(limits, settings, settings.num_kv_blocks or _NUM_BLOCKS)
+    limits = with_groups(limits, settings, (KVGroup(settings.num_kv_blocks or _NUM_BLOCKS),))
     return BuiltWorker(
         worker=EchoWorker(limits.max_num_seqs),
         limits=limits,

@@ -8,7 +8,7 @@ from transformers import AutoModel, AutoModelForSequenceClassification
 
 from app.checkpoint.encoders import EncoderConfig
 from app.checkpoint.folder import ModelFolder
-from app.core.step import BuiltEncoder
+from app.core.step import BuiltWorker
 from app.errors import ModelError
 from app.layers.linear import finish
 from app.layers.methods import choose
@@ -22,7 +22,7 @@ _TOKENS = 4096
 """Of a step, unless settings say something else."""
 
 
-def build_encoder(settings: Settings, path: Path, config: EncoderConfig) -> BuiltEncoder:
+def build_encoder(settings: Settings, path: Path, config: EncoderConfig) -> BuiltWorker:
     """Load the encoder in a folder. Raises StartupError."""
     folder, began = ModelFolder.open(path), time.monotonic()
     resolved = resolve(settings, folder)
@@ -37,14 +37,16 @@ def build_encoder(settings: Settings, path: Path, config: EncoderConfig) -> Buil
         adopt_all(model)
         finish(model, method)
     max_len = min(config.max_len, settings.max_model_len or config.max_len)
+    max_tokens = max(max_len, settings.max_num_batched_tokens or _TOKENS)
     limits = replace(
         resolved.limits,
         max_model_len=max_len,
-        max_num_batched_tokens=max(max_len, settings.max_num_batched_tokens or _TOKENS),
-        max_num_seqs=settings.max_num_seqs or _TOKENS,
+        max_num_batched_tokens=max_tokens,
+        max_num_seqs=min(settings.max_num_seqs or _TOKENS, max_tokens),
+        chunked_prefill=False,
     )
     runner = EncoderRunner(model, config, resolved.device, model.config.pad_token_id or 0)
-    return BuiltEncoder(
+    return BuiltWorker(
         worker=runner,
         limits=limits,
         architecture=folder.architecture,

@@ -1,13 +1,15 @@
 """Runs an encoder on many inputs at once: those of nearly the same length together, so that little is padding."""
 
 from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from inspect import signature
 
 import torch
 from torch import Tensor, nn
 
 from app.checkpoint.encoders import EncoderConfig
-from app.core.wire import EncodeCommand
+from app.core.step import ModelRunnerOutput, NewRequest, SchedulerOutput
+from app.worker.faults import named_faults
 
 _MOST_PADDING = 4
 """Inputs of a batch are at most a quarter shorter than its longest, or ..."""
@@ -16,33 +18,57 @@ _SHORT = 4
 
 
 class EncoderRunner:
-    """transformers' own model, which reads padded batches."""
+    """The worker of an encoder: transformers' own model, which reads padded batches, and keeps nothing between steps.
+
+    See `app.core.step.Worker`. An input is done after one step, which computes all of it.
+    """
 
     def __init__(self, model: nn.Module, config: EncoderConfig, device: torch.device, pad_id: int) -> None:
         self.model = model
         self.config = config
         self.device = device
         self._pad_id = pad_id
+        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="encoder")
         self._has_types = "token_type_ids" in signature(model.forward).parameters
 
+    def submit(self, step: SchedulerOutput) -> Future[ModelRunnerOutput]:
+        """See `app.core.step.Worker`."""
+        return self._thread.submit(self._execute, step)
+
+    def compile_grammar(self, grammar: str) -> Future[None]:  # noqa: ARG002
+        """See `app.core.step.Worker`."""
+        refused: Future[None] = Future()
+        refused.set_exception(ValueError("an encoder generates no text"))
+        return refused
+
+    def _execute(self, step: SchedulerOutput) -> ModelRunnerOutput:
+        with named_faults():
+            vectors = self.encode(step.new_requests)
+        by_row = {request.row: vector for request, vector in zip(step.new_requests, vectors, strict=True)}
+        return ModelRunnerOutput(
+            [[] for _ in step.rows], vectors={index: by_row[row] for index, row in enumerate(step.rows)}
+        )
+
     @torch.inference_mode()
-    def encode(self, commands: Sequence[EncodeCommand]) -> list[bytes]:
-        """See `app.core.step.EncoderWorker`."""
-        vectors = [b""] * len(commands)
-        order = sorted(range(len(commands)), key=lambda index: len(commands[index].token_ids))
-        for indices in _batches(order, [len(commands[index].token_ids) for index in order]):
-            outputs = self._run([commands[index] for index in indices]).float().cpu().numpy()
+    def encode(self, requests: Sequence[NewRequest]) -> list[bytes]:
+        """Compute inputs; float32 numbers for each: the embedding, or the logit of each label."""
+        vectors = [b""] * len(requests)
+        order = sorted(range(len(requests)), key=lambda index: len(requests[index].token_ids))
+        for indices in _batches(order, [len(requests[index].token_ids) for index in order]):
+            outputs = self._run([requests[index] for index in indices]).float().cpu().numpy()
             for index, vector in zip(indices, outputs, strict=True):
                 vectors[index] = vector.tobytes()
         return vectors
 
-    def _run(self, commands: list[EncodeCommand]) -> Tensor:
+    def _run(self, requests: list[NewRequest]) -> Tensor:
         """(inputs, hidden_size), or (inputs, labels) of a classifier."""
-        lengths = torch.tensor([len(command.token_ids) for command in commands], device=self.device)
+        lengths = torch.tensor([len(request.token_ids) for request in requests], device=self.device)
         longest = int(lengths.max())
-        inputs = {"input_ids": self._padded([command.token_ids for command in commands], longest, self._pad_id)}
+        inputs = {"input_ids": self._padded([request.token_ids for request in requests], longest, self._pad_id)}
         if self._has_types:
-            inputs["token_type_ids"] = self._padded([command.type_ids for command in commands], longest, 0)
+            inputs["token_type_ids"] = self._padded(
+                [request.extras.type_ids or [0] * len(request.token_ids) for request in requests], longest, 0
+            )
         mask = torch.arange(longest, device=self.device) < lengths[:, None]
         if longest > int(lengths.min()):
             inputs["attention_mask"] = mask.long()

@@ -1,27 +1,28 @@
 """Building a worker from settings."""
 
-import logging
-import os
 import time
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
-from app.attention.backends.torch_paged import TorchPagedBackend
+from app.attention.backends.base import AttentionBackend
+from app.attention.registry import choose_backend
 from app.checkpoint.folder import ModelFolder
-from app.core.sampling import SamplingParams
-from app.core.step import BuiltWorker, Limits, NewRequest, SchedulerOutput, Worker
+from app.core.step import MAX_DRAFTS, BuiltWorker, Limits, Worker
 from app.errors import StartupError
 from app.grammar.masks import GrammarMasks
-from app.kernels.ops import CPU_DTYPES, HAS_TRITON, keep_compiled
+from app.kernels.ops import keep_compiled
 from app.models.loader import LoadedModel, load_model
 from app.settings import Settings, cache_folder
-from app.worker.kv_storage import bind_kv_cache, bytes_per_block
-from app.worker.model_runner import ModelRunner
+from app.worker.batch import InputBatch
+from app.worker.execution import Eager, Execution
+from app.worker.kv_storage import bind_kv_cache, group_layers
+from app.worker.model_state import NoState
 from app.worker.resolve import Resolved, resolve, resolve_blocks
-
-log = logging.getLogger(__name__)
+from app.worker.runner import ModelRunner
+from app.worker.sampling.base import Sampling
 
 
 def build_worker(settings: Settings, path: Path) -> BuiltWorker:
@@ -34,12 +35,8 @@ def build_worker(settings: Settings, path: Path) -> BuiltWorker:
     try:
         loaded = load_model(folder, settings, resolved.dtype, resolved.device, resolved.limits.max_model_len)
         clock.lap("load_weights")
-        chosen = _choose_backend(settings, resolved)
         grammars = GrammarMasks(path, loaded.vocab_size)
-        if chosen == "triton":
-            worker, limits = _build_gpu_runner(settings, resolved, loaded, grammars, clock)
-        else:
-            worker, limits = _build_runner(settings, resolved, loaded, grammars, clock, _backend(chosen))
+        worker, limits = _build_runner(settings, resolved, loaded, grammars, clock)
     except torch.cuda.OutOfMemoryError as error:
         raise StartupError(
             f"the GPU's memory does not suffice: {error}. Lower gpu_memory_utilization if other programs use this GPU, "
@@ -57,112 +54,64 @@ def build_worker(settings: Settings, path: Path) -> BuiltWorker:
     )
 
 
-def _choose_backend(settings: Settings, resolved: Resolved) -> str:
-    """Whose kernels attend; StartupError if they cannot on this device."""
-    on_gpu, asked = resolved.device.type == "cuda", settings.attention_backend
-    # Triton's interpreter runs its kernels anywhere, if slowly: for tests.
-    fits = {
-        "triton": HAS_TRITON and (on_gpu or bool(os.environ.get("TRITON_INTERPRET"))),
-        "cpu": not on_gpu and resolved.dtype in CPU_DTYPES,
-        "torch": True,
-    }
-    if asked != "auto":
-        if not fits[asked]:
-            raise StartupError(f"attention_backend: {asked} does not run on {resolved.device} with {resolved.dtype}")
-        return asked
-    chosen = ("triton" if HAS_TRITON else "torch") if on_gpu else "cpu" if fits["cpu"] else "torch"
-    reasons = {
-        "triton": "kernels that CUDA graphs can hold",
-        "cpu": "kernels that read KV blocks in place",
-        "torch": "no other kernels for this device and dtype",
-    }
-    log.info("attention backend %s: %s", chosen, reasons[chosen])
-    return chosen
-
-
-def _backend(chosen: str) -> TorchPagedBackend:
-    if chosen == "cpu":
-        from app.attention.backends.cpu_paged import CpuPagedBackend  # Numba is for the CPU only
-
-        return CpuPagedBackend()
-    return TorchPagedBackend()
-
-
 def _build_runner(
-    settings: Settings,
-    resolved: Resolved,
-    loaded: LoadedModel,
-    grammars: GrammarMasks,
-    clock: "_PhaseClock",
-    backend: TorchPagedBackend,
-) -> tuple[Worker, Limits]:
-    """A worker that runs steps as they come."""
-    device, dtype, layers = resolved.device, resolved.dtype, loaded.attention_layers
-    limits = resolve_blocks(settings, resolved, bytes_per_block(layers, settings.block_size, dtype))
-    bind_kv_cache(layers, backend, limits.num_blocks, settings.block_size, dtype, device)
-    clock.lap("allocate_kv_cache")
-    runner = ModelRunner(
-        loaded,
-        backend,
-        device,
-        grammars,
-        max_num_seqs=limits.max_num_seqs,
-        max_model_len=limits.max_model_len,
-        block_size=settings.block_size,
-    )
-    _warm_up(runner, min(2, limits.max_model_len - 1))
-    clock.lap("warm_up")
-    return runner, limits
-
-
-def _build_gpu_runner(
     settings: Settings, resolved: Resolved, loaded: LoadedModel, grammars: GrammarMasks, clock: "_PhaseClock"
 ) -> tuple[Worker, Limits]:
-    """A worker that replays recorded steps."""
-    from app.attention.backends.triton_paged import TritonPagedBackend
-    from app.worker.gpu_runner import GpuRunner
-
-    device, dtype, layers = resolved.device, resolved.dtype, loaded.attention_layers
-    backend = TritonPagedBackend([layer.config for layer in layers])
-    runner = GpuRunner(
-        loaded,
-        backend,
-        device,
-        grammars,
-        max_num_seqs=resolved.limits.max_num_seqs,
-        max_num_batched_tokens=resolved.limits.max_num_batched_tokens,
-        max_model_len=resolved.limits.max_model_len,
-        block_size=settings.block_size,
+    """Put a runner together, give it its KV blocks, and have it do all that is done once."""
+    device, layers, limits = resolved.device, loaded.attention_layers, resolved.limits
+    chosen = choose_backend(settings.attention_backend, device, resolved.dtype)
+    groups = group_layers(layers, limits.max_model_len, settings.block_size, resolved.kv_dtype)
+    backend = chosen.make([layer.config for layer in layers], len(groups))
+    max_entries = limits.max_num_seqs + MAX_DRAFTS
+    execution, sampling = _execution(chosen.is_recordable, limits, backend, loaded.vocab_size, max_entries, device)
+    runner = ModelRunner(
+        loaded=loaded,
+        state=NoState(),
+        backend=backend,
+        execution=execution,
+        sampling=sampling,
+        grammars=grammars,
+        batch=InputBatch(limits.max_num_seqs, limits.max_model_len, settings.block_size, len(groups)),
+        max_entries=max_entries,
+        device=device,
     )
-    activations = 0
-    if device.type == "cuda":
-        bind_kv_cache(layers, backend, 1, settings.block_size, dtype, device)  # to measure without
-        runner.compile()
-        clock.lap("compile_kernels")
-        activations = runner.measure_activations()
-        clock.lap("measure_memory")
-    block_bytes = bytes_per_block(layers, settings.block_size, dtype)
-    limits = resolve_blocks(settings, resolved, block_bytes, activations)
-    bind_kv_cache(layers, backend, limits.num_blocks, settings.block_size, dtype, device)
+    storage = backend, settings.block_size, resolved.kv_dtype, device
+    bind_kv_cache(groups, [1] * len(groups), *storage)  # to measure without
+    memory = runner.measure_memory()
+    clock.lap("measure_memory")
+    limits = resolve_blocks(settings, resolved, groups, memory)
+    bind_kv_cache(groups, [group.num_blocks for group in limits.groups], *storage)
     clock.lap("allocate_kv_cache")
     runner.prepare()
-    clock.lap("record_graphs")
-    return runner, replace(limits, step_sizes=tuple(runner.token_sizes))
+    clock.lap("warm_up")
+    return runner, replace(limits, step_sizes=execution.step_sizes)
 
 
-def _warm_up(runner: ModelRunner, prompt_len: int) -> None:
-    """Run a prefill and a decode, so that no request pays for first-time work. Block 0 is overwritten later."""
-    request = NewRequest(
-        row=0,
-        token_ids=[0] * prompt_len,
-        num_prompt_tokens=prompt_len,
-        num_computed_tokens=0,
-        block_ids=[0],
-        num_prompt_logprobs=0,
-        sampling=SamplingParams(max_tokens=2, seed=0, top_k=2),
-    )
-    runner.submit(SchedulerOutput([request], [], [0], ["warm-up"], [prompt_len])).result()
-    runner.submit(SchedulerOutput([], [], [0], ["warm-up"], [1])).result()
+def _execution(
+    is_recordable: bool,
+    limits: Limits,
+    backend: AttentionBackend[Any],
+    vocab_size: int,
+    max_entries: int,
+    device: torch.device,
+) -> tuple[Execution, Sampling]:
+    """How steps run, and what samples. Each imports kernels that only its device has."""
+    if is_recordable:
+        from app.worker.recorded import Recorded
+        from app.worker.sampling.gpu import GpuSampling
+
+        recorded = Recorded(
+            device,
+            max_num_seqs=limits.max_num_seqs,
+            max_entries=max_entries,
+            max_num_batched_tokens=limits.max_num_batched_tokens,
+            long_past=backend.long_past if limits.max_model_len > backend.long_past else None,
+        )
+        return recorded, GpuSampling(limits.max_num_seqs, max_entries, vocab_size, device)
+    from app.worker.sampling.cpu import CpuSampling
+
+    eager = Eager(limits.max_num_seqs, limits.max_num_batched_tokens)
+    return eager, CpuSampling(limits.max_num_seqs, max_entries, vocab_size, device)
 
 
 class _PhaseClock:

@@ -3,7 +3,7 @@
 import logging
 from dataclasses import replace
 
-from app.core.step import Limits
+from app.core.step import KVGroup, Limits
 from app.errors import StartupError
 from app.settings import Settings
 
@@ -11,13 +11,13 @@ log = logging.getLogger(__name__)
 
 
 def initial_limits(settings: Settings, max_model_len: int, is_fast: bool) -> Limits:
-    """What can be said before there are KV blocks: `num_blocks` is 0. `is_fast`: a step takes as long as on a GPU.
+    """What can be said before there are KV blocks: there are no `groups`. `is_fast`: a step takes as long as on a GPU.
 
     Raises StartupError for settings that contradict each other.
     """
     max_num_seqs = settings.max_num_seqs or (256 if is_fast else 64)
     limits = Limits(
-        num_blocks=0,
+        groups=(),
         max_model_len=max_model_len,
         max_num_seqs=max_num_seqs,
         max_num_batched_tokens=settings.max_num_batched_tokens or max(8192 if is_fast else 512, max_num_seqs),
@@ -37,16 +37,21 @@ def initial_limits(settings: Settings, max_model_len: int, is_fast: bool) -> Lim
     return limits
 
 
-def with_blocks(limits: Limits, settings: Settings, num_blocks: int) -> Limits:
-    """The limits with this many KV blocks: they have to hold one longest request.
+def with_groups(limits: Limits, settings: Settings, groups: tuple[KVGroup, ...]) -> Limits:
+    """The limits with this KV memory: it has to hold one longest request.
 
-    If they do not, max_model_len shrinks; but one that was asked for raises StartupError.
+    If it does not, max_model_len shrinks; but one that was asked for raises StartupError.
     """
     block_size = settings.block_size
-    longest = min(limits.max_model_len, num_blocks * block_size)
+    longest = limits.max_model_len
+    for group in groups:
+        # A window's blocks hold any request, if there are enough for the window and a step.
+        held = limits.max_model_len if group.window is None else group.window + limits.max_num_batched_tokens
+        if group.num_blocks * block_size < min(held + 2 * block_size * (group.window is not None), longest):
+            longest = min(longest, group.num_blocks * block_size)
     if longest < limits.max_model_len and (settings.max_model_len or longest < 2):
         raise StartupError(
-            f"{num_blocks} KV blocks are too few: one request of {limits.max_model_len} tokens needs "
+            f"{longest // block_size} KV blocks are too few: one request of {limits.max_model_len} tokens needs "
             f"{-(-limits.max_model_len // block_size)}. Lower max_model_len, or raise num_kv_blocks or kv_cache_memory"
         )
     if longest < limits.max_model_len:
@@ -55,4 +60,4 @@ def with_blocks(limits: Limits, settings: Settings, num_blocks: int) -> Limits:
             longest,
             limits.max_model_len,
         )
-    return replace(limits, num_blocks=num_blocks, max_model_len=longest)
+    return replace(limits, groups=groups, max_model_len=longest)

@@ -6,6 +6,8 @@ How much is done at once is in `app.worker.limits`, since workers without a mode
 import logging
 import os
 import re
+from bisect import bisect_right
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,7 +19,9 @@ from app.core.step import Limits
 from app.errors import StartupError
 from app.layers.methods.onednn import has_bfloat16
 from app.settings import Settings
-from app.worker.limits import initial_limits, with_blocks
+from app.worker.execution import StepMemory
+from app.worker.kv_storage import LayerGroup, bytes_of, size_groups
+from app.worker.limits import initial_limits, with_groups
 
 log = logging.getLogger(__name__)
 
@@ -30,10 +34,6 @@ _KV_SHARE_OF_MEMORY = 0.5
 """Of the memory that is free once the weights are loaded. The rest is for activations, and for other programs."""
 
 
-_GRAPHS = 2**30
-"""What CUDA graphs take on top of the memory of what they record."""
-
-
 @dataclass(frozen=True)
 class Resolved:
     """What the engine runs with."""
@@ -42,6 +42,11 @@ class Resolved:
     dtype: torch.dtype
     limits: Limits
     """Without KV blocks, until the weights are loaded."""
+
+    @property
+    def kv_dtype(self) -> torch.dtype:
+        """Of K and V in the cache: that of the weights."""
+        return self.dtype
 
 
 def resolve(settings: Settings, folder: ModelFolder) -> Resolved:
@@ -96,44 +101,54 @@ def _max_model_len(settings: Settings, folder: ModelFolder) -> int:
     return length
 
 
-def resolve_blocks(settings: Settings, resolved: Resolved, bytes_per_block: int, activations: int = 0) -> Limits:
+def resolve_blocks(settings: Settings, resolved: Resolved, groups: Sequence[LayerGroup], memory: StepMemory) -> Limits:
     """Decide on the KV blocks; call it when the weights are loaded. StartupError if they do not suffice.
 
-    `activations`: bytes that a step takes on a GPU, as measured.
+    `memory`: what steps take, as measured.
     """
-    limits = resolved.limits
+    limits, block_size = resolved.limits, settings.block_size
+    most = [g.most_blocks(block_size, limits.max_num_seqs, limits.max_num_batched_tokens) for g in groups]
+    useful = -(-limits.max_model_len // block_size) * limits.max_num_seqs
+
+    def fitting(size: int) -> int:
+        """The largest number of blocks that these bytes hold."""
+        return bisect_right(
+            range(1, useful + 1), size, key=lambda count: bytes_of(groups, size_groups(groups, count, most))
+        )
+
     if settings.num_kv_blocks:
         num_blocks, reason = settings.num_kv_blocks, "as set"
     elif settings.kv_cache_memory:
-        num_blocks, reason = settings.kv_cache_memory // bytes_per_block, "of kv_cache_memory"
+        num_blocks, reason = fitting(settings.kv_cache_memory), "of kv_cache_memory"
     else:
         free = _free_memory(resolved.device)
         if resolved.device.type == "cuda":
-            usable, share = _gpu_memory_left(settings, resolved.device, free, activations), 1.0
+            usable, share = _gpu_memory_left(settings, resolved.device, free, memory), 1.0
         else:
             usable, share = free, _KV_SHARE_OF_MEMORY
-        useful = -(-limits.max_model_len // settings.block_size) * limits.max_num_seqs
-        num_blocks = min(int(usable * share) // bytes_per_block, useful)
+        num_blocks = fitting(int(usable * share))
         reason = f"of the {free / 2**30:.1f} GiB that are free" if num_blocks < useful else "all that can be used"
+    sizes = size_groups(groups, num_blocks, most)
     log.info(
-        "%d KV blocks of %d tokens (%.2f GiB, %s)",
-        num_blocks,
-        settings.block_size,
-        num_blocks * bytes_per_block / 2**30,
+        "%s KV blocks of %d tokens (%.2f GiB, %s)",
+        " + ".join(f"{size.num_blocks}" + (f" (window {size.window})" if size.window else "") for size in sizes),
+        block_size,
+        bytes_of(groups, sizes) / 2**30,
         reason,
     )
-    return with_blocks(limits, settings, num_blocks)
+    return with_groups(limits, settings, sizes)
 
 
-def _gpu_memory_left(settings: Settings, device: torch.device, free: int, activations: int) -> int:
+def _gpu_memory_left(settings: Settings, device: torch.device, free: int, memory: StepMemory) -> int:
     """Bytes for KV blocks; StartupError if there are none."""
     total = int(torch.cuda.mem_get_info(device)[1])
     allowed = int(total * settings.gpu_memory_utilization)
-    left = allowed - (total - free) - activations - _GRAPHS
+    left = allowed - (total - free) - sum(memory)
     parts = (
         f"{allowed / 2**30:.2f} GiB ({settings.gpu_memory_utilization:.0%} of {total / 2**30:.2f}) "
-        f"less {(total - free) / 2**30:.2f} in use (weights and all), {activations / 2**30:.2f} for the largest step "
-        f"and {_GRAPHS / 2**30:.2f} for CUDA graphs"
+        f"less {(total - free) / 2**30:.2f} in use (weights and all), "
+        f"{memory.activations / 2**30:.2f} for the largest step "
+        f"and {memory.graphs / 2**30:.2f} for CUDA graphs"
     )
     log.info("memory for KV blocks: %.2f GiB = %s", left / 2**30, parts)
     if left <= 0:

@@ -10,7 +10,7 @@ from torch import Tensor
 from app.attention.backends.base import AttentionBackend
 from app.attention.backends.cpu_paged import CpuPagedBackend
 from app.attention.backends.torch_paged import AttentionMetadata, TorchPagedBackend
-from app.attention.layer import Attention, AttentionConfig
+from app.attention.config import AttentionConfig, LayerCache
 
 pytestmark = pytest.mark.usefixtures("compiled_kernels")
 BLOCK = 16
@@ -29,20 +29,22 @@ class Step:
     past: list[tuple[Tensor, Tensor]]
 
 
-def make_step(config: AttentionConfig, layer: Attention, work: list[tuple[int, int]], dtype: torch.dtype) -> Step:
+def make_step(config: AttentionConfig, cache: LayerCache, work: list[tuple[int, int]], dtype: torch.dtype) -> Step:
     """`work`: (tokens in the cache already, new tokens) of each request. Fills the layer's cache with the past."""
     slots, past, starts = [], [], [0]
     counts = [-(-sum(pair) // BLOCK) for pair in work]
-    blocks = torch.randperm(NUM_BLOCKS)[: sum(counts)].split(counts)
-    tables = torch.nn.utils.rnn.pad_sequence(blocks, batch_first=True)
+    blocks = (1 + torch.randperm(NUM_BLOCKS - 1)[: sum(counts)]).split(counts)
     q, new_k, new_v = [], [], []
     for (known, new), table in zip(work, blocks, strict=True):
         total = known + new
+        behind = 0 if config.window is None else max(0, known + 1 - config.window) // BLOCK
+        table[:behind] = 0  # blocks behind the window were given back: this one is somebody else's
+        first = behind * BLOCK
         k = torch.randn(total, config.num_kv_heads, config.head_dim).to(dtype)
         v = torch.randn(total, config.num_kv_heads, config.v_head_dim).to(dtype)
         places = (table[:, None] * BLOCK + torch.arange(BLOCK)).flatten()[:total]
-        layer.k_cache.flatten(1, 2)[:, places[:known]] = k[:known].transpose(0, 1)
-        layer.v_cache.flatten(1, 2)[:, places[:known]] = v[:known].transpose(0, 1)
+        cache.k.flatten(1, 2)[:, places[first:known]] = k[first:known].transpose(0, 1)
+        cache.v.flatten(1, 2)[:, places[first:known]] = v[first:known].transpose(0, 1)
         slots.append(places[known:])
         past.append((k, v))
         new_k.append(k[known:])
@@ -50,8 +52,8 @@ def make_step(config: AttentionConfig, layer: Attention, work: list[tuple[int, i
         q.append(torch.randn(new, config.num_heads, config.head_dim).to(dtype))
         starts.append(starts[-1] + new)
     metadata = AttentionMetadata(
-        slot_mapping=torch.cat(slots),
-        block_tables=tables,
+        slot_mappings=[torch.cat(slots)],
+        block_tables=[torch.nn.utils.rnn.pad_sequence(blocks, batch_first=True)],
         query_starts=starts,
         seq_lens=[sum(pair) for pair in work],
         num_decodes=sum(new == 1 for _, new in work),
@@ -90,17 +92,17 @@ def reference(step: Step, config: AttentionConfig) -> Tensor:
     ],
     ids=["grouped", "values of another size", "window and softcap"],
 )
-def test_a_step_of_decodes_and_chunks(config: AttentionConfig, backend: AttentionBackend, dtype: torch.dtype) -> None:
+def test_a_step_of_decodes_and_chunks(
+    config: AttentionConfig, backend: AttentionBackend[AttentionMetadata], dtype: torch.dtype
+) -> None:
     torch.manual_seed(0)
-    layer = Attention(config)
-    caches = backend.allocate(config, NUM_BLOCKS, BLOCK, dtype, torch.device("cpu"))
-    for cache in caches:
-        cache.fill_(math.nan)  # what other requests left behind
-    layer.k_cache, layer.v_cache = caches
+    cache = LayerCache(config, *backend.allocate(config, NUM_BLOCKS, BLOCK, dtype, torch.device("cpu")))
+    for memory in (cache.k, cache.v):
+        memory.fill_(math.nan)  # what other requests left behind
     decodes = [(known, 1) for known in (0, 1, 14, 15, 16, 31, 40, 100, 500)]
     chunks = [(0, 2), (0, 33), (16, 16), (45, 20)]
-    step = make_step(config, layer, decodes + chunks, dtype)
-    backend.store(layer, step.k, step.v, step.metadata)
-    actual = backend.attend(layer, step.q, step.metadata).double()
+    step = make_step(config, cache, decodes + chunks, dtype)
+    backend.store(cache, step.k, step.v, step.metadata)
+    actual = backend.attend(cache, step.q, step.metadata).double()
     error = (actual - reference(step, config)).abs().max()
     assert error < TOLERANCE[dtype], error

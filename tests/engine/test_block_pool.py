@@ -34,7 +34,7 @@ def test_blocks_are_never_lost_nor_given_twice(actions: list[tuple[str, int]]) -
                 contents[block] = value
         elif action == "share" and contents:
             block, value = sorted(contents.items())[number % len(contents)]
-            assert pool.prefix_cache.longest_match([value]) == [block]
+            assert pool.prefix_cache.block(value) == block
             pool.share([block])
             tables.append([block])
         elif action == "free" and tables:
@@ -43,7 +43,7 @@ def test_blocks_are_never_lost_nor_given_twice(actions: list[tuple[str, int]]) -
         assert pool.num_used == len(held)
         assert pool.num_available + pool.num_used == NUM_BLOCKS
         # Whatever is known to be cached can still be found: nothing else evicts but allocation.
-        assert all(pool.prefix_cache.longest_match([value]) == [block] for block, value in contents.items())
+        assert all(pool.prefix_cache.block(value) == block for block, value in contents.items())
 
 
 def test_the_least_recently_used_block_is_evicted_first() -> None:
@@ -53,9 +53,9 @@ def test_the_least_recently_used_block_is_evicted_first() -> None:
         (block,) = pool.allocate(1)
         pool.prefix_cache.insert(value, block)
         pool.free([block])
-    pool.share(pool.prefix_cache.longest_match(values[:1]))  # "a" is used again
+    pool.share([pool.prefix_cache.block(values[0])])  # "a" is used again
     pool.allocate(1)
-    known = [bool(pool.prefix_cache.longest_match([value])) for value in values]
+    known = [pool.prefix_cache.block(value) is not None for value in values]
     assert known == [True, False, True]
 
 

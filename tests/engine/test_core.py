@@ -8,12 +8,12 @@ import pytest
 
 from app.core.request import FinishReason
 from app.core.sampling import SamplingParams
-from app.core.step import ModelRunnerOutput, SchedulerOutput, WorkerLostError, WorkerOutOfMemoryError
+from app.core.step import KVGroup, ModelRunnerOutput, SchedulerOutput, WorkerLostError, WorkerOutOfMemoryError
 from app.core.wire import GenerateCommand, RequestOutput
-from app.engine.block_pool import BlockPool
 from app.engine.chunk_pacer import ChunkPacer
 from app.engine.client import RequestStream
 from app.engine.core import EngineCore
+from app.engine.kv_cache import KVCache
 from app.engine.scheduler import Scheduler
 from app.fairness.alone import Alone
 from app.worker.echo import EchoWorker
@@ -37,10 +37,9 @@ class StumblingWorker(EchoWorker):
 def make_core(worker: EchoWorker, overlap: bool) -> EngineCore:
     pacer = ChunkPacer(1.0, 4, 64)
     scheduler = Scheduler(
-        BlockPool(64),
+        KVCache([KVGroup(64)], 4, 64),
         pacer,
         Alone(pacer),
-        block_size=4,
         max_num_seqs=ROWS,
         max_num_batched_tokens=64,
         max_model_len=64,
@@ -78,7 +77,7 @@ def test_a_failed_step_ends_those_to_blame_and_no_others(overlap: bool) -> None:
     assert texts["before it"] == [5, 6, 7] * 3
     assert texts["beside it"] == [8, 9, 8, 8, 9]
     assert texts["after it"] == [3, 4, 3, 4, 3]
-    assert core.scheduler.pool.num_used == 0
+    assert core.scheduler.kv.usage == 0
 
 
 class SmallWorker(EchoWorker):
@@ -110,7 +109,7 @@ def test_steps_shrink_until_they_fit_into_memory(overlap: bool, tokens: int, row
         prompt = [index, 2, 3, 4, 5, 6, 7, 8, 9]
         assert [token for output in outputs[str(index)] for token in output.token_ids] == (prompt * 3)[:20]
     assert 0 < worker.failures < 10
-    assert core.scheduler.pool.num_used == 0
+    assert core.scheduler.kv.usage == 0
 
 
 def test_a_step_that_cannot_be_made_smaller_ends_its_request() -> None:
@@ -157,7 +156,7 @@ def test_an_abort_ends_a_request_once_wherever_it_is(overlap: bool) -> None:
         reasons = [output.finish_reason for output in news if output.finish_reason]
         assert reasons == [FinishReason.ABORT if name in ("0", str(ROWS)) else FinishReason.LENGTH]
     assert len(outputs) == ROWS + 1
-    assert core.scheduler.pool.num_used == 0
+    assert core.scheduler.kv.usage == 0
 
 
 def test_a_prompt_that_cannot_run_ends_with_an_error() -> None:
@@ -197,7 +196,7 @@ def test_a_grammar_that_is_being_compiled_holds_back_its_own_request_only() -> N
     assert endings["good"] == endings["none"] == (FinishReason.LENGTH, "")
     assert endings["left"] == (FinishReason.ABORT, "")
     assert endings["bad"] == (FinishReason.ERROR, "the grammar cannot be compiled: no rule `start`")
-    assert core.scheduler.pool.num_used == 0
+    assert core.scheduler.kv.usage == 0
 
 
 async def test_what_a_slow_reader_missed_is_merged() -> None:

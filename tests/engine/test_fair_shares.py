@@ -8,9 +8,9 @@ from hypothesis import strategies as st
 
 from app.core.request import Request
 from app.core.sampling import SamplingParams
-from app.core.step import NOT_SAMPLED, ModelRunnerOutput, SchedulerOutput
-from app.engine.block_pool import BlockPool
+from app.core.step import KVGroup, ModelRunnerOutput, SchedulerOutput
 from app.engine.chunk_pacer import ChunkPacer
+from app.engine.kv_cache import KVCache
 from app.engine.scheduler import Scheduler
 from app.fairness.fair_shares import FairShares
 
@@ -26,10 +26,9 @@ class Traffic:
         pacer = ChunkPacer(max_itl, BLOCK_SIZE, budget)
         self.policy = FairShares(pacer, num_blocks)
         self.scheduler = Scheduler(
-            BlockPool(num_blocks),
+            KVCache([KVGroup(num_blocks)], BLOCK_SIZE, budget),
             pacer,
             self.policy,
-            block_size=BLOCK_SIZE,
             max_num_seqs=rows,
             max_num_batched_tokens=budget,
             max_model_len=640,
@@ -69,7 +68,7 @@ class Traffic:
         self.seconds += seconds
         samples = []
         for name, _ in zip(plan.request_ids, plan.rows, strict=True):
-            samples.append(7 if self.scheduler.requests[name].num_in_flight else NOT_SAMPLED)
+            samples.append([7] if self.scheduler.requests[name].num_in_flight else [])
         for output in self.scheduler.update(plan, ModelRunnerOutput(samples), seconds):
             self.generated[output.request_id.split("-")[0]] += len(output.token_ids)
             self.first_token.setdefault(output.request_id, self.num_steps)
@@ -288,7 +287,7 @@ def check_tokens_are_shared(plan: SchedulerOutput, wanted: dict[Request, int]) -
     for request, want in wanted.items():
         count = counts.get(request.request_id, 0)
         given[request.tenant] += count
-        left[request.tenant] += want - count if request.block_table else 0
+        left[request.tenant] += want - count if request.num_blocks else 0
         decodes[request.tenant] += want == 1
     rounding = len(WEIGHTS) - 1
     for one in given:

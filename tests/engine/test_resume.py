@@ -226,7 +226,7 @@ def test_suspects_run_alone_until_they_give_a_token(overlap: bool) -> None:
     assert set(worker.steps[2]) == {"first", "second", "new"}
     assert [name for index, name in enumerate(named) if name not in named[:index]] == ["first", "second", ""]
     assert {name: sum(len(o.token_ids) for o in news) for name, news in outputs.items()} == dict.fromkeys(outputs, 5)
-    assert core.scheduler.pool.num_used == 0
+    assert core.scheduler.kv.usage == 0
 
 
 class _Compiler(EchoWorker):

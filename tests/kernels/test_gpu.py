@@ -133,9 +133,13 @@ SHAPES = {
 
 
 class Past:
-    """K and V of some requests, in blocks anywhere, among numbers that others left behind."""
+    """K and V of some requests, in blocks anywhere, among numbers that others left behind.
 
-    def __init__(self, shape: dict[str, Any], lengths: list[int], dtype: torch.dtype) -> None:
+    With a window, the blocks behind it were given back: tables name one of somebody else there.
+    """
+
+    def __init__(self, shape: dict[str, Any], lengths: list[int], firsts: list[int], dtype: torch.dtype) -> None:
+        """`firsts`: the first position of each request that is asked about."""
         counts = [-(-length // BLOCK_SIZE) for length in lengths]
         num_blocks = sum(counts) + 2
         self.shape, self.lengths = shape, lengths
@@ -146,9 +150,10 @@ class Past:
         self.past = []
         for row, (length, count) in enumerate(zip(lengths, counts, strict=True)):
             table, blocks = blocks[:count], blocks[count:]
-            self.tables[row, :count] = table
+            behind = 0 if shape["window"] is None else max(0, firsts[row] + 1 - shape["window"]) // BLOCK_SIZE
+            self.tables[row, behind:count] = table[behind:]
             k, v = (torch.randn(length, shape["kv_heads"], d).to(dtype) for d in (shape["dim"], shape["v_dim"]))
-            for position in range(length):
+            for position in range(behind * BLOCK_SIZE, length):
                 place = table[position // BLOCK_SIZE], slice(None), position % BLOCK_SIZE
                 self.k_cache[place], self.v_cache[place] = k[position], v[position]
             self.past.append((k.double(), v.double()))
@@ -170,7 +175,7 @@ class Past:
 @pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
 def test_decode(shape: dict[str, Any], splits: int, dtype: torch.dtype) -> None:
     lengths = [1, 15, 16, 17, 64, 65, 300]
-    past = Past(shape, lengths, dtype)
+    past = Past(shape, lengths, [length - 1 for length in lengths], dtype)
     rows = torch.tensor([3, 0, 6, 5, 4, 2, 1, 0], device=DEVICE, dtype=torch.int32)
     seq_lens = torch.tensor([lengths[row] for row in rows[:-1]] + [0], device=DEVICE, dtype=torch.int32)
     q = randn(8, shape["heads"], shape["dim"], dtype=dtype)
@@ -202,7 +207,7 @@ def test_decode_of_a_long_past() -> None:
 @pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
 def test_chunks(shape: dict[str, Any], dtype: torch.dtype) -> None:
     chunks = [(0, 2), (0, 33), (16, 16), (45, 20)]  # first position, tokens
-    past = Past(shape, [sum(chunk) for chunk in chunks], dtype)
+    past = Past(shape, [sum(chunk) for chunk in chunks], [first for first, _ in chunks], dtype)
     tiles, starts, at = [], [], 3
     for row, (first, count) in enumerate(chunks):
         starts.append(at)

@@ -14,10 +14,11 @@ from transformers import PreTrainedModel
 
 from app.checkpoint.source import find_model
 from app.core.sampling import SamplingParams
+from app.core.step import KVGroup
 from app.core.wire import GenerateCommand, RequestOutput
-from app.engine.block_pool import BlockPool
 from app.engine.chunk_pacer import ChunkPacer
 from app.engine.core import EngineCore
+from app.engine.kv_cache import KVCache
 from app.engine.scheduler import Scheduler
 from app.errors import ModelError
 from app.fairness.alone import Alone
@@ -30,6 +31,7 @@ from tests.models.families import DECODER, GENERIC, REFUSED, VOCAB_SIZE, write_c
 
 BLOCK_SIZE = 8
 NUM_BLOCKS = 34
+NUM_WINDOW_BLOCKS = 7
 MAX_MODEL_LEN = 200
 TOLERANCE = 1e-4
 
@@ -38,11 +40,13 @@ def make_engine(folder: Path, settings: Settings, overlap: bool = True) -> Engin
     """An engine that has to work with chunks of 24 tokens, and memory for about two requests."""
     built = build_worker(settings, folder)
     pacer = ChunkPacer(0.02, BLOCK_SIZE, 24)
+    groups = built.limits.groups
+    if all(group.window for group in groups):  # windows alone would hold all of them at once
+        groups = tuple(KVGroup(NUM_WINDOW_BLOCKS, group.window) for group in groups)
     scheduler = Scheduler(
-        BlockPool(NUM_BLOCKS),
+        KVCache(groups, BLOCK_SIZE, 24),
         pacer,
         Alone(pacer),
-        block_size=BLOCK_SIZE,
         max_num_seqs=8,
         max_num_batched_tokens=24,
         max_model_len=MAX_MODEL_LEN,
@@ -83,7 +87,7 @@ def run_crowd(
         for output in message.outputs:
             assert not output.error
             outputs[output.request_id].append(output)
-    assert core.scheduler.pool.num_used == 0
+    assert core.scheduler.kv.usage == 0
     return outputs, preemptions
 
 
@@ -195,6 +199,9 @@ def test_greedy_in_a_crowd_equals_transformers_alone(family: str, impl: str, tmp
     model = write_checkpoint(family, (DECODER | GENERIC)[family], tmp_path)
     core = make_engine(tmp_path, tiny_settings(model_impl=impl))
     requests = make_requests(14, temperature=0.0)
+    if core.scheduler.kv.pools[0].num_blocks == NUM_WINDOW_BLOCKS:  # prompts are admitted only with room for windows
+        growing = SamplingParams(max_tokens=60, seed=0, temperature=0.0)
+        requests = {f"growing {token}": ([token], growing) for token in range(5, 9)} | requests
     # Logprobs of every third one: they must not change what it or its neighbours say.
     for name in list(requests)[1::3]:
         prompt, sampling = requests[name]

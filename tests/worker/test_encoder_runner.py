@@ -13,7 +13,9 @@ import transformers
 from app.check_model import check
 from app.checkpoint.encoders import EncoderConfig
 from app.checkpoint.folder import ModelFolder
-from app.core.wire import EncodeCommand
+from app.core.request import Extras
+from app.core.sampling import SamplingParams
+from app.core.step import BuiltWorker, NewRequest, SchedulerOutput
 from app.errors import ModelError
 from app.settings import load_settings
 from app.worker.encoder_factory import build_encoder
@@ -51,19 +53,36 @@ def write_encoder(folder: Path, family: str, kind: str, **options: Any) -> torch
     return model.float().eval()  # type: ignore[no-any-return]
 
 
-def make_commands(has_types: bool) -> list[EncodeCommand]:
-    rng, commands = random.Random(1), []
-    for index in range(24):
+def make_requests(has_types: bool) -> list[NewRequest]:
+    rng, requests = random.Random(1), []
+    for row in range(24):
         token_ids = [rng.randrange(4, 99) for _ in range(rng.choice([1, 2, 3, 7, 8, 9, 30, 31, 60]))]
-        types = [int(has_types and at > len(token_ids) // 2) for at in range(len(token_ids))]
-        commands.append(EncodeCommand(request_id=str(index), token_ids=token_ids, type_ids=types, arrived_at=0.0))
-    return commands
+        extras = Extras([int(has_types and at > len(token_ids) // 2) for at in range(len(token_ids))])
+        requests.append(
+            NewRequest(
+                row=row,
+                token_ids=token_ids,
+                num_prompt_tokens=len(token_ids),
+                block_ids=[],
+                sampling=SamplingParams(max_tokens=0, seed=0),
+                extras=extras,
+            )
+        )
+    return requests
+
+
+def encode(built: BuiltWorker, requests: list[NewRequest]) -> list[bytes]:
+    """The vectors of one step."""
+    rows = [request.row for request in requests]
+    counts = [len(request.token_ids) for request in requests]
+    result = built.worker.submit(SchedulerOutput(requests, [], rows, [str(row) for row in rows], counts)).result()
+    return [result.vectors[index] for index in range(len(rows))]
 
 
 @torch.inference_mode()
-def alone(model: torch.nn.Module, command: EncodeCommand, has_types: bool) -> Any:
-    types = {"token_type_ids": torch.tensor([command.type_ids])} if has_types else {}
-    return model(input_ids=torch.tensor([command.token_ids]), **types)
+def alone(model: torch.nn.Module, request: NewRequest, has_types: bool) -> Any:
+    types = {"token_type_ids": torch.tensor([request.extras.type_ids])} if has_types else {}
+    return model(input_ids=torch.tensor([request.token_ids]), **types)
 
 
 @pytest.mark.parametrize(
@@ -77,9 +96,9 @@ def test_embeddings(family: str, pooling: Any, tmp_path: Path) -> None:
     assert config.max_len == (68 if family in ("Roberta", "XLMRoberta", "MPNet") else 70)
     built = build_encoder(load_settings(device="cpu"), tmp_path, EncoderConfig("embed", config.max_len, pooling))
     has_types = family in ("Bert", "Electra")
-    commands = make_commands(has_types)
-    for command, vector in zip(commands, built.worker.encode(commands), strict=True):
-        hidden = alone(oracle, command, has_types).last_hidden_state[0]
+    requests = make_requests(has_types)
+    for request, vector in zip(requests, encode(built, requests), strict=True):
+        hidden = alone(oracle, request, has_types).last_hidden_state[0]
         expected = {"mean": hidden.mean(0), "cls": hidden[0], "last": hidden[-1], "max": hidden.amax(0)}[pooling]
         np.testing.assert_allclose(np.frombuffer(vector, np.float32), expected.numpy(), atol=1e-5, rtol=1e-5)
 
@@ -91,9 +110,9 @@ def test_classifiers(family: str, tmp_path: Path) -> None:
     assert config is not None
     assert (config.task, config.labels, config.is_multi_label) == ("classify", ("no", "yes", "maybe"), False)
     built = build_encoder(load_settings(device="cpu"), tmp_path, config)
-    commands = make_commands(family == "Bert")
-    for command, logits in zip(commands, built.worker.encode(commands), strict=True):
-        expected = alone(oracle, command, family == "Bert").logits[0].numpy()
+    requests = make_requests(family == "Bert")
+    for request, logits in zip(requests, encode(built, requests), strict=True):
+        expected = alone(oracle, request, family == "Bert").logits[0].numpy()
         np.testing.assert_allclose(np.frombuffer(logits, np.float32), expected, atol=1e-5, rtol=1e-5)
 
 
@@ -105,8 +124,8 @@ def test_check_model_compares_encoders(
     (tmp_path / "tokenizer.json").write_text("{}")
     assert check(str(tmp_path))
     assert "transformers: agrees" in capsys.readouterr().out
-    encode = EncoderRunner.encode
-    monkeypatch.setattr(EncoderRunner, "encode", lambda self, commands: encode(self, commands)[::-1])
+    original = EncoderRunner.encode
+    monkeypatch.setattr(EncoderRunner, "encode", lambda self, requests: original(self, requests)[::-1])
     assert not check(str(tmp_path))
     assert "transformers: DIFFERS" in capsys.readouterr().out
 

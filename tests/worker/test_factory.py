@@ -11,6 +11,7 @@ from app.core.sampling import SamplingParams
 from app.core.step import NewRequest, SchedulerOutput
 from app.errors import ModelError, StartupError
 from app.settings import Settings, load_settings
+from app.worker.execution import StepMemory
 from app.worker.factory import build_worker
 from app.worker.resolve import _gpu_memory_left
 from tests.models.families import _TINY
@@ -36,9 +37,9 @@ def test_dummy_weights_need_no_checkpoint_and_compute_numbers(tmp_path: Path) ->
     assert find_model(str(folder), needs_weights=False) == folder
     worker = build_worker(dummy_settings(), folder).worker
     sampling = SamplingParams(max_tokens=1, seed=0, temperature=0.0)
-    request = NewRequest(0, [5, 6, 7], 3, 0, [0], 0, sampling)
+    request = NewRequest(row=0, token_ids=[5, 6, 7], num_prompt_tokens=3, block_ids=[[0]], sampling=sampling)
     result = worker.submit(SchedulerOutput([request], [], [0], ["a"], [3])).result()
-    assert 0 <= result.token_ids[0] < _TINY["vocab_size"]
+    assert 0 <= result.token_ids[0][0] < _TINY["vocab_size"]
 
 
 def test_dummy_weights_are_for_the_decoder(tmp_path: Path) -> None:
@@ -61,6 +62,6 @@ def test_memory_of_a_gpu_is_what_weights_and_the_largest_step_leave(monkeypatch:
     monkeypatch.setattr("torch.cuda.mem_get_info", lambda _device: (free, 80 * GIB))
     device = torch.device("cuda")
     settings = load_settings(gpu_memory_utilization=0.5)
-    assert _gpu_memory_left(settings, device, free, 5 * GIB) == (40 - 20 - 5 - 1) * GIB
+    assert _gpu_memory_left(settings, device, free, StepMemory(5 * GIB, 1 * GIB)) == (40 - 20 - 5 - 1) * GIB
     with pytest.raises(StartupError, match="gpu_memory_utilization: nothing is left"):
-        _gpu_memory_left(settings, device, free, 19 * GIB)
+        _gpu_memory_left(settings, device, free, StepMemory(19 * GIB, 1 * GIB))

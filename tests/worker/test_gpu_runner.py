@@ -10,14 +10,14 @@ from transformers import PreTrainedModel
 pytest.importorskip("triton")
 
 from app.core.sampling import SamplingParams
-from app.engine.block_pool import BlockPool
 from app.engine.chunk_pacer import ChunkPacer
 from app.engine.core import EngineCore
+from app.engine.kv_cache import KVCache
 from app.engine.scheduler import Scheduler
 from app.fairness.alone import Alone
 from app.settings import load_settings
-from app.worker.cuda_graphs import decode_sizes, fitting, token_sizes
 from app.worker.factory import build_worker
+from app.worker.graphs import decode_sizes, fitting, token_sizes
 from tests.models.families import DECODER, write_checkpoint
 from tests.models.test_oracle import check_grammars, check_logprobs, greedy, run_crowd, tokens_of, write_tokenizer
 
@@ -48,8 +48,10 @@ def make_engine(folder: Path, backend: str) -> EngineCore:
         **LIMITS,
     )
     pacer = ChunkPacer(0.02, BLOCK_SIZE, 12)
-    scheduler = Scheduler(BlockPool(NUM_BLOCKS), pacer, Alone(pacer), block_size=BLOCK_SIZE, **LIMITS)
-    return EngineCore(scheduler, build_worker(settings, folder).worker)
+    built = build_worker(settings, folder)
+    kv = KVCache(built.limits.groups, BLOCK_SIZE, LIMITS["max_num_batched_tokens"])
+    scheduler = Scheduler(kv, pacer, Alone(pacer), **LIMITS)
+    return EngineCore(scheduler, built.worker)
 
 
 def test_a_crowd_equals_transformers_alone(model: tuple[Path, PreTrainedModel]) -> None:

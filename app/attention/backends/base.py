@@ -1,18 +1,47 @@
 """What an attention backend does."""
 
+from collections.abc import Mapping, Sequence
 from typing import Protocol, TypeVar
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
-from app.attention.layer import Attention, AttentionConfig, HeadNorms
+from app.attention.config import AttentionConfig, HeadNorms, LayerCache
+from app.attention.step import StepInput, StepShape
 
-Metadata = TypeVar("Metadata", contravariant=True)
-"""How a backend wants the shape of a step."""
+Metadata = TypeVar("Metadata")
+"""How a backend wants to have a step described."""
 
 
 class AttentionBackend(Protocol[Metadata]):
-    """Computes paged attention on some device, with a cache layout of its own."""
+    """Computes paged attention on some device, with a layout of the cache and a description of steps of its own.
+
+    What a backend is able to do is declared where it is registered, in `app.attention.registry`.
+    """
+
+    long_past: int
+    """Tokens of a decode's past beyond which a step is of another shape; see `StepShape.is_long`."""
+
+    def fields(self, shape: StepShape) -> dict[str, int]:
+        """The int32 numbers that the backend wants on the device for a step of a shape: name to how many."""
+        ...
+
+    def write(self, step: StepInput, to: Mapping[str, NDArray[np.int32]]) -> None:
+        """Fill these numbers, padding included, on the host."""
+        ...
+
+    def metadata(
+        self, step: StepInput, shape: StepShape, numbers: Mapping[str, Tensor], tables: Sequence[Tensor]
+    ) -> Metadata:
+        """Describe a step to the layers.
+
+        numbers: what `write` wrote, on the device. tables: of each KV group the block table of every row, in this step
+        or not, (rows, blocks) int32, on the device. A backend whose steps are recorded does not read `step`: only what
+        is on the device differs from one replay to the next.
+        """
+        ...
 
     def allocate(
         self, config: AttentionConfig, num_blocks: int, block_size: int, dtype: torch.dtype, device: torch.device
@@ -20,13 +49,13 @@ class AttentionBackend(Protocol[Metadata]):
         """A layer's K and V cache."""
         ...
 
-    def store(self, layer: Attention, k: Tensor, v: Tensor, metadata: Metadata) -> None:
-        """Write the step's K and V to the layer's cache; see `Attention.forward`."""
+    def store(self, cache: LayerCache, k: Tensor, v: Tensor, metadata: Metadata) -> None:
+        """Write the step's K and V to a layer's cache; see `Attention.forward`."""
         ...
 
     def rotate_and_store(
         self,
-        layer: Attention,
+        cache: LayerCache,
         qkv: Tensor,
         rope: tuple[Tensor, Tensor] | None,
         norms: HeadNorms | None,
@@ -35,6 +64,6 @@ class AttentionBackend(Protocol[Metadata]):
         """Norm, rotate and store; returns the queries (tokens, num_heads, head_dim). See `Attention.forward_merged`."""
         ...
 
-    def attend(self, layer: Attention, q: Tensor, metadata: Metadata) -> Tensor:
+    def attend(self, cache: LayerCache, q: Tensor, metadata: Metadata) -> Tensor:
         """Attend to what is stored: (tokens, num_heads, head_dim) to (tokens, num_heads * v_head_dim)."""
         ...

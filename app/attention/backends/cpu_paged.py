@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from app.attention.backends.torch_paged import AttentionMetadata, TorchPagedBackend
-from app.attention.layer import Attention, HeadNorms
+from app.attention.config import HeadNorms, LayerCache
 from app.kernels.cpu.fused import rotate_and_store
 from app.kernels.cpu.numerics import array, constant
 from app.kernels.cpu.paged_decode import paged_decode
@@ -19,7 +19,7 @@ class CpuPagedBackend(TorchPagedBackend):
 
     def rotate_and_store(
         self,
-        layer: Attention,
+        cache: LayerCache,
         qkv: Tensor,
         rope: tuple[Tensor, Tensor] | None,
         norms: HeadNorms | None,
@@ -27,21 +27,24 @@ class CpuPagedBackend(TorchPagedBackend):
     ) -> Tensor:
         """See `AttentionBackend.rotate_and_store`."""
         if rope is None or norms is not None:
-            return super().rotate_and_store(layer, qkv, rope, norms, metadata)
-        return rotate_and_store(qkv, layer.config.num_heads, *rope, layer.k_cache, layer.v_cache, metadata.slot_mapping)
+            return super().rotate_and_store(cache, qkv, rope, norms, metadata)
+        return rotate_and_store(
+            qkv, cache.config.num_heads, *rope, cache.k, cache.v, metadata.slot_mappings[cache.group]
+        )
 
-    def decode(self, layer: Attention, q: Tensor, metadata: AttentionMetadata, out: Tensor) -> None:
+    def decode(self, cache: LayerCache, q: Tensor, metadata: AttentionMetadata, out: Tensor) -> None:
         """See `TorchPagedBackend.decode`."""
-        config = layer.config
-        block_tables, firsts, lengths = self._ranges(config.window, metadata)
+        config = cache.config
+        block_tables, firsts, lengths = self._ranges(cache, metadata)
         group = config.num_heads // config.num_kv_heads
         run = paged_decode(group, config.head_dim, config.v_head_dim, metadata.block_size)
         scale, softcap = np.float32(config.scale), np.float32(config.softcap or 0.0)
-        caches = constant(layer.k_cache), constant(layer.v_cache)
+        caches = constant(cache.k), constant(cache.v)
         run(array(q.contiguous()), *caches, block_tables, firsts, lengths, scale, softcap, array(out))
 
-    def _ranges(self, window: int | None, metadata: AttentionMetadata) -> tuple[Any, Any, Any]:
+    def _ranges(self, cache: LayerCache, metadata: AttentionMetadata) -> tuple[Any, Any, Any]:
         """Block tables, and the first position and the number of positions that each decode sees; once a step."""
+        window = cache.config.window
         key = ("cpu decode", window)
         if key not in metadata.derived:
             # Kernels count the threads of the one that calls them: as many as torch's.
@@ -49,6 +52,6 @@ class CpuPagedBackend(TorchPagedBackend):
             numba.set_num_threads(min(torch.get_num_threads(), most))
             lengths = np.array(metadata.seq_lens[: metadata.num_decodes])
             firsts = np.zeros_like(lengths) if window is None else np.maximum(lengths - window, 0)
-            metadata.derived[key] = metadata.block_tables.numpy(), firsts, lengths
+            metadata.derived[key] = metadata.block_tables[cache.group].numpy(), firsts, lengths
         result: tuple[Any, Any, Any] = metadata.derived[key]
         return result

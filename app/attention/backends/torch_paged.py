@@ -7,16 +7,21 @@ transposition.
 
 import math
 import mmap
+import sys
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from torch import Tensor
 
-from app.attention.layer import Attention, AttentionConfig, HeadNorms
+from app.attention.config import AttentionConfig, HeadNorms, LayerCache
+from app.attention.step import StepInput, StepShape
 from app.kernels.ops import rms_norm, rotate
 
 
@@ -24,10 +29,10 @@ from app.kernels.ops import rms_norm, rotate
 class AttentionMetadata:
     """The shape of one step. Requests that decode (one token each) come first, by length, then chunks of prompts."""
 
-    slot_mapping: Tensor
-    """(tokens,) int64: where each token's K/V is written: block id * block size + offset."""
-    block_tables: Tensor
-    """(requests, blocks) int64: each request's blocks, padded with 0."""
+    slot_mappings: list[Tensor]
+    """(tokens,) int64 for each KV group: where each token's K/V is written, block id * block size + offset."""
+    block_tables: list[Tensor]
+    """(requests, blocks) int64 for each KV group: each request's blocks, padded with anything."""
     query_starts: list[int]
     """Offset of each request's first token among the step's tokens, and the number of tokens."""
     seq_lens: list[int]
@@ -54,6 +59,36 @@ class _DecodeGroup(NamedTuple):
 class TorchPagedBackend:
     """Decodes in batches, grouped by length; prefill chunks request by request (there are few in a step)."""
 
+    long_past = sys.maxsize
+
+    def fields(self, shape: StepShape) -> dict[str, int]:  # noqa: ARG002
+        """See `AttentionBackend.fields`: steps are described on the host."""
+        return {}
+
+    def write(self, step: StepInput, to: Mapping[str, NDArray[np.int32]]) -> None:
+        """See `AttentionBackend.write`."""
+
+    def metadata(
+        self,
+        step: StepInput,
+        shape: StepShape,  # noqa: ARG002
+        numbers: Mapping[str, Tensor],  # noqa: ARG002
+        tables: Sequence[Tensor],
+    ) -> AttentionMetadata:
+        """See `AttentionBackend.metadata`."""
+        num_blocks = -(-int(step.seq_lens.max()) // step.block_size)
+        return AttentionMetadata(
+            slot_mappings=[
+                torch.from_numpy(slots).to(table.device)
+                for slots, table in zip(step.slot_mappings, tables, strict=True)
+            ],
+            block_tables=[table[torch.from_numpy(step.rows).to(table.device), :num_blocks].long() for table in tables],
+            query_starts=step.query_starts.tolist(),
+            seq_lens=step.seq_lens.tolist(),
+            num_decodes=step.num_decodes,
+            block_size=step.block_size,
+        )
+
     def allocate(
         self, config: AttentionConfig, num_blocks: int, block_size: int, dtype: torch.dtype, device: torch.device
     ) -> tuple[Tensor, Tensor]:
@@ -61,51 +96,51 @@ class TorchPagedBackend:
         shape = (config.num_kv_heads, num_blocks, block_size)
         return _zeros((*shape, config.head_dim), dtype, device), _zeros((*shape, config.v_head_dim), dtype, device)
 
-    def store(self, layer: Attention, k: Tensor, v: Tensor, metadata: AttentionMetadata) -> None:
+    def store(self, cache: LayerCache, k: Tensor, v: Tensor, metadata: AttentionMetadata) -> None:
         """See `AttentionBackend.store`."""
-        for cache, new in ((layer.k_cache, k), (layer.v_cache, v)):
-            cache.flatten(1, 2).index_copy_(1, metadata.slot_mapping, new.transpose(0, 1))
+        for memory, new in ((cache.k, k), (cache.v, v)):
+            memory.flatten(1, 2).index_copy_(1, metadata.slot_mappings[cache.group], new.transpose(0, 1))
 
     def rotate_and_store(
         self,
-        layer: Attention,
+        cache: LayerCache,
         qkv: Tensor,
         rope: tuple[Tensor, Tensor] | None,
         norms: HeadNorms | None,
         metadata: AttentionMetadata,
     ) -> Tensor:
         """See `AttentionBackend.rotate_and_store`."""
-        sizes = layer.config.num_heads, layer.config.num_kv_heads
+        sizes = cache.config.num_heads, cache.config.num_kv_heads
         qk, v = qkv.split((sum(sizes), sizes[1]), dim=1)
         if norms is not None:
             weights, offset, eps = norms[:2], norms.offset, norms.eps
             parts = zip(qk.split(sizes, dim=1), weights, strict=True)
             qk = torch.cat([rms_norm(part, weight, offset, eps) for part, weight in parts], dim=1)
         q, k = (qk if rope is None else rotate(qk, *rope)).split(sizes, dim=1)
-        self.store(layer, k, v, metadata)
+        self.store(cache, k, v, metadata)
         return q
 
-    def attend(self, layer: Attention, q: Tensor, metadata: AttentionMetadata) -> Tensor:
+    def attend(self, cache: LayerCache, q: Tensor, metadata: AttentionMetadata) -> Tensor:
         """See `AttentionBackend.attend`."""
-        config = layer.config
+        config = cache.config
         out = q.new_empty(q.shape[0], config.num_heads, config.v_head_dim)
         if metadata.num_decodes:
-            self.decode(layer, q[: metadata.num_decodes], metadata, out[: metadata.num_decodes])
+            self.decode(cache, q[: metadata.num_decodes], metadata, out[: metadata.num_decodes])
         for index in range(metadata.num_decodes, len(metadata.seq_lens)):
             chunk = slice(metadata.query_starts[index], metadata.query_starts[index + 1])
-            out[chunk] = self._prefill(layer, q[chunk], index, metadata)
+            out[chunk] = self._prefill(cache, q[chunk], index, metadata)
         return out.flatten(1)
 
     # ------------------------------------------------------------------ decode
 
-    def decode(self, layer: Attention, q: Tensor, metadata: AttentionMetadata, out: Tensor) -> None:
+    def decode(self, cache: LayerCache, q: Tensor, metadata: AttentionMetadata, out: Tensor) -> None:
         """Fill `out` (requests, num_heads, v_head_dim) for the step's decodes, q (requests, num_heads, head_dim)."""
-        for group in self._decode_groups(layer, metadata):
-            out[group.rows] = self._decode(layer, q[group.rows], group)
+        for group in self._decode_groups(cache, metadata):
+            out[group.rows] = self._decode(cache, q[group.rows], group)
 
-    def _decode_groups(self, layer: Attention, metadata: AttentionMetadata) -> list[_DecodeGroup]:
+    def _decode_groups(self, cache: LayerCache, metadata: AttentionMetadata) -> list[_DecodeGroup]:
         """The step's decodes by length, for this layer's window. Made by the first such layer of a step."""
-        window = layer.config.window
+        window = cache.config.window
         key = ("decode", window)
         if key not in metadata.derived:
             first_blocks = [_first_block(length, window, metadata) for length in metadata.seq_lens]
@@ -118,32 +153,33 @@ class TorchPagedBackend:
             ends = [row for row in range(1, len(sizes) + 1) if row == len(sizes) or sizes[row] != sizes[row - 1]]
             groups = [slice(start, end) for start, end in pairwise([0, *ends])]
             metadata.derived[key] = [
-                self._make_group(rows, max(spans[rows]), first_blocks[rows], layer, metadata) for rows in groups
+                self._make_group(rows, max(spans[rows]), first_blocks[rows], cache, metadata) for rows in groups
             ]
         result: list[_DecodeGroup] = metadata.derived[key]
         return result
 
     def _make_group(
-        self, rows: slice, span: int, first_blocks: list[int], layer: Attention, metadata: AttentionMetadata
+        self, rows: slice, span: int, first_blocks: list[int], cache: LayerCache, metadata: AttentionMetadata
     ) -> _DecodeGroup:
-        device = metadata.block_tables.device
+        tables = metadata.block_tables[cache.group]
+        device = tables.device
         first = torch.tensor(first_blocks, device=device)[:, None]
         lengths = torch.tensor(metadata.seq_lens[rows], device=device)[:, None]
-        columns = (first + torch.arange(span, device=device)).clamp_(max=metadata.block_tables.shape[1] - 1)
-        blocks = metadata.block_tables[rows].gather(1, columns).flatten()
+        columns = (first + torch.arange(span, device=device)).clamp_(max=tables.shape[1] - 1)
+        blocks = tables[rows].gather(1, columns).flatten()
         positions = first * metadata.block_size + torch.arange(span * metadata.block_size, device=device)
         seen = positions < lengths
-        if layer.config.window is not None:
-            seen &= positions >= lengths - layer.config.window
-        mask = _mask(seen, layer.k_cache.dtype)[None, :, None]
+        if cache.config.window is not None:
+            seen &= positions >= lengths - cache.config.window
+        mask = _mask(seen, cache.k.dtype)[None, :, None]
         return _DecodeGroup(rows, blocks, mask, ~seen[None, :, :, None])
 
-    def _decode(self, layer: Attention, q: Tensor, group: _DecodeGroup) -> Tensor:
+    def _decode(self, cache: LayerCache, q: Tensor, group: _DecodeGroup) -> Tensor:
         """One query token per request: (requests, num_heads, head_dim) to (requests, num_heads, v_head_dim)."""
-        config = layer.config
+        config = cache.config
         heads, requests = config.num_kv_heads, q.shape[0]
-        k = layer.k_cache.index_select(1, group.blocks).view(heads, requests, -1, config.head_dim)
-        v = layer.v_cache.index_select(1, group.blocks).view(heads, requests, -1, config.v_head_dim)
+        k = cache.k.index_select(1, group.blocks).view(heads, requests, -1, config.head_dim)
+        v = cache.v.index_select(1, group.blocks).view(heads, requests, -1, config.v_head_dim)
         k, v = k.masked_fill_(group.unseen, 0), v.masked_fill_(group.unseen, 0)
         # Query heads that share a K/V head are as good as queries of it: (heads, requests, group, head_dim).
         q = q.unflatten(1, (heads, -1)).transpose(0, 1)
@@ -151,30 +187,31 @@ class TorchPagedBackend:
 
     # ------------------------------------------------------------------ prefill
 
-    def _prefill(self, layer: Attention, q: Tensor, index: int, metadata: AttentionMetadata) -> Tensor:
+    def _prefill(self, cache: LayerCache, q: Tensor, index: int, metadata: AttentionMetadata) -> Tensor:
         """A chunk of one prompt: (tokens, num_heads, head_dim) to (tokens, num_heads, v_head_dim)."""
-        config = layer.config
-        first_key, blocks, mask = self._prefill_plan(config, index, q, metadata)
+        config = cache.config
+        first_key, blocks, mask = self._prefill_plan(cache, index, q, metadata)
         num_keys = metadata.seq_lens[index] - first_key
         # (num_kv_heads, group, keys, head_dim): the query heads that share a K/V head see the same memory.
         group = config.num_heads // config.num_kv_heads
         k, v = (
-            cache.index_select(1, blocks).flatten(1, 2)[:, None, :num_keys].expand(-1, group, -1, -1)
-            for cache in (layer.k_cache, layer.v_cache)
+            memory.index_select(1, blocks).flatten(1, 2)[:, None, :num_keys].expand(-1, group, -1, -1)
+            for memory in (cache.k, cache.v)
         )
         q = q.unflatten(1, (config.num_kv_heads, group)).permute(1, 2, 0, 3)
         return _attend(q, k, v, mask, config).permute(2, 0, 1, 3).flatten(1, 2)
 
     def _prefill_plan(
-        self, config: AttentionConfig, index: int, q: Tensor, metadata: AttentionMetadata
+        self, cache: LayerCache, index: int, q: Tensor, metadata: AttentionMetadata
     ) -> tuple[int, Tensor, Tensor]:
         """First key position, blocks to gather, and the mask (queries, keys) of a chunk, once for all layers."""
+        config = cache.config
         key = ("prefill", config.window, index)
         if key not in metadata.derived:
             length, num_queries = metadata.seq_lens[index], q.shape[0]
             window = None if config.window is None else config.window + num_queries - 1
             first_block = _first_block(length, window, metadata)
-            blocks = metadata.block_tables[index, first_block : -(-length // metadata.block_size)]
+            blocks = metadata.block_tables[cache.group][index, first_block : -(-length // metadata.block_size)]
             first_key = first_block * metadata.block_size
             keys = torch.arange(first_key, length, device=q.device)
             queries = torch.arange(length - num_queries, length, device=q.device)[:, None]

@@ -3,13 +3,17 @@
 Cache layout: (num_blocks, num_kv_heads, block_size, head_dim): what one program of a kernel reads is in one piece.
 """
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
-from app.attention.layer import Attention, AttentionConfig, HeadNorms
+from app.attention.config import AttentionConfig, HeadNorms, LayerCache
+from app.attention.step import StepInput, StepShape
 from app.kernels.gpu.fused import rotate_and_store, store
 from app.kernels.gpu.paged_attention import chunks, decode
 
@@ -18,8 +22,6 @@ _QUERIES_OF_A_TILE = 64
 _PROGRAMS = 256
 """Of a decode: a GPU has some 130 multiprocessors, and each runs several programs at once."""
 _MOST_SPLITS = 16
-_LONG = 8192
-"""Tokens of a past that one program would be busy with for too long, while the others have ended."""
 
 
 @dataclass(frozen=True)
@@ -29,10 +31,10 @@ class GpuMetadata:
     Decodes (one token each) are the first tokens. All numbers are int32 and may change under a captured graph.
     """
 
-    slot_mapping: Tensor
-    """(tokens,): where each token's K/V is written; block id * block size + offset, or -1 for padding."""
-    block_tables: Tensor
-    """(rows, blocks): the blocks of every row, in this step or not."""
+    slot_mappings: list[Tensor]
+    """(tokens,) for each KV group: where each token's K/V is written, or -1 for padding."""
+    block_tables: Sequence[Tensor]
+    """(rows, blocks) for each KV group: the blocks of every row, in this step or not."""
     decode_rows: Tensor
     """(decodes,): row of each decode."""
     decode_lens: Tensor
@@ -40,7 +42,7 @@ class GpuMetadata:
     tiles: Tensor
     """(tiles, 4): pieces of chunks of prompts; see `app.kernels.gpu.paged_attention.chunks`."""
     splits: int
-    """Parts that each decode's past is cut into; see `TritonPagedBackend.splits`."""
+    """Parts that each decode's past is cut into; see `TritonPagedBackend._splits`."""
 
 
 class TritonPagedBackend:
@@ -49,17 +51,70 @@ class TritonPagedBackend:
     How a request is computed depends on the number of decodes beside it, and on whether any of them is long.
     """
 
-    def __init__(self, configs: list[AttentionConfig]) -> None:
+    long_past = 8192
+    """One program would be busy with a longer past for too long, while the others have ended."""
+
+    def __init__(self, configs: list[AttentionConfig], num_groups: int) -> None:
         """`configs`: of all layers."""
         largest_group = max(config.num_heads // config.num_kv_heads for config in configs)
-        self.tile_tokens = max(1, _QUERIES_OF_A_TILE // largest_group)
+        self._tile_tokens = max(1, _QUERIES_OF_A_TILE // largest_group)
         """Most tokens of a tile."""
         self._num_kv_heads = min(config.num_kv_heads for config in configs)
+        self._slots = [f"slots of group {group}" for group in range(num_groups)]
 
-    def splits(self, decodes: int, longest: int) -> int:
+    def fields(self, shape: StepShape) -> dict[str, int]:
+        """See `AttentionBackend.fields`. Each chunk may end with a tile that is not full."""
+        tiles = shape.tokens // self._tile_tokens + shape.chunks if shape.chunks else 0
+        sizes = {"decode_rows": shape.decodes, "decode_lens": shape.decodes, "tiles": 4 * tiles}
+        return dict.fromkeys(self._slots, shape.tokens) | sizes
+
+    def write(self, step: StepInput, to: Mapping[str, NDArray[np.int32]]) -> None:
+        """See `AttentionBackend.write`."""
+        count, decodes = step.num_tokens, step.num_decodes
+        for name, slots in zip(self._slots, step.slot_mappings, strict=True):
+            to[name][:count] = slots
+            to[name][count:] = -1
+        to["decode_rows"][:decodes] = step.rows[:decodes]
+        to["decode_rows"][decodes:] = 0
+        to["decode_lens"][:decodes] = step.seq_lens[:decodes]
+        to["decode_lens"][decodes:] = 0
+        to["tiles"][:] = 0
+        self._write_tiles(step, to["tiles"].reshape(-1, 4))
+
+    def _write_tiles(self, step: StepInput, tiles: NDArray[np.int32]) -> None:
+        """Cut the chunks of prompts into tiles (tiles, 4); see `app.kernels.gpu.paged_attention.chunks`."""
+        at = 0
+        for index in range(step.num_decodes, len(step.rows)):
+            start, end = int(step.query_starts[index]), int(step.query_starts[index + 1])
+            first = np.arange(start, end, self._tile_tokens)
+            part = tiles[at : at + len(first)]
+            part[:, 0] = step.rows[index]
+            part[:, 1] = first
+            part[:, 2] = np.minimum(end - first, self._tile_tokens)
+            part[:, 3] = step.positions[first]
+            at += len(first)
+
+    def metadata(
+        self,
+        step: StepInput,  # noqa: ARG002
+        shape: StepShape,
+        numbers: Mapping[str, Tensor],
+        tables: Sequence[Tensor],
+    ) -> GpuMetadata:
+        """See `AttentionBackend.metadata`."""
+        return GpuMetadata(
+            slot_mappings=[numbers[name] for name in self._slots],
+            block_tables=tables,
+            decode_rows=numbers["decode_rows"],
+            decode_lens=numbers["decode_lens"],
+            tiles=numbers["tiles"].view(-1, 4),
+            splits=self._splits(shape),
+        )
+
+    def _splits(self, shape: StepShape) -> int:
         """Parts that each past is cut into, a power of two, so that there is work for the whole GPU."""
-        splits = _MOST_SPLITS if longest > _LONG else 1
-        while splits < _MOST_SPLITS and decodes * self._num_kv_heads * splits < _PROGRAMS:
+        splits = _MOST_SPLITS if shape.is_long else 1
+        while splits < _MOST_SPLITS and shape.decodes * self._num_kv_heads * splits < _PROGRAMS:
             splits *= 2
         return splits
 
@@ -71,34 +126,35 @@ class TritonPagedBackend:
         k_cache = torch.empty(*shape, config.head_dim, dtype=dtype, device=device)
         return k_cache, torch.empty(*shape, config.v_head_dim, dtype=dtype, device=device)
 
-    def store(self, layer: Attention, k: Tensor, v: Tensor, metadata: GpuMetadata) -> None:
+    def store(self, cache: LayerCache, k: Tensor, v: Tensor, metadata: GpuMetadata) -> None:
         """See `AttentionBackend.store`."""
-        store(k, layer.k_cache, metadata.slot_mapping)
-        store(v, layer.v_cache, metadata.slot_mapping)
+        slots = metadata.slot_mappings[cache.group]
+        store(k, cache.k, slots)
+        store(v, cache.v, slots)
 
     def rotate_and_store(
         self,
-        layer: Attention,
+        cache: LayerCache,
         qkv: Tensor,
         rope: tuple[Tensor, Tensor] | None,
         norms: HeadNorms | None,
         metadata: GpuMetadata,
     ) -> Tensor:
         """See `AttentionBackend.rotate_and_store`."""
-        caches = layer.k_cache, layer.v_cache
-        return rotate_and_store(qkv, layer.config.num_heads, rope, norms, *caches, metadata.slot_mapping)
+        slots = metadata.slot_mappings[cache.group]
+        return rotate_and_store(qkv, cache.config.num_heads, rope, norms, cache.k, cache.v, slots)
 
-    def attend(self, layer: Attention, q: Tensor, metadata: GpuMetadata) -> Tensor:
+    def attend(self, cache: LayerCache, q: Tensor, metadata: GpuMetadata) -> Tensor:
         """See `AttentionBackend.attend`."""
-        config = layer.config
+        config = cache.config
         q = q.contiguous()
         out = q.new_empty(q.shape[0], config.num_heads, config.v_head_dim)
-        caches = layer.k_cache, layer.v_cache, metadata.block_tables
+        caches = cache.k, cache.v, metadata.block_tables[cache.group]
         options: dict[str, Any] = {"scale": config.scale, "window": config.window, "softcap": config.softcap}
         count = metadata.decode_rows.shape[0]
         if count:
             rows, lengths = metadata.decode_rows, metadata.decode_lens
             decode(q[:count], *caches, rows, lengths, out[:count], splits=metadata.splits, **options)
         if metadata.tiles.shape[0]:  # after the decodes, which write to the tokens that are none of theirs, too
-            chunks(q, *caches, metadata.tiles, out, tile_tokens=self.tile_tokens, **options)
+            chunks(q, *caches, metadata.tiles, out, tile_tokens=self._tile_tokens, **options)
         return out.flatten(1)

@@ -30,6 +30,8 @@ def _attend_tile(
     largest, total, acc = state
     positions = begin + tl.arange(0, TILE)
     in_range = positions < seen_from
+    if WINDOW > 0:  # blocks behind the window may be others' by now
+        in_range &= positions > tl.min(last, axis=0) - WINDOW
     block = tl.load(table + positions // BLOCK_SIZE, mask=in_range, other=0).to(tl.int64)
     place = block * KV_HEADS * BLOCK_SIZE + positions % BLOCK_SIZE
     d, dv = tl.arange(0, BLOCK_D), tl.arange(0, BLOCK_V)

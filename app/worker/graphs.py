@@ -5,20 +5,53 @@ A forward pass is some hundred kernels, and Python needs longer to start one tha
 
 from collections.abc import Callable, Hashable
 from contextlib import suppress
+from typing import Protocol
 
 import torch
 
 
+class Graphs(Protocol):
+    """Recorded work by name."""
+
+    def record(self, name: Hashable, work: Callable[[], None]) -> None:
+        """Record what `work`, which has been run before, asks the device to do. RuntimeError if it cannot be."""
+        ...
+
+    def __contains__(self, name: Hashable) -> bool: ...
+
+    def replay(self, name: Hashable) -> None:
+        """Run a recorded piece; KeyError if there is none of the name."""
+        ...
+
+
+class Closures:
+    """Stands for graphs on a CPU, for tests: the work itself is kept, and done again with what it was recorded with."""
+
+    def __init__(self) -> None:
+        self._work: dict[Hashable, Callable[[], None]] = {}
+
+    def record(self, name: Hashable, work: Callable[[], None]) -> None:
+        """See `Graphs.record`."""
+        self._work[name] = work
+
+    def __contains__(self, name: Hashable) -> bool:
+        return name in self._work
+
+    def replay(self, name: Hashable) -> None:
+        """See `Graphs.replay`."""
+        self._work[name]()
+
+
 class CudaGraphs:
-    """Recorded work by name. All of it shares one pool of memory, since only one piece runs at a time."""
+    """See `Graphs`. All of them share one pool of memory, since only one piece runs at a time."""
 
     def __init__(self) -> None:
         self._graphs: dict[Hashable, torch.cuda.CUDAGraph] = {}
         self._pool = torch.cuda.graph_pool_handle()
         self._stream = torch.cuda.Stream()
 
-    def record(self, name: Hashable, work: Callable[[], object]) -> None:
-        """Record what `work` asks the GPU to do. Run it once before: kernels are compiled then.
+    def record(self, name: Hashable, work: Callable[[], None]) -> None:
+        """See `Graphs.record`. Kernels are compiled when the work is run for the first time.
 
         Larger pieces should be recorded before smaller ones, which find room in their memory. RuntimeError if the work
         waits for the GPU, or cannot be recorded for some other reason.
@@ -40,7 +73,7 @@ class CudaGraphs:
         return name in self._graphs
 
     def replay(self, name: Hashable) -> None:
-        """Run a recorded piece; KeyError if there is none of the name."""
+        """See `Graphs.replay`."""
         self._graphs[name].replay()
 
 

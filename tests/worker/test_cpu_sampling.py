@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from transformers import (
     MinPLogitsWarper,
@@ -13,10 +14,15 @@ from transformers import (
 )
 
 from app.core.sampling import SamplingParams
-from app.worker.sampler import Sampler, draw_keys, luck
+from app.core.step import NewRequest
+from app.kernels.cpu.sampling import mix, race, race_keys
+from app.worker.batch import Entries
+from app.worker.sampling.base import Sampling
+from app.worker.sampling.cpu import CpuSampling
 
 VOCAB_SIZE = 2003  # more than the candidates that filters look at first
 PROMPT = [5, 7, 9]
+Ints = NDArray[np.int64]
 
 
 def logits_of(kind: str) -> Tensor:
@@ -25,14 +31,33 @@ def logits_of(kind: str) -> Tensor:
     return torch.randn(VOCAB_SIZE, generator=generator) * spread
 
 
-def draw(logits: Tensor, sampling: SamplingParams, positions: range, output: list[int] | None = None) -> list[int]:
+def make_sampling(params: list[SamplingParams], output: list[int] | None = None) -> CpuSampling:
+    """Of as many rows as there are parameters."""
+    sampling = CpuSampling(len(params), len(params), VOCAB_SIZE, torch.device("cpu"))
+    add_rows(sampling, params, output)
+    return sampling
+
+
+def add_rows(sampling: Sampling, params: list[SamplingParams], output: list[int] | None = None) -> None:
+    for row, one in enumerate(params):
+        text = PROMPT + (output or [])
+        sampling.add(NewRequest(row=row, token_ids=text, num_prompt_tokens=3, block_ids=[], sampling=one))
+
+
+def entries_of(rows: Ints, positions: Ints) -> Entries:
+    order = np.arange(len(rows))
+    return Entries(rows, positions, order, order, np.arange(len(rows) + 1))
+
+
+def sample(sampling: CpuSampling, logits: Tensor, rows: Ints, positions: Ints) -> list[int]:
+    sampling.sample(logits, entries_of(rows, positions), {}, draws=True)
+    return sampling.tokens[: len(rows)].tolist()
+
+
+def draw(logits: Tensor, params: SamplingParams, positions: range, output: list[int] | None = None) -> list[int]:
     """One token at each position, all drawn in one batch of rows with equal parameters."""
-    sampler = Sampler(len(positions), VOCAB_SIZE, torch.device("cpu"))
-    for row in range(len(positions)):
-        sampler.add(row, sampling, PROMPT + (output or []), len(PROMPT))
-    batch = logits.repeat(len(positions), 1)
-    tokens: list[int] = sampler.sample(batch, np.arange(len(positions)), np.array(positions)).tolist()
-    return tokens
+    sampling = make_sampling([params] * len(positions), output)
+    return sample(sampling, logits.repeat(len(positions), 1), np.arange(len(positions)), np.array(positions))
 
 
 def reference(logits: Tensor, sampling: SamplingParams, text: list[int]) -> Tensor:
@@ -100,12 +125,11 @@ def test_penalties_and_bias() -> None:
 
 
 def test_what_was_generated_counts_at_the_next_step() -> None:
-    sampler = Sampler(1, VOCAB_SIZE, torch.device("cpu"))
-    sampler.add(0, SamplingParams(max_tokens=9, seed=0, temperature=0.0, frequency_penalty=2.0), PROMPT, len(PROMPT))
+    sampling = make_sampling([SamplingParams(max_tokens=9, seed=0, temperature=0.0, frequency_penalty=2.0)])
     logits = torch.zeros(1, VOCAB_SIZE)
     logits[0, 30], logits[0, 31] = 3.0, 2.0
     rows = np.array([0])
-    tokens = [int(sampler.sample(logits.clone(), rows, np.array([position]))[0]) for position in range(3, 6)]
+    tokens = [sample(sampling, logits.clone(), rows, np.array([position]))[0] for position in range(3, 6)]
     assert tokens == [30, 31, 30]
 
 
@@ -119,29 +143,44 @@ def test_a_row_draws_the_same_whatever_is_beside_it() -> None:
     ]
     logits = torch.randn(len(mixed), VOCAB_SIZE, generator=torch.Generator().manual_seed(0))
     positions = np.array([3, 1000, 7, 9, 50])
-    together = Sampler(len(mixed), VOCAB_SIZE, torch.device("cpu"))
+    together = make_sampling(mixed)
     alone = []
-    for row, sampling in enumerate(mixed):
-        together.add(row, sampling, PROMPT, len(PROMPT))
-        single = Sampler(1, VOCAB_SIZE, torch.device("cpu"))
-        single.add(0, sampling, PROMPT, len(PROMPT))
-        alone.append(int(single.sample(logits[row : row + 1].clone(), np.array([0]), positions[row : row + 1])[0]))
-    assert together.sample(logits.clone(), np.arange(len(mixed)), positions).tolist() == alone
+    for row, params in enumerate(mixed):
+        single = make_sampling([params])
+        alone += sample(single, logits[row : row + 1].clone(), np.array([0]), positions[row : row + 1])
+    assert sample(together, logits.clone(), np.arange(len(mixed)), positions) == alone
 
 
-def test_luck_is_gumbels_and_depends_on_seed_position_and_token_only() -> None:
-    seeds = np.repeat(np.array([0, 1, 2**63 - 1], dtype=np.uint64), 500)
+def luck(seeds: Ints, positions: Ints, tokens: Ints) -> Ints:
+    """The hash (n, m) that makes the luck of tokens (n, m)."""
+    low, high = race_keys(seeds, positions)
+    return mix(mix(tokens.astype(np.uint32) ^ low[:, None]) ^ high[:, None]).astype(np.int64)
+
+
+def test_luck_is_uniform_and_depends_on_seed_position_and_token_only() -> None:
+    seeds = np.repeat(np.array([0, 1, 2**63 - 1]), 500)
     positions = np.tile(np.arange(500), 3)
     tokens = np.tile(np.arange(10), (1500, 1))
-    numbers = luck(draw_keys(seeds, positions), tokens)
-    assert len(set(numbers.flat)) == numbers.size
+    numbers = luck(seeds, positions, tokens)
+    assert len(set(numbers.flat)) >= numbers.size - 1  # of 32 bits: two of 15,000 are equal once in forty times
     order = np.random.default_rng(0).permutation(1500)
-    assert (luck(draw_keys(seeds[order], positions[order]), tokens[:, ::-1]) == numbers[order, ::-1]).all()
-    uniform = np.exp(-np.exp(-numbers))
+    assert (luck(seeds[order], positions[order], tokens[:, ::-1]) == numbers[order, ::-1]).all()
+    uniform = numbers / 2**32
     for part in (*uniform.reshape(3, 5000), uniform.T.reshape(3, 5000)[1]):
         counts = np.histogram(part, bins=50, range=(0, 1))[0]
         assert ((counts - 100) ** 2 / 100).sum() < 90  # chi square with 49 degrees: beyond once in 3000
         assert abs(np.corrcoef(part[:-1], part[1:])[0, 1]) < 0.05
+
+
+def test_a_race_is_won_by_the_best_start_and_luck() -> None:
+    """What the kernel passes over for speed could not have won."""
+    rng = np.random.default_rng(5)
+    logits = rng.normal(0, 3, (200, VOCAB_SIZE)).astype(np.float32)
+    temperature = rng.uniform(0.3, 2.0, 200).astype(np.float32)
+    seeds, positions, tokens = rng.integers(0, 2**63, 200), np.arange(200), np.arange(VOCAB_SIZE)[None]
+    u = (luck(seeds, positions, np.repeat(tokens, 200, axis=0)) + 0.5) / 2**32
+    scores = logits / temperature[:, None] - np.log(-np.log1p(-u))
+    assert (race(logits, tokens, temperature, race_keys(seeds, positions)) == scores.argmax(axis=1)).all()
 
 
 @pytest.mark.parametrize("options", [{}, {"top_k": 50}, {"top_p": 0.95}, {"min_p": 0.001}])

@@ -1,0 +1,45 @@
+"""What one layer's attention looks like, and the memory that it keeps."""
+
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class AttentionConfig:
+    """What one layer's attention looks like."""
+
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    v_head_dim: int
+    scale: float
+    """Factor of the scores."""
+    window: int | None = None
+    """Each token sees itself and the `window - 1` tokens before it; None sees all."""
+    softcap: float | None = None
+    """Scores are squashed to `softcap * tanh(score / softcap)` (Gemma 2)."""
+
+
+class HeadNorms(NamedTuple):
+    """Root-mean-square norms of each head of queries and of keys, before they are rotated."""
+
+    q_weight: Tensor
+    """(head_dim,)"""
+    k_weight: Tensor
+    offset: float
+    """Added to the weights."""
+    eps: float
+
+
+@dataclass
+class LayerCache:
+    """One layer's K and V, in the layout of the backend that allocated them."""
+
+    config: AttentionConfig
+    k: Tensor = field(default_factory=lambda: torch.empty(0))
+    v: Tensor = field(default_factory=lambda: torch.empty(0))
+    group: int = 0
+    """The KV group whose block tables say where a request's tokens lie in it."""

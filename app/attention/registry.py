@@ -1,0 +1,75 @@
+"""Which attention backends there are, and what each is able to do."""
+
+import logging
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from app.attention.backends.base import AttentionBackend
+from app.attention.backends.torch_paged import TorchPagedBackend
+from app.attention.config import AttentionConfig
+from app.errors import StartupError
+from app.kernels.ops import CPU_DTYPES, HAS_TRITON
+
+log = logging.getLogger(__name__)
+
+_ALL_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+
+
+@dataclass(frozen=True)
+class Capabilities:
+    """What a backend is able to do, and how to get one."""
+
+    make: Callable[[list[AttentionConfig], int], AttentionBackend[Any]]
+    """From the configurations of all layers and the number of KV groups; imports what the backend needs."""
+    devices: tuple[str, ...]
+    dtypes: tuple[torch.dtype, ...]
+    is_recordable: bool
+    """Whether its steps can be CUDA graphs."""
+    reason: str
+    """Why it is the one to take where it fits."""
+
+
+def _make_triton(configs: list[AttentionConfig], num_groups: int) -> AttentionBackend[Any]:
+    from app.attention.backends.triton_paged import TritonPagedBackend
+
+    return TritonPagedBackend(configs, num_groups)
+
+
+def _make_cpu(_configs: list[AttentionConfig], _num_groups: int) -> AttentionBackend[Any]:
+    from app.attention.backends.cpu_paged import CpuPagedBackend  # Numba is for the CPU only
+
+    return CpuPagedBackend()
+
+
+BACKENDS = {
+    "triton": Capabilities(
+        _make_triton, ("cuda",) if HAS_TRITON else (), _ALL_DTYPES, True, "kernels that CUDA graphs can hold"
+    ),
+    "cpu": Capabilities(_make_cpu, ("cpu",), CPU_DTYPES, False, "kernels that read KV blocks in place"),
+    "torch": Capabilities(
+        lambda _configs, _num_groups: TorchPagedBackend(),
+        ("cpu", "cuda"),
+        _ALL_DTYPES,
+        False,
+        "no other kernels for this device and dtype",
+    ),
+}
+"""By name, the fastest first; the setting `attention_backend` names the same."""
+
+
+def choose_backend(asked: str, device: torch.device, dtype: torch.dtype) -> Capabilities:
+    """The backend that was asked for, or with "auto" the first that fits; StartupError if it does not run here."""
+    fitting = {name: one for name, one in BACKENDS.items() if device.type in one.devices and dtype in one.dtypes}
+    if asked == "auto":
+        name, chosen = next(iter(fitting.items()))
+        log.info("attention backend %s: %s", name, chosen.reason)
+        return chosen
+    # Triton's interpreter runs its kernels anywhere, if slowly: for tests.
+    is_interpreted = asked == "triton" and HAS_TRITON and bool(os.environ.get("TRITON_INTERPRET"))
+    if asked not in fitting and not is_interpreted:
+        raise StartupError(f"attention_backend: {asked} does not run on {device} with {dtype}")
+    return BACKENDS[asked]

@@ -1,0 +1,225 @@
+"""KV memory: all that the scheduler knows of it.
+
+Memory is a list of groups, each with blocks of its own. A group keeps all of a request's tokens, or only those in a
+window: its blocks behind the window go back, and others get them. The blocks at one index of a request's tables hold
+the same tokens in every group, so full blocks have the same hashes in all of them. A request can start with cached
+tokens up to where every group still holds what the next token needs.
+"""
+
+from collections.abc import Iterable, Sequence
+from itertools import repeat
+
+from app.core.request import Request, RequestStatus
+from app.core.step import KVGroup
+from app.engine.block_pool import BlockPool
+from app.engine.prefix_cache import hash_block, root_hash
+
+
+class _Group:
+    """One group's blocks, and which of a request's it needs."""
+
+    def __init__(self, group: KVGroup, block_size: int, max_num_batched_tokens: int) -> None:
+        self.pool = BlockPool(group.num_blocks)
+        self._block_size = block_size
+        self._window = group.window
+        window_and_step = (group.window or 0) + max_num_batched_tokens
+        self._most_held = None if group.window is None else -(-window_and_step // block_size) + 1
+
+    def first_needed(self, num_computed: int) -> int:
+        """Index of the first block that a request with so many computed tokens still needs."""
+        return 0 if self._window is None else max(0, num_computed + 1 - self._window) // self._block_size
+
+    def most_held(self, num_blocks: int) -> int:
+        """How many of its first `num_blocks` blocks a request holds at once, at most."""
+        return num_blocks if self._most_held is None else min(num_blocks, self._most_held)
+
+    def longest_match(self, hashes: Sequence[bytes]) -> int:
+        """The largest number of blocks such that what follows them can be computed from cached blocks."""
+        longest = in_a_row = 0
+        for index, block_hash in enumerate(hashes):
+            if self.pool.prefix_cache.block(block_hash) is None:
+                if self._window is None:
+                    break
+                in_a_row = 0
+                continue
+            in_a_row += 1
+            if index + 1 - in_a_row <= self.first_needed((index + 1) * self._block_size):
+                longest = index + 1
+        return longest
+
+    def cached_blocks(self, hashes: Sequence[bytes]) -> list[int]:
+        """Of the blocks that a request starts with, those that it needs."""
+        first = self.first_needed(len(hashes) * self._block_size)
+        blocks = [self.pool.prefix_cache.block(block_hash) for block_hash in hashes[first:]]
+        return [block for block in blocks if block is not None]
+
+
+class KVCache:
+    """Hands out blocks of all groups to requests, and knows which tokens full blocks hold."""
+
+    def __init__(
+        self, groups: Sequence[KVGroup], block_size: int, max_num_batched_tokens: int, prefix_caching: bool = True
+    ) -> None:
+        self.block_size = block_size
+        self.prefix_caching = prefix_caching and bool(groups)
+        self._groups = [_Group(group, block_size, max_num_batched_tokens) for group in groups]
+        self._being_computed: set[bytes] = set()  # hashes of prompt blocks that running requests will register
+
+    @property
+    def pools(self) -> list[BlockPool]:
+        """The blocks of each group."""
+        return [group.pool for group in self._groups]
+
+    @property
+    def usage(self) -> float:
+        """0 to 1: blocks that running requests hold, of the group that is fullest."""
+        return max((pool.num_used / pool.num_blocks for pool in self.pools), default=0.0)
+
+    def num_blocks(self, num_tokens: int) -> int:
+        """Blocks that hold so many tokens."""
+        return -(-num_tokens // self.block_size)
+
+    # ------------------------------------------------------------------ what a request can start with
+
+    def match(self, request: Request) -> int:
+        """Tokens that a request need not compute, since every group has cached what follows from."""
+        if not self._may_share(request):
+            return 0
+        self._extend_hashes(request, len(request.token_ids))
+        # The last token has to be computed in any case, to get the next one's logits.
+        count = self._num_shareable(request)
+        while True:
+            longest = min(group.longest_match(request.block_hashes[:count]) for group in self._groups)
+            if longest == count or len(self._groups) == 1:
+                return longest * self.block_size
+            count = longest
+
+    def next_is_being_computed(self, request: Request, num_cached: int) -> bool:
+        """Whether a running request is about to compute the block that this one needs behind its cached tokens.
+
+        Waiting for it for a step or two costs less than computing it twice: so `n` choices share their prompt.
+        """
+        index = num_cached // self.block_size
+        if not self._may_share(request) or index == self._num_shareable(request):
+            return False
+        return request.block_hashes[index] in self._being_computed
+
+    def _may_share(self, request: Request) -> bool:
+        """Logprobs of a prompt need its logits, and so all of its tokens computed."""
+        return self.prefix_caching and request.sampling.prompt_logprobs is None
+
+    def _num_shareable(self, request: Request) -> int:
+        return (len(request.token_ids) - 1) // self.block_size
+
+    # ------------------------------------------------------------------ room
+
+    def holds(self, num_tokens: int) -> bool:
+        """Whether one request of so many tokens fits when it runs alone."""
+        count = self.num_blocks(num_tokens)
+        return all(group.most_held(count) <= group.pool.num_blocks for group in self._groups)
+
+    def promised(self, running: Iterable[Request]) -> list[int]:
+        """Of each group, blocks that running prompts have yet to ask for: who took them would be preempted soon."""
+        needs = [(request, self.num_blocks(len(request.token_ids))) for request in running]
+        return [
+            sum(max(0, group.most_held(count) - self._num_held(request, index)) for request, count in needs)
+            for index, group in enumerate(self._groups)
+        ]
+
+    def has_room(self, request: Request, num_cached: int = 0, promised: Iterable[int] = repeat(0)) -> bool:
+        """Whether a request that holds nothing could have all of its tokens computed, beside what is promised."""
+        count = self.num_blocks(len(request.token_ids))
+        hashes = request.block_hashes[: num_cached // self.block_size]
+        for group, taken in zip(self._groups, promised, strict=False):
+            cached = group.cached_blocks(hashes)
+            needed = group.most_held(count) - len(cached) + group.pool.num_unused(cached)
+            if max(0, needed) + taken > group.pool.num_available:
+                return False
+        return True
+
+    @staticmethod
+    def _num_held(request: Request, group: int) -> int:
+        return len(request.block_tables[group]) - request.first_blocks[group]
+
+    # ------------------------------------------------------------------ a request's blocks
+
+    def start(self, request: Request, num_cached: int) -> None:
+        """Give a request that holds nothing the cached blocks that it starts with; see `match`."""
+        count = num_cached // self.block_size
+        request.block_tables, request.first_blocks = [], []
+        for group in self._groups:
+            blocks = group.cached_blocks(request.block_hashes[:count])
+            group.pool.share(blocks)
+            request.first_blocks.append(count - len(blocks))
+            request.block_tables.append([0] * (count - len(blocks)) + blocks)
+        request.num_computed_tokens = num_cached
+        request.num_registered_blocks = count
+        self._being_computed.update(request.block_hashes[count:])
+
+    def grow(self, request: Request, num_tokens: int) -> list[list[int]] | None:
+        """Make a request's tables long enough for `num_tokens`; None if there is no room.
+
+        Returns the blocks that were appended, for each group: nothing if none had to be. What the request does not
+        need any more is given back in any case.
+        """
+        if not self._groups:
+            return []
+        missing = self.num_blocks(num_tokens) - len(request.block_tables[0])
+        if missing <= 0:
+            return []
+        self._give_back(request)
+        if any(group.pool.num_available < missing for group in self._groups):
+            return None
+        appended = [group.pool.allocate(missing) for group in self._groups]
+        for table, blocks in zip(request.block_tables, appended, strict=True):
+            table += blocks
+        return appended
+
+    def _give_back(self, request: Request) -> None:
+        """Free the blocks behind windows. Steps run in order: those in flight read them before others write."""
+        for index, group in enumerate(self._groups):
+            first, needed = request.first_blocks[index], group.first_needed(request.num_computed_tokens)
+            if needed > first:
+                self.commit(request)
+                group.pool.free(request.block_tables[index][first:needed])
+                request.first_blocks[index] = needed
+
+    def commit(self, request: Request) -> None:
+        """Tell the prefix cache of blocks that have become full.
+
+        Blocks that the step in flight fills count too: whoever shares them reads them in a later step.
+        """
+        if not self.prefix_caching or request.status is not RequestStatus.RUNNING:
+            return
+        known = min(request.num_computed_tokens, len(request.token_ids))
+        if known // self.block_size <= request.num_registered_blocks:
+            return
+        self._extend_hashes(request, known)
+        for index in range(request.num_registered_blocks, known // self.block_size):
+            block_hash = request.block_hashes[index]
+            for group, table, first in zip(self._groups, request.block_tables, request.first_blocks, strict=True):
+                if index >= first:
+                    group.pool.prefix_cache.insert(block_hash, table[index])
+            self._being_computed.discard(block_hash)
+        request.num_registered_blocks = known // self.block_size
+
+    def free(self, request: Request) -> None:
+        """Take a request's blocks back."""
+        self._being_computed.difference_update(request.block_hashes[request.num_registered_blocks :])
+        for group, table, first in zip(self._groups, request.block_tables, request.first_blocks, strict=True):
+            group.pool.free(table[first:])
+        request.block_tables, request.first_blocks = [], []
+        request.num_computed_tokens = 0
+        request.num_registered_blocks = 0
+
+    def forget(self) -> None:
+        """Forget what all blocks hold: it may be wrong. Those in use stay in use."""
+        for pool in self.pools:
+            pool.clear_prefix_cache()
+
+    def _extend_hashes(self, request: Request, num_tokens: int) -> None:
+        """Hash the request's full blocks among its first `num_tokens` tokens, as far as not done before."""
+        hashes = request.block_hashes
+        for start in range(len(hashes) * self.block_size, num_tokens - self.block_size + 1, self.block_size):
+            parent = hashes[-1] if hashes else root_hash(request.cache_salt)
+            hashes.append(hash_block(parent, request.token_ids[start : start + self.block_size]))

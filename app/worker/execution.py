@@ -1,0 +1,141 @@
+"""How a step's work reaches the device. There are two ways: step by step in a thread, and as recorded CUDA graphs."""
+
+from collections.abc import Callable, Hashable
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+from app.attention.step import StepInput, StepShape
+from app.core.step import ModelRunnerOutput, StepHandle
+from app.worker.faults import named_faults
+
+Work = Callable[[], None]
+
+
+class StepMemory(NamedTuple):
+    """Bytes; 0 where they are not known."""
+
+    activations: int
+    """Of the largest step."""
+    graphs: int
+    """Of recorded steps, on top of that."""
+
+
+class Steps(Protocol):
+    """What can be run before there are requests: see `app.worker.runner.ModelRunner`."""
+
+    def pad(self, shape: StepShape, size: int) -> None:
+        """Send the numbers of a step of nobody, with room for a shape and for `size` entries."""
+        ...
+
+    def body(self, shape: StepShape) -> Work:
+        """The forward pass of the step that was sent."""
+        ...
+
+    def sampling_of(self, size: int, draws: bool) -> Work:
+        """The sampling of the step that was sent."""
+        ...
+
+    def run_short_request(self) -> None:
+        """A prompt and a decode, from beginning to end."""
+        ...
+
+
+class Launched(Protocol):
+    """A step that the device may still be working on."""
+
+    def result(self) -> ModelRunnerOutput:
+        """Wait for it."""
+        ...
+
+
+class Execution(Protocol):
+    """Runs steps, one after the other."""
+
+    largest: StepShape
+    """Holds any step."""
+    step_sizes: tuple[int, ...]
+    """See `app.core.step.Limits`."""
+
+    def shape(self, step: StepInput) -> StepShape:
+        """What a step is to be padded to."""
+        ...
+
+    def size(self, num_entries: int) -> int:
+        """The number of entries that sampling is to be padded to."""
+        ...
+
+    def submit(self, launch: Callable[[], StepHandle]) -> StepHandle:
+        """Start a step. What goes wrong is raised by the handle."""
+        ...
+
+    def run(self, name: Hashable, work: Work) -> None:
+        """Do a piece of work that has the same name whenever it is the same but for numbers on the device."""
+        ...
+
+    def to_host(self, tensor: Tensor) -> Tensor:
+        """A copy that is complete when the step is."""
+        ...
+
+    def end(self) -> torch.cuda.Event | None:
+        """What happens when all that was asked for so far is done; None if it is done."""
+        ...
+
+    def measure_memory(self, steps: Steps) -> StepMemory:
+        """What steps take beside weights and KV blocks. The attention layers need some cache already."""
+        ...
+
+    def prepare(self, steps: Steps) -> None:
+        """Do all that is done once, so that no request pays for it. The KV blocks are there."""
+        ...
+
+
+class Eager:
+    """Runs steps as they are in a thread, so that the engine plans the next one meanwhile: torch does not hold
+    Python's lock while it computes.
+    """
+
+    step_sizes: tuple[int, ...] = ()
+
+    def __init__(self, max_num_seqs: int, max_num_batched_tokens: int) -> None:
+        self.largest = StepShape(max_num_batched_tokens, max_num_seqs, max_num_seqs)
+        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="model-runner")
+
+    def shape(self, step: StepInput) -> StepShape:
+        """See `Execution.shape`."""
+        return StepShape(step.num_tokens, step.num_decodes, len(step.rows) - step.num_decodes)
+
+    def size(self, num_entries: int) -> int:
+        """See `Execution.size`."""
+        return num_entries
+
+    def submit(self, launch: Callable[[], StepHandle]) -> Future[ModelRunnerOutput]:
+        """See `Execution.submit`."""
+        return self._thread.submit(self._finish, launch)
+
+    @staticmethod
+    def _finish(launch: Callable[[], StepHandle]) -> ModelRunnerOutput:
+        with named_faults():
+            return launch().result()
+
+    def run(self, name: Hashable, work: Work) -> None:  # noqa: ARG002
+        """See `Execution.run`."""
+        work()
+
+    def to_host(self, tensor: Tensor) -> Tensor:
+        """See `Execution.to_host`."""
+        return tensor.to("cpu", copy=True)
+
+    def end(self) -> torch.cuda.Event | None:
+        """See `Execution.end`: the results are waited for in any case."""
+        return None
+
+    def measure_memory(self, steps: Steps) -> StepMemory:  # noqa: ARG002
+        """See `Execution.measure_memory`."""
+        return StepMemory(0, 0)
+
+    def prepare(self, steps: Steps) -> None:
+        """See `Execution.prepare`."""
+        steps.run_short_request()

@@ -1,0 +1,129 @@
+"""A step's numbers on their way to the device: one buffer, one copy."""
+
+from collections.abc import Iterator, Mapping
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from app.attention.backends.base import AttentionBackend
+from app.attention.step import StepInput, StepShape
+from app.worker.batch import BlockChanges, Entries, InputBatch
+from app.worker.sampling.base import Sampling
+
+_ALIGNMENT = 4
+"""Numbers: 16 bytes."""
+_TORCH: dict[Any, torch.dtype] = {np.int64: torch.int64, np.int32: torch.int32, np.float32: torch.float32}
+_Part = tuple[str, Any, slice]
+"""A field: its name, the kind of its numbers, and where in the buffer of int32 numbers it lies."""
+
+
+class StepBuffer:
+    """The buffer: numbers of sampling first, then those of the forward pass, then changes of block tables.
+
+    There are two buffers on the host, used in turn: a step is prepared while the one before it may not have been
+    copied yet. A GPU needs only one, since copies wait for the steps before them. A CPU needs no other than the host's.
+    """
+
+    def __init__(
+        self,
+        batch: InputBatch,
+        backend: AttentionBackend[Any],
+        sampling: Sampling,
+        largest: StepShape,
+        max_entries: int,
+        device: torch.device,
+    ) -> None:
+        self._backend, self._sampling = backend, sampling
+        self._body_parts = lru_cache(maxsize=1024)(self._lay_out_body)
+        self._sampling_parts = lru_cache(maxsize=1024)(self._lay_out_sampling)
+        self._body_at = _end(self._sampling_parts(max_entries))
+        self._changes_at = _end(self._body_parts(largest))
+        num_groups, num_rows, num_blocks = batch.block_tables.shape
+        size = self._changes_at + (1 + num_groups) * num_rows * num_blocks
+        if device.type == "cpu":
+            self._device = torch.zeros(size, dtype=torch.int32)
+            self._hosts = [self._device]
+            self.block_tables = list(torch.from_numpy(batch.block_tables))
+        else:
+            self._hosts = [torch.zeros(size, dtype=torch.int32, pin_memory=True) for _ in range(2)]
+            self._device = torch.zeros(size, dtype=torch.int32, device=device)
+            self.block_tables = list(torch.zeros(batch.block_tables.shape, dtype=torch.int32, device=device))
+        """Of each KV group, (rows, blocks), on the device."""
+        self._turn = 0
+
+    def write(self, step: StepInput, shape: StepShape, entries: Entries, size: int) -> None:
+        """Write a step's numbers to the next buffer, padded to a shape, and to `size` entries."""
+        self._turn = (self._turn + 1) % len(self._hosts)
+        host = self._hosts[self._turn].numpy()
+        body = {name: host[part] for name, _, part in self._body_parts(shape)}
+        count = step.num_tokens
+        body["input_ids"][:count], body["input_ids"][count:] = step.input_ids, 0
+        body["sampled_by"][:count] = np.where(step.input_is_sampled, step.token_rows, -1)
+        body["sampled_by"][count:] = -1
+        body["positions"][:count], body["positions"][count:] = step.positions, 0
+        self._backend.write(step, body)
+        sampling: dict[str, NDArray[Any]] = {
+            name: host[part].view(kind) for name, kind, part in self._sampling_parts(size)
+        }
+        sampling["logits_at"][: len(entries)], sampling["logits_at"][len(entries) :] = entries.logits_at, 0
+        self._sampling.write(entries, sampling)
+
+    def send(self, shape: StepShape, changes: BlockChanges) -> None:
+        """Copy what was written to the device, and bring its block tables up to date."""
+        if self._device.device.type == "cpu":
+            return
+        self._copy(0, _end(self._body_parts(shape)))
+        count, start = len(changes.places), self._changes_at
+        if not count:
+            return
+        parts = [slice(start + index * count, start + (index + 1) * count) for index in range(1 + len(changes.values))]
+        host = self._hosts[self._turn].numpy()
+        for part, numbers in zip(parts, (changes.places, *changes.values), strict=True):
+            host[part] = numbers
+        self._copy(start, parts[-1].stop)  # lies behind the largest shape: a second piece
+        places = self._device[parts[0]].long()
+        for table, part in zip(self.block_tables, parts[1:], strict=True):
+            table.view(-1).index_copy_(0, places, self._device[part])
+
+    def _copy(self, start: int, end: int) -> None:
+        self._device[start:end].copy_(self._hosts[self._turn][start:end], non_blocking=True)
+
+    def body(self, shape: StepShape) -> dict[str, Tensor]:
+        """What a forward pass of a shape reads, on the device: input_ids, sampled_by, positions, and the backend's.
+
+        sampled_by (tokens,): the row that sampled the token last, or -1 for one that came with its request.
+        """
+        return {name: self._device[part] for name, _, part in self._body_parts(shape)}
+
+    def sampling(self, size: int) -> tuple[Tensor, Mapping[str, Tensor]]:
+        """What sampling of `size` entries reads, on the device: the tokens whose logits are wanted, and its own."""
+        numbers = {name: self._device[part].view(_TORCH[kind]) for name, kind, part in self._sampling_parts(size)}
+        return numbers.pop("logits_at"), numbers
+
+    def _lay_out_body(self, shape: StepShape) -> list[_Part]:
+        sizes = dict.fromkeys(("input_ids", "sampled_by", "positions"), shape.tokens) | self._backend.fields(shape)
+        return list(_laid_out(((name, np.int32, size) for name, size in sizes.items()), self._body_at))
+
+    def _lay_out_sampling(self, size: int) -> list[_Part]:
+        fields = {"logits_at": np.int32, **self._sampling.fields()}
+        return list(_laid_out(((name, kind, size) for name, kind in fields.items()), 0))
+
+
+def _laid_out(fields: Iterator[tuple[str, Any, int]], start: int) -> Iterator[_Part]:
+    for name, kind, count in fields:
+        end = start + count * (np.dtype(kind).itemsize // 4)
+        yield name, kind, slice(start, end)
+        start = _aligned(end)
+
+
+def _end(parts: list[_Part]) -> int:
+    return _aligned(parts[-1][2].stop)
+
+
+def _aligned(place: int) -> int:
+    """The next place that kernels can read from in large pieces: they are compiled anew for places that are not."""
+    return -(-place // _ALIGNMENT) * _ALIGNMENT

@@ -1,0 +1,277 @@
+"""The one runner of steps: only what every model and every device needs stands here.
+
+A step: take in new rows, prepare the input, forward pass, log probabilities of prompts, sample, deliver. How work
+reaches the device is the execution's (`app.worker.execution`), attention the backend's (`app.attention.backends`),
+tokens the sampling's (`app.worker.sampling`), and what a kind of model does beside tokens its state's.
+"""
+
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from app.attention.backends.base import AttentionBackend
+from app.attention.context import ForwardContext, forward_context
+from app.attention.step import Ints, StepInput, StepShape
+from app.core.sampling import SamplingParams
+from app.core.step import NOTHING_ALLOWED, ModelRunnerOutput, NewRequest, SchedulerOutput, StepHandle
+from app.grammar.masks import Constrained, GrammarMasks, Masks, accept
+from app.models.loader import LoadedModel
+from app.worker.batch import NO_LOGPROBS, Entries, InputBatch, no_entries
+from app.worker.drafts import accepted_tokens, last_accepted
+from app.worker.execution import Execution, StepMemory, Work
+from app.worker.faults import named_faults
+from app.worker.inputs import StepBuffer
+from app.worker.model_state import ModelState
+from app.worker.sampling.base import Sampling
+from app.worker.sampling.logprobs import TopLogprobs, top_logprobs
+
+_LOGITS_AT_ONCE = 256
+"""Rows of logits that are computed together for logprobs of prompts: each takes half a megabyte and more."""
+
+
+class ModelRunner:
+    """The worker of one device; see `app.core.step.Worker`."""
+
+    def __init__(
+        self,
+        loaded: LoadedModel,
+        state: ModelState,
+        backend: AttentionBackend[Any],
+        execution: Execution,
+        sampling: Sampling,
+        grammars: GrammarMasks,
+        batch: InputBatch,
+        max_entries: int,
+        device: torch.device,
+    ) -> None:
+        self.model = loaded.model
+        self.state = state
+        self.backend = backend
+        self.execution = execution
+        self.sampling = sampling
+        self.grammars = grammars
+        self.batch = batch
+        self.device = device
+        self._buffer = StepBuffer(batch, backend, sampling, execution.largest, max_entries, device)
+        self._hidden: Tensor | None = None
+        """(tokens of the largest step, hidden_size): from one piece of a step to the other."""
+        self._masks = ThreadPoolExecutor(max_workers=1, thread_name_prefix="masks")
+        self._to_accept: list[tuple[_Launched, Constrained]] = []
+        """Steps whose tokens the grammars have not taken in yet."""
+
+    def compile_grammar(self, grammar: str) -> Future[None]:
+        """See `app.core.step.Worker`."""
+        return self.grammars.compile(grammar)
+
+    def submit(self, step: SchedulerOutput) -> StepHandle:
+        """See `app.core.step.Worker`."""
+        return self.execution.submit(partial(self._launch, step))
+
+    # ------------------------------------------------------------------ a step
+
+    @torch.inference_mode()
+    def _launch(self, step: SchedulerOutput) -> "_Launched":
+        for request in step.new_requests:
+            self.batch.add(request)
+            self.state.add(request)
+            self.sampling.add(request)
+            self.grammars.add(request.row, request.sampling, request.token_ids[request.num_prompt_tokens :])
+        changes = self.batch.take_blocks(step)
+        batch = self.batch.prepare(step)
+        entries = self.batch.entries(batch, step.drafts)
+        constrained = self.grammars.constrained(entries.rows.tolist())
+        masks = self._masks.submit(self._compute_masks, constrained) if constrained else None
+
+        shape, size = self.execution.shape(batch), self.execution.size(len(entries))
+        self._buffer.write(batch, shape, entries, size)
+        self._buffer.send(shape, changes)
+        self.execution.run(shape, partial(self._run_body, batch, shape))
+        launched = _Launched(self.batch, self.batch.num_admissions.copy(), entries, len(step.rows))
+        self._add_prompt_logprobs(batch, launched)
+        if len(entries):
+            if masks:
+                computed = masks.result()
+                self.sampling.mask(entries, [at for at, _ in constrained], computed.words)
+                launched.dead_ends = computed.dead_ends
+            self._sample(entries, size, launched)
+            if masks:
+                self._to_accept.append((launched, constrained))
+        launched.end = self.execution.end()
+        return launched
+
+    def _compute_masks(self, constrained: Constrained) -> Masks:
+        """What grammars allow next, computed while the device runs the forward pass."""
+        for launched, matchers in self._to_accept:
+            launched.accept(matchers)
+        self._to_accept.clear()
+        return self.grammars.compute(constrained)
+
+    def _add_prompt_logprobs(self, batch: StepInput, launched: "_Launched") -> None:
+        for target in self.batch.prompt_targets(batch):
+            places = torch.from_numpy(target.logits_at).to(self.device)
+            token_ids = torch.from_numpy(target.token_ids).to(self.device)
+            pieces = zip(places.split(_LOGITS_AT_ONCE), token_ids.split(_LOGITS_AT_ONCE), strict=True)
+            launched.prompt_logprobs[target.order] = [
+                self._fetch(top_logprobs(self._logits(at), ids, target.num_logprobs)) for at, ids in pieces
+            ]
+
+    def _sample(self, entries: Entries, size: int, launched: "_Launched") -> None:
+        """Draw the tokens, and have them sent to the host."""
+        wants = np.flatnonzero(self.batch.num_logprobs[entries.rows] != NO_LOGPROBS)
+        draws = self.sampling.draws(entries)
+        if len(wants):  # reported log probabilities are the model's own: before penalties and bias change the logits
+            at, numbers = self._buffer.sampling(size)
+            logits = self._logits(at)
+            raw = logits[torch.from_numpy(wants).to(self.device)]
+            self.sampling.sample(logits, entries, numbers, draws=draws)
+            for index, entry in enumerate(wants.tolist()):
+                count = int(self.batch.num_logprobs[entries.rows[entry]])
+                tokens = self.sampling.tokens[entry : entry + 1].long().clamp(min=0)
+                launched.logprobs[entry] = self._fetch(top_logprobs(raw[index : index + 1], tokens, count))
+        else:
+            self.execution.run((size, draws), partial(self._run_sampling, entries, size, draws))
+        tokens = self.sampling.tokens[: len(entries)]
+        if entries.drafts is not None:
+            rows, last = last_accepted(tokens, entries)
+            self.sampling.last_sampled[rows] = last.clamp(min=0)
+        launched.tokens = self.execution.to_host(tokens)
+
+    def _fetch(self, logprobs: TopLogprobs) -> TopLogprobs:
+        return TopLogprobs(self.execution.to_host(logprobs.token_ids), self.execution.to_host(logprobs.logprobs))
+
+    # ------------------------------------------------------------------ what may be recorded
+
+    def _run_body(self, batch: StepInput, shape: StepShape) -> None:
+        numbers = self._buffer.body(shape)
+        sampled_by = numbers["sampled_by"]
+        sampled = self.sampling.last_sampled[sampled_by.clamp(min=0)]
+        input_ids = torch.where(sampled_by >= 0, sampled, numbers["input_ids"])
+        metadata = self.backend.metadata(batch, shape, numbers, self._buffer.block_tables)
+        with forward_context(ForwardContext(self.backend, metadata)):
+            hidden = self.model(input_ids, numbers["positions"].long(), **self.state.inputs(shape))
+        if self._hidden is None:
+            self._hidden = hidden.new_zeros(self.execution.largest.tokens, hidden.shape[-1])
+        self._hidden[: shape.tokens].copy_(hidden)
+
+    def _run_sampling(self, entries: Entries, size: int, draws: bool) -> None:
+        at, numbers = self._buffer.sampling(size)
+        self.sampling.sample(self._logits(at), entries, numbers, draws=draws)
+
+    def _logits(self, at: Tensor) -> Tensor:
+        """(n, vocab) float32, behind tokens `at` (n,) of the step."""
+        assert self._hidden is not None
+        logits: Tensor = self.model.compute_logits(self._hidden[at])
+        return logits
+
+    # ------------------------------------------------------------------ before the first request, see `Steps`
+
+    @torch.inference_mode()
+    def prepare(self) -> None:
+        """Do all that is done once. The KV blocks are there."""
+        self.execution.prepare(self)
+
+    @torch.inference_mode()
+    def measure_memory(self) -> StepMemory:
+        """See `Execution.measure_memory`."""
+        return self.execution.measure_memory(self)
+
+    def pad(self, shape: StepShape, size: int) -> None:
+        """See `app.worker.execution.Steps`."""
+        padding = self.batch.padding()
+        self._buffer.write(padding, shape, no_entries(), size)
+        self._buffer.send(shape, self.batch.take_blocks(SchedulerOutput()))
+        if self.device.type == "cuda":  # what was sent may be written over only when it has arrived
+            torch.cuda.synchronize()
+
+    def body(self, shape: StepShape) -> Work:
+        """See `app.worker.execution.Steps`."""
+        return partial(self._run_body, self.batch.padding(), shape)
+
+    def sampling_of(self, size: int, draws: bool) -> Work:
+        """See `app.worker.execution.Steps`."""
+        return partial(self._run_sampling, no_entries(), size, draws)
+
+    def run_short_request(self) -> None:
+        """See `app.worker.execution.Steps`. Block 0 is overwritten later."""
+        length = min(2, self.batch.max_model_len - 1)
+        request = NewRequest(
+            row=0,
+            token_ids=[0] * length,
+            num_prompt_tokens=length,
+            block_ids=[[0]] * len(self.batch.block_tables),
+            sampling=SamplingParams(max_tokens=2, seed=0, top_k=2),
+        )
+        first = SchedulerOutput([request], [], [0], ["warm-up"], [length])
+        for step in (first, SchedulerOutput([], [], [0], ["warm-up"], [1])):
+            self.submit(step).result()
+
+
+@dataclass
+class _Launched:
+    """A step that the device may still be working on; see `StepHandle`."""
+
+    batch: InputBatch
+    admissions: Ints
+    """(rows,): the batch's `num_admissions` when the step was launched."""
+    entries: Entries
+    num_rows: int
+    tokens: Tensor | None = None
+    """(entries,)"""
+    dead_ends: list[int] = field(default_factory=list)
+    """Entries where a grammar allows nothing."""
+    logprobs: dict[int, TopLogprobs] = field(default_factory=dict)
+    """By entry."""
+    prompt_logprobs: dict[int, list[TopLogprobs]] = field(default_factory=dict)
+    end: torch.cuda.Event | None = None
+
+    def done(self) -> bool:
+        """See `StepHandle`."""
+        try:
+            return self.end is None or self.end.query()
+        except torch.AcceleratorError:  # `result` will raise it
+            return True
+
+    def _wait(self) -> None:
+        if self.end is not None:
+            with named_faults():
+                self.end.synchronize()
+
+    def accept(self, constrained: Constrained) -> None:
+        """Wait for the step, and have grammars take in what was sampled."""
+        self._wait()
+        assert self.tokens is not None
+        for entry, matcher in constrained:
+            accept(matcher, int(self.tokens[entry]))
+
+    def result(self) -> ModelRunnerOutput:
+        """See `StepHandle`."""
+        self._wait()
+        token_ids: list[list[int]] = [[] for _ in range(self.num_rows)]
+        if self.tokens is None:
+            return ModelRunnerOutput(token_ids, prompt_logprobs=self._prompt_logprobs())
+        sampled = self.tokens.tolist()
+        for entry in self.dead_ends:
+            sampled[entry] = NOTHING_ALLOWED
+        accepted = accepted_tokens(sampled, self.entries)
+        logprobs = {}
+        starts = self.entries.starts.tolist()
+        for order, start, tokens in zip(self.entries.order.tolist(), starts, accepted, strict=False):
+            token_ids[order] = tokens
+            if start in self.logprobs:
+                logprobs[order] = [self.logprobs[start + at].to_lists()[0] for at in range(len(tokens))]
+        if self.entries.drafts is not None:  # the others' tokens were counted when the step was prepared
+            rows = self.entries.rows[starts[:-1]]
+            more = np.array([len(tokens) - 1 for tokens in accepted])
+            # A row may have been given to another request meanwhile.
+            self.batch.num_computed[rows] += np.where(self.batch.num_admissions[rows] == self.admissions[rows], more, 0)
+        return ModelRunnerOutput(token_ids, logprobs, self._prompt_logprobs())
+
+    def _prompt_logprobs(self) -> dict[int, Any]:
+        return {
+            order: [one for part in parts for one in part.to_lists()] for order, parts in self.prompt_logprobs.items()
+        }

@@ -1,0 +1,130 @@
+"""Sampling on the GPU: parameters by row on the host, and in the order of a step's entries for the kernels."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from app.core.sampling import SamplingParams
+from app.core.step import NewRequest
+from app.kernels.gpu.sampling import RowMemory, SamplingTensors, Scratch, adjust, choose
+from app.worker.batch import Entries
+
+_PARAMETERS: dict[str, tuple[type[np.generic], float]] = {
+    "seed": (np.int64, 0),
+    "temperature": (np.float32, 0.0),
+    "top_k": (np.int32, 1),
+    "top_p": (np.float32, 1.0),
+    "min_p": (np.float32, 0.0),
+    "adjusts": (np.int32, 0),
+    "presence": (np.float32, 0.0),
+    "frequency": (np.float32, 0.0),
+    "repetition": (np.float32, 1.0),
+    "masked": (np.int32, 0),
+}
+"""What `SamplingTensors` has of each row: its kind, and what stands for padding."""
+
+
+class GpuSampling:
+    """See `app.worker.sampling.base.Sampling`."""
+
+    def __init__(self, max_num_seqs: int, max_entries: int, vocab_size: int, device: torch.device) -> None:
+        self.vocab_size = vocab_size
+        self._memory = RowMemory(max_num_seqs, vocab_size, device)
+        self.last_sampled = self._memory.last_sampled
+        self.tokens = torch.zeros(max_entries, dtype=torch.int32, device=device)
+        self._scratch = Scratch(max_entries, vocab_size, device)
+        self._values: dict[str, NDArray[Any]] = {
+            name: np.zeros(max_num_seqs, dtype=kind) for name, (kind, _) in _PARAMETERS.items()
+        }
+        self._suppressed: dict[int, tuple[int, SamplingParams]] = {}
+        """Rows that may not stop yet, and the length at which they may."""
+
+    def add(self, request: NewRequest) -> None:
+        """See `Sampling.add`."""
+        row, sampling = request.row, request.sampling
+        self._suppressed.pop(row, None)
+        has_penalties = bool(
+            sampling.presence_penalty or sampling.frequency_penalty or sampling.repetition_penalty != 1.0
+        )
+        may_stop_at = request.num_prompt_tokens + (sampling.min_tokens if sampling.stop_token_ids else 0)
+        is_suppressed = len(request.token_ids) < may_stop_at
+        values: dict[str, float] = {
+            "seed": sampling.seed,
+            "top_k": sampling.top_k or self.vocab_size,
+            "adjusts": has_penalties or bool(sampling.logit_bias or sampling.grammar) or is_suppressed,
+            "masked": bool(sampling.grammar),
+            "temperature": sampling.temperature,
+            "top_p": sampling.top_p,
+            "min_p": sampling.min_p,
+            "presence": sampling.presence_penalty,
+            "frequency": sampling.frequency_penalty,
+            "repetition": sampling.repetition_penalty,
+        }
+        for name, value in values.items():
+            self._values[name][row] = value
+        if not values["adjusts"]:
+            return
+        self._count(row, request)
+        self._set_bias(row, sampling)
+        if is_suppressed:
+            self._suppressed[row] = may_stop_at, sampling
+            self._memory.bias[row, list(sampling.stop_token_ids)] = float("-inf")
+
+    def _count(self, row: int, request: NewRequest) -> None:
+        """Tell the device which tokens are in the prompt and the output so far."""
+        counts = 2 * np.bincount(request.token_ids[request.num_prompt_tokens :], minlength=self.vocab_size)
+        counts = np.minimum(counts, 2**15 - 2)
+        counts[request.token_ids] |= 1
+        self._memory.counts[row] = torch.from_numpy(counts.astype(np.int16))
+
+    def _set_bias(self, row: int, sampling: SamplingParams) -> None:
+        self._memory.bias[row] = 0.0
+        if sampling.logit_bias:
+            bias = self._memory.bias
+            values = torch.tensor(list(sampling.logit_bias.values()), dtype=bias.dtype, device=bias.device)
+            bias[row, list(sampling.logit_bias)] = values
+
+    def fields(self) -> dict[str, type[np.generic]]:
+        """See `Sampling.fields`."""
+        return {"rows": np.int32, "positions": np.int32, **{name: kind for name, (kind, _) in _PARAMETERS.items()}}
+
+    def write(self, entries: Entries, to: Mapping[str, NDArray[Any]]) -> None:
+        """See `Sampling.write`."""
+        self._let_stop(entries)
+        count = len(entries)
+        to["rows"][:count], to["rows"][count:] = entries.rows, -1
+        to["positions"][:count], to["positions"][count:] = entries.positions, 0
+        for name, (_, padding) in _PARAMETERS.items():
+            to[name][:count], to[name][count:] = self._values[name][entries.rows], padding
+
+    def _let_stop(self, entries: Entries) -> None:
+        """Lift what keeps rows from stopping, of those that are long enough now."""
+        if not self._suppressed:
+            return
+        for row, position in zip(entries.rows.tolist(), entries.positions.tolist(), strict=True):
+            if row in self._suppressed and position + 1 >= self._suppressed[row][0]:
+                self._set_bias(row, self._suppressed.pop(row)[1])
+
+    def draws(self, entries: Entries) -> bool:
+        """See `Sampling.draws`."""
+        rows = entries.rows
+        return bool(self._values["temperature"][rows].any() or self._values["adjusts"][rows].any())
+
+    def mask(self, entries: Entries, at: list[int], words: NDArray[np.int32]) -> None:
+        """See `Sampling.mask`. The masks stay with their rows, whose `masked` says that they count."""
+        masks, rows = torch.from_numpy(words), torch.from_numpy(entries.rows[at])
+        memory = self._memory.masks
+        if memory.is_cuda:
+            masks, rows = masks.pin_memory(), rows.pin_memory()
+        memory[rows.to(memory.device, non_blocking=True)] = masks.to(memory.device, non_blocking=True)
+
+    def sample(self, logits: Tensor, entries: Entries, numbers: Mapping[str, Tensor], *, draws: bool) -> None:  # noqa: ARG002
+        """See `Sampling.sample`."""
+        params = SamplingTensors(**numbers)
+        if draws:
+            adjust(logits, params, self._memory)
+        choose(logits, params, self._memory, self._scratch, self.tokens[: len(logits)], draws=draws)
