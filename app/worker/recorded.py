@@ -82,8 +82,11 @@ class Recorded:
 
     def _compile(self, steps: Steps) -> None:
         """Several kernels at a time."""
+        smallest = self._shapes()[-1]
         with compiling(processes=os.cpu_count() or 1):
-            for size in self._entry_sizes:  # these kernels take longest, so they are the first
+            steps.pad(smallest, 1)
+            steps.body(smallest)()  # hidden states, which sampling reads
+            for size in self._entry_sizes:  # these kernels take longest, so they are the next
                 steps.pad(self.largest, size)
                 for draws in (False, True):
                     steps.sampling_of(size, draws)()
