@@ -26,16 +26,6 @@ PAGES = sorted(
 )
 FOLDERS = "app|bench|benchmarks|deploy|docs|scripts|tests|core|engine|worker|attention|models|api"
 MAX_README_LINES = 150
-TO_COME = {
-    "app/attention/registry.py",
-    "app/engine/kv_cache.py",
-    "app/layers/methods/",
-    "app/worker/drafts.py",
-    "app/worker/model_state.py",
-    "app/worker/runner.py",
-    "app/worker/sampling/",
-    "worker/runner.py",
-}
 
 
 # ---------------------------------------------------------------------- configuration.md
@@ -105,7 +95,7 @@ def test_every_named_file_exists(page: Path) -> None:
     names = re.findall(rf"`((?:{FOLDERS})/[\w./-]+)`", page.read_text())
     roots = (REPOSITORY, REPOSITORY / "app", page.parent)
     missing = {name for name in names if "NAME" not in name and not any((root / name).exists() for root in roots)}
-    assert missing <= TO_COME
+    assert missing == set()
 
 
 def test_every_citation_of_a_page_leads_somewhere() -> None:

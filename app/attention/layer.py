@@ -1,4 +1,4 @@
-"""The one seam between models and the KV cache."""
+"""The one seam between models and the KV cache (docs/architecture.md#the-attention-layer)."""
 
 from torch import Tensor, nn
 

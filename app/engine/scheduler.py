@@ -27,7 +27,7 @@ Clock = Callable[[], float]
 class Scheduler:
     """Owns every request from its arrival to its end.
 
-    `schedule` and `update` alternate, but `schedule` may run one step ahead (docs/architecture.md, law 7): then the
+    `schedule` and `update` alternate, but `schedule` may run one step ahead (docs/architecture.md#overlap): then the
     tokens of the step in flight are counted (`num_in_flight`) although their ids are not known. Since steps run in
     order, blocks and rows that are given back while a step is in flight can be given out again at once.
     """

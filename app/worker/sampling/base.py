@@ -1,8 +1,9 @@
 """What a runner wants of sampling; the two that there are draw the same tokens from the same logits.
 
-Sampling is stateless: tokens race, each with a head start by its probability, and luck that is a hash of (seed,
-position, token). The winner is distributed as the probabilities are (the Gumbel-max trick: Gumbel, 1954; Maddison et
-al., "A* Sampling", 2014). Whatever else is in the batch, and however often a request was preempted, it draws the same.
+Sampling is stateless (docs/architecture.md#stateless-sampling). Tokens race, each with a head start by its
+probability, and luck that is a hash of (seed, position, token). The winner is distributed as the probabilities are (the
+Gumbel-max trick: Gumbel, 1954; Maddison et al., "A* Sampling", 2014). Whatever else is in the batch, and however often
+a request was preempted, it draws the same.
 
 To invert the cumulative distribution at one number would be simpler, but not stable: a rounding error in one
 probability moves the bounds of all tokens behind it, and among thousands of improbable ones the number then hits
