@@ -17,6 +17,7 @@ from pathlib import Path
 import torch
 from common import print_table, write_result
 
+from app.attention.layer import Attention
 from app.core.sampling import SamplingParams
 from app.core.step import BuiltWorker, NewRequest, SchedulerOutput
 from app.settings import load_settings
@@ -119,7 +120,7 @@ def main() -> None:
     weights = sum(p.nbytes for p in {id(p): p for p in model.parameters()}.values())
     if not model.config.tie_word_embeddings:
         weights -= model.embed_tokens.weight.nbytes
-    caches = [(layer.k_cache, layer.v_cache) for layer in model.modules() if hasattr(layer, "k_cache")]
+    caches = [(layer.cache.k, layer.cache.v) for layer in model.modules() if isinstance(layer, Attention)]
     per_token = sum(c.nbytes // (c.shape[0] * c.shape[2]) for pair in caches for c in pair)
     kinds = {"greedy": SamplingParams(max_tokens=10**6, seed=1, temperature=0.0)}
     if args.sampled:
