@@ -31,6 +31,7 @@ from app.text.message_format import MessageFormat
 from app.text.tokenizer import Tokenizer as PacelineTokenizer
 from app.text.tokenizer import _byte_alphabet
 from tests.api.fake_engine import FakeEngine
+from tests.patience import PATIENCE
 
 MODEL = "org/tiny"
 TEMPLATE = (
@@ -136,12 +137,12 @@ def start_server(folder: Path, **flags: Any) -> Iterator[Server]:
     server = _Server(server_config(create_app(settings, lifespan), settings))
     thread = threading.Thread(target=server.run, args=([sock],), daemon=True)
     thread.start()
-    assert started.wait(10)
+    assert started.wait(PATIENCE)
     host, port = sock.getsockname()
-    with httpx.Client(base_url=f"http://{host}:{port}", timeout=10) as client:
+    with httpx.Client(base_url=f"http://{host}:{port}", timeout=PATIENCE) as client:
         yield Server(host, port, engine, service, client)
     server.should_exit = True
-    thread.join(10)
+    thread.join(PATIENCE)
     assert not thread.is_alive()
 
 

@@ -8,7 +8,6 @@ from collections.abc import AsyncIterator, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from pathlib import Path
 
-import httpx
 import msgspec
 import pytest
 import zmq
@@ -20,7 +19,9 @@ from app.core.heartbeat import Heartbeat
 from app.core.request import FinishReason
 from app.core.wire import EngineCommand, GenerateCommand, HelloCommand, RequestOutput, StepOutputs
 from app.settings import Settings
+from tests import web
 from tests.api.fake_engine import READY, STATS
+from tests.patience import PATIENCE
 
 
 class Engine:
@@ -91,9 +92,9 @@ def serving(model_folder: Path, engine: Engine, drain_timeout: float) -> Iterato
     sock = socket.create_server(("127.0.0.1", 0))
     thread = threading.Thread(target=server.run, args=([sock],), daemon=True)
     thread.start()
-    assert started.wait(10)
+    assert started.wait(PATIENCE)
     yield server, f"http://127.0.0.1:{sock.getsockname()[1]}"
-    thread.join(10)
+    thread.join(PATIENCE)
     assert not thread.is_alive()
 
 
@@ -103,16 +104,16 @@ STREAM = {"prompt": "Hi", "stream": True, "n": 2}
 def test_open_streams_end_well_and_new_requests_are_refused(model_folder: Path, engine: Engine) -> None:
     with (
         serving(model_folder, engine, drain_timeout=60) as (server, url),
-        httpx.stream("POST", f"{url}/v1/completions", json=STREAM, timeout=10) as stream,
+        web.stream("POST", f"{url}/v1/completions", json=STREAM) as stream,
     ):
         lines = stream.iter_lines()
         next(lines)
         for _ in range(2):  # a second SIGTERM to this process changes nothing
             server.handle_exit(signal.SIGTERM, None)
-        assert httpx.get(f"{url}/health/ready").json() == {"status": "draining"}
-        assert httpx.get(f"{url}/health/ready").status_code == 503
-        assert httpx.get(f"{url}/health/live").status_code == 200
-        refused = httpx.post(f"{url}/v1/completions", json=STREAM)
+        assert web.get(f"{url}/health/ready").json() == {"status": "draining"}
+        assert web.get(f"{url}/health/ready").status_code == 503
+        assert web.get(f"{url}/health/live").status_code == 200
+        refused = web.post(f"{url}/v1/completions", json=STREAM)
         assert refused.status_code == 503
         assert refused.json()["error"]["code"] == "engine_unavailable"
         assert refused.headers["connection"] == "close"
@@ -129,10 +130,10 @@ def test_a_resumable_stream_goes_on_without_its_client_and_is_read_to_its_end(
 ) -> None:
     body, headers = STREAM | {"n": 1}, {"X-Resumable": "true", "X-Request-ID": "one"}
     with serving(model_folder, engine, drain_timeout=60) as (server, url):
-        with httpx.stream("POST", f"{url}/v1/completions", json=body, headers=headers, timeout=10) as stream:
+        with web.stream("POST", f"{url}/v1/completions", json=body, headers=headers) as stream:
             next(stream.iter_lines())
         server.handle_exit(signal.SIGTERM, None)
-        with httpx.stream("GET", f"{url}/v1/streams/one", timeout=10) as stream:
+        with web.stream("GET", f"{url}/v1/streams/one") as stream:
             assert stream.status_code == 200
             engine.may_finish.set()
             assert [line for line in stream.iter_lines() if line][-1] == "data: [DONE]"
@@ -141,7 +142,7 @@ def test_a_resumable_stream_goes_on_without_its_client_and_is_read_to_its_end(
 def test_streams_that_take_too_long_get_an_error_event_and_done(model_folder: Path, engine: Engine) -> None:
     with (
         serving(model_folder, engine, drain_timeout=0.2) as (server, url),
-        httpx.stream("POST", f"{url}/v1/completions", json=STREAM, timeout=10) as stream,
+        web.stream("POST", f"{url}/v1/completions", json=STREAM) as stream,
     ):
         lines = stream.iter_lines()
         next(lines)
@@ -156,5 +157,5 @@ def test_streams_that_take_too_long_get_an_error_event_and_done(model_folder: Pa
 def test_a_server_without_work_ends_at_once_but_not_by_sigint(model_folder: Path, engine: Engine) -> None:
     with serving(model_folder, engine, drain_timeout=60) as (server, url):
         server.handle_exit(signal.SIGINT, None)
-        assert httpx.get(f"{url}/health/ready").status_code == 200
+        assert web.get(f"{url}/health/ready").status_code == 200
         server.handle_exit(signal.SIGTERM, None)

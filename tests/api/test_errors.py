@@ -12,6 +12,7 @@ from app.settings import Settings
 from app.text.tokenizer import Tokenizer
 from tests.api.conftest import Server
 from tests.api.fake_engine import READY, say
+from tests.patience import PATIENCE
 
 CHAT = {"messages": [{"role": "user", "content": "Hi"}]}
 TEXT = {"prompt": "Hi"}
@@ -333,7 +334,7 @@ def test_a_full_queue(server: Server, stream: bool) -> None:
     assert (answer.status_code, answer.headers["retry-after"]) == (429, "1")
     assert answer.json()["error"]["type"] == "rate_limit_error"
     submitted = {server.engine.commands.get_nowait().request_id for _ in range(2)}
-    assert {server.engine.aborted.get(timeout=5) for _ in range(2)} == submitted
+    assert {server.engine.aborted.get(timeout=PATIENCE) for _ in range(2)} == submitted
 
 
 def test_an_engine_that_dies_at_the_last_moment(server: Server) -> None:

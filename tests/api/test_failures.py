@@ -24,6 +24,7 @@ from app.text.chat_template import ChatTemplate
 from app.text.output_processor import OutputProcessor, StopConditions
 from tests.api.conftest import Server, make_service
 from tests.api.fake_engine import READY, STATS, FakeEngine, say
+from tests.patience import PATIENCE
 
 SAMPLING = SamplingParams(max_tokens=5, seed=0)
 
@@ -50,7 +51,7 @@ async def test_what_breaks_the_connection_ends_its_streams(tmp_path: Path) -> No
         )
         output = RequestOutput(request_id="a", token_ids=[1])
         await router.send_multipart((worker, encode(StepOutputs([output], STATS))))
-        assert (await asyncio.wait_for(anext(stream), 5)).finish_reason is FinishReason.ERROR
+        assert (await asyncio.wait_for(anext(stream), PATIENCE)).finish_reason is FinishReason.ERROR
         assert engine.failure == "the connection to the engine failed"
     finally:
         await engine.close()

@@ -10,9 +10,10 @@ import pytest
 
 from app.api.edge.resumable import ResumableStream, ResumableStreams
 from app.errors import NotFoundError, QueueFullError
+from tests import web
 from tests.api.conftest import Server, start_server
 from tests.api.fake_engine import say
-from tests.server.process import wait_until
+from tests.patience import PATIENCE, wait_until
 
 TEXT = "".join(chr(ord("a") + index % 26) for index in range(60))
 BODY = {"prompt": "Hi", "stream": True, "max_tokens": 60}
@@ -34,7 +35,7 @@ def begin(server: Server, name: str, count: int, **extra: Any) -> list[tuple[int
     """Read some events of a new stream, and hang up."""
     headers = {"X-Request-ID": name} if extra else {"X-Request-ID": name, "X-Resumable": "true"}
     seen: list[tuple[int, str]] = []
-    with httpx.stream("POST", f"{server.url}/v1/completions", json={**BODY, **extra}, headers=headers) as stream:
+    with web.stream("POST", f"{server.url}/v1/completions", json={**BODY, **extra}, headers=headers) as stream:
         number = 0
         for line in stream.iter_lines():
             if line.startswith("id: "):
@@ -96,7 +97,7 @@ def narrow(model_folder: Path) -> Iterator[Server]:
 def test_the_window_and_the_memory_are_bounded(narrow: Server) -> None:
     narrow.engine.script = say("Hi", reason=None)  # never ends by itself
     begin(narrow, "first", 2)
-    assert narrow.engine.aborted.get(timeout=10)  # its work has been ended
+    assert narrow.engine.aborted.get(timeout=PATIENCE)  # its work has been ended
     assert narrow.get("/v1/streams/first").status_code == 404
     narrow.engine.script = say(TEXT)
     read(narrow.post("/v1/completions", BODY, headers={"X-Request-ID": "large", "X-Resumable": "true"}))

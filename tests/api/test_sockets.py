@@ -12,6 +12,7 @@ import pytest
 from app.api.edge.sse import EventStream
 from tests.api.conftest import Server
 from tests.api.fake_engine import say
+from tests.patience import PATIENCE
 
 CHAT = {"messages": [{"role": "user", "content": "Hi"}]}
 CALLS = [
@@ -33,23 +34,23 @@ def request(path: str, body: Any, version: str = "1.1") -> bytes:
 @pytest.mark.parametrize(("path", "body", "n"), CALLS)
 def test_a_client_that_leaves_is_aborted(server: Server, path: str, body: dict[str, Any], n: int, stream: bool) -> None:
     server.engine.script = say("He", reason=None)  # begins, and never ends
-    with socket.create_connection((server.host, server.port), timeout=5) as client:
+    with socket.create_connection((server.host, server.port), timeout=PATIENCE) as client:
         client.sendall(request(path, {**body, "stream": stream}))
-        submitted = {server.engine.commands.get(timeout=5).request_id for _ in range(n)}
+        submitted = {server.engine.commands.get(timeout=PATIENCE).request_id for _ in range(n)}
         if stream:
             seen = b""
             while b'"He"' not in seen and b'"e"' not in seen:
                 seen += client.recv(65536)
         assert server.engine.aborted.empty()
-    assert {server.engine.aborted.get(timeout=5) for _ in range(n)} == submitted
+    assert {server.engine.aborted.get(timeout=PATIENCE) for _ in range(n)} == submitted
 
 
 def test_a_client_that_leaves_before_the_first_token_is_aborted(server: Server) -> None:
     server.engine.released.clear()
-    with socket.create_connection((server.host, server.port), timeout=5) as client:
+    with socket.create_connection((server.host, server.port), timeout=PATIENCE) as client:
         client.sendall(request("/v1/completions", {"prompt": "Hi", "stream": True}))
-        submitted = server.engine.commands.get(timeout=5).request_id
-    assert server.engine.aborted.get(timeout=5) == submitted
+        submitted = server.engine.commands.get(timeout=PATIENCE).request_id
+    assert server.engine.aborted.get(timeout=PATIENCE) == submitted
 
 
 async def test_a_client_that_leaves_before_the_answer_begins_is_aborted() -> None:
@@ -71,7 +72,7 @@ def test_a_choice_that_meets_its_stop_string_is_aborted(server: Server) -> None:
     answer = server.complete(stop=["o, w"], n=2)
     assert [(c["text"], c["finish_reason"]) for c in answer["choices"]] == [("Hell", "stop")] * 2
     assert answer["usage"]["completion_tokens"] == 2 * len("Hello, w")
-    assert {server.engine.aborted.get(timeout=5) for _ in range(2)} == {
+    assert {server.engine.aborted.get(timeout=PATIENCE) for _ in range(2)} == {
         server.engine.commands.get_nowait().request_id for _ in range(2)
     }
 
@@ -85,7 +86,7 @@ def test_nothing_is_aborted_that_has_ended(server: Server) -> None:
 def test_comments_break_the_silence_of_a_queue(server: Server) -> None:
     """The shared server sends one after 50 ms."""
     server.engine.released.clear()
-    with socket.create_connection((server.host, server.port), timeout=5) as client:
+    with socket.create_connection((server.host, server.port), timeout=PATIENCE) as client:
         client.sendall(request("/v1/completions", {"prompt": "Hi", "stream": True, "temperature": 0}))
         seen = b""
         while seen.count(b": keep-alive\n\n") < 3:
@@ -102,7 +103,7 @@ def test_comments_break_the_silence_of_a_queue(server: Server) -> None:
 
 @pytest.mark.parametrize("stream", [False, True])
 def test_http_1_0_gets_a_body_that_ends_with_the_connection(server: Server, stream: bool) -> None:
-    with socket.create_connection((server.host, server.port), timeout=5) as client:
+    with socket.create_connection((server.host, server.port), timeout=PATIENCE) as client:
         client.sendall(request("/v1/completions", {"prompt": "Hi", "stream": stream}, version="1.0"))
         received = b""
         while piece := client.recv(65536):
@@ -118,7 +119,7 @@ def test_http_1_0_gets_a_body_that_ends_with_the_connection(server: Server, stre
 
 
 def test_a_connection_is_used_again_after_a_stream(server: Server) -> None:
-    connection = http.client.HTTPConnection(server.host, server.port, timeout=5)
+    connection = http.client.HTTPConnection(server.host, server.port, timeout=PATIENCE)
     for stream in (True, False, True):
         body = json.dumps({"prompt": "Hi", "stream": stream})
         connection.request("POST", "/v1/completions", body, {"Content-Type": "application/json"})

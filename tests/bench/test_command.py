@@ -11,6 +11,7 @@ import typer
 from typer.testing import CliRunner, Result
 
 from bench.command import bench
+from tests.patience import PATIENCE
 
 from .server import StreamServer
 
@@ -89,9 +90,9 @@ def test_ctrl_c_reports_what_was_measured(tmp_path: Path) -> None:
             stderr=subprocess.PIPE,
             text=True,
         )
-        assert all(server.held.acquire(timeout=60) for _ in range(2))  # both lanes hang
+        assert all(server.held.acquire(timeout=PATIENCE) for _ in range(2))  # both lanes hang
         process.send_signal(signal.SIGINT)
-        output, errors = process.communicate(timeout=60)
+        output, errors = process.communicate(timeout=PATIENCE)
     assert process.returncode == 130, errors
     assert "2 requests were in flight" in output
     written = json.loads(data.read_text())

@@ -10,6 +10,8 @@ import gguf
 import numpy as np
 import pytest
 
+from tests.patience import PATIENCE
+
 ROOT = Path(__file__).parents[2]
 MERGES = ["Ġ Ġ", "ĠĠ ĠĠ", "Ċ Ċ", "t h", "th e", "Ġ the", "i n", "Ġ in", "Ġ x"]
 SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
@@ -39,7 +41,7 @@ def start_find(model: str | Path, **env: str) -> subprocess.Popen[str]:
 def find(model: str | Path, **env: str) -> str:
     """What `start_find` prints."""
     with start_find(model, **env) as process:
-        output, errors = process.communicate(timeout=60)
+        output, errors = process.communicate(timeout=PATIENCE)
     assert process.returncode == 0, errors
     return output.strip()
 

@@ -18,6 +18,7 @@ from app.checkpoint.convert import convert
 from app.checkpoint.source import find_model
 from app.text.tokenizer import Tokenizer
 from tests.checkpoint.conftest import find, start_find, write_gguf
+from tests.patience import PATIENCE
 
 TEXTS = [
     "the thing in the inn",
@@ -63,7 +64,7 @@ def converted(tiny_gguf: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
     assert [path.name[:6] for path in models.iterdir() if path.is_dir()] == [".tiny-"]
 
     both = [start_find(tiny_gguf, XDG_CACHE_HOME=str(cache)) for _ in range(2)]
-    (path, errors), (other_path, other_errors) = (process.communicate(timeout=120) for process in both)
+    (path, errors), (other_path, other_errors) = (process.communicate(timeout=PATIENCE) for process in both)
     assert path == other_path, errors + other_errors
     assert (errors + other_errors).count("[4/4]") == 1
     assert [folder for folder in models.iterdir() if folder.is_dir()] == [Path(path.strip())]

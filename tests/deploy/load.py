@@ -7,6 +7,8 @@ from concurrent.futures import ThreadPoolExecutor
 
 import httpx
 
+from tests.patience import PATIENCE
+
 CLIENTS = 8
 
 
@@ -22,7 +24,7 @@ class Load:
 
     def _run(self, index: int) -> None:
         body = {"prompt": f"{index}:", "max_tokens": 40, "ignore_eos": True, "stream": True}
-        with httpx.Client(timeout=60, headers=self._headers) as http:
+        with httpx.Client(timeout=PATIENCE, headers=self._headers) as http:
             while not self._stop.is_set():
                 try:
                     answer = http.post(f"{self._url}/v1/completions", json=body)

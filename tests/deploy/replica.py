@@ -9,7 +9,8 @@ from pathlib import Path
 
 import httpx
 
-from tests.server.process import START_SECONDS, Server, popen, wait_until
+from tests.patience import PATIENCE, wait_until
+from tests.server.process import Server, popen
 
 REPOSITORY = Path(__file__).parents[2]
 READY_PATH = re.findall(r"/health/\w+", (REPOSITORY / "Dockerfile").read_text())[-1]
@@ -29,7 +30,7 @@ class Replica:
         self.process = self._stack.enter_context(popen("-m", "app.cli", "serve", *arguments))
         self.server = Server(self.process)
         self.server.url = f"http://127.0.0.1:{self.port}"
-        wait_until(self._is_healthy, seconds=START_SECONDS, pause=0.3)
+        wait_until(self._is_healthy, pause=0.3)
 
     def _is_healthy(self) -> bool:
         try:
@@ -40,7 +41,7 @@ class Replica:
     def stop(self) -> int:
         """SIGTERM, and wait; the exit code."""
         self.process.send_signal(signal.SIGTERM)
-        return self.process.wait(timeout=60)
+        return self.process.wait(timeout=PATIENCE)
 
     def signal_all(self, number: int) -> None:
         """Send a signal to each of its processes."""

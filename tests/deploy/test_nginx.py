@@ -14,9 +14,11 @@ from pathlib import Path
 import httpx
 import pytest
 
+from tests import web
 from tests.deploy.load import CLIENTS, Load
 from tests.deploy.replica import REPOSITORY, Replica
-from tests.server.process import free_ports, wait_until
+from tests.patience import wait_until
+from tests.server.process import free_ports
 
 FOLDER = REPOSITORY / "deploy" / "nginx"
 
@@ -65,7 +67,7 @@ def url(replicas: list[Replica], tmp_path_factory: pytest.TempPathFactory) -> It
 
 def test_events_come_as_they_are_made(url: str) -> None:
     body = {"prompt": "Once", "max_tokens": 50, "ignore_eos": True, "stream": True}
-    with httpx.stream("POST", f"{url}/v1/completions", json=body, timeout=60) as stream:
+    with web.stream("POST", f"{url}/v1/completions", json=body) as stream:
         assert stream.headers["content-type"].startswith("text/event-stream")
         pieces = [piece for piece in stream.iter_raw() if b"data:" in piece]
     assert len(pieces) > 20  # one by one, not all at the end
@@ -73,7 +75,7 @@ def test_events_come_as_they_are_made(url: str) -> None:
 
 def test_a_rolling_restart_loses_no_request_and_cuts_no_stream(url: str, replicas: list[Replica]) -> None:
     load = Load(url)
-    wait_until(lambda: load.whole > CLIENTS, seconds=60)
+    wait_until(lambda: load.whole > CLIENTS)
     for replica in replicas:
         assert replica.stop() == 0
         replica.start()
@@ -83,12 +85,12 @@ def test_a_rolling_restart_loses_no_request_and_cuts_no_stream(url: str, replica
 
 def test_a_replica_that_is_killed_loses_its_open_streams_only(url: str, replicas: list[Replica]) -> None:
     load = Load(url)
-    wait_until(lambda: load.whole > CLIENTS, seconds=60)
+    wait_until(lambda: load.whole > CLIENTS)
     victim = replicas[0]
     victim.signal_all(signal.SIGKILL)
     victim.process.wait()
     before = load.whole
-    wait_until(lambda: load.whole > before + 3 * CLIENTS, seconds=60)
+    wait_until(lambda: load.whole > before + 3 * CLIENTS)
     load.stop()
     assert len(load.problems) <= CLIENTS, load.problems
     victim.start()
@@ -103,7 +105,7 @@ def test_a_conversation_stays_with_its_replica(url: str, replicas: list[Replica]
         for _ in range(4):
             headers = {"X-Conversation-ID": conversation}
             body = {"prompt": "Hi", "max_tokens": 1}
-            assert httpx.post(f"{url}/v1/completions", json=body, headers=headers, timeout=60).status_code == 200
+            assert web.post(f"{url}/v1/completions", json=body, headers=headers).status_code == 200
         assert sum(now > then for now, then in zip(asked(), before, strict=True)) == 1
 
 
@@ -111,20 +113,20 @@ def test_a_stream_is_read_on_and_a_response_found_wherever_they_are(url: str) ->
     for index in range(8):  # of each other one, the replica that is asked first has nothing
         headers = {"X-Resumable": "true", "X-Request-ID": f"resumed-{index}"}
         body = {"prompt": "Once", "max_tokens": 20, "ignore_eos": True, "stream": True}
-        with httpx.stream("POST", f"{url}/v1/completions", json=body, headers=headers, timeout=60) as stream:
+        with web.stream("POST", f"{url}/v1/completions", json=body, headers=headers) as stream:
             lines = stream.iter_lines()
             seen = [line for line in (next(lines) for _ in range(8)) if line.startswith("id: ")]
         last = seen[-1].removeprefix("id: ")
-        rest = httpx.get(f"{url}/v1/streams/resumed-{index}", headers={"Last-Event-ID": last}, timeout=60)
+        rest = web.get(f"{url}/v1/streams/resumed-{index}", headers={"Last-Event-ID": last})
         assert rest.status_code == 200, rest.text
         assert int(re.findall(r"^id: (\d+)$", rest.text, re.MULTILINE)[0]) == int(last) + 1
         assert rest.text.endswith("data: [DONE]\n\n")
 
-        response = httpx.post(f"{url}/v1/responses", json={"input": "Hi", "max_output_tokens": 16}, timeout=60).json()
+        response = web.post(f"{url}/v1/responses", json={"input": "Hi", "max_output_tokens": 16}).json()
         address = f"{url}/v1/responses/{response['id']}"
-        assert httpx.get(address).json()["output"] == response["output"]
-        assert httpx.delete(address).status_code == 200
-        gone = httpx.get(address)
+        assert web.get(address).json()["output"] == response["output"]
+        assert web.delete(address).status_code == 200
+        gone = web.get(address)
         assert (gone.status_code, gone.json()["error"]["type"]) == (404, "invalid_request_error")
 
 
@@ -138,7 +140,7 @@ def test_a_frozen_replica_costs_few_requests_the_silence_that_is_allowed(
             start = time.monotonic()
             headers = {"X-Conversation-ID": f"{index}"} if conversations else {}
             body = {"prompt": "Hi", "max_tokens": 1}
-            answer = httpx.post(f"{url}/v1/completions", json=body, headers=headers, timeout=60)
+            answer = web.post(f"{url}/v1/completions", json=body, headers=headers)
             assert answer.status_code == 200, answer.text
             return time.monotonic() - start
 
@@ -163,15 +165,15 @@ def test_what_nginx_refuses_itself_has_the_form_of_the_api(url: str, replicas: l
         found: str | None = error["code"]
         return found
 
-    large = httpx.post(f"{url}/v1/completions", json={"prompt": "x" * (17 << 20)}, timeout=60)
+    large = web.post(f"{url}/v1/completions", json={"prompt": "x" * (17 << 20)})
     assert (large.status_code, code(large)) == (413, "payload_too_large")
-    hidden = httpx.get(f"{url}/metrics")
+    hidden = web.get(f"{url}/metrics")
     assert (hidden.status_code, code(hidden)) == (404, None)
     with running_nginx(tmp_path, replicas, {"limit_conn clients 256": "limit_conn clients 1"}) as strict:
         with socket.create_connection(("127.0.0.1", int(strict.rpartition(":")[2]))) as slow:
             slow.sendall(b"POST /v1/completions HTTP/1.1\r\nHost: a\r\nContent-Length: 10\r\n\r\n{")
-            wait_until(lambda: httpx.get(f"{strict}/v1/models").status_code == 429)
-            refused = httpx.get(f"{strict}/v1/models")
+            wait_until(lambda: web.get(f"{strict}/v1/models").status_code == 429)
+            refused = web.get(f"{strict}/v1/models")
         assert (refused.status_code, code(refused)) == (429, "too_many_connections")
         assert refused.headers["retry-after"] == "1"
 
@@ -180,6 +182,6 @@ def test_without_any_replica_the_answer_says_so(tmp_path: Path) -> None:
     nobody = [Replica(port) for port in free_ports(2)]
     with running_nginx(tmp_path, nobody) as url:
         for path in ("/v1/models", "/v1/streams/x"):
-            answer = httpx.get(f"{url}{path}", timeout=60)
+            answer = web.get(f"{url}{path}")
             assert (answer.status_code, answer.json()["error"]["code"]) == (503, "engine_unavailable")
             assert answer.headers["retry-after"] == "1"

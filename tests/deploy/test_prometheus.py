@@ -9,8 +9,10 @@ from typing import Any
 import httpx
 import pytest
 
+from tests import web
 from tests.deploy.replica import REPOSITORY, Replica
-from tests.server.process import free_ports, wait_until
+from tests.patience import wait_until
+from tests.server.process import free_ports
 
 FOLDER = REPOSITORY / "deploy" / "prometheus"
 
@@ -25,13 +27,13 @@ class Prometheus:
 
     def is_ready(self) -> bool:
         try:
-            return httpx.get(f"{self._url}/-/ready").status_code == 200
+            return web.get(f"{self._url}/-/ready").status_code == 200
         except httpx.TransportError:
             return False
 
     def values(self, query: str) -> dict[str, float]:
         """By instance, or "" where there is none."""
-        answer: dict[str, Any] = httpx.get(f"{self._url}/api/v1/query", params={"query": query}).json()
+        answer: dict[str, Any] = web.get(f"{self._url}/api/v1/query", params={"query": query}).json()
         assert answer["status"] == "success", answer
         return {each["metric"].get("instance", ""): float(each["value"][1]) for each in answer["data"]["result"]}
 
@@ -51,7 +53,7 @@ def prometheus(replicas: list[Replica], tmp_path_factory: pytest.TempPathFactory
     with (folder / "log").open("w") as log, subprocess.Popen(command, stdout=log, stderr=log) as process:
         try:
             prometheus = Prometheus(f"http://127.0.0.1:{port}")
-            wait_until(prometheus.is_ready, seconds=30, pause=0.2)
+            wait_until(prometheus.is_ready, pause=0.2)
             yield prometheus
         finally:
             process.terminate()
@@ -64,7 +66,7 @@ def instances(replicas: list[Replica]) -> set[str]:
 
 def test_both_replicas_are_scraped(prometheus: Prometheus, instances: set[str]) -> None:
     up = dict.fromkeys(instances, 1.0)
-    wait_until(lambda: prometheus.values('up{job="paceline"}') == up, seconds=30, pause=0.2)
+    wait_until(lambda: prometheus.values('up{job="paceline"}') == up, pause=0.2)
     num_series = prometheus.values('count by (instance) ({__name__=~"paceline_.+"})')
     assert num_series.keys() == instances
     assert min(num_series.values()) > 100
@@ -77,4 +79,4 @@ def test_rules_are_computed_of_what_is_scraped(prometheus: Prometheus, replicas:
             replica.server.post("/v1/completions", {"prompt": "Hi", "max_tokens": 2})
         return prometheus.values("job:ttft_slow:ratio_rate5m").get("", math.nan)
 
-    wait_until(lambda: 0 <= share_of_late_tokens() <= 1, seconds=60, pause=0.2)
+    wait_until(lambda: 0 <= share_of_late_tokens() <= 1, pause=0.2)

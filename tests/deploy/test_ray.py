@@ -20,9 +20,11 @@ import psutil
 import pytest
 import yaml
 
+from tests import web
 from tests.clients.environments import python_environment
 from tests.deploy.load import Load
-from tests.server.process import free_ports, wait_until
+from tests.patience import PATIENCE, wait_until
+from tests.server.process import free_ports
 
 pytestmark = pytest.mark.clients
 
@@ -61,7 +63,7 @@ class Cluster:
         head = ["--head", "--port", str(self._control_port), "--temp-dir", str(self._folder / "ray")]
         with ExitStack() as stack:
             stack.enter_context(self._node(*head, "--include-dashboard", "false", metrics_port=self._metrics_ports[0]))
-            wait_until(lambda: _listens(self._control_port), seconds=60)
+            wait_until(lambda: _listens(self._control_port))
             join = ["--address", f"127.0.0.1:{self._control_port}"]
             stack.enter_context(self._node(*join, metrics_port=self._metrics_ports[1]))
             yield
@@ -109,7 +111,7 @@ class Cluster:
         (self._folder / "serve.yaml").write_text(yaml.safe_dump(config))
         command = [self._programs / "serve", "run", "--non-blocking", self._folder / "serve.yaml"]
         environment = self._environment()
-        run = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=False)
+        run = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=PATIENCE, check=False)
         assert run.returncode == 0, run.stdout + run.stderr
 
     def replicas(self) -> list[psutil.Process]:
@@ -128,7 +130,7 @@ class Cluster:
         """A figure of the replica that has a conversation; 0 if there is none at the moment."""
         headers = {"X-Conversation-ID": conversation, "Authorization": f"Bearer {KEY}"}
         try:
-            text = httpx.get(f"{self.url}/metrics", headers=headers, timeout=60).text
+            text = web.get(f"{self.url}/metrics", headers=headers).text
         except httpx.TransportError:  # the proxies are starting
             return 0
         found = re.search(rf"^{re.escape(name)} (\S+)$", text, re.MULTILINE)
@@ -153,12 +155,12 @@ class Cluster:
             found = self.serving()
             return len(found) == 2 and not found.keys() & set(without)
 
-        wait_until(are_there, START_SECONDS, pause=1)  # what asks more often slows down what it waits for
+        wait_until(are_there, pause=1)  # what asks more often slows down what it waits for
         return found
 
     def exported(self, name: str) -> list[float]:
         """What Ray exports for Prometheus, from all nodes and replicas."""
-        texts = [httpx.get(f"http://127.0.0.1:{port}/metrics").text for port in self._metrics_ports]
+        texts = [web.get(f"http://127.0.0.1:{port}/metrics").text for port in self._metrics_ports]
         return [float(value) for text in texts for value in re.findall(rf"^{name}{{.*}} (\S+)$", text, re.MULTILINE)]
 
 
@@ -181,7 +183,7 @@ def cluster() -> Iterator[Cluster]:
         cluster = Cluster(python.parent, Path(folder))
         with cluster.running():
             cluster.deploy()
-            wait_until(cluster.serving, START_SECONDS, pause=1)
+            wait_until(cluster.serving, pause=1)
             yield cluster
 
 
@@ -248,14 +250,14 @@ def test_work_stops_when_its_client_is_gone(cluster: Cluster) -> None:
         stream = tell(cluster.client(conversation), tokens=2000)
         next(stream)
         stream.close()  # type: ignore[attr-defined]
-        wait_until(lambda c=conversation, b=before: cluster.metric(c, aborts) == b + 1, seconds=30)
+        wait_until(lambda c=conversation, b=before: cluster.metric(c, aborts) == b + 1)
 
 
 def test_ray_exports_the_figures_of_every_replica(cluster: Cluster) -> None:
     name = "paceline_prompt_tokens_total"
     own = [cluster.metric(conversation, name) for conversation in cluster.wait_for_two().values()]
     assert 0 not in own
-    wait_until(lambda: sorted(cluster.exported(f"ray_{name}")) == sorted(own), seconds=60, pause=1)
+    wait_until(lambda: sorted(cluster.exported(f"ray_{name}")) == sorted(own), pause=1)
 
 
 def test_a_replica_that_is_killed_is_replaced(cluster: Cluster) -> None:

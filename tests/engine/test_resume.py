@@ -30,6 +30,7 @@ from app.engine.client import AsyncEngine
 from app.worker.echo import EchoWorker
 from tests.api.fake_engine import READY, STATS
 from tests.engine.test_core import ROWS, command, make_core, run
+from tests.patience import PATIENCE
 
 
 class _Listener:
@@ -60,7 +61,7 @@ class Engine:
             await self._router.send_multipart((self._worker, self._encode(ready)))
 
     async def receive(self) -> GenerateCommand:
-        _, payload = await asyncio.wait_for(self._router.recv_multipart(), 5)
+        _, payload = await asyncio.wait_for(self._router.recv_multipart(), PATIENCE)
         received = self._decode(payload)
         assert isinstance(received, GenerateCommand)
         return received
@@ -149,7 +150,7 @@ async def test_of_requests_without_an_output_only_the_one_to_blame_is_ended(
         engine.die(suspect="bad" if expected else "")
         await client.wait_until_lost()
         await engine.start()
-    output = await asyncio.wait_for(anext(bad), 5)
+    output = await asyncio.wait_for(anext(bad), PATIENCE)
     assert output.finish_reason is FinishReason.ERROR
     assert "died 3 times in a row" in output.error
     survivor = await engine.receive()

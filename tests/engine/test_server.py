@@ -28,7 +28,7 @@ from app.engine.server import EngineServer
 from app.settings import Settings
 from app.worker.echo import EchoWorker
 from tests.engine.test_core import command
-from tests.server.process import wait_until
+from tests.patience import PATIENCE, wait_until
 
 NUM_TOKENS = 20_000
 
@@ -98,7 +98,7 @@ def address(tmp_path: Path, engine: tuple[EngineCore, EngineReady]) -> Iterator[
     core.admit_compiled = compile_or_end  # type: ignore[method-assign]
     thread = threading.Thread(target=serve)
     thread.start()
-    assert listens.wait(10)
+    assert listens.wait(PATIENCE)
     yield address
     ends.set()
     last = ApiWorker(address, "last")
@@ -117,7 +117,7 @@ def test_a_worker_that_is_behind_is_told_in_fewer_words_and_holds_up_nobody(addr
     assert [output.token_ids for message in quick.answer() for output in message.outputs] == [[5], [6], [7], [5]]
 
     heartbeat = EngineHeartbeat(address)
-    wait_until(lambda: heartbeat.num_steps >= NUM_TOKENS, 60)
+    wait_until(lambda: heartbeat.num_steps >= NUM_TOKENS)
     messages = list(slow.answer())
     outputs = [output for message in messages for output in message.outputs]
     tokens = [token for output in outputs for token in output.token_ids]

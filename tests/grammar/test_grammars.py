@@ -14,6 +14,7 @@ from app.grammar import constraint
 from app.grammar.compiler import GrammarCompiler, GrammarError
 from app.grammar.masks import GrammarMasks, accept
 from app.text.tokenizer import Tokenizer
+from tests.patience import PATIENCE
 
 SCHEMAS: dict[str, Any] = {
     "person": {
@@ -126,7 +127,7 @@ def test_hostile_grammars_are_compiled_or_refused_quickly_and_few_are_kept(token
         constraint.regex("(((a|b)*c){1,1000}d){1,1000}"),
         constraint.regex(".*a.{300}b"),
     ):
-        compiler.start(grammar).result(timeout=20)
+        compiler.start(grammar).result(timeout=PATIENCE)
     for number in range(100):
         compiler.start(constraint.choice([str(number)])).result()
     assert len(compiler._kept) == 32

@@ -15,6 +15,7 @@ from app.grammar.masks import GrammarMasks
 from app.text.tokenizer import Tokenizer
 from tests.clients.environments import source_of
 from tests.grammar.test_grammars import draw
+from tests.patience import PATIENCE
 
 pytestmark = pytest.mark.clients
 DRAWS, MOST_TOKENS = 4, 50
@@ -30,7 +31,7 @@ def grammar_of(compiler: GrammarCompiler, schema: Any) -> str | None:
     """None for what cannot be followed, and is refused."""
     try:
         grammar = constraint.json_schema(schema)
-        compiler.start(grammar).result(timeout=60)
+        compiler.start(grammar).result(timeout=PATIENCE)
     except (GrammarError, ValueError, RecursionError):
         return None
     return grammar

@@ -9,12 +9,28 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
+from typing import NamedTuple
 
 import httpx
+import psutil
 
-START_SECONDS = 90  # a first start converts the model
+from tests import web
+from tests.patience import PATIENCE
+
+REPOSITORY = Path(__file__).parents[2]
+_LOG_ONLY = {"stderr": subprocess.PIPE}
+_ALL = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+
+
+class Ended(NamedTuple):
+    """A process that has ended by itself."""
+
+    code: int
+    output: str
+    log: str
 
 
 class Server:
@@ -35,18 +51,30 @@ class Server:
 
     def wait_for(self, pattern: str) -> re.Match[str]:
         """Wait for a line of the log; AssertionError if it does not come."""
+        deadline = time.monotonic() + PATIENCE
         while True:
-            line = self._lines.get(timeout=START_SECONDS)
+            try:
+                line = self._lines.get(timeout=max(0.0, deadline - time.monotonic()))
+            except queue.Empty:
+                raise AssertionError(
+                    f"no line of the log matched {pattern!r} in {PATIENCE:g} s:\n" + "".join(self.log)
+                ) from None
             assert line is not None, "the server ended:\n" + "".join(self.log)
             self.log.append(line)
             if match := re.search(pattern, line):
                 return match
 
+    def wait_for_end(self) -> str:
+        """All of the log, once the process has ended."""
+        with suppress(AssertionError):
+            self.wait_for(r"(?!)")  # matches nothing
+        return "".join(self.log)
+
     def get(self, path: str) -> httpx.Response:
-        return httpx.get(self.url + path, timeout=30)
+        return web.get(self.url + path)
 
     def post(self, path: str, body: object) -> httpx.Response:
-        return httpx.post(self.url + path, json=body, timeout=60)
+        return web.post(self.url + path, json=body)
 
     def metric(self, name: str) -> float:
         """A metric without labels."""
@@ -70,33 +98,45 @@ def running_server(
     """A server that is ready; stopped by SIGTERM, to which it has to exit with 0."""
     with popen(*command, *arguments, **environment) as process:
         server = Server(process)
+        server.url = server.wait_for(r"ready at (http://\S+)")[1]
         try:
-            server.url = server.wait_for(r"ready at (http://\S+)")[1]
             yield server
         finally:
             process.send_signal(signal.SIGTERM)
-            code = process.wait(timeout=30)
-        assert code == 0
+            code = process.wait(PATIENCE)
+        assert code == 0, server.wait_for_end()
 
 
 @contextmanager
-def popen(*arguments: str, **environment: str) -> Iterator[subprocess.Popen[str]]:
-    """A Python process with its log as text; killed if it has not ended at the end."""
+def popen(*arguments: str, pipes: Mapping[str, int] = _LOG_ONLY, **environment: str) -> Iterator[subprocess.Popen[str]]:
+    """A Python process with its log as text; killed if it has not ended at the end, with all that it has started."""
     with subprocess.Popen(
-        [sys.executable, *arguments], stderr=subprocess.PIPE, text=True, env={**os.environ, **environment}
+        [sys.executable, *arguments], cwd=REPOSITORY, text=True, env={**os.environ, **environment}, **pipes
     ) as process:
         try:
             yield process
         finally:
-            process.kill()
+            _kill_all(process)
 
 
-def wait_until(condition: Callable[[], object], seconds: float = 10.0, pause: float = 0.02) -> None:
-    """Poll a condition that another process fulfils."""
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "it did not happen"
-        time.sleep(pause)
+def _kill_all(process: subprocess.Popen[str]) -> None:
+    with suppress(psutil.NoSuchProcess):
+        parent = psutil.Process(process.pid)
+        for each in (parent, *parent.children(recursive=True)):
+            with suppress(psutil.NoSuchProcess):
+                each.kill()
+
+
+def run(*arguments: str, given: str = "", patience: float = PATIENCE, **environment: str) -> Ended:
+    """Run a Python process to its end; AssertionError if it takes longer than `patience`, in seconds."""
+    with popen(*arguments, pipes=_ALL, **environment) as process:
+        try:
+            output, log = process.communicate(given, patience)
+        except subprocess.TimeoutExpired:
+            _kill_all(process)
+            _, log = process.communicate()
+            raise AssertionError(f"{' '.join(arguments)} did not end in {patience:g} s:\n{log}") from None
+    return Ended(process.returncode, output, log)
 
 
 def free_ports(count: int) -> list[int]:

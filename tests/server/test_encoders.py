@@ -4,7 +4,6 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 
-import httpx
 import numpy as np
 import openai
 import pytest
@@ -13,6 +12,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import AutoModel
 
 from app.text.tokenizer import _byte_alphabet
+from tests import web
 from tests.server.process import Server, running_server
 from tests.worker.test_encoder_runner import write_encoder
 
@@ -73,10 +73,10 @@ def test_embeddings_are_those_of_transformers_in_order(embedder: tuple[Server, P
 def test_scores_are_cosines(embedder: tuple[Server, Path]) -> None:
     server, folder = embedder
     one, other = expected(folder, "cat"), expected(folder, "dog")
-    answer = httpx.post(f"{server.url}/v1/score", json={"text_1": "cat", "text_2": ["dog", "cat"]}).json()
+    answer = web.post(f"{server.url}/v1/score", json={"text_1": "cat", "text_2": ["dog", "cat"]}).json()
     np.testing.assert_allclose([item["score"] for item in answer["data"]], [one @ other, 1.0], atol=1e-5)
     body = {"query": "cat", "documents": ["dog", {"text": "cat"}], "top_n": 1}
-    (best,) = httpx.post(f"{server.url}/rerank", json=body).json()["results"]
+    (best,) = web.post(f"{server.url}/rerank", json=body).json()["results"]
     assert (best["index"], best["document"]) == (1, {"text": "cat"})
 
 
@@ -98,7 +98,7 @@ def test_scores_are_cosines(embedder: tuple[Server, Path]) -> None:
     ],
 )
 def test_what_is_wrong_is_named(embedder: tuple[Server, Path], path: str, body: dict[str, object], param: str) -> None:
-    answer = httpx.post(f"{embedder[0].url}{path}", json=body)
+    answer = web.post(f"{embedder[0].url}{path}", json=body)
     assert (answer.status_code, answer.json()["error"]["param"]) == (400, param)
 
 
@@ -107,9 +107,9 @@ def test_a_classifier_ranks_pairs_and_names_labels(tmp_path: Path) -> None:
     write_tokenizer(tmp_path)
     with running_server("--model", str(tmp_path)) as server:
         body = {"query": "ab", "documents": ["c", "defg"]}
-        results = httpx.post(f"{server.url}/v1/rerank", json=body).json()["results"]
-        label = httpx.post(f"{server.url}/v1/classify", json={"input": "ab"}).json()["data"][0]
-        metrics = httpx.get(f"{server.url}/metrics").text
+        results = web.post(f"{server.url}/v1/rerank", json=body).json()["results"]
+        label = web.post(f"{server.url}/v1/classify", json={"input": "ab"}).json()["data"][0]
+        metrics = web.get(f"{server.url}/metrics").text
     scores = {}
     for index, text in enumerate([b"c", b"defg"]):
         ids = torch.tensor([[CLS, *b"ab", SEP, *text, SEP]])

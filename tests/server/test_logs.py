@@ -1,15 +1,15 @@
 """What machines read in the log of a real server."""
 
-import hashlib
 import json
 import socket
 import time
 from collections.abc import Iterator
 from typing import Any
 
-import httpx
 import pytest
 
+from tests import web
+from tests.server.keys import write_keys
 from tests.server.process import Server, running_server
 
 SECRET = "marzipan"
@@ -33,10 +33,7 @@ GENERATION = REQUEST | TOKENS | {"queue", "ttft", "finish_reason"}
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    keys = tmp_path_factory.mktemp("keys") / "keys.json"
-    limits: dict[str, dict[str, int]] = {"wide": {}, "narrow": {"requests_per_minute": 1}}
-    tenants = [{"name": name, "keys": [hashlib.sha256(name.encode()).hexdigest()], **limits[name]} for name in limits]
-    keys.write_text(json.dumps({"tenants": tenants}))
+    keys = write_keys(tmp_path_factory.mktemp("keys"), {"wide": {}, "narrow": {"requests_per_minute": 1}})
     with running_server("--worker", "echo", "--api-keys", str(keys), "--log-format", "json") as running:
         yield running
         for line in running.log:
@@ -49,7 +46,7 @@ def ask(
 ) -> Any:
     sent = {"X-Request-ID": request_id, "Authorization": f"Bearer {tenant}", **more}
     body = {"prompt": SECRET, "ignore_eos": True, **body}
-    return httpx.post(f"{server.url}/v1/{path}", json=body, headers=sent, timeout=60)
+    return web.post(f"{server.url}/v1/{path}", json=body, headers=sent)
 
 
 def line_of(server: Server, request_id: str) -> dict[str, Any]:
@@ -107,7 +104,7 @@ def test_what_fails_is_a_line_too(server: Server) -> None:
 def test_a_client_that_goes_away(server: Server) -> None:
     sent = {"X-Request-ID": "left", "x-api-key": "wide"}
     body = {"prompt": SECRET, "max_tokens": 8000, "ignore_eos": True, "stream": True}
-    with httpx.stream("POST", f"{server.url}/v1/completions", json=body, headers=sent) as stream:
+    with web.stream("POST", f"{server.url}/v1/completions", json=body, headers=sent) as stream:
         next(stream.iter_lines())
     line = line_of(server, "left")
     assert line["finish_reason"] == "abort"
@@ -117,9 +114,9 @@ def test_a_client_that_goes_away(server: Server) -> None:
 def test_a_resumable_stream_has_one_line_when_its_work_has_ended(server: Server) -> None:
     sent = {"X-Request-ID": "resumed", "x-api-key": "wide", "X-Resumable": "true"}
     body = {"prompt": SECRET, "max_tokens": 4000, "ignore_eos": True, "stream": True}
-    with httpx.stream("POST", f"{server.url}/v1/completions", json=body, headers=sent, timeout=30) as stream:
+    with web.stream("POST", f"{server.url}/v1/completions", json=body, headers=sent) as stream:
         next(stream.iter_lines())
-    rest = httpx.get(f"{server.url}/v1/streams/resumed", headers={"x-api-key": "wide", "X-Request-ID": "reader"})
+    rest = web.get(f"{server.url}/v1/streams/resumed", headers={"x-api-key": "wide", "X-Request-ID": "reader"})
     assert rest.text.endswith("data: [DONE]\n\n")
     line = line_of(server, "resumed")
     assert (line["finish_reason"], line["completion_tokens"]) == ("length", 4000)

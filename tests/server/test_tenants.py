@@ -1,39 +1,35 @@
 """Keys, limits and deadlines, with a real server and OpenAI's own client."""
 
-import hashlib
 import json
 import re
 import signal
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import httpx
 import openai
 import pytest
 
-from tests.server.process import Server, popen, running_server
+from app.errors import StartupError
+from app.tenants import read_tenants
+from tests import web
+from tests.server.keys import api_keys, digest, write_keys
+from tests.server.process import Server, run, running_server
 
 ALICE, BOB, EVE = "sk-alice", "sk-bob", "sk-eve"
 
 
-def digest(key: str) -> str:
-    return hashlib.sha256(key.encode()).hexdigest()
-
-
-def write_keys(path: Path, **changes: object) -> None:
-    alice = {"name": "alice", "keys": [digest(ALICE)], "weight": 2, **changes}
-    bob = {"name": "bob", "keys": [digest(BOB)], "requests_per_minute": 3}
-    few = {"name": "few", "keys": [digest("sk-few")], "tokens_per_minute": 20}
-    path.write_text(json.dumps({"tenants": [alice, bob, few]}))
+TENANTS: dict[str, dict[str, Any]] = {
+    "alice": {"keys": [digest(ALICE)], "weight": 2},
+    "bob": {"keys": [digest(BOB)], "requests_per_minute": 3},
+    "few": {"keys": [digest("sk-few")], "tokens_per_minute": 20},
+}
 
 
 @pytest.fixture(scope="module")
 def keys_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("keys") / "keys.json"
-    write_keys(path)
-    return path
+    return write_keys(tmp_path_factory.mktemp("keys"), TENANTS)
 
 
 @pytest.fixture(scope="module")
@@ -82,10 +78,10 @@ def test_health_needs_no_key(server: Server) -> None:
 @pytest.mark.parametrize("key", [EVE, "x", "sk-alic", "sk-alicee", ALICE.upper(), digest(ALICE), "k" * 5000])
 def test_a_wrong_key_is_refused_in_the_form_of_each_api(server: Server, key: str) -> None:
     headers = {"Authorization": f"Bearer {key}", "x-api-key": key}
-    openais = httpx.post(f"{server.url}/v1/chat/completions", headers=headers)
+    openais = web.post(f"{server.url}/v1/chat/completions", headers=headers)
     assert openais.status_code == 401
     assert openais.json()["error"]["code"] == "invalid_api_key"
-    anthropics = httpx.post(f"{server.url}/v1/messages", headers=headers)
+    anthropics = web.post(f"{server.url}/v1/messages", headers=headers)
     assert anthropics.status_code == 401
     assert anthropics.json()["error"]["type"] == "authentication_error"
 
@@ -94,8 +90,8 @@ def test_the_clients_own_ways_to_send_a_key_work(server: Server) -> None:
     assert complete(server, ALICE)
     with pytest.raises(openai.AuthenticationError):
         complete(server, EVE)
-    assert httpx.get(f"{server.url}/v1/models", headers={"x-api-key": ALICE}).status_code == 200
-    assert httpx.get(f"{server.url}/v1/models", headers={"Authorization": f"bearer {ALICE}"}).status_code == 200
+    assert web.get(f"{server.url}/v1/models", headers={"x-api-key": ALICE}).status_code == 200
+    assert web.get(f"{server.url}/v1/models", headers={"Authorization": f"bearer {ALICE}"}).status_code == 200
 
 
 def test_rates_are_kept_and_metrics_say_so(server: Server) -> None:
@@ -110,7 +106,7 @@ def test_rates_are_kept_and_metrics_say_so(server: Server) -> None:
         complete(server, "sk-few")
     assert int(refusal.value.response.headers["retry-after"]) > 60  # it has used more than two minutes' worth
     assert complete(server, ALICE)  # nobody else feels it
-    text = httpx.get(f"{server.url}/metrics", headers={"x-api-key": ALICE}).text
+    text = web.get(f"{server.url}/metrics", headers={"x-api-key": ALICE}).text
     assert 'paceline_tenant_requests_total{tenant="bob"} 3.0' in text
     assert 'paceline_tenant_tokens_total{kind="generation",tenant="few"} 60.0' in text
     assert 'paceline_requests_rejected_total{reason="rate_limited"} 2.0' in text
@@ -129,26 +125,24 @@ def test_blocks_of_prompts_are_not_shared_between_tenants(server: Server, keys_f
 
     assert cached(ALICE) == 0
     assert cached(ALICE) > 100
-    new = json.loads(keys_file.read_text())
-    new["tenants"].append({"name": "carol", "keys": [digest("sk-carol")]})
-    keys_file.write_text(json.dumps(new))
+    write_keys(keys_file.parent, {**TENANTS, "carol": {"keys": [digest("sk-carol")]}})
     server.process.send_signal(signal.SIGHUP)
     server.wait_for("the API keys were read again")
     assert cached("sk-carol") == 0
 
 
 def test_keys_are_read_again_unless_the_file_is_broken(server: Server, keys_file: Path) -> None:
-    write_keys(keys_file, keys=[digest("sk-new")])
+    write_keys(keys_file.parent, {**TENANTS, "alice": {"keys": [digest("sk-new")]}})
     server.process.send_signal(signal.SIGHUP)
     server.wait_for("the API keys were read again")
     assert complete(server, "sk-new")
     with pytest.raises(openai.AuthenticationError):
         complete(server, ALICE)
-    write_keys(keys_file, weight="heavy")
+    write_keys(keys_file.parent, {**TENANTS, "alice": {"weight": "heavy"}})
     server.process.send_signal(signal.SIGHUP)
     server.wait_for("weight.*the keys stay as they were")
     assert complete(server, "sk-new")
-    write_keys(keys_file)
+    write_keys(keys_file.parent, TENANTS)
     server.process.send_signal(signal.SIGHUP)
     server.wait_for("the API keys were read again")
     assert complete(server, ALICE)
@@ -166,11 +160,10 @@ def test_a_request_ends_when_its_time_is_over(server: Server) -> None:
         complete(server, ALICE, max_tokens=8000, extra_headers=headers)
     assert late.value.status_code == 504
     assert late.value.type == "timeout"
-    stream = httpx.post(
+    stream = web.post(
         f"{server.url}/v1/completions",
         headers={**headers, "x-api-key": ALICE},
         json={"prompt": "Hi", "max_tokens": 8000, "stream": True},
-        timeout=30,
     )
     *_, error, done, end = stream.text.split("\n\n")
     assert json.loads(error.removeprefix("data: "))["error"]["code"] == "request_timeout"
@@ -179,7 +172,7 @@ def test_a_request_ends_when_its_time_is_over(server: Server) -> None:
         with pytest.raises(openai.BadRequestError) as refusal:
             complete(server, ALICE, extra_headers={"X-Request-Timeout": bad})
         assert refusal.value.param == "X-Request-Timeout"
-    text = httpx.get(f"{server.url}/metrics", headers={"x-api-key": ALICE}).text
+    text = web.get(f"{server.url}/metrics", headers={"x-api-key": ALICE}).text
     assert 'paceline_requests_rejected_total{reason="deadline"} 2.0' in text
     assert "paceline_num_requests_running 0.0" in text
 
@@ -195,35 +188,31 @@ def test_a_request_ends_when_its_time_is_over(server: Server) -> None:
     ],
 )
 def test_a_broken_file_keeps_the_server_from_starting(tmp_path: Path, content: str, problem: str) -> None:
+    """It reads them first of all; that what is said is all that a user sees, the next test shows."""
     path = tmp_path / "keys.yaml"
     path.write_text(content)
-    with popen("-m", "app.cli", "serve", "--port", "0", "--worker", "echo", "--api-keys", str(path)) as process:
-        _, log = process.communicate(timeout=60)
-    assert process.returncode == 2
-    assert problem in log
-    assert "sk-plain" not in log
+    with pytest.raises(StartupError, match=re.escape(problem)) as raised:
+        read_tenants(str(path))
+    assert "sk-plain" not in str(raised.value)
 
 
 def test_keys_may_be_in_the_environment_instead_of_a_file() -> None:
-    content = json.dumps({"tenants": [{"name": "alice", "keys": [digest(ALICE)], "requests_per_minute": 1}]})
+    content = api_keys({"alice": {"keys": [digest(ALICE)], "requests_per_minute": 1}})
     with running_server("--worker", "echo", PACELINE_API_KEYS=content) as server:
         assert complete(server, ALICE)
         for key, error in ((BOB, openai.AuthenticationError), (ALICE, openai.RateLimitError)):
             with pytest.raises(error):
                 complete(server, key)
     broken = content.replace(digest(ALICE), ALICE)
-    with popen("-m", "app.cli", "serve", "--port", "0", "--worker", "echo", PACELINE_API_KEYS=broken) as process:
-        _, log = process.communicate(timeout=60)
-    assert process.returncode == 2
+    code, _, log = run("-m", "app.cli", "serve", "--port", "0", "--worker", "echo", PACELINE_API_KEYS=broken)
+    assert code == 2
     assert "api_keys: the value: keys are SHA-256 digests" in log
     assert ALICE not in log
 
 
 def test_the_command_line_makes_keys_and_their_digests() -> None:
-    def run(*arguments: str, given: str = "") -> str:
-        command = [sys.executable, "-m", "app.cli", "hash-key", *arguments]
-        return subprocess.run(command, input=given, capture_output=True, text=True, check=True).stdout
-
-    key, said = re.findall(r"(?:key|digest)\s+(\S+)", run())
-    assert said == digest(key)
-    assert run("--stdin", given=f"{ALICE}\n").split() == ["digest", digest(ALICE)]
+    code, output, _ = run("-m", "app.cli", "hash-key")
+    key, said = re.findall(r"(?:key|digest)\s+(\S+)", output)
+    assert (code, said) == (0, digest(key))
+    code, output, _ = run("-m", "app.cli", "hash-key", "--stdin", given=f"{ALICE}\n")
+    assert (code, output.split()) == (0, ["digest", digest(ALICE)])

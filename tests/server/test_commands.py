@@ -1,0 +1,55 @@
+"""The other commands, as a user types them."""
+
+import re
+import sys
+from concurrent.futures import Future
+from pathlib import Path
+
+import pytest
+
+from app.cli import main
+from app.core.step import ModelRunnerOutput
+from app.worker.echo import EchoWorker
+from tests.server.process import run
+
+
+@pytest.mark.parametrize("content", ["port: [1", "- port", "port: \x00", "port: 99999", "nothing: 1", "\udcff"])
+def test_a_broken_configuration_file_is_one_line(
+    content: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "paceline.yaml"
+    file.write_text(content, errors="surrogateescape")
+    monkeypatch.setenv("PACELINE_CONFIG", str(file))
+    monkeypatch.setattr(sys, "argv", ["paceline", "serve"])
+    with pytest.raises(SystemExit) as raised:
+        main()
+    assert raised.value.code == 2
+    assert re.fullmatch(r"paceline: (config|settings): .+\n", capsys.readouterr().err)
+
+
+def test_generate_fails_with_the_requests_error(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(_worker: object, _step: object) -> Future[ModelRunnerOutput]:
+        step: Future[ModelRunnerOutput] = Future()
+        step.set_exception(RuntimeError("the device is gone"))
+        return step
+
+    monkeypatch.setattr(EchoWorker, "submit", fail)
+    monkeypatch.setattr(sys, "argv", ["paceline", "generate", "--worker", "echo", "--raw", "again"])
+    with pytest.raises(SystemExit) as raised:
+        main()
+    assert raised.value.code == 1
+    assert re.search(r"^paceline: .+$", capsys.readouterr().err, re.MULTILINE)
+
+
+def test_generate_without_a_server() -> None:
+    code, output, log = run("-m", "app.cli", "generate", "What is the capital of France?")
+    assert code == 0, log
+    assert "Paris" in output
+
+
+def test_check_model_agrees_with_transformers() -> None:
+    code, output, log = run("-m", "app.cli", "check-model", "embedded")
+    assert code == 0, log
+    assert output.count("agrees with transformers") == 2

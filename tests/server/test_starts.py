@@ -1,0 +1,127 @@
+"""How services start, and why they do not: each with processes of its own."""
+
+import re
+import signal
+import subprocess
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from app.checkpoint.source import find_model
+from app.engine.build import build_engine
+from app.errors import StartupError
+from app.settings import load_settings
+from tests.patience import PATIENCE, wait_until
+from tests.server.process import Server, popen, run, running_server
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        ({"model": "/nowhere"}, "no such model"),
+        ({"model": "{tmp}"}, "no config.json"),
+        ({"max_model_len": "100000"}, "more than the 8192"),
+        ({"num_kv_blocks": "10", "max_model_len": "2048"}, "too few"),
+        ({"worker": "echo", "max_num_batched_tokens": "100"}, "less than max_num_seqs"),
+        ({"block_size": "0"}, "block_size"),
+        ({"device": "cuda"}, "no CUDA"),
+        ({"otlp_traces_endpoint": "collector:4317"}, "otlp_traces_endpoint: URL scheme should be 'http' or 'https'"),
+    ],
+)
+def test_what_cannot_start_says_why(flags: dict[str, str], words: str, tmp_path: Path) -> None:
+    """What the processes of a service do one after the other, done in this process."""
+
+    def start() -> None:
+        settings = load_settings(**{name: value.format(tmp=tmp_path) for name, value in flags.items()})
+        build_engine(settings, find_model(settings.model))
+
+    with pytest.raises(StartupError, match=re.escape(words)):
+        start()
+
+
+def test_an_engine_that_cannot_start_ends_the_service_with_one_line() -> None:
+    code, _, log = run("-m", "app.cli", "serve", "--port", "0", "--max-model-len", "100000")
+    assert code == 2
+    assert "more than the 8192" in log
+    assert log.count("error") == 1
+    assert "Traceback" not in log
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "words"),
+    [
+        # With code that transformers would ask for on the terminal, for a model that it does not know by itself.
+        (
+            "config.json",
+            '{"model_type": "clip", "architectures": ["A"], "auto_map": {"AutoModelForCausalLM": "m.A"}}',
+            "(auto_map) is not run",
+        ),
+        ("tokenizer.json", "{}", "tokenizer.json is not a usable tokenizer"),
+        ("chat_template.jinja", "{% for", "chat template is broken"),
+    ],
+)
+def test_a_broken_model_ends_the_service_with_one_line(file: str, content: str, words: str, tmp_path: Path) -> None:
+    embedded = find_model("embedded")
+    for path in embedded.iterdir():
+        (tmp_path / path.name).symlink_to(path)
+    (tmp_path / file).unlink(missing_ok=True)
+    (tmp_path / file).write_text(content)
+    code, _, log = run("-m", "app.cli", "serve", "--port", "0", "--model", str(tmp_path))
+    assert code == 2
+    assert words in log
+    assert log.count("error") == 1
+    assert "Traceback" not in log
+
+
+def test_an_engine_that_is_killed_while_it_loads_ends_the_service() -> None:
+    for command in (("app.cli", "serve", "--port", "0"), ("uvicorn", "app.main:app", "--port", "0")):
+        with popen("-m", *command) as process:
+            server = Server(process)
+            wait_until(lambda server=server: "engine" in server.children())
+            subprocess.run(["kill", "-9", str(server.children()["engine"])], check=True)
+            with pytest.raises(AssertionError, match="the server ended"):
+                server.wait_for("ready at|running on")
+            process.wait(timeout=PATIENCE)
+        assert process.returncode in (2, 3)  # the second is uvicorn's own
+        assert "the engine ended with exit code -9 before it was ready" in "".join(server.log)
+
+
+def test_uvicorn_runs_the_asgi_app() -> None:
+    with popen("-m", "uvicorn", "app.main:app", "--port", "0", PACELINE_WORKER="echo") as process:
+        server = Server(process)
+        server.url = server.wait_for(r"running on (http://\S+)")[1]
+        assert (
+            server.post("/v1/completions", {"prompt": "again ", "max_tokens": 4}).json()["usage"]["completion_tokens"]
+            == 4
+        )
+        process.send_signal(signal.SIGTERM)
+        process.wait(timeout=PATIENCE)
+
+
+def test_uvicorn_says_in_one_line_what_is_wrong_with_the_model() -> None:
+    code, _, log = run("-m", "uvicorn", "app.main:app", "--port", "0", PACELINE_MODEL="/nowhere")
+    assert code == 2
+    assert "paceline: no such model" in log
+    assert "Traceback" not in log
+
+
+def test_several_api_workers_share_a_socket_and_count_together() -> None:
+    with running_server("--worker", "echo", "--api-workers", "3") as server:
+        wait_until(lambda: all(server.get("/health/ready").is_success for _ in range(10)))
+
+        def ask(index: int) -> int:
+            body = {"model": "SmolLM2-135M-Instruct", "prompt": [index + 5, 7], "max_tokens": 4}
+            tokens: int = server.post("/v1/completions", body).json()["usage"]["completion_tokens"]
+            return tokens
+
+        with ThreadPoolExecutor(12) as pool:
+            assert sum(pool.map(ask, range(60))) == 240
+        # Whichever worker is asked.
+        wait_until(lambda: all(server.metric("generation_tokens_total") == 240 for _ in range(5)))
+        assert server.metric("time_to_first_token_seconds_count") == 60
+        assert server.metric("num_requests_running") == 0
+        listing = subprocess.run(
+            ["ps", "-o", "args=", "--ppid", str(server.process.pid)], capture_output=True, text=True
+        )
+        assert listing.stdout.count("app.api.process") == 3
