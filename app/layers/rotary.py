@@ -1,4 +1,4 @@
-"""Rotary position embedding (Su et al., 2021), with the static ways of stretching it."""
+"""Rotary position embedding (Su et al., 2021), with the kinds of scaling that do not depend on a request's length."""
 
 import math
 
@@ -15,14 +15,15 @@ def inverse_frequencies(config: RopeConfig) -> Tensor:
     if config.llama3 is None:
         return frequencies
     factor, low, high, context = config.llama3
-    # Turns within the original context: many turns stay as they are, few are stretched, some are in between.
+    # How often each pair of dimensions turns within the original context. Fast pairs keep their frequency, slow ones
+    # are scaled, and between the two limits there is a smooth transition.
     turns = context * frequencies / (2 * math.pi)
     smooth = ((turns - low) / (high - low)).clamp(0.0, 1.0)
     return frequencies * (smooth + (1.0 - smooth) / factor)
 
 
 class RotaryEmbedding(nn.Module):
-    """A table of cosines and sines for every position, and their application."""
+    """Tables of the cosines and sines of every position."""
 
     def __init__(self, config: RopeConfig, max_positions: int) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""What fills a module: each module says it itself, and so a loader need not know of any."""
+"""The seam between modules and the loader: a module says which tensors of a checkpoint fill it."""
 
 from typing import NamedTuple, Protocol, runtime_checkable
 
@@ -6,23 +6,23 @@ from torch import Tensor
 
 
 class Target(NamedTuple):
-    """Memory that a tensor of a checkpoint, or a part of one, is copied to."""
+    """Memory that a tensor of a checkpoint, or a part of that tensor, is copied to."""
 
     memory: Tensor
     rows: slice | None = None
-    """Of the checkpoint's tensor, with start and stop; None is all of them."""
+    """The rows of the checkpoint's tensor to copy, with start and stop; None means all."""
     columns: slice | None = None
-    """Likewise, of its second dimension."""
+    """The same for its second dimension."""
 
 
 @runtime_checkable
 class Filled(Protocol):
-    """A module that is not filled by tensors with the names of its parameters."""
+    """A module whose parameters are not filled by tensors of the same names."""
 
     def sources(self, name: str) -> dict[str, Target]:
-        """Names of tensors, and where each goes. Two names with the same memory are alternatives.
+        """The names of the tensors that fill the module, which is called `name` in its parent.
 
-        `name` is what the module is called in its parent; names of tensors are relative to that parent, too: a module
-        may be filled by what checkpoints have as several modules beside it.
+        They are relative to the parent, because a checkpoint may have several modules in the place of this one. Names
+        with the same memory are alternatives: a checkpoint needs one of them.
         """
         ...

@@ -1,7 +1,7 @@
 """One decoder for the families that carry most traffic; `DecoderConfig` says how they differ.
 
-Tokens of all requests of a step stand in one row: hidden states are (tokens, hidden_size), there is no batch
-dimension and no padding. Parameters have the names they have in checkpoints, but for the merged projections.
+The tokens of all requests in a step form one row: hidden states are (tokens, hidden_size), without a batch dimension
+and without padding. Parameters have their names in checkpoints, except for those of merged projections.
 """
 
 import torch
@@ -91,8 +91,8 @@ class DecoderLayer(nn.Module):
         self.self_attn = DecoderAttention(config, layer)
         self.mlp = DecoderMLP(config)
         self.placement = config.norm_placement
-        # Checkpoints give "post_attention_layernorm" two meanings: Llama's stands before the MLP, the others'
-        # behind the attention.
+        # "post_attention_layernorm" has two meanings: in Llama it stands before the MLP, in other families right behind
+        # the attention.
         names = {
             "pre": ("input_layernorm", "post_attention_layernorm"),
             "post": ("post_attention_layernorm", "post_feedforward_layernorm"),
@@ -107,9 +107,9 @@ class DecoderLayer(nn.Module):
             self.add_module(name, _norm(config, config.hidden_size))
 
     def forward(self, x: Tensor, rope: RopeTables, stream: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        """The residual stream is `stream + x`, or x if there is no other part; and so is what is returned.
+        """Takes and returns the residual stream as two parts, x and `stream`, whose sum it is; `stream` may be None.
 
-        The sum is left to the next norm, which reads both parts anyhow.
+        The sum is left to the next norm, which has to read both parts anyway.
         """
         if self.placement == "pre":
             normed = self.input_layernorm(x, stream)
@@ -124,7 +124,7 @@ class DecoderLayer(nn.Module):
 
 
 class Decoder(nn.Module):
-    """Token ids and positions in, hidden states out; and from these, for the tokens that need them, logits."""
+    """Computes hidden states from token ids and positions, and logits from the hidden states that need them."""
 
     def __init__(self, config: DecoderConfig, max_model_len: int) -> None:
         super().__init__()
@@ -147,7 +147,7 @@ class Decoder(nn.Module):
         """Hidden states after the last norm (tokens, hidden_size), for input_ids and positions (tokens,)."""
         x = self.embed_tokens(input_ids)
         if self.config.embedding_scale != 1.0:
-            # Rounded to the model's dtype first, as in training.
+            # The factor is rounded to the model's dtype, as it was in training.
             x = x * self.embedding_scale
         tables = [rotary.tables(positions, x.dtype) for rotary in self.rotaries]
         stream: Tensor | None = None

@@ -1,8 +1,8 @@
-"""Faster modules in place of some of transformers' own, without a change to its models' code.
+"""Replaces some modules of transformers' models by faster ones, without changing the models' code.
 
-The module at `q_proj` computes what `k_proj` and `v_proj` would, too, as one product; these hand out their parts of
-it. Likewise `gate_proj` and `up_proj`. Norms and other linear layers get kernels of Paceline's. Each swap is tried on
-random numbers first, and left out if the results differ.
+The module at `q_proj` computes the products of `q_proj`, `k_proj` and `v_proj` at once, and the modules at the other
+two return their slices of it; likewise for `gate_proj` and `up_proj`. Norms and other linear layers get Paceline's
+kernels. Each replacement is tried on random numbers first, and dropped if the results differ.
 """
 
 import logging
@@ -18,14 +18,14 @@ from app.layers.norm import OffsetRMSNorm, RMSNorm
 
 log = logging.getLogger(__name__)
 
-_TOGETHER = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
-"""Linear layers that see the same input, in modules of transformers."""
+_SAME_INPUT = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
+"""Names of linear layers that get the same input, in transformers' modules."""
 _TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 2**-6, torch.float16: 2**-9}
-"""Difference that other orders of adding make, relative to the largest number."""
+"""The difference that another order of additions makes, relative to the largest number."""
 
 
-class _First(MergedLinear):
-    """Computes what its followers are asked for next, and keeps it until they are."""
+class _Merged(MergedLinear):
+    """Stands at the first layer of a group. It keeps the slices of the other layers until these are called."""
 
     input: Tensor | None = None
 
@@ -34,35 +34,35 @@ class _First(MergedLinear):
         self.input, self.kept = x, dict(enumerate(rest))
         return first
 
-    def hand_out(self, x: Tensor, index: int) -> Tensor:
-        """A follower's part of the product with x."""
-        if x is not self.input:  # the model gives this layer another input than the first one
+    def take_slice(self, x: Tensor, index: int) -> Tensor:
+        """Another layer's slice of the product with x."""
+        if x is not self.input:  # the model gives the two layers different inputs
             self(x)
         part = self.kept.pop(index)
         if not self.kept:
-            self.input = None  # nor is its memory held any longer
+            self.input = None  # its memory may be freed
         return part
 
 
-class _Follower(nn.Module):
-    """Hands out its part of what the first one has computed."""
+class _Slice(nn.Module):
+    """Stands at another layer of a group, and returns its slice of the merged product."""
 
-    def __init__(self, first: _First, index: int) -> None:
+    def __init__(self, merged: _Merged, index: int) -> None:
         super().__init__()
-        self._first = (first,)  # not as a module of its own
+        self._merged = (merged,)  # in a tuple, so that it is no submodule
         self._index = index
 
     def forward(self, x: Tensor) -> Tensor:
-        return self._first[0].hand_out(x, self._index)
+        return self._merged[0].take_slice(x, self._index)
 
 
 @torch.inference_mode()
 def fuse(model: Any) -> None:
-    """Swap what can be swapped in one of transformers' causal models; its output embedding stays."""
+    """Replace what can be replaced in one of transformers' causal models, except for its output embedding."""
     counts = {"merged": 0, "linear": 0, "norm": 0}
     head = model.get_output_embeddings()
     for parent in list(model.modules()):
-        for names in _TOGETHER:
+        for names in _SAME_INPUT:
             counts["merged"] += _merge(parent, names)
         for name, child in list(parent.named_children()):
             if type(child) is nn.Linear and child is not head:
@@ -79,11 +79,11 @@ def _merge(parent: nn.Module, names: tuple[str, ...]) -> bool:
     if len({(layer.in_features, layer.bias is None) for layer in layers}) > 1:  # type: ignore[union-attr]
         return False
     has_bias = layers[0].bias is not None
-    first = _First(layers[0].in_features, [layer.out_features for layer in layers], has_bias)
+    merged = _Merged(layers[0].in_features, [layer.out_features for layer in layers], has_bias)
     bias = torch.cat([layer.bias for layer in layers]) if has_bias else None
-    fill(first, torch.cat([layer.weight for layer in layers]), bias)
-    followers = [_Follower(first, index) for index in range(len(layers) - 1)]
-    return _swap(parent, dict(zip(names, [first, *followers], strict=True)), layers[0].in_features)
+    fill(merged, torch.cat([layer.weight for layer in layers]), bias)
+    slices = [_Slice(merged, index) for index in range(len(layers) - 1)]
+    return _swap(parent, dict(zip(names, [merged, *slices], strict=True)), layers[0].in_features)
 
 
 def _swap_norm(parent: nn.Module, name: str, norm: nn.Module) -> bool:
@@ -101,7 +101,7 @@ def _swap_norm(parent: nn.Module, name: str, norm: nn.Module) -> bool:
 
 
 def _swap(parent: nn.Module, new: dict[str, nn.Module], in_features: int) -> bool:
-    """Put modules in the place of others, if they give the same for the same input."""
+    """Replace modules by others, if these compute the same from the same input."""
     old = {name: getattr(parent, name) for name in new}
     parameter = next(next(iter(old.values())).parameters())
     x = torch.randn(1, 3, in_features, device=parameter.device, dtype=parameter.dtype)

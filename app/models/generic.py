@@ -1,7 +1,7 @@
-"""Any transformers causal model, with Paceline's attention in place of its own.
+"""Runs any causal model of transformers, with Paceline's attention instead of its own.
 
-transformers lets a library register an attention function, which every model then calls with its queries, keys and
-values after rotation. The model runs unmodified, on one row of tokens, and without a cache of its own.
+transformers lets a library register an attention function, which every model then calls with its rotated queries and
+keys, and its values. The model's code is unchanged; it reads one row of tokens, and keeps no cache of its own.
 """
 
 from typing import Any
@@ -24,10 +24,10 @@ from app.models.weights import refuse_codes
 _NAME = "paceline"
 _OWN_CODE = "code that comes with a checkpoint (auto_map) is not run"
 _MIXING_ROPES = {"longrope", "dynamic"}
-"""Rotary embeddings that rotate a token by the longest request of its batch."""
+"""Rotary embeddings whose rotation of a token depends on the longest request in the batch."""
 _CAUSAL_LAYERS = {"full_attention", "sliding_attention", "attention"}
 _CHANGES_SCORES = ("s_aux", "position_bias", "alibi", "cross_attention_kv")
-"""Options of transformers' attention calls that change the result, and are not carried."""
+"""Options of transformers' attention calls that change the result, and that no backend here supports."""
 
 
 def _attention(
@@ -35,10 +35,10 @@ def _attention(
     query: Tensor,
     key: Tensor,
     value: Tensor,
-    attention_mask: Tensor | None,  # noqa: ARG001 - the interface's; what to see is in the forward context
+    attention_mask: Tensor | None,  # noqa: ARG001 - the forward context says what a token sees
     **options: Any,
 ) -> tuple[Tensor, None]:
-    """transformers' side of the seam: query (1, heads, tokens, head_dim) to (1, tokens, heads, v_head_dim)."""
+    """The function that transformers calls: query (1, heads, tokens, head_dim) to (1, tokens, heads, v_head_dim)."""
     q, k, v = (t[0].transpose(0, 1) for t in (query, key, value))
     if not hasattr(module, "paceline"):
         _describe(module, q, k, v, options)
@@ -47,7 +47,7 @@ def _attention(
 
 
 def _describe(module: nn.Module, q: Tensor, k: Tensor, v: Tensor, options: dict[str, Any]) -> None:
-    """First call of a layer, in the dry run at load: see what kind of attention it wants, and give it that."""
+    """Give a layer the attention that it asks for in its first call, which is made when the model is loaded."""
     odd = [name for name in _CHANGES_SCORES if options.get(name) is not None]
     if odd:
         raise ModelError(f"attention with {', '.join(odd)} is not supported")
@@ -67,19 +67,19 @@ def _describe(module: nn.Module, q: Tensor, k: Tensor, v: Tensor, options: dict[
     )
 
 
-class _Blind(TorchPagedBackend):
-    """An attention backend that sees nothing, as all layers do while they describe themselves."""
+class _NoAttention(TorchPagedBackend):
+    """The backend of the layers' first call, when there are no K/V caches yet."""
 
     def store(self, *_arguments: Any) -> None:
-        """Nothing is kept."""
+        """Does nothing."""
 
     def attend(self, cache: LayerCache, q: Tensor, _metadata: object) -> Tensor:
-        """Zeros."""
+        """Returns zeros."""
         return q.new_zeros(q.shape[0], cache.config.num_heads * cache.config.v_head_dim)
 
 
-class _Hidden:
-    """The output of a body, as causal models read it: hidden states, and nothing else that they may look for."""
+class _BodyOutput:
+    """What a causal model reads of its body's output: hidden states, and None for everything else."""
 
     def __init__(self, hidden: Tensor) -> None:
         self.last_hidden_state = hidden
@@ -91,27 +91,27 @@ class _Hidden:
         return None
 
 
-class _Given(nn.Module):
-    """Stands where a causal model has its body, and hands out hidden states that were computed before."""
+class _FixedHidden(nn.Module):
+    """Stands in the place of a causal model's body, and returns hidden states that were computed before."""
 
     hidden: Tensor
 
-    def forward(self, *_args: Any, **_options: Any) -> _Hidden:
-        return _Hidden(self.hidden)
+    def forward(self, *_args: Any, **_options: Any) -> _BodyOutput:
+        return _BodyOutput(self.hidden)
 
 
 class GenericModel(nn.Module):
-    """The same interface as `app.models.decoder.Decoder`, for whatever transformers can load.
+    """A model of transformers with the interface of `app.models.decoder.Decoder`.
 
-    transformers' causal models are a body, and a head that may scale or cap its logits. The two are run apart.
+    transformers' causal models consist of a body, and a head that may scale or cap its logits. They are run separately.
     """
 
     def __init__(self, model: Any) -> None:
         super().__init__()
         self.vocab_size = int(model.get_output_embeddings().weight.shape[0])
         self.body = getattr(model, model.base_model_prefix)
-        self.given = _Given()
-        setattr(model, model.base_model_prefix, self.given)
+        self.fixed = _FixedHidden()
+        setattr(model, model.base_model_prefix, self.fixed)
         self.head = model
 
     def forward(self, input_ids: Tensor, positions: Tensor) -> Tensor:
@@ -122,21 +122,14 @@ class GenericModel(nn.Module):
 
     def compute_logits(self, hidden: Tensor) -> Tensor:
         """Logits (n, vocab_size) in float32 for hidden states (n, hidden_size)."""
-        self.given.hidden = hidden[None]
-        logits: Tensor = self.head(input_ids=self._no_tokens(hidden), use_cache=False).logits[0]
+        self.fixed.hidden = hidden[None]
+        shape_only = torch.zeros(1, hidden.shape[0], dtype=torch.int64, device=hidden.device)
+        logits: Tensor = self.head(input_ids=shape_only, use_cache=False).logits[0]
         return logits.float()
-
-    @staticmethod
-    def _no_tokens(hidden: Tensor) -> Tensor:
-        """Heads look at the shape of their input at most."""
-        return torch.zeros(1, hidden.shape[0], dtype=torch.int64, device=hidden.device)
 
 
 def load_generic(folder: ModelFolder, dtype: torch.dtype, device: torch.device) -> GenericModel:
-    """Load a checkpoint through transformers.
-
-    ModelError names what is not supported about it, or what transformers says against it.
-    """
+    """Load a checkpoint through transformers. ModelError names what is not supported, or quotes transformers."""
     path, kind = folder.path, folder.model_type
     file = path / "config.json"
     if kind not in CONFIG_MAPPING:
@@ -146,7 +139,7 @@ def load_generic(folder: ModelFolder, dtype: torch.dtype, device: torch.device) 
         return _load(folder, dtype, device)
     except ModelError:
         raise
-    except Exception as error:  # transformers raises anything over what a checkpoint may say
+    except Exception as error:  # transformers raises all kinds of errors for a broken checkpoint
         if "trust_remote_code" in str(error):
             raise ModelError(
                 f"{file}: transformers {version} has no {kind} that generates text; {_OWN_CODE}"
@@ -156,7 +149,7 @@ def load_generic(folder: ModelFolder, dtype: torch.dtype, device: torch.device) 
 
 
 def _load(folder: ModelFolder, dtype: torch.dtype, device: torch.device) -> GenericModel:
-    # trust_remote_code: False is not the default, which is to ask on the terminal.
+    # The default of trust_remote_code is not False, but to ask on the terminal.
     config = AutoConfig.from_pretrained(folder.path, trust_remote_code=False)
     _refuse_unsupported(config)
     refuse_codes(folder)
@@ -172,14 +165,14 @@ def _load(folder: ModelFolder, dtype: torch.dtype, device: torch.device) -> Gene
         output_loading_info=True,
     )
     model, info = loaded
-    if missing := sorted(info["missing_keys"]):  # transformers fills them with random numbers
+    if missing := sorted(info["missing_keys"]):  # transformers has filled them with random numbers
         raise ModelError(f"{folder.path} lacks {len(missing)} tensors of the model, {missing[0]} for one")
     if getattr(model, "_is_stateful", False):
         raise ModelError(f"{config.model_type} keeps a recurrent state, which is not supported")
     model = model.to(device).eval().requires_grad_(False)
     fuse(model)
     tokens, positions = torch.zeros(2, dtype=torch.int64, device=device), torch.arange(2, device=device)
-    with torch.inference_mode(), forward_context(ForwardContext(_Blind(), None)):  # the layers describe themselves
+    with torch.inference_mode(), forward_context(ForwardContext(_NoAttention(), None)):  # see `_describe`
         whole = model(input_ids=tokens[None], position_ids=positions[None], use_cache=False).logits[0].float()
         generic = GenericModel(model)
         in_two = generic.compute_logits(generic(tokens, positions))
@@ -199,7 +192,7 @@ def _refuse_unsupported(config: Any) -> None:
     kind = config.model_type
     if config.is_encoder_decoder:
         raise ModelError(f"{kind} is an encoder-decoder model, which is not supported")
-    config = config.get_text_config()  # a model that also sees or hears: of the part that Paceline runs
+    config = config.get_text_config()  # of a multimodal model, Paceline runs the part on text
     if getattr(config, "alibi", False):
         raise ModelError(f"{kind} with ALiBi positions is not supported")
     if unknown := set(getattr(config, "layer_types", None) or ()) - _CAUSAL_LAYERS:

@@ -24,10 +24,12 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class LoadedModel:
-    """A model on its device, and its attention layers in order."""
+    """A model on its device, and its attention layers in order.
+
+    `model` has `forward` and `compute_logits`, with the signatures of `Decoder`'s.
+    """
 
     model: nn.Module
-    """With `forward` and `compute_logits` as `Decoder` has them."""
     impl: str
     vocab_size: int
     attention_layers: list[Attention]
@@ -46,7 +48,7 @@ def load_model(
         model = _try_decoder(folder, settings, method, dtype, device, max_model_len)
     used = "decoder" if model is not None else "generic"
     if model is None:
-        # transformers takes seconds to import: only those who need it pay.
+        # Imported here because importing transformers takes seconds.
         from app.models.generic import load_generic
 
         if settings.load_format == "dummy":
@@ -105,7 +107,7 @@ def _default_dtype(dtype: torch.dtype) -> Iterator[None]:
 
 @torch.no_grad()
 def _fill_with_noise(model: Decoder) -> None:
-    """Weights as a model has them before training, so that what it computes are ordinary numbers."""
+    """Fill a model with the weights of one before its training, so that its activations are ordinary numbers."""
     for parameter in model.parameters():
         if parameter.dim() > 1:
             parameter.normal_(0.0, 0.02)

@@ -1,4 +1,4 @@
-"""Filling a model from a checkpoint's safetensors files."""
+"""Fills a model from a checkpoint's safetensors files."""
 
 import logging
 import time
@@ -32,7 +32,7 @@ _CODES = {
     "F8_E4M3": torch.float8_e4m3fn,
     "F8_E5M2": torch.float8_e5m2,
 }
-"""Those of codes, which mean nothing without their scales: such a tensor only fills memory of its own dtype."""
+"""Dtypes of quantized weights. They mean nothing without scales, and so they only fill memory of the same dtype."""
 
 
 class _Piece(NamedTuple):
@@ -52,7 +52,7 @@ class _Piece(NamedTuple):
                 whole = tensors.get_slice(self.name)
                 part = whole[self.rows] if self.columns is None else whole[self.rows, self.columns]
         if self.memory.is_cuda:
-            part = part.pin_memory()  # the GPU fetches it by itself
+            part = part.pin_memory()  # the GPU copies it while other pieces are read
         self.memory.copy_(part, non_blocking=True)
 
 
@@ -64,7 +64,7 @@ def load_weights(model: nn.Module, folder: ModelFolder) -> None:
         with _reading(file) as tensors:
             for name in tensors.keys():  # noqa: SIM118 - not a dict
                 key = name.removeprefix("model.")
-                if key.endswith("rotary_emb.inv_freq"):  # old checkpoints have it, but it follows from config.json
+                if key.endswith("rotary_emb.inv_freq"):  # in old checkpoints; it is computed from config.json
                     continue
                 if key not in targets:
                     raise ModelError(f"{folder.path} has a tensor that the model does not: {name}")
@@ -72,7 +72,7 @@ def load_weights(model: nn.Module, folder: ModelFolder) -> None:
                 if problem := _misfit(stored.get_shape(), stored.get_dtype(), targets[key]):
                     raise ModelError(f"{folder.path}: {name} {problem}")
                 found[key] = _pieces(file, name, targets[key])
-    # Names with the same memory are alternatives: the first that the model names is taken.
+    # Names with the same memory are alternatives. If a checkpoint has several, the model's first is loaded.
     pieces: dict[int, list[_Piece]] = {}
     missing: dict[int, str] = {}
     for key, target in targets.items():
@@ -87,7 +87,7 @@ def load_weights(model: nn.Module, folder: ModelFolder) -> None:
 
 
 def refuse_codes(folder: ModelFolder) -> None:
-    """ModelError for a weight that is not made of plain numbers, which transformers would convert as if it were."""
+    """ModelError names a quantized weight, which transformers would silently convert as if it held plain numbers."""
     for file in folder.weight_files:
         with _reading(file) as tensors:
             for name in tensors.keys():  # noqa: SIM118 - not a dict
@@ -97,7 +97,7 @@ def refuse_codes(folder: ModelFolder) -> None:
 
 
 def _targets(model: nn.Module) -> dict[str, Target]:
-    """What fills a model: by the names of a checkpoint's tensors, less "model."; all names that would do."""
+    """What fills a model, by all names that a checkpoint's tensors may have, without the prefix "model."."""
     targets: dict[str, Target] = {}
     for path, module in model.named_modules():
         parent, _, name = path.rpartition(".")
@@ -111,7 +111,7 @@ def _targets(model: nn.Module) -> dict[str, Target]:
 
 
 def _misfit(shape: list[int], dtype: str, target: Target) -> str:
-    """What is wrong with a tensor that is to fill a target; empty if nothing is."""
+    """Why a tensor cannot fill a target; empty if it can."""
     memory = target.memory
     converts = dtype in _NUMBERS and memory.dtype in _NUMBERS.values()
     if not converts and _CODES.get(dtype) is not memory.dtype:
@@ -122,7 +122,7 @@ def _misfit(shape: list[int], dtype: str, target: Target) -> str:
 
 
 def _pieces(file: Path, name: str, target: Target) -> list[_Piece]:
-    """A tensor in parts of at most _PIECE_BYTES, as far as its rows allow."""
+    """A tensor in pieces of whole rows, each of at most _PIECE_BYTES if a row has no more."""
     memory = target.memory
     if not memory.dim():
         return [_Piece(file, name, slice(0), None, memory)]
@@ -135,7 +135,7 @@ def _pieces(file: Path, name: str, target: Target) -> list[_Piece]:
 
 
 def _load(pieces: list[_Piece]) -> None:
-    """Several at once: a file is read, copied and sent to a GPU by different parts of the machine."""
+    """Load several pieces at once: reading a file, copying and sending to a GPU can overlap."""
     logged_at, done, total = time.monotonic(), 0, sum(piece.memory.nbytes for piece in pieces)
     with ThreadPoolExecutor(_READERS) as pool:
         for piece, _ in zip(pieces, pool.map(_Piece.load, pieces), strict=True):

@@ -1,7 +1,7 @@
-"""What stands between the large products of a decoder layer, each as one pass over its input.
+"""The operations between the large products of a decoder layer, each in one pass over its input.
 
-Each function goes over its rows one by one, on all threads if there is enough to do: waking a thread costs as much as
-some ten thousand numbers.
+Each function computes row by row. It uses all threads only for large inputs, because waking a thread takes as long as
+computing some ten thousand numbers.
 """
 
 import numpy as np
@@ -12,7 +12,7 @@ from torch import Tensor
 from app.kernels.cpu.numerics import array, constant, exp, from_float, inline, kernel, to_float
 
 _WORTH_A_THREAD = 65536
-"""Numbers."""
+"""How many numbers an input has when several threads are faster than one."""
 
 
 @inline
@@ -41,7 +41,7 @@ def _rms_norm(x, weight, offset, eps, adds, residual, out):  # type: ignore[no-u
 
 
 def rms_norm(x: Tensor, weight: Tensor, offset: float, eps: float, residual: Tensor | None = None) -> Tensor:
-    """`x / rms(x) * (weight + offset)` over the last dimension of x; of `residual += x` if it is given."""
+    """See `app.kernels.ops.rms_norm`."""
     shape, size = x.shape, x.shape[-1]
     x = x.contiguous()
     if x.dim() != 2:
@@ -71,10 +71,7 @@ def _refine_largest(rounded, x, weight, out):  # type: ignore[no-untyped-def]
 
 
 def refine_largest(rounded: Tensor, x: Tensor, weight: Tensor) -> Tensor:
-    """`rounded` = `x @ weight.T` in float32, where the largest of a row, and those near it, are computed again.
-
-    A bfloat16 has eight bits: rounding makes equals of what is as far apart as 0.1, and so chooses tokens by chance.
-    """
+    """See `app.kernels.ops.refine_largest`. All that rounding may have moved above or below a row's largest count."""
     out = torch.empty(rounded.shape, dtype=torch.float32)
     _refine_largest(array(rounded), array(x.contiguous()), constant(weight), array(out))
     return out
@@ -100,7 +97,7 @@ def _silu_mul(gate_up, out):  # type: ignore[no-untyped-def]
 
 
 def gated(gate_up: Tensor, _activation: str) -> Tensor:
-    """`silu(gate) * up` of (tokens, 2 * size): (tokens, size)."""
+    """See `app.kernels.ops.gated`; for silu only."""
     out = gate_up.new_empty(gate_up.shape[0], gate_up.shape[1] // 2)
     _silu_mul(array(gate_up.contiguous()), array(out))
     return out
@@ -172,7 +169,7 @@ def _rotate(x, cos, sin, out):  # type: ignore[no-untyped-def]
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotate (tokens, heads, head_dim), which may be part of a wider row, by tables (tokens, rotary_dim)."""
+    """See `app.kernels.ops.rotate`. `x` may be part of a wider row."""
     out = torch.empty(x.shape, dtype=x.dtype)
     _rotate(array(x), array(cos), array(sin), array(out))
     return out

@@ -1,7 +1,7 @@
 """What all CPU kernels share: how they are compiled, and how they read and write numbers.
 
-Numba has no bfloat16. Kernels see such tensors as uint16, compute in float32, and convert at the edges: a bfloat16 is
-the upper half of a float32.
+Numba has no bfloat16. Kernels get such tensors as uint16, compute in float32, and convert when they read and write: a
+bfloat16 is the upper half of a float32.
 """
 
 import logging
@@ -21,11 +21,9 @@ from torch import Tensor
 
 log = logging.getLogger(__name__)
 
-
 _FAST = {"reassoc", "contract", "arcp", "nsz"}
-"""Sums in any order, for vectors. Not "nnan" and "ninf": a model that computes NaN is to be seen."""
+"""Sums in any order, so that loops become vector instructions. "nnan" and "ninf" are not set: NaN has to stay NaN."""
 _LOG2_E = np.float32(1.4426950408889634)
-
 
 _kernels: list[Any] = []
 """All kernels of this process."""
@@ -33,9 +31,9 @@ _are_kept = False
 
 
 def keep_compiled(folder: Path) -> None:
-    """Keep compiled kernels in a folder, if it can be written to: compiling takes seconds.
+    """Keep compiled kernels in a folder, if it can be written to, because compiling takes seconds.
 
-    To be called before the first kernel runs. Numba's keys name the processor, so that machines can share the folder.
+    It is called before the first kernel runs. Numba's keys name the processor, so machines can share the folder.
     """
     global _are_kept
     # One pool of threads for torch, which computes with OpenMP, and Numba: two would compete for the same cores.
@@ -55,25 +53,25 @@ def keep_compiled(folder: Path) -> None:
 
 
 def kernel(function: Callable[..., Any]) -> Any:
-    """Compile a function, once it is called, whose `prange` loops are shared out among the threads."""
+    """A kernel, compiled from a function at its first call. Its `prange` loops are divided among all threads."""
     compiled = numba.njit(parallel=True, fastmath=_FAST, nogil=True, error_model="numpy", cache=_are_kept)(function)
     _kernels.append(compiled)
     return compiled
 
 
 def inline(function: Callable[..., Any]) -> Any:
-    """A function that becomes part of the kernels that call it, and sees their constants."""
+    """A function that is compiled into the kernels that call it, with their constants."""
     return numba.njit(inline="always", fastmath=_FAST, error_model="numpy")(function)
 
 
 def array(tensor: Tensor) -> NDArray[Any]:
-    """A tensor's memory as kernels take it. They are compiled anew for a tensor with gaps between its rows."""
+    """A tensor's memory as kernels take it. For tensors with gaps between rows, a kernel is compiled a second time."""
     return (tensor.view(torch.uint16) if tensor.dtype is torch.bfloat16 else tensor).numpy()
 
 
 @lru_cache(maxsize=4096)
 def constant(tensor: Tensor) -> NDArray[Any]:
-    """As `array`, for tensors that live as long as the model: weights and caches."""
+    """`array` for tensors that live as long as the model: weights and caches."""
     return array(tensor)
 
 
@@ -95,7 +93,7 @@ def _to_float(number):  # type: ignore[no-untyped-def]
 
 
 @overload(from_float)
-def _from_float(number, like):  # type: ignore[no-untyped-def]  # noqa: ARG001 - the names of what it stands for
+def _from_float(number, like):  # type: ignore[no-untyped-def]  # noqa: ARG001 - Numba wants the original's names
     if like.dtype == types.uint16:
         return lambda number, like: _round_to_bfloat16(number)  # noqa: ARG005
     return lambda number, like: np.float32(number)  # noqa: ARG005
@@ -110,9 +108,9 @@ def _round_to_bfloat16(number):  # type: ignore[no-untyped-def]
 
 @inline
 def exp(x):  # type: ignore[no-untyped-def]
-    """e**x to seven digits, for x <= 0. Unlike the C library's, the compiler can do this to many numbers at once.
+    """e**x to seven digits, for x <= 0. Unlike the C library's function, it can become vector instructions.
 
-    2**whole goes into the exponent's bits, and 2**rest, -0.5 <= rest <= 0.5, is six terms of its series.
+    2**whole is written into the bits of the exponent, and 2**rest, with |rest| <= 0.5, is a series of seven terms.
     """
     y = max(np.float32(x) * _LOG2_E, np.float32(-126.0))
     whole = np.floor(y + np.float32(0.5))

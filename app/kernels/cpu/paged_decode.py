@@ -1,6 +1,6 @@
-"""Attention of requests that decode, straight from the KV blocks.
+"""Attention of decoding requests, which reads K and V directly from the blocks.
 
-It is bound by memory: each K and V is read once, where it lies, and everything else stays in the processor's cache.
+It is bound by memory: each K and V is read once, and everything else stays in the processor's cache.
 """
 
 from functools import lru_cache
@@ -14,7 +14,7 @@ from app.kernels.cpu.numerics import exp, from_float, inline, kernel, to_float
 
 @inline
 def _scores(query, keys, table, first, length, sizes, scale, softcap, scores):  # type: ignore[no-untyped-def]
-    """Dot products of query (group, head_dim) with every key that is seen: scores (group, length - first)."""
+    """Dot products of query (group, head_dim) with all keys in its range: scores (group, length - first)."""
     group, head_dim, _, block_size = sizes
     key = np.empty(head_dim, np.float32)
     for position in range(first, length):
@@ -48,7 +48,7 @@ def _softmax(scores):  # type: ignore[no-untyped-def]
 
 @inline
 def _combine(weights, values, table, first, length, sizes, result):  # type: ignore[no-untyped-def]
-    """Weighted sum of the values that are seen, block by block: result (group, v_head_dim)."""
+    """The weighted sum of all values in the range, block by block: result (group, v_head_dim)."""
     group, _, v_head_dim, block_size = sizes
     value = np.zeros((block_size, v_head_dim), np.float32)
     weight = np.empty(block_size, np.float32)
@@ -60,7 +60,7 @@ def _combine(weights, values, table, first, length, sizes, result):  # type: ign
             for d in range(v_head_dim):
                 value[o, d] = to_float(values[block, o, d])
         for g in range(group):
-            for o in range(block_size):  # what is not seen has no weight
+            for o in range(block_size):  # positions outside of the range have no weight
                 weight[o] = weights[g, begin + o - first] if low <= o < high else np.float32(0)
             for d in range(v_head_dim):
                 total = result[g, d]

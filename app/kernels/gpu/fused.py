@@ -1,4 +1,4 @@
-"""What stands between the large products of a decoder layer, each as one pass over its input."""
+"""The operations between the large products of a decoder layer, each in one pass over its input."""
 
 import torch
 import triton
@@ -13,7 +13,7 @@ def _rms_norm(
     x, residual, weight, out, eps, offset,
     SIZE: tl.constexpr, BLOCK: tl.constexpr, ADDS: tl.constexpr, OVERLAPS: tl.constexpr = False,
 ):  # fmt: skip
-    """One row: SIZE numbers of x, plus those of residual, which takes the sum."""
+    """One row of SIZE numbers. With ADDS, it is x plus residual, and the sum is written to residual."""
     row = tl.program_id(0).to(tl.int64) * SIZE
     at = tl.arange(0, BLOCK)
     mask = at < SIZE
@@ -30,7 +30,7 @@ def _rms_norm(
 
 
 def rms_norm(x: Tensor, weight: Tensor, offset: float, eps: float, residual: Tensor | None = None) -> Tensor:
-    """`x / rms(x) * (weight + offset)` over the last dimension of x; of `residual += x` if it is given."""
+    """See `app.kernels.ops.rms_norm`."""
     x = x.contiguous()
     out = torch.empty_like(x)
     size = x.shape[-1]
@@ -69,7 +69,7 @@ def _gated(
 
 
 def gated(gate_up: Tensor, activation: str) -> Tensor:
-    """`activation(gate) * up` of (tokens, 2 * size): (tokens, size)."""
+    """See `app.kernels.ops.gated`."""
     size = gate_up.shape[1] // 2
     out = gate_up.new_empty(gate_up.shape[0], size)
     launch(
@@ -92,7 +92,7 @@ def _prepare_heads(
     HEADS: tl.constexpr, KV_HEADS: tl.constexpr, DIM: tl.constexpr, BLOCK: tl.constexpr, AT_ONCE: tl.constexpr,
     ROTARY: tl.constexpr, BLOCK_SIZE: tl.constexpr, NORMS: tl.constexpr, OVERLAPS: tl.constexpr = False,
 ):  # fmt: skip
-    """AT_ONCE heads of one token. Heads of queries come first, then those of keys, then those of values."""
+    """AT_ONCE heads of one token. The heads of queries come first, then those of keys, then those of values."""
     wait_for_input(OVERLAPS, LETS_NEXT=True)
     token = tl.program_id(0).to(tl.int64)
     head = tl.program_id(1) * AT_ONCE + tl.arange(0, AT_ONCE)[:, None]
@@ -102,13 +102,13 @@ def _prepare_heads(
     x = qkv + (token * (HEADS + 2 * KV_HEADS) + head) * DIM
     raw = tl.load(x + at, mask=mask, other=0.0)
     values = raw.to(tl.float32)
-    # A number's partner is half the rotated dimensions away.
+    # Each number is rotated together with the one that is half the rotated dimensions away.
     is_first, turns = at < ROTARY // 2, at < ROTARY
     other = tl.where(is_first, at + ROTARY // 2, tl.where(turns, at - ROTARY // 2, at))
     if NORMS:
         factor = tl.rsqrt(tl.sum(values * values, axis=1) / DIM + eps)[:, None]
         scale = tl.where(is_query, _scale(q_weight, at, DIM, offset), _scale(k_weight, at, DIM, offset))
-        # Rounded in between, as models are trained.
+        # Rounded here because models are trained so.
         values = (values * factor * scale).to(q_out.dtype.element_ty).to(tl.float32)
     if ROTARY > 0:
         partners = tl.load(x + other, mask=mask & ~is_value, other=0.0).to(tl.float32)

@@ -1,9 +1,10 @@
-"""How kernels are started: one while the one before it ends, and compiled all together before the first is.
+"""Starting kernels, each while the previous one ends, and compiling all of them before the first one starts.
 
-Between two kernels a GPU idles about a microsecond, which is as long as many of a single request's kernels take. With
-CUDA's programmatic dependent launch, a kernel is started early and then waits. What no kernel writes, such as weights,
-may be loaded before it waits; anything else only after. Kernels of many programs are better started alone: those of
-an early start are spread unevenly over the multiprocessors (measured: attention of 32 requests takes a third longer).
+Between two kernels a GPU idles for about a microsecond, which is as long as many kernels of a single request take. With
+CUDA's programmatic dependent launch, a kernel is started early and then waits for the previous one. Before it waits, it
+may only load what no kernel writes, such as weights. Kernels with many programs should not be started early, because
+then their programs are spread unevenly over the multiprocessors (measured: attention of 32 requests takes a third
+longer).
 """
 
 import multiprocessing
@@ -18,16 +19,16 @@ import triton
 import triton.language as tl
 
 _asked_for: set[Hashable] | None = None
-"""What is to be compiled, while kernels are not started but only that."""
+"""Signatures of the kernels that were asked for within `compiling`; None outside of it, where kernels are started."""
 _COMPILE_SECONDS = 60
-"""After which a process that compiles is left to itself."""
+"""How long to wait for a process that compiles."""
 
 
 @triton.jit
 def wait_for_input(OVERLAPS: tl.constexpr, LETS_NEXT: tl.constexpr):
-    """To be called once by every program, before it reads what other kernels write, and before it writes.
+    """Every program calls this once, before it reads what other kernels write, and before it writes.
 
-    LETS_NEXT: the next kernel may start now; else when this one ends.
+    With LETS_NEXT the next kernel may start now, and otherwise when this one ends.
     """
     if OVERLAPS:
         if LETS_NEXT:
@@ -37,14 +38,14 @@ def wait_for_input(OVERLAPS: tl.constexpr, LETS_NEXT: tl.constexpr):
 
 @cache
 def _can_overlap() -> bool:
-    """GPUs of compute capability 9.0 can."""
+    """Whether the GPU can start kernels early, which takes compute capability 9.0."""
     return torch.cuda.is_available() and torch.cuda.get_device_capability() >= (9, 0)
 
 
 def launch(kernel: Any, grid: tuple[int, ...], *args: Any, overlaps: bool = False, **options: Any) -> None:
-    """Start a kernel, which is compiled if it has to be.
+    """Start a kernel, and compile it at its first start.
 
-    One that `overlaps` has a parameter OVERLAPS for `wait_for_input`; so has one that starts behind such a one.
+    A kernel that `overlaps` has a parameter OVERLAPS for `wait_for_input`; so has any that follows such a kernel.
     """
     if overlaps and _can_overlap():
         options["launch_pdl"] = options["OVERLAPS"] = True
@@ -56,9 +57,9 @@ def launch(kernel: Any, grid: tuple[int, ...], *args: Any, overlaps: bool = Fals
 
 
 def _signature(kernel: Any, args: tuple[Any, ...], options: dict[str, Any]) -> Hashable:
-    """Equal for starts that need the same compiled kernel, as those of all layers of a model do.
+    """A key that is equal for starts of the same compiled kernel, such as those of all layers of a model.
 
-    Triton finds that out as well, but takes a millisecond for it until the kernel has been compiled.
+    Triton has such a key too, but takes a millisecond to find it before the kernel is compiled.
     """
     described = tuple((a.dtype, a.data_ptr() % 16) if isinstance(a, torch.Tensor) else a for a in args)
     return (kernel, described, tuple(options.items()))
@@ -66,7 +67,7 @@ def _signature(kernel: Any, args: tuple[Any, ...], options: dict[str, Any]) -> H
 
 @contextmanager
 def compiling(processes: int) -> Iterator[None]:
-    """In here, kernels are not started: at the end all of them are compiled and loaded, several at a time."""
+    """Within this context kernels are collected instead of started; at its end they are compiled, several at a time."""
     global _asked_for
     _asked_for = set()
     try:
@@ -75,7 +76,7 @@ def compiling(processes: int) -> Iterator[None]:
             yield
             compiler.run(processes)
             kernels = list(mode.future_kernels.values())
-        # A kernel is loaded when it is asked for its launcher, which is a program in C that has to be compiled too.
+        # Asking a kernel for its launcher loads it; the launcher is a C program that has to be compiled, too.
         with ThreadPoolExecutor(processes) as executor:
             list(executor.map(lambda kernel: kernel.result().run, kernels))
     finally:
@@ -83,10 +84,10 @@ def compiling(processes: int) -> Iterator[None]:
 
 
 class _Compiler(Executor):
-    """Compiles what it was given all at once, in processes of their own: half of Triton's work is Python.
+    """Compiles everything at once in several processes, because half of Triton's work is Python.
 
-    They are forks, which need not import anything and know what is to be compiled. They leave the GPU alone, and what
-    they compile in Triton's cache on disk.
+    They are forks, which know what to compile and need not import anything. They do not use the GPU, and leave the
+    compiled kernels in Triton's cache on disk.
     """
 
     def __init__(self) -> None:
@@ -99,7 +100,7 @@ class _Compiler(Executor):
         return future
 
     def run(self, processes: int) -> None:
-        """Do all of the work."""
+        """Compile everything that was submitted."""
         compile_all = [fn for _, fn in self._work]
         fork = multiprocessing.get_context("fork")
         children = [
@@ -110,7 +111,7 @@ class _Compiler(Executor):
             child.start()
         for child in children:
             child.join(_COMPILE_SECONDS)
-        for future, fn in self._work:  # what a child could not compile is compiled here, and says why not
+        for future, fn in self._work:  # from the cache; what a child could not compile raises its error here
             try:
                 future.set_result(fn())
             except Exception as error:

@@ -1,4 +1,4 @@
-"""Products of few rows with a matrix: bound by memory, which libraries made for large products do not use fully."""
+"""Matrix products with few rows. They are bound by memory, whose speed libraries for large products do not reach."""
 
 import torch
 import triton
@@ -8,7 +8,7 @@ from torch import Tensor
 from app.kernels.gpu.launch import launch, wait_for_input
 
 MOST_ROWS = 64
-"""More are a library's business: cuBLAS is as fast or faster then."""
+"""With more rows cuBLAS is as fast, or faster."""
 _GEMV_BLOCK_K = 1024
 
 
@@ -18,7 +18,7 @@ def _gemv(
     BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, HAS_BIAS: tl.constexpr,
     OVERLAPS: tl.constexpr = False,
 ):  # fmt: skip
-    """BLOCK_N rows of the weight with one row."""
+    """BLOCK_N rows of the weight times one row of x."""
     n = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
     k = tl.arange(0, BLOCK_K)
     is_row = n < N
@@ -42,7 +42,7 @@ def _skinny(
     x, weight, bias, out, M, N, K,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, HAS_BIAS: tl.constexpr,
 ):  # fmt: skip
-    """BLOCK_N rows of the weight with all rows of x. The weight is the left factor: the longer one is to be there."""
+    """BLOCK_N rows of the weight times all rows of x. The weight is the left factor, because it has more rows."""
     n = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
     m, k = tl.arange(0, BLOCK_M), tl.arange(0, BLOCK_K)
     is_row, is_token = n < N, m < M
@@ -64,7 +64,7 @@ def skinny(x: Tensor, weight: Tensor, bias: Tensor | None, dtype: torch.dtype) -
     n, k = weight.shape
     out = torch.empty(*x.shape[:-1], n, dtype=dtype, device=x.device)
     if x.numel() == k:
-        # Measured on an H100: two warps for each row of a large matrix, and enough programs for a small one.
+        # Measured on an H100: a large matrix wants two warps for each row, a small one enough programs.
         rows, warps = (1, 2) if n * k > 2**23 else (2, 4)
         launch(
             _gemv, (triton.cdiv(n, rows),),
@@ -74,7 +74,7 @@ def skinny(x: Tensor, weight: Tensor, bias: Tensor | None, dtype: torch.dtype) -
         )  # fmt: skip
         return out
     tokens = x.numel() // k
-    # Measured too: as many programs as keep the memory busy, and enough loads in flight in each.
+    # Measured too: there must be enough programs to keep the memory busy, and enough loads in flight in each.
     block_n, block_k, stages = (64, 128, 4) if n >= 4096 else (16, 256, 4)
     launch(
         _skinny, (triton.cdiv(n, block_n),),

@@ -1,4 +1,4 @@
-"""Attention straight from the KV blocks: a kernel for requests that decode, and one for chunks of prompts.
+"""Attention that reads K and V directly from the blocks: a kernel for decoding requests, and one for chunks of prompts.
 
 Both keep a running softmax (Milakov and Gimelshein, 2018; Dao et al., 2022), and take all query heads that share a K/V
 head together, so that each K and V is read once. Exponents are of 2.

@@ -1,4 +1,4 @@
-"""Weights in the order that oneDNN's kernels want on a CPU. All of torch's private operations stand here."""
+"""Weights in the order that oneDNN's CPU kernels read. This is the only file that calls torch's private operations."""
 
 import torch
 from torch import Tensor
@@ -9,18 +9,18 @@ from app.layers.methods.plain import Plain
 
 
 def has_bfloat16() -> bool:
-    """Whether the CPU has instructions for bfloat16: without, it converts every weight at every use."""
+    """Whether the CPU has instructions for bfloat16. Without them it converts every weight at every use."""
     return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
 class OneDnn(Plain):
-    """Reorders a weight once, when it is filled: otherwise oneDNN's kernels do so in every product.
+    """Reorders a weight once it is filled; otherwise oneDNN's kernels would do so in every product.
 
-    For float32, and for bfloat16 where the CPU has instructions for it.
+    It takes float32 on any CPU, and bfloat16 on a CPU that has instructions for it.
     """
 
     def finish(self, layer: Linear) -> None:
-        """See `LinearMethod`. The weight is empty then, unless it is needed for the largest logits."""
+        """See `LinearMethod`. The plain weight is freed, unless it is needed to compute the largest logits again."""
         layer.packed = torch.ops.mkldnn._reorder_linear_weight(layer.weight.data)
         if layer.out_dtype is None:
             layer.weight.data = layer.weight.data.new_empty(0)

@@ -1,4 +1,4 @@
-"""Weights as they are in a checkpoint."""
+"""Weights as plain numbers, the way most checkpoints have them."""
 
 import torch
 from torch import Tensor, nn
@@ -9,7 +9,7 @@ from app.layers.sources import Target
 
 
 class Plain:
-    """`weight` (out_features, in_features) and `bias` (out_features,), in the dtype that the model computes in."""
+    """Keeps the weight and the bias in the dtype that the model computes in."""
 
     def create(self, layer: Linear) -> None:
         """See `LinearMethod`."""
@@ -18,11 +18,11 @@ class Plain:
 
     def sources(self, layer: Linear, name: str) -> dict[str, Target]:
         """See `LinearMethod`."""
-        parameters = list(layer.named_parameters(recurse=False))
+        parts, parameters = layer.parts(name), dict(layer.named_parameters(recurse=False))
         return {
-            f"{part.name}.{kind}": Target(parameter.data[part.outputs])
-            for part in layer.parts(name)
-            for kind, parameter in parameters
+            f"{part}.{kind}": Target(parameter.data[outputs])
+            for part, outputs in parts.items()
+            for kind, parameter in parameters.items()
         }
 
     def finish(self, layer: Linear) -> None:
@@ -39,14 +39,14 @@ PLAIN = Plain()
 
 
 def fill(layer: Linear, weight: Tensor, bias: Tensor | None) -> None:
-    """Give a layer plain weights that are there already."""
+    """Give a layer a weight and a bias that exist already."""
     layer.method = PLAIN
     layer.weight = nn.Parameter(weight, requires_grad=False)
     layer.bias = None if bias is None else nn.Parameter(bias, requires_grad=False)
 
 
 def adopt_all(model: nn.Module) -> None:
-    """Put Paceline's linear layers in the place of all of another library's model."""
+    """Replace all linear layers in another library's model by Paceline's."""
     for name, child in model.named_children():
         if type(child) is nn.Linear:
             setattr(model, name, adopt(child))
@@ -55,7 +55,7 @@ def adopt_all(model: nn.Module) -> None:
 
 
 def adopt(layer: nn.Linear) -> Linear:
-    """A linear layer of another library's model as one of Paceline's, which shares its memory."""
+    """A layer of Paceline's that shares the memory of another library's."""
     ours = Linear(layer.in_features, layer.out_features, layer.bias is not None)
     fill(ours, layer.weight.data, None if layer.bias is None else layer.bias.data)
     return ours
