@@ -1,28 +1,95 @@
-"""Where there is no GPU, its kernels run in Triton's interpreter. It has to be told before they are imported."""
+"""Configuration of all tests: which of them are quick, the embedded model, and the log.
+
+Where there is no GPU, the GPU's kernels run in Triton's interpreter. Triton has to know that before they are imported.
+"""
 
 import logging
 import os
+import sys
 from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import HealthCheck, settings
 
+from app.checkpoint.source import find_model
+from app.errors import ModelError
 from app.kernels.ops import keep_compiled
 from app.settings import cache_folder
 
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"
 
+# Hypothesis must not fail a property because the machine is slow.
+settings.register_profile("patient", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("patient")
+
+TESTS = Path(__file__).parent
+SLOW_FOLDERS = {"attention", "checkpoint", "clients", "deploy", "kernels", "models", "security", "server", "worker"}
+"""Folders whose tests start processes, load models or compile kernels. Such tests elsewhere are marked one by one."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark every test as either `slow` or `quick`."""
+    for item in items:
+        in_slow_folder = item.path.relative_to(TESTS).parts[0] in SLOW_FOLDERS
+        uses_model = "embedded_model" in getattr(item, "fixturenames", ())
+        if in_slow_folder or uses_model or item.get_closest_marker("clients"):
+            item.add_marker("slow")
+        if not item.get_closest_marker("slow"):
+            item.add_marker("quick")
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """Convert the embedded model before the first test, so that no test has to wait for it.
+
+    The result is kept in the cache folder. Of several test processes, one converts and the others wait.
+    """
+    if not session.config.option.collectonly and any(item.get_closest_marker("slow") for item in session.items):
+        with suppress(ModelError):  # the tests that need the model will report this
+            find_model("embedded")
+
+
+_quick_test = ""
+"""The name of the quick test that runs now."""
+
+
+def _refuse_processes(event: str, _arguments: object) -> None:
+    if _quick_test and event in {"subprocess.Popen", "os.fork", "os.posix_spawn"}:
+        raise AssertionError(f"{_quick_test} starts a process: mark it slow")
+
+
+sys.addaudithook(_refuse_processes)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
+    """Let a quick test fail if it starts a process."""
+    global _quick_test
+    _quick_test = item.nodeid if item.get_closest_marker("quick") else ""
+    try:
+        return (yield)
+    finally:
+        _quick_test = ""
+
+
+@pytest.fixture(scope="session")
+def embedded_model() -> Path:
+    """The embedded model's folder. Tests that use it are slow, because the first run has to convert it."""
+    return find_model("embedded")
+
 
 @pytest.fixture(scope="session")
 def compiled_kernels() -> None:
-    """For tests that use the CPU's kernels without a worker: kernels that were compiled once are not compiled again."""
+    """Keep compiled CPU kernels in the cache folder, for tests that use them without a worker."""
     keep_compiled(cache_folder(), torch.device("cpu"))
 
 
 @pytest.fixture(autouse=True)
 def own_logging() -> Iterator[None]:
-    """What a test does to the log ends with it: the stream that it logs to is closed then."""
+    """Undo what a test does to the root logger, because the stream that it logs to is closed after the test."""
     root = logging.getLogger()
     handlers, level = root.handlers[:], root.level
     yield

@@ -1,6 +1,6 @@
-"""How long tests wait for what has to happen.
+"""How long tests wait for something that has to happen.
 
-It is so long that only what never happens fails, on a machine with other work too; a test that passes never takes it.
+The limit is generous: even on a busy machine, only something that never happens reaches it.
 """
 
 import inspect
@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable
 
 PATIENCE = float(os.environ.get("TEST_PATIENCE", "120"))
-"""Seconds. A slow machine's CI can raise it. (Not PACELINE_...: the service refuses what it does not know there.)"""
+"""In seconds; CI can raise it. It is not PACELINE_TEST_PATIENCE because the service refuses unknown variables."""
 
 
 def wait_until(condition: Callable[[], object], pause: float = 0.02) -> None:

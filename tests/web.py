@@ -1,4 +1,4 @@
-"""httpx's functions for one request each: with the tests' patience, and without new TLS settings for each call."""
+"""httpx's functions for single requests, with the tests' patience and one set of TLS settings for all calls."""
 
 from functools import partial
 
@@ -6,7 +6,7 @@ import httpx
 
 from tests.patience import PATIENCE
 
-_TLS = httpx.create_ssl_context()  # it takes tens of milliseconds, and is not used
+_TLS = httpx.create_ssl_context()  # making one takes tens of milliseconds, and no test uses TLS
 
 request = partial(httpx.request, timeout=PATIENCE, verify=_TLS)
 get = partial(httpx.get, timeout=PATIENCE, verify=_TLS)

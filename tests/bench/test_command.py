@@ -78,6 +78,7 @@ def test_wrong_loads_are_refused(wrong: tuple[str, ...]) -> None:
     assert invoke("http://127.0.0.1:9", *wrong).exit_code == 2
 
 
+@pytest.mark.slow
 def test_ctrl_c_reports_what_was_measured(tmp_path: Path) -> None:
     data = tmp_path / "out.json"
     handler = "signal.signal(signal.SIGINT, signal.default_int_handler)"  # a background job starts with it ignored

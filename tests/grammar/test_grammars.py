@@ -2,13 +2,13 @@
 
 import json
 import re
+from pathlib import Path
 from typing import Any
 
 import jsonschema
 import numpy as np
 import pytest
 
-from app.checkpoint.source import find_model
 from app.core.sampling import SamplingParams
 from app.grammar import constraint
 from app.grammar.compiler import GrammarCompiler, GrammarError
@@ -39,14 +39,13 @@ SCHEMAS: dict[str, Any] = {
 
 
 @pytest.fixture(scope="module")
-def masks() -> GrammarMasks:
-    folder = find_model("embedded")
-    return GrammarMasks(folder, Tokenizer(folder).vocab_size)
+def masks(embedded_model: Path) -> GrammarMasks:
+    return GrammarMasks(embedded_model, Tokenizer(embedded_model).vocab_size)
 
 
 @pytest.fixture(scope="module")
-def tokenizer() -> Tokenizer:
-    return Tokenizer(find_model("embedded"))
+def tokenizer(embedded_model: Path) -> Tokenizer:
+    return Tokenizer(embedded_model)
 
 
 def draw(masks: GrammarMasks, tokenizer: Tokenizer, grammar: str, seed: int, most: int = 120) -> str | None:

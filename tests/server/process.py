@@ -26,7 +26,7 @@ _ALL = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subproces
 
 
 class Ended(NamedTuple):
-    """A process that has ended by itself."""
+    """What a process that has ended by itself left: exit code, stdout and stderr."""
 
     code: int
     output: str
@@ -109,7 +109,7 @@ def running_server(
 
 @contextmanager
 def popen(*arguments: str, pipes: Mapping[str, int] = _LOG_ONLY, **environment: str) -> Iterator[subprocess.Popen[str]]:
-    """A Python process with its log as text; killed if it has not ended at the end, with all that it has started."""
+    """A Python process with its log as text. At the end, it and all of its descendants are killed if they still run."""
     with subprocess.Popen(
         [sys.executable, *arguments], cwd=REPOSITORY, text=True, env={**os.environ, **environment}, **pipes
     ) as process:

@@ -13,6 +13,8 @@ from app.supervisor import child as module
 from app.supervisor.child import Child, ChildLostError, stop
 from app.supervisor.serve import _stop_is_wanted, _watch
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(autouse=True)
 def _no_time_passes(monkeypatch: pytest.MonkeyPatch) -> None:

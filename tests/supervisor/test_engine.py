@@ -14,6 +14,7 @@ from app.supervisor import child, engine
 from app.supervisor.child import ChildLostError
 from app.supervisor.engine import EngineProcess
 
+pytestmark = pytest.mark.slow
 PROGRAM = """
 import sys
 from app.core.heartbeat import EngineHeartbeat

