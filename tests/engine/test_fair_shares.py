@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from app.core.request import Request
+from app.core.request import Request, RequestStatus
 from app.core.sampling import SamplingParams
 from app.core.step import KVGroup, ModelRunnerOutput, SchedulerOutput
 from app.engine.chunk_pacer import ChunkPacer
@@ -341,3 +341,23 @@ def test_the_tenant_that_had_most_service_is_preempted() -> None:
         preempted |= {name for name in traffic.first_token if name in traffic.scheduler.requests} - running
     assert preempted
     assert all(name.startswith("much") for name in preempted)
+
+
+def test_a_prompt_that_lacks_one_token_is_not_preempted_for_another_tenant() -> None:
+    """What is left of it looks like a decode, but it has got no token since it was given its row."""
+    policy = FairShares(ChunkPacer(1000.0, BLOCK_SIZE, BUDGET), num_blocks=10)
+    requests = {}
+    for name, arrived_at in (("holds", 0.0), ("next", 1.0)):
+        request = Request(name, [1] * 31, 31, SamplingParams(max_tokens=9, seed=0), arrived_at, tenant=name)
+        requests[name] = request
+        policy.push(request)
+    running = requests["holds"]
+    policy.pop(running)
+    policy.charge(running, 31, 0)
+    running.status, running.num_admitted_tokens, running.max_num_tokens = RequestStatus.RUNNING, 31, 40
+    running.block_tables = [list(range(8))]
+    for computed, in_flight in ((30, 0), (31, 1)):
+        running.num_computed_tokens, running.num_in_flight = computed, in_flight
+        policy.begin_step(2.0, [running], 2)
+        victim = policy.victim([running], requests["next"], 2)
+        assert victim is (running if in_flight else None)
