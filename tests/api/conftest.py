@@ -116,11 +116,11 @@ def make_service(folder: Path, engine: FakeEngine, settings: Settings, encoder: 
     )
 
 
-def start_server(folder: Path, **flags: Any) -> Iterator[Server]:
-    """Serve until the caller is done."""
+def start_server(folder: Path, encoder: EncoderConfig | None = None, **flags: Any) -> Iterator[Server]:
+    """Serve until the caller is done. `encoder`: what the model is, if it does not generate."""
     settings = Settings(served_model_name=MODEL, **flags)
     engine = FakeEngine(folder)
-    service = make_service(folder, engine, settings)
+    service = make_service(folder, engine, settings, encoder)
     started = threading.Event()
 
     @asynccontextmanager
@@ -137,13 +137,13 @@ def start_server(folder: Path, **flags: Any) -> Iterator[Server]:
     server = _Server(server_config(create_app(settings, lifespan), settings))
     thread = threading.Thread(target=server.run, args=([sock],), daemon=True)
     thread.start()
-    assert started.wait(PATIENCE)
+    assert started.wait(PATIENCE), "uvicorn did not start"
     host, port = sock.getsockname()
     with httpx.Client(base_url=f"http://{host}:{port}", timeout=PATIENCE) as client:
         yield Server(host, port, engine, service, client)
     server.should_exit = True
     thread.join(PATIENCE)
-    assert not thread.is_alive()
+    assert not thread.is_alive(), "uvicorn did not stop"
 
 
 @pytest.fixture(scope="session")

@@ -3,15 +3,10 @@
 from typing import Any
 
 import httpx
-import numpy as np
 import pytest
-from fastapi import Request
 from jsonschema import Draft202012Validator
 from msgspec import structs
 
-from app.api.encoders import route as encoders
-from app.api.encoders.run import Encoded
-from app.checkpoint.encoders import EncoderConfig
 from app.core.request import FinishReason
 from app.errors import EngineUnavailableError, QueueFullError
 from tests.api.conftest import MODEL, Server
@@ -125,19 +120,6 @@ def test_answers_of_a_model_that_generates(server: Server, document: Any, path: 
 def test_answers_with_all_that_can_be_in_them(server: Server, document: Any, path: str, options: Any) -> None:
     server.engine.ready, server.engine.script = structs.replace(READY, max_model_len=2048), say(CALL, FinishReason.STOP)
     _check(document, server.post(path, {**BODIES[path], **options}), 200)
-
-
-@pytest.mark.parametrize("path", ENCODING)
-def test_answers_of_encoders(server: Server, document: Any, path: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    async def encode(_service: Any, _request: Request, _body: Any, texts: list[Any], _param: str) -> Encoded:
-        return Encoded([np.array([0.6, 0.8], np.float32)] * len(texts), len(texts))
-
-    task: Any = "classify" if path.endswith("/classify") else "embed"
-    monkeypatch.setattr(encoders, "encode", encode)
-    monkeypatch.setitem(vars(server.service), "encoder", EncoderConfig(task, 512, labels=("bad", "good")))
-    _check(document, server.post(path, BODIES[path]), 200)
-    if path == "/v1/embeddings":
-        _check(document, server.post(path, {**BODIES[path], "encoding_format": "base64"}), 200)
 
 
 @pytest.mark.parametrize("path", BODIES)
