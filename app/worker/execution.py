@@ -43,14 +43,6 @@ class Steps(Protocol):
         ...
 
 
-class Launched(Protocol):
-    """A step that the device may still be working on."""
-
-    def result(self) -> ModelRunnerOutput:
-        """Wait for it."""
-        ...
-
-
 class Execution(Protocol):
     """Runs steps, one after the other."""
 
