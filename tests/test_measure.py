@@ -4,6 +4,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 SCRIPT = Path(__file__).parent.parent / "scripts" / "measure.py"
 FILES = {
     "app/__init__.py": "",
@@ -15,6 +17,7 @@ FILES = {
 }
 
 
+@pytest.mark.slow
 def test_figures(tmp_path: Path) -> None:
     for name, text in FILES.items():
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
