@@ -65,10 +65,10 @@ class Request:
     """Prefix blocks are shared only between requests of equal salt."""
     tenant: str = DEFAULT_TENANT
     weight: float = 1.0
-    """The tenant's: how much service it is due, beside other tenants."""
+    """The tenant's share of the service, relative to the weights of other tenants."""
     extras: Extras = NO_EXTRAS
     is_suspect: bool = False
-    """Engines died under it: it runs alone until it has given a token."""
+    """Engines died while they ran it, so it runs alone until it has had a token."""
 
     status: RequestStatus = RequestStatus.WAITING
     row: int = -1

@@ -1,4 +1,4 @@
-"""What API workers and the engine process say to each other: msgpack structs over ZeroMQ, never pickles."""
+"""The messages between API workers and the engine process: msgpack structs over ZeroMQ, never pickles."""
 
 from typing import Literal
 
@@ -28,7 +28,7 @@ class RequestTiming(msgspec.Struct, array_like=True):
 
 
 class Progress(msgspec.Struct, kw_only=True):
-    """What an engine that has died since did for a request, as far as it said so: the next one goes on from there."""
+    """The output of a request up to the death of its engine, from which the next engine continues."""
 
     token_ids: list[int] = msgspec.field(default_factory=list)
     """Generated tokens."""
@@ -37,7 +37,7 @@ class Progress(msgspec.Struct, kw_only=True):
     timing: RequestTiming | None = None
     """None if there was no token."""
     is_suspect: bool = False
-    """Engines died under it again and again: let it run alone, so that no other request dies with it."""
+    """Several engines died while they ran it, so it has to run alone, where it can harm no other request."""
 
 
 class GenerateCommand(msgspec.Struct, tag=True, kw_only=True):
@@ -50,7 +50,7 @@ class GenerateCommand(msgspec.Struct, tag=True, kw_only=True):
     priority: int = 0
     tenant: str = DEFAULT_TENANT
     weight: float = 1.0
-    """The tenant's: how much service it is due, beside other tenants."""
+    """The tenant's share of the service, relative to the weights of other tenants."""
     cache_salt: str = ""
     arrived_at: float
     """Seconds, `time.monotonic()`."""
@@ -97,7 +97,7 @@ Task = Literal["generate", "embed", "classify"]
 
 
 class EngineReady(msgspec.Struct, tag=True, kw_only=True):
-    """The engine can take work; what a client may want to know of it."""
+    """The engine accepts requests; describes the model and the limits."""
 
     task: Task
     architecture: str
@@ -133,10 +133,10 @@ class RequestOutput(msgspec.Struct, kw_only=True, omit_defaults=True):
     error: str = ""
     """For people, with FinishReason.ERROR."""
     blames_request: bool = False
-    """The error is in what was asked for: it comes again if the same is asked again."""
+    """The request itself causes the error, which would come again if the request were repeated."""
 
     def extend(self, later: "RequestOutput") -> None:
-        """Make this and the next output of the request one, in place: a reader may miss thousands."""
+        """Merge the next output of the request into this one, in place: a slow reader may miss thousands."""
         self.token_ids += later.token_ids
         self.logprobs += later.logprobs
         self.prompt_logprobs += later.prompt_logprobs
@@ -162,7 +162,7 @@ class EngineStats(msgspec.Struct, kw_only=True):
     num_preemptions: int = 0
 
     def extend(self, later: "EngineStats") -> None:
-        """Take in the next step: what is counted adds up, and of all else the last one remains."""
+        """Merge the statistics of the next step: counters are added up, and all other values are replaced."""
         for name in ("prefix_cache_queries", "prefix_cache_hits", "num_preemptions"):
             setattr(later, name, getattr(self, name) + getattr(later, name))
         for name in self.__struct_fields__:

@@ -1,4 +1,4 @@
-"""What waits for its first token, and how fast it ceases to."""
+"""The requests that wait for their first output, and the rate at which they get it."""
 
 import math
 import time
@@ -13,7 +13,7 @@ _LONGEST_WAIT = 60
 
 
 class Backlog:
-    """The requests of one API worker that have not got anything yet."""
+    """The requests of one API worker that have had no output yet."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
@@ -31,7 +31,7 @@ class Backlog:
         self._count(command, 1)
 
     def leave(self, request_id: str, was_served: bool) -> None:
-        """A request waits no more; does nothing if it did not."""
+        """A request has stopped waiting; does nothing if it was not waiting."""
         command = self._requests.pop(request_id, None)
         if command is None:
             return
@@ -48,7 +48,7 @@ class Backlog:
 
     @property
     def retry_after(self) -> int:
-        """Seconds until half of it has gone, at the rate of the last seconds; never none, never very many."""
+        """Seconds until half of the requests have had their first output, at the recent rate, within fixed bounds."""
         self._forget()
         if not self._departures:
             return _LONGEST_WAIT if self._requests else 1

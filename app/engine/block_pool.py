@@ -1,4 +1,4 @@
-"""Who holds which KV block."""
+"""Which KV blocks are used, cached or free."""
 
 from collections import OrderedDict
 
@@ -60,7 +60,7 @@ class BlockPool:
             self._references[block] += 1
 
     def num_unused(self, blocks: list[int]) -> int:
-        """How many of these no table names: they are available to `allocate` until they are shared."""
+        """How many of these blocks are in no table, and so available to `allocate` until they are shared."""
         return sum(self._references[block] == 0 for block in blocks)
 
     def free(self, blocks: list[int]) -> None:

@@ -1,7 +1,7 @@
-"""How much prompt a step may compute while other requests wait for their next token."""
+"""The number of prompt tokens that a step may compute while other requests wait for their next token."""
 
 MARGIN = 0.7
-"""Share of the allowed pause that is planned for; the rest is for what the estimate misses."""
+"""Fraction of the allowed pause that is planned for; the rest absorbs errors of the estimate."""
 HALF_LIFE = 256
 """Prompt tokens after which a measurement counts half: a long prompt slows down as its context grows."""
 ADAPT = 0.2
@@ -29,7 +29,7 @@ class ChunkPacer:
         """Most prompt tokens for the next step, beside that many decodes."""
         if num_decodes == 0:
             return self.max_tokens
-        # Never much more than the estimate rests on: the first steps feel their way.
+        # Never more than twice the tokens that the estimate is based on, so that the first steps grow slowly.
         most = min(2 * self._prompt_tokens, self.max_tokens)
         if self._prompt_seconds > 0:
             left = self.target - self._decode_seconds

@@ -33,13 +33,13 @@ from app.errors import EngineUnavailableError, QueueFullError
 log = logging.getLogger(__name__)
 
 _SUSPICIOUS_DEATHS = 2
-"""Of engines in a row that had a request and died before it got something: the next one runs it alone."""
+"""After so many deaths of engines in a row that ran a request and gave it nothing, the next engine runs it alone."""
 _FATAL_DEATHS = 3
-"""Of engines in a row that died while the request ran alone: it gets no other to kill."""
+"""After so many deaths of engines in a row that ran a request alone, the request ends with an error."""
 
 
 class StatsListener(Protocol):
-    """Whoever wants to know what the engine does."""
+    """Receives the statistics of the engine's steps."""
 
     def record_step(self, stats: EngineStats) -> None:
         """Called once for each step."""
@@ -84,9 +84,9 @@ class _OpenRequest:
     stream: RequestStream = field(default_factory=RequestStream)
     progress: Progress = field(default_factory=Progress)
     deaths: int = 0
-    """Of engines that had it beside others, since it last got something."""
+    """Deaths of engines that ran it beside others, since its last output."""
     deaths_alone: int = 0
-    """Of engines that it had for itself, since then."""
+    """Deaths of engines that ran it alone, since its last output."""
 
     def take(self, output: RequestOutput) -> None:
         """Note an output, and hand it to the reader."""
@@ -99,7 +99,7 @@ class _OpenRequest:
         self.stream.put(output)
 
     def survives(self, suspect: str) -> bool:
-        """Note that its engine has died while it ran the `suspect` alone; whether it is given the next one."""
+        """Note that its engine has died while it ran `suspect` alone; returns whether the next engine may run it."""
         if not suspect:
             self.deaths += 1
         elif suspect == self.command.request_id:
@@ -108,7 +108,7 @@ class _OpenRequest:
 
     @property
     def is_generation(self) -> bool:
-        """Encoders' requests are never run alone: they are done in one step, or in none."""
+        """Requests to encoders are never resumed as suspects: they are done in one step."""
         return isinstance(self.command, GenerateCommand)
 
     def command_for_the_next_engine(self) -> RequestCommand:
@@ -239,7 +239,7 @@ class AsyncEngine:
             while True:
                 if await self._connect_once():
                     await self._on_death()
-        except Exception:  # nobody would hear from the engine any more: rather an error than silence
+        except Exception:  # no output would ever arrive again: an error is better than silence
             log.exception("the connection to the engine failed")
             await self._fail("the connection to the engine failed")
 
@@ -248,7 +248,7 @@ class AsyncEngine:
 
         Returns whether it ever was ready: one that is just dying may still let us in.
         """
-        # A new socket for each engine: what was still to be sent to the last one must not reach this one.
+        # Each engine gets a new socket, so that messages meant for the last one do not reach it.
         self._socket = socket = zmq.asyncio.Context.instance().socket(zmq.DEALER)
         for option, value in ((zmq.SNDHWM, 0), (zmq.RCVHWM, MAX_UNREAD_MESSAGES), (zmq.LINGER, 0)):
             socket.setsockopt(option, value)
@@ -274,7 +274,7 @@ class AsyncEngine:
     async def _listen(self, socket: zmq.asyncio.Socket) -> None:
         while True:
             await self._take(await socket.recv())
-            # recv() does not yield while messages are there: let those who got news send them before more is taken in.
+            # recv() does not yield while messages are there: let the readers send their output first.
             await asyncio.sleep(0)
 
     async def _take(self, payload: bytes) -> None:
@@ -308,7 +308,7 @@ class AsyncEngine:
         await self._notify()
 
     async def _on_death(self) -> None:
-        """Keep what was open for the next engine, but for a request that engines die of."""
+        """Keep open requests for the next engine, except a request that engines die of."""
         suspect = self.heartbeat.suspect
         for request_id, request in list(self._open.items()):
             if not request.survives(suspect):
@@ -318,7 +318,7 @@ class AsyncEngine:
         await self._notify()
 
     def _record_that_nothing_runs(self) -> None:
-        """An engine that died does not take back what it said last, and the next one is silent until it has work."""
+        """Reset the gauges: a dead engine cannot, and the next one reports nothing until it has work."""
         self._listener.record_step(EngineStats(num_running=0, num_waiting=len(self._open)))
 
     async def _notify(self) -> None:
@@ -326,7 +326,7 @@ class AsyncEngine:
             self._changed.notify_all()
 
     async def _fail(self, error: str) -> None:
-        """There will be no engine any more: every open request ends with an error."""
+        """End every open request with an error, because no other engine will come."""
         self.failure = self.failure or error
         for request_id in list(self._open):
             self._end(request_id, self.failure)

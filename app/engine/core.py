@@ -16,13 +16,13 @@ from app.engine.scheduler import Scheduler
 log = logging.getLogger(__name__)
 
 _FORESEEN = 0.9
-"""Share of a step's expected time that is relied upon."""
+"""Fraction of a step's expected duration that is relied upon."""
 _MARGIN = 2.0
-"""Time that is left for planning and submitting a step, over what it has taken."""
+"""Planning and submitting a step is given this many times the duration that it has taken lately."""
 _FORGET = 0.9
-"""Share of the longest such time that still counts after another step."""
+"""Decay of the longest such duration, for each further step."""
 _LEAST_SPARE = 0.001
-"""Seconds that are worth waiting for."""
+"""Shorter waits, in seconds, are not worth it."""
 
 
 class EngineCore:
@@ -52,7 +52,9 @@ class EngineCore:
         if request.sampling.grammar:
             compiled = self.worker.compile_grammar(request.sampling.grammar)
             self._compiling[request.request_id] = request, compiled
-            if request.is_suspect:  # those run one after the other as they came: none may overtake it
+            if (
+                request.is_suspect
+            ):  # suspects run one after the other in order of arrival: no suspect may overtake another
                 wait([compiled])
                 self.admit_compiled()
             return
@@ -79,7 +81,7 @@ class EngineCore:
             self._endings += self.scheduler.abort(request_id, reason, error)
 
     def admit_compiled(self) -> bool:
-        """Queue the requests whose grammars have been compiled meanwhile; whether there are others left."""
+        """Queue the requests whose grammars have been compiled; returns whether others are still being compiled."""
         for request_id, (request, compiled) in list(self._compiling.items()):
             if not compiled.done():
                 continue
@@ -94,7 +96,7 @@ class EngineCore:
 
     @property
     def spare_seconds(self) -> float:
-        """How long the next step can be put off without keeping the worker waiting: what comes meanwhile is in it."""
+        """Seconds by which the next step can be delayed without idling the worker: new arrivals can join it."""
         in_flight = self._in_flight
         if in_flight is None or not self._is_running:
             return 0.0
@@ -119,7 +121,7 @@ class EngineCore:
             return None
         was_running = self._is_running
         submitted = _Submitted(step, self.worker.submit(step), time.monotonic())
-        if self._is_running or not was_running:  # else the worker may have waited for the step before
+        if self._is_running or not was_running:  # otherwise `submit` may have waited for the previous step
             self._planning_seconds = max(submitted.at - began, _FORGET * self._planning_seconds)
         return submitted
 
@@ -152,7 +154,7 @@ class EngineCore:
         return StepOutputs(outputs, self.scheduler.take_stats(num_tokens, seconds))
 
     def _discard_in_flight(self) -> None:
-        """Wait for the step behind a failed one: it stands on what that one should have written."""
+        """Wait for the step after a failed one and drop its result, which depends on the failed step."""
         in_flight, self._in_flight = self._in_flight, None
         if in_flight:
             with suppress(Exception):
@@ -168,7 +170,7 @@ class _Submitted(NamedTuple):
 
 
 def _to_generate(command: GenerateCommand) -> Request:
-    """A command as a request: a new one, or one that was preempted by the death of the engine that had it."""
+    """The request for a command: a new one, or one to resume, which was preempted by the death of another engine."""
     request = Request(
         request_id=command.request_id,
         token_ids=list(command.prompt_token_ids),

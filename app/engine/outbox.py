@@ -1,4 +1,4 @@
-"""What an API worker is to be told, and cannot take in yet."""
+"""Outputs that wait until their API worker can receive them."""
 
 from collections.abc import Callable
 

@@ -40,11 +40,11 @@ from app.log import configure_logging
 log = logging.getLogger(__name__)
 
 _RETRY_MS = 2
-"""How often to look after grammars that are being compiled, API workers that are behind, and the step in flight."""
+"""Interval at which compiling grammars, slow API workers and the step in flight are polled, in milliseconds."""
 _LOOKS = 8
-"""Share of the time that is left after which to look again whether a step has ended."""
+"""The step in flight is polled again after this fraction (one eighth) of its remaining time."""
 _BEATS = 10
-"""Signs of life that an idle engine gives in the time after which it counts as hung."""
+"""Heartbeats of an idle engine within the time after which it would count as hung."""
 
 
 class EngineServer:
@@ -57,9 +57,11 @@ class EngineServer:
         """
         self._socket: zmq.Socket[bytes] = zmq.Context.instance().socket(zmq.ROUTER)
         self._socket.setsockopt(zmq.SNDHWM, MAX_UNREAD_MESSAGES)
-        self._socket.setsockopt(zmq.ROUTER_MANDATORY, 1)  # say what cannot be sent, instead of dropping it
+        self._socket.setsockopt(
+            zmq.ROUTER_MANDATORY, 1
+        )  # raise an error for a message that cannot be sent, instead of dropping it
         self._socket.setsockopt(zmq.LINGER, 1000)
-        self._socket.setsockopt(zmq.ROUTER_HANDOVER, 1)  # an API worker that was started again takes its name over
+        self._socket.setsockopt(zmq.ROUTER_HANDOVER, 1)  # an API worker that was restarted takes over its name
         self._socket.bind(address)
         os.chmod(address.removeprefix("ipc://"), 0o600)  # its folder is private, too
         self._idle_ms = math.ceil(step_timeout / _BEATS * 1000)
@@ -68,7 +70,7 @@ class EngineServer:
         self._encode = msgspec.msgpack.Encoder().encode
         self._decode = msgspec.msgpack.Decoder(EngineCommand).decode
         self._outboxes: dict[bytes, Outbox] = {}
-        """By the names of API workers."""
+        """By name of the API worker."""
         self._outbox_of: dict[str, Outbox] = {}
         """By open request."""
 
@@ -114,11 +116,11 @@ class EngineServer:
         self._outboxes[worker] = Outbox(partial(self._send, worker))
 
     def _publish(self, message: StepOutputs) -> None:
-        """Tell each API worker of its requests; the first one of the statistics, too."""
+        """Send each API worker the outputs of its requests, and the first one the statistics as well."""
         next(iter(self._outboxes.values())).put_stats(message.stats)
         for output in message.outputs:
             outbox = self._outbox_of.get(output.request_id)
-            if outbox is None:  # an orphan's
+            if outbox is None:  # the API worker that sent the request is gone
                 continue
             if output.finish_reason is not None:
                 del self._outbox_of[output.request_id]
@@ -126,12 +128,12 @@ class EngineServer:
         self._flush()
 
     def _flush(self) -> bool:
-        """Whether all API workers have taken what there was for them."""
+        """Send what is pending; returns whether all API workers have taken theirs."""
         has_told = [outbox.flush() for outbox in self._outboxes.values()]
         return all(has_told)
 
     def _send(self, worker: bytes, message: EngineMessage) -> bool:
-        """Whether the worker can take a message. One that is gone takes everything."""
+        """Send a message without waiting; False if the worker is behind. What is sent to a dead worker is lost."""
         try:
             self._socket.send(worker, zmq.SNDMORE | zmq.NOBLOCK)
         except zmq.Again:
@@ -145,7 +147,7 @@ class EngineServer:
 
 
 def _end(address: str) -> None:
-    """The parent is gone. Nothing of this process, which may hang, is to keep it from ending."""
+    """End the process because its parent is gone, even if the engine hangs."""
     remove_if_orphan(address)
     os._exit(0)
 

@@ -1,4 +1,4 @@
-"""What goes wrong in a step, in words that the engine understands."""
+"""Translates errors of torch into the exceptions that the engine knows."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager

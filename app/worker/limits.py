@@ -1,4 +1,4 @@
-"""How much a worker takes at once: the automatic limits of every kind of worker. Torch is not needed."""
+"""The automatic limits of a step, for every kind of worker; free of torch."""
 
 import logging
 from dataclasses import replace

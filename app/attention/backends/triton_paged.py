@@ -155,6 +155,6 @@ class TritonPagedBackend:
         if count:
             rows, lengths = metadata.decode_rows, metadata.decode_lens
             decode(q[:count], *caches, rows, lengths, out[:count], splits=metadata.splits, **options)
-        if metadata.tiles.shape[0]:  # after the decodes, which write to the tokens that are none of theirs, too
+        if metadata.tiles.shape[0]:  # after the decodes, because their padding also writes to tokens of chunks
             chunks(q, *caches, metadata.tiles, out, tile_tokens=self._tile_tokens, **options)
         return out.flatten(1)
