@@ -8,14 +8,14 @@ import os
 import time
 from collections.abc import Callable
 
-PATIENCE = float(os.environ.get("TEST_PATIENCE", "120"))
+PATIENCE = float(os.environ.get("TEST_PATIENCE", "240"))
 """In seconds; CI can raise it. It is not PACELINE_TEST_PATIENCE because the service refuses unknown variables."""
 
 
-def wait_until(condition: Callable[[], object], pause: float = 0.02) -> None:
-    """Poll a condition that another thread or process fulfils."""
-    deadline = time.monotonic() + PATIENCE
+def wait_until(condition: Callable[[], object], pause: float = 0.02, patience: float = PATIENCE) -> None:
+    """Poll a condition that another thread or process fulfils. `pause` and `patience` are in seconds."""
+    deadline = time.monotonic() + patience
     while not condition():
         if time.monotonic() > deadline:
-            raise AssertionError(f"this did not come true in {PATIENCE:g} s: {inspect.getsource(condition).strip()}")
+            raise AssertionError(f"this did not come true in {patience:g} s: {inspect.getsource(condition).strip()}")
         time.sleep(pause)

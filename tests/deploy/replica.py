@@ -33,6 +33,7 @@ class Replica:
         wait_until(self._is_healthy, pause=0.3)
 
     def _is_healthy(self) -> bool:
+        assert self.process.poll() is None, "the server ended:\n" + self.server.wait_for_end()
         try:
             return self.server.get(READY_PATH).status_code == 200
         except httpx.TransportError:

@@ -30,7 +30,7 @@ pytestmark = pytest.mark.clients
 
 REPOSITORY = Path(__file__).parents[2]
 FOLDER = REPOSITORY / "deploy" / "ray"
-START_SECONDS = 300  # a replica, or two after each other, while others use the two cores
+START_PATIENCE = 3 * PATIENCE  # for a replica, or two after each other, while others use the two cores
 KEY = "a-key"
 CONVERSATIONS = [f"conversation {number}" for number in range(16)]
 """Enough to reach every replica."""
@@ -155,7 +155,7 @@ class Cluster:
             found = self.serving()
             return len(found) == 2 and not found.keys() & set(without)
 
-        wait_until(are_there, pause=1)  # what asks more often slows down what it waits for
+        wait_until(are_there, pause=1, patience=START_PATIENCE)  # what asks more often slows down what it waits for
         return found
 
     def exported(self, name: str) -> list[float]:
@@ -183,7 +183,7 @@ def cluster() -> Iterator[Cluster]:
         cluster = Cluster(python.parent, Path(folder))
         with cluster.running():
             cluster.deploy()
-            wait_until(cluster.serving, pause=1)
+            wait_until(cluster.serving, pause=1, patience=START_PATIENCE)
             yield cluster
 
 
