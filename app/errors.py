@@ -21,6 +21,10 @@ PacelineError
     └── ModelError               the model is missing, broken, or of an unsupported kind
 """
 
+from typing import Literal
+
+ErrorType = Literal["invalid_request_error", "rate_limit_error", "server_error", "timeout"]
+"""What `type` of OpenAI's error format may be."""
 EXIT_STARTUP_ERROR = 2
 """Exit code of a process that ends with a StartupError."""
 
@@ -33,7 +37,7 @@ class ApiError(PacelineError):
     """An error that becomes an HTTP answer."""
 
     status = 500
-    type = "server_error"
+    type: ErrorType = "server_error"
     code: str | None = None
     retry_after: int | None = None
     """Seconds for the Retry-After header."""

@@ -1,5 +1,11 @@
 """/openapi.json says what is really answered."""
 
+import json
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from http.client import HTTPResponse
+from pathlib import Path
+from socket import create_connection
 from typing import Any
 
 import httpx
@@ -7,9 +13,11 @@ import pytest
 from jsonschema import Draft202012Validator
 from msgspec import structs
 
+from app.api.service import Service
+from app.checkpoint.encoders import EncoderConfig
 from app.core.request import FinishReason
 from app.errors import EngineUnavailableError, QueueFullError
-from tests.api.conftest import MODEL, Server
+from tests.api.conftest import MODEL, Server, start_server
 from tests.api.fake_engine import READY, say
 
 CHAT = {"messages": [{"role": "user", "content": "Hi"}]}
@@ -53,12 +61,16 @@ def _check(document: Any, answer: httpx.Response, status: int, path: str | None 
     path, method = path or answer.request.url.path, answer.request.method.lower()
     kind = answer.headers["content-type"].partition(";")[0]
     assert kind in document["paths"][path][method]["responses"][str(status)]["content"]
-    if kind == "text/event-stream":  # its events have tests of their own
-        return
-    steps = ("paths", path, method, "responses", str(status), "content", kind, "schema")
+    steps = ["paths", path, method, "responses", str(status), "content", kind, "schema"]
+    if kind == "text/event-stream":
+        lines = [line.removeprefix("data: ") for line in answer.text.splitlines() if line.startswith("data: ")]
+        data = [json.loads(line) for line in lines if line != "[DONE]"]
+        steps[-1:] = ["itemSchema", "properties", "data", "contentSchema"]
+    else:
+        data = [answer.json() if kind == "application/json" else answer.text]
     pointer = "#/" + "/".join(step.replace("~", "~0").replace("/", "~1") for step in steps)
-    data = answer.json() if kind == "application/json" else answer.text
-    Draft202012Validator({"$ref": pointer, **document}).validate(data)
+    for one in data:
+        Draft202012Validator({"$ref": pointer, **document}).validate(one)
 
 
 def test_it_knows_every_route_and_no_other_outcome(document: Any) -> None:
@@ -120,6 +132,14 @@ def test_answers_of_a_model_that_generates(server: Server, document: Any, path: 
 def test_answers_with_all_that_can_be_in_them(server: Server, document: Any, path: str, options: Any) -> None:
     server.engine.ready, server.engine.script = structs.replace(READY, max_model_len=2048), say(CALL, FinishReason.STOP)
     _check(document, server.post(path, {**BODIES[path], **options}), 200)
+    _check(document, server.post(path, {**BODIES[path], **options, "stream": True}), 200)
+
+
+@pytest.mark.parametrize("path", GENERATING)
+def test_events_about_errors(server: Server, document: Any, path: str) -> None:
+    for reason in (FinishReason.ERROR, FinishReason.TIMEOUT):
+        server.engine.script = say("Hi", reason, error="broken")
+        _check(document, server.post(path, {**BODIES[path], "stream": True}), 200)
 
 
 @pytest.mark.parametrize("path", BODIES)
@@ -141,3 +161,101 @@ def test_errors_of_the_engine(server: Server, document: Any, path: str) -> None:
     server.engine.refusal = None
     server.engine.script = say("Hi", FinishReason.ERROR, error="broken")
     _check(document, server.post(path, BODIES[path]), 500)
+
+
+# ---------------------------------------------------------------------- each status
+
+
+@pytest.fixture(scope="module")
+def guarded(model_folder: Path) -> Iterator[Server]:
+    """A server that wants a key."""
+    yield from start_server(model_folder, api_keys=json.dumps({"tenants": [{"name": "a", "keys": ["0" * 64]}]}))
+
+
+@pytest.fixture(scope="module")
+def embedder(model_folder: Path) -> Iterator[Server]:
+    yield from start_server(model_folder, EncoderConfig("embed", 256), max_body_size=100_000)
+
+
+@pytest.fixture(scope="module")
+def classifier(model_folder: Path) -> Iterator[Server]:
+    yield from start_server(model_folder, EncoderConfig("classify", 256, labels=("a", "b")), max_body_size=100_000)
+
+
+@pytest.fixture(scope="module")
+def too_late(model_folder: Path) -> Iterator[dict[str, httpx.Response]]:
+    """By path: what a server answers to a body that does not come."""
+    servers = start_server(model_folder, client_timeout=1.0)
+    server = next(servers)
+    answers = {}
+    with ExitStack() as stack:
+        connections = {path: stack.enter_context(create_connection((server.host, server.port))) for path in BODIES}
+        for path, connection in connections.items():
+            head = f"POST {path} HTTP/1.1\r\nHost: a\r\nContent-Type: application/json\r\nContent-Length: 9\r\n\r\n"
+            connection.sendall(head.encode())
+        for path, connection in connections.items():
+            answer = HTTPResponse(connection)
+            answer.begin()
+            request = httpx.Request("POST", server.url + path)
+            headers = answer.getheaders()
+            answers[path] = httpx.Response(answer.status, headers=headers, content=answer.read(), request=request)
+            answer.close()
+    yield answers
+    yield from servers
+
+
+def _full(server: Server, path: str) -> httpx.Response:
+    server.engine.is_full = True
+    return server.post(path, BODIES[path])
+
+
+def _broken(server: Server, path: str) -> httpx.Response:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delattr(Service, "check_model")
+        return server.post(path, BODIES[path])
+
+
+def _gone(server: Server, path: str) -> httpx.Response:
+    server.engine.ready, server.engine.failure = None, "gone"
+    return server.post(path, BODIES[path])
+
+
+PROVOKE: dict[str, Callable[[Server, str], httpx.Response]] = {
+    "400": lambda server, path: server.post(path, {}),
+    "404": lambda server, path: server.post(path, {**BODIES[path], "model": "other"}),
+    "413": lambda server, path: server.post(path, {**BODIES[path], "user": "x" * 200_000}),
+    "429": _full,
+    "500": _broken,
+    "503": _gone,
+    "504": lambda server, path: server.post(path, BODIES[path], headers={"X-Request-Timeout": "0.000000001"}),
+}
+
+
+@pytest.mark.parametrize("path", BODIES)
+def test_each_status_is_answered_as_it_is_documented(
+    server: Server,
+    embedder: Server,
+    classifier: Server,
+    guarded: Server,
+    too_late: dict[str, httpx.Response],
+    document: Any,
+    path: str,
+) -> None:
+    if path in ENCODING:
+        server = classifier if path.endswith("/classify") else embedder
+    runs = set() if path in READING else {"429", "504"}
+    documented = document["paths"][path]["post"]["responses"].keys() - {"200"}
+    assert documented == {"400", "401", "404", "408", "413", "500", "503"} | runs
+    _check(document, guarded.post(path, BODIES[path]), 401)
+    _check(document, too_late[path], 408)
+    for status in documented - {"401", "408"}:
+        server.engine.reset()
+        _check(document, PROVOKE[status](server, path), int(status))
+
+
+@pytest.mark.parametrize("path", ["/v1/models", f"/v1/models/{MODEL}", "/v1/responses/a", "/v1/streams/a", "/version"])
+def test_errors_of_paths_without_a_body(server: Server, guarded: Server, document: Any, path: str) -> None:
+    names = {f"/v1/models/{MODEL}": "model_id", "/v1/responses/a": "response_id", "/v1/streams/a": "stream_id"}
+    template = f"{path[: path.index('/', 4)]}/{{{names[path]}}}" if path in names else path
+    _check(document, guarded.get(path), 401, template)
+    _check(document, server.get(path, headers={"X-Request-Timeout": "soon"}), 400, template)

@@ -1,69 +1,171 @@
 """A chat's answer: messages of the assistant, whole or as chunks."""
 
-from typing import Any
+from typing import Literal
+
+from msgspec import UNSET, UnsetType
 
 from app.api.chat.schema import ChatRequest
-from app.api.edge.sse import encode_json
-from app.api.generation.answer import ChoicesAnswer
+from app.api.edge.answer import AnswerBody, encode_json
+from app.api.edge.request_log import Usage
+from app.api.generation.answer import ChoicesAnswer, Chunk, CompletionUsage, ended_by
 from app.api.generation.blocks import new_call_id
-from app.api.generation.logprobs import describe
+from app.api.generation.logprobs import TokenLogprob, describe
 from app.api.service import Service
-from app.core.request import FinishReason
 from app.text.message_parser import MessageDelta, MessageParser, PlainText
 from app.text.output_processor import TextDelta
 
-_EVENT_TAIL = b'},"logprobs":null,"finish_reason":null}]}\n\n'
+FinishedBy = Literal["stop", "length", "tool_calls"]
+
+
+class CalledFunction(AnswerBody):
+    """A function's name and its arguments, as JSON."""
+
+    name: str
+    arguments: str
+
+
+class FunctionToolCall(AnswerBody, kw_only=True):
+    """A call that the model wants made."""
+
+    id: str
+    type: Literal["function"] = "function"
+    function: CalledFunction
+
+
+class AssistantMessage(AnswerBody, kw_only=True):
+    """What the model says. Reasoning and calls are left out where there are none."""
+
+    role: Literal["assistant"] = "assistant"
+    content: str | None
+    refusal: None = None
+    reasoning_content: str | UnsetType = UNSET
+    tool_calls: list[FunctionToolCall] | UnsetType = UNSET
+
+
+class ChatLogprobs(AnswerBody):
+    """Token by token."""
+
+    content: list[TokenLogprob]
+    refusal: None = None
+
+
+class ChatChoice(AnswerBody):
+    """One of n messages."""
+
+    index: int
+    message: AssistantMessage
+    logprobs: ChatLogprobs | None
+    finish_reason: FinishedBy
+    stop_reason: str | int | None
+    """The stop string, or stop token, that ended it."""
+
+
+class ChatCompletion(AnswerBody, kw_only=True):
+    """Messages that answer a chat."""
+
+    id: str
+    object: Literal["chat.completion"] = "chat.completion"
+    created: int
+    model: str
+    choices: list[ChatChoice]
+    usage: CompletionUsage
+
+
+class FunctionDelta(AnswerBody, kw_only=True):
+    """The function's name, if the call begins here, and more of its arguments."""
+
+    name: str | UnsetType = UNSET
+    arguments: str
+
+
+class ToolCallDelta(AnswerBody, kw_only=True):
+    """A call begins, with an id and a type, or goes on."""
+
+    index: int
+    id: str | UnsetType = UNSET
+    type: Literal["function"] | UnsetType = UNSET
+    function: FunctionDelta
+
+
+class ChatDelta(AnswerBody):
+    """What is new of a message."""
+
+    role: Literal["assistant"] | UnsetType = UNSET
+    content: str | UnsetType = UNSET
+    reasoning_content: str | UnsetType = UNSET
+    tool_calls: list[ToolCallDelta] | UnsetType = UNSET
+
+
+class ChatChunkChoice(AnswerBody):
+    """What is new of one of n messages."""
+
+    index: int
+    delta: ChatDelta
+    logprobs: ChatLogprobs | None = None
+    finish_reason: FinishedBy | None = None
+    stop_reason: str | int | UnsetType | None = UNSET
+    """Only at the end."""
+
+
+class ChatChunk(Chunk, kw_only=True):
+    """What is new of the messages that answer a chat."""
+
+    object: Literal["chat.completion.chunk"] = "chat.completion.chunk"
+    choices: list[ChatChunkChoice]
 
 
 class MessageBuilder:
-    """Takes in deltas, and gives the whole message in OpenAI's form."""
+    """Takes in deltas, and gives the whole message."""
 
     def __init__(self, several_calls: bool) -> None:
         """Without `several_calls`, calls after the first are left out."""
         self._several_calls = several_calls
-        self.content: list[str] = []
-        self.reasoning: list[str] = []
-        self.tool_calls: list[dict[str, Any]] = []
+        self._content: list[str] = []
+        self._reasoning: list[str] = []
+        self.tool_calls: list[FunctionToolCall] = []
 
-    def add(self, delta: MessageDelta) -> list[dict[str, Any]]:
-        """Take in news; returns those of tool calls as OpenAI streams them."""
-        self.content.append(delta.content)
-        self.reasoning.append(delta.reasoning)
+    def add(self, delta: MessageDelta) -> list[ChatDelta]:
+        """Take in news; returns them as deltas of one kind each."""
+        self._content.append(delta.content)
+        self._reasoning.append(delta.reasoning)
+        news = [ChatDelta(reasoning_content=delta.reasoning)] if delta.reasoning else []
+        news += [ChatDelta(content=delta.content)] if delta.content else []
         calls = [call for call in delta.tool_calls if call.index == 0 or self._several_calls]
-        return [self._add_call(call.index, call.name, call.arguments) for call in calls]
+        return news + [ChatDelta(tool_calls=[self._add_call(call.index, call.name, call.arguments)]) for call in calls]
 
-    def _add_call(self, index: int, name: str | None, arguments: str) -> dict[str, Any]:
+    def _add_call(self, index: int, name: str | None, arguments: str) -> ToolCallDelta:
         if name is None:
-            self.tool_calls[index]["function"]["arguments"] += arguments
-            return {"index": index, "function": {"arguments": arguments}}
-        call = {"id": new_call_id(), "type": "function"}
-        self.tool_calls.append({**call, "function": {"name": name, "arguments": arguments}})
-        return {"index": index, **call, "function": {"name": name, "arguments": arguments}}
+            self.tool_calls[index].function.arguments += arguments
+            return ToolCallDelta(index=index, function=FunctionDelta(arguments=arguments))
+        call = FunctionToolCall(id=new_call_id(), function=CalledFunction(name, arguments))
+        self.tool_calls.append(call)
+        return ToolCallDelta(
+            index=index, id=call.id, type=call.type, function=FunctionDelta(name=name, arguments=arguments)
+        )
 
-    def whole(self) -> dict[str, Any]:
+    def whole(self) -> AssistantMessage:
         """The message."""
-        content = "".join(self.content)
-        message: dict[str, Any] = {"role": "assistant", "content": content, "refusal": None}
-        if reasoning := "".join(self.reasoning):
-            message["reasoning_content"] = reasoning
-        if self.tool_calls:
-            message |= {"content": content or None, "tool_calls": self.tool_calls}
-        return message
+        content = "".join(self._content)
+        return AssistantMessage(
+            content=content or None if self.tool_calls else content,
+            reasoning_content="".join(self._reasoning) or UNSET,
+            tool_calls=self.tool_calls or UNSET,
+        )
 
 
 class ChatAnswer(ChoicesAnswer):
     """Messages of the assistant."""
 
     def __init__(self, service: Service, body: ChatRequest, parsers: list[MessageParser], request_id: str) -> None:
-        kind = "chat.completion.chunk" if body.stream else "chat.completion"
-        super().__init__(service, body, {"id": f"chatcmpl-{request_id}", "object": kind})
+        super().__init__(service, body, f"chatcmpl-{request_id}", ChatChunk)
         self._tokenizer = service.tokenizer
         self._wants_logprobs = body.logprobs
         self._parsers = parsers
         self._messages = [MessageBuilder(body.parallel_tool_calls) for _ in range(body.n)]
-        self._logprobs: list[list[dict[str, Any]]] = [[] for _ in range(body.n)]
-        self._endings: list[TextDelta | None] = [None] * body.n
-        self._event_heads: list[bytes] = []
+        self._logprobs: list[list[TokenLogprob]] = [[] for _ in range(body.n)]
+        self._endings: dict[int, TextDelta] = {}
+        self._frames: list[tuple[bytes, bytes]] = []
+        """For each choice, what stands before and after the text of its events."""
 
     def take(self, index: int, delta: TextDelta) -> None:
         """See `Answer`."""
@@ -71,64 +173,50 @@ class ChatAnswer(ChoicesAnswer):
         self._logprobs[index] += (describe(self._tokenizer, token) for token in delta.logprobs)
         self._endings[index] = delta
 
-    def _parse(self, index: int, delta: TextDelta) -> list[dict[str, Any]]:
-        """Add what a delta says to the message; returns it as deltas of OpenAI's, of one kind each."""
+    def _parse(self, index: int, delta: TextDelta) -> list[ChatDelta]:
+        """Add what a delta says to the message."""
         parser, message = self._parsers[index], self._messages[index]
-        parts = [parser.feed(delta.text)]
-        if delta.finish_reason is not None:
-            parts.append(parser.finish())
-        news: list[dict[str, Any]] = []
-        for part in parts:
-            calls = message.add(part)
-            news += [{"reasoning_content": part.reasoning}] if part.reasoning else []
-            news += [{"content": part.content}] if part.content else []
-            news += [{"tool_calls": [call]} for call in calls]
-        return news
+        news = message.add(parser.feed(delta.text))
+        return news if delta.finish_reason is None else news + message.add(parser.finish())
 
-    def _finish_reason(self, index: int, ending: TextDelta) -> str | None:
-        has_calls = bool(self._messages[index].tool_calls)
-        return "tool_calls" if has_calls and ending.finish_reason is FinishReason.STOP else ending.finish_reason
+    def _finished_by(self, index: int, ending: TextDelta) -> FinishedBy:
+        reason = ended_by(ending)
+        return "tool_calls" if reason == "stop" and self._messages[index].tool_calls else reason
 
-    def choices(self) -> list[dict[str, Any]]:
+    def body(self, usage: Usage) -> ChatCompletion:
         """See `Answer`."""
-        return [
-            {
-                "index": index,
-                "message": self._messages[index].whole(),
-                "logprobs": {"content": self._logprobs[index], "refusal": None} if self._wants_logprobs else None,
-                "finish_reason": self._finish_reason(index, ending) if ending else None,
-                "stop_reason": ending.stop_reason if ending else None,
-            }
-            for index, ending in enumerate(self._endings)
+        choices = [
+            ChatChoice(
+                index,
+                message.whole(),
+                ChatLogprobs(self._logprobs[index]) if self._wants_logprobs else None,
+                self._finished_by(index, self._endings[index]),
+                self._endings[index].stop_reason,
+            )
+            for index, message in enumerate(self._messages)
         ]
+        return ChatCompletion(**self._head, choices=choices, usage=CompletionUsage.of(usage))
 
     def first_events(self) -> list[bytes]:
         """See `Answer`."""
-        indices = range(len(self._endings))
-        self._event_heads = [self.event_head({"index": index, "delta": {"content": ""}}) for index in indices]
-        return [self._event(index, {"role": "assistant", "content": ""}) for index in indices]
+        indices = range(len(self._messages))
+        self._frames = [self.split_event(ChatChunkChoice(index, ChatDelta(content=""))) for index in indices]
+        return [self.choice_event(ChatChunkChoice(index, ChatDelta("assistant", ""))) for index in indices]
 
     def events(self, index: int, delta: TextDelta) -> list[bytes]:
         """See `Answer`."""
         result = []
         if type(self._parsers[index]) is PlainText and not (delta.logprobs or self._counts_always):
             if delta.text:  # nearly all events: but for the text, they are made beforehand
-                result.append(self._event_heads[index] + encode_json(delta.text) + _EVENT_TAIL)
+                head, tail = self._frames[index]
+                result.append(head + encode_json(delta.text) + tail)
         else:
-            news = self._parse(index, delta)
-            logprobs = {"content": [describe(self._tokenizer, token) for token in delta.logprobs], "refusal": None}
-            if delta.logprobs and not news:
-                news = [{"content": ""}]
+            logprobs = [describe(self._tokenizer, token) for token in delta.logprobs]
+            news = self._parse(index, delta) or ([ChatDelta(content="")] if logprobs else [])
             for at, one in enumerate(news):
-                result.append(self._event(index, one, logprobs if delta.logprobs and at == 0 else None))
+                told = ChatLogprobs(logprobs) if logprobs and at == 0 else None
+                result.append(self.choice_event(ChatChunkChoice(index, one, told)))
         if delta.finish_reason is not None:
-            result.append(self._event(index, {}, ending=delta))
+            end = ChatChunkChoice(index, ChatDelta(), None, self._finished_by(index, delta), delta.stop_reason)
+            result.append(self.choice_event(end))
         return result
-
-    def _event(
-        self, index: int, delta: dict[str, Any], logprobs: dict[str, Any] | None = None, ending: TextDelta | None = None
-    ) -> bytes:
-        choice: dict[str, Any] = {"index": index, "delta": delta, "logprobs": logprobs, "finish_reason": None}
-        if ending:
-            choice |= {"finish_reason": self._finish_reason(index, ending), "stop_reason": ending.stop_reason}
-        return self.choice_event(choice)

@@ -12,7 +12,7 @@ Fields = dict[str, Any]
 
 
 @contextmanager
-def naming(names: dict[str, str]) -> Iterator[None]:
+def rename_errors(names: dict[str, str]) -> Iterator[None]:
     """Errors about fields of a chat name those of the API that was called: the first that fits of `names`."""
     try:
         yield

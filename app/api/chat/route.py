@@ -5,28 +5,21 @@ from typing import Annotated
 from fastapi import APIRouter, Depends, Request
 from starlette.responses import Response
 
-from app.api.chat.answer import ChatAnswer
+from app.api.chat.answer import ChatAnswer, ChatChunk, ChatCompletion
 from app.api.chat.prepare import prepare_chat
 from app.api.chat.schema import ChatRequest
 from app.api.deps import ADMITTED, ServiceDep, body_of
 from app.api.edge.body import body_schema
 from app.api.edge.document import RUNS, answers
-from app.api.generation.answers import ChatCompletion
+from app.api.edge.errors import ErrorAnswer
 
 router = APIRouter()
-
-_STREAM = """data: {"id":"chatcmpl-1","object":"chat.completion.chunk","created":1,"model":"m","choices":[\
-{"index":0,"delta":{"content":"Hi"},"logprobs":null,"finish_reason":null}]}
-
-data: [DONE]
-
-"""
 
 
 @router.post(
     "/v1/chat/completions",
     openapi_extra=body_schema(ChatRequest),
-    responses=answers(ChatCompletion, RUNS, stream=_STREAM),
+    responses=answers(ChatCompletion, RUNS, events=(ChatChunk, ErrorAnswer)),
     dependencies=ADMITTED,
 )
 async def create_chat_completion(

@@ -1,17 +1,67 @@
 """A completion's answer: texts that continue the prompts, whole or as events."""
 
-from typing import Any
+from typing import Literal
 
 from app.api.completions.schema import CompletionRequest
-from app.api.edge.sse import encode_json
-from app.api.generation.answer import ChoicesAnswer
+from app.api.edge.answer import AnswerBody, encode_json
+from app.api.edge.request_log import Usage
+from app.api.generation.answer import ChoicesAnswer, Chunk, CompletionUsage, ended_by
 from app.api.generation.choices import Choice
 from app.api.generation.logprobs import finite, num_characters, token_name
 from app.api.service import Service
 from app.core.sampling import Logprobs
 from app.text.output_processor import TextDelta
 
-_EVENT_TAIL = b',"logprobs":null,"finish_reason":null,"stop_reason":null}]}\n\n'
+
+class TextLogprobs(AnswerBody):
+    """Token by token."""
+
+    tokens: list[str]
+    token_logprobs: list[float | None]
+    top_logprobs: list[dict[str, float] | None]
+    text_offset: list[int]
+
+    def extend(self, more: "TextLogprobs") -> None:
+        """Append those of later tokens."""
+        self.tokens += more.tokens
+        self.token_logprobs += more.token_logprobs
+        self.top_logprobs += more.top_logprobs
+        self.text_offset += more.text_offset
+
+
+class TextChoice(AnswerBody):
+    """One of the texts, or what is new of it."""
+
+    index: int
+    text: str
+    logprobs: TextLogprobs | None = None
+    finish_reason: Literal["stop", "length"] | None = None
+    """None while the text goes on."""
+    stop_reason: str | int | None = None
+    """The stop string, or stop token, that ended it."""
+
+    def take_ending(self, delta: TextDelta) -> None:
+        """Note how the text has ended, if it has."""
+        if delta.finish_reason is not None:
+            self.finish_reason, self.stop_reason = ended_by(delta), delta.stop_reason
+
+
+class Completion(AnswerBody, kw_only=True):
+    """Texts that continue the prompts."""
+
+    id: str
+    object: Literal["text_completion"] = "text_completion"
+    created: int
+    model: str
+    choices: list[TextChoice]
+    usage: CompletionUsage
+
+
+class CompletionChunk(Chunk, kw_only=True):
+    """What is new of the texts that continue the prompts."""
+
+    object: Literal["text_completion"] = "text_completion"
+    choices: list[TextChoice]
 
 
 class _ChoiceWriter:
@@ -24,7 +74,7 @@ class _ChoiceWriter:
         self._echo = list(prompt) if body.echo else []
         self._echo_logprobs: list[Logprobs] = []
 
-    def write(self, delta: TextDelta) -> tuple[str, dict[str, Any] | None]:
+    def write(self, delta: TextDelta) -> tuple[str, TextLogprobs | None]:
         """The text and logprobs to send for a delta."""
         text, tokens = delta.text, delta.logprobs
         self._echo_logprobs += delta.prompt_logprobs
@@ -37,15 +87,15 @@ class _ChoiceWriter:
             self._echo = []
         return text, self._logprobs(tokens) if self._wants_logprobs else None
 
-    def _logprobs(self, tokens: list[Logprobs]) -> dict[str, Any]:
-        result: dict[str, list[Any]] = {"tokens": [], "token_logprobs": [], "top_logprobs": [], "text_offset": []}
+    def _logprobs(self, tokens: list[Logprobs]) -> TextLogprobs:
+        result = TextLogprobs([], [], [], [])
         for token in tokens:
             values = [self._tokenizer.token_bytes(id_) for id_ in token.token_ids]
             logprobs = [finite(logprob) for logprob in token.logprobs]
-            result["tokens"].append(token_name(values[0]))
-            result["token_logprobs"].append(logprobs[0] if logprobs else None)
-            result["top_logprobs"].append(_by_name(values, logprobs) if logprobs else None)
-            result["text_offset"].append(self._offset)
+            result.tokens.append(token_name(values[0]))
+            result.token_logprobs.append(logprobs[0] if logprobs else None)
+            result.top_logprobs.append(_by_name(values, logprobs) if logprobs else None)
+            result.text_offset.append(self._offset)
             self._offset += num_characters(values[0])
         return result
 
@@ -63,46 +113,43 @@ class TextAnswer(ChoicesAnswer):
     """Texts that continue the prompts."""
 
     def __init__(self, service: Service, body: CompletionRequest, choices: list[Choice], request_id: str) -> None:
-        super().__init__(service, body, {"id": f"cmpl-{request_id}", "object": "text_completion"})
+        super().__init__(service, body, f"cmpl-{request_id}", CompletionChunk)
         self._writers = [_ChoiceWriter(service, body, choice.prompt_token_ids) for choice in choices]
         self._texts: list[list[str]] = [[] for _ in choices]
-        self._choices = [_choice(index, "", None) for index in range(len(choices))]
-        self._event_heads: list[bytes] = []
+        self._choices = [TextChoice(index, "") for index in range(len(choices))]
+        self._frames: list[tuple[bytes, bytes]] = []
+        """For each choice, what stands before and after the text of its events."""
 
     def take(self, index: int, delta: TextDelta) -> None:
         """See `Answer`."""
         text, logprobs = self._writers[index].write(delta)
         self._texts[index].append(text)
         choice = self._choices[index]
-        choice["finish_reason"], choice["stop_reason"] = delta.finish_reason, delta.stop_reason
-        if logprobs and choice["logprobs"]:
-            for name, values in logprobs.items():
-                choice["logprobs"][name] += values
+        choice.take_ending(delta)
+        if logprobs and choice.logprobs:
+            choice.logprobs.extend(logprobs)
         elif logprobs:
-            choice["logprobs"] = logprobs
+            choice.logprobs = logprobs
 
-    def choices(self) -> list[dict[str, Any]]:
+    def body(self, usage: Usage) -> Completion:
         """See `Answer`."""
-        return [choice | {"text": "".join(texts)} for choice, texts in zip(self._choices, self._texts, strict=True)]
+        for choice, texts in zip(self._choices, self._texts, strict=True):
+            choice.text = "".join(texts)
+        return Completion(**self._head, choices=self._choices, usage=CompletionUsage.of(usage))
 
     def first_events(self) -> list[bytes]:
         """See `Answer`."""
-        self._event_heads = [self.event_head({"index": index, "text": ""}) for index in range(len(self._choices))]
+        self._frames = [self.split_event(choice) for choice in self._choices]
         return []
 
     def events(self, index: int, delta: TextDelta) -> list[bytes]:
         """See `Answer`."""
         text, logprobs = self._writers[index].write(delta)
         if delta.finish_reason is not None or logprobs is not None or (self._counts_always and delta.token_ids):
-            return [self.choice_event(_choice(index, text, logprobs, delta))]
-        return [self._event_heads[index] + encode_json(text) + _EVENT_TAIL] if delta.token_ids else []
-
-
-def _choice(index: int, text: str, logprobs: dict[str, Any] | None, delta: TextDelta | None = None) -> dict[str, Any]:
-    return {
-        "index": index,
-        "text": text,
-        "logprobs": logprobs,
-        "finish_reason": delta.finish_reason if delta else None,
-        "stop_reason": delta.stop_reason if delta else None,
-    }
+            choice = TextChoice(index, text, logprobs)
+            choice.take_ending(delta)
+            return [self.choice_event(choice)]
+        if not delta.token_ids:
+            return []
+        head, tail = self._frames[index]
+        return [head + encode_json(text) + tail]

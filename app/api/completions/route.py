@@ -5,12 +5,12 @@ from typing import Annotated
 from fastapi import APIRouter, Depends, Request
 from starlette.responses import Response
 
-from app.api.completions.answer import TextAnswer
+from app.api.completions.answer import Completion, CompletionChunk, TextAnswer
 from app.api.completions.schema import DEFAULT_MAX_TOKENS, CompletionRequest
 from app.api.deps import ADMITTED, ServiceDep, body_of
 from app.api.edge.body import body_schema
 from app.api.edge.document import RUNS, answers
-from app.api.generation.answers import Completion
+from app.api.edge.errors import ErrorAnswer
 from app.api.generation.choices import TokenLimit, check_logprobs, check_num_choices, make_choices
 from app.api.generation.prompts import as_list, check_token_ids, encode_texts
 from app.api.generation.structured import grammar_of
@@ -18,18 +18,11 @@ from app.api.service import Service
 
 router = APIRouter()
 
-_STREAM = """data: {"id":"cmpl-1","object":"text_completion","created":1,"model":"m","choices":[\
-{"index":0,"text":"Hi","logprobs":null,"finish_reason":null,"stop_reason":null}]}
-
-data: [DONE]
-
-"""
-
 
 @router.post(
     "/v1/completions",
     openapi_extra=body_schema(CompletionRequest),
-    responses=answers(Completion, RUNS, stream=_STREAM),
+    responses=answers(Completion, RUNS, events=(CompletionChunk, ErrorAnswer)),
     dependencies=ADMITTED,
 )
 async def create_completion(

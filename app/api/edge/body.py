@@ -16,8 +16,12 @@ from app.errors import InvalidRequestError, UnsupportedError
 
 Label = Annotated[str, Field(max_length=1024)]
 Unsupported = dict[str, tuple[Any, ...]]
-"""Fields that other APIs have and Paceline does not support, with the values that ask for nothing: these are accepted,
-every other value is refused by name. Null is always accepted. What a schema declares needs no entry."""
+"""Known fields that a schema does not declare, with the values that ask for nothing: null and these are accepted."""
+
+
+def refused(names: str) -> Unsupported:
+    """Fields, with blanks between their names, that are refused whatever they ask for."""
+    return dict.fromkeys(names.split(), ())
 
 
 class RequestBody(BaseModel):
@@ -28,7 +32,7 @@ class RequestBody(BaseModel):
 
     model_config = ConfigDict(strict=True, extra="allow", allow_inf_nan=False)
     unsupported: ClassVar[Unsupported] = {}
-    """Fields that are known, and the values of them that are as good as not given."""
+    """Fields that are refused by name. All others that are not declared are refused as unknown."""
     token_fields: ClassVar[frozenset[str]] = frozenset()
     """Fields that may hold long lists of token ids."""
 

@@ -1,17 +1,70 @@
-"""Every error as the API that was called words it: OpenAI's, or Anthropic's on its paths."""
+"""Every error in the form of the API that was called: OpenAI's, or Anthropic's on its paths."""
 
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, Literal
 
 from fastapi import FastAPI, Request
-from fastapi.responses import JSONResponse
+from msgspec import UNSET, UnsetType
 from starlette.exceptions import HTTPException
-from starlette.types import Scope
+from starlette.responses import Response
 
+from app.api.edge.answer import AnswerBody, NamedEvent, json_response
 from app.api.edge.request_log import RequestLog
-from app.errors import ApiError, InvalidRequestError, NotFoundError
+from app.errors import ApiError, ErrorType, InvalidRequestError, NotFoundError
+
+
+class ErrorDetails(AnswerBody):
+    """What went wrong."""
+
+    message: str
+    type: ErrorType
+    param: str | None
+    """The field that is wrong."""
+    code: str | None
+
+
+class ErrorAnswer(AnswerBody):
+    """An error as OpenAI's API writes it."""
+
+    error: ErrorDetails
+
+
+AnthropicErrorType = Literal[
+    "invalid_request_error",
+    "authentication_error",
+    "not_found_error",
+    "request_too_large",
+    "rate_limit_error",
+    "api_error",
+    "overloaded_error",
+    "timeout_error",
+]
+
+
+class AnthropicFieldDetails(AnswerBody):
+    """What is wrong with a field, for clients that can handle it."""
+
+    error_code: Literal["thread_unsupported_request"]
+
+
+class AnthropicErrorDetails(AnswerBody):
+    """What went wrong."""
+
+    type: AnthropicErrorType
+    message: str
+    details: AnthropicFieldDetails | UnsetType = UNSET
+
+
+class AnthropicErrorAnswer(NamedEvent, kw_only=True):
+    """An error as Anthropic's API writes it."""
+
+    type: Literal["error"] = "error"
+    error: AnthropicErrorDetails
+    request_id: str
+
 
 _ANTHROPIC_PATH = "/v1/messages"
-_ANTHROPIC_TYPES = {
+_ANTHROPIC_TYPES: dict[int, AnthropicErrorType] = {
     401: "authentication_error",
     404: "not_found_error",
     413: "request_too_large",
@@ -19,51 +72,44 @@ _ANTHROPIC_TYPES = {
     503: "overloaded_error",
     504: "timeout_error",
 }
-_ANTHROPIC_DETAILS = {"thread": {"error_code": "thread_unsupported_request"}}
-"""By the field that is refused. With this one, the tool runner of Anthropic's client sends whole conversations."""
+_ANTHROPIC_DETAILS = {"thread": AnthropicFieldDetails("thread_unsupported_request")}
+"""By the refused field. With this one, the tool runner of Anthropic's client sends whole conversations instead."""
 
 
-def error_body(error: ApiError) -> dict[str, Any]:
-    """The JSON of an error as OpenAI's API writes it."""
-    return {
-        "error": {"message": error.message, "type": error.type, "param": error.param, "code": error.code},
-    }
+def error_body(error: ApiError, scope: Mapping[str, Any] | None = None) -> AnswerBody:
+    """The JSON of an error, in Anthropic's form if a request of this scope went to its API, else in OpenAI's."""
+    if scope is not None and f"{scope['path']}/".startswith(f"{_ANTHROPIC_PATH}/") and "request_log" in scope:
+        return anthropic_error_body(error, scope["request_log"].request_id)
+    return ErrorAnswer(ErrorDetails(error.message, error.type, error.param, error.code))
 
 
-def anthropic_error_body(error: ApiError, request_id: str) -> dict[str, Any]:
-    """The JSON of an error as Anthropic's API writes it: what field it is about, its message says."""
-    other = "invalid_request_error" if error.status < 500 else "api_error"
-    kind = _ANTHROPIC_TYPES.get(error.status, other)
-    what: dict[str, Any] = {"type": kind, "message": error.message}
-    if details := _ANTHROPIC_DETAILS.get(error.param or ""):
-        what["details"] = details
-    return {"type": "error", "error": what, "request_id": request_id}
+def anthropic_error_body(error: ApiError, request_id: str) -> AnthropicErrorAnswer:
+    """The JSON of an error as Anthropic's API writes it. Only its message names the field that is wrong."""
+    kind = _ANTHROPIC_TYPES.get(error.status, "invalid_request_error" if error.status < 500 else "api_error")
+    details = _ANTHROPIC_DETAILS.get(error.param or "", UNSET)
+    return AnthropicErrorAnswer(error=AnthropicErrorDetails(kind, error.message, details), request_id=request_id)
 
 
 def error_response(
-    error: ApiError, scope: Scope, status: int | None = None, headers: dict[str, str] | None = None
-) -> JSONResponse:
+    error: ApiError, scope: Mapping[str, Any], status: int | None = None, headers: dict[str, str] | None = None
+) -> Response:
     """The HTTP answer that an error becomes, to a request of this scope."""
     entry: RequestLog = scope["request_log"]
     entry.rejection = error.rejection
     entry.note_error(error)
     retry = {} if error.retry_after is None else {"Retry-After": str(error.retry_after)}
-    if scope["path"] == _ANTHROPIC_PATH or scope["path"].startswith(f"{_ANTHROPIC_PATH}/"):
-        body = anthropic_error_body(error, entry.request_id)
-    else:
-        body = error_body(error)
-    return JSONResponse(body, status_code=status or error.status, headers={**(headers or {}), **retry})
+    return json_response(error_body(error, scope), status or error.status, {**(headers or {}), **retry})
 
 
 def install_error_handlers(app: FastAPI) -> None:
-    """Answer our own errors and the framework's in one format. `RequestMiddleware` answers all others."""
+    """Answer our own errors and the framework's in one form. `RequestMiddleware` answers all others."""
 
     @app.exception_handler(ApiError)
-    async def _api_error(request: Request, error: ApiError) -> JSONResponse:
+    async def _api_error(request: Request, error: ApiError) -> Response:
         return error_response(error, request.scope)
 
     @app.exception_handler(HTTPException)
-    async def _http_error(request: Request, error: HTTPException) -> JSONResponse:
+    async def _http_error(request: Request, error: HTTPException) -> Response:
         kind = NotFoundError if error.status_code == 404 else InvalidRequestError
         message = f"{request.method} {request.url.path}: {error.detail}"
         return error_response(kind(message), request.scope, error.status_code, dict(error.headers or {}))

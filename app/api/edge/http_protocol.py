@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
+from app.api.edge.answer import encode_json
 from app.api.edge.errors import error_body
-from app.api.edge.sse import encode_json
 from app.errors import ApiError, HeadTooLargeError, InvalidRequestError, RequestTimeoutError
 from app.settings import ServerSettings
 
@@ -116,7 +116,7 @@ class HttpProtocol(HttpToolsProtocol):
         """Answer what cannot become a request, unless something has been answered already, and close."""
         has_begun = self._is_answering and (self.cycle.response_started or self.cycle.more_body is False)
         if not has_begun and not self.transport.is_closing():
-            body = encode_json(error_body(error))
+            body = encode_json(error_body(error, self.cycle.scope if self._is_answering else None))
             head = b"content-type: application/json\r\ncontent-length: %d\r\nconnection: close\r\n\r\n" % len(body)
             self.transport.write(STATUS_LINE[error.status] + head + body)
         self._close()

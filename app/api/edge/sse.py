@@ -4,19 +4,15 @@ import asyncio
 import logging
 from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
-from typing import Any
 
-import msgspec
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from app.api.edge.disconnect import wait_for_disconnect
+from app.api.edge.answer import AnswerBody, NamedEvent, encode_json, wait_for_disconnect
 from app.api.edge.errors import error_body
 from app.errors import ApiError, InternalError, is_fault
 
 log = logging.getLogger(__name__)
-
-encode_json = msgspec.json.Encoder().encode
 
 DONE = b"data: [DONE]\n\n"
 KEEPALIVE_SECONDS = 1.0
@@ -29,14 +25,14 @@ _HEADERS = [
 ]
 
 
-def event(data: Any) -> bytes:
+def event(data: AnswerBody) -> bytes:
     """One event with JSON data."""
     return b"data: " + encode_json(data) + b"\n\n"
 
 
-def named_event(data: dict[str, Any]) -> bytes:
-    """One event with JSON data, whose `type` is the event's name too."""
-    return f"event: {data['type']}\n".encode() + event(data)
+def named_event(data: NamedEvent) -> bytes:
+    """One event with JSON data and its name."""
+    return f"event: {data.type}\n".encode() + event(data)
 
 
 def done(error: ApiError | None) -> bytes:

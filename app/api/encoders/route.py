@@ -1,20 +1,29 @@
 """What encoders can do: POST /v1/embeddings, /v1/rerank, /v1/score, /v1/classify, and other names of these"""
 
-import base64
 from typing import Annotated, Any
 
 import numpy as np
 from fastapi import APIRouter, Depends, Request
-from numpy.typing import NDArray
 from starlette.responses import Response
 
 from app.api.deps import ADMITTED, ServiceDep, body_of
+from app.api.edge.answer import run_unless_disconnected
 from app.api.edge.body import body_schema
-from app.api.edge.disconnect import run_unless_disconnected
 from app.api.edge.document import RUNS, answers
-from app.api.edge.sse import encode_json
-from app.api.encoders.answers import Classifications, Embeddings, Ranking, Scores
-from app.api.encoders.run import Encoded, Text, Vectors, encode
+from app.api.encoders.answer import (
+    Classifications,
+    Embeddings,
+    EncoderUsage,
+    Ranking,
+    Score,
+    Scores,
+    embed,
+    label,
+    normalised,
+    rank,
+    sigmoid,
+)
+from app.api.encoders.run import Encoded, Text, encode
 from app.api.encoders.schema import ClassifyRequest, EmbeddingRequest, EncoderFields, RerankRequest, ScoreRequest
 from app.api.generation.prompts import as_list
 from app.api.service import Service
@@ -23,35 +32,27 @@ from app.errors import InvalidRequestError, UnsupportedError
 
 router = APIRouter()
 
-_CLASSIFY: dict[str, Any] = {
-    "openapi_extra": body_schema(ClassifyRequest),
-    "responses": answers(Classifications, RUNS),
+_EMBED: dict[str, Any] = {
+    "openapi_extra": body_schema(EmbeddingRequest),
+    "responses": answers(Embeddings, RUNS),
     "dependencies": ADMITTED,
 }
-_SCORE = {**_CLASSIFY, "openapi_extra": body_schema(ScoreRequest), "responses": answers(Scores, RUNS)}
-_RERANK = {**_CLASSIFY, "openapi_extra": body_schema(RerankRequest), "responses": answers(Ranking, RUNS)}
+_CLASSIFY = {**_EMBED, "openapi_extra": body_schema(ClassifyRequest), "responses": answers(Classifications, RUNS)}
+_SCORE = {**_EMBED, "openapi_extra": body_schema(ScoreRequest), "responses": answers(Scores, RUNS)}
+_RERANK = {**_EMBED, "openapi_extra": body_schema(RerankRequest), "responses": answers(Ranking, RUNS)}
 
 
-@router.post(
-    "/v1/embeddings",
-    openapi_extra=body_schema(EmbeddingRequest),
-    responses=answers(Embeddings, RUNS),
-    dependencies=ADMITTED,
-)
+@router.post("/v1/embeddings", **_EMBED)
 async def create_embeddings(
     body: Annotated[EmbeddingRequest, Depends(body_of(EmbeddingRequest))], request: Request, service: ServiceDep
 ) -> Response:
     """A vector for each text."""
     config = _check(service, body, "embed")
 
-    async def work() -> bytes:
+    async def work() -> Embeddings:
         encoded = await encode(service, request, body, _texts(body.input), "input")
-        vectors = _embeddings(config, encoded.vectors, body.dimensions)
-        data = [
-            {"object": "embedding", "index": index, "embedding": _written(vector, body.encoding_format)}
-            for index, vector in enumerate(vectors)
-        ]
-        return _list(service, encoded, data)
+        data = embed(config, encoded.vectors, body.dimensions, body.encoding_format)
+        return Embeddings(data=data, model=service.model_name, usage=_usage(encoded))
 
     return await run_unless_disconnected(request, work())
 
@@ -64,14 +65,10 @@ async def classify(
     """A label for each text, and the probabilities of all."""
     config = _check(service, body, "classify")
 
-    async def work() -> bytes:
+    async def work() -> Classifications:
         encoded = await encode(service, request, body, _texts(body.input), "input")
-        data = []
-        for index, logits in enumerate(encoded.vectors):
-            probs = _sigmoid(logits) if config.is_multi_label else _softmax(logits)
-            label = config.labels[int(probs.argmax())]
-            data.append({"index": index, "label": label, "probs": probs.tolist(), "num_classes": len(probs)})
-        return _list(service, encoded, data)
+        data = label(config, encoded.vectors)
+        return Classifications(data=data, model=service.model_name, usage=_usage(encoded))
 
     return await run_unless_disconnected(request, work())
 
@@ -89,11 +86,11 @@ async def score(
     if not firsts or len(firsts) != len(seconds):
         raise InvalidRequestError("text_2: as many texts as text_1, which has one or more", "text_2")
 
-    async def work() -> bytes:
+    async def work() -> Scores:
         pairs = list(zip(firsts, seconds, strict=True))
         encoded = await _scores(config, service, request, body, pairs, "text_2")
-        data = [{"index": i, "object": "score", "score": float(value[0])} for i, value in enumerate(encoded.vectors)]
-        return _list(service, encoded, data)
+        data = [Score(index, "score", float(value[0])) for index, value in enumerate(encoded.vectors)]
+        return Scores(data=data, model=service.model_name, usage=_usage(encoded))
 
     return await run_unless_disconnected(request, work())
 
@@ -108,25 +105,14 @@ async def rerank(
     config = _check(service, body, None)
     texts = body.texts()
 
-    async def work() -> bytes:
+    async def work() -> Ranking:
         pairs = [(body.query, text) for text in texts]
         encoded = await _scores(config, service, request, body, pairs, "documents")
-        values = np.concatenate(encoded.vectors)
-        results = [
-            {
-                "index": index,
-                "relevance_score": float(values[index]),
-                **({"document": {"text": texts[index]}} if body.return_documents else {}),
-            }
-            for index in np.argsort(-values, kind="stable").tolist()[: body.top_n]
-        ]
-        head = {"id": f"rerank-{request.scope['request_log'].request_id}", "model": service.model_name}
-        return encode_json({**head, "usage": {"total_tokens": encoded.num_tokens}, "results": results})
+        results = rank(encoded.vectors, texts, body.top_n, body.return_documents)
+        id_ = f"rerank-{request.scope['request_log'].request_id}"
+        return Ranking(id_, service.model_name, EncoderUsage(total_tokens=encoded.num_tokens), results)
 
     return await run_unless_disconnected(request, work())
-
-
-# ---------------------------------------------------------------------- scores
 
 
 async def _scores(
@@ -144,14 +130,11 @@ async def _scores(
                 f"this model has {len(config.labels)} labels; scores are of models with one", "model"
             )
         encoded = await encode(service, request, body, list(pairs), param)
-        return Encoded([_sigmoid(logit) for logit in encoded.vectors], encoded.num_tokens)
+        return Encoded([sigmoid(logit) for logit in encoded.vectors], encoded.num_tokens)
     texts = list(dict.fromkeys(text for pair in pairs for text in pair))  # each is embedded once
     encoded = await encode(service, request, body, list(texts), param)
-    vectors = dict(zip(texts, map(_normalised, encoded.vectors), strict=True))
+    vectors = dict(zip(texts, map(normalised, encoded.vectors), strict=True))
     return Encoded([np.atleast_1d(vectors[one] @ vectors[other]) for one, other in pairs], encoded.num_tokens)
-
-
-# ---------------------------------------------------------------------- in common
 
 
 def _check(service: Service, body: EncoderFields, task: str | None) -> EncoderConfig:
@@ -172,35 +155,5 @@ def _texts(given: Any) -> list[Text]:
     return as_list(given, "input")
 
 
-def _embeddings(config: EncoderConfig, vectors: Vectors, dimensions: int | None) -> Vectors:
-    if dimensions is not None:
-        if dimensions > len(vectors[0]):
-            raise InvalidRequestError(f"dimensions: this model has {len(vectors[0])}", "dimensions")
-        return [_normalised(vector[:dimensions]) for vector in vectors]
-    return [_normalised(vector) for vector in vectors] if config.normalizes else vectors
-
-
-def _normalised(vector: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Of length 1."""
-    return (vector / max(float(np.linalg.norm(vector)), 1e-12)).astype(np.float32)
-
-
-def _sigmoid(logits: NDArray[np.float32]) -> NDArray[np.float32]:
-    return (1 / (1 + np.exp(-logits.astype(np.float64)))).astype(np.float32)
-
-
-def _softmax(logits: NDArray[np.float32]) -> NDArray[np.float32]:
-    weights: NDArray[np.float64] = np.exp(logits.astype(np.float64) - logits.max())
-    probs: NDArray[np.float32] = (weights / weights.sum()).astype(np.float32)
-    return probs
-
-
-def _written(vector: NDArray[np.float32], encoding_format: str) -> str | list[float]:
-    if encoding_format == "base64":
-        return base64.b64encode(vector.tobytes()).decode()
-    return [float(value) for value in vector]
-
-
-def _list(service: Service, encoded: Encoded, data: list[dict[str, Any]]) -> bytes:
-    usage = {"prompt_tokens": encoded.num_tokens, "total_tokens": encoded.num_tokens}
-    return encode_json({"object": "list", "data": data, "model": service.model_name, "usage": usage})
+def _usage(encoded: Encoded) -> EncoderUsage:
+    return EncoderUsage(prompt_tokens=encoded.num_tokens, total_tokens=encoded.num_tokens)

@@ -4,15 +4,13 @@ from typing import Literal
 
 from pydantic import ConfigDict, Field
 
-from app.api.edge.body import Label, RequestBody, Unsupported
+from app.api.edge.body import Label, RequestBody, Unsupported, refused
 from app.api.generation.fields import Prompt
 
-_UNSUPPORTED: Unsupported = {
+_UNSUPPORTED: Unsupported = refused("max_tokens_per_doc messages") | {
     "add_special_tokens": (True,),
     "embed_dtype": ("float32",),
     "instruction": ("",),
-    "max_tokens_per_doc": (),
-    "messages": (),
     "normalize": (True,),
     "use_activation": (True,),
 }

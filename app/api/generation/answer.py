@@ -4,18 +4,20 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
-from typing import Any
+from typing import Any, Literal
 
 from fastapi import Request
+from msgspec import UNSET, UnsetType
 from starlette.responses import Response
 
-from app.api.edge.disconnect import run_unless_disconnected
+from app.api.edge.answer import AnswerBody, run_unless_disconnected
 from app.api.edge.request_log import RequestLog, Usage
-from app.api.edge.sse import EventStream, done, encode_json, ended, event
+from app.api.edge.sse import EventStream, done, ended, event
 from app.api.generation.choices import Choice
 from app.api.generation.fields import SamplingFields
 from app.api.generation.run import Generation
 from app.api.service import Service
+from app.core.request import FinishReason
 from app.errors import ApiError
 from app.text.output_processor import TextDelta
 
@@ -69,11 +71,11 @@ class Answer(ABC):
         entry.hold()
         return EventStream(stream.read(), lambda: None)
 
-    async def _whole(self, generation: Generation) -> bytes:
+    async def _whole(self, generation: Generation) -> AnswerBody:
         async with aclosing(generation.deltas()) as deltas:
             async for index, delta in deltas:
                 self.take(index, delta)
-        return encode_json(self.body(generation.usage))
+        return self.body(generation.usage)
 
     async def _all_events(self, generation: Generation) -> AsyncGenerator[bytes, None]:
         async with aclosing(generation.deltas()) as deltas:
@@ -92,7 +94,7 @@ class Answer(ABC):
         """Take in news of a choice of an answer that is not streamed."""
 
     @abstractmethod
-    def body(self, usage: Usage) -> dict[str, Any]:
+    def body(self, usage: Usage) -> AnswerBody:
         """The answer, once all choices have ended."""
 
     # ------------------------------------------------------------------ a stream
@@ -114,41 +116,75 @@ class Answer(ABC):
         return done(error)
 
 
+class PromptTokensDetails(AnswerBody):
+    """Of the prompt's tokens."""
+
+    cached_tokens: int
+
+
+class CompletionUsage(AnswerBody):
+    """How many tokens were read and written."""
+
+    prompt_tokens: int
+    completion_tokens: int
+    total_tokens: int
+    prompt_tokens_details: PromptTokensDetails
+
+    @classmethod
+    def of(cls, usage: Usage) -> "CompletionUsage":
+        """In the form of OpenAI's API."""
+        total = usage.prompt_tokens + usage.completion_tokens
+        return cls(usage.prompt_tokens, usage.completion_tokens, total, PromptTokensDetails(usage.cached_tokens))
+
+
+class Chunk(AnswerBody, kw_only=True):
+    """An event of a stream of choices."""
+
+    id: str
+    object: str
+    created: int
+    model: str
+    usage: CompletionUsage | UnsetType | None = UNSET
+    """Where it is asked for: in every event, but null until the last one or with continuous_usage_stats."""
+    choices: list[Any]
+
+
 class ChoicesAnswer(Answer):
     """An answer of several choices: what chat and completions have in common."""
 
-    def __init__(self, service: Service, body: SamplingFields, head: dict[str, Any]) -> None:
-        """`head`: what every event, or the one body, begins with."""
+    def __init__(self, service: Service, body: SamplingFields, response_id: str, chunk: type[Chunk]) -> None:
+        """`chunk`: the type of its events."""
         super().__init__(service, body.stream, body.stream_options is not None and body.stream_options.resumable)
-        self.response_id = head["id"]
+        self.response_id = response_id
         self._include_usage = body.include_usage
         self._counts_always = body.stream_options is not None and body.stream_options.continuous_usage_stats
-        self._head = {**head, "created": int(time.time()), "model": service.model_name}
-        if body.stream and self._include_usage:
-            self._head["usage"] = None  # in every event but the last
-
-    def body(self, usage: Usage) -> dict[str, Any]:
-        """See `Answer`."""
-        return {**self._head, "choices": self.choices(), "usage": usage.as_dict()}
-
-    @abstractmethod
-    def choices(self) -> list[dict[str, Any]]:
-        """All choices, once they have ended."""
+        self._head: dict[str, Any] = {"id": response_id, "created": int(time.time()), "model": service.model_name}
+        self._chunk = chunk(**self._head, usage=None if self._include_usage else UNSET, choices=[])
+        """The one event that is filled and encoded again and again."""
 
     def last_events(self, usage: Usage) -> list[bytes]:
         """See `Answer`."""
-        return [event({**self._head, "choices": [], "usage": usage.as_dict()})] if self._include_usage else []
+        if not self._include_usage:
+            return []
+        self._chunk.choices, self._chunk.usage = [], CompletionUsage.of(usage)
+        return [event(self._chunk)]
 
-    def choice_event(self, choice: dict[str, Any]) -> bytes:
+    def choice_event(self, choice: AnswerBody) -> bytes:
         """An event about a choice."""
+        self._chunk.choices = [choice]
         if self._counts_always:
-            self._head["usage"] = self._used.as_dict()
-        return event({**self._head, "choices": [choice]})
+            self._chunk.usage = CompletionUsage.of(self._used)
+        return event(self._chunk)
 
-    def event_head(self, choice: dict[str, Any]) -> bytes:
-        """An event's beginning, up to the text, which is the last and empty string in `choice`.
+    def split_event(self, choice: AnswerBody) -> tuple[bytes, bytes]:
+        """An event up to its text and after it; the text is the last empty string in `choice`.
 
-        Most events differ in nothing but their text, unless they count tokens: so the rest is encoded once.
+        Most events differ in nothing but their text, unless they count tokens. So the rest is encoded once.
         """
-        whole = encode_json({**self._head, "choices": [choice]})
-        return b"data: " + whole[: whole.rindex(b'""')]
+        head, tail = self.choice_event(choice).rsplit(b'""', 1)
+        return head, tail
+
+
+def ended_by(delta: TextDelta) -> Literal["stop", "length"]:
+    """Why a choice has ended with this delta, as OpenAI's API says it."""
+    return "length" if delta.finish_reason is FinishReason.LENGTH else "stop"

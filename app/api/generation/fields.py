@@ -4,7 +4,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Discriminator, Field, Tag
 
-from app.api.edge.body import Label, RequestBody, Unsupported
+from app.api.edge.body import Label, RequestBody, Unsupported, refused
 from app.errors import InvalidRequestError
 
 MAX_STOP_LENGTH = 1024
@@ -14,61 +14,40 @@ _INT64 = 2**63
 TokenId = Annotated[int, Field(ge=0, lt=2**31)]
 Effort = Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"]
 
-_OPENAI: Unsupported = {
-    "audio": (),
+UNSUPPORTED: Unsupported = refused(
+    "allowed_token_ids audio cache_salt guided_decoding_backend guided_whitespace_pattern kv_transfer_params mirostat "
+    "moderation prediction prompt_cache_options prompt_embeds prompt_logprobs repetition_detection request_id "
+    "stream_interval structural_tag thinking_token_budget truncate_prompt_tokens typical_p web_search_options"
+) | {
+    "add_special_tokens": (False,),
+    "bad_words": ([],),
+    "documents": ([],),
+    "early_stopping": (False,),
     "function_call": ("none", "auto"),
     "functions": ([],),
+    "include_reasoning": (True,),
+    "length_penalty": (1.0, 1),
+    "logits_processors": ([],),
     "metadata": ({},),
+    "mm_processor_kwargs": ({},),
     "modalities": (["text"],),
-    "moderation": (),
     "parallel_tool_calls": (True, False),
-    "prediction": (),
-    "prompt_cache_options": (),
     "prompt_cache_retention": ("in_memory", "in-memory"),
     "reasoning_effort": ("none",),
+    "return_token_ids": (False,),
+    "return_tokens_as_token_ids": (False,),
     "service_tier": ("auto", "default"),
+    "skip_special_tokens": (True,),
+    "spaces_between_special_tokens": (True,),
     "store": (False,),
     "suffix": ("",),
     "tool_choice": ("none", "auto"),
     "tools": ([],),
-    "verbosity": ("medium",),
-    "web_search_options": (),
-}
-
-_VLLM: Unsupported = {
-    "add_special_tokens": (False,),
-    "allowed_token_ids": (),
-    "bad_words": ([],),
-    "cache_salt": (),
-    "documents": ([],),
-    "early_stopping": (False,),
-    "guided_decoding_backend": (),
-    "guided_whitespace_pattern": (),
-    "include_reasoning": (True,),
-    "kv_transfer_params": (),
-    "length_penalty": (1.0, 1),
-    "logits_processors": ([],),
-    "mirostat": (),
-    "mm_processor_kwargs": ({},),
-    "prompt_embeds": (),
-    "prompt_logprobs": (),
-    "repetition_detection": (),
-    "request_id": (),
-    "return_token_ids": (False,),
-    "return_tokens_as_token_ids": (False,),
-    "skip_special_tokens": (True,),
-    "spaces_between_special_tokens": (True,),
-    "stream_interval": (),
-    "structural_tag": (),
-    "thinking_token_budget": (),
-    "truncate_prompt_tokens": (),
-    "typical_p": (),
     "use_beam_search": (False,),
+    "verbosity": ("medium",),
     "vllm_xargs": ({},),
 }
-
-UNSUPPORTED: Unsupported = _OPENAI | _VLLM
-"""Of completions and chats."""
+"""Fields of OpenAI's and vLLM's completions and chats."""
 
 
 class StreamOptions(RequestBody):

@@ -1,11 +1,27 @@
 """How OpenAI's API writes tokens and their log probabilities."""
 
-from typing import Any
-
+from app.api.edge.answer import AnswerBody
 from app.core.sampling import Logprobs
 from app.text.tokenizer import Tokenizer
 
 _LOWEST = -9999.0
+
+
+class TopLogprob(AnswerBody):
+    """A token and its logprob."""
+
+    token: str
+    logprob: float
+    bytes: list[int]
+
+
+class TokenLogprob(AnswerBody):
+    """A token of the text, and the most probable ones in its place."""
+
+    token: str
+    logprob: float
+    bytes: list[int]
+    top_logprobs: list[TopLogprob]
 
 
 def finite(logprob: float) -> float:
@@ -14,7 +30,7 @@ def finite(logprob: float) -> float:
 
 
 def token_name(value: bytes) -> str:
-    """A token for people; one that is no whole text by its bytes, so that no two look alike."""
+    """A token for people. One whose bytes are no whole text is written byte by byte, so that no two look alike."""
     try:
         return value.decode()
     except UnicodeDecodeError:
@@ -26,14 +42,11 @@ def num_characters(value: bytes) -> int:
     return sum((byte & 0xC0) != 0x80 for byte in value)
 
 
-def describe(tokenizer: Tokenizer, token: Logprobs) -> dict[str, Any]:
+def describe(tokenizer: Tokenizer, token: Logprobs) -> TokenLogprob:
     """A token of a message with its logprob, and the most probable ones beside it."""
-    entries = [
-        {
-            "token": token_name(tokenizer.token_bytes(id_)),
-            "logprob": finite(value),
-            "bytes": list(tokenizer.token_bytes(id_)),
-        }
-        for id_, value in zip(token.token_ids, token.logprobs, strict=True)
+    values = [tokenizer.token_bytes(id_) for id_ in token.token_ids]
+    own, *others = [
+        TopLogprob(token_name(value), finite(logprob), list(value))
+        for value, logprob in zip(values, token.logprobs, strict=True)
     ]
-    return {**entries[0], "top_logprobs": entries[1:]}
+    return TokenLogprob(own.token, own.logprob, own.bytes, others)

@@ -7,19 +7,17 @@ from typing import Annotated, Any, Literal, NamedTuple
 
 from pydantic import Field
 
-from app.api.edge.body import RequestBody, Unsupported
+from app.api.edge.body import RequestBody, Unsupported, refused
 from app.api.generation.fields import SamplingFields
 from app.api.service import Service
 from app.errors import InvalidRequestError, UnsupportedError
 from app.grammar import constraint
 from app.grammar.compiler import GrammarError
 
-_UNSUPPORTED: Unsupported = {
+_UNSUPPORTED: Unsupported = refused("structural_tag whitespace_pattern") | {
     "disable_additional_properties": (False,),
     "disable_any_whitespace": (False,),
     "disable_fallback": (True, False),
-    "structural_tag": (),
-    "whitespace_pattern": (),
 }
 Schema = dict[str, Any]
 Choices = Annotated[list[Annotated[str, Field(min_length=1)]], Field(min_length=1)]

@@ -1,11 +1,13 @@
 """A message as Anthropic's API writes it, whole and as events."""
 
-from typing import Any
+from typing import Any, Literal
 
+from msgspec import UNSET, UnsetType, structs
 from pydantic_core import from_json
 
 from app.api.chat.prepare import Chat
 from app.api.chat.schema import ChatRequest
+from app.api.edge.answer import AnswerBody, NamedEvent
 from app.api.edge.errors import anthropic_error_body
 from app.api.edge.request_log import Usage
 from app.api.edge.sse import named_event
@@ -14,12 +16,109 @@ from app.api.messages.schema import MessagesRequest
 from app.api.service import Service
 from app.errors import ApiError
 
-_DELTAS = {
-    Kind.TEXT: ("text_delta", "text"),
-    Kind.REASONING: ("thinking_delta", "thinking"),
-    Kind.TOOL_CALL: ("input_json_delta", "partial_json"),
-}
-"""For each kind of block: the type of its deltas, and the field with what is new."""
+StopReason = Literal["end_turn", "max_tokens", "stop_sequence", "tool_use", "model_context_window_exceeded"]
+
+
+class ContentBlock(AnswerBody):
+    """A piece of what the model says."""
+
+    type: str
+
+
+class MessageText(ContentBlock, kw_only=True):
+    """A text."""
+
+    type: Literal["text"] = "text"
+    text: str
+
+
+class MessageThinking(ContentBlock, kw_only=True):
+    """Reasoning."""
+
+    type: Literal["thinking"] = "thinking"
+    thinking: str
+    signature: str = ""
+
+
+class MessageToolUse(ContentBlock, kw_only=True):
+    """A call that the model wants made."""
+
+    type: Literal["tool_use"] = "tool_use"
+    id: str
+    name: str
+    input: dict[str, Any]
+
+
+class MessageUsage(AnswerBody):
+    """How many tokens were read and written. Cached tokens are counted apart from the other input tokens."""
+
+    input_tokens: int
+    cache_creation_input_tokens: int
+    cache_read_input_tokens: int
+    output_tokens: int
+
+    @classmethod
+    def of(cls, usage: Usage) -> "MessageUsage":
+        """In the form of Anthropic's API."""
+        return cls(usage.prompt_tokens - usage.cached_tokens, 0, usage.cached_tokens, usage.completion_tokens)
+
+
+class AnthropicMessage(AnswerBody, kw_only=True):
+    """What the model says."""
+
+    id: str
+    type: Literal["message"] = "message"
+    role: Literal["assistant"] = "assistant"
+    model: str
+    content: list[ContentBlock]
+    stop_reason: StopReason | None = None
+    stop_sequence: str | None = None
+    usage: MessageUsage
+
+
+class EventDelta(AnswerBody):
+    """What is new of a message or a block."""
+
+
+class BlockDelta(EventDelta):
+    """More of a block, by its type: of its text, its thinking, or the JSON of its input."""
+
+    type: Literal["text_delta", "thinking_delta", "input_json_delta"]
+    text: str | UnsetType = UNSET
+    thinking: str | UnsetType = UNSET
+    partial_json: str | UnsetType = UNSET
+
+
+class Ending(EventDelta):
+    """Why a message has ended."""
+
+    stop_reason: StopReason
+    stop_sequence: str | None = None
+
+
+class MessageEvent(NamedEvent):
+    """An event of a streamed message: one that begins or ends the message, or one of its blocks, by their index."""
+
+    type: Literal[
+        "message_start",
+        "ping",
+        "content_block_start",
+        "content_block_delta",
+        "content_block_stop",
+        "message_delta",
+        "message_stop",
+    ]
+    message: AnthropicMessage | UnsetType = UNSET
+    index: int | UnsetType = UNSET
+    content_block: ContentBlock | UnsetType = UNSET
+    delta: EventDelta | UnsetType = UNSET
+    usage: MessageUsage | UnsetType = UNSET
+
+
+class TokenCount(AnswerBody):
+    """How long a prompt is."""
+
+    input_tokens: int
 
 
 class MessageAnswer(BlocksAnswer):
@@ -31,88 +130,70 @@ class MessageAnswer(BlocksAnswer):
         self.response_id = f"msg_{request_id}"
         self._request_id = request_id
         self._max_tokens = body.max_tokens
-        self._num_prompt_tokens = len(run.choices[0].prompt_token_ids)
-        self._head = {
-            "id": self.response_id,
-            "type": "message",
-            "role": "assistant",
-            "model": service.model_name,
-        }
+        usage = MessageUsage.of(Usage(prompt_tokens=len(run.choices[0].prompt_token_ids)))
+        self._message = AnthropicMessage(id=self.response_id, model=service.model_name, content=[], usage=usage)
 
-    def body(self, usage: Usage) -> dict[str, Any]:
+    def body(self, usage: Usage) -> AnthropicMessage:
         """See `Answer`."""
         content = [_content_block(block) for block in self._blocks.all]
-        return {**self._head, "content": content, **self._stop(usage), "usage": _usage(usage)}
+        ending = structs.asdict(self._end_of(usage))
+        return structs.replace(self._message, content=content, **ending, usage=MessageUsage.of(usage))
 
     def first_events(self) -> list[bytes]:
         """See `Answer`."""
-        usage = _usage(Usage(prompt_tokens=self._num_prompt_tokens))
-        message: dict[str, Any] = {
-            **self._head,
-            "content": [],
-            "stop_reason": None,
-            "stop_sequence": None,
-            "usage": usage,
-        }
-        return [named_event({"type": "message_start", "message": message}), named_event({"type": "ping"})]
+        return [named_event(MessageEvent("message_start", message=self._message)), named_event(MessageEvent("ping"))]
 
     def write(self, change: Change) -> list[bytes]:
         """See `BlocksAnswer`."""
-        block, text = change.block, change.text
-        if text is not None:
-            kind, field = _DELTAS[block.kind]
-            return [_block_event("delta", block, delta={"type": kind, field: text})]
-        if block.is_over:
-            return [_block_event("stop", block)]
-        return [_block_event("start", block, content_block=_content_block(block))]
+        block = change.block
+        if change.text is not None:
+            event = MessageEvent("content_block_delta", index=block.index, delta=_delta(block.kind, change.text))
+        elif block.is_over:
+            event = MessageEvent("content_block_stop", index=block.index)
+        else:
+            event = MessageEvent("content_block_start", index=block.index, content_block=_content_block(block))
+        return [named_event(event)]
 
     def last_events(self, usage: Usage) -> list[bytes]:
         """See `Answer`."""
-        delta = {"type": "message_delta", "delta": self._stop(usage), "usage": _usage(usage)}
-        return [named_event(delta), named_event({"type": "message_stop"})]
+        delta = MessageEvent("message_delta", delta=self._end_of(usage), usage=MessageUsage.of(usage))
+        return [named_event(delta), named_event(MessageEvent("message_stop"))]
 
     def end(self, error: ApiError | None) -> bytes:
         """See `Answer`."""
         return b"" if error is None else named_event(anthropic_error_body(error, self._request_id))
 
-    def _stop(self, usage: Usage) -> dict[str, str | None]:
-        """Why the message ended."""
+    def _end_of(self, usage: Usage) -> Ending:
         reason = self._ending.stop_reason if self._ending else None
         if isinstance(reason, str):
-            return {"stop_reason": "stop_sequence", "stop_sequence": reason}
+            return Ending("stop_sequence", reason)
         if self._is_cut:
             is_full = usage.completion_tokens < self._max_tokens
-            return {"stop_reason": "model_context_window_exceeded" if is_full else "max_tokens", "stop_sequence": None}
+            return Ending("model_context_window_exceeded" if is_full else "max_tokens")
         calls = any(block.kind is Kind.TOOL_CALL for block in self._blocks.all)
-        return {"stop_reason": "tool_use" if calls else "end_turn", "stop_sequence": None}
+        return Ending("tool_use" if calls else "end_turn")
 
 
-def _block_event(what: str, block: Block, **fields: Any) -> bytes:
-    return named_event({"type": f"content_block_{what}", "index": block.index, **fields})
-
-
-def _content_block(block: Block) -> dict[str, Any]:
+def _content_block(block: Block) -> ContentBlock:
     if block.kind is Kind.TEXT:
-        return {"type": "text", "text": block.text}
+        return MessageText(text=block.text)
     if block.kind is Kind.REASONING:
-        return {"type": "thinking", "thinking": block.text, "signature": ""}
-    return {"type": "tool_use", "id": block.call_id, "name": block.name, "input": _input(block.text)}
+        return MessageThinking(thinking=block.text)
+    return MessageToolUse(id=block.call_id, name=block.name, input=_input(block.text))
 
 
-def _input(arguments: str) -> Any:
-    """The arguments of a call, which may be cut off by its length: what there is of them."""
+def _delta(kind: Kind, text: str) -> BlockDelta:
+    if kind is Kind.TEXT:
+        return BlockDelta("text_delta", text=text)
+    if kind is Kind.REASONING:
+        return BlockDelta("thinking_delta", thinking=text)
+    return BlockDelta("input_json_delta", partial_json=text)
+
+
+def _input(arguments: str) -> dict[str, Any]:
+    """The arguments of a call, as far as they were written: the message may have ended by its length."""
     try:
         value = from_json(arguments, allow_partial="trailing-strings")
     except ValueError:
         return {}
     return value if isinstance(value, dict) else {}
-
-
-def _usage(usage: Usage) -> dict[str, int]:
-    """Anthropic counts cached tokens apart from the others of the prompt."""
-    return {
-        "input_tokens": usage.prompt_tokens - usage.cached_tokens,
-        "cache_creation_input_tokens": 0,
-        "cache_read_input_tokens": usage.cached_tokens,
-        "output_tokens": usage.completion_tokens,
-    }

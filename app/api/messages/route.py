@@ -5,40 +5,32 @@ from typing import Annotated
 from fastapi import APIRouter, Depends, Request
 from starlette.responses import Response
 
-from app.api.chat.parts import naming
-from app.api.chat.prepare import prepare_chat
-from app.api.chat.prompt import encode_chat
+from app.api.chat.parts import rename_errors
+from app.api.chat.prepare import encode_chat, prepare_chat
 from app.api.deps import ADMITTED, ServiceDep, body_of
+from app.api.edge.answer import json_response
 from app.api.edge.body import body_schema
-from app.api.edge.document import READS_BODY, RUNS, anthropic_answers
+from app.api.edge.document import READS_BODY, RUNS, answers
+from app.api.edge.errors import AnthropicErrorAnswer
 from app.api.generation.choices import TokenLimit
-from app.api.messages.answer import MessageAnswer
-from app.api.messages.answers import AnthropicMessage, TokenCount
+from app.api.messages.answer import AnthropicMessage, MessageAnswer, MessageEvent, TokenCount
 from app.api.messages.schema import CountTokensRequest, MessagesRequest
 from app.api.messages.translate import NAMES, to_chat
 
 router = APIRouter()
 
-_STREAM = """event: content_block_delta
-data: {"type":"content_block_delta","index":0,"delta":{"type":"text_delta","text":"Hi"}}
-
-event: message_stop
-data: {"type":"message_stop"}
-
-"""
-
 
 @router.post(
     "/v1/messages",
     openapi_extra=body_schema(MessagesRequest),
-    responses=anthropic_answers(AnthropicMessage, RUNS, stream=_STREAM),
+    responses=answers(AnthropicMessage, RUNS, events=(MessageEvent, AnthropicErrorAnswer), error=AnthropicErrorAnswer),
     dependencies=ADMITTED,
 )
 async def create_message(
     body: Annotated[MessagesRequest, Depends(body_of(MessagesRequest))], request: Request, service: ServiceDep
 ) -> Response:
     """Answer a conversation with one message."""
-    with naming(NAMES):
+    with rename_errors(NAMES):
         chat = to_chat(body)
         # As with Anthropic's models: what does not fit the context any more is no reason to refuse a conversation.
         limit = TokenLimit(None, body.max_tokens, "max_tokens", "messages")
@@ -51,14 +43,13 @@ async def create_message(
 @router.post(
     "/v1/messages/count_tokens",
     openapi_extra=body_schema(CountTokensRequest),
-    responses=anthropic_answers(TokenCount, READS_BODY),
-    response_model=None,
+    responses=answers(TokenCount, READS_BODY, error=AnthropicErrorAnswer),
 )
 async def count_tokens(
     body: Annotated[CountTokensRequest, Depends(body_of(CountTokensRequest))], service: ServiceDep
-) -> dict[str, int]:
+) -> Response:
     """How many tokens the prompt of a conversation has."""
     service.check_model(body.model)
-    with naming(NAMES):
+    with rename_errors(NAMES):
         prompt = await encode_chat(service, to_chat(body))
-    return {"input_tokens": len(prompt.token_ids)}
+    return json_response(TokenCount(len(prompt.token_ids)))

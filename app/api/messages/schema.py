@@ -4,24 +4,18 @@ from typing import Annotated, Any, Literal
 
 from pydantic import ConfigDict, Field, Tag
 
-from app.api.chat.tools import FunctionName
-from app.api.edge.body import Label, RequestBody, Unsupported
+from app.api.chat.schema import FunctionName
+from app.api.edge.body import Label, RequestBody, Unsupported, refused
 from app.api.generation.fields import TokenFields
 from app.api.generation.kinds import Unknown, by_type, refuse_unknown
 from app.errors import InvalidRequestError, UnsupportedError
 
-_IN_REQUESTS: Unsupported = {
-    "container": (),
-    "context_management": (),
-    "diagnostics": (),
-    "inference_geo": (),
+_IN_REQUESTS: Unsupported = refused(
+    "container context_management diagnostics inference_geo output_format thread user_profile_id workspace_id"
+) | {
     "mcp_servers": ([],),
-    "output_format": (),
     "service_tier": ("auto", "standard_only"),
     "speed": ("standard",),
-    "thread": (),
-    "user_profile_id": (),
-    "workspace_id": (),
 }
 _IN_BLOCKS: Unsupported = {
     "caller": ({"type": "direct"},),

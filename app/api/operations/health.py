@@ -1,31 +1,40 @@
 """What operators and orchestrators ask: /health, /health/live, /health/ready, /health/deep, /metrics, /version"""
 
-from typing import Any
-
 from fastapi import APIRouter, Request
-from fastapi.responses import JSONResponse, PlainTextResponse
+from fastapi.responses import PlainTextResponse
 from starlette.responses import Response
 
 from app import __version__
 from app.api.deps import ServiceDep
-from app.api.operations.answers import Health, Version
+from app.api.edge.answer import AnswerBody, json_response
+from app.api.edge.document import answers
 from app.metrics import CONTENT_TYPE
 
 router = APIRouter()
 
-_HEALTH: dict[int | str, dict[str, Any]] = {
-    200: {"model": Health, "description": "It is well"},
-    503: {"model": Health, "description": "It is not; the status says why"},
-}
+
+class Health(AnswerBody):
+    """200: it is well. 503: it is not, and the status says why."""
+
+    status: str
 
 
-def _answer(is_well: bool, status: str) -> JSONResponse:
-    return JSONResponse({"status": status}, status_code=200 if is_well else 503)
+class Version(AnswerBody):
+    """The server's version."""
+
+    version: str
+
+
+_HEALTH = answers(Health, (400, 500)) | answers(Health, (503,), error=Health)
+
+
+def _answer(is_well: bool, status: str) -> Response:
+    return json_response(Health(status), 200 if is_well else 503)
 
 
 @router.get("/health", responses=_HEALTH)
 @router.get("/health/ready", responses=_HEALTH)
-async def ready(service: ServiceDep, request: Request) -> JSONResponse:
+async def ready(service: ServiceDep, request: Request) -> Response:
     """200 if requests can be served now, else 503 with the reason: loading, draining, full."""
     if request.app.state.drain.has_begun:
         return _answer(False, "draining")
@@ -35,8 +44,8 @@ async def ready(service: ServiceDep, request: Request) -> JSONResponse:
 
 
 @router.get("/health/live", responses=_HEALTH)
-async def live(service: ServiceDep) -> JSONResponse:
-    """503 once the step loop turns no more, or the engine is gone for good; a model that is still loading is alive."""
+async def live(service: ServiceDep) -> Response:
+    """503 once the step loop hangs, or the engine is gone for good; a model that is still loading is alive."""
     if service.engine.failure is not None:
         return _answer(False, service.engine.failure)
     limit = service.settings.step_timeout / 2
@@ -45,19 +54,19 @@ async def live(service: ServiceDep) -> JSONResponse:
 
 
 @router.get("/health/deep", responses=_HEALTH)
-async def deep(service: ServiceDep, request: Request) -> JSONResponse:
-    """200 if the model gives a token; asked again within some seconds, the same answer."""
+async def deep(service: ServiceDep, request: Request) -> Response:
+    """200 if the model gives a token. The answer is kept for some seconds."""
     problem = await request.app.state.deep_check.problem(service)
     return _answer(not problem, problem or "ready")
 
 
-@router.get("/metrics", response_class=PlainTextResponse)
+@router.get("/metrics", response_class=PlainTextResponse, responses=answers(None, (400, 401, 500)))
 async def metrics(service: ServiceDep) -> Response:
     """Prometheus' text format."""
     return Response(service.metrics.render(), media_type=CONTENT_TYPE)
 
 
-@router.get("/version", response_model=Version)
-async def version() -> dict[str, Any]:
+@router.get("/version", responses=answers(Version))
+async def version() -> Response:
     """Paceline's version."""
-    return {"version": __version__}
+    return json_response(Version(__version__))

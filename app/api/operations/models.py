@@ -1,36 +1,49 @@
 """GET /v1/models and /v1/models/{id}"""
 
-from typing import Any
+from typing import Literal
 
 from fastapi import APIRouter
+from starlette.responses import Response
 
 from app.api.deps import ServiceDep
-from app.api.edge.document import answers
-from app.api.operations.answers import ServedModel, ServedModels
+from app.api.edge.answer import AnswerBody, json_response
+from app.api.edge.document import ANY, answers
 from app.api.service import Service
 
 router = APIRouter()
 
 
-@router.get("/v1/models", response_model=ServedModels)
-async def list_models(service: ServiceDep) -> dict[str, Any]:
+class ServedModel(AnswerBody, kw_only=True):
+    """A model that is served."""
+
+    id: str
+    object: Literal["model"] = "model"
+    created: int
+    owned_by: Literal["paceline"] = "paceline"
+    max_model_len: int | None
+    """Null while the model is loading."""
+
+
+class ServedModels(AnswerBody, kw_only=True):
+    """All models that are served."""
+
+    object: Literal["list"] = "list"
+    data: list[ServedModel]
+
+
+@router.get("/v1/models", responses=answers(ServedModels))
+async def list_models(service: ServiceDep) -> Response:
     """The one model that is served here."""
-    return {"object": "list", "data": [_describe(service)]}
+    return json_response(ServedModels(data=[_describe(service)]))
 
 
-@router.get("/v1/models/{model_id:path}", response_model=ServedModel, responses=answers(errors=(404,)))
-async def get_model(model_id: str, service: ServiceDep) -> dict[str, Any]:
+@router.get("/v1/models/{model_id:path}", responses=answers(ServedModel, (*ANY, 404)))
+async def get_model(model_id: str, service: ServiceDep) -> Response:
     """One model by its name."""
     service.check_model(model_id)
-    return _describe(service)
+    return json_response(_describe(service))
 
 
-def _describe(service: Service) -> dict[str, Any]:
-    ready = service.engine.ready
-    return {
-        "id": service.model_name,
-        "object": "model",
-        "created": service.created,
-        "owned_by": "paceline",
-        "max_model_len": ready.max_model_len if ready else None,
-    }
+def _describe(service: Service) -> ServedModel:
+    longest = service.engine.ready.max_model_len if service.engine.ready else None
+    return ServedModel(id=service.model_name, created=service.created, max_model_len=longest)

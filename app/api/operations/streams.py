@@ -6,21 +6,19 @@ from fastapi import APIRouter, Header, Request
 from starlette.responses import Response
 
 from app.api.deps import ServiceDep
-from app.api.edge.document import answers
+from app.api.edge.document import ANY, answers
+from app.api.edge.errors import ErrorAnswer
 from app.api.edge.sse import EventStream
+from app.api.generation.answer import Chunk
 from app.errors import InvalidRequestError
 
 router = APIRouter()
 
-_STREAM = """id: 8
-data: {"id":"cmpl-1","object":"text_completion","created":1,"model":"m","choices":[\
-{"index":0,"text":"Hi","logprobs":null,"finish_reason":null,"stop_reason":null}]}
-
-"""
-
 
 @router.get(
-    "/v1/streams/{stream_id:path}", responses=answers(None, (400, 404), stream=_STREAM), response_class=Response
+    "/v1/streams/{stream_id:path}",
+    responses=answers(None, (*ANY, 404), events=(Chunk, ErrorAnswer)),
+    response_class=Response,
 )
 async def read_stream(
     stream_id: str,

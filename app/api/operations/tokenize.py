@@ -1,51 +1,88 @@
 """POST /tokenize and /detokenize"""
 
-from typing import Annotated, Any
+from typing import Annotated
 
 from fastapi import APIRouter, Depends
+from pydantic import ConfigDict, Field
+from starlette.responses import Response
 
-from app.api.chat.prompt import encode_chat
+from app.api.chat.prepare import encode_chat
+from app.api.chat.schema import ChatFields, Message
 from app.api.deps import ServiceDep, body_of
-from app.api.edge.body import body_schema
+from app.api.edge.answer import AnswerBody, json_response
+from app.api.edge.body import Label, RequestBody, body_schema
 from app.api.edge.document import READS_BODY, answers
+from app.api.generation.fields import TokenId
 from app.api.generation.prompts import check_token_ids, encode_texts
-from app.api.operations.answers import Detokenized, Tokens
-from app.api.operations.schema import DetokenizeRequest, TokenizeRequest
+from app.errors import InvalidRequestError
 
 router = APIRouter()
 
 
-@router.post(
-    "/tokenize", openapi_extra=body_schema(TokenizeRequest), responses=answers(errors=READS_BODY), response_model=Tokens
-)
+class TokenizeRequest(ChatFields):
+    """A text, or a chat, to be turned into token ids."""
+
+    model_config = ConfigDict(json_schema_extra={"example": {"prompt": "Hello."}})
+
+    model: Label | None = None
+    prompt: str | None = None
+    messages: list[Message] = Field(default_factory=list)
+    add_special_tokens: bool = Field(True, description="what the tokenizer puts around a text; not for chats")
+    return_token_strs: bool = False
+
+    def check(self) -> None:
+        """See `RequestBody.check`."""
+        if (self.prompt is None) == (not self.messages):
+            raise InvalidRequestError("prompt: give either a prompt or messages", "prompt")
+        super().check()
+
+
+class DetokenizeRequest(RequestBody):
+    """Token ids to be turned into text."""
+
+    model_config = ConfigDict(json_schema_extra={"example": {"tokens": [1, 2, 3]}})
+
+    token_fields = frozenset(("tokens",))
+    model: Label | None = None
+    tokens: list[TokenId]
+
+
+class Tokens(AnswerBody):
+    """A text as tokens."""
+
+    tokens: list[int]
+    count: int
+    max_model_len: int
+    token_strs: list[str] | None
+    """With return_token_strs."""
+
+
+class Detokenized(AnswerBody):
+    """Tokens as a text."""
+
+    prompt: str
+
+
+@router.post("/tokenize", openapi_extra=body_schema(TokenizeRequest), responses=answers(Tokens, READS_BODY))
 async def tokenize(
     body: Annotated[TokenizeRequest, Depends(body_of(TokenizeRequest))], service: ServiceDep
-) -> dict[str, Any]:
+) -> Response:
     """Token ids of a text or a chat."""
     service.check_model(body.model)
     if body.prompt is not None:
         (tokens,) = await encode_texts(service, [body.prompt], "prompt", body.add_special_tokens)
     else:
         tokens = (await encode_chat(service, body)).token_ids
-    return {
-        "tokens": tokens,
-        "count": len(tokens),
-        "max_model_len": service.ready().max_model_len,
-        "token_strs": [service.tokenizer.token_text(id_) for id_ in tokens] if body.return_token_strs else None,
-    }
+    strs = [service.tokenizer.token_text(id_) for id_ in tokens] if body.return_token_strs else None
+    return json_response(Tokens(tokens, len(tokens), service.ready().max_model_len, strs))
 
 
-@router.post(
-    "/detokenize",
-    openapi_extra=body_schema(DetokenizeRequest),
-    responses=answers(errors=READS_BODY),
-    response_model=Detokenized,
-)
+@router.post("/detokenize", openapi_extra=body_schema(DetokenizeRequest), responses=answers(Detokenized, READS_BODY))
 async def detokenize(
     body: Annotated[DetokenizeRequest, Depends(body_of(DetokenizeRequest))], service: ServiceDep
-) -> dict[str, str]:
+) -> Response:
     """The text of token ids, special ones included."""
     service.check_model(body.model)
     if body.tokens:
         check_token_ids(body.tokens, service.ready().vocab_size, "tokens")
-    return {"prompt": service.tokenizer.decode(body.tokens, skip_special_tokens=False)}
+    return json_response(Detokenized(service.tokenizer.decode(body.tokens, skip_special_tokens=False)))

@@ -1,20 +1,20 @@
 """POST /v1/responses, GET and DELETE /v1/responses/{id}"""
 
 from functools import partial
-from typing import Annotated, Any
+from typing import Annotated
 
 from fastapi import APIRouter, Depends, Request
 from starlette.responses import Response
 
-from app.api.chat.parts import Fields, naming
+from app.api.chat.parts import Fields, rename_errors
 from app.api.chat.prepare import prepare_chat
 from app.api.deps import ADMITTED, ServiceDep, body_of
+from app.api.edge.answer import json_response
 from app.api.edge.body import body_schema
-from app.api.edge.document import RUNS, answers
+from app.api.edge.document import ANY, RUNS, answers
 from app.api.edge.request_log import RequestLog
 from app.api.generation.choices import TokenLimit
-from app.api.responses.answer import ResponseAnswer
-from app.api.responses.answers import DeletedResponse, ResponseObject
+from app.api.responses.answer import DeletedResponse, ResponseAnswer, ResponseEvent, ResponseObject
 from app.api.responses.schema import ResponsesRequest
 from app.api.responses.store import ResponseStore
 from app.api.responses.translate import NAMES, messages_of, to_chat
@@ -22,12 +22,6 @@ from app.api.service import Service
 from app.errors import InvalidRequestError, NotFoundError, UnsupportedError
 
 router = APIRouter()
-
-_STREAM = """event: response.output_text.delta
-data: {"type":"response.output_text.delta","item_id":"msg_1_0","output_index":0,"content_index":0,"delta":"Hi",\
-"logprobs":[],"sequence_number":4}
-
-"""
 
 
 def _store(request: Request) -> ResponseStore:
@@ -41,7 +35,7 @@ StoreDep = Annotated[ResponseStore, Depends(_store)]
 @router.post(
     "/v1/responses",
     openapi_extra=body_schema(ResponsesRequest),
-    responses=answers(ResponseObject, RUNS, stream=_STREAM),
+    responses=answers(ResponseObject, RUNS, events=(ResponseEvent,)),
     dependencies=ADMITTED,
 )
 async def create_response(
@@ -54,7 +48,7 @@ async def create_response(
     keeps = _is_kept(service, body, store)
     owner = _owner(request)
     messages = _earlier(store, body, owner) + messages_of(body.input)
-    with naming(NAMES):
+    with rename_errors(NAMES):
         chat = to_chat(body, messages)
         limit = TokenLimit(body.max_output_tokens, None, "max_output_tokens", "input")
         run = await prepare_chat(service, chat, limit)
@@ -62,7 +56,7 @@ async def create_response(
     return await answer.respond(request, run.choices, 1, body.priority)
 
 
-@router.get("/v1/responses/{response_id}", responses=answers(ResponseObject, (400, 404)))
+@router.get("/v1/responses/{response_id}", responses=answers(ResponseObject, (*ANY, 404)))
 async def get_response(response_id: str, request: Request, store: StoreDep) -> Response:
     """A stored response."""
     for name in request.query_params:  # such as `stream`
@@ -70,11 +64,11 @@ async def get_response(response_id: str, request: Request, store: StoreDep) -> R
     return Response(store.body(_owner(request), response_id), media_type="application/json")
 
 
-@router.delete("/v1/responses/{response_id}", responses=answers(DeletedResponse, (404,)), response_model=None)
-async def delete_response(response_id: str, request: Request, store: StoreDep) -> dict[str, Any]:
+@router.delete("/v1/responses/{response_id}", responses=answers(DeletedResponse, (*ANY, 404)))
+async def delete_response(response_id: str, request: Request, store: StoreDep) -> Response:
     """Forget a stored response."""
     store.delete(_owner(request), response_id)
-    return {"id": response_id, "object": "response", "deleted": True}
+    return json_response(DeletedResponse(response_id))
 
 
 def _owner(request: Request) -> str:

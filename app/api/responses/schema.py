@@ -4,23 +4,17 @@ from typing import Annotated, Any, Literal, get_args
 
 from pydantic import ConfigDict, Field, Tag
 
-from app.api.chat.tools import FunctionName
-from app.api.edge.body import Label, RequestBody, Unsupported
+from app.api.chat.schema import FunctionName
+from app.api.edge.body import Label, RequestBody, Unsupported, refused
 from app.api.generation.fields import Effort, TokenFields
 from app.api.generation.kinds import Unknown, by_type, refuse_unknown
 from app.errors import InvalidRequestError, UnsupportedError
 
-_IN_REQUESTS: Unsupported = {
-    "access_programs": (),
+_IN_REQUESTS: Unsupported = refused(
+    "access_programs background_options conversation image max_tool_calls moderation prompt prompt_cache_options"
+) | {
     "background": (False,),
-    "background_options": (),
     "context_management": ([],),
-    "conversation": (),
-    "image": (),
-    "max_tool_calls": (),
-    "moderation": (),
-    "prompt": (),
-    "prompt_cache_options": (),
     "prompt_cache_retention": ("in_memory", "in-memory"),
     "service_tier": ("auto", "default"),
     "stream_options": ({}, {"include_obfuscation": False}),
@@ -33,10 +27,7 @@ _IN_ITEMS: Unsupported = {
     "namespace": (),
     "phase": ("final_answer",),
 }
-_IN_REASONING: Unsupported = {
-    "generate_summary": (),
-    "summary": (),
-}
+_IN_REASONING: Unsupported = refused("generate_summary summary")
 LOGPROBS = "message.output_text.logprobs"
 TextType = Literal["input_text", "output_text", "text", "summary_text", "reasoning_text"]
 Status = Literal["in_progress", "completed", "incomplete"]

@@ -7,7 +7,7 @@ from typing import Any
 import msgspec
 
 from app.api.chat.parts import Fields
-from app.api.edge.sse import encode_json
+from app.api.edge.answer import AnswerBody, encode_json
 from app.errors import NotFoundError
 from app.settings import ServerSettings
 from app.tenants import FairMemory
@@ -53,7 +53,7 @@ class ResponseStore:
         """Whether it can keep anything."""
         return self._is_enabled
 
-    def put(self, owner: str, response_id: str, body: Fields, messages: list[Fields]) -> None:
+    def put(self, owner: str, response_id: str, body: AnswerBody, messages: list[Fields]) -> None:
         """Keep a response, and the conversation that it ends: all messages but for the instructions."""
         stored = _Stored(encode_json(body), encode_json(messages))
         self._stored[owner][response_id] = stored
