@@ -30,9 +30,22 @@ TESTS = Path(__file__).parent
 SLOW_FOLDERS = {"attention", "checkpoint", "clients", "deploy", "kernels", "models", "security", "server", "worker"}
 """Folders whose tests start processes, load models or compile kernels. Such tests elsewhere are marked one by one."""
 
+LONGEST_FILES = [
+    "server/test_chaos.py",
+    "worker/test_gpu_runner.py",
+    "models/test_oracle.py",
+    "server/test_pressure.py",
+    "server/test_service.py",
+    "server/test_reliability.py",
+    "deploy/test_nginx.py",
+    "kernels/test_gpu.py",
+]
+"""They take one to three minutes each, and run first. A file's tests stay in one process (`scripts/test`): when two
+processes share the files, neither should begin a long one at the end, while the other has nothing left to do."""
+
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark every test as either `slow` or `quick`."""
+    """Mark every test as either `slow` or `quick`, and sort them: the longest files first, quick tests last."""
     for item in items:
         in_slow_folder = item.path.relative_to(TESTS).parts[0] in SLOW_FOLDERS
         uses_model = "embedded_model" in getattr(item, "fixturenames", ())
@@ -40,6 +53,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker("slow")
         if not item.get_closest_marker("slow"):
             item.add_marker("quick")
+    items.sort(key=_order)
+
+
+def _order(item: pytest.Item) -> tuple[int, bool]:
+    file = item.path.relative_to(TESTS).as_posix()
+    rank = LONGEST_FILES.index(file) if file in LONGEST_FILES else len(LONGEST_FILES)
+    return rank, item.get_closest_marker("quick") is not None
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:
