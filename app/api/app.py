@@ -60,7 +60,7 @@ def create_app(settings: Settings, lifespan: Lifespan) -> FastAPI:
 
 
 def _tracing(settings: Settings) -> "Tracing | None":
-    """What makes traces, if they are wanted: its libraries are imported only then."""
+    """The exporter of traces, if one is configured: its libraries are imported only then."""
     if settings.otlp_traces_endpoint is None:
         return None
     try:

@@ -1,4 +1,4 @@
-"""What routes depend on, for FastAPI: the service, admission before a body is read, and the body."""
+"""FastAPI dependencies of the routes: the service, admission before a body is read, and the body itself."""
 
 from collections.abc import Awaitable, Callable
 from typing import Annotated
@@ -21,7 +21,7 @@ ServiceDep = Annotated[Service, Depends(_service)]
 
 
 def _admit(request: Request, service: ServiceDep) -> None:
-    """Refuse what there is no room for, before its body is read and its prompt tokenized."""
+    """Refuse a request that there is no room for, before its body is read and its prompt tokenized."""
     entry: RequestLog = request.scope["request_log"]
     service.ready()
     service.engine.check_room()
@@ -43,7 +43,7 @@ def _check_tenants_queue(service: Service, tenant: Tenant) -> None:
 
 
 ADMITTED = [Depends(_admit)]
-"""For a route's `dependencies`: these come before its body is read."""
+"""For a route's `dependencies`, which FastAPI resolves before the body is read."""
 
 
 def body_of(model: type[Body]) -> Callable[[Request, Service], Awaitable[Body]]:

@@ -1,7 +1,7 @@
 """An API worker: `python -m app.api.process ADDRESS MODEL_FOLDER SOCKET_FD STARTED_AT INDEX`.
 
-The supervisor starts it. It takes its settings from stdin, and ends in good order when stdin is closed: the parent is
-gone (`app.core.parent`).
+The supervisor starts it. It reads its settings from stdin, and shuts down in order when stdin is closed, which means
+that the parent is gone (`app.core.parent`).
 """
 
 import asyncio
@@ -48,14 +48,14 @@ log = logging.getLogger(__name__)
 _CHAT = '{"temperature": 0, "messages": [{"role": "user", "content": "What is the capital of France?"}]}'
 
 _BACKLOG = 2048
-"""Connections that may wait to be accepted."""
+"""How many connections may wait to be accepted."""
 _LAST_WORDS_SECONDS = 2
-"""What streams get to send their last event once the drain is over."""
+"""Seconds that streams have to send their last event once the drain is over."""
 
 
 @dataclass(frozen=True)
 class TextSide:
-    """What a service has of a model without its engine."""
+    """The part of a model that an API worker loads itself."""
 
     model_name: str
     tokenizer: Tokenizer
@@ -65,7 +65,7 @@ class TextSide:
 
 
 def load_text_side(settings: Settings, folder: Path) -> TextSide:
-    """Read a model folder. Raises ModelError: do it before there is a server, which would say more than that."""
+    """Read a model folder. Raises ModelError; call it before the server starts, which would log a traceback as well."""
     tokenizer = Tokenizer(folder)
     template = ChatTemplate.from_folder(folder, tokenizer)
     name = settings.served_model_name or _default_name(settings, folder)
@@ -76,7 +76,7 @@ def load_text_side(settings: Settings, folder: Path) -> TextSide:
 async def running_service(
     settings: Settings, text: TextSide, admission: Admission, address: str, name: str = "0"
 ) -> AsyncIterator[Service]:
-    """A service that is connected to an engine, to which it is `name`. Does not wait until the engine is ready."""
+    """A service that is connected to an engine, which knows it as `name`. Does not wait until the engine is ready."""
     metrics = Metrics(lambda: engine.heartbeat.num_restarts)
     engine = AsyncEngine(address, name, settings.max_queue, metrics, settings.max_queue_tokens)
     service = Service(
@@ -113,7 +113,7 @@ def main() -> None:
     address, folder, fd, started_at, index = sys.argv[1:]
     settings = read_settings(address)
     configure_logging(settings, process="api")
-    signal.signal(signal.SIGHUP, signal.SIG_IGN)  # there are no keys yet that could be read again
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)  # no keys are loaded yet that could be reloaded
     sock = socket.socket(fileno=int(fd))
     running = AsyncExitStack()
 
@@ -137,22 +137,22 @@ def main() -> None:
         log.error("%s", error)
         sys.exit(EXIT_STARTUP_ERROR)
     signal.signal(signal.SIGHUP, lambda _number, _frame: app.state.admission.reload())
-    faulthandler.register(signal.SIGUSR1, all_threads=True)  # the supervisor wants to know where it hangs
+    faulthandler.register(signal.SIGUSR1, all_threads=True)  # where it hangs, for the supervisor
     server = DrainingServer(app, settings, running.aclose, Heartbeat(address, f"api-{index}"))
     when_parent_ends(server.end)
     server.run([sock])
 
 
 def _listen(sock: socket.socket) -> None:
-    """Accept connections from now on, if no other API worker has begun to."""
+    """Accept connections from now on, unless another API worker already does."""
     try:
         sock.listen(_BACKLOG)
-    except OSError as error:  # between it and the supervisor's look at the port, somebody else was faster
+    except OSError as error:  # another program took the port after the supervisor had checked it
         raise StartupError(f"cannot listen on port {sock.getsockname()[1]}: {error.strerror}") from error
 
 
 def server_config(app: FastAPI, settings: Settings) -> uvicorn.Config:
-    """uvicorn as Paceline wants it: its fast parser and loop, and no log of its own."""
+    """The configuration of uvicorn: our protocol on its fast parser, and no log lines of its own."""
     return uvicorn.Config(
         app,
         http=cast(type[HttpProtocol], partial(HttpProtocol, settings=settings)),
@@ -166,25 +166,24 @@ def server_config(app: FastAPI, settings: Settings) -> uvicorn.Config:
 
 
 class DrainingServer(uvicorn.Server):
-    """uvicorn's server, which drains on SIGTERM: it goes on accepting, and says that it takes no new requests.
+    """uvicorn's server, which drains on SIGTERM: it still accepts connections, and answers new requests with 503.
 
-    It beats as its loop turns, so that the supervisor sees when it hangs.
-
-    uvicorn itself would close its socket at once, and cut what is open when its grace ends. SIGINT is the parent's to
-    deal with: a terminal sends it to all processes.
+    Its event loop sends heartbeats, so that the supervisor sees when it hangs. uvicorn itself would close its socket at
+    once, and cut open connections after its grace period. SIGINT is left to the parent, since a terminal sends it to
+    all processes.
     """
 
     def __init__(
         self, app: FastAPI, settings: Settings, let_go: Callable[[], Awaitable[None]], heartbeat: Heartbeat
     ) -> None:
-        """`let_go` ends all open requests with an error, by letting go of their engine. It may be called again."""
+        """`let_go` disconnects from the engine, which ends all open requests with an error. It may be called twice."""
         super().__init__(server_config(app, settings))
         self._drain: Drain = app.state.drain
         self._let_go = let_go
         self._heartbeat = heartbeat
 
     def end(self) -> None:
-        """End now; may be called from any thread."""
+        """End now. May be called from any thread."""
         self.should_exit = True
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:  # noqa: ARG002 - uvicorn's
@@ -206,8 +205,8 @@ class DrainingServer(uvicorn.Server):
 
 
 async def _follow_engine(service: Service, sock: socket.socket, started_at: float) -> None:
-    """Say where and with what once the engine is ready, and keep account of those that come after it."""
-    with suppress(EngineUnavailableError):  # the engine itself has said why it does not start
+    """Print the banner once the engine is ready, and record the start of every engine that replaces it."""
+    with suppress(EngineUnavailableError):  # the engine itself has logged why it does not start
         ready = await service.engine.wait_until_ready()
         total = time.time() - started_at
         service.metrics.record_startup({**ready.startup_seconds, "total": total})
@@ -221,14 +220,14 @@ async def _follow_engine(service: Service, sock: socket.socket, started_at: floa
 
 
 def _url(sock: socket.socket) -> str:
-    """Where the server can be reached from this machine."""
+    """The URL of the server on this machine."""
     host, port = sock.getsockname()[:2]
     host = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(host, f"[{host}]" if ":" in host else host)
     return f"http://{host}:{port}"
 
 
 def _greet(service: Service, ready: EngineReady, url: str, seconds: float) -> None:
-    if service.settings.log_format == "json":  # where every line is one
+    if service.settings.log_format == "json":  # every line has to be JSON
         fields = {"model": service.model_name, "num_kv_blocks": ready.num_kv_blocks, "device": ready.device}
         log.info("Paceline is ready at %s after %.1f s", url, seconds, extra={"fields": fields})
     else:

@@ -1,4 +1,4 @@
-"""What every route works with."""
+"""The served model, as all routes see it."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -34,7 +34,7 @@ class Service:
     settings: Settings
     model_name: str
     created: int
-    """Seconds since 1970: when the service started."""
+    """When the service started, in seconds since 1970."""
     tokenizer: Tokenizer
     chat_template: ChatTemplate
     message_format: MessageFormat
@@ -47,24 +47,24 @@ class Service:
     admission: Admission
 
     def ready(self) -> EngineReady:
-        """The engine's own description; EngineUnavailableError while it has none."""
+        """What the engine says of itself. Raises EngineUnavailableError while it is not ready."""
         if self.engine.ready is None:
             raise EngineUnavailableError(self.engine.failure or "the model is still loading")
         return self.engine.ready
 
     def failed(self, error: str, blames_request: bool = False) -> ApiError:
-        """A request failed: by itself, or because the engine is gone, and then another try may go better."""
+        """The error of a failed request: 503 if the engine is gone, so that another try may succeed."""
         if self.engine.failure is not None:
             return EngineUnavailableError(f"the engine is not available: {self.engine.failure}")
         return InvalidRequestError(error) if blames_request else InternalError(error or "the request failed")
 
     def expired(self, entry: RequestLog) -> DeadlineError:
-        """A request's time is over."""
+        """The error of a request whose deadline has passed."""
         entry.rejection = DeadlineError.rejection
         return DeadlineError("the request's time is over (X-Request-Timeout, or the server's request_timeout)")
 
     def use_tokens(self, tenant: Tenant, kind: Literal["prompt", "generation"], count: int) -> None:
-        """A tenant is given service, which counts for its limits."""
+        """Count the tokens of a tenant, for its limits and its metrics."""
         self.admission.use_tokens(tenant, count)
         self.metrics.record_tenant_tokens(tenant.name, kind, count)
 
@@ -74,7 +74,7 @@ class Service:
             raise UnsupportedError("this model is an encoder: it generates no text", "model")
 
     def check_model(self, name: str | None) -> None:
-        """NotFoundError unless `name` is the served model, or not given."""
+        """NotFoundError if `name` is given and is not the served model."""
         if name is not None and name != self.model_name:
             error = NotFoundError(f"the model '{name}' does not exist; this server has '{self.model_name}'", "model")
             error.code = "model_not_found"

@@ -33,7 +33,7 @@ class FunctionToolCall(AnswerBody, kw_only=True):
 
 
 class AssistantMessage(AnswerBody, kw_only=True):
-    """What the model says. Reasoning and calls are left out where there are none."""
+    """What the model says. Reasoning and calls are left out if there are none."""
 
     role: Literal["assistant"] = "assistant"
     content: str | None
@@ -104,7 +104,7 @@ class ChatChunkChoice(AnswerBody):
     logprobs: ChatLogprobs | None = None
     finish_reason: FinishedBy | None = None
     stop_reason: str | int | UnsetType | None = UNSET
-    """Only at the end."""
+    """The stop string, or stop token, that ended it; only in the last event of a choice."""
 
 
 class ChatChunk(Chunk, kw_only=True):
@@ -115,7 +115,7 @@ class ChatChunk(Chunk, kw_only=True):
 
 
 class MessageBuilder:
-    """Takes in deltas, and gives the whole message."""
+    """Builds the whole message from the parser's deltas."""
 
     def __init__(self, several_calls: bool) -> None:
         """Without `several_calls`, calls after the first are left out."""
@@ -125,7 +125,7 @@ class MessageBuilder:
         self.tool_calls: list[FunctionToolCall] = []
 
     def add(self, delta: MessageDelta) -> list[ChatDelta]:
-        """Take in news; returns them as deltas of one kind each."""
+        """Add a delta. Returns it in OpenAI's form, split so that each has one kind of content."""
         self._content.append(delta.content)
         self._reasoning.append(delta.reasoning)
         news = [ChatDelta(reasoning_content=delta.reasoning)] if delta.reasoning else []
@@ -165,7 +165,7 @@ class ChatAnswer(ChoicesAnswer):
         self._logprobs: list[list[TokenLogprob]] = [[] for _ in range(body.n)]
         self._endings: dict[int, TextDelta] = {}
         self._frames: list[tuple[bytes, bytes]] = []
-        """For each choice, what stands before and after the text of its events."""
+        """For each choice, the bytes of an event before and after its text."""
 
     def take(self, index: int, delta: TextDelta) -> None:
         """See `Answer`."""
@@ -174,7 +174,7 @@ class ChatAnswer(ChoicesAnswer):
         self._endings[index] = delta
 
     def _parse(self, index: int, delta: TextDelta) -> list[ChatDelta]:
-        """Add what a delta says to the message."""
+        """Parse a delta, and add it to the message."""
         parser, message = self._parsers[index], self._messages[index]
         news = message.add(parser.feed(delta.text))
         return news if delta.finish_reason is None else news + message.add(parser.finish())
@@ -207,7 +207,7 @@ class ChatAnswer(ChoicesAnswer):
         """See `Answer`."""
         result = []
         if type(self._parsers[index]) is PlainText and not (delta.logprobs or self._counts_always):
-            if delta.text:  # nearly all events: but for the text, they are made beforehand
+            if delta.text:  # nearly all events, so only the text is encoded here
                 head, tail = self._frames[index]
                 result.append(head + encode_json(delta.text) + tail)
         else:

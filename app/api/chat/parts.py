@@ -1,4 +1,4 @@
-"""From the bodies of other APIs to a chat: what their translations have in common."""
+"""Parts of a chat, for the translations from other APIs."""
 
 import json
 from collections.abc import Iterator, Sequence
@@ -13,7 +13,7 @@ Fields = dict[str, Any]
 
 @contextmanager
 def rename_errors(names: dict[str, str]) -> Iterator[None]:
-    """Errors about fields of a chat name those of the API that was called: the first that fits of `names`."""
+    """Make errors name the fields of the API that was called. `names`: by the beginning of a chat's field."""
     try:
         yield
     except InvalidRequestError as error:
@@ -27,17 +27,17 @@ def rename_errors(names: dict[str, str]) -> Iterator[None]:
 
 
 def token_fields(body: TokenFields) -> Fields:
-    """What a body says of sampling: these fields have the same names everywhere."""
+    """The sampling fields that were given. They have the same names in all APIs."""
     return body.model_dump(include=set(TokenFields.model_fields), exclude_unset=True)
 
 
 def text_parts(texts: Sequence[str]) -> str | list[dict[str, str]]:
-    """The content of a message: one text as it is, others as parts."""
+    """The content of a message: a single text as it is, several as parts."""
     return "".join(texts) if len(texts) < 2 else [{"type": "text", "text": text} for text in texts]
 
 
 def assistant_message(texts: Sequence[str], reasoning: str, tool_calls: Sequence[Fields]) -> Fields:
-    """A message of the assistant, which has what is not empty."""
+    """A message of the assistant, without fields that would be empty."""
     message: Fields = {"role": "assistant"}
     if texts or not tool_calls:
         message["content"] = text_parts(texts)

@@ -1,4 +1,4 @@
-"""From a validated chat to its prompt, to what the engine needs, and to what parses its answers."""
+"""From a validated chat to its prompt, its choices, and the parsers of their texts."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -17,14 +17,14 @@ from app.text.tools.formats import format_of_required_calls
 
 
 class ChatPrompt(NamedTuple):
-    """A chat as a model sees it."""
+    """The prompt that a chat template makes of a chat."""
 
     token_ids: list[int]
     ends_in_reasoning: bool
 
 
 async def encode_chat(service: Service, body: ChatFields) -> ChatPrompt:
-    """Render a chat and encode it. Raises InvalidRequestError for what the template does not accept."""
+    """Render a chat and tokenize it. Raises InvalidRequestError if the template does not accept it."""
     if body.chat_template is not None and not service.settings.trust_request_chat_template:
         raise UnsupportedError(
             "chat_template: this server does not run templates of requests (trust_request_chat_template)",
@@ -54,7 +54,7 @@ async def encode_chat(service: Service, body: ChatFields) -> ChatPrompt:
 
 
 def _template_kwargs(service: Service, body: ChatFields) -> dict[str, Any]:
-    """Variables of the chat template. UnsupportedError for a wish that it does not know."""
+    """Variables of the chat template. Raises UnsupportedError for a reasoning effort that the template ignores."""
     effort, source = body.reasoning_effort, body.chat_template or service.chat_template.source
     asked: dict[str, Any] = {}
     if effort is not None and "reasoning_effort" in source:
@@ -68,15 +68,15 @@ def _template_kwargs(service: Service, body: ChatFields) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Chat:
-    """A chat that can be run."""
+    """A chat that is ready to run."""
 
     choices: list[Choice]
     new_parser: Callable[[], MessageParser]
-    """Makes what reads the text of a choice."""
+    """Makes the parser of a choice's text."""
 
 
 async def prepare_chat(service: Service, body: ChatRequest, limit: TokenLimit | None = None) -> Chat:
-    """Raises InvalidRequestError that names the field. `limit`: as other APIs say it than that of chats."""
+    """Raises InvalidRequestError that names the field. `limit`: of another API than chats; by default the body's."""
     service.check_model(body.model)
     service.check_generates()
     ready = service.ready()
@@ -111,7 +111,7 @@ def _limit(body: ChatRequest) -> TokenLimit:
 
 
 def _wanted_calls(service: Service, body: ChatRequest, in_reasoning: bool) -> Constraint | None:
-    """That one of the wanted tools is called, if there are any. The model may think before."""
+    """A constraint to call one of the required tools, if there are any. Reasoning may come before."""
     if not body.wanted_tools:
         return None
     schemas = {tool.function.name: tool.function.schema_of_arguments() for tool in body.wanted_tools}

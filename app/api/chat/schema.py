@@ -1,4 +1,4 @@
-"""POST /v1/chat/completions"""
+"""The request of POST /v1/chat/completions"""
 
 from typing import Annotated, Any, Literal
 
@@ -21,7 +21,7 @@ FunctionName = Annotated[str, Field(pattern=r"^[a-zA-Z0-9_.-]{1,64}$")]
 
 
 class FunctionDefinition(RequestBody):
-    """What a function is called, and what it takes."""
+    """A function's name and parameters."""
 
     name: FunctionName
     description: str | None = None
@@ -29,7 +29,7 @@ class FunctionDefinition(RequestBody):
     strict: bool = Field(False, description="arguments of calls that are asked for match in either case")
 
     def schema_of_arguments(self) -> dict[str, Any]:
-        """What a call's arguments match; a function without parameters takes none, as OpenAI has it."""
+        """The schema of a call's arguments. As in OpenAI's API, a function without parameters takes none."""
         return {"additionalProperties": False} if self.parameters is None else self.parameters
 
 
@@ -58,7 +58,7 @@ class NamedToolChoice(RequestBody):
 
 
 class FunctionCall(RequestBody):
-    """What the model called, by whatever name."""
+    """The function that the model called, by whatever name."""
 
     name: Label
     arguments: str = Field(description="JSON")
@@ -76,7 +76,7 @@ class ToolCall(RequestBody):
     index: int | None = Field(None, description="of OpenAI's client, for a streamed call; changes nothing")
 
     def for_template(self, path: str) -> dict[str, Any]:
-        """As chat templates expect it: with the arguments as an object. InvalidRequestError if they are none."""
+        """As chat templates expect it, with the arguments as an object. Raises InvalidRequestError if they are not."""
         where = f"{path}.function.arguments"
         arguments = parse_json(self.function.arguments or "{}", where, where)
         if not isinstance(arguments, dict):
@@ -89,7 +89,7 @@ class ToolCall(RequestBody):
 
 
 class ContentPart(RequestBody):
-    """A piece of a message; only text is supported, and what the assistant said instead of an answer."""
+    """A part of a message. Only text is supported, and refusals of the assistant."""
 
     unsupported = _IN_MESSAGES
     type: str
@@ -97,7 +97,7 @@ class ContentPart(RequestBody):
     refusal: str | None = Field(None, description="of the type refusal, of the assistant")
 
     def check_kind(self, path: str, role: str) -> None:
-        """InvalidRequestError for what is no text."""
+        """Raise InvalidRequestError for what is not text."""
         if self.type != "text" and (self.type, role) != ("refusal", "assistant"):
             raise UnsupportedError(f"{path}: content of type {self.type!r:.40} is not supported", path)
         for name in ("text", "refusal"):
@@ -116,7 +116,7 @@ class Message(RequestBody):
     unsupported = _IN_MESSAGES
     role: Literal["system", "developer", "user", "assistant", "tool"]
     content: str | list[ContentPart] | None = Field(None, description="a text, or parts of type text")
-    # Templates may print the name: nothing in it may look like a control token.
+    # Templates may print the name, so nothing in it may look like a control token.
     name: Annotated[str, Field(pattern=r"^[^\s<|\\/>]{1,64}$")] | None = None
     tool_calls: list[ToolCall] = Field(default_factory=list, description="of the assistant")
     tool_call_id: Label | None = Field(None, description="of the call whose result this is")
@@ -124,7 +124,7 @@ class Message(RequestBody):
     parsed: Any = Field(None, description="of OpenAI's client, which sends back what it made; changes nothing")
 
     def for_template(self, path: str) -> dict[str, Any]:
-        """The message as chat templates expect it. InvalidRequestError if arguments of calls are not JSON."""
+        """The message as chat templates expect it. Raises InvalidRequestError if arguments of calls are not JSON."""
         message = self.model_dump(exclude_none=True, exclude={"tool_calls", "parsed", *(self.model_extra or ())})
         if isinstance(self.content, list):
             message["content"] = [part.for_template() for part in self.content]
@@ -135,7 +135,7 @@ class Message(RequestBody):
         return message
 
     def check_content(self, path: str) -> None:
-        """Raise InvalidRequestError unless the content is text, and what is the assistant's only is the assistant's."""
+        """Raise InvalidRequestError unless the content is text, and only the assistant has calls and reasoning."""
         for name in ("tool_calls", "reasoning_content"):
             if getattr(self, name) and self.role != "assistant":
                 raise InvalidRequestError(f"{path}.{name}: only the assistant has it", f"{path}.{name}")
@@ -161,7 +161,7 @@ class ChatFields(RequestBody):
     @model_validator(mode="before")
     @classmethod
     def _refuse_other_kinds(cls, data: Any) -> Any:
-        """UnsupportedError for tools, or a choice of them, that OpenAI has beside functions."""
+        """Raise UnsupportedError for tools, or choices of them, other than functions."""
         given = data if isinstance(data, dict) else {}
         tools = given["tools"] if isinstance(given.get("tools"), list) else []
         places = [
@@ -175,12 +175,12 @@ class ChatFields(RequestBody):
 
     @property
     def usable_tools(self) -> list[Tool]:
-        """The tools that the model is told of."""
+        """The tools that the prompt describes."""
         return [] if self.tool_choice == "none" else self.tools
 
     @property
     def wanted_tools(self) -> list[Tool]:
-        """Those one of which is to be called in any case; none if the model is free not to."""
+        """The tools of which one has to be called; none if the model is free not to call."""
         if isinstance(self.tool_choice, NamedToolChoice):
             name = self.tool_choice.function.name
             return [tool for tool in self.tools if tool.function.name == name]
@@ -241,7 +241,7 @@ class ChatRequest(ChatFields, StructuredFields, SamplingFields):
             self._check_nothing_else_is_wanted()
 
     def _check_nothing_else_is_wanted(self) -> None:
-        """All of the text is calls: another form is none of them, and a stop would cut their arguments."""
+        """Required calls are all of the text: it has no other form, and a stop would cut off their arguments."""
         stops = [name for name in ("stop", "stop_token_ids") if getattr(self, name)]
         constraint = self.constraint()
         for name in [constraint.field] if constraint else stops:

@@ -30,18 +30,18 @@ class TextLogprobs(AnswerBody):
 
 
 class TextChoice(AnswerBody):
-    """One of the texts, or what is new of it."""
+    """One of the texts, or in an event what is new of it."""
 
     index: int
     text: str
     logprobs: TextLogprobs | None = None
     finish_reason: Literal["stop", "length"] | None = None
-    """None while the text goes on."""
+    """None while the text continues."""
     stop_reason: str | int | None = None
     """The stop string, or stop token, that ended it."""
 
     def take_ending(self, delta: TextDelta) -> None:
-        """Note how the text has ended, if it has."""
+        """Set how the text has ended, if it has."""
         if delta.finish_reason is not None:
             self.finish_reason, self.stop_reason = ended_by(delta), delta.stop_reason
 
@@ -65,7 +65,7 @@ class CompletionChunk(Chunk, kw_only=True):
 
 
 class _ChoiceWriter:
-    """Puts a choice's news into the form of the API: text, and logprobs with their places in the text."""
+    """Writes the text of a choice, and its logprobs with their offsets in the text."""
 
     def __init__(self, service: Service, body: CompletionRequest, prompt: list[int]) -> None:
         self._tokenizer = service.tokenizer
@@ -79,10 +79,10 @@ class _ChoiceWriter:
         text, tokens = delta.text, delta.logprobs
         self._echo_logprobs += delta.prompt_logprobs
         if self._echo:
-            if not (delta.token_ids or delta.finish_reason):  # the prompt is still being computed
+            if not (delta.token_ids or delta.finish_reason):  # the engine still computes the prompt
                 return "", None
             text = self._tokenizer.decode(self._echo, skip_special_tokens=False) + text
-            first = Logprobs(self._echo[:1], [])  # nothing predicts a text's first token
+            first = Logprobs(self._echo[:1], [])  # the first token has no prediction
             tokens = [first, *self._echo_logprobs, *tokens] if self._wants_logprobs else []
             self._echo = []
         return text, self._logprobs(tokens) if self._wants_logprobs else None
@@ -101,7 +101,7 @@ class _ChoiceWriter:
 
 
 def _by_name(values: list[bytes], logprobs: list[float]) -> dict[str, float]:
-    """Logprobs by the tokens' names; the higher one where two tokens have the same."""
+    """Logprobs by the names of tokens; the higher one if two tokens have the same name."""
     result: dict[str, float] = {}
     for value, logprob in zip(values, logprobs, strict=True):
         name = token_name(value)
@@ -118,7 +118,7 @@ class TextAnswer(ChoicesAnswer):
         self._texts: list[list[str]] = [[] for _ in choices]
         self._choices = [TextChoice(index, "") for index in range(len(choices))]
         self._frames: list[tuple[bytes, bytes]] = []
-        """For each choice, what stands before and after the text of its events."""
+        """For each choice, the bytes of an event before and after its text."""
 
     def take(self, index: int, delta: TextDelta) -> None:
         """See `Answer`."""

@@ -49,7 +49,7 @@ async def create_completion(
 
 
 async def _prompts(service: Service, body: CompletionRequest) -> list[list[int]]:
-    """The prompts as lists of token ids; InvalidRequestError if one is empty or names unknown tokens."""
+    """The prompts as token ids. Raises InvalidRequestError if one is empty or has unknown tokens."""
     prompt = as_list(body.prompt, "prompt")
     check_num_choices(service, len(prompt), body.n)
     prompts = prompt

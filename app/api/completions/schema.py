@@ -1,4 +1,4 @@
-"""POST /v1/completions"""
+"""The request of POST /v1/completions"""
 
 from pydantic import ConfigDict, Field
 
@@ -7,7 +7,7 @@ from app.api.generation.structured import StructuredFields
 from app.errors import InvalidRequestError, UnsupportedError
 
 DEFAULT_MAX_TOKENS = 16
-"""OpenAI's."""
+"""As in OpenAI's API."""
 
 
 class CompletionRequest(StructuredFields, SamplingFields):

@@ -1,4 +1,4 @@
-"""Who may ask, and how often: keys, rates and queues, before anything is done for a request."""
+"""Authentication and rate limits: what is checked before any work is done for a request."""
 
 import logging
 import math
@@ -27,14 +27,14 @@ _OPEN_TO_ALL = {"/health", "/health/live", "/health/ready", "/health/deep"}
 
 
 class _Bucket:
-    """A limit on what is used a minute: as much at once, and then as it flows in. What is used beyond it is a debt."""
+    """A token bucket: a limit per minute, all of which may be used at once. Use beyond it is a debt."""
 
     def __init__(self) -> None:
-        self._level: float | None = None  # as full as can be
+        self._level: float | None = None  # full
         self._at = 0.0
 
     def level(self, limit: int) -> float:
-        """What may be used now."""
+        """How much may be used now; negative for a debt."""
         now = time.monotonic()
         if self._level is None:
             self._level = limit
@@ -43,7 +43,7 @@ class _Bucket:
         return self._level
 
     def use(self, limit: int | None, amount: int) -> None:
-        """Take something out."""
+        """Use an amount, which may exceed the level."""
         if limit is not None:
             self._level = self.level(limit) - amount
 
@@ -55,7 +55,7 @@ class _Usage:
 
 
 class Admission:
-    """The tenants of one process, and what they have used of their limits."""
+    """The tenants, and how much of their limits they have used in this process."""
 
     def __init__(self, settings: Settings) -> None:
         """Raises StartupError if the keys cannot be read."""
@@ -65,7 +65,7 @@ class Admission:
         self._usage: dict[str, _Usage] = {}
 
     def reload(self) -> None:
-        """Read the file of keys again. If it is broken, what was read before stays."""
+        """Read the file of keys again. If it is broken, the keys stay as they were."""
         if self._source is None:
             return
         try:
@@ -76,7 +76,7 @@ class Admission:
             log.info("the API keys were read again")
 
     def tenant_of(self, scope: Scope) -> Tenant:
-        """Whose request it is. AuthenticationError unless it has a key, or goes where none is needed."""
+        """The tenant whose key a request carries. Raises AuthenticationError if it has none and the path needs one."""
         if self._tenants is None or scope["path"] in self._public:
             return EVERYBODY
         tenant = None
@@ -91,7 +91,7 @@ class Admission:
         return tenant
 
     def check_rates(self, entry: RequestLog) -> None:
-        """Count a request; RateLimitError if its tenant has used up what it may use a minute."""
+        """Count a request. Raises RateLimitError if its tenant has reached a limit per minute."""
         tenant, usage = entry.tenant, self._usage_of(entry.tenant)
         for what, limit, bucket in (
             ("requests", tenant.requests_per_minute, usage.requests),
@@ -107,7 +107,7 @@ class Admission:
         usage.requests.use(tenant.requests_per_minute, 1)
 
     def use_tokens(self, tenant: Tenant, amount: int) -> None:
-        """Count tokens, of a prompt or generated."""
+        """Count prompt or output tokens."""
         if tenant.tokens_per_minute is not None:
             self._usage_of(tenant).tokens.use(tenant.tokens_per_minute, amount)
 
@@ -116,7 +116,7 @@ class Admission:
 
 
 class AuthMiddleware:
-    """Pure ASGI, before routing: whatever a path looks like to a route, what is not open to all needs a key."""
+    """Checks the key before routing (pure ASGI), so that no path slips through by the way a router reads it."""
 
     def __init__(self, app: ASGIApp, admission: Admission, request_timeout: float | None) -> None:
         self._app = app
@@ -137,7 +137,7 @@ class AuthMiddleware:
 
 
 def _deadline(scope: Scope, longest: float | None) -> float | None:
-    """When a request has to have ended (`time.monotonic()`): the server says how long it may take, a client less."""
+    """The deadline of a request (`time.monotonic()`): the server's timeout, or the client's if that is shorter."""
     timeouts = [] if longest is None else [longest]
     for name, value in scope["headers"]:
         if name == b"x-request-timeout":

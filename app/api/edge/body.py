@@ -1,7 +1,6 @@
 """From a request's bytes to a validated body, or to an error that names the field.
 
-FastAPI's own reading is not used: it hides what goes wrong while a body is read, and takes NaN and half surrogate
-pairs for JSON.
+FastAPI's own parsing is not used: it hides errors that occur while a body is read, and accepts NaN and lone surrogates.
 """
 
 from collections.abc import Sequence
@@ -16,23 +15,23 @@ from app.errors import InvalidRequestError, UnsupportedError
 
 Label = Annotated[str, Field(max_length=1024)]
 Unsupported = dict[str, tuple[Any, ...]]
-"""Known fields that a schema does not declare, with the values that ask for nothing: null and these are accepted."""
+"""Known fields that a schema does not declare, with the values that mean the default. These and null are accepted."""
 
 
 def refused(names: str) -> Unsupported:
-    """Fields, with blanks between their names, that are refused whatever they ask for."""
+    """Fields that have no such value. `names` is separated by blanks."""
     return dict.fromkeys(names.split(), ())
 
 
 class RequestBody(BaseModel):
-    """Base of everything that a client sends. Types are strict, numbers finite, and null means "not given".
+    """Base of everything that a client sends. Types are strict, numbers are finite, and null means "not given".
 
-    Fields that are not declared are kept here, so that `validate` can refuse them by their whole name.
+    Undeclared fields are kept, so that `validate` can refuse them by their full name.
     """
 
     model_config = ConfigDict(strict=True, extra="allow", allow_inf_nan=False)
     unsupported: ClassVar[Unsupported] = {}
-    """Fields that are refused by name. All others that are not declared are refused as unknown."""
+    """Fields that are refused as unsupported. Other undeclared fields are refused as unrecognized."""
     token_fields: ClassVar[frozenset[str]] = frozenset()
     """Fields that may hold long lists of token ids."""
 
@@ -42,7 +41,7 @@ class RequestBody(BaseModel):
         return {name: value for name, value in data.items() if value is not None} if isinstance(data, dict) else data
 
     def check(self) -> None:
-        """Raise InvalidRequestError for what types cannot express. Called once the whole body is known."""
+        """Raise InvalidRequestError for what types cannot express. Called once the body has been validated."""
 
 
 Body = TypeVar("Body", bound=RequestBody)
@@ -65,7 +64,7 @@ def body_schema(model: type[RequestBody]) -> dict[str, Any]:
 
 
 def _with_definitions(schema: Any, definitions: dict[str, Any]) -> Any:
-    """A schema with its definitions in their places: references would be looked up in the whole document."""
+    """A schema with its definitions inlined: references would be resolved against the whole document."""
     if isinstance(schema, list):
         return [_with_definitions(item, definitions) for item in schema]
     if not isinstance(schema, dict):
@@ -73,20 +72,20 @@ def _with_definitions(schema: Any, definitions: dict[str, Any]) -> Any:
     if "$ref" in schema:
         name = schema["$ref"].removeprefix("#/$defs/")
         schema = {**definitions[name], **{key: value for key, value in schema.items() if key != "$ref"}}
-    if "properties" in schema and schema.get("additionalProperties") is True:  # see `RequestBody`: they are refused
+    if "properties" in schema and schema.get("additionalProperties") is True:  # `validate` refuses them
         schema = schema | {"additionalProperties": False}
     return {key: _with_definitions(value, definitions) for key, value in schema.items()}
 
 
 def _check_content_type(request: Request) -> None:
-    """Refuse what is not declared to be JSON: a browser sends such a body across sites only where it is invited."""
+    """Refuse other types than JSON: browsers send JSON to another site only where CORS allows it."""
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind != "application/json" and not (kind.startswith("application/") and kind.endswith("+json")):
         raise InvalidRequestError("the Content-Type must be application/json")
 
 
 def _check_content_encoding(request: Request) -> None:
-    """Refuse compressed bodies: a small one may become a huge one."""
+    """Refuse compressed bodies: a small one may expand to a huge one."""
     if request.headers.get("content-encoding", "identity").strip().lower() != "identity":
         raise UnsupportedError("Content-Encoding: compressed bodies are not read", "Content-Encoding")
 
@@ -128,7 +127,7 @@ def _refuse_extras(body: RequestBody, path: str) -> None:
 
 
 def _refusal(errors: Sequence[ErrorDetails], data: Any) -> InvalidRequestError:
-    """One error for what pydantic found: the one that is deepest in the data, since unions report every branch."""
+    """The one of pydantic's errors that lies deepest in the data: for a union, pydantic reports every branch."""
     paths = [_path(error, data) for error in errors]
     index = max(range(len(errors)), key=lambda i: len(paths[i]))
     param = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in paths[index]).lstrip(".")
@@ -136,9 +135,9 @@ def _refusal(errors: Sequence[ErrorDetails], data: Any) -> InvalidRequestError:
 
 
 def _path(error: ErrorDetails, data: Any) -> list[str | int]:
-    """The parts of an error's location that are in the data; the others are pydantic's names of union branches.
+    """The parts of an error's location that exist in the data. The others are pydantic's names of union branches.
 
-    What is missing is the last part of its location.
+    The name of a missing field counts as existing.
     """
     path: list[str | int] = []
     last = len(error["loc"]) - 1

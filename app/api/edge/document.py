@@ -1,4 +1,4 @@
-"""What /openapi.json says of the answers."""
+"""The answers in /openapi.json: their statuses and schemas."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -24,7 +24,7 @@ _ERRORS = {
     504: "The request's time is over",
 }
 ANY = (400, 401, 500, 503)
-"""The statuses of errors that every path may answer with, but for those of probes."""
+"""Errors that any path but those of probes may answer with."""
 READS_BODY = (*ANY, 404, 408, 413)
 RUNS = (*READS_BODY, 429, 504)
 
@@ -38,9 +38,9 @@ def answers(
     events: tuple[type[AnswerBody], ...] = (),
     error: type[AnswerBody] = ErrorAnswer,
 ) -> Answers:
-    """For a route's `responses`: the body of a success and the errors.
+    """For a route's `responses`: the body of a success, and the statuses of errors.
 
-    `events`: the data of the server-sent events that a route sends instead of the body if it is asked to.
+    `events`: what the data of server-sent events may be, for a route that streams. `error`: the body of errors.
     """
     result: Answers = {}
     content: dict[str, Any] = {}
@@ -61,7 +61,7 @@ def _json(body: type[AnswerBody]) -> dict[str, Any]:
 
 
 def _event(data: tuple[type[AnswerBody], ...]) -> dict[str, Any]:
-    """As OpenAPI 3.2, and FastAPI in 3.1, describe the events of a stream."""
+    """The events of a stream, in the form that OpenAPI 3.2 defines and FastAPI uses in 3.1."""
     content = {"contentMediaType": "application/json", "contentSchema": {"anyOf": [_reference(one) for one in data]}}
     properties = {
         "id": {"type": "string"},
@@ -82,7 +82,7 @@ def _subclasses(base: type[AnswerBody]) -> Iterator[type[AnswerBody]]:
 
 
 def _schemas() -> dict[str, Any]:
-    """JSON schemas of everything that is sent, by name."""
+    """The JSON schemas of all answers, by name."""
     bodies = list(_subclasses(AnswerBody))
     _, schemas = msgspec.json.schema_components(bodies, ref_template="#/components/schemas/{name}")
     for body in bodies:
@@ -91,13 +91,13 @@ def _schemas() -> dict[str, Any]:
             schemas[body.__name__] = {"description": schema["description"], "anyOf": [_reference(one) for one in kinds]}
             continue
         for name, field in schema["properties"].items():
-            if field.pop("default", field) is not field:  # a default spares us code; it is sent all the same
+            if field.pop("default", field) is not field:  # fields with a default are always sent
                 schema["required"].append(name)
     return schemas
 
 
 def install_document(app: FastAPI) -> None:
-    """Let /openapi.json leave out the 422 that FastAPI expects of every route with parameters: ours are strings."""
+    """Make /openapi.json: with our schemas, and without the 422 that FastAPI adds to every route with parameters."""
 
     def document() -> dict[str, Any]:
         if app.openapi_schema is None:

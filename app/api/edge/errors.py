@@ -1,4 +1,4 @@
-"""Every error in the form of the API that was called: OpenAI's, or Anthropic's on its paths."""
+"""Errors in the form of the API that was called: Anthropic's on its paths, else OpenAI's."""
 
 from collections.abc import Mapping
 from typing import Any, Literal
@@ -77,14 +77,14 @@ _ANTHROPIC_DETAILS = {"thread": AnthropicFieldDetails("thread_unsupported_reques
 
 
 def error_body(error: ApiError, scope: Mapping[str, Any] | None = None) -> AnswerBody:
-    """The JSON of an error, in Anthropic's form if a request of this scope went to its API, else in OpenAI's."""
+    """The body of an error: in Anthropic's form if a request of this scope went to its API, else in OpenAI's."""
     if scope is not None and f"{scope['path']}/".startswith(f"{_ANTHROPIC_PATH}/") and "request_log" in scope:
         return anthropic_error_body(error, scope["request_log"].request_id)
     return ErrorAnswer(ErrorDetails(error.message, error.type, error.param, error.code))
 
 
 def anthropic_error_body(error: ApiError, request_id: str) -> AnthropicErrorAnswer:
-    """The JSON of an error as Anthropic's API writes it. Only its message names the field that is wrong."""
+    """The body of an error in Anthropic's form, where only the message names the field that is wrong."""
     kind = _ANTHROPIC_TYPES.get(error.status, "invalid_request_error" if error.status < 500 else "api_error")
     details = _ANTHROPIC_DETAILS.get(error.param or "", UNSET)
     return AnthropicErrorAnswer(error=AnthropicErrorDetails(kind, error.message, details), request_id=request_id)
@@ -93,7 +93,7 @@ def anthropic_error_body(error: ApiError, request_id: str) -> AnthropicErrorAnsw
 def error_response(
     error: ApiError, scope: Mapping[str, Any], status: int | None = None, headers: dict[str, str] | None = None
 ) -> Response:
-    """The HTTP answer that an error becomes, to a request of this scope."""
+    """The HTTP answer for an error, to a request of this scope."""
     entry: RequestLog = scope["request_log"]
     entry.rejection = error.rejection
     entry.note_error(error)
@@ -102,7 +102,7 @@ def error_response(
 
 
 def install_error_handlers(app: FastAPI) -> None:
-    """Answer our own errors and the framework's in one form. `RequestMiddleware` answers all others."""
+    """Answer our own errors and the framework's in one form. `RequestMiddleware` handles all other exceptions."""
 
     @app.exception_handler(ApiError)
     async def _api_error(request: Request, error: ApiError) -> Response:

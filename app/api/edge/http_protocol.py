@@ -1,8 +1,7 @@
-"""uvicorn's fast HTTP protocol, with patience that ends: slow senders, slow readers and giant heads are cut.
+"""uvicorn's HTTP protocol on httptools, with timeouts for slow senders and slow readers, and a limit on headers.
 
-And with one repair: HTTP/1.0 clients get bodies that they can read. uvicorn answers every request of unknown length in
-chunks. HTTP/1.0 knows no chunks: there, a body ends where the connection does (RFC 9112, section 6.3). nginx, for one,
-speaks HTTP/1.0 to the servers behind it by default.
+It also repairs answers to HTTP/1.0 clients, such as nginx in its default configuration: uvicorn sends a body of unknown
+length in chunks, which HTTP/1.0 does not have. There, such a body ends with the connection (RFC 9112, section 6.3).
 
 Give it to uvicorn as `http=HttpProtocol`.
 """
@@ -24,14 +23,14 @@ if TYPE_CHECKING:
 _MAX_OVERHEAD = 64 * 2**10
 """Bytes of a request that are not its body: head, frames of chunks, trailers."""
 _OVERHEAD_OF_A_BYTE = 16
-"""What a byte of a body may bring along in addition: even chunks of one byte take but 5 for their frame."""
+"""How many bytes of overhead each byte of a body allows: a chunk of one byte has 5 bytes of framing."""
 
 
 class HttpProtocol(HttpToolsProtocol):
-    """One connection. It has one deadline for what is to arrive, and one for what the client is to read."""
+    """One connection, with one timer for what has to arrive, and one for what the client has to read."""
 
     def __init__(self, *args: Any, settings: ServerSettings | None = None, **options: Any) -> None:
-        """`settings`: what is patience; the defaults, if uvicorn makes this by itself."""
+        """`settings`: for the timeouts; the defaults if uvicorn was only given the class."""
         super().__init__(*args, **options)
         self._settings = settings or ServerSettings()
         self._arrival: TimerHandle | None = None
@@ -61,7 +60,7 @@ class HttpProtocol(HttpToolsProtocol):
         if self._overhead > _MAX_OVERHEAD:
             self._refuse(HeadTooLargeError(f"the request's headers take more than {_MAX_OVERHEAD} bytes"))
         elif self._is_in_head and self._arrival is None and not self._is_answering:
-            self._expect("head", self._settings.client_timeout)  # uvicorn has just ended the wait of an idle connection
+            self._expect("head", self._settings.client_timeout)  # uvicorn has just stopped its timer of idleness
 
     @property
     def _is_answering(self) -> bool:
@@ -98,7 +97,7 @@ class HttpProtocol(HttpToolsProtocol):
         super()._start_asgi_task(cycle, app)
 
     def _expect(self, what: str, seconds: float) -> None:
-        """Wait so long for the rest of a head, or of a body."""
+        """Refuse the request unless the rest of its head, or of its body, arrives in time."""
         self._has_arrived()
         error = RequestTimeoutError(f"the request's {what} did not arrive within {seconds:g} s")
         self._arrival = self.loop.call_later(seconds, self._refuse, error)
@@ -113,7 +112,7 @@ class HttpProtocol(HttpToolsProtocol):
         self._refuse(InvalidRequestError(msg))
 
     def _refuse(self, error: ApiError) -> None:
-        """Answer what cannot become a request, unless something has been answered already, and close."""
+        """Answer with an error unless an answer has begun, and close the connection."""
         has_begun = self._is_answering and (self.cycle.response_started or self.cycle.more_body is False)
         if not has_begun and not self.transport.is_closing():
             body = encode_json(error_body(error, self.cycle.scope if self._is_answering else None))
@@ -145,7 +144,7 @@ class HttpProtocol(HttpToolsProtocol):
         self._close()
 
     def _close(self) -> None:
-        self.transport.close()  # once everything has been sent, which may be never
+        self.transport.close()  # takes effect once everything has been sent, which may be never
         self._expect_to_be_read()
 
     def _expect_to_be_read(self) -> None:
@@ -159,7 +158,7 @@ class HttpProtocol(HttpToolsProtocol):
 
 
 def _unchunked(app: "ASGI3Application", cycle: RequestResponseCycle) -> "ASGI3Application":
-    """`app`, with a body of unknown length ended by the connection's end (uvicorn closes it in any case)."""
+    """`app`, with bodies of unknown length sent as they are: uvicorn closes the connection in any case."""
 
     has_length = False
 

@@ -1,4 +1,4 @@
-"""What happens around every request: its id, the limit on its body, and what is recorded of it in the end."""
+"""What surrounds every request: its id, the limit on its body, draining, and its record at the end."""
 
 import logging
 import re
@@ -21,21 +21,21 @@ if TYPE_CHECKING:
 log = logging.getLogger("app.api.access")
 
 _QUIET = {"/health", "/health/live", "/health/ready", "/health/deep", "/metrics"}
-"""Paths of probes: always answered, and not worth a line in the log."""
+"""Paths of probes. They are answered while the server drains, and logged at level debug."""
 _BEGUN = "/v1/streams/"
-"""Where clients go on with what has begun: while the server drains, too."""
+"""The path of resumed streams, which are served while the server drains."""
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9_.:/+=@-]{1,128}")
 
 
 class Drain:
-    """Whether it has begun, and whether it is over."""
+    """The state of draining: whether it has begun, and whether it is over."""
 
     def __init__(self, timeout: float) -> None:
-        """`timeout`: seconds that open requests get."""
+        """`timeout`: seconds that open requests have to end."""
         self._timeout = timeout
         self._began_at: float | None = None
         self.num_open = 0
-        """Requests that are worked on, those of probes aside. `RequestMiddleware` counts them."""
+        """Open requests except probes. `RequestMiddleware` counts them."""
 
     def begin(self) -> None:
         """Refuse new requests from now on. A second call changes nothing."""
@@ -48,14 +48,14 @@ class Drain:
 
     @property
     def is_over(self) -> bool:
-        """Whether this process may end."""
+        """Whether the process may exit."""
         if self._began_at is None:
             return False
         return self.num_open == 0 or time.monotonic() > self._began_at + self._timeout
 
 
 class RequestMiddleware:
-    """Pure ASGI: one call deep, whatever the number of events of a stream."""
+    """Pure ASGI, since Starlette's BaseHTTPMiddleware would cost a task and a queue for each stream."""
 
     def __init__(self, app: ASGIApp, max_body_size: int, drain: Drain, tracing: "Tracing | None") -> None:
         self._app = app
@@ -88,7 +88,7 @@ class RequestMiddleware:
                 await error_response(refusal, scope)(scope, receive, send_start)
                 return
             await self._app(scope, _limited(receive, self._max_body_size), send_start)
-        except ClientDisconnect:  # while its body was being read
+        except ClientDisconnect:  # while the body was being read
             entry.error = "the client is gone"
         except BaseException as error:
             if not is_fault(error):
@@ -97,7 +97,7 @@ class RequestMiddleware:
             failure = InternalError("the server failed on this request")
             if entry.status:
                 entry.note_error(failure)
-                raise  # too late for an answer: the connection is cut
+                raise  # the answer has begun: uvicorn closes the connection
             await error_response(failure, scope)(scope, receive, send_start)
         finally:
             entry.release()
@@ -116,7 +116,7 @@ class RequestMiddleware:
 
 
 def _request_id(scope: Scope) -> str:
-    """The client's X-Request-ID if it is a sane one, else a new one."""
+    """The client's X-Request-ID if it is well-formed, else a new one."""
     for name, value in scope["headers"]:
         if name == b"x-request-id" and _REQUEST_ID.fullmatch(value):
             return str(value.decode("latin-1"))

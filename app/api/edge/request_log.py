@@ -1,7 +1,4 @@
-"""What is known of a request when it has ended: its line in the log and its spans are made of this.
-
-There is no text in it, neither a client's nor a model's.
-"""
+"""The record of a request, from which its log line and its spans are made. It holds no text of clients or models."""
 
 import time
 from collections.abc import Callable
@@ -17,7 +14,7 @@ from app.tenants import EVERYBODY, Tenant
 
 @dataclass
 class Usage:
-    """Token counts of a call. A prompt counts once, however many choices continue it."""
+    """Token counts of a call. A prompt is counted once, however many choices continue it."""
 
     prompt_tokens: int = 0
     completion_tokens: int = 0
@@ -26,26 +23,26 @@ class Usage:
 
 @dataclass
 class RequestLog:
-    """One HTTP request. Those who work on it note what they know; the last one who lets it go has it recorded."""
+    """One HTTP request. Whoever works on it adds what it knows, and the last holder to release it records it."""
 
     request_id: str
     arrived_at: float
     """Seconds, `time.monotonic()`."""
     record: Callable[["RequestLog"], None]
-    """Called once, when it has ended."""
+    """Called once, when the request has ended."""
     tenant: Tenant = EVERYBODY
     deadline: float | None = None
-    """When the request has to have ended, `time.monotonic()`."""
+    """When the request times out, `time.monotonic()`."""
     status: int = 0
-    """Of the answer; 0 if there was none."""
+    """The answer's HTTP status; 0 if there was no answer."""
     rejection: str | None = None
-    """Why it was refused, as metrics call it."""
+    """Label of `requests_rejected_total`; None unless the request was refused."""
     error: str | None = None
     """What went wrong, for operators."""
     error_type: str | None = None
-    """The same as clients are told in `code`, or in `type` where there is none."""
+    """The error's `code` as clients see it, or its `type` if it has no code."""
 
-    # Of a request that came to the engine:
+    # Of a request that reached the engine:
     is_stream: bool = False
     response_id: str | None = None
     num_choices: int = 1
@@ -56,24 +53,24 @@ class RequestLog:
     ttft: float | None = None
     """Seconds to the first token of any of its texts."""
     finish_reasons: dict[int, FinishReason] = field(default_factory=dict)
-    """Of each text that was generated or encoded, by its place in the call; in the order of their ends."""
+    """By the index of each generated or encoded text, in the order in which they ended."""
     timings: dict[int, RequestTiming] = field(default_factory=dict)
-    """Of those that the engine gave something for. All have ended: `finished_at` is set."""
+    """Of the texts that the engine scheduled. `finished_at` is always set."""
 
     _num_holders: int = 1
 
     def engine_id(self, index: int) -> str:
-        """What the engine is to call the request's part `index`: clients may choose the same id twice."""
+        """A unique id for the engine of the text `index`: clients may use a request id twice."""
         return f"{self.request_id}-{index}-{time.monotonic_ns():x}"
 
     def note_error(self, error: ApiError) -> None:
-        """It is refused, or it failed."""
+        """Note that the request was refused or has failed."""
         self.error_type = error.code or error.type
-        # The text of a refusal may repeat what the client wrote, which is nothing for the log.
+        # The message of a refusal may repeat what the client wrote, which must not be logged.
         self.error = error.message if error.status >= 500 else self.error_type
 
     def note_end(self, index: int, reason: FinishReason, timing: RequestTiming | None) -> None:
-        """One of its texts has ended just now. `timing`: what the engine said last."""
+        """Note that a text has ended now. `timing`: the last one that the engine sent."""
         self.finish_reasons[index] = reason
         if timing is not None and timing.scheduled_at:
             finished_at = timing.finished_at or time.monotonic()
@@ -82,17 +79,17 @@ class RequestLog:
             )
 
     def hold(self) -> None:
-        """Its work goes on, even if its connection ends."""
+        """Keep the record open, since the work continues when the connection ends."""
         self._num_holders += 1
 
     def release(self) -> None:
-        """Its connection, or the work that held it, has ended."""
+        """The connection, or the work that held the record, has ended."""
         self._num_holders -= 1
         if self._num_holders == 0:
             self.record(self)
 
     def whole_timing(self) -> RequestTiming | None:
-        """From the first of its texts that was scheduled to the last that ended."""
+        """The timing of all texts together: from the first that was scheduled to the last that ended."""
         if not self.timings:
             return None
         timings = self.timings.values()
@@ -100,13 +97,13 @@ class RequestLog:
         return RequestTiming(
             min(timing.arrived_at for timing in timings),
             min(timing.scheduled_at for timing in timings),
-            # An encoder has no more to do for a text once it has read it.
+            # An encoder is done with a text once it has read it.
             finished_at if self.sampling is None else min(timing.first_token_at for timing in timings),
             finished_at,
         )
 
     def fields(self) -> dict[str, Any]:
-        """For its line in the log. Times in seconds."""
+        """The fields of the log line. Times are in seconds."""
         timing, usage = self.whole_timing(), self.usage
         fields = {
             "request_id": self.request_id,

@@ -1,7 +1,7 @@
-"""Streams that a client may go on reading over another connection, from the event after the last one that it saw.
+"""Streams that a client may continue to read over another connection, from the event after the last one that it saw.
 
-The work does not wait for a reader: it goes on while there is none, for as long as the resume window. Events are
-numbered and kept until it has passed (server-sent events' `id` and `Last-Event-ID`: WHATWG HTML, section 9.2).
+Generation continues without a reader for the length of the resume window. Events are numbered, and kept until the
+window has passed (`id` and `Last-Event-ID` of server-sent events: WHATWG HTML, section 9.2).
 """
 
 import asyncio
@@ -16,27 +16,27 @@ from app.tenants import FairMemory
 
 
 class ResumableStreams:
-    """Those of this process, in bounded memory: other processes do not see them."""
+    """The resumable streams of this process, in bounded memory."""
 
     def __init__(self, window: float, max_bytes: int) -> None:
-        """`window`: seconds after the last reader that a stream is kept; 0 if none is to be kept at all."""
+        """`window`: seconds that a stream is kept without a reader; 0 turns resumable streams off."""
         self._window = window
         self._memory = FairMemory(max_bytes)
-        # By owner and id; the one that began first comes first.
+        # By owner and id, oldest first.
         self._streams: OrderedDict[tuple[str, str], ResumableStream] = OrderedDict()
 
     @classmethod
     def of(cls, settings: Settings) -> "ResumableStreams":
-        """As the settings have it: several API workers share their connections, but no memory, so they keep nothing."""
+        """From the settings. Several API workers keep nothing, since they share connections but no memory."""
         return cls(settings.resume_window if settings.api_workers == 1 else 0.0, settings.max_stored_bytes)
 
     def start(
         self, owner: str, stream_id: str, events: AsyncGenerator[bytes, None], stop: Callable[[], None]
     ) -> "ResumableStream":
-        """Run `events`, and keep what comes. `stop` ends the work behind them, if any is left.
+        """Run `events` and keep them. `stop` ends the work behind them, if any is left.
 
-        Raises UnsupportedError if nothing is kept here, InvalidRequestError if the id is taken, QueueFullError if there
-        is no room for more of this owner's.
+        Raises UnsupportedError if resumable streams are off, InvalidRequestError if the id is taken, QueueFullError if
+        this owner has no room left.
         """
         if not self._window:
             raise UnsupportedError("resumable streams need a resume_window, and no more than one of api_workers")
@@ -52,25 +52,25 @@ class ResumableStreams:
         return stream
 
     def find(self, owner: str, stream_id: str) -> "ResumableStream":
-        """Raises NotFoundError: it never was, it is another's, or its window has passed."""
+        """Raises NotFoundError if it never existed, is another tenant's, or was forgotten."""
         if (owner, stream_id) not in self._streams:
             raise NotFoundError("there is no such stream any more", "stream_id")
         return self._streams[owner, stream_id]
 
     def _keep(self, owner: str, size: int) -> None:
-        """Account for bytes more."""
+        """Count `size` more bytes."""
         self._memory.add(owner, size)
         self._make_room()
 
     def _make_room(self) -> None:
-        """If too much is kept, streams that nobody reads go, the first one first, of owners that have most."""
+        """If too much is kept, forget streams without a reader, oldest first, of the owners that have most."""
         for debtor in self._memory.debtors:
             for key, stream in list(self._streams.items()):
                 if key[0] == debtor and not stream.is_being_read and debtor in self._memory.debtors:
                     self._forget(key)
 
     def _forget_later(self, stream: "ResumableStream") -> None:
-        """Nobody reads: forget the stream once the window has passed, unless there was a reader since."""
+        """The stream has no reader: forget it once the window has passed, unless there was one meanwhile."""
         readers = stream.num_readers
 
         def forget() -> None:
@@ -87,10 +87,10 @@ class ResumableStreams:
 
 
 class ResumableStream:
-    """One stream's events: as they come, for one reader at a time."""
+    """The events of one stream, for one reader at a time."""
 
     def __init__(self, keep: Callable[[int], None], left: Callable[["ResumableStream"], None]) -> None:
-        """`keep` is told of each event's size, `left` when nobody reads any more."""
+        """`keep` is called with each event's size, `left` when the last reader is gone."""
         self._keep = keep
         self._left = left
         self._events: list[bytes] = []
@@ -100,10 +100,10 @@ class ResumableStream:
         self.size = 0
         self.is_being_read = False
         self.num_readers = 0
-        """So far: a new reader takes the stream over from the one before."""
+        """How many there were so far: a new reader takes over from the one before."""
 
     def run(self, events: AsyncGenerator[bytes, None], stop: Callable[[], None]) -> None:
-        """Take in events from now on."""
+        """Collect events from now on."""
         self._task = asyncio.create_task(self._collect(events, stop))
 
     async def _collect(self, events: AsyncGenerator[bytes, None], stop: Callable[[], None]) -> None:
@@ -118,7 +118,7 @@ class ResumableStream:
             self._news.set()
 
     def _add(self, event: bytes) -> None:
-        if self._has_ended:  # it has just been forgotten
+        if self._has_ended:  # the stream has just been forgotten
             return
         numbered = b"id: %d\n%s\n\n" % (len(self._events) + 1, event)
         self._events.append(numbered)
@@ -127,11 +127,11 @@ class ResumableStream:
         self._keep(len(numbered))
 
     async def read(self, after: int = 0) -> AsyncGenerator[bytes, None]:
-        """All events behind number `after`, until the stream ends or another reader takes it over."""
+        """All events after number `after`, until the stream ends or another reader takes over."""
         self.num_readers += 1
         self.is_being_read = True
         reader = self.num_readers
-        self._news.set()  # the reader before is to see that it is not the last any more
+        self._news.set()  # wakes the previous reader, which then sees that it was replaced
         try:
             while reader == self.num_readers:
                 self._news.clear()
@@ -148,11 +148,11 @@ class ResumableStream:
 
     @property
     def num_events(self) -> int:
-        """So far."""
+        """How many there are so far."""
         return len(self._events)
 
     def end(self) -> None:
-        """End the work, if it goes on; nothing more is kept."""
+        """End the work if it still runs. Nothing more is kept."""
         self._has_ended = True
         if self._task is not None:
             self._task.cancel()

@@ -21,7 +21,7 @@ _COMMENT = b": keep-alive\n\n"
 _HEADERS = [
     (b"content-type", b"text/event-stream; charset=utf-8"),
     (b"cache-control", b"no-cache"),
-    (b"x-accel-buffering", b"no"),  # nginx: pass events on as they come
+    (b"x-accel-buffering", b"no"),  # tells nginx to pass events on at once
 ]
 
 
@@ -36,14 +36,14 @@ def named_event(data: NamedEvent) -> bytes:
 
 
 def done(error: ApiError | None) -> bytes:
-    """How the streams of chat and completions end: an error, if there is one, becomes an event; then `[DONE]`."""
+    """The end of a stream of chat or completions: an event about the error, if there is one, then `[DONE]`."""
     return DONE if error is None else event(error_body(error)) + DONE
 
 
 async def ended(
     events: AsyncGenerator[bytes, None], end: Callable[[ApiError | None], bytes] = done
 ) -> AsyncGenerator[bytes, None]:
-    """Events, and whatever happens to them, the last ones: `end` makes them of what went wrong, if anything did."""
+    """All events, then those that `end` makes of the error that ended them, or of None."""
     error: ApiError | None = None
     try:
         async with aclosing(events):
@@ -60,10 +60,10 @@ async def ended(
 
 
 class EventStream(Response):
-    """Sends events as they come, comments when none come; stops the work when the client goes away."""
+    """Sends events as they come and comments during silence. Stops the work when the client disconnects."""
 
     def __init__(self, events: AsyncGenerator[bytes, None], stop: Callable[[], None]) -> None:
-        """`stop` ends the work, if any is left: closing a generator that has not begun does not."""
+        """`stop` ends the work, if any is left. Closing a generator that has not begun would not."""
         super().__init__(status_code=200)
         self._events = events
         self._stop = stop
@@ -90,7 +90,7 @@ class EventStream(Response):
             await asyncio.gather(*tasks, return_exceptions=True)
             await self._events.aclose()
         if not tasks[0].cancelled():
-            tasks[0].result()  # raises what sending raised
+            tasks[0].result()  # raises what `_send_events` raised
 
     async def _send_events(self, send: Send) -> None:
         loop = asyncio.get_running_loop()

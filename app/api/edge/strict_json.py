@@ -1,4 +1,4 @@
-"""JSON as strangers write it: read strictly, and bounded before anything is made of it."""
+"""Strict parsing of JSON from clients, and a bound on its number of elements."""
 
 from collections.abc import Collection
 from typing import Any
@@ -11,7 +11,7 @@ _MOST_TOKEN_IDS = 2**22
 
 
 def parse_json(text: str | bytes, what: str, param: str | None = None) -> Any:
-    """The data; InvalidRequestError about `what` if it is no JSON. NaN and half surrogate pairs are none."""
+    """Parse JSON, without NaN and lone surrogates. Raises InvalidRequestError that names `what`."""
     try:
         return from_json(text, allow_inf_nan=False)
     except ValueError as error:
@@ -20,9 +20,9 @@ def parse_json(text: str | bytes, what: str, param: str | None = None) -> Any:
 
 
 def check_items(data: dict[str, Any], token_fields: Collection[str], most: int) -> None:
-    """Refuse a body with more than `most` elements in its lists and objects, token ids in `token_fields` apart.
+    """Refuse a body with more than `most` elements in its lists and objects, not counting token ids in `token_fields`.
 
-    A megabyte of small objects, or of numbers where texts should be, would take seconds to validate.
+    Validating a megabyte of small objects, or of numbers where texts should be, would block the event loop for seconds.
     """
     num_items = num_token_ids = 0
     for name, value in data.items():

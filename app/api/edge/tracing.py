@@ -1,9 +1,9 @@
-"""Requests as OpenTelemetry's spans, to a collector.
+"""Spans of requests, exported to an OpenTelemetry collector.
 
-Imported only if there is one: see `create_app`. A request costs nothing until it has ended, and then about 0.2 ms for
-its four spans: what the engine and the API noted of it anyway has all the times. Sending is another thread's.
+`create_app` imports this module only if a collector is configured. The spans are made when a request has ended, from
+the times in its record, which takes about 0.2 ms for its four spans. Another thread sends them.
 
-Names are those of OpenTelemetry's semantic conventions, for HTTP and for generative AI; `gen_ai.latency.*` and
+Names follow OpenTelemetry's semantic conventions for HTTP and for generative AI; `gen_ai.latency.*` and
 `gen_ai.request.id` are vLLM's.
 """
 
@@ -39,28 +39,28 @@ _OPERATIONS = {
 }
 """The paths whose requests have spans."""
 _MOST_TEXTS = 16
-"""A call of more texts has the phases of all of them together: an encoder's may have thousands."""
+"""A call of more texts gets the phases of all of them together, since an encoder's call may have thousands."""
 _CLOSE_SECONDS = 2.0
-"""What the last spans get to be sent in. The supervisor waits for little more."""
+"""How long to wait for the last spans to be sent. The supervisor waits little longer for the process."""
 
 _Attributes = dict[str, AttributeValue]
 
 
 class Tracing:
-    """Makes spans of requests that have ended, and sends them in batches."""
+    """Makes the spans of ended requests, and sends them in batches."""
 
     def __init__(self, endpoint: str) -> None:
-        """What the endpoint does not say comes from OpenTelemetry's own variables, such as OTEL_SERVICE_NAME."""
+        """Everything but the endpoint is configured by OpenTelemetry's own variables, such as OTEL_SERVICE_NAME."""
         resource = Resource.create({SERVICE_VERSION: __version__})
         if str(resource.attributes[SERVICE_NAME]).startswith("unknown_service"):
             resource = resource.merge(Resource({SERVICE_NAME: "paceline"}))
-        # Not the global provider: libraries that find one would make spans of their own.
+        # Not set as the global provider, for which libraries would make spans of their own.
         self._provider = TracerProvider(resource=resource, shutdown_on_exit=False)
         self._provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter(endpoint)))
         self._tracer = self._provider.get_tracer("paceline", __version__)
 
     def record(self, scope: Scope, entry: RequestLog, model: str) -> str | None:
-        """A request has ended. Returns the id of its trace, unless such requests have none."""
+        """Record a request that has ended. Returns the id of its trace; None for a path without traces."""
         operation = _OPERATIONS.get(scope["path"])
         if operation is None or scope["method"] != "POST":
             return None
@@ -73,7 +73,7 @@ class Tracing:
             "paceline.tenant": entry.tenant.name,
         }
         name = operation
-        if entry.usage is not None:  # else it was refused before it came to the model
+        if entry.usage is not None:  # else it was refused before it reached the model
             attributes |= _generation(entry, model, now)
             name = f"{operation} {model}"
         start = clock.at(entry.arrived_at)
@@ -82,7 +82,7 @@ class Tracing:
             self._record_phases(entry, set_span_in_context(span), clock)
         if entry.error_type is not None:
             span.set_attribute("error.type", entry.error_type)
-            if not 400 <= entry.status < 500:  # that would be the client's error, not this span's
+            if not 400 <= entry.status < 500:  # a 4xx is the client's error, not this span's
                 span.set_status(Status(StatusCode.ERROR, entry.error))
         span.end(clock.at(now))
         return format_trace_id(span.get_span_context().trace_id)
@@ -98,15 +98,15 @@ class Tracing:
                 span.end(clock.at(end))
 
     def close(self) -> None:
-        """Send what is left, if it can be done in a short while."""
-        # In a thread that is not waited for: the provider would wait for half a minute, if the collector is not there.
+        """Send the remaining spans, if that takes no longer than a short while."""
+        # In a daemon thread, since without a collector the provider would wait for half a minute.
         closing = threading.Thread(target=self._provider.shutdown, daemon=True)
         closing.start()
         closing.join(_CLOSE_SECONDS)
 
 
 class _Clock:
-    """Turns `time.monotonic()` into the nanoseconds since 1970 of spans, by one and the same offset."""
+    """Turns `time.monotonic()` into nanoseconds since 1970, with one offset for all spans of a request."""
 
     def __init__(self) -> None:
         self._offset = time.time_ns() - time.monotonic_ns()
@@ -123,7 +123,7 @@ def _phases(timing: RequestTiming) -> Iterator[tuple[str, float, float]]:
 
 
 def _caller(scope: Scope) -> Context:
-    """The caller's span, if it names one as W3C's Trace Context does."""
+    """The caller's span, if the request's headers name one (W3C Trace Context)."""
     headers: dict[str, list[str]] = {}
     for name, value in scope["headers"]:
         if name in (b"traceparent", b"tracestate"):
@@ -175,7 +175,7 @@ def _generation(entry: RequestLog, model: str, now: float) -> _Attributes:
 
 
 def _sampling(sampling: SamplingParams) -> _Attributes:
-    """As it was done, where the request left something open."""
+    """The sampling parameters that were used, defaults included."""
     attributes: _Attributes = {
         "gen_ai.request.max_tokens": sampling.max_tokens,
         "gen_ai.request.temperature": sampling.temperature,

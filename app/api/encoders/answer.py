@@ -1,4 +1,4 @@
-"""Answers of encoders, and the arithmetic from a model's vectors to them."""
+"""Answers of encoders, and how they are computed from a model's vectors."""
 
 import base64
 from typing import Any, Literal
@@ -14,7 +14,7 @@ from app.errors import InvalidRequestError
 
 
 class EncoderUsage(AnswerBody, kw_only=True):
-    """How many tokens were read. A ranking says it only once."""
+    """How many tokens were read. A ranking has only the total."""
 
     prompt_tokens: int | UnsetType = UNSET
     total_tokens: int
@@ -30,7 +30,7 @@ class EncoderList(AnswerBody, kw_only=True):
 
 
 class Embedding(AnswerBody, kw_only=True):
-    """The vector of a text; with encoding_format base64, of float32 in little endian."""
+    """The vector of a text; in base64, its numbers are float32 in little endian."""
 
     object: Literal["embedding"] = "embedding"
     index: int
@@ -59,7 +59,7 @@ class Classifications(EncoderList, kw_only=True):
 
 
 class Score(AnswerBody):
-    """How well two texts go together."""
+    """How similar two texts are, or how well one answers the other."""
 
     index: int
     object: Literal["score"]
@@ -79,7 +79,7 @@ class RankedText(AnswerBody):
 
 
 class RankedDocument(AnswerBody):
-    """A document's place among those that were sent, and how well it answers."""
+    """A document's index among those that were sent, and how well it answers."""
 
     index: int
     relevance_score: float
@@ -97,7 +97,7 @@ class Ranking(AnswerBody):
 
 
 def embed(config: EncoderConfig, vectors: Vectors, dimensions: int | None, encoding_format: str) -> list[Embedding]:
-    """Vectors as they were asked for. InvalidRequestError if they have fewer dimensions."""
+    """Vectors in the requested form. Raises InvalidRequestError if they have fewer dimensions."""
     if dimensions is not None and dimensions > len(vectors[0]):
         raise InvalidRequestError(f"dimensions: this model has {len(vectors[0])}", "dimensions")
     if dimensions is not None or config.normalizes:
@@ -112,7 +112,7 @@ def embed(config: EncoderConfig, vectors: Vectors, dimensions: int | None, encod
 
 
 def label(config: EncoderConfig, vectors: Vectors) -> list[Classification]:
-    """The labels of texts, by the logits that a classifier gave."""
+    """The labels of texts, from a classifier's logits."""
     found = []
     for index, logits in enumerate(vectors):
         probs = sigmoid(logits) if config.is_multi_label else _softmax(logits)
@@ -121,7 +121,7 @@ def label(config: EncoderConfig, vectors: Vectors) -> list[Classification]:
 
 
 def rank(vectors: Vectors, texts: list[str], top_n: int | None, return_documents: bool) -> list[RankedDocument]:
-    """Texts by their scores, the best first."""
+    """Texts by scores, the best first."""
     values = np.concatenate(vectors)
     return [
         RankedDocument(index, float(values[index]), RankedText(texts[index]) if return_documents else UNSET)
@@ -135,7 +135,7 @@ def normalised(vector: NDArray[np.float32]) -> NDArray[np.float32]:
 
 
 def sigmoid(logits: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Each label's probability by itself."""
+    """The probability of each label, independent of the others."""
     return (1 / (1 + np.exp(-logits.astype(np.float64)))).astype(np.float32)
 
 

@@ -1,4 +1,4 @@
-"""What encoders can do: POST /v1/embeddings, /v1/rerank, /v1/score, /v1/classify, and other names of these"""
+"""POST /v1/embeddings, /v1/rerank, /v1/score, /v1/classify, and other names of these"""
 
 from typing import Annotated, Any
 
@@ -78,7 +78,7 @@ async def classify(
 async def score(
     body: Annotated[ScoreRequest, Depends(body_of(ScoreRequest))], request: Request, service: ServiceDep
 ) -> Response:
-    """How well texts go together."""
+    """How similar texts are, or how well one answers the other."""
     config = _check(service, body, None)
     firsts, seconds = ([text] if isinstance(text, str) else text for text in (body.text_1, body.text_2))
     if len(firsts) == 1:
@@ -123,7 +123,7 @@ async def _scores(
     pairs: list[tuple[str, str]],
     param: str,
 ) -> Encoded:
-    """One number for each pair: a classifier's own, or the cosine of embeddings."""
+    """A score for each pair: a classifier's own, or the cosine of embeddings."""
     if config.task == "classify":
         if len(config.labels) != 1:
             raise UnsupportedError(
@@ -131,14 +131,14 @@ async def _scores(
             )
         encoded = await encode(service, request, body, list(pairs), param)
         return Encoded([sigmoid(logit) for logit in encoded.vectors], encoded.num_tokens)
-    texts = list(dict.fromkeys(text for pair in pairs for text in pair))  # each is embedded once
+    texts = list(dict.fromkeys(text for pair in pairs for text in pair))  # each text is embedded once
     encoded = await encode(service, request, body, list(texts), param)
     vectors = dict(zip(texts, map(normalised, encoded.vectors), strict=True))
     return Encoded([np.atleast_1d(vectors[one] @ vectors[other]) for one, other in pairs], encoded.num_tokens)
 
 
 def _check(service: Service, body: EncoderFields, task: str | None) -> EncoderConfig:
-    """The model's own description; UnsupportedError if it cannot do this."""
+    """The encoder's description. Raises UnsupportedError if the model cannot do the task."""
     service.check_model(body.model)
     service.ready()
     if service.encoder is None or task not in (None, service.encoder.task):
@@ -149,7 +149,7 @@ def _check(service: Service, body: EncoderFields, task: str | None) -> EncoderCo
 
 
 def _texts(given: Any) -> list[Text]:
-    """One or several texts, or token ids, as a list of them. An empty text alone is a mistake."""
+    """One or several texts, or token ids, as a list. Raises InvalidRequestError for a single empty text."""
     if given == "":
         raise InvalidRequestError("input: must not be empty", "input")
     return as_list(given, "input")

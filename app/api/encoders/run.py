@@ -1,4 +1,4 @@
-"""One call's inputs for an encoder, from submission to the last vector."""
+"""The inputs of one call to an encoder, from submission to the last vector."""
 
 import asyncio
 import time
@@ -25,20 +25,20 @@ Text = str | list[int] | tuple[str, str]
 """A text, its token ids, or a pair of texts."""
 
 _WINDOW = 256
-"""Inputs of one call that are with the engine at a time: others come in between."""
+"""How many inputs of one call the engine has at a time, so that other calls get their turn."""
 
 
 class Encoded(NamedTuple):
-    """What came of a call."""
+    """The result of a call."""
 
     vectors: Vectors
     num_tokens: int
 
 
 async def encode(service: Service, request: Request, body: EncoderFields, texts: list[Text], param: str) -> Encoded:
-    """Vectors of all texts, in their order. Raises InvalidRequestError for an input that is empty or too long.
+    """The vectors of all texts, in their order. Raises InvalidRequestError for an input that is empty or too long.
 
-    If it is cancelled, nothing is left running.
+    When cancelled, it leaves nothing running.
     """
     most = service.settings.request_limits.max_inputs
     if len(texts) > most:
@@ -92,7 +92,7 @@ class _Open:
 
 
 class _Run:
-    """Hands inputs to the engine, some at a time, and takes what comes back."""
+    """Submits inputs to the engine, some at a time, and collects their vectors."""
 
     def __init__(self, service: Service, entry: RequestLog, priority: int) -> None:
         self._service = service
@@ -153,7 +153,7 @@ class _Run:
             self._service.engine.expire(one.command.request_id)
 
     def abort(self) -> None:
-        """End what the engine still has."""
+        """Abort the inputs that the engine still has."""
         if self._expiry is not None:
             self._expiry.cancel()
         for one in self._open:

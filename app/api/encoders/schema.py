@@ -1,4 +1,4 @@
-"""POST /v1/embeddings, /v1/rerank, /v1/score and /v1/classify"""
+"""The requests of POST /v1/embeddings, /v1/rerank, /v1/score and /v1/classify"""
 
 from typing import Literal
 
@@ -17,7 +17,7 @@ _UNSUPPORTED: Unsupported = refused("max_tokens_per_doc messages") | {
 
 
 class EncoderFields(RequestBody):
-    """What requests of encoders share."""
+    """Fields that the requests of encoders share."""
 
     unsupported = _UNSUPPORTED
     token_fields = frozenset(("input",))
@@ -48,7 +48,7 @@ class ClassifyRequest(EncoderFields):
 
 
 class ScoreRequest(EncoderFields):
-    """How well texts go together: one with one, one with each, or each with its counterpart."""
+    """Score pairs of texts: one with one, one with each, or each with its counterpart."""
 
     model_config = ConfigDict(json_schema_extra={"example": {"text_1": "A cat.", "text_2": ["A kitten.", "A car."]}})
 

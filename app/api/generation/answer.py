@@ -1,4 +1,4 @@
-"""How the answer to a call is sent, whole or as a stream: what all endpoints that generate have in common."""
+"""How all generating endpoints send an answer, whole or as a stream."""
 
 import time
 from abc import ABC, abstractmethod
@@ -23,21 +23,21 @@ from app.text.output_processor import TextDelta
 
 
 class Answer(ABC):
-    """The answer to one call. Subclasses put it into the form of their endpoint."""
+    """The answer to one call. Subclasses give it the form of their endpoint."""
 
     response_id: str | None = None
-    """Its id, where operators may know it: with some, others could read the answer."""
+    """The answer's id for traces; None where whoever knows the id could read the answer."""
 
     def __init__(self, service: Service, streams: bool, is_resumable: bool = False) -> None:
-        """`is_resumable`: whether the body asks for what the header X-Resumable does, too."""
+        """`is_resumable`: whether the body asks for a resumable stream, as the header X-Resumable does."""
         self._service = service
         self._streams = streams
         self._is_resumable = is_resumable
         self._used = Usage()
-        """What has been used so far."""
+        """Token counts so far."""
 
     async def respond(self, request: Request, choices: list[Choice], n: int, priority: int) -> Response:
-        """Run the choices, `n` for each prompt, and send what comes of them. Whatever happens, none is left running."""
+        """Run the choices, `n` for each prompt, and send their texts. Whatever happens, none is left running."""
         entry: RequestLog = request.scope["request_log"]
         entry.is_stream, entry.response_id = self._streams, self.response_id
         generation = Generation(self._service, choices, n, priority, entry)
@@ -91,7 +91,7 @@ class Answer(ABC):
 
     @abstractmethod
     def take(self, index: int, delta: TextDelta) -> None:
-        """Take in news of a choice of an answer that is not streamed."""
+        """Add a delta of a choice to an answer that is not streamed."""
 
     @abstractmethod
     def body(self, usage: Usage) -> AnswerBody:
@@ -101,18 +101,18 @@ class Answer(ABC):
 
     @abstractmethod
     def first_events(self) -> list[bytes]:
-        """What is sent before anything is generated."""
+        """The events before anything is generated."""
 
     @abstractmethod
     def events(self, index: int, delta: TextDelta) -> list[bytes]:
-        """The events for news of a choice."""
+        """The events for a delta of a choice."""
 
     @abstractmethod
     def last_events(self, usage: Usage) -> list[bytes]:
-        """What is sent once all choices have ended."""
+        """The events once all choices have ended."""
 
     def end(self, error: ApiError | None) -> bytes:
-        """The very last bytes of a stream, whether it ended well or not."""
+        """The last bytes of a stream. `error`: why it failed, if it did."""
         return done(error)
 
 
@@ -138,19 +138,19 @@ class CompletionUsage(AnswerBody):
 
 
 class Chunk(AnswerBody, kw_only=True):
-    """An event of a stream of choices."""
+    """An event of a streamed chat or completion."""
 
     id: str
     object: str
     created: int
     model: str
     usage: CompletionUsage | UnsetType | None = UNSET
-    """Where it is asked for: in every event, but null until the last one or with continuous_usage_stats."""
+    """With include_usage. It is null in all events but the last, unless continuous_usage_stats is given, too."""
     choices: list[Any]
 
 
 class ChoicesAnswer(Answer):
-    """An answer of several choices: what chat and completions have in common."""
+    """An answer with several choices, as chat and completions have it."""
 
     def __init__(self, service: Service, body: SamplingFields, response_id: str, chunk: type[Chunk]) -> None:
         """`chunk`: the type of its events."""
@@ -160,7 +160,7 @@ class ChoicesAnswer(Answer):
         self._counts_always = body.stream_options is not None and body.stream_options.continuous_usage_stats
         self._head: dict[str, Any] = {"id": response_id, "created": int(time.time()), "model": service.model_name}
         self._chunk = chunk(**self._head, usage=None if self._include_usage else UNSET, choices=[])
-        """The one event that is filled and encoded again and again."""
+        """The one event object, which is filled and encoded for each event."""
 
     def last_events(self, usage: Usage) -> list[bytes]:
         """See `Answer`."""
@@ -177,14 +177,14 @@ class ChoicesAnswer(Answer):
         return event(self._chunk)
 
     def split_event(self, choice: AnswerBody) -> tuple[bytes, bytes]:
-        """An event up to its text and after it; the text is the last empty string in `choice`.
+        """The bytes of an event before and after its text, which is the last empty string in `choice`.
 
-        Most events differ in nothing but their text, unless they count tokens. So the rest is encoded once.
+        Most events differ only in their text. So the rest is encoded once.
         """
         head, tail = self.choice_event(choice).rsplit(b'""', 1)
         return head, tail
 
 
 def ended_by(delta: TextDelta) -> Literal["stop", "length"]:
-    """Why a choice has ended with this delta, as OpenAI's API says it."""
+    """Why a choice has ended with this delta, in the words of OpenAI's API."""
     return "length" if delta.finish_reason is FinishReason.LENGTH else "stop"

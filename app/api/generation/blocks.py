@@ -1,6 +1,6 @@
-"""The assistant's message as a row of blocks: Responses calls them output items, Anthropic content blocks.
+"""The assistant's message as a list of blocks: Responses calls them output items, Anthropic content blocks.
 
-One block is open at a time; what belongs to another one ends it. The same changes make streams and whole answers.
+One block is open at a time, and the next one closes it. Streams and whole answers are made from the same changes.
 """
 
 import enum
@@ -19,7 +19,7 @@ from app.text.output_processor import TextDelta
 
 
 def new_call_id() -> str:
-    """What names a tool call until its result comes back."""
+    """A new id of a tool call, by which the client names it in the result."""
     return f"call_{secrets.token_hex(12)}"
 
 
@@ -37,23 +37,23 @@ class Block:
 
     kind: Kind
     index: int
-    """Its place in the row."""
+    """Its index in the message."""
     call_id: str = ""
     name: str = ""
-    """Of the called function."""
+    """The name of the called function."""
     pieces: list[str] = field(default_factory=list)
     logprobs: list[Logprobs] = field(default_factory=list)
-    """Of a text's tokens, where they are asked for."""
+    """Of the text's tokens, if they were asked for."""
     is_over: bool = False
 
     @property
     def text(self) -> str:
-        """The text or the reasoning; of a call, its arguments."""
+        """The text, the reasoning, or the arguments of the call."""
         return "".join(self.pieces)
 
 
 class Change(NamedTuple):
-    """A block begins (`text` is None), goes on, or is over."""
+    """A block begins or ends (`text` is None), or gets more text."""
 
     block: Block
     text: str | None = None
@@ -61,22 +61,22 @@ class Change(NamedTuple):
 
 
 class Blocks:
-    """Takes in a message as it comes."""
+    """Splits a message into blocks as it arrives."""
 
     def __init__(self, several_calls: bool = True) -> None:
         """Without `several_calls`, calls after the first are left out."""
         self._several_calls = several_calls
         self.all: list[Block] = []
         self._logprobs: list[Logprobs] = []
-        """Of tokens whose text the parser holds back."""
+        """Of tokens whose text the parser still holds back."""
 
     @property
     def open(self) -> Block | None:
-        """The block that goes on."""
+        """The block that is not complete yet."""
         return self.all[-1] if self.all and not self.all[-1].is_over else None
 
     def take(self, delta: MessageDelta, logprobs: Sequence[Logprobs] = ()) -> Iterator[Change]:
-        """What a piece of the message changes: reasoning comes before text, text before calls."""
+        """Add a piece of the message, and yield its changes: reasoning first, then text, then calls."""
         self._logprobs += logprobs
         if delta.reasoning:
             yield from self._extend(Kind.REASONING, delta.reasoning)
@@ -91,10 +91,10 @@ class Blocks:
                 yield from self._extend(Kind.TOOL_CALL, call.arguments)
 
     def finish(self) -> Iterator[Change]:
-        """The message is over. One that says nothing is an empty text."""
+        """End the message. One without content is an empty text."""
         if not self.all:
             yield from self._begin(Kind.TEXT)
-        if self.all[-1].kind is Kind.TEXT:  # those of a stop token, which has no text
+        if self.all[-1].kind is Kind.TEXT:  # logprobs of a stop token, which has no text
             self.all[-1].logprobs += self._logprobs
         yield from self._end()
 
@@ -120,7 +120,7 @@ class Blocks:
 
 
 class BlocksAnswer(Answer):
-    """The message of the one choice of a call. Subclasses say how its changes look on the wire."""
+    """An answer with one choice, as blocks. Subclasses write the changes."""
 
     def __init__(self, service: Service, streams: bool, parser: MessageParser, several_calls: bool) -> None:
         super().__init__(service, streams)

@@ -1,4 +1,4 @@
-"""From a validated request to what the engine needs for each of its choices."""
+"""From a validated request to the prompt, sampling and stop conditions of each of its choices."""
 
 import hashlib
 import secrets
@@ -12,15 +12,15 @@ from app.text.output_processor import StopConditions
 
 _SEED_BITS = 63
 _PROMPTS_PER_N = 8
-"""A call may have this many times `max_n` choices, for all of its prompts together."""
+"""A call may have this many times `max_n` choices, all of its prompts together."""
 _TOKEN_ID_DIGITS = 10
 _GREEDY_BELOW = 1e-5
-"""A temperature below this is taken for 0: logits divided by it could overflow (vLLM does the same)."""
+"""A lower temperature counts as 0, since logits divided by it could overflow (vLLM does the same)."""
 
 
 @dataclass(frozen=True)
 class Choice:
-    """One text to generate. Its index among the call's choices is its place in the list."""
+    """One text to generate."""
 
     prompt_token_ids: list[int]
     sampling: SamplingParams
@@ -29,15 +29,15 @@ class Choice:
 
 @dataclass(frozen=True)
 class TokenLimit:
-    """How many tokens a call wants at most."""
+    """How many tokens a call wants at most, and which fields its errors name."""
 
     requested: int | None
     default: int | None
-    """If none are requested: this many, as far as the context allows; None is all that it leaves."""
+    """Used if none are requested, as far as the context allows. None means all that the context leaves."""
     param: str
-    """The field that says so."""
+    """The field with the limit."""
     prompt_param: str
-    """The field that holds the prompt."""
+    """The field with the prompt."""
 
 
 def make_choices(
@@ -116,13 +116,13 @@ def _sampling_params(
 
 
 def check_count(field: str, count: int, most: int) -> None:
-    """InvalidRequestError if a field has more than the setting `max_<field>` allows."""
+    """Raise InvalidRequestError if a field has more elements than the setting `max_<field>` allows."""
     if count > most:
         raise InvalidRequestError(f"{field}: at most {most} (max_{field})", field)
 
 
 def check_num_choices(service: Service, num_prompts: int, n: int) -> None:
-    """InvalidRequestError if a call asks for too many texts. Cheap: to be called before prompts are tokenized."""
+    """Raise InvalidRequestError if a call asks for too many texts. To be called before prompts are tokenized."""
     max_n = service.settings.max_n
     check_count("n", n, max_n)
     if num_prompts * n > max_n * _PROMPTS_PER_N:
@@ -130,7 +130,7 @@ def check_num_choices(service: Service, num_prompts: int, n: int) -> None:
 
 
 def check_logprobs(service: Service, count: int | None, field: str) -> None:
-    """InvalidRequestError if more are asked for than the server reports."""
+    """Raise InvalidRequestError if more logprobs are asked for than `max_logprobs`."""
     limit = service.settings.max_logprobs
     if count is not None and count > limit:
         raise InvalidRequestError(f"{field}: at most {limit} (max_logprobs)", field)
@@ -147,7 +147,7 @@ def _check_token_ids(service: Service, request: SamplingFields) -> None:
 
 
 def _max_tokens(num_prompt_tokens: int, limit: TokenLimit, max_model_len: int) -> int:
-    """Tokens to generate after a prompt; ContextLengthError if both do not fit the model's context together."""
+    """How many tokens to generate. Raises ContextLengthError if prompt and output exceed the model's context."""
     left = max_model_len - num_prompt_tokens
     wanted = 1 if limit.requested is None else limit.requested
     if wanted > left:
@@ -163,7 +163,7 @@ def _max_tokens(num_prompt_tokens: int, limit: TokenLimit, max_model_len: int) -
 
 
 def _seed_of_choice(seed: int, index: int) -> int:
-    """Choices of one call differ, and the first is what the seed alone gives."""
+    """The seed of a choice: the request's own for the first, others are derived from it."""
     if index == 0:
         return seed
     digest = hashlib.sha256(f"{seed}:{index}".encode()).digest()

@@ -1,4 +1,4 @@
-"""Fields of requests that several of the generating endpoints share."""
+"""Fields that the requests of several endpoints share."""
 
 from typing import Annotated, Any, Literal
 
@@ -51,7 +51,7 @@ UNSUPPORTED: Unsupported = refused(
 
 
 class StreamOptions(RequestBody):
-    """What a stream holds beside text."""
+    """What a stream contains beside text."""
 
     unsupported = {"include_obfuscation": (False,)}  # noqa: RUF012 - declared as a class variable
     include_usage: bool = Field(False, description="send token counts in a last event")
@@ -64,7 +64,7 @@ class StreamOptions(RequestBody):
 
 
 class TokenFields(RequestBody):
-    """How each token is chosen. What is not given is the model's own default, or the API's."""
+    """How each token is chosen. Fields that are not given have the model's own default, or the API's."""
 
     model: Label | None = Field(None, description="the served model's name")
     temperature: float | None = Field(None, ge=0, le=100)
@@ -119,7 +119,7 @@ class SamplingFields(TokenFields):
 
 
 def _kind(prompt: Any) -> str | None:
-    """Which of the four kinds of prompt a value means; only that one is then validated."""
+    """Which of the four kinds of prompt a value is. Only that one is then validated."""
     if isinstance(prompt, str):
         return "text"
     if not isinstance(prompt, list):

@@ -1,4 +1,4 @@
-"""Things that say by their `type` what they are, in lists of several kinds."""
+"""Unions of objects that are told apart by their `type`, and the refusal of unknown types."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -12,21 +12,21 @@ from app.errors import UnsupportedError
 
 
 class Unknown(RequestBody):
-    """A thing of a kind that no schema describes: to be refused by the name of its kind."""
+    """An object whose type no schema describes. `refuse_unknown` refuses it by its type."""
 
     model_config = ConfigDict(extra="ignore")
     type: str
 
     @classmethod
     def __get_pydantic_json_schema__(cls, schema: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
-        """For OpenAPI there is no such thing."""
+        """OpenAPI's document does not allow it."""
         return {"not": {}}
 
 
 def by_type(*known: str, default: str | None = None, others: Mapping[str, str] | None = None) -> Discriminator:
-    """Tells by `type` which model of a union to use: the one with this tag. "unknown" is the tag of `Unknown`.
+    """Selects the model of a union whose tag equals the `type`. "unknown" is the tag of `Unknown`.
 
-    `default`: the tag of what has no type; `others`: the tags of further types.
+    `default`: the tag of objects without a type. `others`: the tags of further types.
     """
     tags = dict(zip(known, known, strict=True)) | dict(others or {})
 
@@ -40,9 +40,9 @@ def by_type(*known: str, default: str | None = None, others: Mapping[str, str] |
 
 
 def refuse_unknown(values: Any, path: str, what: str, also: Callable[[Any, str], None] | None = None) -> None:
-    """UnsupportedError for the first thing in a list that is of an unknown kind.
+    """Raise UnsupportedError for the first object of unknown type, if `values` is a list.
 
-    `also` checks the known ones, and is given their path. What is no list, a text, is left alone.
+    `also` checks the known ones, and is given their paths.
     """
     for index, value in enumerate(values if isinstance(values, list) else []):
         where = f"{path}[{index}]"

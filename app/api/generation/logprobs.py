@@ -1,4 +1,4 @@
-"""How OpenAI's API writes tokens and their log probabilities."""
+"""Tokens and their log probabilities in the form of OpenAI's API."""
 
 from app.api.edge.answer import AnswerBody
 from app.core.sampling import Logprobs
@@ -25,12 +25,12 @@ class TokenLogprob(AnswerBody):
 
 
 def finite(logprob: float) -> float:
-    """A log probability as JSON can hold it: OpenAI writes -9999 for a probability of zero."""
+    """A log probability that JSON can hold: OpenAI's API has -9999 for a probability of zero."""
     return max(logprob, _LOWEST)
 
 
 def token_name(value: bytes) -> str:
-    """A token for people. One whose bytes are no whole text is written byte by byte, so that no two look alike."""
+    """A token as text. Bytes that are not valid UTF-8 are escaped, so that different tokens differ."""
     try:
         return value.decode()
     except UnicodeDecodeError:
@@ -38,12 +38,12 @@ def token_name(value: bytes) -> str:
 
 
 def num_characters(value: bytes) -> int:
-    """How many characters of UTF-8 text begin in a token."""
+    """How many characters of UTF-8 begin in a token."""
     return sum((byte & 0xC0) != 0x80 for byte in value)
 
 
 def describe(tokenizer: Tokenizer, token: Logprobs) -> TokenLogprob:
-    """A token of a message with its logprob, and the most probable ones beside it."""
+    """A token of a message with its logprob, and the most probable tokens in its place."""
     values = [tokenizer.token_bytes(id_) for id_ in token.token_ids]
     own, *others = [
         TopLogprob(token_name(value), finite(logprob), list(value))

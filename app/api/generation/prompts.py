@@ -1,7 +1,4 @@
-"""From what a client wrote to token ids.
-
-Long texts are tokenized in a thread, which the other streams of this process do not feel.
-"""
+"""From a client's texts to token ids. Long texts are tokenized in a thread, so that streams do not pause."""
 
 import asyncio
 from collections.abc import Callable
@@ -13,11 +10,11 @@ from app.errors import ContextLengthError, InvalidRequestError
 T = TypeVar("T")
 
 LONG_TEXT = 8192
-"""Characters from which on rendering and tokenizing take milliseconds."""
+"""Characters. Rendering and tokenizing as many takes milliseconds."""
 
 
 def as_list(prompt: Any, param: str) -> list[Any]:
-    """One or several texts, or lists of token ids, as a list of them. InvalidRequestError if there are none."""
+    """One or several texts, or lists of token ids, as a list. Raises InvalidRequestError if there are none."""
     if isinstance(prompt, str) or (prompt and isinstance(prompt[0], int)):
         return [prompt]
     if not prompt:
@@ -28,7 +25,7 @@ def as_list(prompt: Any, param: str) -> list[Any]:
 async def encode_texts(
     service: Service, texts: list[str], param: str, add_special_tokens: bool = True
 ) -> list[list[int]]:
-    """Token ids of each text. Raises ContextLengthError for one that can only be too long, before the work is done."""
+    """Token ids of each text. Raises ContextLengthError, before tokenizing, for one that is too long in any case."""
     for text in texts:
         check_length(service, text, param)
 
@@ -39,12 +36,12 @@ async def encode_texts(
 
 
 async def in_thread(work: Callable[[], T], size: int) -> T:
-    """Do work on that many characters: in a thread if they are many."""
+    """Do work on `size` characters: in a thread if they are many."""
     return work() if size < LONG_TEXT else await asyncio.to_thread(work)
 
 
 def check_length(service: Service, text: str, param: str) -> None:
-    """ContextLengthError for a text that can only be too long; InvalidRequestError beyond max_prompt_size."""
+    """Raise ContextLengthError for a text that is too long in any case, InvalidRequestError above max_prompt_size."""
     most = service.settings.request_limits.max_prompt_size
     if len(text) > most or (4 * len(text) > most and len(text.encode()) > most):
         raise InvalidRequestError(f"{param}: at most {most} bytes of text (max_prompt_size)", param)
@@ -58,7 +55,7 @@ def check_length(service: Service, text: str, param: str) -> None:
 
 
 def check_token_ids(token_ids: list[int], vocab_size: int, param: str) -> None:
-    """InvalidRequestError unless all tokens are in the vocabulary, and there is one."""
+    """Raise InvalidRequestError if there are no tokens, or one is not in the vocabulary."""
     if not token_ids:
         raise InvalidRequestError(f"{param}: must not be empty", param)
     if max(token_ids) >= vocab_size:

@@ -1,4 +1,4 @@
-"""One call's requests, from submission to the last token: shared by completions and chat."""
+"""The requests of one call, from submission to the last token."""
 
 import asyncio
 import time
@@ -16,12 +16,12 @@ from app.text.output_processor import OutputProcessor, TextDelta
 
 
 class Generation:
-    """The choices of one call, running together."""
+    """The choices of one call, which run concurrently."""
 
     def __init__(self, service: Service, choices: Sequence[Choice], n: int, priority: int, entry: RequestLog) -> None:
-        """Submit all choices: `n` for each prompt, one prompt's after the other's.
+        """Submit all choices: `n` for the first prompt, then `n` for the next one.
 
-        Raises EngineUnavailableError or QueueFullError, and then none is left running.
+        Raises EngineUnavailableError or QueueFullError, and then leaves none running.
         """
         self._service = service
         self._engine: EngineClient = service.engine
@@ -38,7 +38,7 @@ class Generation:
             for index, choice in enumerate(choices):
                 self._submit(index, choice, priority, counts_prompt=index % n == 0)
         except BaseException:
-            for open_choice in self._open.values():  # they count as refused, not as aborted
+            for open_choice in self._open.values():  # counted as refused, not as aborted
                 self._engine.abort(open_choice.command.request_id)
             self._open.clear()
             self._stop_clock()
@@ -73,7 +73,7 @@ class Generation:
             self._expiry.cancel()
 
     def abort(self) -> None:
-        """End what is still running."""
+        """Abort the choices that still run."""
         self._stop_clock()
         for choice in self._open.values():
             self._engine.abort(choice.command.request_id)
@@ -81,9 +81,9 @@ class Generation:
         self._open.clear()
 
     async def deltas(self) -> AsyncGenerator[tuple[int, TextDelta], None]:
-        """(choice index, news) of all choices as they come. Closing it aborts what still runs.
+        """(choice index, delta) of all choices as they come. Closing the generator aborts those that still run.
 
-        Raises InternalError if a choice fails; the others are aborted then.
+        Raises InternalError if a choice fails, and aborts the others.
         """
         try:
             if len(self._open) == 1:
@@ -101,21 +101,21 @@ class Generation:
             self.abort()
 
     async def _merged(self) -> AsyncGenerator[tuple[int, TextDelta], None]:
-        """Several choices: one task each puts its news into one queue, which holds it back when it is full."""
+        """Merges several choices: one task for each puts its outputs into one bounded queue."""
         queue: asyncio.Queue[tuple[_OpenChoice, RequestOutput | Exception]] = asyncio.Queue(maxsize=len(self._open))
 
         async def pump(choice: _OpenChoice) -> None:
             try:
                 async for output in choice.outputs:
                     await queue.put((choice, output))
-            except Exception as error:  # whoever reads the queue waits for this choice
+            except Exception as error:  # raised by the reader of the queue
                 await queue.put((choice, error))
 
         tasks = {index: asyncio.create_task(pump(choice)) for index, choice in self._open.items()}
         try:
             while self._open:
                 choice, output = await queue.get()
-                if choice.index not in self._open:  # it met a stop string meanwhile
+                if choice.index not in self._open:  # it has met a stop string meanwhile
                     continue
                 if isinstance(output, Exception):
                     raise output
@@ -129,7 +129,7 @@ class Generation:
             await asyncio.gather(*tasks.values(), return_exceptions=True)
 
     def _take(self, choice: "_OpenChoice", output: RequestOutput) -> TextDelta:
-        """Turn an output into text, and keep the accounts."""
+        """Turn an output into text, and count its tokens."""
         delta = choice.processor.process(output)
         now, metrics = time.monotonic(), self._service.metrics
         choice.timing = output.timing or choice.timing
@@ -172,4 +172,4 @@ class _OpenChoice:
     counts_prompt: bool
     last_at: float | None = None
     timing: RequestTiming | None = None
-    """What the engine said last of when it began; a choice that ends at a stop string ends without the engine."""
+    """The last one that the engine sent. A choice that ends at a stop string gets no final output."""

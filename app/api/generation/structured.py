@@ -1,4 +1,4 @@
-"""What outputs have to look like: OpenAI's response_format, vLLM's structured_outputs and its older guided_* fields."""
+"""Structured output: OpenAI's response_format, vLLM's structured_outputs and its older guided_* fields."""
 
 import asyncio
 import json
@@ -24,14 +24,14 @@ Choices = Annotated[list[Annotated[str, Field(min_length=1)]], Field(min_length=
 
 
 class Constraint(NamedTuple):
-    """What a request asks its output to match."""
+    """What the output has to match."""
 
     field: str
-    """The field that says so."""
+    """The field of the request."""
     size: int
-    """Characters of what it says."""
+    """Length of the field's content, in characters."""
     build: Callable[[], str]
-    """The grammar; ValueError for what cannot be one."""
+    """Makes the grammar. Raises ValueError if it cannot."""
 
 
 class JsonSchema(RequestBody):
@@ -44,7 +44,7 @@ class JsonSchema(RequestBody):
 
 
 class ResponseFormat(RequestBody):
-    """OpenAI's: any text, any JSON object, or JSON that matches a schema."""
+    """OpenAI's field: any text, any JSON object, or JSON that matches a schema."""
 
     type: Literal["text", "json_object", "json_schema"]
     json_schema: JsonSchema | None = None
@@ -57,7 +57,7 @@ class ResponseFormat(RequestBody):
 
 
 class StructuredOutputs(RequestBody):
-    """vLLM's: one of these."""
+    """vLLM's field: exactly one of these."""
 
     unsupported = _UNSUPPORTED
     json_: Schema | str | None = Field(None, alias="json")
@@ -68,7 +68,7 @@ class StructuredOutputs(RequestBody):
 
 
 class StructuredFields(RequestBody):
-    """How a request may say what its output has to look like."""
+    """The fields for structured output."""
 
     response_format: ResponseFormat | None = None
     structured_outputs: StructuredOutputs | None = None
@@ -78,7 +78,7 @@ class StructuredFields(RequestBody):
     guided_grammar: str | None = Field(None, description="in llguidance's dialect of Lark")
 
     def constraint(self) -> Constraint | None:
-        """What the output has to match, if anything. InvalidRequestError if there is more than one."""
+        """What the output has to match, if anything. Raises InvalidRequestError if several fields are given."""
         found = [*self._response_format(), *self._structured_outputs(), *self._guided()]
         if len(found) > 1:
             names = " and ".join(one.field for one in found)
@@ -127,7 +127,7 @@ def _constraints(
 
 
 def _json(field: str, schema: Schema | str) -> Constraint:
-    """A schema, or its JSON text."""
+    """A constraint by a schema, which may be given as JSON text."""
     text = schema if isinstance(schema, str) else json.dumps(schema)
     return Constraint(field, len(text), lambda: constraint.json_schema(_parsed(text)))
 
@@ -140,9 +140,9 @@ def _parsed(text: str) -> Any:
 
 
 async def grammar_of(service: Service, body: SamplingFields, constraint: Constraint | None) -> str:
-    """The grammar that the output has to match, or "". Raises InvalidRequestError for one that cannot be compiled.
+    """The grammar that the output has to match, or "". Raises InvalidRequestError if it cannot be compiled.
 
-    It is compiled here only to tell so; the engine does it again. Both happen in threads that nobody else waits for.
+    It is compiled here only to find errors; the engine compiles it again. Both use threads of their own.
     """
     if constraint is None:
         return ""
@@ -151,7 +151,7 @@ async def grammar_of(service: Service, body: SamplingFields, constraint: Constra
         raise UnsupportedError(f"{field}: the echo worker follows no grammars", field)
     if constraint.size > limit:
         raise InvalidRequestError(f"{field}: at most {limit} characters (max_grammar_size)", field)
-    for name in ("min_tokens", "ignore_eos"):  # a grammar says when the text ends
+    for name in ("min_tokens", "ignore_eos"):  # the grammar determines where the text ends
         if getattr(body, name):
             raise InvalidRequestError(f"{name} and {field} exclude each other", name)
     try:

@@ -77,11 +77,11 @@ class AnthropicMessage(AnswerBody, kw_only=True):
 
 
 class EventDelta(AnswerBody):
-    """What is new of a message or a block."""
+    """The change of a message or a block."""
 
 
 class BlockDelta(EventDelta):
-    """More of a block, by its type: of its text, its thinking, or the JSON of its input."""
+    """More of a block's text, thinking, or input, which is JSON."""
 
     type: Literal["text_delta", "thinking_delta", "input_json_delta"]
     text: str | UnsetType = UNSET
@@ -97,7 +97,7 @@ class Ending(EventDelta):
 
 
 class MessageEvent(NamedEvent):
-    """An event of a streamed message: one that begins or ends the message, or one of its blocks, by their index."""
+    """An event of a streamed message. `index` names a block of its content."""
 
     type: Literal[
         "message_start",
@@ -125,7 +125,7 @@ class MessageAnswer(BlocksAnswer):
     """One message of the assistant."""
 
     def __init__(self, service: Service, body: MessagesRequest, chat: ChatRequest, run: Chat, request_id: str) -> None:
-        """`chat`: what `body` was translated to, and `run` what was made of that."""
+        """`chat`: the translation of `body`. `run`: the prepared `chat`."""
         super().__init__(service, chat.stream, run.new_parser(), chat.parallel_tool_calls)
         self.response_id = f"msg_{request_id}"
         self._request_id = request_id
@@ -191,7 +191,7 @@ def _delta(kind: Kind, text: str) -> BlockDelta:
 
 
 def _input(arguments: str) -> dict[str, Any]:
-    """The arguments of a call, as far as they were written: the message may have ended by its length."""
+    """The arguments of a call, as far as they were generated before the message reached its limit."""
     try:
         value = from_json(arguments, allow_partial="trailing-strings")
     except ValueError:

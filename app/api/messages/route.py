@@ -32,7 +32,7 @@ async def create_message(
     """Answer a conversation with one message."""
     with rename_errors(NAMES):
         chat = to_chat(body)
-        # As with Anthropic's models: what does not fit the context any more is no reason to refuse a conversation.
+        # As with Anthropic's models, max_tokens may exceed what the context leaves.
         limit = TokenLimit(None, body.max_tokens, "max_tokens", "messages")
         run = await prepare_chat(service, chat, limit)
     request_id = request.scope["request_log"].request_id

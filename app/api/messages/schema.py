@@ -1,4 +1,4 @@
-"""POST /v1/messages and /v1/messages/count_tokens: Anthropic's API."""
+"""The requests of POST /v1/messages and /v1/messages/count_tokens: Anthropic's API."""
 
 from typing import Annotated, Any, Literal
 
@@ -31,14 +31,14 @@ _IN_TOOLS: Unsupported = {
 
 
 class CacheControl(RequestBody):
-    """A wish to cache: equal beginnings of prompts are cached in any case."""
+    """A request for caching. Prefixes of prompts are cached in any case."""
 
     type: Literal["ephemeral"]
     ttl: Literal["5m", "1h"] | None = None
 
 
 class Cached(RequestBody):
-    """What may carry a wish to be cached."""
+    """Base of what may have `cache_control`."""
 
     unsupported = _IN_BLOCKS
     cache_control: CacheControl | None = Field(None, description="changes nothing: prefixes are cached in any case")
@@ -72,7 +72,7 @@ ResultBlock = Annotated[Annotated[TextBlock, Tag("text")] | Annotated[Unknown, T
 
 
 class ToolResultBlock(Cached):
-    """What a call gave."""
+    """The result of a call."""
 
     type: Literal["tool_result"]
     tool_use_id: Label
@@ -102,7 +102,7 @@ class Turn(RequestBody):
     content: str | list[Block]
 
     def check_content(self, path: str) -> None:
-        """InvalidRequestError for blocks that are of no use, or not of this role."""
+        """Raise InvalidRequestError for blocks that are unsupported, or not allowed for the role."""
 
         def check(block: Any, where: str) -> None:
             if not isinstance(block, _KINDS_OF[self.role]):
@@ -130,7 +130,7 @@ Tool = Annotated[
 
 
 class ToolChoice(RequestBody):
-    """Whether, and what, to call."""
+    """Whether the model calls tools, and which."""
 
     type: Literal["auto", "any", "tool", "none"]
     name: FunctionName | None = None
@@ -138,7 +138,7 @@ class ToolChoice(RequestBody):
 
 
 class Thinking(RequestBody):
-    """Whether to think: for models whose template has a switch for it (`enable_thinking`)."""
+    """Whether the model reasons, if its chat template has a switch for it (`enable_thinking`)."""
 
     type: Literal["disabled", "adaptive", "enabled"]
     budget_tokens: int | None = None
@@ -152,7 +152,7 @@ class OutputFormat(RequestBody):
 
 
 class OutputConfig(RequestBody):
-    """What the text has to look like."""
+    """Options of the output."""
 
     unsupported = {"effort": ()}  # noqa: RUF012 - declared as a class variable
     format: OutputFormat | None = None

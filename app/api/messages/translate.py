@@ -1,4 +1,4 @@
-"""From Anthropic's Messages to a chat."""
+"""From requests of Anthropic's Messages to chats."""
 
 from typing import Any
 
@@ -32,11 +32,11 @@ NAMES = {
     "response_format": "output_config.format",
     "tools": "tools",
 }
-"""What a chat's fields are called here."""
+"""The names of a chat's fields in this API."""
 
 
 def to_chat(body: ConversationFields) -> ChatRequest:
-    """The chat that a request means."""
+    """The chat of a request."""
     system = [] if body.system is None else [{"role": "system", "content": text_parts(_texts(body.system))}]
     messages = system + [message for turn in body.messages for message in _messages(turn)]
     chat: Fields = {"messages": messages, "chat_template_kwargs": _template_kwargs(body), **_tool_fields(body)}
@@ -52,7 +52,7 @@ def to_chat(body: ConversationFields) -> ChatRequest:
 
 
 def _messages(turn: Turn) -> list[Fields]:
-    """The messages of a turn. Each result of a tool is a message of its own, and so is what is said between them."""
+    """The messages of a turn. Each result of a tool is a message of its own, and so is the text between them."""
     if isinstance(turn.content, str):
         return [{"role": turn.role, "content": turn.content}]
     if turn.role == "assistant":
@@ -92,7 +92,7 @@ def _texts(content: Any) -> list[str]:
 
 
 def _template_kwargs(body: ConversationFields) -> Fields:
-    """Whether to think is what templates that leave the choice call `enable_thinking`."""
+    """Variables of the chat template, where `enable_thinking` is the switch for reasoning."""
     given = body.chat_template_kwargs
     return given if body.thinking is None else {"enable_thinking": body.thinking.type == "adaptive", **given}
 

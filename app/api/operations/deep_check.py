@@ -1,4 +1,4 @@
-"""The health check that has the model say something."""
+"""The health check that lets the model generate a token."""
 
 import asyncio
 import time
@@ -11,9 +11,9 @@ from app.errors import ApiError
 
 _TIMEOUT = 10.0
 _KEPT_SECONDS = 5.0
-"""How long an answer is given again: probes must not become a load."""
+"""How long a result is reused, so that probes do not become a load."""
 _PRIORITY = -(2**31)
-"""Before all requests: how long their queue is, is another question."""
+"""Ahead of all requests, since the check is not about the length of the queue."""
 
 
 class DeepCheck:
@@ -25,7 +25,7 @@ class DeepCheck:
         self._problem = ""
 
     async def problem(self, service: Service) -> str:
-        """What is wrong, for people; empty if a token came within some seconds, now or a moment ago."""
+        """What is wrong, as text; empty if a token came in time, now or within the last seconds."""
         async with self._lock:
             if time.monotonic() - self._checked_at > _KEPT_SECONDS:
                 self._problem = await _try(service)

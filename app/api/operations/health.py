@@ -1,4 +1,4 @@
-"""What operators and orchestrators ask: /health, /health/live, /health/ready, /health/deep, /metrics, /version"""
+"""GET /health, /health/live, /health/ready, /health/deep, /metrics and /version"""
 
 from fastapi import APIRouter, Request
 from fastapi.responses import PlainTextResponse
@@ -14,7 +14,7 @@ router = APIRouter()
 
 
 class Health(AnswerBody):
-    """200: it is well. 503: it is not, and the status says why."""
+    """Whether the server is well, or why not."""
 
     status: str
 

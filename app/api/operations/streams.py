@@ -26,7 +26,7 @@ async def read_stream(
     service: ServiceDep,
     last_event_id: Annotated[str, Header(description="the last one seen")] = "0",
 ) -> Response:
-    """Go on reading a stream that was begun with `X-Resumable: true`; its id is the X-Request-ID of that answer."""
+    """Continue to read a stream that was begun with `X-Resumable: true`. Its id is the X-Request-ID of that answer."""
     stream = service.streams.find(request.scope["request_log"].tenant.name, stream_id)
     if not (last_event_id.isascii() and last_event_id.isdecimal() and int(last_event_id[:9]) <= stream.num_events):
         raise InvalidRequestError("Last-Event-ID is not the id of an event of this stream", "Last-Event-ID")

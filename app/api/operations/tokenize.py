@@ -20,7 +20,7 @@ router = APIRouter()
 
 
 class TokenizeRequest(ChatFields):
-    """A text, or a chat, to be turned into token ids."""
+    """Tokenize a text or a chat."""
 
     model_config = ConfigDict(json_schema_extra={"example": {"prompt": "Hello."}})
 
@@ -38,7 +38,7 @@ class TokenizeRequest(ChatFields):
 
 
 class DetokenizeRequest(RequestBody):
-    """Token ids to be turned into text."""
+    """Turn token ids into text."""
 
     model_config = ConfigDict(json_schema_extra={"example": {"tokens": [1, 2, 3]}})
 
@@ -54,7 +54,7 @@ class Tokens(AnswerBody):
     count: int
     max_model_len: int
     token_strs: list[str] | None
-    """With return_token_strs."""
+    """With return_token_strs, the text of each token."""
 
 
 class Detokenized(AnswerBody):

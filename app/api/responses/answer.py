@@ -27,7 +27,7 @@ ErrorCode = Literal["rate_limit_exceeded", "server_error"]
 
 
 class OutputPart(AnswerBody):
-    """The one part of an item's content: a text, or reasoning, which has neither annotations nor logprobs."""
+    """The only part of an item's content: a text, or reasoning, which has no annotations and no logprobs."""
 
     type: Literal["output_text", "reasoning_text"]
     text: str
@@ -82,14 +82,14 @@ class IncompleteDetails(AnswerBody):
 
 
 class InputTokensDetails(AnswerBody):
-    """Of the prompt's tokens."""
+    """Details of the prompt's tokens."""
 
     cached_tokens: int
     cache_write_tokens: int = 0
 
 
 class OutputTokensDetails(AnswerBody):
-    """Of the output's tokens."""
+    """Details of the output's tokens."""
 
     reasoning_tokens: int
 
@@ -105,7 +105,7 @@ class ResponseUsage(AnswerBody):
 
 
 class ReasoningOptions(AnswerBody):
-    """How much to think."""
+    """How much the model reasons."""
 
     effort: Effort | None
     summary: None = None
@@ -147,7 +147,7 @@ class ResponseObject(AnswerBody, kw_only=True):
 
 
 class DeletedResponse(AnswerBody):
-    """A response that is forgotten."""
+    """A response that was deleted."""
 
     id: str
     object: Literal["response"] = "response"
@@ -155,7 +155,7 @@ class DeletedResponse(AnswerBody):
 
 
 class ResponseEvent(NamedEvent, kw_only=True):
-    """An event of a streamed response: about all of it, an item of its output, the part or the text of that."""
+    """An event of a streamed response: about the response, an item, or the content of an item."""
 
     type: Literal[
         "response.created",
@@ -194,7 +194,7 @@ class ResponseEvent(NamedEvent, kw_only=True):
 
 _PREFIXES = {Kind.TEXT: "msg", Kind.REASONING: "rs", Kind.TOOL_CALL: "fc"}
 _EVENTS = {Kind.TEXT: "output_text", Kind.REASONING: "reasoning_text", Kind.TOOL_CALL: "function_call_arguments"}
-"""What the events of a block's text are called."""
+"""The names of the events about a block's text."""
 
 
 class ResponseAnswer(BlocksAnswer):
@@ -209,15 +209,15 @@ class ResponseAnswer(BlocksAnswer):
         messages: list[Fields],
         keep: Callable[[str, ResponseObject, list[Fields]], None] | None,
     ) -> None:
-        """`chat`: what `body` was translated to, and `run` what was made of that.
+        """`chat`: the translation of `body`. `run`: the prepared `chat`.
 
-        `messages`: the conversation so far, which `keep` keeps with the response's id and body, if it is to be kept.
+        `messages`: the conversation so far. `keep` stores it with the response's id and body, if it is to be stored.
         """
         super().__init__(service, chat.stream, run.new_parser(), chat.parallel_tool_calls)
         self._tokenizer = service.tokenizer
         self._messages = messages
         self._keep = keep
-        # Not the request's id, which a client chooses: whoever knows the id of a stored response can read it.
+        # Not the request's id, which clients may choose: whoever knows the id of a stored response can read it.
         self._unique = uuid.uuid4().hex
         self._empty = _empty(f"resp_{self._unique}", service.model_name, body, run.choices[0], keep is not None)
         self._num_events = 0
@@ -249,7 +249,7 @@ class ResponseAnswer(BlocksAnswer):
         )
 
     def _message(self) -> Fields:
-        """What the assistant said, for the next response. A call that was cut off is left out."""
+        """The message of the assistant, for later responses. A call that was cut off is left out."""
         blocks = {kind: [block for block in self._blocks.all if block.kind is kind] for kind in Kind}
         calls = [block for block in blocks[Kind.TOOL_CALL] if not self._is_incomplete(block)]
         return assistant_message(
@@ -259,7 +259,7 @@ class ResponseAnswer(BlocksAnswer):
         )
 
     def _item(self, block: Block) -> OutputItem:
-        """A block as an output item, as far as it has come."""
+        """A block as an output item, in its present state."""
         id_ = self._item_id(block)
         status: Status = "completed" if block.is_over else "in_progress"
         if block.is_over and self._is_incomplete(block):
@@ -339,7 +339,7 @@ class ResponseAnswer(BlocksAnswer):
 
 
 def _empty(id_: str, model: str, body: ResponsesRequest, choice: Choice, is_stored: bool) -> ResponseObject:
-    """A response that has not begun: what it repeats of its request."""
+    """A response without output, which repeats fields of the request."""
     asked = body.model_dump(by_alias=True, exclude_none=True, include={"tools", "tool_choice", "text"})
     return ResponseObject(
         id=id_,

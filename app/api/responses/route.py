@@ -66,7 +66,7 @@ async def get_response(response_id: str, request: Request, store: StoreDep) -> R
 
 @router.delete("/v1/responses/{response_id}", responses=answers(DeletedResponse, (*ANY, 404)))
 async def delete_response(response_id: str, request: Request, store: StoreDep) -> Response:
-    """Forget a stored response."""
+    """Delete a stored response."""
     store.delete(_owner(request), response_id)
     return json_response(DeletedResponse(response_id))
 
@@ -77,7 +77,7 @@ def _owner(request: Request) -> str:
 
 
 def _is_kept(service: Service, body: ResponsesRequest, store: ResponseStore) -> bool:
-    """Whether the response will be stored. UnsupportedError if it has to be and cannot."""
+    """Whether the response will be stored. Raises UnsupportedError if it should be and cannot be."""
     if store.is_enabled:
         return body.store is not False
     for name, asks in (("store", body.store), ("previous_response_id", body.previous_response_id)):
@@ -91,7 +91,7 @@ def _why(service: Service) -> str:
 
 
 def _earlier(store: ResponseStore, body: ResponsesRequest, owner: str) -> list[Fields]:
-    """The conversation that a response goes on from."""
+    """The conversation that a response continues."""
     if body.previous_response_id is None:
         return []
     try:

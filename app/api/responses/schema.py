@@ -1,4 +1,4 @@
-"""POST /v1/responses"""
+"""The request of POST /v1/responses"""
 
 from typing import Annotated, Any, Literal, get_args
 
@@ -57,7 +57,7 @@ Content = str | list[Part]
 
 
 class Item(RequestBody):
-    """What all items may have."""
+    """Base of all items."""
 
     unsupported = _IN_ITEMS
     id: Label | None = Field(None, description="changes nothing")
@@ -65,7 +65,7 @@ class Item(RequestBody):
 
 
 class MessageItem(Item):
-    """What somebody said."""
+    """A message."""
 
     type: Literal["message"] = "message"
     role: Literal["user", "assistant", "system", "developer"]
@@ -82,7 +82,7 @@ class FunctionCallItem(Item):
 
 
 class FunctionCallOutputItem(Item):
-    """What a call gave."""
+    """The result of a call."""
 
     type: Literal["function_call_output"]
     call_id: Label
@@ -137,7 +137,7 @@ NamedTool = Annotated[
 
 
 class TextFormat(RequestBody):
-    """What the text has to look like."""
+    """The format of the text."""
 
     type: Literal["text", "json_object", "json_schema"] = "text"
     name: str | None = None
@@ -147,21 +147,21 @@ class TextFormat(RequestBody):
 
 
 class TextConfig(RequestBody):
-    """Of the text."""
+    """Options of the text."""
 
     unsupported = {"verbosity": ("medium",)}  # noqa: RUF012 - declared as a class variable
     format: TextFormat = TextFormat()
 
 
 class ReasoningConfig(RequestBody):
-    """How much to think."""
+    """How much the model reasons."""
 
     unsupported = _IN_REASONING
     effort: Effort | None = Field(None, description="only where the chat template has it")
 
 
 class ResponsesRequest(TokenFields):
-    """Answer an input, which may go on where an earlier response ended."""
+    """Answer an input, which may continue an earlier response."""
 
     model_config = ConfigDict(
         json_schema_extra={
@@ -200,7 +200,7 @@ class ResponsesRequest(TokenFields):
 
     @property
     def wants_logprobs(self) -> bool:
-        """Whether tokens come with their log probabilities."""
+        """Whether logprobs are asked for."""
         return LOGPROBS in self.include
 
     def check(self) -> None:

@@ -1,4 +1,4 @@
-"""Responses that later ones may go on from, in bounded memory."""
+"""Stored responses, which later ones may continue, in bounded memory."""
 
 from collections import OrderedDict, defaultdict
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ _decode = msgspec.json.Decoder().decode
 
 @dataclass(frozen=True, slots=True)
 class _Stored:
-    """As JSON: its size is known, and nobody can change it."""
+    """A response as JSON, so that its size is known, and nobody can change it."""
 
     body: bytes
     messages: bytes
@@ -31,30 +31,30 @@ _MAX_RESPONSES = 1000
 
 
 class ResponseStore:
-    """Keeps what was used last, as many as fit both limits. Of one process: others do not see it.
+    """Keeps the responses of this process that were used last, within two limits.
 
-    A tenant sees only its own, and when room is needed, those give way that have more than others.
+    A tenant sees only its own. If there are too many, those of the tenants that have most are deleted first.
     """
 
     def __init__(self, max_responses: int, max_bytes: int) -> None:
         self._is_enabled = max_responses > 0 and max_bytes > 0
         self._stored: defaultdict[str, OrderedDict[str, _Stored]] = defaultdict(OrderedDict)
-        """By owner; what was used last comes last."""
+        """By owner, in the order of their last use."""
         self._counts = FairMemory(max_responses)
         self._bytes = FairMemory(max_bytes)
 
     @classmethod
     def of(cls, settings: ServerSettings) -> "ResponseStore":
-        """As the settings have it: several API workers share their connections, but no memory, so they keep nothing."""
+        """From the settings. Several API workers keep nothing, since they share connections but no memory."""
         return cls(_MAX_RESPONSES if settings.api_workers == 1 else 0, settings.max_stored_bytes)
 
     @property
     def is_enabled(self) -> bool:
-        """Whether it can keep anything."""
+        """Whether responses are stored at all."""
         return self._is_enabled
 
     def put(self, owner: str, response_id: str, body: AnswerBody, messages: list[Fields]) -> None:
-        """Keep a response, and the conversation that it ends: all messages but for the instructions."""
+        """Store a response, and the conversation that it ends, without instructions."""
         stored = _Stored(encode_json(body), encode_json(messages))
         self._stored[owner][response_id] = stored
         self._counts.add(owner, 1)
@@ -72,7 +72,7 @@ class ResponseStore:
         return list(messages)
 
     def delete(self, owner: str, response_id: str) -> None:
-        """Forget a response; those that go on from it stay whole. Raises NotFoundError."""
+        """Delete a response. Later ones keep their whole conversation. Raises NotFoundError."""
         self._use(owner, response_id)
         self._forget(owner, response_id)
 

@@ -1,4 +1,4 @@
-"""From OpenAI's Responses to a chat."""
+"""From requests of OpenAI's Responses to chats."""
 
 from typing import Any, TypeGuard
 
@@ -37,13 +37,13 @@ NAMES = {
     "reasoning_effort": "reasoning.effort",
     "logprobs": "include",
 }
-"""What a chat's fields are called here."""
+"""The names of a chat's fields in this API."""
 
 AssistantItem = ReasoningItem | MessageItem | FunctionCallItem
 
 
 def to_chat(body: ResponsesRequest, messages: list[Fields]) -> ChatRequest:
-    """The chat that a request means; `messages` is its whole conversation but for the instructions."""
+    """The chat of a request. `messages`: its whole conversation, without the instructions."""
     system = [] if body.instructions is None else [{"role": "system", "content": body.instructions}]
     chat = token_fields(body) | {
         "messages": system + messages,
@@ -60,7 +60,7 @@ def to_chat(body: ResponsesRequest, messages: list[Fields]) -> ChatRequest:
 
 
 def messages_of(given: str | list[InputItem]) -> list[Fields]:
-    """The messages of an input. What the assistant thinks, says and calls in a row is one message."""
+    """The messages of an input. Consecutive reasoning, text and calls of the assistant are one message."""
     if isinstance(given, str):
         return [{"role": "user", "content": given}]
     messages: list[Fields] = []
@@ -86,7 +86,7 @@ def _is_assistants(item: InputItem) -> TypeGuard[AssistantItem]:
 
 
 def _goes_on(turn: list[AssistantItem], item: InputItem) -> bool:
-    """Whether an item belongs to a turn: the assistant reasons, then speaks, then calls."""
+    """Whether an item belongs to the message: the assistant reasons, then writes, then calls."""
     if isinstance(item, FunctionCallItem):
         return True
     return _is_assistants(item) and all(isinstance(earlier, ReasoningItem) for earlier in turn)
