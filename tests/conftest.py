@@ -1,7 +1,4 @@
-"""Configuration of all tests: which of them are quick, the embedded model, and the log.
-
-Where there is no GPU, the GPU's kernels run in Triton's interpreter. Triton has to know that before they are imported.
-"""
+"""Configuration of all tests: which of them are quick, the embedded model, and the log."""
 
 import logging
 import os
@@ -11,24 +8,21 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
-import torch
 from hypothesis import HealthCheck, settings
 
 from app.checkpoint.source import find_model
 from app.errors import ModelError
-from app.kernels.ops import keep_compiled
 from app.settings import cache_folder
-
-if not torch.cuda.is_available():
-    os.environ["TRITON_INTERPRET"] = "1"
 
 # Hypothesis must not fail a property because the machine is slow.
 settings.register_profile("patient", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("patient")
 
 TESTS = Path(__file__).parent
-SLOW_FOLDERS = {"attention", "checkpoint", "clients", "deploy", "kernels", "models", "security", "server", "worker"}
-"""Folders whose tests start processes, load models or compile kernels. Such tests elsewhere are marked one by one."""
+SLOW_FOLDERS = {
+    "attention", "checkpoint", "clients", "deploy", "kernels", "layers", "models", "security", "server", "worker",
+}  # fmt: skip
+"""Folders whose tests import torch or start processes. Such tests elsewhere are marked one by one."""
 
 LONGEST_FILES = [
     "server/test_chaos.py",
@@ -42,6 +36,21 @@ LONGEST_FILES = [
 ]
 """They take one to three minutes each, and run first. A file's tests stay in one process (`scripts/test`): when two
 processes share the files, neither should begin a long one at the end, while the other has nothing left to do."""
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Without a GPU, the GPU's kernels run in Triton's interpreter. It has to be chosen before they are imported."""
+    if config.option.markexpr != "quick":
+        import torch
+
+        if not torch.cuda.is_available():
+            os.environ["TRITON_INTERPRET"] = "1"
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """Leave slow folders out of a quick run: importing their files takes longer than all quick tests."""
+    is_slow = collection_path.parent == TESTS and collection_path.name in SLOW_FOLDERS
+    return True if is_slow and config.option.markexpr == "quick" else None
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -104,6 +113,10 @@ def embedded_model() -> Path:
 @pytest.fixture(scope="session")
 def compiled_kernels() -> None:
     """Keep compiled CPU kernels in the cache folder, for tests that use them without a worker."""
+    import torch
+
+    from app.kernels.ops import keep_compiled
+
     keep_compiled(cache_folder(), torch.device("cpu"))
 
 

@@ -7,6 +7,8 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+from tests.patience import PATIENCE
+
 TOKEN_SECONDS = 0.001
 """The server waits this long for each token of the prompt, and again for each of the answer."""
 
@@ -39,7 +41,7 @@ class StreamServer:
         started = threading.Event()
         self._thread = threading.Thread(target=lambda: asyncio.run(self._serve(started)))
         self._thread.start()
-        started.wait()
+        assert started.wait(PATIENCE), "the server did not start"
         return self
 
     def __exit__(self, *exc: object) -> None:

@@ -8,7 +8,6 @@ from typing import Any
 import pytest
 from tokenizers import Tokenizer as FastTokenizer
 from tokenizers import decoders, models, normalizers, pre_tokenizers, processors, trainers
-from transformers import AutoTokenizer
 
 from app.text.tokenizer import Tokenizer
 
@@ -44,13 +43,20 @@ def tokenizers(folders: dict[str, Path]) -> dict[str, Tokenizer]:
 @pytest.fixture(scope="session")
 def oracles(folders: dict[str, Path]) -> dict[str, Any]:
     """By kind: transformers'."""
-    return {kind: AutoTokenizer.from_pretrained(folder) for kind, folder in folders.items()}
+    return {kind: oracle_of(folder) for kind, folder in folders.items()}
 
 
 @pytest.fixture(scope="session")
 def smol(tokenizers: dict[str, Tokenizer]) -> Tokenizer:
     """The embedded model's tokenizer."""
     return tokenizers["smol"]
+
+
+def oracle_of(folder: Path) -> Any:
+    """transformers' tokenizer of a folder. Importing transformers takes seconds, which quick tests do not have."""
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(folder)
 
 
 def save(fast: FastTokenizer, folder: Path, **config: Any) -> Path:

@@ -7,13 +7,12 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from transformers import AutoTokenizer
 
 from app.errors import InvalidRequestError, ModelError
 from app.text import chat_template
 from app.text.chat_template import ChatTemplate
 from app.text.tokenizer import Tokenizer
-from tests.text.conftest import copy
+from tests.text.conftest import copy, oracle_of
 
 CHATML = (
     "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>\n' }}{% endfor %}"
@@ -233,7 +232,7 @@ def test_where_a_template_comes_from(folders: dict[str, Path], tmp_path: Path) -
     for value, want in [("single", "single"), (named, "default")]:
         folder = copy(folders["metaspace"], tmp_path, tokenizer_config={"chat_template": value})
         assert render(ChatTemplate.from_folder(folder, Tokenizer(folder)), chat) == want
-        assert AutoTokenizer.from_pretrained(folder).apply_chat_template(chat, tokenize=False) == want
+        assert oracle_of(folder).apply_chat_template(chat, tokenize=False) == want
     (tmp_path / "chat_template.jinja").write_text("file é", encoding="utf-8")
     assert render(ChatTemplate.from_folder(tmp_path, Tokenizer(tmp_path)), chat) == "file é"
 
@@ -244,7 +243,7 @@ def test_chats_with_tools_have_their_own_template_if_there_is_one(folders: dict[
     folder = copy(folders["metaspace"], tmp_path, tokenizer_config={"chat_template": named})
 
     def rendered() -> str:
-        ours, theirs = ChatTemplate.from_folder(folder, Tokenizer(folder)), AutoTokenizer.from_pretrained(folder)
+        ours, theirs = ChatTemplate.from_folder(folder, Tokenizer(folder)), oracle_of(folder)
         texts = [render(ours, chat, tools=given) for given in (tools, None)]
         assert texts == [theirs.apply_chat_template(chat, tools=given, tokenize=False) for given in (tools, None)]
         assert all(entry["template"] in ours.source for entry in named[1:])  # where signs of formats are looked for

@@ -6,11 +6,10 @@ from typing import Any
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from transformers import AutoTokenizer
 
 from app.errors import ModelError
 from app.text.tokenizer import Tokenizer
-from tests.text.conftest import copy, write_json
+from tests.text.conftest import copy, oracle_of, write_json
 
 KINDS = ("smol", "metaspace", "legacy", "unigram", "wordpiece")
 TEXT = st.text(max_size=40) | st.lists(
@@ -66,7 +65,7 @@ def test_tokens_that_only_other_files_declare(
             content["added_tokens_decoder"] = {str(size + i): entry for i, entry in enumerate(entries)}
     files["tokenizer_config"]["tokenizer_class"] = "TokenizersBackend"
     folder = copy(folders["wordpiece"], tmp_path, **files)
-    ours, oracle = Tokenizer(folder), AutoTokenizer.from_pretrained(folder)
+    ours, oracle = Tokenizer(folder), oracle_of(folder)
     text = "the fox<turn>foxes <think> lazy dog</s>"
     assert ours.encode(text) == oracle.encode(text)
     assert (max(ours.encode(text)) >= size) is adds
