@@ -117,8 +117,13 @@ class Request:
 
     @property
     def num_blocks(self) -> int:
-        """Blocks that hold its tokens, in each KV group."""
+        """The length of its block tables, which is the same in all KV groups."""
         return len(self.block_tables[0]) if self.block_tables else 0
+
+    @property
+    def num_held_blocks(self) -> int:
+        """Blocks that it holds in the first KV group."""
+        return self.num_blocks - self.first_blocks[0] if self.block_tables else 0
 
     @property
     def is_waiting(self) -> bool:

@@ -34,7 +34,7 @@ class _Group:
         return num_blocks if self._most_held is None else min(num_blocks, self._most_held)
 
     def longest_match(self, hashes: Sequence[bytes]) -> int:
-        """The largest number of blocks such that what follows them can be computed from cached blocks."""
+        """Length of the longest prefix, in blocks, whose tail that is still needed is cached in this group."""
         longest = in_a_row = 0
         for index, block_hash in enumerate(hashes):
             if self.pool.prefix_cache.block(block_hash) is None:
@@ -119,7 +119,7 @@ class KVCache:
         return all(group.most_held(count) <= group.pool.num_blocks for group in self._groups)
 
     def promised(self, running: Iterable[Request]) -> list[int]:
-        """Of each group, blocks that running prompts have yet to ask for: who took them would be preempted soon."""
+        """Of each group, blocks that running prompts still lack: a newcomer that took them would soon be preempted."""
         needs = [(request, self.num_blocks(len(request.token_ids))) for request in running]
         return [
             sum(max(0, group.most_held(count) - self._num_held(request, index)) for request, count in needs)
@@ -136,6 +136,11 @@ class KVCache:
             if max(0, needed) + taken > group.pool.num_available:
                 return False
         return True
+
+    def has_room_to_grow(self, request: Request, num_tokens: int) -> bool:
+        """Whether a running request's tables can be made long enough for `num_tokens`."""
+        missing = self.num_blocks(num_tokens) - request.num_blocks
+        return all(missing <= group.pool.num_available for group in self._groups)
 
     @staticmethod
     def _num_held(request: Request, group: int) -> int:
@@ -159,12 +164,12 @@ class KVCache:
     def grow(self, request: Request, num_tokens: int) -> list[list[int]] | None:
         """Make a request's tables long enough for `num_tokens`; None if there is no room.
 
-        Returns the blocks that were appended, for each group: nothing if none had to be. What the request does not
-        need any more is given back in any case.
+        Returns the blocks that were appended, for each group: nothing if none had to be. Blocks that the request
+        does not need any more are given back when others have to be appended.
         """
         if not self._groups:
             return []
-        missing = self.num_blocks(num_tokens) - len(request.block_tables[0])
+        missing = self.num_blocks(num_tokens) - request.num_blocks
         if missing <= 0:
             return []
         self._give_back(request)

@@ -1,6 +1,5 @@
 """Every request from its arrival to its end: who waits, who runs and holds what, and what steps gave them."""
 
-import time
 from collections.abc import Callable
 
 from app.core.request import FinishReason, Request, RequestStatus
@@ -20,13 +19,20 @@ class RequestBatch:
     """
 
     def __init__(
-        self, kv: KVCache, policy: SharePolicy, max_num_seqs: int, max_model_len: int, clock: Clock = time.monotonic
+        self,
+        kv: KVCache,
+        policy: SharePolicy,
+        max_num_seqs: int,
+        max_model_len: int,
+        chunked_prefill: bool,
+        clock: Clock,
     ) -> None:
         if not kv.holds(max_model_len):
             raise ValueError("the longest request must fit when it runs alone")
         self.kv = kv
         self.policy = policy
         self.max_model_len = max_model_len
+        self.chunked_prefill = chunked_prefill
         self.clock = clock
         self.requests: dict[str, Request] = {}
         self.running: list[Request] = []  # in the policy's order: the last one is preempted first
@@ -120,7 +126,8 @@ class RequestBatch:
         """
         suspects = [self.requests[name] for name in step.request_ids if name in self.requests]
         outputs = []
-        if len(step.request_ids) == 1 and not (was_too_large and step.num_tokens > 1):
+        is_smallest = step.num_tokens == 1 or not self.chunked_prefill
+        if len(step.request_ids) == 1 and not (was_too_large and not is_smallest):
             outputs = [self._finish(r, [], FinishReason.ERROR, "the model failed on this request") for r in suspects]
         else:
             self._suspects += [request for request in suspects if request not in self._suspects]

@@ -43,13 +43,12 @@ class Scheduler(RequestBatch):
         proposer: Proposer | None = None,
         clock: Clock = time.monotonic,
     ) -> None:
-        super().__init__(kv, policy, max_num_seqs, max_model_len, clock)
+        super().__init__(kv, policy, max_num_seqs, max_model_len, chunked_prefill, clock)
         if max_num_batched_tokens < max_num_seqs:
             raise ValueError("every running request must get a token in each step")
         self.pacer = pacer
         self.max_num_batched_tokens = max_num_batched_tokens
         self.step_sizes = step_sizes
-        self.chunked_prefill = chunked_prefill
         self.proposer = proposer
 
     def expected_seconds(self, step: SchedulerOutput) -> float:
@@ -128,12 +127,15 @@ class Scheduler(RequestBatch):
     def _draft(self, request: Request, most: int) -> list[int]:
         """Guesses of what a request generates behind the next token, if there may be any.
 
-        Its last token has to be known, and what it samples must not depend on the tokens just before.
+        Its last token has to be known. A row with penalties, a grammar or a minimal length has none, because the worker
+        keeps what these remember for accepted tokens only.
         """
         if self.proposer is None or request.num_in_flight or request.sampling.looks_back:
             return []
         most = min(most, request.max_num_tokens - len(request.token_ids) - 1)
-        return self.proposer.propose(request.token_ids, most)[:most] if most > 0 else []
+        drafts = self.proposer.propose(request.token_ids, most)[:most] if most > 0 else []
+        # Nobody is preempted for guesses.
+        return drafts if self.kv.has_room_to_grow(request, len(request.token_ids) + len(drafts)) else []
 
     def _grow(self, request: Request, count: int, step: SchedulerOutput) -> bool:
         """Make the block tables long enough for `count` more tokens; False if the request had to be preempted."""
@@ -178,7 +180,7 @@ class Scheduler(RequestBatch):
         step = SchedulerOutput()
         is_running = request.status is RequestStatus.RUNNING
         missing = request.num_missing if is_running else len(request.token_ids)
-        count = min(missing, self.max_num_batched_tokens)
+        count = min(missing, self.max_num_batched_tokens) if self.chunked_prefill else missing
         if count == 0 or request.num_in_flight:  # its token will tell whether it still is a suspect
             return step
         others = [other for other in self.running if other is not request]
@@ -241,7 +243,7 @@ class Scheduler(RequestBatch):
         Fewer tokens where prompts made it large, else fewer rows.
         """
         num_rows = len(self._free_rows)
-        if step.num_tokens > 2 * len(step.rows):
+        if step.num_tokens >= 2 * len(step.rows):
             self.max_num_batched_tokens = step.num_tokens // 2
         else:
             num_rows = len(step.rows) // 2

@@ -64,7 +64,7 @@ class Execution(Protocol):
         ...
 
     def run(self, name: Hashable, work: Work) -> None:
-        """Do a piece of work that has the same name whenever it is the same but for numbers on the device."""
+        """Do a piece of work, or replay it: equal names promise work that differs only in the contents of buffers."""
         ...
 
     def to_host(self, tensor: Tensor) -> Tensor:
@@ -72,7 +72,7 @@ class Execution(Protocol):
         ...
 
     def end(self) -> torch.cuda.Event | None:
-        """What happens when all that was asked for so far is done; None if it is done."""
+        """An event that fires when all work launched so far is complete; None if it already is."""
         ...
 
     def measure_memory(self, steps: Steps) -> StepMemory:

@@ -99,27 +99,28 @@ class Recorded:
         """Run every piece once, so that its kernels are compiled, and record it."""
         self._graphs = CudaGraphs() if self._device.type == "cuda" else Closures()
         before = self._free_bytes()
-        try:
-            for shape in self._shapes():
-                steps.pad(shape, 1)
-                self._record(shape, steps.body(shape))
-            for size in self._entry_sizes[::-1]:
-                steps.pad(self._shapes()[-1], size)
-                for draws in (False, True):
-                    self._record((size, draws), steps.sampling_of(size, draws))
-        except RuntimeError as error:
-            if isinstance(error, torch.cuda.OutOfMemoryError):
-                raise
-            log.warning("this model's steps cannot be recorded as CUDA graphs, and run slower without: %s", error)
-            self._graphs = None
+        for shape in self._shapes():
+            steps.pad(shape, 1)
+            self._record(shape, steps.body(shape))
+        for size in self._entry_sizes[::-1]:
+            steps.pad(self._shapes()[-1], size)
+            for draws in (False, True):
+                self._record((size, draws), steps.sampling_of(size, draws))
         if self._device.type == "cuda":
             torch.cuda.synchronize()
             log.info("recorded CUDA graphs, which take %.2f GiB", (before - self._free_bytes()) / 2**30)
 
     def _record(self, name: Hashable, work: Work) -> None:
         work()
-        if self._graphs is not None:
+        if self._graphs is None:
+            return
+        try:
             self._graphs.record(name, work)
+        except RuntimeError as error:
+            if isinstance(error, torch.cuda.OutOfMemoryError):
+                raise
+            log.warning("this model's steps cannot be recorded as CUDA graphs, and run slower without: %s", error)
+            self._graphs = None
 
     def _free_bytes(self) -> int:
         return int(torch.cuda.mem_get_info()[0]) if self._device.type == "cuda" else 0

@@ -59,7 +59,7 @@ class ModelRunner:
         self.device = device
         self._buffer = StepBuffer(batch, backend, sampling, execution.largest, max_entries, device)
         self._hidden: Tensor | None = None
-        """(tokens of the largest step, hidden_size): from one piece of a step to the other."""
+        """(tokens of the largest step, hidden_size): hands hidden states from the forward pass to sampling."""
         self._masks = ThreadPoolExecutor(max_workers=1, thread_name_prefix="masks")
         self._to_accept: list[tuple[_Launched, Constrained]] = []
         """Steps whose tokens the grammars have not taken in yet."""

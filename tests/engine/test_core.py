@@ -112,9 +112,10 @@ def test_steps_shrink_until_they_fit_into_memory(overlap: bool, tokens: int, row
     assert core.scheduler.kv.usage == 0
 
 
-def test_a_step_that_cannot_be_made_smaller_ends_its_request() -> None:
+@pytest.mark.parametrize("length", [1, 2, 3, 24, 32])
+def test_a_step_that_cannot_be_made_smaller_ends_its_request(length: int) -> None:
     core, outputs = make_core(SmallWorker(0, ROWS), False), dict[str, list[RequestOutput]]()
-    core.add(command("a", [1, 2, 3]))
+    core.add(command("a", [1] * length))
     run(core, outputs)
     assert outputs["a"][-1].finish_reason is FinishReason.ERROR
 

@@ -355,7 +355,7 @@ def test_a_prompt_that_lacks_one_token_is_not_preempted_for_another_tenant() -> 
     policy.pop(running)
     policy.charge(running, 31, 0)
     running.status, running.num_admitted_tokens, running.max_num_tokens = RequestStatus.RUNNING, 31, 40
-    running.block_tables = [list(range(8))]
+    running.block_tables, running.first_blocks = [list(range(8))], [0]
     for computed, in_flight in ((30, 0), (31, 1)):
         running.num_computed_tokens, running.num_in_flight = computed, in_flight
         policy.begin_step(2.0, [running], 2)

@@ -22,7 +22,7 @@ class AttentionBackend(Protocol[Metadata]):
     """
 
     long_past: int
-    """Tokens of a decode's past beyond which a step is of another shape; see `StepShape.is_long`."""
+    """Decodes that see more tokens than this are steps of another recorded shape; see `StepShape.is_long`."""
 
     def fields(self, shape: StepShape) -> dict[str, int]:
         """The int32 numbers that the backend wants on the device for a step of a shape: name to how many."""
