@@ -150,7 +150,7 @@ def test_what_comes_while_a_long_step_runs_is_in_the_next_one(
 ) -> None:
     core, worker = engine[0], SlowWorker()
     core.worker = worker
-    core.scheduler.pacer.observe(num_decodes=0, prompt_tokens=3, seconds=60.0)
+    core.scheduler.pacer.observe(num_decodes=0, prompt_tokens=3, seconds=10.0)
     api = ApiWorker(address, "0")
     api.greet()
     api.send(command("first", [5, 6, 7], max_tokens=2))
