@@ -146,6 +146,10 @@ class RequestOutput(msgspec.Struct, kw_only=True, omit_defaults=True):
         self.blames_request = later.blames_request
 
 
+COUNTERS = ("prefix_cache_queries", "prefix_cache_hits", "num_preemptions")
+"""Of `EngineStats`: what is counted since the last message, while everything else is the present state."""
+
+
 class EngineStats(msgspec.Struct, kw_only=True):
     """The engine's state after a step, and what the step did."""
 
@@ -163,7 +167,7 @@ class EngineStats(msgspec.Struct, kw_only=True):
 
     def extend(self, later: "EngineStats") -> None:
         """Merge the statistics of the next step: counters are added up, and all other values are replaced."""
-        for name in ("prefix_cache_queries", "prefix_cache_hits", "num_preemptions"):
+        for name in COUNTERS:
             setattr(later, name, getattr(self, name) + getattr(later, name))
         for name in self.__struct_fields__:
             setattr(self, name, getattr(later, name))

@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 from app.core.request import FinishReason, Request, RequestStatus
 from app.core.step import NOTHING_ALLOWED, ModelRunnerOutput, SchedulerOutput
-from app.core.wire import EngineStats, RequestOutput, RequestTiming
+from app.core.wire import COUNTERS, EngineStats, RequestOutput, RequestTiming
 from app.engine.kv_cache import KVCache
 from app.fairness.policy import SharePolicy
 
@@ -39,7 +39,7 @@ class RequestBatch:
         self._free_rows = list(range(max_num_seqs - 1, -1, -1))
         # Of a failed step, or of an engine that died: each must run alone until it has given a token.
         self._suspects: list[Request] = []
-        self._counters = dict.fromkeys(("prefix_cache_queries", "prefix_cache_hits", "num_preemptions"), 0)
+        self._counters = dict.fromkeys(COUNTERS, 0)
 
     # ------------------------------------------------------------------ arrivals and departures
 
