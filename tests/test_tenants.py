@@ -1,4 +1,4 @@
-"""How a key is looked for."""
+"""How the tenant of an API key is found."""
 
 import hmac
 

@@ -1,4 +1,4 @@
-"""A real server, with real sockets, over an engine that says what tests tell it to."""
+"""A real server with real sockets, in front of a fake engine that follows a script."""
 
 import json
 import socket
@@ -57,7 +57,7 @@ def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @dataclass(frozen=True)
 class Server:
-    """A running server and what is behind it."""
+    """A running server, its fake engine and its service."""
 
     host: str
     port: int
@@ -79,7 +79,7 @@ class Server:
         return self.client.get(path, **options)
 
     def complete(self, **body: Any) -> Any:
-        """A completion that works."""
+        """The answer to a completion that has to succeed."""
         answer = self.post("/v1/completions", {"prompt": "Hi", **body})
         assert answer.status_code == 200, answer.text
         return answer.json()
@@ -97,7 +97,7 @@ class Server:
 
 
 def make_service(folder: Path, engine: FakeEngine, settings: Settings, encoder: EncoderConfig | None = None) -> Service:
-    """What the routes work with, around a fake engine."""
+    """The service that routes use, around a fake engine."""
     tokenizer = PacelineTokenizer(folder)
     template = ChatTemplate.from_folder(folder, tokenizer)
     return Service(

@@ -1,4 +1,4 @@
-"""An engine in this process that says what tests tell it to."""
+"""A fake engine in this process that answers as a script says."""
 
 import asyncio
 import queue
@@ -51,7 +51,7 @@ class FakeEngine:
         self.reset()
 
     def reset(self) -> None:
-        """As new."""
+        """Back to the state of a new engine."""
         self.ready: EngineReady | None = READY
         self.failure: str | None = None
         self.is_full = False

@@ -40,7 +40,7 @@ def test_lm_eval_scores_prompts(server: Server) -> None:
 
 
 def test_lm_eval_is_not_fooled_by_tokens_that_look_alike(server: Server) -> None:
-    """Bytes 0x80 and 0x81 are no text by themselves: they must not be taken for one token."""
+    """Bytes 0x80 and 0x81 are not text by themselves; they must not be taken for the same token."""
 
     def script(command: GenerateCommand) -> list[RequestOutput]:
         halves = Logprobs([0x80, 0x81], [-5.0, -0.1])
@@ -134,7 +134,7 @@ def test_usage_in_every_event(server: Server, path: str, body: dict[str, object]
     assert (events[-1]["choices"], events[-1]["usage"]) == ([], whole)
 
 
-def test_what_the_tokenizer_adds_may_be_left_out(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_special_tokens_of_the_tokenizer_can_be_left_out(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     encode = Tokenizer.encode
     monkeypatch.setattr(Tokenizer, "encode", lambda self, text, add=True: [IM_START] * add + encode(self, text, False))
     prompts = []
@@ -144,7 +144,7 @@ def test_what_the_tokenizer_adds_may_be_left_out(server: Server, monkeypatch: py
     assert prompts == [[IM_START, *b"Hi"], [IM_START, *b"Hi"], [*b"Hi"]]
 
 
-def test_what_the_assistant_refused_is_what_it_said(server: Server) -> None:
+def test_a_refusal_of_the_assistant_is_rendered_as_its_text(server: Server) -> None:
     refusal = {"role": "assistant", "content": [{"type": "refusal", "refusal": "No."}]}
     server.post("/v1/chat/completions", {"messages": [refusal]})
     assert b"assistant\nNo." in bytes(token for token in server.engine.last_command().prompt_token_ids if token < 256)
@@ -165,7 +165,7 @@ EFFORT, SWITCH = "{{ reasoning_effort }}", "{{ enable_thinking is defined and no
         ("no thoughts", "none", {}, "no thoughts"),
     ],
 )
-def test_effort_is_for_templates_that_have_it(
+def test_reasoning_effort_reaches_templates_that_read_it(
     server: Server,
     monkeypatch: pytest.MonkeyPatch,
     template: str,
@@ -208,7 +208,7 @@ def test_the_engine_gets_every_parameter(server: Server) -> None:
     assert (command.priority, sampling.prompt_logprobs) == (-4, None)
 
 
-def test_what_is_not_given_is_the_models_or_the_apis_own(server: Server) -> None:
+def test_parameters_default_to_those_of_the_model_or_of_the_api(server: Server) -> None:
     server.complete(ignore_eos=True)
     first = server.engine.last_command().sampling
     assert (first.temperature, first.top_k, first.top_p, first.max_tokens) == (0.6, 20, 1.0, 16)

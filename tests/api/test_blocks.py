@@ -1,4 +1,4 @@
-"""A message as a row of blocks."""
+"""A message as a sequence of blocks: reasoning, text and tool calls."""
 
 from hypothesis import given
 from hypothesis import strategies as st
@@ -13,7 +13,7 @@ PARTS = st.lists(
 
 
 def deltas_of(parts: list[tuple[str, ...]]) -> list[MessageDelta]:
-    """A character at a time."""
+    """The message, one character in each delta."""
     deltas, num_calls = [], 0
     for kind, *rest in parts:
         if kind == "call":
@@ -32,7 +32,7 @@ def take_all(blocks: Blocks, deltas: list[MessageDelta]) -> list[Change]:
 
 
 def merged(parts: list[tuple[str, ...]]) -> list[tuple[str, ...]]:
-    """What stands side by side and is of one kind is one block; calls never are."""
+    """Merge adjacent blocks of the same kind, except tool calls."""
     result: list[tuple[str, ...]] = []
     for part in parts:
         if result and part[0] == result[-1][0] != "call":

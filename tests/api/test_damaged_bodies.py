@@ -1,4 +1,4 @@
-"""Bodies of which one place was changed: the answer is right or refuses, and never blames the server."""
+"""Request bodies with one changed place are answered or refused, and never cause an error of the server."""
 
 import copy
 import json
@@ -80,7 +80,7 @@ CALLS = [("/v1/responses", RESPONSES), ("/v1/messages", MESSAGES)]
 
 @pytest.fixture
 def roomy(server: Server) -> Server:
-    """The description of the tool takes more than the context of other tests."""
+    """A context that is long enough for the description of the tool."""
     server.engine.ready = msgspec.structs.replace(READY, max_model_len=2048)
     return server
 

@@ -1,4 +1,4 @@
-"""/openapi.json says what is really answered."""
+"""/openapi.json describes the answers that are sent."""
 
 import json
 from collections.abc import Callable, Iterator
@@ -56,7 +56,7 @@ def document(server: Server) -> Any:
 
 
 def _check(document: Any, answer: httpx.Response, status: int, path: str | None = None) -> None:
-    """The document allows the answer: its status, its media type, its body."""
+    """Check that the document allows an answer: its status, its media type and its body."""
     assert answer.status_code == status, answer.text
     path, method = path or answer.request.url.path, answer.request.method.lower()
     kind = answer.headers["content-type"].partition(";")[0]
@@ -168,7 +168,7 @@ def test_errors_of_the_engine(server: Server, document: Any, path: str) -> None:
 
 @pytest.fixture(scope="module")
 def guarded(model_folder: Path) -> Iterator[Server]:
-    """A server that wants a key."""
+    """A server that requires an API key."""
     yield from start_server(model_folder, api_keys=json.dumps({"tenants": [{"name": "a", "keys": ["0" * 64]}]}))
 
 
@@ -184,7 +184,7 @@ def classifier(model_folder: Path) -> Iterator[Server]:
 
 @pytest.fixture(scope="module")
 def too_late(model_folder: Path) -> Iterator[dict[str, httpx.Response]]:
-    """By path: what a server answers to a body that does not come."""
+    """The answers to requests whose body never arrives, by path."""
     servers = start_server(model_folder, client_timeout=1.0)
     server = next(servers)
     answers = {}

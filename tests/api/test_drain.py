@@ -1,4 +1,4 @@
-"""A server that has to stop, over real sockets: what is open may end, nothing new begins."""
+"""A server that has to stop, over real sockets: open requests may finish, and new ones are refused."""
 
 import json
 import signal
@@ -71,7 +71,7 @@ def engine(tmp_path: Path) -> Iterator[Engine]:
 
 @contextmanager
 def serving(model_folder: Path, engine: Engine, drain_timeout: float) -> Iterator[tuple[DrainingServer, str]]:
-    """A server and its URL; it has to end within seconds of the block's end."""
+    """A server and its URL. The server has to end when the block does."""
     settings = Settings(drain_timeout=drain_timeout)
     text = load_text_side(settings, model_folder)
     running = AsyncExitStack()

@@ -1,4 +1,4 @@
-"""Every wrong request is refused alone, in OpenAI's format, by the name of its field."""
+"""A wrong request gets an error in OpenAI's format that names its field, and others are not affected."""
 
 import json
 from typing import Any
@@ -206,7 +206,7 @@ NOTHING = {
 }
 
 
-def test_what_can_only_be_too_much_is_refused_before_it_is_tokenized(
+def test_a_prompt_that_is_certainly_too_long_is_refused_before_it_is_tokenized(
     server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def encode(*_: object) -> None:
@@ -258,7 +258,7 @@ def test_what_the_echo_worker_cannot_do(
 
 
 @pytest.mark.parametrize("body", [{**TEXT, "best_of": 1, "suffix": ""}, {**TEXT, "n": 2, "best_of": 2}, CHAT])
-def test_fields_that_ask_for_nothing_are_granted(server: Server, body: dict[str, Any]) -> None:
+def test_unsupported_fields_are_accepted_with_neutral_values(server: Server, body: dict[str, Any]) -> None:
     route = "/v1/chat/completions" if "messages" in body else "/v1/completions"
     assert server.post(route, {**NOTHING, **body}).status_code == 200
 

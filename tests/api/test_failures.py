@@ -1,4 +1,4 @@
-"""What goes wrong inside ends the streams that wait for it, and leaves nothing running."""
+"""Failures inside the server end the streams that wait for them, and leave no work running."""
 
 import asyncio
 import threading
@@ -35,7 +35,7 @@ class _BrokenListener:
             raise RuntimeError("broken")
 
 
-async def test_what_breaks_the_connection_ends_its_streams(tmp_path: Path) -> None:
+async def test_a_broken_connection_to_the_engine_ends_its_streams(tmp_path: Path) -> None:
     address, encode = f"ipc://{tmp_path}/engine", msgspec.msgpack.encode
     router: zmq.asyncio.Socket = zmq.asyncio.Context.instance().socket(zmq.ROUTER)
     router.setsockopt(zmq.LINGER, 0)
@@ -68,7 +68,7 @@ def test_an_error_of_one_choice_among_several_is_an_answer(server: Server, monke
 
 
 class _Panic(BaseException):
-    """As Rust libraries raise it."""
+    """An exception of the kind that Rust libraries raise."""
 
 
 _Panic.__module__ = "pyo3_runtime"
@@ -117,7 +117,7 @@ def test_choices_that_a_full_queue_refuses_are_not_counted(server: Server) -> No
     assert figures() == before
 
 
-def test_long_chats_are_rendered_aside(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_long_chats_are_rendered_in_a_thread(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     threads, render = list[threading.Thread](), ChatTemplate.render
 
     def spy(*args: Any, **options: Any) -> Any:

@@ -112,7 +112,7 @@ def test_thinking_text_and_calls_and_their_results(client: anthropic.Anthropic, 
 
 
 @pytest.mark.usefixtures("thinks")
-def test_tools_are_wanted_alone_or_not_at_all(client: anthropic.Anthropic, server: Server) -> None:
+def test_tool_choice_allows_one_tool_a_named_tool_or_none(client: anthropic.Anthropic, server: Server) -> None:
     server.engine.script = end(TURN)
     options: Any = {"model": MODEL, "max_tokens": 999, "messages": HI, "tools": TOOLS}
     one = client.messages.create(tool_choice={"type": "auto", "disable_parallel_tool_use": True}, **options)
@@ -147,7 +147,7 @@ def test_the_clients_own_tool_loop(client: anthropic.Anthropic, server: Server, 
 
 
 @pytest.mark.usefixtures("thinks")
-def test_what_there_is_of_a_call_that_is_cut(client: anthropic.Anthropic, server: Server) -> None:
+def test_a_call_that_is_cut_short_is_completed_as_json(client: anthropic.Anthropic, server: Server) -> None:
     server.engine.script = say('<tool_call>\n{"name": "add", "arguments": {"a": [1, "on')
     answer = client.messages.create(model=MODEL, max_tokens=999, messages=HI, tools=TOOLS)
     (block,) = answer.content
@@ -169,7 +169,7 @@ async def test_the_async_client(server: Server) -> None:
             assert (await stream.get_final_message()).content[0].text == answer.content[0].text == "Hello"
 
 
-def test_what_the_client_got_it_can_send_back(client: anthropic.Anthropic, server: Server) -> None:
+def test_the_client_can_send_back_the_message_that_it_got(client: anthropic.Anthropic, server: Server) -> None:
     answer = client.messages.create(model=MODEL, max_tokens=9, messages=HI)
     more: Any = {"role": "user", "content": [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]}
     history = [*HI, {"role": "assistant", "content": answer.content}, more]
@@ -183,7 +183,7 @@ def test_a_last_turn_of_the_assistant_is_continued(client: anthropic.Anthropic, 
     assert turns(server.engine.last_command().prompt_token_ids) == [("user", "Hi"), ("assistant", "We")]
 
 
-def test_tokens_are_counted_as_they_will_be(client: anthropic.Anthropic) -> None:
+def test_counted_tokens_are_those_of_the_usage(client: anthropic.Anthropic) -> None:
     prompt: Any = {"model": MODEL, "messages": HI, "system": "Be brief"}
     answer = client.messages.create(max_tokens=1, **prompt)
     assert client.messages.count_tokens(**prompt).input_tokens == answer.usage.input_tokens

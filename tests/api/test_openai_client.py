@@ -1,4 +1,4 @@
-"""The client that people use, against a real socket: sync and async, streaming and not."""
+"""OpenAI's client against a real socket: sync and async, streaming and not."""
 
 import json
 from collections.abc import Iterator
@@ -216,7 +216,7 @@ def test_results_of_tools_go_back_and_control_tokens_stay_text(client: openai.Op
 
 
 class Weather(BaseModel):
-    """The same tool, as pydantic writes it."""
+    """The same tool as a pydantic model."""
 
     city: str
 
@@ -244,7 +244,7 @@ def test_parsed_calls_and_what_is_sent_back_of_them(client: openai.OpenAI, roomy
 
 @pytest.fixture(scope="module")
 def thinking_client(model_folder: Path) -> Iterator[tuple[openai.OpenAI, Server]]:
-    """Of a server that tells reasoning from answers."""
+    """A client of a server that separates reasoning from answers."""
     for server in start_server(model_folder, reasoning_parser="think"):
         server.engine.ready = msgspec.structs.replace(READY, max_model_len=2048)
         with openai.OpenAI(base_url=f"{server.url}/v1", api_key="-", max_retries=0) as client:

@@ -1,4 +1,4 @@
-"""/v1/responses through the client that people use, over a real socket."""
+"""/v1/responses through OpenAI's client, over a real socket."""
 
 import itertools
 import json
@@ -30,7 +30,7 @@ TOOLS: Any = [
 
 
 def end(text: str) -> Any:
-    """A script: a text, and then the model's own end."""
+    """A script that says a text and then stops, as a model does by itself."""
     return say([*text.encode(), IM_END], reason=FinishReason.STOP)
 
 
@@ -145,7 +145,7 @@ def test_the_helper_of_the_client_puts_a_stream_together(client: openai.OpenAI, 
 
 @pytest.mark.usefixtures("thinks")
 def test_results_of_tools_go_back(client: openai.OpenAI, server: Server) -> None:
-    """By the whole history, and by the id of the response that called: the model reads the same."""
+    """The model reads the same prompt, whether the client sends the whole history or the id of the last response."""
     server.engine.script = end(TURN)
     first = client.responses.create(model=MODEL, input="Hi", tools=TOOLS)
     calls = [item for item in first.output if item.type == "function_call"]
@@ -255,14 +255,14 @@ def test_stored_responses_are_read_and_deleted(client: openai.OpenAI) -> None:
     assert (caught.value.param, caught.value.code) == ("previous_response_id", "previous_response_not_found")
 
 
-def test_what_is_not_to_be_stored_is_not(client: openai.OpenAI) -> None:
+def test_responses_with_store_false_are_not_stored(client: openai.OpenAI) -> None:
     answer = client.responses.create(model=MODEL, input="Hi", store=False)
     assert answer.model_extra["store"] is False
     with pytest.raises(openai.NotFoundError):
         client.responses.retrieve(answer.id)
 
 
-def test_several_workers_store_nothing_and_say_so(model_folder: Any) -> None:
+def test_several_api_workers_refuse_to_store_responses(model_folder: Any) -> None:
     servers = start_server(model_folder, api_workers=2)
     server = next(servers)
     try:

@@ -1,4 +1,4 @@
-"""Streams that go on over another connection."""
+"""Streams that a client resumes over another connection."""
 
 import re
 from collections.abc import AsyncGenerator, Iterator

@@ -1,4 +1,4 @@
-"""What only a socket shows: clients that leave, comments in silence, HTTP/1.0, slow readers."""
+"""Behaviour that only shows on sockets: clients that leave, comments in silence, HTTP/1.0, slow readers."""
 
 import asyncio
 import http.client
@@ -135,7 +135,7 @@ def test_a_request_keeps_its_id(server: Server) -> None:
         assert 8 <= len(given) <= 128
 
 
-def test_two_calls_of_one_id_do_not_meet(server: Server) -> None:
+def test_requests_with_the_same_id_are_kept_apart(server: Server) -> None:
     ids = set()
     for _ in range(2):
         server.post("/v1/completions", {"prompt": "Hi"}, headers={"X-Request-ID": "same"})

@@ -1,4 +1,4 @@
-"""The command as a user types it."""
+"""`paceline bench` as a user types it."""
 
 import json
 import signal

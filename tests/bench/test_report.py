@@ -1,4 +1,4 @@
-"""Figures against numpy and by hand."""
+"""Figures of a run, compared with numpy and with values calculated by hand."""
 
 import random
 

@@ -1,4 +1,4 @@
-"""Loads against a real server over a socket."""
+"""Runs of the load test against a real server over a socket."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""Events are the same wherever their bytes are cut."""
+"""The parser finds the same events wherever their bytes are cut."""
 
 import itertools
 

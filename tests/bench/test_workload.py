@@ -1,4 +1,4 @@
-"""What is sent and when is a function of the seed alone."""
+"""Requests and their times of arrival depend on nothing except the seed."""
 
 import itertools
 import json

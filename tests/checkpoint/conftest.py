@@ -39,7 +39,7 @@ def start_find(model: str | Path, **env: str) -> subprocess.Popen[str]:
 
 
 def find(model: str | Path, **env: str) -> str:
-    """What `start_find` prints."""
+    """The output of `start_find`, once it has ended."""
     with start_find(model, **env) as process:
         output, errors = process.communicate(timeout=PATIENCE)
     assert process.returncode == 0, errors

@@ -1,4 +1,4 @@
-"""Converted GGUF files: against transformers reading them directly, and in the face of kills and neighbours."""
+"""Converted GGUF files equal what transformers reads from them, even after kills and with several converters."""
 
 import json
 import sys

@@ -1,4 +1,4 @@
-"""Where models come from, and what is said when there is none."""
+"""How models are found, and which error says that there is none."""
 
 import hashlib
 import json
@@ -24,7 +24,7 @@ INDEX = "model.safetensors.index.json"
 
 
 def write_folder(folder: Path, files: dict[str, str | None]) -> Path:
-    """COMPLETE with other contents; None leaves a file out."""
+    """Write the files of COMPLETE with changed contents; None leaves a file out."""
     for name, content in (COMPLETE | files).items():
         if content is not None:
             (folder / name).write_text(content)
@@ -63,7 +63,7 @@ def test_what_a_folder_lacks_is_named(tmp_path: Path, files: dict[str, str | Non
 
 
 @pytest.mark.parametrize("model", ["/nowhere/model", "./model", "model", "a/b/c", "org/model.gguf"])
-def test_what_is_not_there_is_said_without_asking_the_hub(
+def test_a_missing_file_is_reported_without_asking_the_hub(
     model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -101,7 +101,7 @@ def test_a_later_start_is_a_matter_of_milliseconds() -> None:
 
 
 class Hub(BaseHTTPRequestHandler):
-    """As much of the Hugging Face hub as a download takes."""
+    """The part of the Hugging Face hub that a download needs."""
 
     files: ClassVar[dict[str, str]] = COMPLETE | {"pytorch_model.bin": "x", "onnx/config.json": "{}", "README.md": "x"}
     commit = "c" * 40
@@ -138,12 +138,12 @@ class Hub(BaseHTTPRequestHandler):
         return hashlib.sha1(content.encode()).hexdigest()
 
     def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - the base class's name
-        """Say nothing."""
+        """Do not log requests."""
 
 
 @contextmanager
 def hub(refusal: tuple[int, str] | None = None) -> Iterator[str]:
-    """The address of a hub of this test's own."""
+    """A running hub for one test; gives its address."""
     handler = type("ThisHub", (Hub,), {"refusal": refusal, "downloaded": []})
     with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
         thread = threading.Thread(target=server.serve_forever)

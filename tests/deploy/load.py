@@ -1,4 +1,4 @@
-"""Load on a service of several replicas, and what its clients notice."""
+"""Clients that load a service of several replicas and record what they notice."""
 
 import json
 import re

@@ -1,4 +1,4 @@
-"""A `paceline serve` among several, which can be stopped, started again where it was, and frozen."""
+"""One of several servers, which can be stopped, restarted on the same port, and frozen."""
 
 import os
 import re
@@ -18,14 +18,14 @@ READY_PATH = re.findall(r"/health/\w+", (REPOSITORY / "Dockerfile").read_text())
 
 
 class Replica:
-    """A server at a port of its own."""
+    """A server with a port of its own."""
 
     def __init__(self, port: int) -> None:
         self.port = port
         self._stack = ExitStack()
 
     def start(self) -> None:
-        """Return as soon as its health check says that it is well."""
+        """Start the server, and return as soon as its health check succeeds."""
         arguments = ("--port", str(self.port), "--max-model-len", "1024", "--num-kv-blocks", "1000")
         self.process = self._stack.enter_context(popen("-m", "app.cli", "serve", *arguments))
         self.server = Server(self.process)
@@ -51,7 +51,7 @@ class Replica:
 
     @contextmanager
     def frozen(self) -> Iterator[None]:
-        """None of its processes runs: what it gets, the kernel takes, and nobody answers."""
+        """Stop all of its processes for a while: the kernel still accepts connections, and nobody answers."""
         self.signal_all(signal.SIGSTOP)
         try:
             yield

@@ -30,7 +30,7 @@ def built(folder: str) -> list[dict[str, Any]]:
 
 @pytest.fixture(params=OVERLAYS)
 def objects(request: pytest.FixtureRequest) -> dict[str, Any]:
-    """By kind: there is one of each."""
+    """All objects by their kind; there is one of each."""
     found = built(f"overlays/{request.param}")
     assert len({each["kind"] for each in found}) == len(found)
     return {each["kind"]: each for each in found}

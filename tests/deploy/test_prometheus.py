@@ -20,7 +20,7 @@ pytestmark = pytest.mark.skipif(not shutil.which("prometheus"), reason="promethe
 
 
 class Prometheus:
-    """A running one, asked by its HTTP API."""
+    """A running Prometheus, queried through its HTTP API."""
 
     def __init__(self, url: str) -> None:
         self._url = url
@@ -32,7 +32,7 @@ class Prometheus:
             return False
 
     def values(self, query: str) -> dict[str, float]:
-        """By instance, or "" where there is none."""
+        """The values of a query by instance, with "" for series without one."""
         answer: dict[str, Any] = web.get(f"{self._url}/api/v1/query", params={"query": query}).json()
         assert answer["status"] == "success", answer
         return {each["metric"].get("instance", ""): float(each["value"][1]) for each in answer["data"]["result"]}
@@ -40,7 +40,7 @@ class Prometheus:
 
 @pytest.fixture(scope="module")
 def prometheus(replicas: list[Replica], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Prometheus]:
-    """With our configuration, but for the replicas' addresses, and quicker."""
+    """A Prometheus with our configuration, except for the replicas' addresses and shorter intervals."""
     folder = tmp_path_factory.mktemp("prometheus")
     (port,) = free_ports(1)
     configuration = (FOLDER / "prometheus.yml").read_text()

@@ -1,4 +1,4 @@
-"""What waits, whose it is, and when to ask again."""
+"""Counts of waiting requests, by tenant, and the time after which clients should retry."""
 
 from app.core.sampling import SamplingParams
 from app.core.wire import GenerateCommand
@@ -24,7 +24,7 @@ def test_it_counts_requests_and_tokens_until_they_are_served_or_gone() -> None:
     assert (backlog.num_tokens, backlog.by_tenant.total(), backlog.tokens_by_tenant.total()) == (0, 0, 0)
 
 
-def test_one_is_to_come_back_when_half_of_the_queue_will_have_gone() -> None:
+def test_retry_after_is_the_time_in_which_half_of_the_queue_is_served() -> None:
     now = [100.0]
     backlog = Backlog(lambda: now[0])
     assert backlog.retry_after == 1

@@ -22,7 +22,7 @@ ROWS = 4
 
 
 class StumblingWorker(EchoWorker):
-    """Fails at every step that a request of one of these names takes part in."""
+    """A worker that fails at every step with a request of one of these names."""
 
     victims = frozenset(("victim", "another"))
 
@@ -81,7 +81,7 @@ def test_a_failed_step_ends_those_to_blame_and_no_others(overlap: bool) -> None:
 
 
 class SmallWorker(EchoWorker):
-    """Has memory for steps of so many tokens and rows."""
+    """A worker whose memory suffices for steps of so many tokens and rows."""
 
     def __init__(self, tokens: int, rows: int) -> None:
         super().__init__(ROWS)
@@ -169,7 +169,7 @@ def test_a_prompt_that_cannot_run_ends_with_an_error() -> None:
 
 
 class CompilingWorker(EchoWorker):
-    """Compiles grammars when it is told to."""
+    """A worker that compiles grammars when the test tells it to."""
 
     def __init__(self) -> None:
         super().__init__(ROWS)
@@ -200,7 +200,7 @@ def test_a_grammar_that_is_being_compiled_holds_back_its_own_request_only() -> N
     assert core.scheduler.kv.usage == 0
 
 
-async def test_what_a_slow_reader_missed_is_merged() -> None:
+async def test_outputs_that_a_slow_reader_missed_are_merged() -> None:
     stream = RequestStream()
     reader = asyncio.ensure_future(anext(stream))
     await asyncio.sleep(0)  # it waits now

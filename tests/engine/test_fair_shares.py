@@ -1,4 +1,4 @@
-"""What tenants get of the scheduler when others want all of it."""
+"""The shares that tenants get of the scheduler when others want all of it."""
 
 from collections import Counter
 
@@ -20,7 +20,7 @@ ROWS = 8
 
 
 class Traffic:
-    """A scheduler whose steps all go well, and what came of each request."""
+    """A scheduler whose steps always succeed, and the outputs of each request."""
 
     def __init__(self, num_blocks: int = 1000, max_itl: float = 1000.0, rows: int = ROWS, budget: int = BUDGET) -> None:
         pacer = ChunkPacer(max_itl, BLOCK_SIZE, budget)
@@ -58,7 +58,7 @@ class Traffic:
         return request.request_id
 
     def step(self) -> SchedulerOutput | None:
-        """One step, to its end."""
+        """Plan and finish one step."""
         plan = self.scheduler.schedule()
         if plan is None:
             return None
@@ -76,7 +76,7 @@ class Traffic:
         return plan
 
     def steps_to_first_token(self, tenant: str, prompt: int) -> int:
-        """Of a request that comes now."""
+        """The number of steps until a request that arrives now gets its first token."""
         start, name = self.num_steps, self.arrive(tenant, prompt, max_tokens=4)
         while name not in self.first_token:
             assert self.num_steps < start + 1000
@@ -85,7 +85,7 @@ class Traffic:
 
 
 def small_cpu() -> Traffic:
-    """One on which the decodes of a full batch take longer than `max_itl`."""
+    """A CPU on which the decodes of a full batch take longer than `max_itl`."""
     return Traffic(num_blocks=4000, max_itl=0.2, rows=64, budget=512)
 
 
@@ -165,7 +165,7 @@ def test_yield_steps_are_as_many_as_is_due_by_weight() -> None:
 
 @given(st.integers(40, 400), st.sampled_from([1.0, 4.0]))
 @settings(max_examples=30, deadline=None)
-def test_nobody_yields_a_step_to_prompts_that_there_is_no_memory_for(num_blocks: int, weight: float) -> None:
+def test_nobody_yields_a_step_to_prompts_that_find_no_memory(num_blocks: int, weight: float) -> None:
     traffic = Traffic(num_blocks=num_blocks, max_itl=0.05, rows=64, budget=512)
     for _ in range(40):
         traffic.arrive("a", 100, 100)
@@ -225,7 +225,7 @@ bursts = st.tuples(
 def test_random_traffic_is_served_by_weight(
     events: list[tuple[int, str, int, int] | int], num_blocks: int, max_itl: float
 ) -> None:
-    """Numbers are steps between bursts."""
+    """The numbers that hypothesis draws are steps between bursts."""
     traffic = Traffic(num_blocks, max_itl, rows=8, budget=16)
     for event in [*events, 1000]:
         if not isinstance(event, int):

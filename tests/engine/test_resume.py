@@ -1,4 +1,4 @@
-"""Requests outlive their engine, over real sockets: `AsyncEngine` against engines that die on cue."""
+"""Requests survive their engine, over real sockets: `AsyncEngine` with engines that die when the test says so."""
 
 import asyncio
 import threading
@@ -113,7 +113,7 @@ async def test_the_next_engine_goes_on_where_the_last_one_ended(tmp_path: Path, 
     engine.die()
 
 
-async def test_what_a_dead_engine_did_is_not_told_of_the_next_one(
+async def test_statistics_of_a_dead_engine_are_not_kept_for_the_next_one(
     tmp_path: Path, client: AsyncEngine, listener: _Listener
 ) -> None:
     engine = Engine(tmp_path)
@@ -166,7 +166,7 @@ async def test_of_requests_without_an_output_only_the_one_to_blame_is_ended(
     engine.die()
 
 
-async def test_an_engine_that_never_was_ready_counts_for_nothing(tmp_path: Path, client: AsyncEngine) -> None:
+async def test_the_death_of_an_engine_that_was_never_ready_does_not_count(tmp_path: Path, client: AsyncEngine) -> None:
     engine = Engine(tmp_path)
     await engine.start()
     await client.wait_until_ready()
@@ -231,7 +231,7 @@ def test_suspects_run_alone_until_they_give_a_token(overlap: bool) -> None:
 
 
 class _Compiler(EchoWorker):
-    """Compiles anything, in a while."""
+    """A worker that takes a while to compile any grammar."""
 
     def compile_grammar(self, grammar: str) -> Future[None]:  # noqa: ARG002 - the protocol's
         compiled: Future[None] = Future()
@@ -249,7 +249,7 @@ def test_a_suspect_with_a_grammar_is_not_overtaken_while_that_is_compiled() -> N
     assert core.suspect == "first"
 
 
-def test_a_suspect_whose_grammar_cannot_be_compiled_is_none() -> None:
+def test_a_request_whose_grammar_cannot_be_compiled_is_no_suspect() -> None:
     core = make_core(EchoWorker(ROWS), True)  # which knows no grammars
     suspect = command("a", [1])
     suspect.sampling = SamplingParams(max_tokens=3, seed=0, grammar="{}")

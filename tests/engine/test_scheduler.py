@@ -74,7 +74,7 @@ class Device:
     """(group, block, offset) to all tokens up to the one whose K/V stands there: K/V depends on its whole past."""
 
     def run(self, step: SchedulerOutput) -> ModelRunnerOutput:
-        """Do what the step says."""
+        """Execute a step."""
         self.take(step)
         return self.compute(step)
 
@@ -109,7 +109,7 @@ class Device:
         return ModelRunnerOutput(sampled)
 
     def fail(self, step: SchedulerOutput) -> None:
-        """Write rubbish wherever the step writes."""
+        """Fail a step: write rubbish wherever it would have written."""
         self.take(step)
         for row, count in zip(step.rows, step.num_scheduled_tokens, strict=True):
             for position in range(self.computed[row], self.computed[row] + count):
@@ -121,7 +121,7 @@ class Device:
             self.cache[group, table[position // BLOCK_SIZE], position % BLOCK_SIZE] = text
 
     def _read(self, row: int, position: int, text: list[int]) -> None:
-        """As attention at a position does: all of its past, or what is in the window."""
+        """Read what attention at a position reads: all of its past, or the part in the window."""
         for group, table in enumerate(self.tables[row]):
             first = max(0, position + 1 - self.window) if group and self.window else 0
             for seen in range(first, position + 1):
@@ -259,7 +259,7 @@ def test_random_traffic(
 
 
 def expected(request: Request) -> list[int]:
-    """What the request gives alone."""
+    """The tokens that the request gets when it runs alone."""
     tokens = list(request.token_ids[: request.num_prompt_tokens])
     generated: list[int] = []
     while len(generated) < request.sampling.max_tokens and len(tokens) < MAX_MODEL_LEN + (not generated):

@@ -1,4 +1,4 @@
-"""The engine's side of its sockets."""
+"""The engine's end of its sockets."""
 
 import itertools
 import threading
@@ -38,7 +38,7 @@ class _EndedError(Exception):
 
 
 class ApiWorker:
-    """A client of the engine, which reads when it is told to."""
+    """A client of the engine that reads its messages only when the test says so."""
 
     def __init__(self, address: str, name: str) -> None:
         self._socket: zmq.Socket[bytes] = zmq.Context.instance().socket(zmq.DEALER)
@@ -72,14 +72,14 @@ class ApiWorker:
 
 @pytest.fixture
 def engine(tmp_path: Path) -> tuple[EngineCore, EngineReady]:
-    """One that repeats prompts."""
+    """An engine that repeats prompts."""
     (tmp_path / "config.json").write_text('{"vocab_size": 10}')
     return build_engine(Settings(worker="echo", max_model_len=NUM_TOKENS + 10), tmp_path)
 
 
 @pytest.fixture
 def address(tmp_path: Path, engine: tuple[EngineCore, EngineReady]) -> Iterator[str]:
-    """Where it listens."""
+    """The address at which the engine listens."""
     core, ready = engine
     ends, listens, address = threading.Event(), threading.Event(), f"ipc://{tmp_path}/engine"
 
@@ -107,7 +107,7 @@ def address(tmp_path: Path, engine: tuple[EngineCore, EngineReady]) -> Iterator[
     last.close()
 
 
-def test_a_worker_that_is_behind_is_told_in_fewer_words_and_holds_up_nobody(address: str) -> None:
+def test_messages_to_a_slow_api_worker_are_merged_and_hold_up_nobody(address: str) -> None:
     slow, quick = ApiWorker(address, "0"), ApiWorker(address, "1")
     slow.greet()
     quick.greet()
@@ -130,7 +130,7 @@ def test_a_worker_that_is_behind_is_told_in_fewer_words_and_holds_up_nobody(addr
 
 
 class SlowWorker(EchoWorker):
-    """Its steps take as long as the test wants them to."""
+    """A worker whose steps end when the test says so."""
 
     def __init__(self) -> None:
         super().__init__(8)
@@ -145,7 +145,7 @@ class SlowWorker(EchoWorker):
         self.steps[-1][1].set_result(self.result)
 
 
-def test_what_comes_while_a_long_step_runs_is_in_the_next_one(
+def test_requests_that_arrive_during_a_long_step_join_the_next_one(
     engine: tuple[EngineCore, EngineReady], address: str
 ) -> None:
     core, worker = engine[0], SlowWorker()

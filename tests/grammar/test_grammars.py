@@ -1,4 +1,4 @@
-"""Whatever tokens a grammar lets through, drawn blindly, jsonschema and `re` accept the text."""
+"""Texts of random tokens that a grammar allows are accepted by jsonschema and `re`."""
 
 import json
 import re
@@ -49,7 +49,7 @@ def tokenizer(embedded_model: Path) -> Tokenizer:
 
 
 def draw(masks: GrammarMasks, tokenizer: Tokenizer, grammar: str, seed: int, most: int = 120) -> str | None:
-    """A text of tokens drawn from those allowed; None if it has not come to its end."""
+    """A text of tokens drawn from the allowed ones; None if it has not ended."""
     rng, token_ids = np.random.default_rng(seed), []
     masks.add(0, SamplingParams(max_tokens=most, seed=0, grammar=grammar), [])
     for _ in range(most):
@@ -67,7 +67,7 @@ def draw(masks: GrammarMasks, tokenizer: Tokenizer, grammar: str, seed: int, mos
 
 
 @pytest.mark.parametrize("name", SCHEMAS)
-def test_what_ends_is_valid(masks: GrammarMasks, tokenizer: Tokenizer, name: str) -> None:
+def test_texts_that_a_grammar_lets_end_are_valid(masks: GrammarMasks, tokenizer: Tokenizer, name: str) -> None:
     grammar = constraint.json_schema(SCHEMAS[name])
     texts = [draw(masks, tokenizer, grammar, seed) for seed in range(12)]
     ended = [text for text in texts if text is not None]

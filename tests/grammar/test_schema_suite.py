@@ -28,7 +28,7 @@ def schemas(suite: Path) -> Iterator[tuple[str, Any]]:
 
 
 def grammar_of(compiler: GrammarCompiler, schema: Any) -> str | None:
-    """None for what cannot be followed, and is refused."""
+    """The grammar of a schema; None if the schema cannot be followed and is refused."""
     try:
         grammar = constraint.json_schema(schema)
         compiler.start(grammar).result(timeout=PATIENCE)

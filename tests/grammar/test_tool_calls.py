@@ -1,4 +1,4 @@
-"""Whatever a grammar of calls lets a model write, the parser of the same format reads, and the arguments match."""
+"""The parser of a format reads every call that the format's grammar allows, and the arguments match the schema."""
 
 import json
 import random
@@ -39,7 +39,7 @@ SCHEMAS = {
 
 @pytest.fixture(scope="module", params=["letters", "added", "special"])
 def tokenizer(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> PacelineTokenizer:
-    """Of bytes; the markers are texts like others, tokens, or special tokens."""
+    """A tokenizer of bytes. The markers are ordinary text, tokens, or special tokens."""
     fast = Tokenizer(models.BPE(vocab=_byte_alphabet(), merges=[]))
     fast.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     fast.decoder = decoders.ByteLevel()
@@ -54,7 +54,7 @@ def tokenizer(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathF
 
 @pytest.mark.parametrize("reasoning", [None, "<think>Hm </thi</think>\n\n", "Hm\n</think>"])
 @pytest.mark.parametrize("name", FORMATS)
-def test_what_is_written_can_be_read(name: str, reasoning: str | None, tokenizer: PacelineTokenizer) -> None:
+def test_calls_that_a_grammar_allows_are_parsed(name: str, reasoning: str | None, tokenizer: PacelineTokenizer) -> None:
     message_format = MessageFormat(FORMATS[name], True, reasons=reasoning is not None)
     is_open = reasoning is not None and not reasoning.startswith("<think>")
     before = ("", []) if reasoning is None else reasoning_prefix(tokenizer, is_open)
@@ -76,7 +76,7 @@ def test_what_is_written_can_be_read(name: str, reasoning: str | None, tokenizer
 
 
 def _random_walk(matcher: LLMatcher, rng: random.Random, vocab_size: int, eos: frozenset[int]) -> list[int]:
-    """Tokens that the grammar allows, until it is satisfied, and now and then on."""
+    """Random tokens that the grammar allows, until it may end or sometimes a little further."""
     token_ids: list[int] = []
     while not (matcher.is_accepting() and rng.random() < 0.5):
         words = np.frombuffer(matcher.compute_bitmask(), dtype=np.int32)

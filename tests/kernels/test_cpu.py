@@ -1,4 +1,4 @@
-"""CPU kernels against plain torch in float64. Sizes below and above what is worth a second thread."""
+"""CPU kernels against plain torch in float64, with sizes for one thread and for several."""
 
 import pytest
 import torch

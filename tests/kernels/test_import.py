@@ -1,4 +1,4 @@
-"""Who imports kernels has not yet chosen where they are kept once they are compiled."""
+"""Importing kernels has no side effects: where compiled kernels are kept is chosen later."""
 
 import json
 import os

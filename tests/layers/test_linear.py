@@ -1,4 +1,4 @@
-"""Weights in any form compute what plain ones do."""
+"""Linear layers compute the same, however they keep their weights."""
 
 import pytest
 import torch

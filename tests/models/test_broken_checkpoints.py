@@ -1,4 +1,4 @@
-"""What is wrong with a checkpoint is said in one line that names the file."""
+"""The error of a broken checkpoint is one line that names the file."""
 
 import json
 from pathlib import Path
@@ -18,7 +18,7 @@ def tiny_settings(**options: Any) -> Settings:
 
 
 def rewrite_config(folder: Path, **changes: Any) -> None:
-    """Other values in config.json; ... leaves one out."""
+    """Change values in config.json; `...` removes one."""
     file = folder / "config.json"
     config = json.loads(file.read_text()) | changes
     file.write_text(json.dumps({name: value for name, value in config.items() if value is not ...}))
@@ -33,7 +33,7 @@ def llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def checkpoint(llama: Path, tmp_path: Path) -> Path:
-    """A copy to be broken."""
+    """A checkpoint that the test may break."""
     for name in ("config.json", "model.safetensors"):
         (tmp_path / name).write_bytes((llama / name).read_bytes())
     return tmp_path

@@ -1,4 +1,4 @@
-"""Swaps in transformers' models. That results stay the same is what the oracle tests show."""
+"""Modules of transformers' models are swapped for faster ones. The oracle tests show that results stay the same."""
 
 import pytest
 import torch
@@ -13,7 +13,7 @@ pytestmark = pytest.mark.usefixtures("compiled_kernels")
 
 
 def fused_llama() -> tuple[LlamaForCausalLM, torch.Tensor]:
-    """A model, and what it gave before its modules were swapped, for the tokens 1, 2, 3."""
+    """A model, and its logits for the tokens 1, 2, 3 before its modules were swapped."""
     torch.manual_seed(0)
     model = LlamaForCausalLM(LlamaConfig(**{**_TINY, **DECODER["Llama"]})).eval().requires_grad_(False)
     before = model(torch.tensor([[1, 2, 3]])).logits
@@ -44,7 +44,7 @@ def test_merged_layers_may_get_different_inputs() -> None:
     assert attention.q_proj.input is None
 
 
-def test_what_is_not_as_it_seems_is_left_alone() -> None:
+def test_modules_that_compute_something_else_are_not_swapped() -> None:
     model = LlamaForCausalLM(LlamaConfig(**_TINY)).requires_grad_(False)
 
     class OddRMSNorm(type(model.model.norm)):  # type: ignore[misc]

@@ -1,4 +1,4 @@
-"""What the engine generates in a crowd is what transformers generates for each request alone."""
+"""The engine generates for a crowd of requests what transformers generates for each alone."""
 
 import json
 import random
@@ -37,7 +37,7 @@ TOLERANCE = 1e-4
 
 
 def make_engine(folder: Path, settings: Settings, overlap: bool = True) -> EngineCore:
-    """An engine that has to work with chunks of 24 tokens, and memory for about two requests."""
+    """An engine with chunks of 24 tokens and memory for about two requests."""
     built = build_worker(settings, folder)
     pacer = ChunkPacer(0.02, BLOCK_SIZE, 24)
     groups = built.limits.groups
@@ -164,7 +164,7 @@ def greedy_matching(model: PreTrainedModel, folder: Path, prompt: list[int], gra
 
 
 def check_grammars(core: EngineCore, model: PreTrainedModel, folder: Path, prompt_len: int, most: int) -> None:
-    """Requests with grammars and without, in a crowd that has too little memory."""
+    """Check requests with and without grammars, in a crowd that has too little memory."""
     asked = {
         "regex": constraint.regex("[a-f]{25,}!?"),
         "choice": constraint.choice(["alpha", "beta", "betb"]),

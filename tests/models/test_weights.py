@@ -1,4 +1,4 @@
-"""What fills a model: matched by name, checked, cut and copied."""
+"""Tensors of a checkpoint are matched by name, checked, cut and copied."""
 
 from pathlib import Path
 
@@ -87,7 +87,7 @@ def test_merged_layers_are_filled_part_by_part_or_whole(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("names", [("a",), ("b",), ("a", "b")])
-def test_of_names_with_the_same_memory_one_is_enough(names: tuple[str, ...], tmp_path: Path) -> None:
+def test_one_of_several_names_of_the_same_memory_is_enough(names: tuple[str, ...], tmp_path: Path) -> None:
     model = nn.ModuleDict({"a": nn.Embedding(3, 4), "b": Linear(4, 3, bias=False)})
     model["b"].tied = model["a"].weight.data
     attach(model, PLAIN)
@@ -111,7 +111,7 @@ def test_codes_are_not_taken_for_numbers(impl: str, dtype: torch.dtype, tmp_path
         build_engine(settings, tmp_path)
 
 
-def test_nor_are_those_of_an_encoder(tmp_path: Path) -> None:
+def test_codes_of_an_encoder_are_not_taken_for_numbers(tmp_path: Path) -> None:
     write_encoder(tmp_path, "Bert", "Model")
     config = ModelFolder(tmp_path).encoder
     assert config is not None

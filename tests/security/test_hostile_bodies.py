@@ -1,4 +1,4 @@
-"""Bodies made to cost much, against the whole service: refused by the name of the field, and nobody else waits."""
+"""Bodies that are made to be expensive, against the whole service: the field is named, and nobody else waits."""
 
 import gzip
 import json
@@ -63,7 +63,7 @@ def test_a_field_that_asks_for_too_much_is_named(server: Server, body: Any, para
         ("/v1/completions", b'{"prompt": "%s"}' % (b"a" * 9_000_000), "prompt: at most 8388608 bytes"),
     ],
 )  # fmt: skip
-def test_what_would_take_seconds_to_validate_is_refused_before(
+def test_bodies_that_would_take_seconds_to_validate_are_refused_before(
     server: Server, path: str, body: bytes, words: str
 ) -> None:
     process = psutil.Process(server.children()["api"])
@@ -95,7 +95,7 @@ def test_ten_thousand_tools_are_refused(server: Server) -> None:
         b'{"prompt": "x", "seed": ' + b"9" * 1_000_000 + b"}",
     ],
 )
-def test_json_that_is_none_is_refused(server: Server, body: bytes) -> None:
+def test_invalid_json_is_refused(server: Server, body: bytes) -> None:
     assert refusal(server, body)["type"] == "invalid_request_error"
 
 
@@ -150,8 +150,8 @@ def test_no_browser_is_invited(server: Server) -> None:
         assert b"access-control-allow" not in client.recv(65536).lower()
 
 
-def test_what_is_said_never_reaches_the_log(server: Server) -> None:
-    """At log level debug, too."""
+def test_no_text_of_a_request_reaches_the_log(server: Server) -> None:
+    """This also holds at log level debug."""
     marker = "xyzzyplugh"
     for body in (
         {"prompt": marker, "max_tokens": 2},

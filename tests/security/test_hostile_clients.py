@@ -27,7 +27,7 @@ def server() -> Iterator[Server]:
 
 @pytest.fixture(autouse=True)
 def unharmed(server: Server) -> Iterator[None]:
-    """Whatever a test does: the API worker survives, does not grow, and serves another client."""
+    """Check after each test that the API worker has survived, has not grown, and serves another client."""
     process = psutil.Process(server.children()["api"])
     before = process.memory_info().rss
     yield
@@ -43,7 +43,7 @@ def connect(server: Server) -> socket.socket:
 
 
 def answer(client: socket.socket) -> bytes:
-    """Everything until the server closes."""
+    """All bytes until the server closes the connection."""
     received = b""
     try:
         while piece := client.recv(65536):
@@ -54,7 +54,7 @@ def answer(client: socket.socket) -> bytes:
 
 
 def ask(server: Server, sent: bytes) -> bytes:
-    """What comes back, up to the end of the connection."""
+    """Send bytes on a new connection, and return all bytes that come back."""
     with connect(server) as client:
         with contextlib.suppress(BrokenPipeError, ConnectionResetError):
             client.sendall(sent)
@@ -134,7 +134,7 @@ def test_an_answer_that_is_never_read_does_not_keep_its_connection(server: Serve
         wait_until(lambda: process.num_fds() <= before)
 
 
-def test_half_a_connection_is_a_client_that_left(server: Server) -> None:
+def test_a_half_closed_connection_counts_as_a_client_that_left(server: Server) -> None:
     with connect(server) as client:
         client.sendall(body_request(b'{"prompt": "again", "max_tokens": 190000, "ignore_eos": true}'))
         wait_until(lambda: server.metric("num_requests_running") > 0)
@@ -196,7 +196,7 @@ def test_a_client_cannot_write_headers_of_the_answer(server: Server) -> None:
         POST + b"Transfer-Encoding: chunked\r\n\r\n2\r\n{}\r\n0\r\nX: " + b"a" * 2**24,
     ],
 )
-def test_what_is_not_body_is_bounded(server: Server, head: bytes) -> None:
+def test_headers_trailers_and_chunk_frames_are_bounded(server: Server, head: bytes) -> None:
     received = ask(server, head)
     assert received == b"" or received[9:12] in (b"431", b"400"), received  # reset, where much was still under way
 

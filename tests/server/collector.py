@@ -1,4 +1,4 @@
-"""A collector of traces, as small as one can be."""
+"""A minimal collector of traces."""
 
 import threading
 from collections.abc import Iterator
@@ -14,7 +14,7 @@ from tests.patience import wait_until
 
 
 class Collector:
-    """What has arrived at it."""
+    """The requests that a collector has received."""
 
     def __init__(self, port: int) -> None:
         self.endpoint = f"http://127.0.0.1:{port}/v1/traces"
@@ -39,13 +39,13 @@ class Collector:
         return [span for span in self.spans if attributes(span.attributes).get("gen_ai.request.id") == request_id]
 
     def phases(self, parent: Span) -> list[Span]:
-        """What is in a request's span, by time. It has arrived before the request's own span."""
+        """The spans inside a request's span, by time. They have arrived before it."""
         spans = [span for span in self.spans if span.parent_span_id == parent.span_id]
         return sorted(spans, key=lambda span: (span.start_time_unix_nano, span.end_time_unix_nano))
 
 
 def attributes(pairs: Any) -> dict[str, Any]:
-    """Attributes as Python has them."""
+    """OpenTelemetry's attributes as a dictionary."""
     found: dict[str, Any] = {}
     for pair in pairs:
         assert isinstance(pair, KeyValue)
@@ -70,7 +70,7 @@ def running_collector() -> Iterator[Collector]:
             self.end_headers()
 
         def log_message(self, *_arguments: object) -> None:
-            """Say nothing."""
+            """Do not log requests."""
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     collector = Collector(server.server_port)

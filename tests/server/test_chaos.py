@@ -1,4 +1,4 @@
-"""The benchmarks that break things, as a test runs them."""
+"""The benchmarks that kill processes and break off requests, with fewer rounds."""
 
 from tests.patience import PATIENCE
 from tests.server.process import run

@@ -1,4 +1,4 @@
-"""An encoder behind a real process and a real socket, by the client that people use."""
+"""An encoder in a real process behind a real socket, through OpenAI's client."""
 
 import json
 from collections.abc import Iterator

@@ -1,4 +1,4 @@
-"""What machines read in the log of a real server."""
+"""The JSON log of a real server."""
 
 import json
 import socket
@@ -77,7 +77,7 @@ def test_a_request(server: Server, is_stream: bool) -> None:
     assert 0 < line["queue"] <= line["ttft"] <= line["duration"] < longest
 
 
-def test_what_fails_is_a_line_too(server: Server) -> None:
+def test_a_failed_request_is_a_log_line_too(server: Server) -> None:
     def check(request_id: str, status: int, error: str, keys: set[str] = REQUEST) -> dict[str, Any]:
         line = line_of(server, request_id)
         assert (line["status"], line["error"]) == (status, error)
@@ -125,7 +125,7 @@ def test_a_resumable_stream_has_one_line_when_its_work_has_ended(server: Server)
 
 
 def test_a_line_is_one_line(server: Server) -> None:
-    """Whatever a client puts into a path."""
+    """This holds whatever a client puts into a path."""
     host, port = server.url.removeprefix("http://").split(":")
     with socket.create_connection((host, int(port))) as connection:
         connection.sendall(b"GET /%0A%7B%7D HTTP/1.1\r\nHost: a\r\nX-Request-ID: odd\r\nx-api-key: wide\r\n\r\n")

@@ -1,4 +1,4 @@
-"""More work than there is room for, and tenants that get in each other's way, with real server processes."""
+"""Overload, and tenants that compete with each other, with real server processes."""
 
 import math
 import os
@@ -43,7 +43,7 @@ def keys(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 @pytest.fixture(scope="module")
 def crowd(keys: str) -> Iterator[Server]:
-    """Tenants that wait in one queue for two rows; any of them sees the metrics."""
+    """A server with two rows and several tenants, with public metrics."""
     arguments = (*SMALL, "--max-queue", "100", "--request-timeout", "60", "--api-keys", keys, "--public-metrics")
     with running_server(*arguments) as running:
         yield running
@@ -93,7 +93,7 @@ def refusals(answers: list[httpx.Response], code: str, num_tokens: int) -> int:
 
 @contextmanager
 def flooded(server: Server, tenant: str, bodies: list[Any]) -> Iterator[list[int]]:
-    """Streams of a tenant, all begun or waiting; gives the indices of those that have ended. Broken off at the end."""
+    """Open streams of a tenant, which are broken off at the end; gives the indices of those that have ended."""
     ended: list[int] = []
     is_over = threading.Event()
 
@@ -167,7 +167,7 @@ def test_a_flood_does_not_hold_up_another_tenant(crowd: Server) -> None:
     wait_until(lambda: is_idle(crowd))
 
 
-def test_what_waits_too_long_is_taken_out_of_the_queue(keys: str) -> None:
+def test_a_request_that_waits_too_long_is_taken_out_of_the_queue(keys: str) -> None:
     with running_server(*SMALL, "--api-keys", keys, "--public-metrics") as server:
         with flooded(server, "flood", [LONG, LONG]) as ended:
             late = ask(server, LONG, "flood", **{"X-Request-Timeout": "0.3"})
@@ -199,7 +199,7 @@ def test_an_encoders_call_has_a_deadline(tmp_path: Path) -> None:
         assert ask(server, {"input": "word"}, path="/v1/embeddings").is_success
 
 
-def test_what_is_stored_for_a_tenant_is_not_there_for_another(echo: Server) -> None:
+def test_what_is_stored_for_one_tenant_is_hidden_from_others(echo: Server) -> None:
     stored = ask(echo, {"input": "a secret"}, "quiet", "/v1/responses").json()["id"]
     streamed = ask(echo, {"prompt": "a secret", "stream": True}, "quiet", **{"X-Resumable": "true"})
 
@@ -220,7 +220,7 @@ def test_what_is_stored_for_a_tenant_is_not_there_for_another(echo: Server) -> N
     assert [status for status, _ in answers("quiet", stored, stream)] == [200] * 4
 
 
-def test_only_tenants_that_want_to_share_prefixes(echo: Server) -> None:
+def test_only_tenants_that_agree_share_prefixes(echo: Server) -> None:
     def cached(tenant: str) -> int:
         usage = ask(echo, {"prompt": "the same beginning " * 50, "max_tokens": 1}, tenant).json()["usage"]
         return int(usage["prompt_tokens_details"]["cached_tokens"])

@@ -21,7 +21,7 @@ from tests.server.process import Server, free_ports, popen, running_server
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[Server]:
-    """One that is kicked about."""
+    """A server whose processes are stopped and killed."""
     with running_server("--dtype", "float32", "--max-model-len", "1024", "--step-timeout", "3") as running:
         yield running
 
@@ -31,7 +31,7 @@ BODY = {"prompt": "Once upon a time", "max_tokens": 60, "temperature": 0, "ignor
 
 @contextmanager
 def begun(server: Server, body: Any) -> Iterator[Iterator[str]]:
-    """A stream that has given its first token."""
+    """A stream that has sent its first token; gives the rest of its events."""
     with web.stream("POST", f"{server.url}/v1/completions", json=body) as stream:
         lines = (line.removeprefix("data: ") for line in stream.iter_lines() if line.startswith("data: "))
         next(lines)
@@ -150,7 +150,7 @@ def test_sigterm_ends_at_once_what_still_converts_its_model(tmp_path: Path) -> N
 
 @pytest.fixture
 def temporary() -> Iterator[Path]:
-    """A folder for temporary files of one service's own, by a short path: there are sockets below it."""
+    """A folder for one service's temporary files. Its path is short, because sockets are made in it."""
     with TemporaryDirectory() as folder:
         yield Path(folder)
 

@@ -1,4 +1,4 @@
-"""How services start, and why they do not: each with processes of its own."""
+"""How services start, and how they say why they cannot."""
 
 import re
 import signal
@@ -30,7 +30,7 @@ from tests.server.process import Server, popen, run, running_server
     ],
 )
 def test_what_cannot_start_says_why(flags: dict[str, str], words: str, tmp_path: Path) -> None:
-    """What the processes of a service do one after the other, done in this process."""
+    """Do in this process what the processes of a service do one after the other."""
 
     def start() -> None:
         settings = load_settings(**{name: value.format(tmp=tmp_path) for name, value in flags.items()})

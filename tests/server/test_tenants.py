@@ -188,7 +188,7 @@ def test_a_request_ends_when_its_time_is_over(server: Server) -> None:
     ],
 )
 def test_a_broken_file_keeps_the_server_from_starting(tmp_path: Path, content: str, problem: str) -> None:
-    """It reads them first of all; that what is said is all that a user sees, the next test shows."""
+    """`paceline serve` reads the keys first. The next test shows with a real process what a user sees."""
     path = tmp_path / "keys.yaml"
     path.write_text(content)
     with pytest.raises(StartupError, match=re.escape(problem)) as raised:

@@ -1,4 +1,4 @@
-"""What a collector gets from a real server, and what it costs to have none."""
+"""The traces that a collector gets from a real server, and what tracing costs without a collector."""
 
 import json
 import re
@@ -58,7 +58,7 @@ def ask(server: Server, request_id: str, path: str = "completions", body: Any = 
 
 
 def check_nesting(request: Span, phases: list[Span]) -> None:
-    """Queue, prefill and decode follow each other, in the request."""
+    """Check that queue, prefill and decode follow each other inside the request's span."""
     assert [span.name for span in phases] == ["queue", "prefill", "decode"]
     queue, prefill, decode = phases
     assert request.start_time_unix_nano == queue.start_time_unix_nano
@@ -197,7 +197,7 @@ def test_a_stream_that_fails_or_is_left(server: Server, collector: Collector) ->
     check_nesting(span, collector.phases(span))
 
 
-def test_who_is_not_sampled_and_what_runs_no_model_has_no_spans(server: Server, collector: Collector) -> None:
+def test_unsampled_requests_and_requests_without_a_model_have_no_spans(server: Server, collector: Collector) -> None:
     assert ask(server, "unsampled", traceparent=f"00-{TRACE}-{CALLER}-00").status_code == 200
     assert web.get(f"{server.url}/v1/models", headers=headers("models")).status_code == 200
     assert ask(server, "sampled", traceparent=f"00-{TRACE}-{CALLER}-01").status_code == 200
@@ -241,7 +241,7 @@ def test_many_inputs_of_an_encoder_are_one_and_reach_the_collector_at_the_end(tm
 
 @contextmanager
 def black_hole() -> Iterator[str]:
-    """The endpoint of a collector that takes connections and says nothing."""
+    """The endpoint of a collector that accepts connections and never answers."""
     with socket.create_server(("127.0.0.1", 0)) as sock:
         yield f"http://127.0.0.1:{sock.getsockname()[1]}/v1/traces"
 

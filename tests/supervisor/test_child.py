@@ -1,4 +1,4 @@
-"""What happens to children that end, with real processes."""
+"""How children that end are restarted or given up, with real processes."""
 
 import queue
 import signal
@@ -22,7 +22,7 @@ def _no_time_passes(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 class Starter:
-    """Starts processes that run a line of Python."""
+    """Start processes that run a line of Python."""
 
     def __init__(self, code: str) -> None:
         self.code = code

@@ -1,4 +1,4 @@
-"""When an engine is worth another try, and when it hangs, with real processes that stand for it."""
+"""When a dead engine is restarted, and when one hangs, with small real processes in its place."""
 
 import subprocess
 import sys
@@ -30,7 +30,7 @@ for act in life:
 
 
 class Engines:
-    """Each lives as it is told to, and then dies."""
+    """Engines that do what the test says and then die."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.life = ["rest", "begin=", "end"]
@@ -45,7 +45,7 @@ class Engines:
         return self.started[-1]
 
     def live(self, *life: str, times: int) -> None:
-        """Some engines more, one after the other; the one that is there now lives as was said before."""
+        """Run some more engines, one after the other. The current one still does what was said before."""
         self.life = list(life)
         for _ in range(times):
             self.started[-1].wait()
@@ -70,7 +70,7 @@ def test_engines_that_never_end_a_step_are_given_up(engines: Engines) -> None:
         engines.live("rest", "begin=", times=3)
 
 
-def test_it_does_not_count_that_engines_die_of_a_request_that_runs_alone(engines: Engines) -> None:
+def test_deaths_while_a_suspect_runs_alone_do_not_count(engines: Engines) -> None:
     engines.live("rest", "begin=", times=2)
     engines.live("rest", "begin=suspect", times=8)
     with pytest.raises(ChildLostError, match="3 times in a row"):

@@ -1,4 +1,4 @@
-"""What a service shares with its children, and who removes it."""
+"""The private folder of a service, and who removes it."""
 
 import os
 import tempfile

@@ -1,4 +1,4 @@
-"""What is wrong with the settings is told before anything slow is done."""
+"""Wrong settings are reported before anything slow is done."""
 
 from collections.abc import Callable
 from pathlib import Path

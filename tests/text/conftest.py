@@ -28,7 +28,7 @@ def smol_folder(embedded_model: Path, tmp_path_factory: pytest.TempPathFactory) 
 
 @pytest.fixture(scope="session")
 def folders(smol_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """By kind of tokenizer: a folder."""
+    """A folder for each kind of tokenizer."""
     makers = {"metaspace": _metaspace, "legacy": _legacy, "unigram": _unigram, "wordpiece": _wordpiece}
     made = {kind: save(make(), tmp_path_factory.mktemp(kind)) for kind, make in makers.items()}
     return {"smol": smol_folder, **made}
@@ -36,13 +36,13 @@ def folders(smol_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> dict
 
 @pytest.fixture(scope="session")
 def tokenizers(folders: dict[str, Path]) -> dict[str, Tokenizer]:
-    """By kind: ours."""
+    """Paceline's tokenizer for each kind."""
     return {kind: Tokenizer(folder) for kind, folder in folders.items()}
 
 
 @pytest.fixture(scope="session")
 def oracles(folders: dict[str, Path]) -> dict[str, Any]:
-    """By kind: transformers'."""
+    """transformers' tokenizer for each kind."""
     return {kind: oracle_of(folder) for kind, folder in folders.items()}
 
 

@@ -1,4 +1,4 @@
-"""Chats are rendered, cut and encoded as transformers does it; whatever else is refused by name."""
+"""Chats are rendered, cut and encoded as transformers does it, and unsupported ones are refused by name."""
 
 import sys
 from pathlib import Path
@@ -52,7 +52,7 @@ CHATS: list[list[dict[str, Any]]] = [
 
 
 def render(template: ChatTemplate, chat: list[dict[str, Any]], **options: Any) -> str:
-    """The rendered text, whole."""
+    """The whole rendered text."""
     return "".join(text for text, _ in template.render(chat, **options))
 
 
@@ -205,7 +205,7 @@ LOOPS = "{% for i in range(99999) %}{% for j in range(99999) %}" + "x" * 100 + "
         ),
     ],
 )
-def test_what_cannot_be_rendered_is_a_fault_of_the_request(
+def test_a_chat_that_cannot_be_rendered_is_the_requests_error(
     options: dict[str, Any], message: str, param: str, model: ChatTemplate, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(chat_template, "_MAX_OUTPUT", 100_000)
@@ -222,7 +222,7 @@ def test_nothing_to_continue(chat: list[dict[str, Any]], model: ChatTemplate) ->
 
 
 def test_where_a_template_comes_from(folders: dict[str, Path], tmp_path: Path) -> None:
-    """The file is stronger than the configuration, whose template may be one of several."""
+    """The file takes precedence over the configuration, which may have several templates."""
     chat, ours = [{"role": "user", "content": "x"}], Tokenizer(folders["metaspace"])
     with pytest.raises(InvalidRequestError, match="no chat template") as caught:
         ChatTemplate.from_folder(folders["metaspace"], ours).render(chat)

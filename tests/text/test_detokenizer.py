@@ -1,4 +1,4 @@
-"""Text that comes in pieces is the text of the whole, and no piece is half a character."""
+"""The pieces of a streamed text make up the whole text, and no piece is half a character."""
 
 from pathlib import Path
 
@@ -34,13 +34,13 @@ REPLACEMENT = "\ufffd"
 
 
 def pieces(tokenizer: Tokenizer, token_ids: list[int], prompt: list[int] | None = None) -> list[str]:
-    """What each token adds, and what the end does."""
+    """The text that each token adds, and the text that is added at the end."""
     detokenizer = make_detokenizer(tokenizer, prompt or [])
     return [*map(detokenizer.feed, token_ids), detokenizer.finish()]
 
 
 def test_any_tokens_of_a_byte_level_tokenizer(smol: Tokenizer) -> None:
-    """Invalid bytes, special tokens and unknown ids included."""
+    """This includes invalid bytes, special tokens and unknown ids."""
 
     @settings(deadline=None, max_examples=300)
     @given(st.lists(st.integers(0, 300) | st.integers(0, smol.vocab_size + 10), max_size=40))
@@ -51,7 +51,7 @@ def test_any_tokens_of_a_byte_level_tokenizer(smol: Tokenizer) -> None:
 
 
 def test_added_tokens_of_a_byte_level_tokenizer(smol_folder: Path, tmp_path: Path) -> None:
-    """They are written as they are; those made of letters of the byte alphabet are read by it all the same."""
+    """Added tokens stand for their own text, unless they consist of letters of the byte alphabet, which are decoded."""
     fast = FastTokenizer.from_file(str(smol_folder / "tokenizer.json"))
     names = ["<think>", "two words", "é", "Ġx", "漢"]
     fast.add_tokens([AddedToken(name, normalized=False) for name in names])
@@ -79,7 +79,7 @@ def test_valid_text_comes_in_whole_characters(kind: str, tokenizers: dict[str, T
 
 @pytest.mark.parametrize("kind", ["metaspace", "legacy", "unigram", "wordpiece"])
 def test_a_prompt_is_context_and_never_leaks(kind: str, tokenizers: dict[str, Tokenizer]) -> None:
-    """Prompt and continuation make up the text of both, spaces included, wherever the cut is."""
+    """Prompt and continuation make up the whole text, with its spaces, wherever the cut is."""
     tokenizer = tokenizers[kind]
 
     @settings(deadline=None, max_examples=150)

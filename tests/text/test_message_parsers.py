@@ -85,7 +85,7 @@ def test_calls_are_found(name: str, text: str) -> None:
 
 @pytest.mark.parametrize("text", NO_CALLS)
 @pytest.mark.parametrize("name", FORMATS)
-def test_what_is_no_call_is_content(name: str, text: str) -> None:
+def test_text_that_is_not_a_call_is_content(name: str, text: str) -> None:
     assert parse(FORMATS[name].parser(), [text]) == (text, "", [])
 
 
@@ -119,15 +119,15 @@ def test_where_a_text_is_cut_changes_nothing(name: str, text: str, data: st.Data
         assert whole[0] == text
 
 
-def test_what_cannot_become_a_call_is_not_held_back() -> None:
+def test_text_that_cannot_become_a_call_is_not_held_back() -> None:
     assert FORMATS["hermes"].parser().feed('<tool_call>{"name": oops').content == '<tool_call>{"name": oops'
     assert FORMATS["pythonic"].parser().feed('[f("a" < ').content == '[f("a" <'
 
 
 @pytest.mark.parametrize("name", FORMATS)
 @pytest.mark.parametrize("piece", ['[f(x="', "<|python_tag|>[f(", '<tool_call>{"name": "', "<tool_call>{", "{"])
-def test_long_texts_take_no_longer_than_they_are(name: str, piece: str) -> None:
-    """Every character is read a few times at most: else a minute would not do, nor the other requests go on."""
+def test_parsing_takes_time_in_proportion_to_the_text(name: str, piece: str) -> None:
+    """Each character is read only a few times: otherwise a long text would take minutes and hold up other requests."""
     for text in (piece + "word " * 10_000, piece * 5_000):
         started = time.process_time()
         parse(FORMATS[name].parser(), [text[at : at + 4] for at in range(0, len(text), 4)])
@@ -172,7 +172,7 @@ def test_reasoning() -> None:
     assert split("Yes, <think> is a tag.") == ("Yes, <think> is a tag.", "")
 
 
-def test_a_template_shows_its_format() -> None:
+def test_the_format_of_tool_calls_is_recognised_by_the_template() -> None:
     assert choose_format("auto", "… <tool_call> …") is FORMATS["hermes"]
     assert choose_format("auto", "{{ '[TOOL_CALLS]' }}") is FORMATS["mistral"]
     assert choose_format("auto", 'Respond as {"name": f, "parameters": d}') is FORMATS["llama3_json"]
@@ -195,7 +195,7 @@ def test_tools_in_words_can_be_read_back() -> None:
     assert result == {"role": "user", "content": "<tool_response>\nrain\n</tool_response>"}
 
 
-def test_ids_of_calls_are_as_templates_of_mistral_want_them() -> None:
+def test_ids_of_calls_have_the_form_that_mistrals_templates_require() -> None:
     template = "{{ tools }}{% for c in messages[0].tool_calls %}[TOOL_CALLS]{{ c.id }}{% endfor %}"
     format_ = MessageFormat.choose("auto", "auto", template)
     calls = [
@@ -220,7 +220,7 @@ def test_ids_of_calls_are_as_templates_of_mistral_want_them() -> None:
         ("", "{{ tools }}{% if role == 'developer' %}", "developer"),
     ],
 )
-def test_developers_reach_templates_that_do_not_know_them(template: str, override: str | None, role: str) -> None:
+def test_developer_messages_reach_templates_without_the_role(template: str, override: str | None, role: str) -> None:
     format_ = MessageFormat.choose("auto", "auto", template)
     chat = [{"role": "developer", "content": "Be brief."}, {"role": "user", "content": "Hi"}]
     told, _ = format_.for_template(chat, [], override)

@@ -1,4 +1,4 @@
-"""From the engine's outputs to what a client is sent of one choice."""
+"""How the engine's outputs for one choice become what a client is sent."""
 
 from itertools import chain, pairwise
 from typing import Any
@@ -17,13 +17,13 @@ TEXT = "Yes 😀 — the quick brown fox\nUser: hello"
 
 
 def output(token_ids: list[int], reason: FinishReason | None = None) -> RequestOutput:
-    """News of a request, with logprobs that tell the tokens apart."""
+    """An output with logprobs that identify its tokens."""
     logprobs = [Logprobs([id_], [-float(id_)]) for id_ in token_ids]
     return RequestOutput(request_id="r", token_ids=token_ids, logprobs=logprobs, finish_reason=reason)
 
 
 def run(tokenizer: Tokenizer, outputs: list[RequestOutput], **conditions: Any) -> list[TextDelta]:
-    """All news until the choice has ended."""
+    """All deltas until the choice has ended."""
     processor = OutputProcessor(tokenizer, [1], StopConditions(**conditions))
     deltas = []
     for item in outputs:
@@ -34,7 +34,7 @@ def run(tokenizer: Tokenizer, outputs: list[RequestOutput], **conditions: Any) -
 
 
 def text_of(deltas: list[TextDelta]) -> str:
-    """All that was sent."""
+    """The text of all deltas."""
     return "".join(delta.text for delta in deltas)
 
 
@@ -99,7 +99,7 @@ def test_stop_tokens(smol: Tokenizer) -> None:
 
 
 @pytest.mark.parametrize("reason", [FinishReason.LENGTH, FinishReason.STOP, FinishReason.ABORT])
-def test_what_was_held_back_comes_at_the_end(smol: Tokenizer, reason: FinishReason) -> None:
+def test_text_that_was_held_back_is_sent_at_the_end(smol: Tokenizer, reason: FinishReason) -> None:
     held = smol.encode("fox\nUs", False)
     deltas = run(smol, [output(held), output([], reason)], stop=["\nUser:"])
     assert [delta.text for delta in deltas] == ["fox", "\nUs"]

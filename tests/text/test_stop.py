@@ -1,4 +1,4 @@
-"""Stop strings are found wherever the text is cut, and nothing of them is let out."""
+"""Stop strings are found wherever the text is cut, and no part of them is sent."""
 
 import string
 
@@ -12,7 +12,7 @@ SMALL = st.text(alphabet="ab.", min_size=1, max_size=4)
 
 
 def expected(text: str, stops: list[str], include: bool) -> tuple[str, str | None]:
-    """By definition: the first place where the text ends with a stop string; of several, the longest."""
+    """The definition: the text up to the first place where it ends with a stop string, the longest of several."""
     for end in range(1, len(text) + 1):
         if hits := [stop for stop in stops if text[:end].endswith(stop)]:
             stop = max(hits, key=len)
@@ -46,7 +46,7 @@ def test_any_text_cut_anywhere(stops: list[str], cuts: list[str], include: bool)
 
 @pytest.mark.parametrize("char", string.punctuation)
 def test_characters_that_mean_something_in_patterns(char: str) -> None:
-    """Each by itself: in one pattern with others, one that matches everything would hide the rest."""
+    """Each is tested alone: in one pattern, a character that matches everything would hide the others."""
     checker = StopChecker([char + "x"], False)
     assert checker.feed("a" + char) == ("a", None)
     assert checker.feed("x") == ("", char + "x")

@@ -1,4 +1,4 @@
-"""The tokenizer gives transformers' ids for the same folder, and keeps what users type from being a command."""
+"""The tokenizer gives the same ids as transformers, and control tokens that users type stay text."""
 
 from pathlib import Path
 from typing import Any
@@ -80,7 +80,7 @@ def test_tokens_that_the_model_has_no_place_for_are_left_out(folders: dict[str, 
     assert ours.vocab_size == Tokenizer(folders["wordpiece"]).vocab_size
 
 
-def test_what_the_files_say_about_generating(folders: dict[str, Path], tmp_path: Path) -> None:
+def test_generation_defaults_are_read_from_the_models_files(folders: dict[str, Path], tmp_path: Path) -> None:
     generation = {"eos_token_id": [7, 9], "temperature": 0.6, "top_k": 20, "top_p": None, "max_length": 99}
     folder = copy(folders["metaspace"], tmp_path, generation_config=generation, config={"eos_token_id": 8})
     ours = Tokenizer(folder)
@@ -115,7 +115,7 @@ def test_a_broken_folder_is_named(
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_control_tokens_that_users_typed_stay_text(kind: str, tokenizers: dict[str, Tokenizer]) -> None:
-    """Also where the vocabulary has them as ordinary entries, as Unigram's has here."""
+    """This also holds where they are ordinary entries of the vocabulary, as in the Unigram one here."""
     ours = tokenizers[kind]
     commands = ours.special_ids - set(ours.encode("<unk>", False))  # <unk> also stands for letters that are not known
     for token in ours.control_tokens:

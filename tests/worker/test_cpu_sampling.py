@@ -32,7 +32,7 @@ def logits_of(kind: str) -> Tensor:
 
 
 def make_sampling(params: list[SamplingParams], output: list[int] | None = None) -> CpuSampling:
-    """Of as many rows as there are parameters."""
+    """A sampler with as many rows as there are parameters."""
     sampling = CpuSampling(len(params), len(params), VOCAB_SIZE, torch.device("cpu"))
     add_rows(sampling, params, output)
     return sampling
@@ -61,7 +61,7 @@ def draw(logits: Tensor, params: SamplingParams, positions: range, output: list[
 
 
 def reference(logits: Tensor, sampling: SamplingParams, text: list[int]) -> Tensor:
-    """(vocab,) probabilities, by transformers."""
+    """Probabilities (vocab,) as transformers computes them."""
     ids = torch.tensor([text])
     scores = logits[None].clone()
     if sampling.repetition_penalty != 1.0:
@@ -173,7 +173,7 @@ def test_luck_is_uniform_and_depends_on_seed_position_and_token_only() -> None:
 
 
 def test_a_race_is_won_by_the_best_start_and_luck() -> None:
-    """What the kernel passes over for speed could not have won."""
+    """The tokens that the kernel skips for speed could not have won."""
     rng = np.random.default_rng(5)
     logits = rng.normal(0, 3, (200, VOCAB_SIZE)).astype(np.float32)
     temperature = rng.uniform(0.3, 2.0, 200).astype(np.float32)

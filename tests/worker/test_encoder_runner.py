@@ -72,7 +72,7 @@ def make_requests(has_types: bool) -> list[NewRequest]:
 
 
 def encode(built: BuiltWorker, requests: list[NewRequest]) -> list[bytes]:
-    """The vectors of one step."""
+    """The vectors of inputs that are computed in one step."""
     rows = [request.row for request in requests]
     counts = [len(request.token_ids) for request in requests]
     result = built.worker.submit(SchedulerOutput(requests, [], rows, [str(row) for row in rows], counts)).result()
@@ -130,7 +130,7 @@ def test_check_model_compares_encoders(
     assert "transformers: DIFFERS" in capsys.readouterr().out
 
 
-def test_what_files_say_of_pooling(tmp_path: Path) -> None:
+def test_pooling_is_read_from_the_models_files(tmp_path: Path) -> None:
     def config(**pooling: bool) -> EncoderConfig | None:
         (tmp_path / "1_Pooling").mkdir(exist_ok=True)
         (tmp_path / "1_Pooling" / "config.json").write_text(json.dumps(pooling))

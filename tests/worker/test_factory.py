@@ -1,4 +1,4 @@
-"""Building workers: what is chosen, and what is refused."""
+"""Building workers: which parts are chosen, and what is refused."""
 
 import json
 from pathlib import Path

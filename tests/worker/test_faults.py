@@ -1,4 +1,4 @@
-"""What torch raises, as torch raises it."""
+"""Errors of torch, raised as torch raises them."""
 
 import pytest
 import torch

@@ -81,7 +81,7 @@ def test_grammars_constrain_those_who_ask(tmp_path: Path) -> None:
     check_grammars(make_engine(tmp_path, "triton"), oracle, tmp_path, prompt_len=11, most=12)
 
 
-def test_what_changes_logits_does_what_it_does_on_the_cpu(model: tuple[Path, PreTrainedModel]) -> None:
+def test_penalties_and_bias_work_as_on_the_cpu(model: tuple[Path, PreTrainedModel]) -> None:
     plain = SamplingParams(max_tokens=6, seed=1, temperature=0.0)
     first = greedy(model[1], [5, 6, 7], 1)[0]
     options = {

@@ -1,4 +1,4 @@
-"""What a container has counts, and not what its host has."""
+"""Limits of a container count, and not the resources of its host."""
 
 from pathlib import Path
 

@@ -40,7 +40,7 @@ OPTIONS: list[dict[str, object]] = [
 
 
 def draw(sampling: Sampling, params: list[SamplingParams], logits: torch.Tensor, positions: list[int]) -> list[int]:
-    """A token for each of the rows."""
+    """Draw a token for each row."""
     for row, one in enumerate(params):
         sampling.add(NewRequest(row=row, token_ids=PROMPT, num_prompt_tokens=4, block_ids=[], sampling=one))
     rows = np.arange(len(params))
