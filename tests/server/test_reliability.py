@@ -158,11 +158,10 @@ def temporary() -> Iterator[Path]:
 
 def has_ended(pid: int) -> bool:
     try:
-        return (
-            Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
-        )  # nobody may have waited for it
-    except FileNotFoundError:
+        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except (FileNotFoundError, ProcessLookupError):  # the second: it ended between opening and reading
         return True
+    return state == "Z"  # nobody may have waited for it
 
 
 @pytest.mark.parametrize(
