@@ -1,6 +1,5 @@
 """Paceline on a real Ray cluster, of two nodes in this machine with room for one replica each."""
 
-import hashlib
 import os
 import re
 import secrets
@@ -24,6 +23,7 @@ from tests import web
 from tests.clients.environments import python_environment
 from tests.deploy.load import Load
 from tests.patience import PATIENCE, wait_until
+from tests.server.keys import api_keys, digest
 from tests.server.process import free_ports
 
 pytestmark = pytest.mark.clients
@@ -106,8 +106,7 @@ class Cluster:
             "upscale_delay_s": 1,
             "downscale_delay_s": 3600,
         }
-        digest = hashlib.sha256(KEY.encode()).hexdigest()
-        (self._folder / "keys.yaml").write_text(yaml.safe_dump({"tenants": [{"name": "a", "keys": [digest]}]}))
+        (self._folder / "keys.yaml").write_text(api_keys({"a": {"keys": [digest(KEY)]}}))  # JSON is YAML, too
         (self._folder / "serve.yaml").write_text(yaml.safe_dump(config))
         command = [self._programs / "serve", "run", "--non-blocking", self._folder / "serve.yaml"]
         environment = self._environment()
