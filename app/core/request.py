@@ -120,10 +120,9 @@ class Request:
         """The length of its block tables, which is the same in all KV groups."""
         return len(self.block_tables[0]) if self.block_tables else 0
 
-    @property
-    def num_held_blocks(self) -> int:
-        """Blocks that it holds in the first KV group."""
-        return self.num_blocks - self.first_blocks[0] if self.block_tables else 0
+    def num_held_blocks(self, group: int) -> int:
+        """Blocks that it holds in a KV group: those of its table that were not given back."""
+        return self.num_blocks - self.first_blocks[group] if self.block_tables else 0
 
     @property
     def is_waiting(self) -> bool:

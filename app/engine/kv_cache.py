@@ -122,7 +122,7 @@ class KVCache:
         """Of each group, blocks that running prompts still lack: a newcomer that took them would soon be preempted."""
         needs = [(request, self.num_blocks(len(request.token_ids))) for request in running]
         return [
-            sum(max(0, group.most_held(count) - self._num_held(request, index)) for request, count in needs)
+            sum(max(0, group.most_held(count) - request.num_held_blocks(index)) for request, count in needs)
             for index, group in enumerate(self._groups)
         ]
 
@@ -141,10 +141,6 @@ class KVCache:
         """Whether a running request's tables can be made long enough for `num_tokens`."""
         missing = self.num_blocks(num_tokens) - request.num_blocks
         return all(missing <= group.pool.num_available for group in self._groups)
-
-    @staticmethod
-    def _num_held(request: Request, group: int) -> int:
-        return len(request.block_tables[group]) - request.first_blocks[group]
 
     # ------------------------------------------------------------------ a request's blocks
 
@@ -173,7 +169,7 @@ class KVCache:
         if missing <= 0:
             return []
         self._give_back(request)
-        if any(group.pool.num_available < missing for group in self._groups):
+        if not self.has_room_to_grow(request, num_tokens):
             return None
         appended = [group.pool.allocate(missing) for group in self._groups]
         for table, blocks in zip(request.block_tables, appended, strict=True):

@@ -127,7 +127,7 @@ class RequestBatch:
         suspects = [self.requests[name] for name in step.request_ids if name in self.requests]
         outputs = []
         is_smallest = step.num_tokens == 1 or not self.chunked_prefill
-        if len(step.request_ids) == 1 and not (was_too_large and not is_smallest):
+        if len(step.request_ids) == 1 and (is_smallest or not was_too_large):
             outputs = [self._finish(r, [], FinishReason.ERROR, "the model failed on this request") for r in suspects]
         else:
             self._suspects += [request for request in suspects if request not in self._suspects]

@@ -9,7 +9,7 @@ preemption sets it back to the start.
 import logging
 import time
 from bisect import bisect_right, insort
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from app.core.request import Request, RequestStatus
 from app.core.step import MAX_DRAFTS, NewRequest, SchedulerOutput
@@ -118,7 +118,7 @@ class Scheduler(RequestBatch):
                 count = self.policy.take(request, min(count, prompt_budget))
                 prompt_budget -= count
             drafts = self._draft(request, min(prompt_budget, num_drafts)) if count == 1 and num_drafts else []
-            if count > 0 and self._grow(request, count + len(drafts), step):
+            if count > 0 and self._grow(request, count + len(drafts), step, self._last_running):
                 self._enter(request, count, step, drafts)
                 prompt_budget -= len(drafts)
                 num_drafts -= len(drafts)
@@ -137,11 +137,16 @@ class Scheduler(RequestBatch):
         # Nobody is preempted for guesses.
         return drafts if self.kv.has_room_to_grow(request, len(request.token_ids) + len(drafts)) else []
 
-    def _grow(self, request: Request, count: int, step: SchedulerOutput) -> bool:
-        """Make the block tables long enough for `count` more tokens; False if the request had to be preempted."""
+    def _last_running(self) -> Request:
+        return self.running[-1]
+
+    def _grow(self, request: Request, count: int, step: SchedulerOutput, next_victim: Callable[[], Request]) -> bool:
+        """Make the block tables long enough for `count` more tokens; False if the request had to be preempted.
+
+        next_victim: the running request that is to be preempted next; it has no part in the step yet.
+        """
         while (appended := self.kv.grow(request, request.num_computed_tokens + count)) is None:
-            # It has no part in this step yet, since running requests are planned in this order.
-            victim = self.running[-1]
+            victim = next_victim()
             self._preempt(victim)
             if victim is request:
                 return False
@@ -185,10 +190,7 @@ class Scheduler(RequestBatch):
             return step
         others = [other for other in self.running if other is not request]
         if is_running:
-            while (appended := self.kv.grow(request, request.num_computed_tokens + count)) is None:
-                self._preempt(others.pop())
-            if appended:
-                step.new_blocks.append((request.row, appended))
+            self._grow(request, count, step, others.pop)
             self._enter(request, count, step)
             return step
         while not self._free_rows or not self.kv.has_room(request):

@@ -1,7 +1,6 @@
 """The policy of a service that has one tenant."""
 
 from collections.abc import Callable, Sequence
-from operator import attrgetter
 from typing import Any
 
 from app.core.request import Request
@@ -14,7 +13,7 @@ class Alone:
 
     def __init__(self, pacer: Pacer) -> None:
         self._pacer = pacer
-        self._line: Line[Request] = Line(attrgetter("is_waiting"))
+        self._line = Line()
 
     # ------------------------------------------------------------------ requests that wait
 

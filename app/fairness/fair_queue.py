@@ -6,50 +6,47 @@ has not saved up service meanwhile: its counter is lifted to the least of those 
 Within a tenant, priority and then arrival decide.
 """
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from itertools import chain
-from typing import Generic
 
-from app.fairness.line import Line, T
+from app.core.request import Request
+from app.fairness.line import Line
 
 _PRESENCE = 10.0
 """Seconds without a request after which a tenant is forgotten."""
 
 
-class _Account(Generic[T]):
+class _Account:
     """One tenant's requests, and the service that it had."""
 
-    def __init__(self, is_waiting: Callable[[T], bool]) -> None:
-        self.line = Line(is_waiting)
+    def __init__(self) -> None:
+        self.line = Line()
         self.counter = 0.0
         self.last_charge = 0
         self.seen_at = 0.0
 
 
-class FairQueue(Generic[T]):
-    """A line for each tenant. To find the next item costs as much as there are tenants, however many items wait."""
+class FairQueue:
+    """A line for each tenant. Finding the next request takes time by the number of tenants, not of requests."""
 
-    def __init__(self, is_waiting: Callable[[T], bool], credit: float = 0.0) -> None:
-        """`is_waiting`: false for an item that has ended; it is passed over when its turn comes.
-
-        `credit`: service that a returning tenant may keep (tokens; over its weight), so that occasional single
+    def __init__(self, credit: float) -> None:
+        """`credit`: service that a returning tenant may keep (tokens; over its weight), so that occasional single
         requests are not queued behind a heavy tenant's backlog.
         """
-        self._is_waiting = is_waiting
         self._credit = credit
-        self._accounts: dict[str, _Account[T]] = {}
+        self._accounts: dict[str, _Account] = {}
         self._num_charges = 0
         self._last_counter = 0.0  # of the tenant that was served last
         self._now = 0.0
         self.has_several_tenants = False
         """Without them there is nothing to share."""
 
-    def forget_absent(self, now: float, running: Iterable[T]) -> None:
+    def forget_absent(self, now: float, running: Iterable[Request]) -> None:
         """Forget tenants that had no request for long. To be called from time to time, with the running requests."""
         self._now = now
         if len(self._accounts) > 1:
-            for item in running:
-                self._account(item).seen_at = now
+            for request in running:
+                self._account(request).seen_at = now
             present = {
                 name: account
                 for name, account in self._accounts.items()
@@ -60,49 +57,49 @@ class FairQueue(Generic[T]):
                 self._last_counter = max(self._last_counter, min(one.counter for one in present.values()))
         self.has_several_tenants = len(self._accounts) > 1
 
-    def push(self, item: T) -> None:
-        """Add a new item to its tenant's line."""
-        account = self._account(item)
+    def push(self, request: Request) -> None:
+        """Add a new request to its tenant's line."""
+        account = self._account(request)
         if account.line.first() is None:  # back from a pause
             waiting = [one.counter for one in self._accounts.values() if one.line.first() is not None]
             least = min(waiting, default=self._last_counter)
-            account.counter = max(account.counter, least - self._credit / item.weight)
-        self.put_back(item)
+            account.counter = max(account.counter, least - self._credit / request.weight)
+        self.put_back(request)
 
-    def put_back(self, item: T) -> None:
-        """Add an item to its tenant's line that was in it before: the tenant has not been away."""
-        account = self._account(item)
+    def put_back(self, request: Request) -> None:
+        """Add a request to its tenant's line that was in it before: the tenant has not been away."""
+        account = self._account(request)
         account.seen_at = self._now
-        account.line.push(item)
+        account.line.push(request)
 
-    def first(self) -> T | None:
-        """The item whose turn it is; None if none is waiting."""
-        best: tuple[tuple[float, int], T] | None = None
+    def first(self) -> Request | None:
+        """The request whose turn it is; None if none is waiting."""
+        best: tuple[tuple[float, int], Request] | None = None
         for account in self._accounts.values():
             # A tenant that is back from a pause goes before the one to whose counter it was lifted.
             turn = account.counter, account.last_charge
-            if (best is None or turn < best[0]) and (item := account.line.first()) is not None:
-                best = turn, item
+            if (best is None or turn < best[0]) and (request := account.line.first()) is not None:
+                best = turn, request
         return best[1] if best else None
 
-    def some(self, most: int) -> Iterator[T]:
-        """Up to so many of each tenant's items that wait."""
+    def some(self, most: int) -> Iterator[Request]:
+        """Up to so many of each tenant's requests that wait."""
         return chain.from_iterable(account.line.some(most) for account in self._accounts.values())
 
-    def pop(self, item: T) -> None:
-        """Take out the item that `first` returned."""
-        account = self._accounts[item.tenant]
+    def pop(self, request: Request) -> None:
+        """Take out the request that `first` returned."""
+        account = self._accounts[request.tenant]
         account.line.pop()
         self._last_counter = account.counter
 
-    def discard(self, item: T) -> None:
-        """Forget an item that has ended while it was in its line."""
-        self._account(item).line.count_ended()
+    def discard(self, request: Request) -> None:
+        """Forget a request that has ended while it was in its line."""
+        self._account(request).line.count_ended()
 
-    def charge(self, item: T, cost: float) -> None:
-        """Account for service that an item's tenant was given."""
-        account = self._account(item)
-        account.counter += cost / item.weight
+    def charge(self, request: Request, cost: float) -> None:
+        """Account for service that a request's tenant was given."""
+        account = self._account(request)
+        account.counter += cost / request.weight
         account.seen_at = self._now
         self._num_charges += 1
         account.last_charge = self._num_charges
@@ -112,8 +109,8 @@ class FairQueue(Generic[T]):
         account = self._accounts.get(tenant)
         return account.counter if account else 0.0
 
-    def _account(self, item: T) -> _Account[T]:
-        account = self._accounts.get(item.tenant)
+    def _account(self, request: Request) -> _Account:
+        account = self._accounts.get(request.tenant)
         if account is None:
-            account = self._accounts[item.tenant] = _Account(self._is_waiting)
+            account = self._accounts[request.tenant] = _Account()
         return account

@@ -2,7 +2,6 @@
 
 from collections import deque
 from collections.abc import Callable, Sequence
-from operator import attrgetter
 from typing import Any
 
 from app.core.request import Request
@@ -28,7 +27,7 @@ class FairShares:
 
     def __init__(self, pacer: Pacer, num_blocks: int) -> None:
         self._pacer = pacer
-        self._queue: FairQueue[Request] = FairQueue(attrgetter("is_waiting"), credit=pacer.max_tokens)
+        self._queue = FairQueue(credit=pacer.max_tokens)
         self._shares = DominantShares(num_blocks)
         self._yield_steps = YieldSteps(pacer)
         self._num_rows = 0

@@ -29,7 +29,7 @@ class DominantShares:
         for request in running:
             self._weights[request.tenant] = request.weight
             self._rows[request.tenant] += 1
-            self._blocks[request.tenant] += request.num_held_blocks
+            self._blocks[request.tenant] += request.num_held_blocks(group=0)
         self.exceeded = {tenant for tenant in self._weights if not self._is_within(tenant, 0, 0)}
 
     def allow(self, tenant: str, num_blocks: int) -> bool:

@@ -46,8 +46,10 @@ def with_groups(limits: Limits, settings: Settings, groups: tuple[KVGroup, ...])
     longest = limits.max_model_len
     for group in groups:
         # A window's blocks hold any request, if there are enough for the window and a step.
-        held = limits.max_model_len if group.window is None else group.window + limits.max_num_batched_tokens
-        if group.num_blocks * block_size < min(held + 2 * block_size * (group.window is not None), longest):
+        held = longest
+        if group.window is not None:
+            held = min(longest, group.window + limits.max_num_batched_tokens + 2 * block_size)
+        if group.num_blocks * block_size < held:
             longest = min(longest, group.num_blocks * block_size)
     if longest < limits.max_model_len and (settings.max_model_len or longest < 2):
         raise StartupError(

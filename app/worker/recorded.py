@@ -49,13 +49,14 @@ class Recorded:
         self._graphs: Graphs | None = None
         self.step_sizes = tuple(self._token_sizes)
         self.largest = self._mixed_shape(max_num_batched_tokens, long_past is not None)
+        self._shapes = self._all_shapes()
 
     def _mixed_shape(self, tokens: int, is_long: bool) -> StepShape:
         """For steps with chunks, of two tokens at least."""
         decodes = min(tokens, self._max_num_seqs)
         return StepShape(tokens, decodes, min(tokens // 2, self._max_num_seqs), is_long)
 
-    def _shapes(self) -> list[StepShape]:
+    def _all_shapes(self) -> list[StepShape]:
         """All that are recorded, the largest first: smaller ones find room in their memory."""
         pasts = (False,) if self._long_past is None else (True, False)
         mixed = [self._mixed_shape(size, is_long) for size in self._token_sizes[::-1] for is_long in pasts]
@@ -77,12 +78,12 @@ class Recorded:
         torch.cuda.synchronize()
         peak = torch.cuda.max_memory_allocated() - before
         torch.cuda.empty_cache()
-        num_graphs = len(self._shapes()) + 2 * len(self._entry_sizes)
+        num_graphs = len(self._shapes) + 2 * len(self._entry_sizes)
         return StepMemory(int(peak), num_graphs * _BYTES_OF_A_GRAPH)
 
     def _compile(self, steps: Steps) -> None:
         """Several kernels at a time."""
-        smallest = self._shapes()[-1]
+        smallest = self._shapes[-1]
         with compiling(processes=os.cpu_count() or 1):
             steps.pad(smallest, 1)
             steps.body(smallest)()  # hidden states, which sampling reads
@@ -90,7 +91,7 @@ class Recorded:
                 steps.pad(self.largest, size)
                 for draws in (False, True):
                     steps.sampling_of(size, draws)()
-            for shape in self._shapes():
+            for shape in self._shapes:
                 if shape == self.largest or not shape.chunks or shape.tokens <= MOST_ROWS:
                     steps.pad(shape, 1)
                     steps.body(shape)()
@@ -99,11 +100,11 @@ class Recorded:
         """Run every piece once, so that its kernels are compiled, and record it."""
         self._graphs = CudaGraphs() if self._device.type == "cuda" else Closures()
         before = self._free_bytes()
-        for shape in self._shapes():
+        for shape in self._shapes:
             steps.pad(shape, 1)
             self._record(shape, steps.body(shape))
         for size in self._entry_sizes[::-1]:
-            steps.pad(self._shapes()[-1], size)
+            steps.pad(self._shapes[-1], size)
             for draws in (False, True):
                 self._record((size, draws), steps.sampling_of(size, draws))
         if self._device.type == "cuda":
