@@ -19,6 +19,8 @@ from app.api.messages import route as messages
 from app.api.operations import health, models, streams, tokenize
 from app.api.operations.deep_check import DeepCheck
 from app.api.responses import route as responses
+from app.api.responses import stored
+from app.api.responses.background import Background
 from app.api.responses.store import ResponseStore
 from app.errors import StartupError
 from app.settings import Settings
@@ -51,9 +53,10 @@ def create_app(settings: Settings, lifespan: Lifespan) -> FastAPI:
     app.state.drain = Drain(settings.drain_timeout)
     app.state.admission = Admission(settings)
     app.state.responses = ResponseStore.of(settings)
+    app.state.background = Background()
     app.add_middleware(AuthMiddleware, admission=app.state.admission, request_timeout=settings.request_timeout)
     app.add_middleware(RequestMiddleware, max_body_size=settings.max_body_size, drain=app.state.drain, tracing=tracing)
-    for routes in (models, completions, chat, responses, messages, streams, encoders, tokenize, health):
+    for routes in (models, completions, chat, responses, stored, messages, streams, encoders, tokenize, health):
         app.include_router(routes.router)
     install_document(app)
     return app

@@ -45,6 +45,7 @@ READING = {
     "/tokenize": {"prompt": "Hi", "return_token_strs": True},
     "/detokenize": {"tokens": [72]},
     "/v1/messages/count_tokens": CHAT,
+    "/v1/responses/input_tokens": {"input": "Hi"},
 }
 BODIES = {**GENERATING, **ENCODING, **READING}
 GETS = ["/v1/models", "/health", "/health/ready", "/health/live", "/health/deep", "/metrics", "/version"]
@@ -74,7 +75,8 @@ def _check(document: Any, answer: httpx.Response, status: int, path: str | None 
 
 
 def test_it_knows_every_route_and_no_other_outcome(document: Any) -> None:
-    templates = {"/v1/models/{model_id}", "/v1/responses/{response_id}", "/v1/streams/{stream_id}"}
+    one = "/v1/responses/{response_id}"
+    templates = {"/v1/models/{model_id}", one, f"{one}/cancel", f"{one}/input_items", "/v1/streams/{stream_id}"}
     assert set(document["paths"]) == {*BODIES, *GETS, *templates}
     for operations in document["paths"].values():
         assert not any("422" in operation["responses"] for operation in operations.values())
@@ -101,7 +103,9 @@ def test_answers_about_one_thing(server: Server, document: Any) -> None:
     model, response = "/v1/models/{model_id}", "/v1/responses/{response_id}"
     _check(document, server.get(f"/v1/models/{MODEL}"), 200, model)
     _check(document, server.get("/v1/models/other"), 404, model)
-    where = "/v1/responses/" + server.post("/v1/responses", {"input": "Hi"}).json()["id"]
+    where = "/v1/responses/" + server.post("/v1/responses", {"input": "Hi", "background": True}).json()["id"]
+    _check(document, server.post(f"{where}/cancel"), 200, f"{response}/cancel")
+    _check(document, server.get(f"{where}/input_items"), 200, f"{response}/input_items")
     _check(document, server.get(where), 200, response)
     _check(document, server.get(where, params={"stream": "true"}), 400, response)
     _check(document, server.client.delete(where), 200, response)

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from pydantic import BaseModel
 
 from app.api.responses import translate as translation
+from app.api.responses.conversation import Conversation
 from app.api.responses.schema import ResponsesRequest
 from app.api.responses.store import ResponseStore
 from app.core.request import FinishReason
@@ -286,15 +287,15 @@ def test_the_store_keeps_what_each_tenant_used_last_within_its_bounds(steps: lis
         mine = known[owner]
         id_ = list(mine)[which] if step != "p" and which < len(mine) else f"new-{serial}"
         if step == "p":
-            body, messages = {"text": "x" * length}, [{"role": "user"}]
-            store.put(owner, id_, body, messages)
-            mine[id_] = len(json.dumps([body, messages], separators=(",", ":"))) - 3
+            body, items = {"text": "x" * length}, [{"role": "user"}]
+            store.put(owner, items, id_, body)
+            mine[id_] = len(json.dumps([body, items], separators=(",", ":"))) - 3
             check_what_was_lost(store, known)
         elif id_ not in mine:
             with pytest.raises(NotFoundError):
-                (store.messages if step == "g" else store.delete)(owner, id_)
+                (store.items if step == "g" else store.delete)(owner, id_)
         elif step == "g":
-            store.messages(owner, id_)
+            store.items(owner, id_)
             mine[id_] = mine.pop(id_)
         else:
             store.delete(owner, id_)
@@ -350,7 +351,7 @@ def test_items_of_tools_and_reasoning_become_a_chats(monkeypatch: pytest.MonkeyP
             "parallel_tool_calls": False,
         }
     )
-    chat: Any = translation.to_chat(body, translation.messages_of(body.input))
+    chat: Any = translation.to_chat(body, Conversation.of(body, ResponseStore(1, 1), "me"))
     function = {"name": "add", "arguments": '{"a": 1}'}
     assert chat["messages"] == [
         {"role": "user", "content": "1+1?"},
@@ -374,6 +375,11 @@ def test_items_of_tools_and_reasoning_become_a_chats(monkeypatch: pytest.MonkeyP
 # ---------------------------------------------------------------------- errors
 
 HI = {"input": "Hi"}
+LARK: Any = {
+    "type": "custom",
+    "name": "edit",
+    "format": {"type": "grammar", "syntax": "lark", "definition": 'start: "x"'},
+}
 WRONG = [
     ({}, "input"),
     ({"input": []}, "input"),
@@ -390,30 +396,32 @@ WRONG = [
     ({**HI, "surprise": 1}, "surprise"),
     ({**HI, "n": 2}, "n"),
     ({**HI, "model": "other"}, "model"),
-    ({**HI, "background": True}, "background"),
+    ({**HI, "background": True, "store": False}, "background"),
+    ({**HI, "background": True, "stream": True}, "stream"),
     ({**HI, "conversation": "c"}, "conversation"),
     ({**HI, "prompt": {"id": "p"}}, "prompt"),
-    ({**HI, "truncation": "auto"}, "truncation"),
-    ({**HI, "max_tool_calls": 3}, "max_tool_calls"),
+    ({**HI, "truncation": "always"}, "truncation"),
     ({**HI, "max_output_tokens": 0}, "max_output_tokens"),
     ({**HI, "max_output_tokens": 999}, "max_output_tokens"),
     ({**HI, "temperature": -1}, "temperature"),
     ({**HI, "top_logprobs": 2}, "top_logprobs"),
     ({**HI, "include": ["message.output_text.logprobs"], "top_logprobs": 6}, "top_logprobs"),
-    ({**HI, "include": ["reasoning.encrypted_content"]}, "include"),
+    ({**HI, "include": ["everything"]}, "include[0]"),
     ({**HI, "reasoning": {"effort": "high"}}, "reasoning.effort"),
-    ({**HI, "tools": [{"type": "web_search"}]}, "tools[0]"),
+    ({**HI, "tools": [{"type": "file_search"}]}, "tools[0]"),
+    ({**HI, "tools": [{"type": "namespace", "name": "n", "tools": [{"type": "mcp"}]}]}, "tools[0].tools[0]"),
+    ({**HI, "tools": TOOLS, "tool_choice": {"type": "function", "name": "mul"}}, "tool_choice"),
+    ({**HI, "tools": [LARK], "tool_choice": "required"}, "tool_choice"),
     ({**HI, "tools": [{"type": "function", "name": "a b"}]}, "tools[0].name"),
     ({**HI, "tools": [{"type": "function", "name": "f"}] * 2}, "tools"),
     ({**HI, "tool_choice": {"type": "mcp"}}, "tool_choice"),
     ({**HI, "tool_choice": "required"}, "tool_choice"),
     ({"input": [{"type": "function_call", "call_id": "c", "name": "f", "arguments": "{"}]}, "input"),
-    ({**HI, "text": {"verbosity": "low"}}, "text.verbosity"),
+    ({**HI, "text": {"verbosity": "none"}}, "text.verbosity"),
     ({**HI, "text": {"format": {"type": "json_schema", "name": "x"}}}, "text.format.schema"),
     ({**HI, "text": {"format": {"type": "json_schema", "schema": {}}}}, "text.format.name"),
     ({**HI, "text": {"format": {"type": "json_schema", "name": "x", "schema": {"type": 5}}}}, "text.format.schema"),
     ({**HI, "metadata": {"a": 1}}, "metadata.a"),
-    ({**HI, "stream_options": {"include_usage": True}}, "stream_options"),
     ({**HI, "previous_response_id": "resp_x"}, "previous_response_id"),
 ]
 

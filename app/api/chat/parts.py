@@ -5,6 +5,8 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+from pydantic_core import from_json
+
 from app.api.generation.fields import TokenFields
 from app.errors import InvalidRequestError
 
@@ -58,6 +60,20 @@ def function_tool(name: str, description: str | None, parameters: Fields | None,
     """A function that may be called."""
     given = {"name": name, "description": description, "parameters": parameters, "strict": strict}
     return {"type": "function", "function": {key: value for key, value in given.items() if value is not None}}
+
+
+def named_choice(name: str) -> Fields:
+    """A `tool_choice` of one function."""
+    return {"type": "function", "function": {"name": name}}
+
+
+def arguments_so_far(text: str) -> Fields:
+    """The arguments of a call, as far as they were generated before the message reached its limit."""
+    try:
+        value = from_json(text, allow_partial="trailing-strings")
+    except ValueError:
+        return {}
+    return value if isinstance(value, dict) else {}
 
 
 def json_schema_format(schema: Fields | None, name: str | None, strict: bool | None = None) -> Fields:

@@ -22,8 +22,8 @@ log = logging.getLogger("app.api.access")
 
 _QUIET = {"/health", "/health/live", "/health/ready", "/health/deep", "/metrics"}
 """Paths of probes. They are answered while the server drains, and logged at level debug."""
-_BEGUN = "/v1/streams/"
-"""The path of resumed streams, which are served while the server drains."""
+_BEGUN = ("/v1/streams/", "/v1/responses/")
+"""Paths of work that has begun: resumed streams and responses in the background. They are served during a drain."""
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9_.:/+=@-]{1,128}")
 
 

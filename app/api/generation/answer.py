@@ -1,5 +1,6 @@
 """How all generating endpoints send an answer, whole or as a stream."""
 
+import asyncio
 import time
 from abc import ABC, abstractmethod
 from collections.abc import AsyncGenerator
@@ -39,9 +40,7 @@ class Answer(ABC):
     async def respond(self, request: Request, choices: list[Choice], n: int, priority: int) -> Response:
         """Run the choices, `n` for each prompt, and send their texts. Whatever happens, none is left running."""
         entry: RequestLog = request.scope["request_log"]
-        entry.is_stream, entry.response_id = self._streams, self.response_id
-        generation = Generation(self._service, choices, n, priority, entry)
-        self._used = generation.usage
+        generation = self._begin(entry, choices, n, priority)
         if self._streams:
             return self._stream(request, generation, entry)
         try:
@@ -49,13 +48,40 @@ class Answer(ABC):
         finally:
             generation.abort()
 
-    def _stream(self, request: Request, generation: Generation, entry: RequestLog) -> Response:
+    def run_alone(self, entry: RequestLog, choice: Choice, priority: int) -> asyncio.Task[None]:
+        """Run a choice without a connection. The answer takes what a stream would send; cancelling the task ends it."""
+        generation = self._begin(entry, [choice], 1, priority)
+        entry.hold()
+
+        async def run() -> None:
+            async with aclosing(self._ended_events(generation, entry)) as events:
+                async for _ in events:
+                    pass
+
+        def let_go(_: asyncio.Task[None]) -> None:
+            generation.abort()
+            entry.release()
+
+        task = asyncio.create_task(run())
+        task.add_done_callback(let_go)
+        return task
+
+    def _begin(self, entry: RequestLog, choices: list[Choice], n: int, priority: int) -> Generation:
+        entry.is_stream, entry.response_id = self._streams, self.response_id
+        generation = Generation(self._service, choices, n, priority, entry)
+        self._used = generation.usage
+        return generation
+
+    def _ended_events(self, generation: Generation, entry: RequestLog) -> AsyncGenerator[bytes, None]:
         def end(error: ApiError | None) -> bytes:
             if error is not None:
                 entry.note_error(error)
             return self.end(error)
 
-        events, stop = ended(self._all_events(generation), end), generation.abort
+        return ended(self._all_events(generation), end)
+
+    def _stream(self, request: Request, generation: Generation, entry: RequestLog) -> Response:
+        events, stop = self._ended_events(generation, entry), generation.abort
         if not (self._is_resumable or request.headers.get("x-resumable") == "true"):
             return EventStream(events, stop)
 

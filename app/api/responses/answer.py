@@ -1,200 +1,56 @@
-"""A response as OpenAI's API writes it, whole and as events."""
+"""How a response is answered: from the blocks of a message to output items, whole and as events."""
 
 import time
-import uuid
 from collections.abc import Callable, Sequence
-from typing import Any, Literal
+from typing import Any, NamedTuple
 
-from msgspec import UNSET, UnsetType, structs
+from msgspec import UNSET, structs
 
-from app.api.chat.parts import Fields, assistant_message, tool_call
+from app.api.chat.parts import Fields
 from app.api.chat.prepare import Chat
 from app.api.chat.schema import ChatRequest
-from app.api.edge.answer import AnswerBody, NamedEvent
 from app.api.edge.request_log import Usage
 from app.api.edge.sse import named_event
 from app.api.generation.blocks import Block, BlocksAnswer, Change, Kind
 from app.api.generation.choices import Choice
-from app.api.generation.fields import Effort
 from app.api.generation.logprobs import TokenLogprob, describe
-from app.api.responses.schema import ResponsesRequest, Status
+from app.api.responses.items import Status, wrap_reasoning
+from app.api.responses.response import (
+    IncompleteDetails,
+    InputTokensDetails,
+    OutputCustomCall,
+    OutputFunctionCall,
+    OutputItem,
+    OutputMessage,
+    OutputPart,
+    OutputReasoning,
+    OutputTokensDetails,
+    ReasoningOptions,
+    ResponseError,
+    ResponseEvent,
+    ResponseObject,
+    ResponseUsage,
+)
+from app.api.responses.schema import ENCRYPTED, ReasoningConfig, ResponsesRequest
+from app.api.responses.toolset import ToolSet, text_of
 from app.api.service import Service
 from app.core.sampling import Logprobs
 from app.errors import ApiError
 
-Nothing = tuple[()]
-ErrorCode = Literal["rate_limit_exceeded", "server_error"]
+
+class _Form(NamedTuple):
+    """How a block is called as an output item."""
+
+    prefix: str
+    """Of its id."""
+    event: str
+    """Of the events about its text."""
 
 
-class OutputPart(AnswerBody):
-    """The only part of an item's content: a text, or reasoning, which has no annotations and no logprobs."""
-
-    type: Literal["output_text", "reasoning_text"]
-    text: str
-    annotations: Nothing | UnsetType = UNSET
-    logprobs: list[TokenLogprob] | UnsetType = UNSET
-
-
-class OutputItem(AnswerBody):
-    """A piece of the output."""
-
-    id: str
-    status: Status
-    type: str
-
-
-class OutputMessage(OutputItem, kw_only=True):
-    """What the model says."""
-
-    type: Literal["message"] = "message"
-    role: Literal["assistant"] = "assistant"
-    content: list[OutputPart]
-
-
-class OutputReasoning(OutputItem, kw_only=True):
-    """What the model thinks."""
-
-    type: Literal["reasoning"] = "reasoning"
-    summary: Nothing = ()
-    content: list[OutputPart]
-
-
-class OutputFunctionCall(OutputItem, kw_only=True):
-    """A call that the model wants made."""
-
-    type: Literal["function_call"] = "function_call"
-    call_id: str
-    name: str
-    arguments: str
-
-
-class ResponseError(AnswerBody):
-    """Why a response has failed."""
-
-    code: ErrorCode
-    message: str
-
-
-class IncompleteDetails(AnswerBody):
-    """Why a response is incomplete."""
-
-    reason: Literal["max_output_tokens"] = "max_output_tokens"
-
-
-class InputTokensDetails(AnswerBody):
-    """Details of the prompt's tokens."""
-
-    cached_tokens: int
-    cache_write_tokens: int = 0
-
-
-class OutputTokensDetails(AnswerBody):
-    """Details of the output's tokens."""
-
-    reasoning_tokens: int
-
-
-class ResponseUsage(AnswerBody):
-    """How many tokens were read and written."""
-
-    input_tokens: int
-    input_tokens_details: InputTokensDetails
-    output_tokens: int
-    output_tokens_details: OutputTokensDetails
-    total_tokens: int
-
-
-class ReasoningOptions(AnswerBody):
-    """How much the model reasons."""
-
-    effort: Effort | None
-    summary: None = None
-
-
-class ResponseObject(AnswerBody, kw_only=True):
-    """A response, with what it repeats of its request."""
-
-    id: str
-    object: Literal["response"] = "response"
-    created_at: int
-    completed_at: int | None = None
-    status: Status | Literal["failed"] = "in_progress"
-    error: ResponseError | None = None
-    incomplete_details: IncompleteDetails | None = None
-    output: list[OutputItem]
-    usage: ResponseUsage | None = None
-    model: str
-    instructions: str | None
-    metadata: dict[str, str]
-    previous_response_id: str | None
-    max_output_tokens: int | None
-    max_tool_calls: None = None
-    temperature: float
-    top_p: float
-    top_logprobs: int
-    tools: list[dict[str, Any]]
-    tool_choice: str | dict[str, Any]
-    parallel_tool_calls: bool
-    text: dict[str, Any]
-    reasoning: ReasoningOptions
-    truncation: Literal["disabled"] = "disabled"
-    background: bool = False
-    service_tier: Literal["default"] = "default"
-    user: str | None
-    safety_identifier: str | None
-    prompt_cache_key: str | None
-    store: bool
-
-
-class DeletedResponse(AnswerBody):
-    """A response that was deleted."""
-
-    id: str
-    object: Literal["response"] = "response"
-    deleted: bool = True
-
-
-class ResponseEvent(NamedEvent, kw_only=True):
-    """An event of a streamed response: about the response, an item, or the content of an item."""
-
-    type: Literal[
-        "response.created",
-        "response.in_progress",
-        "response.completed",
-        "response.incomplete",
-        "response.failed",
-        "response.output_item.added",
-        "response.output_item.done",
-        "response.content_part.added",
-        "response.content_part.done",
-        "response.output_text.delta",
-        "response.output_text.done",
-        "response.reasoning_text.delta",
-        "response.reasoning_text.done",
-        "response.function_call_arguments.delta",
-        "response.function_call_arguments.done",
-        "error",
-    ]
-    response: ResponseObject | UnsetType = UNSET
-    item_id: str | UnsetType = UNSET
-    output_index: int | UnsetType = UNSET
-    content_index: int | UnsetType = UNSET
-    item: OutputItem | UnsetType = UNSET
-    part: OutputPart | UnsetType = UNSET
-    delta: str | UnsetType = UNSET
-    text: str | UnsetType = UNSET
-    logprobs: list[TokenLogprob] | UnsetType = UNSET
-    arguments: str | UnsetType = UNSET
-    name: str | UnsetType = UNSET
-    code: ErrorCode | UnsetType = UNSET
-    message: str | UnsetType = UNSET
-    param: str | UnsetType | None = UNSET
-    sequence_number: int
-
-
-_PREFIXES = {Kind.TEXT: "msg", Kind.REASONING: "rs", Kind.TOOL_CALL: "fc"}
-_EVENTS = {Kind.TEXT: "output_text", Kind.REASONING: "reasoning_text", Kind.TOOL_CALL: "function_call_arguments"}
-"""The names of the events about a block's text."""
+_TEXT = _Form("msg", "output_text")
+_REASONING = _Form("rs", "reasoning_text")
+_FUNCTION_CALL = _Form("fc", "function_call_arguments")
+_CUSTOM_CALL = _Form("ctc", "custom_tool_call_input")
 
 
 class ResponseAnswer(BlocksAnswer):
@@ -206,23 +62,33 @@ class ResponseAnswer(BlocksAnswer):
         body: ResponsesRequest,
         chat: ChatRequest,
         run: Chat,
-        messages: list[Fields],
-        keep: Callable[[str, ResponseObject, list[Fields]], None] | None,
+        tools: ToolSet,
+        unique: str,
+        keep: Callable[[str, ResponseObject], None] | None,
     ) -> None:
-        """`chat`: the translation of `body`. `run`: the prepared `chat`.
+        """`chat`: the translation of `body`. `run`: the prepared `chat`. `tools`: those of the request.
 
-        `messages`: the conversation so far. `keep` stores it with the response's id and body, if it is to be stored.
+        `unique`: what the ids have in common. `keep` stores the response by its id at its end, if it is to be stored.
         """
         super().__init__(service, chat.stream, run.new_parser(), chat.parallel_tool_calls)
         self._tokenizer = service.tokenizer
-        self._messages = messages
+        self._tools = tools
+        self._unique = unique
+        self._encrypts = ENCRYPTED in body.include
         self._keep = keep
-        # Not the request's id, which clients may choose: whoever knows the id of a stored response can read it.
-        self._unique = uuid.uuid4().hex
-        self._empty = _empty(f"resp_{self._unique}", service.model_name, body, run.choices[0], keep is not None)
+        self._empty = _empty(f"resp_{unique}", service.model_name, body, run.choices[0], keep is not None)
         self._num_events = 0
 
     # ------------------------------------------------------------------ a body
+
+    @property
+    def so_far(self) -> ResponseObject:
+        """The response in its present state, while it is generated."""
+        return self._response("in_progress" if self._blocks.all else "queued")
+
+    def cancel(self) -> ResponseObject:
+        """The response, which ends here because its client wants it to."""
+        return self._ended(self._response("cancelled"))
 
     def body(self, usage: Usage) -> ResponseObject:
         """See `Answer`."""
@@ -230,53 +96,47 @@ class ResponseAnswer(BlocksAnswer):
             response = self._response("incomplete", incomplete_details=IncompleteDetails())
         else:
             response = self._response("completed", completed_at=int(time.time()))
-        response.usage = self._usage(usage)
-        if self._keep is not None:
-            self._keep(response.id, response, [*self._messages, self._message()])
-        return response
+        response.usage = _usage(usage, self._num_reasoning_tokens)
+        return self._ended(response)
 
     def _response(self, status: str, **fields: Any) -> ResponseObject:
         output = [self._item(block) for block in self._blocks.all]
         return structs.replace(self._empty, status=status, output=output, **fields)
 
-    def _usage(self, usage: Usage) -> ResponseUsage:
-        return ResponseUsage(
-            usage.prompt_tokens,
-            InputTokensDetails(usage.cached_tokens),
-            usage.completion_tokens,
-            OutputTokensDetails(self._num_reasoning_tokens),
-            usage.prompt_tokens + usage.completion_tokens,
-        )
+    def _ended(self, response: ResponseObject) -> ResponseObject:
+        if self._keep is not None:
+            self._keep(response.id, response)
+        return response
 
-    def _message(self) -> Fields:
-        """The message of the assistant, for later responses. A call that was cut off is left out."""
-        blocks = {kind: [block for block in self._blocks.all if block.kind is kind] for kind in Kind}
-        calls = [block for block in blocks[Kind.TOOL_CALL] if not self._is_incomplete(block)]
-        return assistant_message(
-            [block.text for block in blocks[Kind.TEXT]],
-            "".join(block.text for block in blocks[Kind.REASONING]),
-            [tool_call(block.call_id, block.name, block.text) for block in calls],
-        )
+    def _form(self, block: Block) -> _Form:
+        if block.kind is Kind.TOOL_CALL:
+            return _CUSTOM_CALL if self._tools.given(block.name).takes_text else _FUNCTION_CALL
+        return _TEXT if block.kind is Kind.TEXT else _REASONING
+
+    def _item_id(self, block: Block) -> str:
+        return f"{self._form(block).prefix}_{self._unique}_{block.index}"
 
     def _item(self, block: Block) -> OutputItem:
         """A block as an output item, in its present state."""
-        id_ = self._item_id(block)
         status: Status = "completed" if block.is_over else "in_progress"
         if block.is_over and self._is_incomplete(block):
             status = "incomplete"
-        if block.kind is Kind.TOOL_CALL:
-            return OutputFunctionCall(id_, status, call_id=block.call_id, name=block.name, arguments=block.text)
-        content = [self._part(block)] if block.is_over else []
-        kind = OutputReasoning if block.kind is Kind.REASONING else OutputMessage
-        return kind(id_, status, content=content)
+        id_, content = self._item_id(block), [self._part(block)] if block.is_over or block.pieces else []
+        if block.kind is Kind.TEXT:
+            return OutputMessage(id_, status, content=content)
+        if block.kind is Kind.REASONING:
+            encrypted = wrap_reasoning(block.text) if self._encrypts else UNSET
+            return OutputReasoning(id_, status, content=content, encrypted_content=encrypted)
+        name, namespace, takes_text = self._tools.given(block.name)
+        called: Fields = {"call_id": block.call_id, "name": name, "namespace": namespace or UNSET}
+        if takes_text:
+            return OutputCustomCall(id_, status, **called, input=text_of(block.text) if block.is_over else "")
+        return OutputFunctionCall(id_, status, **called, arguments=block.text)
 
     def _part(self, block: Block) -> OutputPart:
         if block.kind is Kind.REASONING:
             return OutputPart("reasoning_text", block.text)
         return OutputPart("output_text", block.text, (), self._logprobs(block.logprobs))
-
-    def _item_id(self, block: Block) -> str:
-        return f"{_PREFIXES[block.kind]}_{self._unique}_{block.index}"
 
     def _logprobs(self, tokens: Sequence[Logprobs]) -> list[TokenLogprob]:
         return [describe(self._tokenizer, token) for token in tokens]
@@ -292,17 +152,24 @@ class ResponseAnswer(BlocksAnswer):
 
     def write(self, change: Change) -> list[bytes]:
         """See `BlocksAnswer`."""
-        block = change.block
+        block, form = change.block, self._form(change.block)
         if change.text is not None:
+            if form is _CUSTOM_CALL:  # its text is inside of JSON, and is sent when that is complete
+                return []
             return [self._text_event("delta", block, change.logprobs, delta=change.text)]
         if not block.is_over:
             item = self._item_event("added", block)
             return [item] if block.kind is Kind.TOOL_CALL else [item, self._part_event("added", block)]
-        if block.kind is Kind.TOOL_CALL:
-            events = [self._text_event("done", block, arguments=block.text, name=block.name)]
-        else:
-            events = [self._text_event("done", block, block.logprobs, text=block.text), self._part_event("done", block)]
-        return [*events, self._item_event("done", block)]
+        return [*self._end_of_text(block, form), self._item_event("done", block)]
+
+    def _end_of_text(self, block: Block, form: _Form) -> list[bytes]:
+        if form is _FUNCTION_CALL:
+            name = self._tools.given(block.name).name
+            return [self._text_event("done", block, arguments=block.text, name=name)]
+        if form is _CUSTOM_CALL:
+            text = text_of(block.text)
+            return [self._text_event("delta", block, delta=text), self._text_event("done", block, input=text)]
+        return [self._text_event("done", block, block.logprobs, text=block.text), self._part_event("done", block)]
 
     def last_events(self, usage: Usage) -> list[bytes]:
         """See `Answer`."""
@@ -315,7 +182,8 @@ class ResponseAnswer(BlocksAnswer):
             return b""
         told = ResponseError("rate_limit_exceeded" if error.status == 429 else "server_error", error.message)
         event = self._event("error", code=told.code, message=told.message, param=error.param)
-        return event + self._event("response.failed", response=self._response("failed", error=told))
+        response = self._ended(self._response("failed", error=told))
+        return event + self._event("response.failed", response=response)
 
     def _item_event(self, what: str, block: Block) -> bytes:
         return self._event(f"response.output_item.{what}", output_index=block.index, item=self._item(block))
@@ -326,7 +194,7 @@ class ResponseAnswer(BlocksAnswer):
     def _text_event(self, what: str, block: Block, logprobs: Sequence[Logprobs] = (), **fields: Any) -> bytes:
         if block.kind is Kind.TEXT:
             fields["logprobs"] = self._logprobs(logprobs)
-        return self._event(f"response.{_EVENTS[block.kind]}.{what}", **self._place(block), **fields)
+        return self._event(f"response.{self._form(block).event}.{what}", **self._place(block), **fields)
 
     def _place(self, block: Block) -> Fields:
         content = {} if block.kind is Kind.TOOL_CALL else {"content_index": 0}
@@ -338,9 +206,20 @@ class ResponseAnswer(BlocksAnswer):
         return named_event(data)
 
 
+def _usage(usage: Usage, num_reasoning_tokens: int) -> ResponseUsage:
+    return ResponseUsage(
+        usage.prompt_tokens,
+        InputTokensDetails(usage.cached_tokens),
+        usage.completion_tokens,
+        OutputTokensDetails(num_reasoning_tokens),
+        usage.prompt_tokens + usage.completion_tokens,
+    )
+
+
 def _empty(id_: str, model: str, body: ResponsesRequest, choice: Choice, is_stored: bool) -> ResponseObject:
     """A response without output, which repeats fields of the request."""
     asked = body.model_dump(by_alias=True, exclude_none=True, include={"tools", "tool_choice", "text"})
+    reasoning = body.reasoning or ReasoningConfig()
     return ResponseObject(
         id=id_,
         created_at=int(time.time()),
@@ -350,14 +229,20 @@ def _empty(id_: str, model: str, body: ResponsesRequest, choice: Choice, is_stor
         metadata=body.metadata,
         previous_response_id=body.previous_response_id,
         max_output_tokens=body.max_output_tokens,
+        max_tool_calls=body.max_tool_calls,
         temperature=choice.sampling.temperature,
         top_p=choice.sampling.top_p,
         top_logprobs=body.top_logprobs or 0,
-        tools=[{"parameters": None, "strict": None, **tool} for tool in asked["tools"]],
+        tools=[
+            ({"parameters": None, "strict": None} if tool["type"] == "function" else {}) | tool
+            for tool in asked["tools"]
+        ],
         tool_choice=asked.get("tool_choice", "auto"),
         parallel_tool_calls=body.parallel_tool_calls is not False,
         text=asked["text"],
-        reasoning=ReasoningOptions(body.reasoning.effort if body.reasoning else None),
+        reasoning=ReasoningOptions(reasoning.effort, reasoning.summary),
+        truncation=body.truncation or "disabled",
+        background=body.background,
         user=body.user,
         safety_identifier=body.safety_identifier,
         prompt_cache_key=body.prompt_cache_key,

@@ -1,35 +1,30 @@
-"""POST /v1/responses, GET and DELETE /v1/responses/{id}"""
+"""POST /v1/responses and /v1/responses/input_tokens"""
 
 from functools import partial
 from typing import Annotated
+from uuid import uuid4
 
 from fastapi import APIRouter, Depends, Request
 from starlette.responses import Response
 
-from app.api.chat.parts import Fields, rename_errors
-from app.api.chat.prepare import prepare_chat
+from app.api.chat.parts import rename_errors
+from app.api.chat.prepare import encode_chat, prepare_chat
 from app.api.deps import ADMITTED, ServiceDep, body_of
 from app.api.edge.answer import json_response
 from app.api.edge.body import body_schema
-from app.api.edge.document import ANY, RUNS, answers
-from app.api.edge.request_log import RequestLog
+from app.api.edge.document import READS_BODY, RUNS, answers
 from app.api.generation.choices import TokenLimit
-from app.api.responses.answer import DeletedResponse, ResponseAnswer, ResponseEvent, ResponseObject
-from app.api.responses.schema import ResponsesRequest
+from app.api.responses.answer import ResponseAnswer
+from app.api.responses.conversation import Conversation
+from app.api.responses.deps import BackgroundDep, OwnerDep, StoreDep
+from app.api.responses.response import InputTokens, ResponseEvent, ResponseObject
+from app.api.responses.schema import InputTokensRequest, ResponsesRequest
 from app.api.responses.store import ResponseStore
-from app.api.responses.translate import NAMES, messages_of, to_chat
+from app.api.responses.translate import NAMES, to_chat
 from app.api.service import Service
-from app.errors import InvalidRequestError, NotFoundError, UnsupportedError
+from app.errors import InvalidRequestError, UnsupportedError
 
 router = APIRouter()
-
-
-def _store(request: Request) -> ResponseStore:
-    store: ResponseStore = request.app.state.responses
-    return store
-
-
-StoreDep = Annotated[ResponseStore, Depends(_store)]
 
 
 @router.post(
@@ -43,60 +38,53 @@ async def create_response(
     request: Request,
     service: ServiceDep,
     store: StoreDep,
+    background: BackgroundDep,
+    owner: OwnerDep,
 ) -> Response:
     """Answer an input."""
     keeps = _is_kept(service, body, store)
-    owner = _owner(request)
-    messages = _earlier(store, body, owner) + messages_of(body.input)
+    conversation = Conversation.of(body, store, owner)
     with rename_errors(NAMES):
-        chat = to_chat(body, messages)
+        chat = to_chat(body, conversation)
         limit = TokenLimit(body.max_output_tokens, None, "max_output_tokens", "input")
         run = await prepare_chat(service, chat, limit)
-    answer = ResponseAnswer(service, body, chat, run, messages, partial(store.put, owner) if keeps else None)
+    # Not the request's id, which clients may choose: whoever knows the id of a stored response can read it.
+    unique = uuid4().hex
+    keep = partial(store.put, owner, conversation.to_store(unique)) if keeps else None
+    answer = ResponseAnswer(service, body, chat, run, conversation.tools, unique, keep)
+    if body.background:
+        entry = request.scope["request_log"]
+        return json_response(background.start(entry, answer, run.choices[0], body.priority))
     return await answer.respond(request, run.choices, 1, body.priority)
 
 
-@router.get("/v1/responses/{response_id}", responses=answers(ResponseObject, (*ANY, 404)))
-async def get_response(response_id: str, request: Request, store: StoreDep) -> Response:
-    """A stored response."""
-    for name in request.query_params:  # such as `stream`
-        raise UnsupportedError(f"{name} is not supported for a stored response", name)
-    return Response(store.body(_owner(request), response_id), media_type="application/json")
-
-
-@router.delete("/v1/responses/{response_id}", responses=answers(DeletedResponse, (*ANY, 404)))
-async def delete_response(response_id: str, request: Request, store: StoreDep) -> Response:
-    """Delete a stored response."""
-    store.delete(_owner(request), response_id)
-    return json_response(DeletedResponse(response_id))
-
-
-def _owner(request: Request) -> str:
-    entry: RequestLog = request.scope["request_log"]
-    return entry.tenant.name
+@router.post(
+    "/v1/responses/input_tokens",
+    openapi_extra=body_schema(InputTokensRequest),
+    responses=answers(InputTokens, READS_BODY),
+)
+async def count_input_tokens(
+    body: Annotated[InputTokensRequest, Depends(body_of(InputTokensRequest))],
+    service: ServiceDep,
+    store: StoreDep,
+    owner: OwnerDep,
+) -> Response:
+    """How many tokens the prompt of an input has."""
+    service.check_model(body.model)
+    conversation = Conversation.of(body, store, owner)
+    with rename_errors(NAMES):
+        prompt = await encode_chat(service, to_chat(body, conversation))
+    return json_response(InputTokens(input_tokens=len(prompt.token_ids)))
 
 
 def _is_kept(service: Service, body: ResponsesRequest, store: ResponseStore) -> bool:
     """Whether the response will be stored. Raises UnsupportedError if it should be and cannot be."""
+    if body.background and body.store is False:
+        raise InvalidRequestError("background: a response that is not stored could not be read", "background")
     if store.is_enabled:
         return body.store is not False
-    for name, asks in (("store", body.store), ("previous_response_id", body.previous_response_id)):
-        if asks:
-            raise UnsupportedError(f"{name}: this server stores no responses ({_why(service)})", name)
+    why = "api_workers: several" if service.settings.api_workers > 1 else "max_stored_bytes"
+    for name in ("store", "background", "previous_response_id"):
+        if getattr(body, name):
+            raise UnsupportedError(f"{name}: this server stores no responses ({why})", name)
     return False
-
-
-def _why(service: Service) -> str:
-    return "api_workers: several" if service.settings.api_workers > 1 else "max_stored_bytes"
-
-
-def _earlier(store: ResponseStore, body: ResponsesRequest, owner: str) -> list[Fields]:
-    """The conversation that a response continues."""
-    if body.previous_response_id is None:
-        return []
-    try:
-        return store.messages(owner, body.previous_response_id)
-    except NotFoundError as error:
-        refusal = InvalidRequestError(f"previous_response_id: {error.message}", "previous_response_id")
-        refusal.code = "previous_response_not_found"
-        raise refusal from None

@@ -1,139 +1,32 @@
-"""The request of POST /v1/responses"""
+"""The requests of POST /v1/responses and /v1/responses/input_tokens"""
 
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal
 
-from pydantic import ConfigDict, Field, Tag
+from pydantic import ConfigDict, Field
 
-from app.api.chat.schema import FunctionName
 from app.api.edge.body import Label, RequestBody, Unsupported, refused
 from app.api.generation.fields import Effort, TokenFields
-from app.api.generation.kinds import Unknown, by_type, refuse_unknown
+from app.api.generation.kinds import Unknown, refuse_unknown
+from app.api.responses.items import InputItem, check_item
+from app.api.responses.tools import Tool, ToolChoice, check_tools
 from app.errors import InvalidRequestError, UnsupportedError
 
-_IN_REQUESTS: Unsupported = refused(
-    "access_programs background_options conversation image max_tool_calls moderation prompt prompt_cache_options"
-) | {
-    "background": (False,),
+_IN_REQUESTS: Unsupported = refused("access_programs background_options conversation image moderation prompt") | {
     "context_management": ([],),
-    "prompt_cache_retention": ("in_memory", "in-memory"),
-    "service_tier": ("auto", "default"),
-    "stream_options": ({}, {"include_obfuscation": False}),
-    "truncation": ("disabled",),
 }
-_IN_ITEMS: Unsupported = {
-    "async": (False,),
-    "caller": ({"type": "direct"},),
-    "encrypted_content": ("",),
-    "namespace": (),
-    "phase": ("final_answer",),
-}
-_IN_REASONING: Unsupported = refused("generate_summary summary")
+Included = Literal[
+    "code_interpreter_call.outputs",
+    "computer_call_output.output.image_url",
+    "file_search_call.results",
+    "message.input_image.image_url",
+    "message.output_text.logprobs",
+    "reasoning.encrypted_content",
+    "web_search_call.action.sources",
+    "web_search_call.results",
+]
 LOGPROBS = "message.output_text.logprobs"
-TextType = Literal["input_text", "output_text", "text", "summary_text", "reasoning_text"]
-Status = Literal["in_progress", "completed", "incomplete"]
-
-
-class TextPart(RequestBody):
-    """A piece of text."""
-
-    type: TextType
-    text: str
-    annotations: list[Any] = Field(default_factory=list, description="changes nothing")
-    logprobs: list[Any] = Field(default_factory=list, description="changes nothing")
-
-
-class RefusalPart(RequestBody):
-    """What a model said instead of an answer."""
-
-    type: Literal["refusal"]
-    refusal: str
-
-
-Part = Annotated[
-    Annotated[TextPart, Tag("text")] | Annotated[RefusalPart, Tag("refusal")] | Annotated[Unknown, Tag("unknown")],
-    by_type("refusal", others=dict.fromkeys(get_args(TextType), "text")),
-]
-Content = str | list[Part]
-
-
-class Item(RequestBody):
-    """Base of all items."""
-
-    unsupported = _IN_ITEMS
-    id: Label | None = Field(None, description="changes nothing")
-    status: Status | None = Field(None, description="changes nothing")
-
-
-class MessageItem(Item):
-    """A message."""
-
-    type: Literal["message"] = "message"
-    role: Literal["user", "assistant", "system", "developer"]
-    content: Content
-
-
-class FunctionCallItem(Item):
-    """What the model called."""
-
-    type: Literal["function_call"]
-    call_id: Label
-    name: FunctionName
-    arguments: str = Field(description="JSON text")
-
-
-class FunctionCallOutputItem(Item):
-    """The result of a call."""
-
-    type: Literal["function_call_output"]
-    call_id: Label
-    output: Content
-
-
-class ReasoningItem(Item):
-    """What the model thought."""
-
-    type: Literal["reasoning"]
-    summary: list[TextPart] = Field(default_factory=list)
-    content: list[TextPart] = Field(default_factory=list)
-
-
-InputItem = Annotated[
-    Annotated[MessageItem, Tag("message")]
-    | Annotated[FunctionCallItem, Tag("function_call")]
-    | Annotated[FunctionCallOutputItem, Tag("function_call_output")]
-    | Annotated[ReasoningItem, Tag("reasoning")]
-    | Annotated[Unknown, Tag("unknown")],
-    by_type("message", "function_call", "function_call_output", "reasoning", default="message"),
-]
-
-
-class FunctionTool(RequestBody):
-    """A function that the model may call."""
-
-    type: Literal["function"]
-    name: FunctionName
-    description: str | None = None
-    parameters: dict[str, Any] | None = Field(None, description="a JSON schema")
-    strict: bool | None = None
-
-
-Tool = Annotated[
-    Annotated[FunctionTool, Tag("function")] | Annotated[Unknown, Tag("unknown")],
-    by_type("function"),
-]
-
-
-class NamedFunction(RequestBody):
-    """A choice of one tool."""
-
-    type: Literal["function"]
-    name: FunctionName
-
-
-NamedTool = Annotated[
-    Annotated[NamedFunction, Tag("function")] | Annotated[Unknown, Tag("unknown")],
-    by_type("function"),
-]
+ENCRYPTED = "reasoning.encrypted_content"
+_HINT = "changes nothing"
 
 
 class TextFormat(RequestBody):
@@ -149,18 +42,58 @@ class TextFormat(RequestBody):
 class TextConfig(RequestBody):
     """Options of the text."""
 
-    unsupported = {"verbosity": ("medium",)}  # noqa: RUF012 - declared as a class variable
     format: TextFormat = TextFormat()
+    verbosity: Literal["low", "medium", "high"] | None = Field(None, description=_HINT)
 
 
 class ReasoningConfig(RequestBody):
     """How much the model reasons."""
 
-    unsupported = _IN_REASONING
     effort: Effort | None = Field(None, description="only where the chat template has it")
+    summary: Literal["auto", "concise", "detailed", "none"] | None = Field(None, description=_HINT)
+    generate_summary: Literal["auto", "concise", "detailed"] | None = Field(None, description=_HINT)
+    context: Literal["auto", "current_turn", "all_turns"] | None = Field(None, description=_HINT)
 
 
-class ResponsesRequest(TokenFields):
+class StreamOptions(RequestBody):
+    """What a stream contains beside events."""
+
+    include_obfuscation: bool | None = Field(None, description=_HINT)
+
+
+class ConversationFields(RequestBody):
+    """How a conversation becomes a prompt."""
+
+    unsupported = _IN_REQUESTS
+    model: Label | None = Field(None, description="the served model's name")
+    input: str | Annotated[list[InputItem], Field(min_length=1)] = Field(description="a text, or items")
+    instructions: str | None = Field(None, description="a system message; not kept for the next response")
+    previous_response_id: Label | None = Field(None, description="a response that was stored")
+    tools: list[Tool] = Field(default_factory=list)
+    tool_choice: ToolChoice | None = None
+    parallel_tool_calls: bool | None = None
+    text: TextConfig = TextConfig()
+    reasoning: ReasoningConfig | None = None
+    truncation: Literal["auto", "disabled"] | None = Field(
+        None, description="changes nothing: an input that is too long is refused"
+    )
+    chat_template_kwargs: dict[str, Any] = Field(default_factory=dict)
+
+    def check(self) -> None:
+        """See `RequestBody.check`."""
+        refuse_unknown(self.input, "input", "an item", check_item)
+        check_tools(self.tools, "tools")
+        if isinstance(self.tool_choice, Unknown):
+            raise UnsupportedError(f"tool_choice: {self.tool_choice.type!r:.60} is not supported", "tool_choice")
+
+
+class InputTokensRequest(ConversationFields):
+    """Count the tokens of an input."""
+
+    model_config = ConfigDict(json_schema_extra={"example": {"input": "Say hello."}})
+
+
+class ResponsesRequest(ConversationFields, TokenFields):
     """Answer an input, which may continue an earlier response."""
 
     model_config = ConfigDict(
@@ -176,27 +109,24 @@ class ResponsesRequest(TokenFields):
             ]
         }
     )
-    unsupported = _IN_REQUESTS
 
-    input: str | Annotated[list[InputItem], Field(min_length=1)] = Field(description="a text, or items")
-    instructions: str | None = Field(None, description="a system message; not kept for the next response")
     max_output_tokens: int | None = Field(None, ge=1, lt=2**31, description="by default what the context leaves")
-    tools: list[Tool] = Field(default_factory=list)
-    tool_choice: Literal["none", "auto", "required"] | NamedTool | None = None
-    parallel_tool_calls: bool | None = None
-    text: TextConfig = TextConfig()
-    reasoning: ReasoningConfig | None = None
-    include: list[str] = Field(default_factory=list, description=f"{LOGPROBS}, or nothing")
+    max_tool_calls: int | None = Field(None, ge=1, description="changes nothing: it counts calls of hosted tools")
+    include: list[Included] = Field(default_factory=list, description="of what is not there, nothing is included")
     top_logprobs: int | None = Field(None, ge=0, description=f"needs {LOGPROBS} in include")
-    previous_response_id: Label | None = Field(None, description="a response that was stored")
+    background: bool = Field(False, description="answer at once, and keep the response for a later GET")
     store: bool | None = Field(None, description="keep the response, for a while; true where the server can")
     metadata: Annotated[dict[str, Annotated[str, Field(max_length=512)]], Field(max_length=16)] = Field(
         default_factory=dict, description="comes back with the response"
     )
-    chat_template_kwargs: dict[str, Any] = Field(default_factory=dict)
-    user: Label | None = Field(None, description="changes nothing")
-    safety_identifier: Label | None = Field(None, description="changes nothing")
-    prompt_cache_key: Label | None = Field(None, description="changes nothing")
+    stream_options: StreamOptions | None = None
+    client_metadata: dict[str, Any] | None = Field(None, description=_HINT)
+    user: Label | None = Field(None, description=_HINT)
+    safety_identifier: Label | None = Field(None, description=_HINT)
+    prompt_cache_key: Label | None = Field(None, description=_HINT)
+    prompt_cache_options: dict[str, Any] | None = Field(None, description=_HINT)
+    prompt_cache_retention: str | None = Field(None, description=_HINT)
+    service_tier: str | None = Field(None, description=_HINT)
 
     @property
     def wants_logprobs(self) -> bool:
@@ -205,19 +135,10 @@ class ResponsesRequest(TokenFields):
 
     def check(self) -> None:
         """See `RequestBody.check`."""
-        refuse_unknown(self.input, "input", "an item", _check_item)
-        refuse_unknown(self.tools, "tools", "a tool")
-        if isinstance(self.tool_choice, Unknown):
-            raise UnsupportedError(f"tool_choice: {self.tool_choice.type!r:.60} is not supported", "tool_choice")
-        for wish in self.include:
-            if wish != LOGPROBS:
-                raise UnsupportedError(f"include: {wish!r:.60} is not supported", "include")
+        super().check()
         if self.top_logprobs and not self.wants_logprobs:
             raise InvalidRequestError(f"top_logprobs needs {LOGPROBS} in include", "top_logprobs")
-
-
-def _check_item(item: Any, path: str) -> None:
-    if isinstance(item, MessageItem):
-        refuse_unknown(item.content, f"{path}.content", "content")
-    elif isinstance(item, FunctionCallOutputItem):
-        refuse_unknown(item.output, f"{path}.output", "content")
+        if self.background and self.stream:
+            raise UnsupportedError(
+                "background and stream exclude each other here: ask for the response by GET", "stream"
+            )

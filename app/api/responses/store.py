@@ -2,7 +2,6 @@
 
 from collections import OrderedDict, defaultdict
 from dataclasses import dataclass
-from typing import Any
 
 import msgspec
 
@@ -20,11 +19,11 @@ class _Stored:
     """A response as JSON, so that its size is known, and nobody can change it."""
 
     body: bytes
-    messages: bytes
+    items: bytes
 
     @property
     def size(self) -> int:
-        return len(self.body) + len(self.messages)
+        return len(self.body) + len(self.items)
 
 
 _MAX_RESPONSES = 1000
@@ -53,9 +52,9 @@ class ResponseStore:
         """Whether responses are stored at all."""
         return self._is_enabled
 
-    def put(self, owner: str, response_id: str, body: AnswerBody, messages: list[Fields]) -> None:
-        """Store a response, and the conversation that it ends, without instructions."""
-        stored = _Stored(encode_json(body), encode_json(messages))
+    def put(self, owner: str, items: list[Fields], response_id: str, body: AnswerBody) -> None:
+        """Store a response, and the items that it answers, without instructions."""
+        stored = _Stored(encode_json(body), encode_json(items))
         self._stored[owner][response_id] = stored
         self._counts.add(owner, 1)
         self._bytes.add(owner, stored.size)
@@ -66,10 +65,15 @@ class ResponseStore:
         """The response as it was sent. Raises NotFoundError."""
         return self._use(owner, response_id).body
 
-    def messages(self, owner: str, response_id: str) -> list[Fields]:
-        """The conversation. Raises NotFoundError."""
-        messages: Any = _decode(self._use(owner, response_id).messages)
-        return list(messages)
+    def items(self, owner: str, response_id: str) -> list[Fields]:
+        """The items that the response answers. Raises NotFoundError."""
+        items: list[Fields] = _decode(self._use(owner, response_id).items)
+        return items
+
+    def conversation(self, owner: str, response_id: str) -> list[Fields]:
+        """The items that the response answers, and its own. Raises NotFoundError."""
+        stored = self._use(owner, response_id)
+        return [*_decode(stored.items), *_decode(stored.body)["output"]]
 
     def delete(self, owner: str, response_id: str) -> None:
         """Delete a response. Later ones keep their whole conversation. Raises NotFoundError."""
@@ -78,7 +82,7 @@ class ResponseStore:
 
     def _use(self, owner: str, response_id: str) -> _Stored:
         if response_id not in self._stored.get(owner, ()):
-            raise NotFoundError(f"no response {response_id!r:.80} is stored here (any more)", "response_id")
+            raise NotFoundError(f"no response {response_id!r:.80} is stored here (yet, or any more)", "response_id")
         self._stored[owner].move_to_end(response_id)
         return self._stored[owner][response_id]
 

@@ -1,32 +1,26 @@
 """From requests of OpenAI's Responses to chats."""
 
-from typing import Any, TypeGuard
+from collections.abc import Sequence
+from typing import TypeGuard
 
-from app.api.chat.parts import (
-    Fields,
-    assistant_message,
-    function_tool,
-    json_schema_format,
-    text_parts,
-    token_fields,
-    tool_call,
-)
+from app.api.chat.parts import Fields, assistant_message, json_schema_format, text_parts, token_fields, tool_call
 from app.api.chat.schema import ChatRequest
 from app.api.edge.body import validate
-from app.api.responses.schema import (
+from app.api.responses.conversation import Conversation
+from app.api.responses.items import (
+    CallOutputItem,
     Content,
+    CustomCallItem,
     FunctionCallItem,
-    FunctionCallOutputItem,
-    FunctionTool,
     InputItem,
     MessageItem,
-    NamedFunction,
     ReasoningItem,
     RefusalPart,
-    ResponsesRequest,
-    TextFormat,
     TextPart,
+    reasoning_of,
 )
+from app.api.responses.schema import ConversationFields, ResponsesRequest, TextFormat
+from app.api.responses.toolset import name_for_model, text_arguments
 
 NAMES = {
     "messages": "input",
@@ -39,33 +33,39 @@ NAMES = {
 }
 """The names of a chat's fields in this API."""
 
-AssistantItem = ReasoningItem | MessageItem | FunctionCallItem
+Call = FunctionCallItem | CustomCallItem
+AssistantItem = ReasoningItem | MessageItem | Call
 
 
-def to_chat(body: ResponsesRequest, messages: list[Fields]) -> ChatRequest:
-    """The chat of a request. `messages`: its whole conversation, without the instructions."""
+def to_chat(body: ConversationFields, conversation: Conversation) -> ChatRequest:
+    """The chat of a request, whose input is the last part of a conversation."""
     system = [] if body.instructions is None else [{"role": "system", "content": body.instructions}]
-    chat = token_fields(body) | {
-        "messages": system + messages,
+    chat = conversation.tools.fields(body.tool_choice) | {
+        "messages": system + messages_of(conversation.items),
         "chat_template_kwargs": body.chat_template_kwargs,
         "reasoning_effort": body.reasoning and body.reasoning.effort,
         "response_format": _response_format(body.text.format),
-        "logprobs": body.wants_logprobs,
-        "top_logprobs": body.top_logprobs if body.wants_logprobs else None,
-        "tools": [_tool(tool) for tool in body.tools if isinstance(tool, FunctionTool)],
-        "tool_choice": _tool_choice(body.tool_choice),
         "parallel_tool_calls": body.parallel_tool_calls,
     }
+    if isinstance(body, ResponsesRequest):
+        chat |= token_fields(body) | {
+            "logprobs": body.wants_logprobs,
+            "top_logprobs": body.top_logprobs if body.wants_logprobs else None,
+        }
     return validate(ChatRequest, chat)
 
 
-def messages_of(given: str | list[InputItem]) -> list[Fields]:
-    """The messages of an input. Consecutive reasoning, text and calls of the assistant are one message."""
-    if isinstance(given, str):
-        return [{"role": "user", "content": given}]
+def messages_of(items: Sequence[InputItem]) -> list[Fields]:
+    """The messages of a conversation. Reasoning, text and calls of the assistant that belong together are one message.
+
+    A call that was cut off is left out, unless it has a result: it was never made.
+    """
+    results = {item.call_id for item in items if isinstance(item, CallOutputItem)}
     messages: list[Fields] = []
     turn: list[AssistantItem] = []
-    for item in given:
+    for item in items:
+        if isinstance(item, Call) and item.status not in (None, "completed") and item.call_id not in results:
+            continue
         if turn and not _goes_on(turn, item):
             messages.append(_assistants(turn))
             turn = []
@@ -73,50 +73,44 @@ def messages_of(given: str | list[InputItem]) -> list[Fields]:
             turn.append(item)
         elif isinstance(item, MessageItem):
             messages.append({"role": item.role, "content": text_parts(_texts(item.content))})
-        elif isinstance(item, FunctionCallOutputItem):
+        elif isinstance(item, CallOutputItem):
             output = text_parts(_texts(item.output))
             messages.append({"role": "tool", "tool_call_id": item.call_id, "content": output})
     return [*messages, _assistants(turn)] if turn else messages
 
 
 def _is_assistants(item: InputItem) -> TypeGuard[AssistantItem]:
-    return isinstance(item, ReasoningItem | FunctionCallItem) or (
-        isinstance(item, MessageItem) and item.role == "assistant"
-    )
+    return isinstance(item, ReasoningItem | Call) or (isinstance(item, MessageItem) and item.role == "assistant")
 
 
 def _goes_on(turn: list[AssistantItem], item: InputItem) -> bool:
-    """Whether an item belongs to the message: the assistant reasons, then writes, then calls."""
-    if isinstance(item, FunctionCallItem):
+    """Whether an item belongs to the message: the assistant reasons, then it writes and calls, or calls and writes."""
+    if isinstance(item, Call):
         return True
+    if isinstance(item, MessageItem) and isinstance(turn[-1], Call):
+        return _is_assistants(item)
     return _is_assistants(item) and all(isinstance(earlier, ReasoningItem) for earlier in turn)
 
 
 def _assistants(turn: list[AssistantItem]) -> Fields:
-    reasoning = [part.text for item in turn if isinstance(item, ReasoningItem) for part in item.content or item.summary]
+    reasoning = "".join(reasoning_of(item) for item in turn if isinstance(item, ReasoningItem))
     texts = [text for item in turn if isinstance(item, MessageItem) for text in _texts(item.content)]
-    calls = [tool_call(i.call_id, i.name, i.arguments) for i in turn if isinstance(i, FunctionCallItem)]
-    return assistant_message(texts, "".join(reasoning), calls)
+    return assistant_message(texts, reasoning, [_call(item) for item in turn if isinstance(item, Call)])
+
+
+def _call(item: Call) -> Fields:
+    arguments = text_arguments(item.input) if isinstance(item, CustomCallItem) else item.arguments
+    return tool_call(item.call_id, name_for_model(item.name, item.namespace), arguments)
 
 
 def _texts(content: Content) -> list[str]:
     if isinstance(content, str):
         return [content]
-    texts = [part.text for part in content if isinstance(part, TextPart)]
-    return texts + [part.refusal for part in content if isinstance(part, RefusalPart)]
+    said = [part for part in content if isinstance(part, TextPart | RefusalPart)]
+    return [part.text if isinstance(part, TextPart) else part.refusal for part in said]
 
 
 def _response_format(given: TextFormat) -> Fields:
     if given.type != "json_schema":
         return {"type": given.type}
     return json_schema_format(given.schema_, given.name, given.strict)
-
-
-def _tool(tool: FunctionTool) -> Fields:
-    return function_tool(tool.name, tool.description, tool.parameters, tool.strict)
-
-
-def _tool_choice(choice: Any) -> Any:
-    if isinstance(choice, NamedFunction):
-        return {"type": "function", "function": {"name": choice.name}}
-    return choice

@@ -1,0 +1,40 @@
+"""Responses that are generated without a connection, until they are done, cancelled, or their process ends."""
+
+import asyncio
+
+from app.api.edge.request_log import RequestLog
+from app.api.generation.choices import Choice
+from app.api.responses.answer import ResponseAnswer
+from app.api.responses.response import ResponseObject
+
+
+class Background:
+    """The responses of this process that are being generated. The engine's queue bounds their number."""
+
+    def __init__(self) -> None:
+        self._running: dict[tuple[str, str], tuple[ResponseAnswer, asyncio.Task[None]]] = {}
+        """By owner and id."""
+
+    def start(self, entry: RequestLog, answer: ResponseAnswer, choice: Choice, priority: int) -> ResponseObject:
+        """Begin to generate a response, which is stored at its end. Returns its present state."""
+        response = answer.so_far
+        key = entry.tenant.name, response.id
+        task = answer.run_alone(entry, choice, priority)
+        self._running[key] = answer, task
+        task.add_done_callback(lambda _: self._running.pop(key))
+        return response
+
+    def find(self, owner: str, response_id: str) -> ResponseObject | None:
+        """A response in its present state, while it is generated."""
+        running = self._running.get((owner, response_id))
+        return running[0].so_far if running else None
+
+    async def cancel(self, owner: str, response_id: str) -> None:
+        """End a response if it is still generated. It is stored as it is."""
+        if (owner, response_id) not in self._running:
+            return
+        answer, task = self._running[owner, response_id]
+        task.cancel()
+        await asyncio.wait((task,))
+        if task.cancelled():
+            answer.cancel()

@@ -1,0 +1,89 @@
+"""All tools of a request as a chat has them, the choice among them, and whose a call of the model is."""
+
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+from app.api.chat.parts import Fields, arguments_so_far, named_choice
+from app.api.generation.kinds import Unknown
+from app.api.responses.tools import AllowedTools, CustomTool, FunctionTool, NamedTool, Namespace, Tool, ToolChoice
+from app.errors import InvalidRequestError, UnsupportedError
+
+
+class Given(NamedTuple):
+    """A tool as the client named it."""
+
+    name: str
+    namespace: str | None = None
+    takes_text: bool = False
+
+
+def name_for_model(name: str, namespace: str | None) -> str:
+    """The one name by which a model knows a tool, in the form that clients of MCP use."""
+    return name if namespace is None else f"{namespace.removesuffix('__')}__{name}"
+
+
+def text_arguments(text: str) -> Fields:
+    """The arguments of a call that gives a text to a tool, as the model writes them."""
+    return {"input": text}
+
+
+def text_of(arguments: str) -> str:
+    """The text that a model gave to a tool that takes one: all that it wrote if that has another form."""
+    text = arguments_so_far(arguments).get("input")
+    return text if isinstance(text, str) else arguments
+
+
+class ToolSet:
+    """The tools that a model is told of, by the names that it knows."""
+
+    def __init__(self, tools: Sequence[Tool]) -> None:
+        self._given: dict[str, Given] = {}
+        self._functions: list[tuple[str, Fields]] = []
+        self._with_lark: set[str] = set()
+        for tool, namespace, about in _flat(tools):
+            name = name_for_model(tool.name, namespace)
+            self._given[name] = Given(tool.name, namespace, isinstance(tool, CustomTool))
+            self._functions.append((name, tool.function(name, about)))
+            if isinstance(tool, CustomTool) and tool.has_lark:
+                self._with_lark.add(name)
+
+    def given(self, name: str) -> Given:
+        """The tool that a model calls by this name, which may be none of the request's."""
+        return self._given.get(name, Given(name))
+
+    def fields(self, choice: ToolChoice | None) -> Fields:
+        """The tools and the choice among them, as fields of a chat. Raises InvalidRequestError if one is not there."""
+        allowed, wanted = set(self._given), set[str]()
+        told: Any = choice or "auto"
+        if isinstance(choice, AllowedTools):
+            allowed = {self._name(one, f"tool_choice.tools[{index}]") for index, one in enumerate(choice.tools)}
+            told = choice.mode
+        if isinstance(choice, NamedTool):
+            wanted = {self._name(choice, "tool_choice")}
+            told = named_choice(*wanted)
+        elif told == "required":
+            wanted = allowed
+        for name in wanted & self._with_lark:
+            raise UnsupportedError(
+                f"tool_choice: a call of {name} that is required cannot be kept to its grammar", "tool_choice"
+            )
+        functions = [function for name, function in self._functions if name in allowed]
+        return {"tools": functions, "tool_choice": told}
+
+    def _name(self, choice: NamedTool, where: str) -> str:
+        """The model's name for a chosen tool, which a client may call by its own name or by the model's."""
+        for name, given in self._given.items():
+            if choice.name in (name, given.name):
+                return name
+        raise InvalidRequestError(f"{where}: there is no tool {choice.name!r:.80} among the tools", where)
+
+
+def _flat(tools: Sequence[Tool]) -> Iterator[tuple[FunctionTool | CustomTool, str | None, str | None]]:
+    """Each tool with its namespace. What describes the namespace stands before its first tool."""
+    for tool in tools:
+        if isinstance(tool, Namespace):
+            for index, member in enumerate(tool.tools):
+                if not isinstance(member, Unknown):
+                    yield member, tool.name, tool.description if index == 0 else None
+        elif isinstance(tool, FunctionTool | CustomTool):
+            yield tool, None, None
