@@ -82,6 +82,9 @@ class Metrics:
         self._prompt_tokens = self._counter("prompt_tokens", "Prompt tokens of admitted calls")
         self._generation_tokens = self._counter("generation_tokens", "Generated tokens")
         self._rejected = self._counter("requests_rejected", "Refused requests, by reason", ["reason"])
+        self._ignored = self._counter(
+            "requests_with_ignored_fields", "Requests with unknown fields, which were ignored"
+        )
         self._tenant_requests = self._counter("tenant_requests", "Requests admitted, by tenant", ["tenant"])
         self._tenant_tokens = self._counter("tenant_tokens", "Tokens of admitted requests", ["tenant", "kind"])
         finished = self._counter("request_success", "Requests that ended, by reason", ["finished_reason"])
@@ -124,6 +127,10 @@ class Metrics:
     def record_rejected(self, reason: str) -> None:
         """Record a request that was refused, or did not end in time."""
         self._rejected.labels(reason).inc()
+
+    def record_ignored_fields(self) -> None:
+        """Record a request that had unknown fields, which were ignored."""
+        self._ignored.inc()
 
     def record_tenant_request(self, tenant: str) -> None:
         """Record a tenant's admitted request. Tenants are named as in the file of keys."""

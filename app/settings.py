@@ -144,6 +144,11 @@ class ServerSettings(BaseModel):
     request_limits: Annotated[RequestLimits, NoDecode, BeforeValidator(_from_json)] = Field(
         RequestLimits(), description='sizes of a request\'s parts, as JSON such as {"max_tools": 256}'
     )
+    unknown_fields: Literal["ignore", "refuse"] = Field(
+        "ignore",
+        description="what becomes of a request's fields that the API does not know; ignored ones are named in the "
+        "header X-Ignored-Fields of the answer",
+    )
     client_timeout: float = Field(
         30.0,
         gt=0,

@@ -50,6 +50,8 @@ def body_of(model: type[Body]) -> Callable[[Request, Service], Awaitable[Body]]:
     """A dependency: the request's body as a `model`."""
 
     async def read(request: Request, service: ServiceDep) -> Body:
-        return await read_body(request, model, service.settings.request_limits.max_items)
+        entry: RequestLog = request.scope["request_log"]
+        ignored = entry.ignored_fields if service.settings.unknown_fields == "ignore" else None
+        return await read_body(request, model, service.settings.request_limits.max_items, ignored)
 
     return read

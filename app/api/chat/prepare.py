@@ -54,15 +54,13 @@ async def encode_chat(service: Service, body: ChatFields) -> ChatPrompt:
 
 
 def _template_kwargs(service: Service, body: ChatFields) -> dict[str, Any]:
-    """Variables of the chat template. Raises UnsupportedError for a reasoning effort that the template ignores."""
+    """Variables of the chat template. An effort is a hint: a template that does not know it is rendered without."""
     effort, source = body.reasoning_effort, body.chat_template or service.chat_template.source
     asked: dict[str, Any] = {}
     if effort is not None and "reasoning_effort" in source:
         asked = {"reasoning_effort": effort}
     elif effort == "none" and "enable_thinking" in source:
         asked = {"enable_thinking": False}
-    elif effort is not None and (effort != "none" or service.message_format.reasons):
-        raise UnsupportedError("reasoning_effort: the model's chat template does not have it", "reasoning_effort")
     return asked | body.chat_template_kwargs
 
 

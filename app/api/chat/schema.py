@@ -6,7 +6,7 @@ from pydantic import ConfigDict, Field, model_validator
 
 from app.api.edge.body import Label, RequestBody, Unsupported, refused
 from app.api.edge.strict_json import parse_json
-from app.api.generation.fields import UNSUPPORTED, Effort, SamplingFields
+from app.api.generation.fields import HINTS, UNSUPPORTED, Effort, SamplingFields
 from app.api.generation.structured import StructuredFields
 from app.errors import InvalidRequestError, UnsupportedError
 
@@ -148,13 +148,14 @@ class Message(RequestBody):
 class ChatFields(RequestBody):
     """How a chat becomes a prompt."""
 
+    hints = HINTS
     unsupported = UNSUPPORTED
     messages: list[Message] = Field(min_length=1)
     tools: list[Tool] = Field(default_factory=list)
     tool_choice: Literal["none", "auto", "required"] | NamedToolChoice = "auto"
     add_generation_prompt: bool | None = Field(None, description="true, unless the final message is continued")
     continue_final_message: bool = False
-    reasoning_effort: Effort | None = Field(None, description="only where the chat template has it")
+    reasoning_effort: Effort | None = Field(None, description="a hint, for chat templates that know it")
     chat_template: str | None = Field(None, description="only where the server allows it")
     chat_template_kwargs: dict[str, Any] = Field(default_factory=dict)
 

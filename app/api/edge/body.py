@@ -3,12 +3,14 @@
 FastAPI's own parsing is not used: it hides errors that occur while a body is read, and accepts NaN and lone surrogates.
 """
 
-from collections.abc import Sequence
+import re
+from collections.abc import Iterator, Sequence
 from typing import Annotated, Any, ClassVar, TypeVar
 
 from fastapi import Request
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
-from pydantic_core import ErrorDetails
+from pydantic import BaseModel, ConfigDict, Field, GetJsonSchemaHandler, ValidationError, model_validator
+from pydantic.json_schema import JsonSchemaValue
+from pydantic_core import CoreSchema, ErrorDetails
 
 from app.api.edge.strict_json import check_items, parse_json
 from app.errors import InvalidRequestError, UnsupportedError
@@ -16,6 +18,7 @@ from app.errors import InvalidRequestError, UnsupportedError
 Label = Annotated[str, Field(max_length=1024)]
 Unsupported = dict[str, tuple[Any, ...]]
 """Known fields that a schema does not declare, with the values that mean the default. These and null are accepted."""
+Hints = frozenset[str]
 
 
 def refused(names: str) -> Unsupported:
@@ -23,15 +26,23 @@ def refused(names: str) -> Unsupported:
     return dict.fromkeys(names.split(), ())
 
 
+def hints(names: str) -> Hints:
+    """Fields that are only hints. `names` is separated by blanks."""
+    return frozenset(names.split())
+
+
 class RequestBody(BaseModel):
     """Base of everything that a client sends. Types are strict, numbers are finite, and null means "not given".
 
-    Undeclared fields are kept, so that `validate` can refuse them by their full name.
+    Undeclared fields are kept, so that `validate` can refuse them by their full name, or report that they are ignored.
     """
 
     model_config = ConfigDict(strict=True, extra="allow", allow_inf_nan=False)
+    hints: ClassVar[Hints] = frozenset()
+    """Fields that are accepted and change nothing, because they describe the caller, or wish for what does not change
+    the answer."""
     unsupported: ClassVar[Unsupported] = {}
-    """Fields that are refused as unsupported. Other undeclared fields are refused as unrecognized."""
+    """Fields that would change the answer, and are refused. Other undeclared fields are unknown."""
     token_fields: ClassVar[frozenset[str]] = frozenset()
     """Fields that may hold long lists of token ids."""
 
@@ -40,6 +51,17 @@ class RequestBody(BaseModel):
     def _drop_nulls(cls, data: Any) -> Any:
         return {name: value for name, value in data.items() if value is not None} if isinstance(data, dict) else data
 
+    @classmethod
+    def __get_pydantic_json_schema__(cls, schema: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
+        """Hints are in OpenAPI's document, too, and unsupported fields with the values that are accepted."""
+        whole = handler.resolve_ref_schema(handler(schema))
+        known = {name: {"description": "changes nothing"} for name in sorted(cls.hints)}
+        known |= {name: {"enum": [*values, None]} for name, values in cls.unsupported.items()}
+        whole["properties"] = whole.get("properties", {}) | {
+            name: told for name, told in known.items() if name not in cls.model_fields
+        }
+        return whole
+
     def check(self) -> None:
         """Raise InvalidRequestError for what types cannot express. Called once the body has been validated."""
 
@@ -47,13 +69,16 @@ class RequestBody(BaseModel):
 Body = TypeVar("Body", bound=RequestBody)
 
 
-async def read_body(request: Request, model: type[Body], max_items: int) -> Body:
-    """The request's body as a `model`, if it has no more than `max_items` elements. Raises InvalidRequestError."""
+async def read_body(request: Request, model: type[Body], max_items: int, ignored: set[str] | None) -> Body:
+    """The request's body as a `model`, if it has no more than `max_items` elements. Raises InvalidRequestError.
+
+    `ignored`: see `validate`.
+    """
     _check_content_type(request)
     _check_content_encoding(request)
     data = _parse_object(await request.body())
     check_items(data, model.token_fields, max_items)
-    return validate(model, data)
+    return validate(model, data, ignored)
 
 
 def body_schema(model: type[RequestBody]) -> dict[str, Any]:
@@ -72,8 +97,6 @@ def _with_definitions(schema: Any, definitions: dict[str, Any]) -> Any:
     if "$ref" in schema:
         name = schema["$ref"].removeprefix("#/$defs/")
         schema = {**definitions[name], **{key: value for key, value in schema.items() if key != "$ref"}}
-    if "properties" in schema and schema.get("additionalProperties") is True:  # `validate` refuses them
-        schema = schema | {"additionalProperties": False}
     return {key: _with_definitions(value, definitions) for key, value in schema.items()}
 
 
@@ -98,32 +121,39 @@ def _parse_object(body: bytes) -> dict[str, Any]:
     return data
 
 
-def validate(model: type[Body], data: dict[str, Any]) -> Body:
-    """A JSON object as a `model`."""
+def validate(model: type[Body], data: dict[str, Any], ignored: set[str] | None = None) -> Body:
+    """A JSON object as a `model`. Raises InvalidRequestError that names the field.
+
+    `ignored` receives the names of unknown fields, such as `messages[].surprise`. If it is None, they are refused.
+    """
     try:
         body = model.model_validate(data)
     except ValidationError as error:
         raise _refusal(error.errors(include_url=False, include_context=False), data) from None
-    _refuse_extras(body, "")
+    for path in _unknown_fields(body, ""):
+        if ignored is None:
+            raise InvalidRequestError(f"Unrecognized request argument: {path}", path)
+        ignored.add(re.sub(r"\[\d+\]", "[]", path))
     body.check()
     return body
 
 
-def _refuse_extras(body: RequestBody, path: str) -> None:
-    """Refuse fields that no schema declares, here and in nested objects."""
+def _unknown_fields(body: RequestBody, path: str) -> Iterator[str]:
+    """Fields that no schema knows, here and in nested objects. Raises UnsupportedError for unsupported ones."""
     for name, value in (body.model_extra or {}).items():
-        if name not in body.unsupported:
-            raise InvalidRequestError(f"Unrecognized request argument: {path}{name}", path + name)
-        if not asks_for_nothing(value, body.unsupported[name]):
-            raise UnsupportedError(f"{path}{name} is not supported", path + name)
+        if name in body.unsupported:
+            if not asks_for_nothing(value, body.unsupported[name]):
+                raise UnsupportedError(f"{path}{name} is not supported", path + name)
+        elif name not in body.hints:
+            yield path + name
     for name in type(body).model_fields:
         value = getattr(body, name)
         if isinstance(value, RequestBody):
-            _refuse_extras(value, f"{path}{name}.")
+            yield from _unknown_fields(value, f"{path}{name}.")
         elif isinstance(value, list):
             for index, item in enumerate(value):
                 if isinstance(item, RequestBody):
-                    _refuse_extras(item, f"{path}{name}[{index}].")
+                    yield from _unknown_fields(item, f"{path}{name}[{index}].")
 
 
 def _refusal(errors: Sequence[ErrorDetails], data: Any) -> InvalidRequestError:

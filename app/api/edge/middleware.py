@@ -24,6 +24,8 @@ _QUIET = {"/health", "/health/live", "/health/ready", "/health/deep", "/metrics"
 """Paths of probes. They are answered while the server drains, and logged at level debug."""
 _BEGUN = ("/v1/streams/", "/v1/responses/")
 """Paths of work that has begun: resumed streams and responses in the background. They are served during a drain."""
+_MOST_IGNORED, _LONGEST_NAME = 16, 64
+"""Names in the header X-Ignored-Fields, and characters of a name."""
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9_.:/+=@-]{1,128}")
 
 
@@ -76,6 +78,8 @@ class RequestMiddleware:
             if message["type"] == "http.response.start":
                 entry.status = message["status"]
                 message["headers"] = [*message.get("headers", ()), (b"x-request-id", request_id)]
+                if entry.ignored_fields:
+                    message["headers"].append((b"x-ignored-fields", _ignored(entry)))
                 if self._drain.has_begun:
                     message["headers"].append((b"connection", b"close"))
             await send(message)
@@ -107,12 +111,20 @@ class RequestMiddleware:
         service = scope["app"].state.service
         if entry.rejection:
             service.metrics.record_rejected(entry.rejection)
+        if entry.ignored_fields:
+            service.metrics.record_ignored_fields()
         fields = entry.fields()
         if self._tracing and (trace_id := self._tracing.record(scope, entry, service.model_name)):
             fields["trace_id"] = trace_id
         level = logging.DEBUG if scope["path"] in _QUIET else logging.INFO
         request = {"method": scope["method"], "path": quote(scope["path"]), "status": entry.status}
         log.log(level, "%(method)s %(path)s %(status)d", request, extra={"fields": fields})
+
+
+def _ignored(entry: RequestLog) -> bytes:
+    """The header X-Ignored-Fields. Clients choose the names, so their number, length and characters are bounded."""
+    names = sorted(entry.ignored_fields)[:_MOST_IGNORED]
+    return ", ".join(quote(name, safe="[]")[:_LONGEST_NAME] for name in names).encode()
 
 
 def _request_id(scope: Scope) -> str:

@@ -41,6 +41,8 @@ class RequestLog:
     """What went wrong, for operators."""
     error_type: str | None = None
     """The error's `code` as clients see it, or its `type` if it has no code."""
+    ignored_fields: set[str] = field(default_factory=set)
+    """Unknown fields of the body, which were ignored."""
 
     # Of a request that reached the engine:
     is_stream: bool = False

@@ -19,6 +19,7 @@ _UNSUPPORTED: Unsupported = refused("max_tokens_per_doc messages") | {
 class EncoderFields(RequestBody):
     """Fields that the requests of encoders share."""
 
+    hints = frozenset({"user"})
     unsupported = _UNSUPPORTED
     token_fields = frozenset(("input",))
     model: Label | None = Field(None, description="the served model's name")
@@ -26,7 +27,6 @@ class EncoderFields(RequestBody):
         None, ge=-1, lt=2**31, description="cut inputs to so many tokens; -1: to what the model reads"
     )
     priority: int = Field(0, ge=-(2**31), lt=2**31, description="lower runs first")
-    user: Label | None = Field(None, description="changes nothing")
 
 
 class EmbeddingRequest(EncoderFields):
@@ -57,8 +57,9 @@ class ScoreRequest(EncoderFields):
 
 
 class Document(RequestBody):
-    """A text to be ranked."""
+    """A text to be ranked. Other fields would be a part of what is to be ranked, and are refused."""
 
+    model_config = ConfigDict(extra="forbid")
     text: str
 
 

@@ -4,7 +4,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Discriminator, Field, Tag
 
-from app.api.edge.body import Label, RequestBody, Unsupported, refused
+from app.api.edge.body import Label, RequestBody, Unsupported, hints, refused
 from app.errors import InvalidRequestError
 
 MAX_STOP_LENGTH = 1024
@@ -14,40 +14,39 @@ _INT64 = 2**63
 TokenId = Annotated[int, Field(ge=0, lt=2**31)]
 Effort = Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"]
 
+HINTS = hints(
+    "client_metadata metadata parallel_tool_calls prediction prompt_cache_key prompt_cache_options "
+    "prompt_cache_retention reasoning_effort request_id safety_identifier service_tier store stream_interval user "
+    "verbosity"
+)
 UNSUPPORTED: Unsupported = refused(
     "allowed_token_ids audio cache_salt guided_decoding_backend guided_whitespace_pattern kv_transfer_params mirostat "
-    "moderation prediction prompt_cache_options prompt_embeds prompt_logprobs repetition_detection request_id "
-    "stream_interval structural_tag thinking_token_budget truncate_prompt_tokens typical_p web_search_options"
+    "moderation prompt_embeds prompt_logprobs repetition_detection structural_tag thinking_token_budget "
+    "truncate_prompt_tokens typical_p web_search_options"
 ) | {
     "add_special_tokens": (False,),
     "bad_words": ([],),
     "documents": ([],),
+    "echo": (False,),
     "early_stopping": (False,),
     "function_call": ("none", "auto"),
     "functions": ([],),
     "include_reasoning": (True,),
     "length_penalty": (1.0, 1),
     "logits_processors": ([],),
-    "metadata": ({},),
     "mm_processor_kwargs": ({},),
     "modalities": (["text"],),
-    "parallel_tool_calls": (True, False),
-    "prompt_cache_retention": ("in_memory", "in-memory"),
-    "reasoning_effort": ("none",),
     "return_token_ids": (False,),
     "return_tokens_as_token_ids": (False,),
-    "service_tier": ("auto", "default"),
     "skip_special_tokens": (True,),
     "spaces_between_special_tokens": (True,),
-    "store": (False,),
     "suffix": ("",),
     "tool_choice": ("none", "auto"),
     "tools": ([],),
     "use_beam_search": (False,),
-    "verbosity": ("medium",),
     "vllm_xargs": ({},),
 }
-"""Fields of OpenAI's and vLLM's completions and chats."""
+"""Fields of OpenAI's and vLLM's completions and chats. What a schema declares is taken all the same."""
 
 
 class StreamOptions(RequestBody):
@@ -88,14 +87,12 @@ class TokenFields(RequestBody):
 class SamplingFields(TokenFields):
     """How texts are generated, and when to stop."""
 
+    hints = HINTS
     unsupported = UNSUPPORTED
     n: int = Field(1, ge=1)
     stop: str | list[str] = Field(default_factory=list, description=f"strings of up to {MAX_STOP_LENGTH} characters")
     include_stop_str_in_output: bool = False
     stream_options: StreamOptions | None = None
-    user: Label | None = Field(None, description="changes nothing")
-    safety_identifier: Label | None = Field(None, description="changes nothing")
-    prompt_cache_key: Label | None = Field(None, description="changes nothing")
 
     @property
     def stop_strings(self) -> list[str]:

@@ -1,0 +1,79 @@
+"""Fields that a schema does not declare: hints change nothing, and unknown ones are ignored and named, or refused."""
+
+import re
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import openai
+import pytest
+
+from tests.api.conftest import MODEL, Server, start_server
+
+HI = {"role": "user", "content": "Hi"}
+CHAT: dict[str, Any] = {"messages": [HI]}
+MESSAGES = {**CHAT, "max_tokens": 9}
+TOOL = {"type": "function", "function": {"name": "f"}}
+UNKNOWN: list[tuple[str, dict[str, Any], str]] = [
+    # path, body, the names in the header
+    ("/v1/completions", {"prompt": "Hi", "surprise": None, "other": 0}, "other"),
+    ("/v1/chat/completions", {"messages": [{**HI, "b": 1}, {**HI, "b": 1}], "a": 1}, "a, messages[].b"),
+    ("/v1/chat/completions", {**CHAT, "tools": [{**TOOL, "cache": {}}]}, "tools[].cache"),
+    ("/v1/chat/completions", {**CHAT, "ü\r\n, ": 1}, "%C3%BC%0D%0A%2C%20"),
+    ("/v1/chat/completions", {**CHAT, "x" * 1000: 1}, "x" * 64),
+    ("/v1/chat/completions", {**CHAT, **{f"f{i:02}": 1 for i in range(40)}}, ", ".join(f"f{i:02}" for i in range(16))),
+    ("/v1/responses", {"input": [{**HI, "surprise": 1}]}, "input[].surprise"),
+    ("/v1/messages", {**MESSAGES, "system": [{"type": "text", "text": "x", "a": 1}]}, "system[].a"),
+    ("/v1/messages/count_tokens", {**CHAT, "surprise": 1}, "surprise"),
+]
+
+
+def num_ignored(server: Server) -> float:
+    """Requests with ignored fields that the metrics have counted."""
+    found = re.search(r"^paceline_requests_with_ignored_fields_total (.+)$", server.get("/metrics").text, re.MULTILINE)
+    assert found
+    return float(found[1])
+
+
+@pytest.mark.parametrize(("path", "body", "names"), UNKNOWN, ids=range(len(UNKNOWN)))
+def test_unknown_fields_are_ignored_named_and_counted(
+    server: Server, path: str, body: dict[str, Any], names: str
+) -> None:
+    before = num_ignored(server)
+    answer = server.post(path, body)
+    assert (answer.status_code, answer.headers["X-Ignored-Fields"]) == (200, names)
+    assert num_ignored(server) == before + 1
+
+
+def test_unknown_fields_are_named_before_a_stream_and_beside_an_error(server: Server) -> None:
+    for status, body in ((200, {"stream": True}), (404, {"model": "other"})):
+        answer = server.post("/v1/chat/completions", {**CHAT, **body, "surprise": 1})
+        assert (answer.status_code, answer.headers["X-Ignored-Fields"]) == (status, "surprise")
+
+
+def test_unknown_fields_are_refused_where_the_setting_says_so(model_folder: Path) -> None:
+    with contextmanager(start_server)(model_folder, unknown_fields="refuse") as server:
+        for body, name in (({"surprise": 1}, "surprise"), ({"tools": [{**TOOL, "cache": {}}]}, "tools[0].cache")):
+            answer = server.post("/v1/chat/completions", {**CHAT, **body})
+            assert (answer.status_code, answer.json()["error"]["param"]) == (400, name)
+        assert server.post("/v1/chat/completions", {**CHAT, "metadata": {"a": "b"}}).status_code == 200
+
+
+def test_hints_of_openais_client_change_nothing(server: Server) -> None:
+    client = openai.OpenAI(base_url=f"{server.url}/v1", api_key="-", max_retries=0)
+    answer = client.chat.completions.with_raw_response.create(
+        model=MODEL,
+        messages=[{"role": "user", "content": "Hi"}],
+        metadata={"job": "7"},
+        store=True,
+        verbosity="low",
+        reasoning_effort="high",
+        service_tier="flex",
+        prediction={"type": "content", "content": "Hello"},
+        prompt_cache_key="k",
+        prompt_cache_retention="24h",
+        safety_identifier="me",
+        user="me",
+    )
+    assert answer.parse().choices[0].message.content == "Hello"
+    assert "X-Ignored-Fields" not in answer.headers
