@@ -108,7 +108,7 @@ class RequestLimits(BaseModel):
     )
     max_messages: int = Field(4096, ge=1, description="messages of a chat")
     max_prompt_size: ByteSize = Field(ByteSize(8 * 2**20), description="text of a prompt")
-    max_stop: int = Field(4, ge=0, description="stop strings")
+    max_stop: int = Field(32, ge=0, description="stop strings")
     max_logit_bias: int = Field(1024, ge=0, description="tokens in logit_bias")
     max_inputs: int = Field(8192, ge=1, description="inputs of a call to an encoder")
     max_tools: int = Field(128, ge=0, description="tools")

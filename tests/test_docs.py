@@ -1,23 +1,36 @@
 """What README and docs say is true: links lead somewhere, named files exist, settings, paths and metrics are all there.
 
-`python tests/test_docs.py` writes docs/configuration.md.
+`python tests/test_docs.py` writes docs/configuration.md, and the table of fields in docs/api.md.
 """
 
 import re
 import sys
+from collections import defaultdict
+from collections.abc import Iterator
 from contextlib import nullcontext
 from pathlib import Path
+from typing import Any, get_args, get_origin
 
 import pytest
+from anthropic.types.beta.message_create_params import MessageCreateParamsBase as MessageParams
+from openai.types.chat.completion_create_params import CompletionCreateParamsBase as ChatParams
+from openai.types.completion_create_params import CompletionCreateParamsBase as CompletionParams
+from openai.types.responses.response_create_params import ResponseCreateParamsBase as ResponseParams
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from app.api.app import create_app
+from app.api.chat.schema import ChatRequest
+from app.api.completions.schema import CompletionRequest
+from app.api.edge.body import RequestBody
+from app.api.messages.schema import MessagesRequest
+from app.api.responses.schema import ResponsesRequest
 from app.metrics import Metrics
 from app.settings import GROUPS, RequestLimits, Settings, shown_default
 
 REPOSITORY = Path(__file__).parent.parent
 CONFIGURATION = REPOSITORY / "docs" / "configuration.md"
+API = REPOSITORY / "docs" / "api.md"
 PAGES = sorted(
     [
         *REPOSITORY.glob("*.md"),
@@ -63,6 +76,62 @@ def _default(field: FieldInfo) -> str:
 
 def test_the_configuration_page_is_that_of_the_settings() -> None:
     assert CONFIGURATION.read_text() == configuration_page(), "run python tests/test_docs.py"
+
+
+# ---------------------------------------------------------------------- fields of requests
+
+REQUESTS: dict[str, tuple[type[RequestBody], Any]] = {
+    # path, with the request as Paceline and as the original's client has it
+    "/v1/chat/completions": (ChatRequest, ChatParams),
+    "/v1/completions": (CompletionRequest, CompletionParams),
+    "/v1/responses": (ResponsesRequest, ResponseParams),
+    "/v1/messages": (MessagesRequest, MessageParams),
+}
+_MARK = "<!-- This table is generated from the schemas by `python tests/test_docs.py`. -->"
+
+
+def fields_table() -> str:
+    """The table of all fields, as it has to be: those that are treated alike are in one row."""
+    told: defaultdict[str, list[str]] = defaultdict(lambda: [""] * len(REQUESTS))
+    for column, (model, _) in enumerate(REQUESTS.values()):
+        for name, what in _fields(model):
+            told[name][column] = what
+    rows: defaultdict[tuple[str, ...], list[str]] = defaultdict(list)
+    for name in sorted(told):
+        rows[tuple(told[name])].append(f"`{name}`")
+    lines = [f"| field | {' | '.join(f'`{path}`' for path in REQUESTS)} |", "| --- " * (len(REQUESTS) + 1) + "|"]
+    lines += [f"| {', '.join(names)} | {' | '.join(row)} |" for row, names in sorted(rows.items(), reverse=True)]
+    return "\n".join(lines) + "\n"
+
+
+def _fields(model: type[RequestBody], prefix: str = "") -> Iterator[tuple[str, str]]:
+    """The fields of a request and of the objects in it, and what becomes of each."""
+    yield from ((prefix + name, "refused") for name in model.unsupported)
+    yield from ((prefix + name, "hint") for name in model.hints)
+    for name, field in model.model_fields.items():
+        name = prefix + (field.alias or name)
+        yield name, "taken"
+        for inner, dots in _models(field.annotation, "."):
+            yield from _fields(inner, name + dots)
+
+
+def _models(annotation: Any, dots: str) -> Iterator[tuple[type[RequestBody], str]]:
+    """The models of the objects that a field may hold, and how a path goes on to their fields."""
+    if isinstance(annotation, type) and issubclass(annotation, RequestBody):
+        yield annotation, dots
+    for part in get_args(annotation):
+        yield from _models(part, "[]." if get_origin(annotation) is list else dots)
+
+
+def test_the_table_of_fields_is_that_of_the_schemas() -> None:
+    assert API.read_text().split(_MARK)[1].strip() == fields_table().strip(), "run python tests/test_docs.py"
+
+
+@pytest.mark.parametrize("path", REQUESTS)
+def test_every_field_of_the_originals_client_is_known(path: str) -> None:
+    model, params = REQUESTS[path]
+    known = set(model.model_fields) | model.hints | set(model.unsupported)
+    assert set(params.__annotations__) - known - {"betas"} == set()  # the last one is a header
 
 
 # ---------------------------------------------------------------------- links, anchors, files
@@ -147,4 +216,5 @@ def test_the_page_on_operations_lists_every_metric() -> None:
 
 if __name__ == "__main__":
     CONFIGURATION.write_text(configuration_page())
-    print(f"wrote {CONFIGURATION}", file=sys.stderr)
+    API.write_text(f"{API.read_text().split(_MARK)[0]}{_MARK}\n\n{fields_table()}")
+    print(f"wrote {CONFIGURATION} and {API}", file=sys.stderr)

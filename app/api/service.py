@@ -1,8 +1,11 @@
 """The served model, as all routes see it."""
 
+import hashlib
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Literal
 
+from app import __version__
 from app.api.edge.admission import Admission
 from app.api.edge.request_log import RequestLog
 from app.api.edge.resumable import ResumableStreams
@@ -51,6 +54,13 @@ class Service:
         if self.engine.ready is None:
             raise EngineUnavailableError(self.engine.failure or "the model is still loading")
         return self.engine.ready
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """OpenAI's `system_fingerprint`: the same seed gives the same text as long as it does not change."""
+        ready = self.ready()
+        parts = (__version__, self.model_name, ready.architecture, ready.model_impl, ready.device, ready.dtype)
+        return f"fp_{hashlib.sha256(repr(parts).encode()).hexdigest()[:12]}"
 
     def failed(self, error: str, blames_request: bool = False) -> ApiError:
         """The error of a failed request: 503 if the engine is gone, so that another try may succeed."""

@@ -28,7 +28,8 @@ class RequestTiming(msgspec.Struct, array_like=True):
 
 
 class Progress(msgspec.Struct, kw_only=True):
-    """The output of a request up to the death of its engine, from which the next engine continues."""
+    """The output of a request so far, from which an engine continues: up to the death of the last one, or to where
+    the API has put other tokens in the place of what the engine generated."""
 
     token_ids: list[int] = msgspec.field(default_factory=list)
     """Generated tokens."""

@@ -81,8 +81,8 @@ class _OpenRequest:
     """A request that has not ended, and what the next engine would have to know of it."""
 
     command: RequestCommand
+    progress: Progress
     stream: RequestStream = field(default_factory=RequestStream)
-    progress: Progress = field(default_factory=Progress)
     deaths: int = 0
     """Deaths of engines that ran it beside others, since its last output."""
     deaths_alone: int = 0
@@ -207,12 +207,15 @@ class AsyncEngine:
         """See `EngineClient.generate`."""
         if self.failure is not None:
             raise EngineUnavailableError(f"the engine is not available: {self.failure}")
-        if self.ready is None:
-            raise EngineUnavailableError("the model is still loading")
-        self.check_room()
-        self._backlog.enter(command)
-        request = self._open[command.request_id] = _OpenRequest(command)
-        self._send(command)
+        progress = command.progress if isinstance(command, GenerateCommand) else None
+        if progress is None:
+            if self.ready is None:
+                raise EngineUnavailableError("the model is still loading")
+            self.check_room()
+            self._backlog.enter(command)
+        request = self._open[command.request_id] = _OpenRequest(command, progress or Progress())
+        if self.ready is not None:
+            self._send(command)
         return request.stream
 
     def abort(self, request_id: str) -> None:

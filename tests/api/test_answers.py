@@ -126,12 +126,26 @@ def test_outputs_of_several_tokens_are_one_event(server: Server) -> None:
 )
 def test_usage_in_every_event(server: Server, path: str, body: dict[str, object]) -> None:
     whole = server.post(path, body).json()["usage"]
-    events = server.events(path, {**body, "stream_options": {"continuous_usage_stats": True}})
+    assert all("usage" not in event for event in server.events(path, body))  # nobody asked for it
+    options = {"include_usage": True, "continuous_usage_stats": True}
+    events = server.events(path, {**body, "stream_options": options})
     counts = [event["usage"]["completion_tokens"] for event in events]
     assert counts == sorted(counts)
     assert set(range(1, 11)) <= set(counts)
     assert {event["usage"]["prompt_tokens"] for event in events} == {whole["prompt_tokens"]}
     assert (events[-1]["choices"], events[-1]["usage"]) == ([], whole)
+    told = server.events(path, {**body, "stream_options": {"continuous_usage_stats": True}})
+    assert [event["choices"] == [] for event in told] == [False] * (len(events) - 1)
+
+
+@pytest.mark.parametrize("n", [1, 2])
+def test_cached_tokens_are_the_same_in_every_event(server: Server, n: int) -> None:
+    server.engine.script = say("Hello", cached=16)
+    body = {"messages": [{"role": "user", "content": "Hi"}], "n": n}
+    options = {"include_usage": True, "continuous_usage_stats": True}
+    events = server.events("/v1/chat/completions", {**body, "stream_options": options})
+    assert events[0]["choices"][0]["delta"]["role"] == "assistant"
+    assert {event["usage"]["prompt_tokens_details"]["cached_tokens"] for event in events} == {16}
 
 
 def test_special_tokens_of_the_tokenizer_can_be_left_out(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -160,8 +174,8 @@ EFFORT, SWITCH = "{{ reasoning_effort }}", "{{ enable_thinking is defined and no
         (EFFORT, "none", {}, "none"),
         (EFFORT, "low", {"reasoning_effort": "high"}, "high"),
         (SWITCH, "none", {}, "True</think>"),
-        (SWITCH, "low", {}, None),
-        ("no switch</think>", "none", {}, None),
+        (SWITCH, "low", {}, "False</think>"),
+        ("no switch</think>", "none", {}, "no switch</think>"),
         ("no thoughts", "none", {}, "no thoughts"),
     ],
 )
@@ -171,7 +185,7 @@ def test_reasoning_effort_reaches_templates_that_read_it(
     template: str,
     effort: str,
     kwargs: dict[str, str],
-    said: str | None,
+    said: str,
 ) -> None:
     tokenizer = server.service.tokenizer
     parts = {
@@ -182,15 +196,10 @@ def test_reasoning_effort_reaches_templates_that_read_it(
         monkeypatch.setitem(vars(server.service), name, part)
     chat = {"messages": [{"role": "user", "content": "Hi"}], "reasoning_effort": effort}
     response = {"input": "Hi", "reasoning": {"effort": effort}}
-    for path, body, param in (
-        ("/v1/chat/completions", chat, "reasoning_effort"),
-        ("/v1/responses", response, "reasoning.effort"),
-    ):
-        answer = server.post(path, {**body, "chat_template_kwargs": kwargs}).json()
-        if said is None:
-            assert answer["error"]["param"] == param
-        else:
-            assert bytes(server.engine.last_command().prompt_token_ids).decode() == said
+    message = {"messages": chat["messages"], "max_tokens": 9, "output_config": {"effort": effort}}
+    for path, body in (("/v1/chat/completions", chat), ("/v1/responses", response), ("/v1/messages", message)):
+        assert server.post(path, {**body, "chat_template_kwargs": kwargs}).status_code == 200
+        assert bytes(server.engine.last_command().prompt_token_ids).decode() == said
 
 
 def test_the_engine_gets_every_parameter(server: Server) -> None:

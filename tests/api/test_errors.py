@@ -21,11 +21,20 @@ TOOL = {"type": "function", "function": {"name": "f", "parameters": {"type": "ob
 WRONG_TOOL = {"type": "function", "function": {"name": "g", "parameters": {"properties": {"a": {"type": "foo"}}}}}
 CHOICE = {"function": {"name": "f"}}
 REFUSAL = {"type": "refusal", "refusal": "No."}
-DEEP = '{"a":' + "[" * 900 + "]" * 900 + "}"
 CALL = {"id": "1", "type": "function", "function": {"name": "f", "arguments": "{}"}}
+
+
+def _allowed(mode: str, *names: str) -> dict[str, Any]:
+    """A choice of some tools."""
+    tools = [{"type": "function", "function": {"name": name}} for name in names]
+    return {"type": "allowed_tools", "allowed_tools": {"mode": mode, "tools": tools}}
+
+
 WRONG = [
     # body, field that the error names
     ({**TEXT, "temperature": -0.1}, "temperature"),
+    ({**TEXT, "temperature": 2.1}, "temperature"),
+    ({**CHAT, "temperature": 2.1}, "temperature"),
     ({**TEXT, "temperature": "hot"}, "temperature"),
     ({**TEXT, "temperature": True}, "temperature"),
     ({**TEXT, "temperature": 10**400}, "temperature"),
@@ -52,7 +61,7 @@ WRONG = [
     ({**TEXT, "repetition_penalty": 0}, "repetition_penalty"),
     ({**TEXT, "logprobs": 6}, "logprobs"),
     ({**TEXT, "logprobs": True}, "logprobs"),
-    ({**TEXT, "stop": ["a", "b", "c", "d", "e"]}, "stop"),
+    ({**TEXT, "stop": [str(index) for index in range(33)]}, "stop"),
     ({**TEXT, "stop": ["a", ""]}, "stop"),
     ({**TEXT, "stop": "x" * 1025}, "stop"),
     ({**TEXT, "stop": ""}, "stop"),
@@ -111,7 +120,11 @@ WRONG = [
     ({**CHAT, "tools": [TOOL], "tool_choice": "f"}, "tool_choice"),
     ({**CHAT, "tools": [TOOL], "tool_choice": {"type": "function"}}, "tool_choice.function"),
     ({**CHAT, "tools": [TOOL], "tool_choice": {"type": "function", "function": "f"}}, "tool_choice.function"),
-    ({**CHAT, "tools": [TOOL], "tool_choice": {"type": "allowed_tools", "allowed_tools": {}}}, "tool_choice"),
+    ({**CHAT, "tools": [TOOL], "tool_choice": {"type": "custom", "custom": {"name": "f"}}}, "tool_choice"),
+    ({**CHAT, "tools": [TOOL], "tool_choice": _allowed("maybe", "f")}, "tool_choice.allowed_tools.mode"),
+    ({**CHAT, "tools": [TOOL], "tool_choice": _allowed("auto", "f", "g")}, "tool_choice"),
+    ({**CHAT, "tools": [TOOL], "tool_choice": _allowed("required")}, "tool_choice.allowed_tools.tools"),
+    ({**CHAT, "thinking_token_budget": 0}, "thinking_token_budget"),
     ({**CHAT, "tools": [{"type": "function", "function": {"name": "a b"}}]}, "tools[0].function.name"),
     ({**CHAT, "tools": [TOOL, TOOL]}, "tools[1].function.name"),
     ({**CHAT, "tools": [TOOL, *({**TOOL, "function": {"name": f"f{i}"}} for i in range(3))]}, "tools"),
@@ -121,15 +134,8 @@ WRONG = [
     ({**CHAT, "tools": [TOOL], "tool_choice": {"type": "function", **CHOICE}, "stop_token_ids": [3]}, "stop_token_ids"),
     ({**CHAT, "tools": [WRONG_TOOL], "tool_choice": "required"}, "tools"),
     ({"messages": [{"role": "user", "content": "", "tool_calls": [CALL]}]}, "messages[0].tool_calls"),
-    (
-        {"messages": [{"role": "assistant", "tool_calls": [{**CALL, "function": {"name": "f", "arguments": "{"}}]}]},
-        "messages[0].tool_calls[0].function.arguments",
-    ),
-    (
-        {"messages": [{"role": "assistant", "tool_calls": [{**CALL, "function": {"name": "f", "arguments": DEEP}}]}]},
-        "messages[0].tool_calls[0].function.arguments",
-    ),
-    ({"messages": [{"role": "assistant"}]}, "messages[0].content"),
+    ({"messages": [{"role": "user", "content": "Hi", "refusal": "No."}]}, "messages[0].refusal"),
+    ({"messages": [{"role": "user", "content": "Hi", "reasoning": "Hm"}]}, "messages[0].reasoning"),
     ({**CHAT, "tool_choice": "required"}, "tool_choice"),
     ({**CHAT, "reasoning_effort": "huge"}, "reasoning_effort"),
     ({**CHAT, "add_special_tokens": True}, "add_special_tokens"),

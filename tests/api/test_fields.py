@@ -18,7 +18,7 @@ UNKNOWN: list[tuple[str, dict[str, Any], str]] = [
     # path, body, the names in the header
     ("/v1/completions", {"prompt": "Hi", "surprise": None, "other": 0}, "other"),
     ("/v1/chat/completions", {"messages": [{**HI, "b": 1}, {**HI, "b": 1}], "a": 1}, "a, messages[].b"),
-    ("/v1/chat/completions", {**CHAT, "tools": [{**TOOL, "cache": {}}]}, "tools[].cache"),
+    ("/v1/chat/completions", {**CHAT, "tools": [{**TOOL, "cache": {}}], "tool_choice": "none"}, "tools[].cache"),
     ("/v1/chat/completions", {**CHAT, "ü\r\n, ": 1}, "%C3%BC%0D%0A%2C%20"),
     ("/v1/chat/completions", {**CHAT, "x" * 1000: 1}, "x" * 64),
     ("/v1/chat/completions", {**CHAT, **{f"f{i:02}": 1 for i in range(40)}}, ", ".join(f"f{i:02}" for i in range(16))),

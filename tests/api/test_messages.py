@@ -240,8 +240,86 @@ def test_tools_and_their_results_become_a_chats(monkeypatch: pytest.MonkeyPatch)
     assert chat["chat_template_kwargs"] == {"enable_thinking": False}
 
 
+CACHE = {"type": "ephemeral", "ttl": "1h", "scope": "global"}
+AGENT: dict[str, Any] = {
+    # as Claude Code sends it
+    "model": MODEL,
+    "max_tokens": 32000,
+    "metadata": {"user_id": '{"device_id":"a","account_uuid":"","session_id":"b"}'},
+    "system": [
+        {"type": "text", "text": "x-anthropic-billing-header: cc_version=2.1; cch=1f3a;"},
+        {"type": "text", "text": "Be brief", "cache_control": CACHE},
+    ],
+    "messages": [
+        {"role": "user", "content": [{"type": "text", "text": "Hi", "cache_control": CACHE}]},
+        {
+            "role": "assistant",
+            "content": [
+                {"type": "redacted_thinking", "data": "EmwKAhgB"},
+                {"type": "thinking", "thinking": "Hm", "signature": "EqQB"},
+                {"type": "text", "text": "Wait", "citations": None},
+                {"type": "tool_use", "id": "t1", "name": "a b", "input": {}, "caller": {"type": "direct"}},
+            ],
+        },
+        {
+            "role": "user",
+            "content": [
+                {
+                    "type": "tool_result",
+                    "tool_use_id": "t1",
+                    "content": [{"type": "tool_reference", "tool_name": "add"}, {"type": "text", "text": "no"}],
+                    "is_error": True,
+                    "cache_control": CACHE,
+                }
+            ],
+        },
+    ],
+    "tools": [
+        {
+            "name": "mcp__" + "x" * 123,
+            "input_schema": {"$schema": "https://json-schema.org/draft/2020-12/schema", "type": "object"},
+            "defer_loading": True,
+            "eager_input_streaming": True,
+            "input_examples": [{"a": 1}],
+            "cache_control": CACHE,
+        },
+        {"type": "web_search_20250305", "name": "web_search", "max_uses": 8},
+    ],
+    "thinking": {"type": "adaptive", "display": "summarized"},
+    "output_config": {"effort": "high", "task_budget": {"type": "tokens", "total": 20000}},
+    "context_management": {"edits": [{"type": "clear_thinking_20251015", "keep": "all"}]},
+    "stop_sequences": [str(index) for index in range(9)],
+    "service_tier": "standard_only",
+    "speed": "fast",
+}
+
+
+@pytest.mark.usefixtures("thinks")
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_request_of_a_coding_agent(server: Server, stream: bool) -> None:
+    headers = {
+        "anthropic-beta": "claude-code-20250219,context-management-2025-06-27",
+        "anthropic-version": "2023-06-01",
+    }
+    answer = server.post("/v1/messages?beta=true", {**AGENT, "stream": stream}, headers=headers)
+    assert (answer.status_code, answer.headers.get("X-Ignored-Fields")) == (200, None)
+    assert answer.text.count('"context_management":{"applied_edits":[]}') == 1 + stream
+    prompt = server.engine.last_command().prompt_token_ids
+    (_, told), *said = turns(prompt)
+    assert "Be brief" in told
+    assert "billing" not in told  # it differs in each request, and would keep prompts from being cached
+    assert 'Example of the input: {\\"a\\": 1}' in told
+    assert "web_search" not in told
+    assert [role for role, _ in said] == ["user", "assistant", "user", "assistant"]
+    assert "Error: add\nno" in said[2][1]
+    fields = {name: AGENT[name] for name in AGENT.keys() - {"max_tokens", "stop_sequences", "service_tier", "speed"}}
+    counted = server.post("/v1/messages/count_tokens?beta=true", fields, headers=headers)
+    assert counted.json() == {"input_tokens": len(prompt)}
+
+
 BASE = {"max_tokens": 9, "messages": HI}
 IMAGE = {"type": "image", "source": {"type": "url", "url": "x"}}
+HOSTED = {"type": "web_search_20250305", "name": "web_search", "max_uses": 8}
 WRONG = [
     # body, what the message names
     ({"messages": HI}, "max_tokens"),
@@ -256,13 +334,15 @@ WRONG = [
     ({**BASE, "stop_sequences": [""]}, "stop_sequences"),
     ({**BASE, "stop_token_ids": [300]}, "stop_token_ids"),
     ({**BASE, "temperature": -1}, "temperature"),
-    ({**BASE, "surprise": 1}, "surprise"),
-    ({**BASE, "metadata": {"surprise": 1}}, "metadata.surprise"),
     ({**BASE, "mcp_servers": [{}]}, "mcp_servers"),
     ({**BASE, "container": "c"}, "container"),
-    ({**BASE, "service_tier": "fast"}, "service_tier"),
-    ({**BASE, "thinking": {"type": "enabled", "budget_tokens": 1024}}, "thinking"),
-    ({**BASE, "output_config": {"effort": "low"}}, "output_config.effort"),
+    ({**BASE, "stop_sequences": [str(index) for index in range(33)]}, "stop_sequences"),
+    ({**BASE, "thinking": {"type": "enabled"}}, "thinking.budget_tokens"),
+    ({**BASE, "thinking": {"type": "enabled", "budget_tokens": 0}}, "thinking.budget_tokens"),
+    ({**BASE, "thinking": {"type": "adaptive", "budget_tokens": 9}}, "thinking.budget_tokens"),
+    ({**BASE, "output_config": {"effort": "huge"}}, "output_config.effort"),
+    ({**BASE, "context_management": {"edits": [{"type": "compact_20260112"}]}}, "context_management.edits[0].type"),
+    ({**BASE, "tools": [HOSTED], "tool_choice": {"type": "tool", "name": "web_search"}}, "tool_choice"),
     ({**BASE, "output_config": {"format": {"type": "json_schema", "schema": {"type": 5}}}}, "output_config.format"),
     ({**BASE, "tools": [{"type": "bash_20250124", "name": "bash"}]}, "bash_20250124"),
     ({**BASE, "tools": [{"name": "f"}]}, "tools[0].input_schema"),

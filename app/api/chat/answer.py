@@ -67,6 +67,7 @@ class ChatCompletion(AnswerBody, kw_only=True):
     object: Literal["chat.completion"] = "chat.completion"
     created: int
     model: str
+    system_fingerprint: str
     choices: list[ChatChoice]
     usage: CompletionUsage
 

@@ -67,13 +67,16 @@ def named_choice(name: str) -> Fields:
     return {"type": "function", "function": {"name": name}}
 
 
-def arguments_so_far(text: str) -> Fields:
-    """The arguments of a call, as far as they were generated before the message reached its limit."""
+def arguments_so_far(text: str) -> Fields | None:
+    """The arguments of a call, as far as they were generated before the message reached its limit.
+
+    None if they are no object.
+    """
     try:
         value = from_json(text, allow_partial="trailing-strings")
     except ValueError:
-        return {}
-    return value if isinstance(value, dict) else {}
+        return None
+    return value if isinstance(value, dict) else None
 
 
 def json_schema_format(schema: Fields | None, name: str | None, strict: bool | None = None) -> Fields:

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 from app.api.chat.schema import ChatFields, ChatRequest, NamedToolChoice
 from app.api.generation.choices import Choice, TokenLimit, check_count, check_logprobs, check_num_choices, make_choices
 from app.api.generation.prompts import LONG_TEXT, check_length, check_token_ids, in_thread
+from app.api.generation.reasoning import ReasoningBudget
 from app.api.generation.structured import Constraint, grammar_of
 from app.api.service import Service
 from app.errors import UnsupportedError
@@ -30,7 +31,7 @@ async def encode_chat(service: Service, body: ChatFields) -> ChatPrompt:
             "chat_template: this server does not run templates of requests (trust_request_chat_template)",
             "chat_template",
         )
-    given = [message.for_template(f"messages[{index}]") for index, message in enumerate(body.messages)]
+    given = [message.for_template() for message in body.messages]
     told = [tool.for_template() for tool in body.usable_tools]
     messages, tools = service.message_format.for_template(given, told, body.chat_template)
     kwargs = _template_kwargs(service, body)
@@ -94,12 +95,19 @@ async def prepare_chat(service: Service, body: ChatRequest, limit: TokenLimit | 
         logprobs=(body.top_logprobs or 0) if body.logprobs else None,
         grammar=await grammar_of(service, body, constraint),
         shown=service.message_format.shown(service.tokenizer, has_tools),
+        reasoning=_budget(service, body, in_reasoning),
     )
     if body.wanted_tools:
         return Chat(choices, lambda: service.message_format.parser_of_required_calls(in_reasoning))
     if constraint:  # the grammar leaves no room for reasoning
         return Chat(choices, PlainText)
     return Chat(choices, lambda: service.message_format.parser(has_tools, in_reasoning))
+
+
+def _budget(service: Service, body: ChatRequest, in_reasoning: bool) -> ReasoningBudget | None:
+    if body.thinking_token_budget is None or not service.message_format.reasons:
+        return None
+    return ReasoningBudget(body.thinking_token_budget, in_reasoning)
 
 
 def _limit(body: ChatRequest) -> TokenLimit:

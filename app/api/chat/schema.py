@@ -4,20 +4,14 @@ from typing import Annotated, Any, Literal
 
 from pydantic import ConfigDict, Field, model_validator
 
-from app.api.edge.body import Label, RequestBody, Unsupported, refused
-from app.api.edge.strict_json import parse_json
+from app.api.chat.message import Message
+from app.api.edge.body import RequestBody
 from app.api.generation.fields import HINTS, UNSUPPORTED, Effort, SamplingFields
 from app.api.generation.structured import StructuredFields
 from app.errors import InvalidRequestError, UnsupportedError
 
-_IN_MESSAGES: Unsupported = refused("file image_url input_audio video_url") | {
-    "annotations": ([],),
-    "reasoning": ("",),
-    "refusal": ("",),
-}
-
-
-FunctionName = Annotated[str, Field(pattern=r"^[a-zA-Z0-9_.-]{1,64}$")]
+FunctionName = Annotated[str, Field(pattern=r"^[a-zA-Z0-9_./-]{1,128}$")]
+"""OpenAI's API allows 64 characters, Anthropic's and MCP 128."""
 
 
 class FunctionDefinition(RequestBody):
@@ -36,12 +30,14 @@ class FunctionDefinition(RequestBody):
 class Tool(RequestBody):
     """A function that the model may call."""
 
+    hints = frozenset(("cache_control",))
     type: Literal["function"]
     function: FunctionDefinition
 
     def for_template(self) -> dict[str, Any]:
-        """As chat templates expect it."""
-        return self.model_dump(exclude_none=True, exclude={"function": {"strict"}})
+        """As chat templates expect it, without `strict` and what other APIs have."""
+        given = self.function.model_dump(exclude_none=True, include={"name", "description", "parameters"})
+        return {"type": self.type, "function": given}
 
 
 class FunctionChoice(RequestBody):
@@ -57,92 +53,18 @@ class NamedToolChoice(RequestBody):
     function: FunctionChoice
 
 
-class FunctionCall(RequestBody):
-    """The function that the model called, by whatever name."""
+class AllowedTools(RequestBody):
+    """Some of the tools, which the model may call, or has to call one of."""
 
-    name: Label
-    arguments: str = Field(description="JSON")
-    parsed_arguments: Any = Field(
-        None, description="of OpenAI's client, which sends back what it made; changes nothing"
-    )
+    mode: Literal["auto", "required"]
+    tools: list[NamedToolChoice] = Field(min_length=1)
 
 
-class ToolCall(RequestBody):
-    """A call that the model made earlier in the chat."""
+class AllowedToolsChoice(RequestBody):
+    """Only some of the tools."""
 
-    id: Label
-    type: Literal["function"] = "function"
-    function: FunctionCall
-    index: int | None = Field(None, description="of OpenAI's client, for a streamed call; changes nothing")
-
-    def for_template(self, path: str) -> dict[str, Any]:
-        """As chat templates expect it, with the arguments as an object. Raises InvalidRequestError if they are not."""
-        where = f"{path}.function.arguments"
-        arguments = parse_json(self.function.arguments or "{}", where, where)
-        if not isinstance(arguments, dict):
-            raise InvalidRequestError(f"{where}: a JSON object is expected", where)
-        return {
-            "id": self.id,
-            "type": self.type,
-            "function": {"name": self.function.name, "arguments": arguments},
-        }
-
-
-class ContentPart(RequestBody):
-    """A part of a message. Only text is supported, and refusals of the assistant."""
-
-    unsupported = _IN_MESSAGES
-    type: str
-    text: str | None = None
-    refusal: str | None = Field(None, description="of the type refusal, of the assistant")
-
-    def check_kind(self, path: str, role: str) -> None:
-        """Raise InvalidRequestError for what is not text."""
-        if self.type != "text" and (self.type, role) != ("refusal", "assistant"):
-            raise UnsupportedError(f"{path}: content of type {self.type!r:.40} is not supported", path)
-        for name in ("text", "refusal"):
-            if (getattr(self, name) is not None) != (name == self.type):
-                fault = "Field required" if name == self.type else f"not of the type {self.type}"
-                raise InvalidRequestError(f"{path}.{name}: {fault}", f"{path}.{name}")
-
-    def for_template(self) -> dict[str, Any]:
-        """As chat templates expect it."""
-        return {"type": "text", "text": getattr(self, self.type)}
-
-
-class Message(RequestBody):
-    """One turn of a chat."""
-
-    unsupported = _IN_MESSAGES
-    role: Literal["system", "developer", "user", "assistant", "tool"]
-    content: str | list[ContentPart] | None = Field(None, description="a text, or parts of type text")
-    # Templates may print the name, so nothing in it may look like a control token.
-    name: Annotated[str, Field(pattern=r"^[^\s<|\\/>]{1,64}$")] | None = None
-    tool_calls: list[ToolCall] = Field(default_factory=list, description="of the assistant")
-    tool_call_id: Label | None = Field(None, description="of the call whose result this is")
-    reasoning_content: str | None = Field(None, description="of the assistant")
-    parsed: Any = Field(None, description="of OpenAI's client, which sends back what it made; changes nothing")
-
-    def for_template(self, path: str) -> dict[str, Any]:
-        """The message as chat templates expect it. Raises InvalidRequestError if arguments of calls are not JSON."""
-        message = self.model_dump(exclude_none=True, exclude={"tool_calls", "parsed", *(self.model_extra or ())})
-        if isinstance(self.content, list):
-            message["content"] = [part.for_template() for part in self.content]
-        if self.tool_calls:
-            calls = enumerate(self.tool_calls)
-            message["tool_calls"] = [call.for_template(f"{path}.tool_calls[{index}]") for index, call in calls]
-            message.setdefault("content", "")
-        return message
-
-    def check_content(self, path: str) -> None:
-        """Raise InvalidRequestError unless the content is text, and only the assistant has calls and reasoning."""
-        for name in ("tool_calls", "reasoning_content"):
-            if getattr(self, name) and self.role != "assistant":
-                raise InvalidRequestError(f"{path}.{name}: only the assistant has it", f"{path}.{name}")
-        if self.content is None and not self.tool_calls:
-            raise InvalidRequestError(f"{path}.content: Field required", f"{path}.content")
-        for index, part in enumerate(self.content if isinstance(self.content, list) else []):
-            part.check_kind(f"{path}.content[{index}]", self.role)
+    type: Literal["allowed_tools"]
+    allowed_tools: AllowedTools
 
 
 class ChatFields(RequestBody):
@@ -152,7 +74,7 @@ class ChatFields(RequestBody):
     unsupported = UNSUPPORTED
     messages: list[Message] = Field(min_length=1)
     tools: list[Tool] = Field(default_factory=list)
-    tool_choice: Literal["none", "auto", "required"] | NamedToolChoice = "auto"
+    tool_choice: Literal["none", "auto", "required"] | NamedToolChoice | AllowedToolsChoice = "auto"
     add_generation_prompt: bool | None = Field(None, description="true, unless the final message is continued")
     continue_final_message: bool = False
     reasoning_effort: Effort | None = Field(None, description="a hint, for chat templates that know it")
@@ -166,26 +88,34 @@ class ChatFields(RequestBody):
         given = data if isinstance(data, dict) else {}
         tools = given["tools"] if isinstance(given.get("tools"), list) else []
         places = [
-            *((f"tools[{index}]", tool) for index, tool in enumerate(tools)),
-            ("tool_choice", given.get("tool_choice")),
+            *((f"tools[{index}]", tool, ("function",)) for index, tool in enumerate(tools)),
+            ("tool_choice", given.get("tool_choice"), ("function", "allowed_tools")),
         ]
-        for where, value in places:
-            if isinstance(value, dict) and value.get("type") not in (None, "function"):
+        for where, value, known in places:
+            if isinstance(value, dict) and value.get("type") not in (None, *known):
                 raise UnsupportedError(f"{where}: the type {value['type']!r:.60} is not supported", where)
         return data
 
     @property
     def usable_tools(self) -> list[Tool]:
         """The tools that the prompt describes."""
+        if isinstance(self.tool_choice, AllowedToolsChoice):
+            return self._named(self.tool_choice.allowed_tools.tools)
         return [] if self.tool_choice == "none" else self.tools
 
     @property
     def wanted_tools(self) -> list[Tool]:
         """The tools of which one has to be called; none if the model is free not to call."""
-        if isinstance(self.tool_choice, NamedToolChoice):
-            name = self.tool_choice.function.name
-            return [tool for tool in self.tools if tool.function.name == name]
-        return self.tools if self.tool_choice == "required" else []
+        choice = self.tool_choice
+        if isinstance(choice, NamedToolChoice):
+            return self._named([choice])
+        if isinstance(choice, AllowedToolsChoice):
+            return self.usable_tools if choice.allowed_tools.mode == "required" else []
+        return self.tools if choice == "required" else []
+
+    def _named(self, choices: list[NamedToolChoice]) -> list[Tool]:
+        names = {choice.function.name for choice in choices}
+        return [tool for tool in self.tools if tool.function.name in names]
 
     def check(self) -> None:
         """See `RequestBody.check`."""
@@ -214,7 +144,11 @@ class ChatFields(RequestBody):
             if name in names[:index]:
                 where = f"tools[{index}].function.name"
                 raise InvalidRequestError(f"{where}: there are two tools of the name {name}", where)
-        if self.tool_choice not in ("none", "auto") and not self.wanted_tools:
+        choice = self.tool_choice
+        allowed = choice.allowed_tools.tools if isinstance(choice, AllowedToolsChoice) else []
+        chosen = [choice] if isinstance(choice, NamedToolChoice) else allowed
+        is_empty = choice == "required" and not names
+        if is_empty or any(one.function.name not in names for one in chosen):
             raise InvalidRequestError("tool_choice: there is no such tool among the tools", "tool_choice")
 
 
@@ -230,6 +164,9 @@ class ChatRequest(ChatFields, StructuredFields, SamplingFields):
     logprobs: bool = False
     top_logprobs: int | None = Field(None, ge=0, description="most probable tokens to report at each position")
     parallel_tool_calls: bool = Field(True, description="false: one call at most")
+    thinking_token_budget: int | None = Field(
+        None, ge=1, description="most tokens of reasoning; then it is closed, and the answer begins"
+    )
 
     def check(self) -> None:
         """See `RequestBody.check`."""

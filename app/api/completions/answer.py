@@ -8,6 +8,7 @@ from app.api.edge.request_log import Usage
 from app.api.generation.answer import ChoicesAnswer, Chunk, CompletionUsage, ended_by
 from app.api.generation.choices import Choice
 from app.api.generation.logprobs import finite, num_characters, token_name
+from app.api.generation.prompts import as_list
 from app.api.service import Service
 from app.core.sampling import Logprobs
 from app.text.output_processor import TextDelta
@@ -53,6 +54,7 @@ class Completion(AnswerBody, kw_only=True):
     object: Literal["text_completion"] = "text_completion"
     created: int
     model: str
+    system_fingerprint: str
     choices: list[TextChoice]
     usage: CompletionUsage
 
@@ -67,11 +69,15 @@ class CompletionChunk(Chunk, kw_only=True):
 class _ChoiceWriter:
     """Writes the text of a choice, and its logprobs with their offsets in the text."""
 
-    def __init__(self, service: Service, body: CompletionRequest, prompt: list[int]) -> None:
+    def __init__(self, service: Service, body: CompletionRequest, prompt: list[int], text: str | None) -> None:
+        """`prompt`: the tokens of `text`, which is None if the client gave the tokens themselves."""
         self._tokenizer = service.tokenizer
         self._wants_logprobs = body.logprobs is not None
         self._offset = 0
-        self._echo = list(prompt) if body.echo else []
+        self._echo = prompt if body.echo else []
+        self._echo_text = text or "" if body.echo else ""
+        if self._echo and text is None:
+            self._echo_text = service.tokenizer.decode(prompt, skip_special_tokens=False)
         self._echo_logprobs: list[Logprobs] = []
 
     def write(self, delta: TextDelta) -> tuple[str, TextLogprobs | None]:
@@ -81,7 +87,7 @@ class _ChoiceWriter:
         if self._echo:
             if not (delta.token_ids or delta.finish_reason):  # the engine still computes the prompt
                 return "", None
-            text = self._tokenizer.decode(self._echo, skip_special_tokens=False) + text
+            text = self._echo_text + text
             first = Logprobs(self._echo[:1], [])  # the first token has no prediction
             tokens = [first, *self._echo_logprobs, *tokens] if self._wants_logprobs else []
             self._echo = []
@@ -96,8 +102,15 @@ class _ChoiceWriter:
             result.token_logprobs.append(logprobs[0] if logprobs else None)
             result.top_logprobs.append(_by_name(values, logprobs) if logprobs else None)
             result.text_offset.append(self._offset)
-            self._offset += num_characters(values[0])
+            self._offset += self._num_characters(token.token_ids[0], values[0])
         return result
+
+    def _num_characters(self, token_id: int, value: bytes) -> int:
+        """How many characters of the text a token takes: none, if the tokenizer put it around the prompt."""
+        is_added = token_id in self._tokenizer.special_ids and not self._echo_text.startswith(
+            value.decode(errors="replace"), self._offset
+        )
+        return 0 if is_added else num_characters(value)
 
 
 def _by_name(values: list[bytes], logprobs: list[float]) -> dict[str, float]:
@@ -114,7 +127,11 @@ class TextAnswer(ChoicesAnswer):
 
     def __init__(self, service: Service, body: CompletionRequest, choices: list[Choice], request_id: str) -> None:
         super().__init__(service, body, f"cmpl-{request_id}", CompletionChunk)
-        self._writers = [_ChoiceWriter(service, body, choice.prompt_token_ids) for choice in choices]
+        texts = [text for text in as_list(body.prompt, "prompt") for _ in range(body.n)]
+        self._writers = [
+            _ChoiceWriter(service, body, choice.prompt_token_ids, text if isinstance(text, str) else None)
+            for choice, text in zip(choices, texts, strict=True)
+        ]
         self._texts: list[list[str]] = [[] for _ in choices]
         self._choices = [TextChoice(index, "") for index in range(len(choices))]
         self._frames: list[tuple[bytes, bytes]] = []

@@ -55,7 +55,7 @@ class RequestBody(BaseModel):
     def __get_pydantic_json_schema__(cls, schema: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
         """Hints are in OpenAPI's document, too, and unsupported fields with the values that are accepted."""
         whole = handler.resolve_ref_schema(handler(schema))
-        known = {name: {"description": "changes nothing"} for name in sorted(cls.hints)}
+        known: dict[str, Any] = {name: {"description": "changes nothing"} for name in sorted(cls.hints)}
         known |= {name: {"enum": [*values, None]} for name, values in cls.unsupported.items()}
         whole["properties"] = whole.get("properties", {}) | {
             name: told for name, told in known.items() if name not in cls.model_fields
@@ -97,6 +97,8 @@ def _with_definitions(schema: Any, definitions: dict[str, Any]) -> Any:
     if "$ref" in schema:
         name = schema["$ref"].removeprefix("#/$defs/")
         schema = {**definitions[name], **{key: value for key, value in schema.items() if key != "$ref"}}
+    if "properties" in schema and schema.get("additionalProperties") is True:  # what else comes means nothing
+        schema = schema | {"additionalProperties": False}
     return {key: _with_definitions(value, definitions) for key, value in schema.items()}
 
 

@@ -104,12 +104,12 @@ class Answer(ABC):
         return self.body(generation.usage)
 
     async def _all_events(self, generation: Generation) -> AsyncGenerator[bytes, None]:
+        first = self.first_events
         async with aclosing(generation.deltas()) as deltas:
-            for data in self.first_events():
-                yield data
             async for index, delta in deltas:
-                for data in self.events(index, delta):
+                for data in (*first(), *self.events(index, delta)):
                     yield data
+                first = list  # there are no more of them
         for data in self.last_events(generation.usage):
             yield data
 
@@ -127,7 +127,7 @@ class Answer(ABC):
 
     @abstractmethod
     def first_events(self) -> list[bytes]:
-        """The events before anything is generated."""
+        """The events in front of all others. They wait for the first delta: only then is known what was cached."""
 
     @abstractmethod
     def events(self, index: int, delta: TextDelta) -> list[bytes]:
@@ -170,6 +170,7 @@ class Chunk(AnswerBody, kw_only=True):
     object: str
     created: int
     model: str
+    system_fingerprint: str
     usage: CompletionUsage | UnsetType | None = UNSET
     """With include_usage. It is null in all events but the last, unless continuous_usage_stats is given, too."""
     choices: list[Any]
@@ -184,7 +185,12 @@ class ChoicesAnswer(Answer):
         self.response_id = response_id
         self._include_usage = body.include_usage
         self._counts_always = body.stream_options is not None and body.stream_options.continuous_usage_stats
-        self._head: dict[str, Any] = {"id": response_id, "created": int(time.time()), "model": service.model_name}
+        self._head: dict[str, Any] = {
+            "id": response_id,
+            "created": int(time.time()),
+            "model": service.model_name,
+            "system_fingerprint": service.fingerprint,
+        }
         self._chunk = chunk(**self._head, usage=None if self._include_usage else UNSET, choices=[])
         """The one event object, which is filled and encoded for each event."""
 

@@ -5,6 +5,7 @@ import secrets
 from dataclasses import dataclass
 
 from app.api.generation.fields import SamplingFields
+from app.api.generation.reasoning import ReasoningBudget
 from app.api.service import Service
 from app.core.sampling import SamplingParams
 from app.errors import ContextLengthError, InvalidRequestError, UnsupportedError
@@ -25,6 +26,8 @@ class Choice:
     prompt_token_ids: list[int]
     sampling: SamplingParams
     conditions: StopConditions
+    reasoning: ReasoningBudget | None = None
+    """None if it may reason as long as it wants, or does not reason."""
 
 
 @dataclass(frozen=True)
@@ -50,6 +53,7 @@ def make_choices(
     prompt_logprobs: int | None = None,
     grammar: str = "",
     shown: frozenset[int] = frozenset(),
+    reasoning: ReasoningBudget | None = None,
 ) -> list[Choice]:
     """`n` choices for each prompt (token ids). Raises InvalidRequestError that names the field."""
     check_count("stop", len(request.stop_strings), service.settings.request_limits.max_stop)
@@ -73,7 +77,7 @@ def make_choices(
         for index in range(request.n):
             own_seed = _seed_of_choice(seed, index)
             sampling = _sampling_params(service, request, max_tokens, own_seed, logprobs, prompt_logprobs, grammar)
-            choices.append(Choice(prompt, sampling, conditions))
+            choices.append(Choice(prompt, sampling, conditions, reasoning))
     return choices
 
 

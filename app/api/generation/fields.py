@@ -66,7 +66,7 @@ class TokenFields(RequestBody):
     """How each token is chosen. Fields that are not given have the model's own default, or the API's."""
 
     model: Label | None = Field(None, description="the served model's name")
-    temperature: float | None = Field(None, ge=0, le=100)
+    temperature: float | None = Field(None, ge=0, le=2)
     top_p: float | None = Field(None, gt=0, le=1)
     top_k: int | None = Field(None, ge=-1, lt=2**31, description="0 or -1: off")
     min_p: float | None = Field(None, ge=0, le=1)
@@ -102,8 +102,7 @@ class SamplingFields(TokenFields):
     @property
     def include_usage(self) -> bool:
         """Whether a stream ends with an event about usage."""
-        asked = self.stream_options
-        return asked is not None and (asked.include_usage or asked.continuous_usage_stats)
+        return self.stream_options is not None and self.stream_options.include_usage
 
     def check(self) -> None:
         """See `RequestBody.check`."""

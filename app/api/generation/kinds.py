@@ -23,10 +23,23 @@ class Unknown(RequestBody):
         return {"not": {}}
 
 
-def by_type(*known: str, default: str | None = None, others: Mapping[str, str] | None = None) -> Discriminator:
+class HostedTool(RequestBody):
+    """A tool that the provider of the API would run. The model is not told of it, and so does not call it."""
+
+    model_config = ConfigDict(extra="ignore")
+    type: str
+
+
+def by_type(
+    *known: str,
+    default: str | None = None,
+    others: Mapping[str, str] | None = None,
+    hosted: tuple[str, ...] = (),
+) -> Discriminator:
     """Selects the model of a union whose tag equals the `type`. "unknown" is the tag of `Unknown`.
 
-    `default`: the tag of objects without a type. `others`: the tags of further types.
+    `default`: the tag of objects without a type. `others`: the tags of further types. `hosted`: beginnings of the
+    types that have the tag "hosted".
     """
     tags = dict(zip(known, known, strict=True)) | dict(others or {})
 
@@ -34,7 +47,9 @@ def by_type(*known: str, default: str | None = None, others: Mapping[str, str] |
         given = value.get("type") if isinstance(value, dict) else getattr(value, "type", None)
         if given is None:
             return default if isinstance(value, dict) else None
-        return tags.get(given, "unknown") if isinstance(given, str) else None
+        if not isinstance(given, str):
+            return None
+        return tags.get(given) or ("hosted" if hosted and given.startswith(hosted) else "unknown")
 
     return Discriminator(kind, custom_error_type="kind", custom_error_message="Input should be an object with a type")
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from app.api.edge.request_log import RequestLog, Usage
 from app.api.generation.choices import Choice
+from app.api.generation.reasoning import BoundedReasoning
 from app.api.service import Service
 from app.core.engine_client import EngineClient
 from app.core.request import FinishReason
@@ -61,7 +62,11 @@ class Generation:
             arrived_at=self._entry.arrived_at,
         )
         processor = OutputProcessor(self._service.tokenizer, choice.prompt_token_ids, choice.conditions)
-        outputs = self._engine.generate(command)
+        outputs = (
+            self._engine.generate(command)
+            if choice.reasoning is None
+            else BoundedReasoning(self._engine, command, choice.reasoning, self._service.tokenizer)
+        )
         self._open[index] = _OpenChoice(index, command, outputs, processor, counts_prompt)
 
     def _expire(self) -> None:
@@ -133,6 +138,9 @@ class Generation:
         delta = choice.processor.process(output)
         now, metrics = time.monotonic(), self._service.metrics
         choice.timing = output.timing or choice.timing
+        if choice.counts_prompt:
+            self.usage.cached_tokens += output.num_cached_tokens
+            choice.counts_prompt = False
         if delta.token_ids:
             if choice.last_at is None:
                 metrics.record_first_token(now - choice.command.arrived_at, len(delta.token_ids))
@@ -144,8 +152,6 @@ class Generation:
             self._service.use_tokens(self._entry.tenant, "generation", len(delta.token_ids))
         if delta.finish_reason is not None:
             del self._open[choice.index]
-            if choice.counts_prompt:
-                self.usage.cached_tokens += output.num_cached_tokens
             if delta.needs_abort:
                 self._engine.abort(choice.command.request_id)
             self._record_finished(choice, delta.finish_reason)
@@ -170,6 +176,7 @@ class _OpenChoice:
     outputs: AsyncIterator[RequestOutput]
     processor: OutputProcessor
     counts_prompt: bool
+    """Whether the cached tokens of its prompt are still to be counted: with the first output of one of n choices."""
     last_at: float | None = None
     timing: RequestTiming | None = None
     """The last one that the engine sent. A choice that ends at a stop string gets no final output."""

@@ -3,8 +3,8 @@
 from typing import Any, Literal
 
 from msgspec import UNSET, UnsetType, structs
-from pydantic_core import from_json
 
+from app.api.chat.parts import arguments_so_far
 from app.api.chat.prepare import Chat
 from app.api.chat.schema import ChatRequest
 from app.api.edge.answer import AnswerBody, NamedEvent
@@ -63,6 +63,12 @@ class MessageUsage(AnswerBody):
         return cls(usage.prompt_tokens - usage.cached_tokens, 0, usage.cached_tokens, usage.completion_tokens)
 
 
+class AppliedEdits(AnswerBody):
+    """Which edits of the context were applied: none."""
+
+    applied_edits: tuple[()] = ()
+
+
 class AnthropicMessage(AnswerBody, kw_only=True):
     """What the model says."""
 
@@ -74,6 +80,8 @@ class AnthropicMessage(AnswerBody, kw_only=True):
     stop_reason: StopReason | None = None
     stop_sequence: str | None = None
     usage: MessageUsage
+    context_management: AppliedEdits | UnsetType = UNSET
+    """If the request has it."""
 
 
 class EventDelta(AnswerBody):
@@ -113,6 +121,7 @@ class MessageEvent(NamedEvent):
     content_block: ContentBlock | UnsetType = UNSET
     delta: EventDelta | UnsetType = UNSET
     usage: MessageUsage | UnsetType = UNSET
+    context_management: AppliedEdits | UnsetType = UNSET
 
 
 class TokenCount(AnswerBody):
@@ -130,8 +139,14 @@ class MessageAnswer(BlocksAnswer):
         self.response_id = f"msg_{request_id}"
         self._request_id = request_id
         self._max_tokens = body.max_tokens
-        usage = MessageUsage.of(Usage(prompt_tokens=len(run.choices[0].prompt_token_ids)))
-        self._message = AnthropicMessage(id=self.response_id, model=service.model_name, content=[], usage=usage)
+        edits = UNSET if body.context_management is None else AppliedEdits()
+        self._message = AnthropicMessage(
+            id=self.response_id,
+            model=service.model_name,
+            content=[],
+            usage=MessageUsage.of(Usage()),
+            context_management=edits,
+        )
 
     def body(self, usage: Usage) -> AnthropicMessage:
         """See `Answer`."""
@@ -141,7 +156,8 @@ class MessageAnswer(BlocksAnswer):
 
     def first_events(self) -> list[bytes]:
         """See `Answer`."""
-        return [named_event(MessageEvent("message_start", message=self._message)), named_event(MessageEvent("ping"))]
+        message = structs.replace(self._message, usage=MessageUsage.of(self._used))
+        return [named_event(MessageEvent("message_start", message=message)), named_event(MessageEvent("ping"))]
 
     def write(self, change: Change) -> list[bytes]:
         """See `BlocksAnswer`."""
@@ -156,7 +172,8 @@ class MessageAnswer(BlocksAnswer):
 
     def last_events(self, usage: Usage) -> list[bytes]:
         """See `Answer`."""
-        delta = MessageEvent("message_delta", delta=self._end_of(usage), usage=MessageUsage.of(usage))
+        ending, edits = self._end_of(usage), self._message.context_management
+        delta = MessageEvent("message_delta", delta=ending, usage=MessageUsage.of(usage), context_management=edits)
         return [named_event(delta), named_event(MessageEvent("message_stop"))]
 
     def end(self, error: ApiError | None) -> bytes:
@@ -179,7 +196,7 @@ def _content_block(block: Block) -> ContentBlock:
         return MessageText(text=block.text)
     if block.kind is Kind.REASONING:
         return MessageThinking(thinking=block.text)
-    return MessageToolUse(id=block.call_id, name=block.name, input=_input(block.text))
+    return MessageToolUse(id=block.call_id, name=block.name, input=arguments_so_far(block.text) or {})
 
 
 def _delta(kind: Kind, text: str) -> BlockDelta:
@@ -188,12 +205,3 @@ def _delta(kind: Kind, text: str) -> BlockDelta:
     if kind is Kind.REASONING:
         return BlockDelta("thinking_delta", thinking=text)
     return BlockDelta("input_json_delta", partial_json=text)
-
-
-def _input(arguments: str) -> dict[str, Any]:
-    """The arguments of a call, as far as they were generated before the message reached its limit."""
-    try:
-        value = from_json(arguments, allow_partial="trailing-strings")
-    except ValueError:
-        return {}
-    return value if isinstance(value, dict) else {}

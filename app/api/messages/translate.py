@@ -1,5 +1,6 @@
 """From requests of Anthropic's Messages to chats."""
 
+import json
 from typing import Any
 
 from app.api.chat.parts import (
@@ -20,6 +21,7 @@ from app.api.messages.schema import (
     TextBlock,
     ThinkingBlock,
     ToolChoice,
+    ToolReferenceBlock,
     ToolResultBlock,
     ToolUseBlock,
     Turn,
@@ -33,19 +35,23 @@ NAMES = {
     "tools": "tools",
 }
 """The names of a chat's fields in this API."""
+_OF_THE_CLIENT = "x-anthropic-billing-header:"
+"""Beginning of a system block by which Claude Code describes itself. It is another one in each request, so that no
+prompt would be found in the prefix cache."""
 
 
 def to_chat(body: ConversationFields) -> ChatRequest:
     """The chat of a request."""
-    system = [] if body.system is None else [{"role": "system", "content": text_parts(_texts(body.system))}]
+    told = [text for text in _texts(body.system or []) if not text.startswith(_OF_THE_CLIENT)]
+    system = [{"role": "system", "content": text_parts(told)}] if told else []
     messages = system + [message for turn in body.messages for message in _messages(turn)]
-    chat: Fields = {"messages": messages, "chat_template_kwargs": _template_kwargs(body), **_tool_fields(body)}
+    chat: Fields = {"messages": messages, **_reasoning_fields(body), **_tool_fields(body)}
     if body.messages[-1].role == "assistant":
         if "tool_calls" in messages[-1]:
             raise InvalidRequestError("messages: a last turn of the assistant cannot call tools", "messages")
         chat["continue_final_message"] = True
-    if body.output_config is not None and body.output_config.format is not None:
-        chat["response_format"] = json_schema_format(body.output_config.format.schema_, "output")
+    if asked := body.output_format or (body.output_config and body.output_config.format):
+        chat["response_format"] = json_schema_format(asked.schema_, "output")
     if isinstance(body, MessagesRequest):
         chat |= token_fields(body) | {"stop": body.stop_sequences}
     return validate(ChatRequest, chat)
@@ -88,19 +94,24 @@ def _result(block: ToolResultBlock) -> Fields:
 def _texts(content: Any) -> list[str]:
     if isinstance(content, str):
         return [content]
-    return [block.text for block in content if isinstance(block, TextBlock)]
+    return [block.text for block in content if isinstance(block, TextBlock | ToolReferenceBlock)]
 
 
-def _template_kwargs(body: ConversationFields) -> Fields:
-    """Variables of the chat template, where `enable_thinking` is the switch for reasoning."""
-    given = body.chat_template_kwargs
-    return given if body.thinking is None else {"enable_thinking": body.thinking.type == "adaptive", **given}
+def _reasoning_fields(body: ConversationFields) -> Fields:
+    """Whether and how much to reason. In chat templates, `enable_thinking` is the switch for it."""
+    switch = {} if body.thinking is None else {"enable_thinking": body.thinking.type != "disabled"}
+    fields: Fields = {"chat_template_kwargs": switch | body.chat_template_kwargs}
+    if body.output_config is not None:
+        fields["reasoning_effort"] = body.output_config.effort
+    if body.thinking is not None:
+        fields["thinking_token_budget"] = body.thinking.budget_tokens
+    return fields
 
 
 def _tool_fields(body: ConversationFields) -> Fields:
     tools = [tool for tool in body.tools if isinstance(tool, CustomTool)]
     fields: Fields = {
-        "tools": [function_tool(tool.name, tool.description, tool.input_schema, tool.strict) for tool in tools]
+        "tools": [function_tool(tool.name, _description(tool), tool.input_schema, tool.strict) for tool in tools]
     }
     choice = body.tool_choice
     if choice is not None:
@@ -108,6 +119,11 @@ def _tool_fields(body: ConversationFields) -> Fields:
         if choice.disable_parallel_tool_use is not None:
             fields["parallel_tool_calls"] = not choice.disable_parallel_tool_use
     return fields
+
+
+def _description(tool: CustomTool) -> str | None:
+    examples = [f"Example of the input: {json.dumps(one, ensure_ascii=False)}" for one in tool.input_examples]
+    return "\n".join([*filter(None, [tool.description]), *examples]) or None
 
 
 def _tool_choice(choice: ToolChoice) -> Any:

@@ -6,8 +6,9 @@ from fastapi import APIRouter, Depends
 from pydantic import ConfigDict, Field
 from starlette.responses import Response
 
+from app.api.chat.message import Message
 from app.api.chat.prepare import encode_chat
-from app.api.chat.schema import ChatFields, Message
+from app.api.chat.schema import ChatFields
 from app.api.deps import ServiceDep, body_of
 from app.api.edge.answer import AnswerBody, json_response
 from app.api.edge.body import Label, RequestBody, body_schema

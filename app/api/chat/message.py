@@ -1,0 +1,103 @@
+"""The messages of a chat."""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
+
+from app.api.chat.parts import arguments_so_far
+from app.api.edge.body import Label, RequestBody, Unsupported, hints, refused
+from app.errors import InvalidRequestError, UnsupportedError
+
+_HINTS = hints("annotations cache_control index parsed reasoning_details")
+"""What clients make of an answer, and send back with it, and wishes to cache."""
+_UNSUPPORTED: Unsupported = refused("audio file function_call image_url input_audio video_url")
+
+
+class FunctionCall(RequestBody):
+    """The function that the model called, by whatever name."""
+
+    hints = frozenset(("parsed_arguments",))
+    name: str
+    arguments: str = Field(description="JSON, or the beginning of it, where the model was cut off")
+
+
+class ToolCall(RequestBody):
+    """A call that the model made earlier in the chat."""
+
+    hints = _HINTS
+    id: Label
+    type: Literal["function"] = "function"
+    function: FunctionCall
+
+    def for_template(self) -> dict[str, Any]:
+        """As chat templates expect it, with the arguments as an object: of a call that was cut off, what there is."""
+        text = self.function.arguments or "{}"
+        arguments = arguments_so_far(text)
+        return {
+            "id": self.id,
+            "type": self.type,
+            "function": {"name": self.function.name, "arguments": text if arguments is None else arguments},
+        }
+
+
+class ContentPart(RequestBody):
+    """A part of a message. Only text is supported, and refusals of the assistant."""
+
+    hints = _HINTS
+    unsupported = _UNSUPPORTED
+    type: str
+    text: str | None = None
+    refusal: str | None = Field(None, description="of the type refusal, of the assistant")
+
+    def check_kind(self, path: str, role: str) -> None:
+        """Raise InvalidRequestError for what is not text."""
+        if self.type != "text" and (self.type, role) != ("refusal", "assistant"):
+            raise UnsupportedError(f"{path}: content of type {self.type!r:.40} is not supported", path)
+        for name in ("text", "refusal"):
+            if (getattr(self, name) is not None) != (name == self.type):
+                fault = "Field required" if name == self.type else f"not of the type {self.type}"
+                raise InvalidRequestError(f"{path}.{name}: {fault}", f"{path}.{name}")
+
+    def for_template(self) -> dict[str, Any]:
+        """As chat templates expect it."""
+        return {"type": "text", "text": getattr(self, self.type)}
+
+
+class Message(RequestBody):
+    """One turn of a chat."""
+
+    hints = _HINTS
+    unsupported = _UNSUPPORTED
+    role: Literal["system", "developer", "user", "assistant", "tool"]
+    content: str | list[ContentPart] | None = Field(None, description="a text, or parts of type text")
+    # Templates may print the name, so nothing in it may look like a control token.
+    name: Annotated[str, Field(pattern=r"^[^\s<|\\/>]{1,128}$")] | None = None
+    tool_calls: list[ToolCall] = Field(default_factory=list, description="of the assistant")
+    tool_call_id: Label | None = Field(None, description="of the call whose result this is")
+    reasoning_content: str | None = Field(None, description="of the assistant")
+    reasoning: str | None = Field(None, description="another name of reasoning_content")
+    refusal: str | None = Field(None, description="of the assistant, instead of content")
+
+    def for_template(self) -> dict[str, Any]:
+        """The message as chat templates expect it."""
+        message: dict[str, Any] = {"role": self.role, "content": self.content or self.refusal or ""}
+        if isinstance(self.content, list) and self.content:
+            message["content"] = [part.for_template() for part in self.content]
+        if self.tool_calls:
+            message["tool_calls"] = [call.for_template() for call in self.tool_calls]
+        others = {
+            "name": self.name,
+            "tool_call_id": self.tool_call_id,
+            "reasoning_content": self.reasoning_content or self.reasoning,
+        }
+        return message | {name: value for name, value in others.items() if value is not None}
+
+    def check_content(self, path: str) -> None:
+        """Raise InvalidRequestError unless the content is text, and only the assistant has calls and reasoning."""
+        for name in ("tool_calls", "reasoning_content", "reasoning", "refusal"):
+            if getattr(self, name) and self.role != "assistant":
+                raise InvalidRequestError(f"{path}.{name}: only the assistant has it", f"{path}.{name}")
+        if self.content is None and self.role not in ("assistant", "tool"):
+            raise InvalidRequestError(f"{path}.content: Field required", f"{path}.content")
+        for index, part in enumerate(self.content if isinstance(self.content, list) else []):
+            part.check_kind(f"{path}.content[{index}]", self.role)
