@@ -110,7 +110,7 @@ def _fields(model: type[RequestBody], prefix: str = "") -> Iterator[tuple[str, s
     yield from ((prefix + name, "hint") for name in model.hints)
     for name, field in model.model_fields.items():
         name = prefix + (field.alias or name)
-        yield name, "taken"
+        yield name, "hint" if (field.description or "").startswith("changes nothing") else "taken"
         for inner, dots in _models(field.annotation, "."):
             yield from _fields(inner, name + dots)
 

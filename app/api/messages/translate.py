@@ -8,6 +8,7 @@ from app.api.chat.parts import (
     assistant_message,
     function_tool,
     json_schema_format,
+    named_choice,
     text_parts,
     token_fields,
     tool_call,
@@ -128,5 +129,5 @@ def _description(tool: CustomTool) -> str | None:
 
 def _tool_choice(choice: ToolChoice) -> Any:
     if choice.type == "tool":
-        return {"type": "function", "function": {"name": choice.name}}
+        return named_choice(choice.name or "")
     return "required" if choice.type == "any" else choice.type

@@ -13,6 +13,7 @@ from app.errors import InvalidRequestError, UnsupportedError
 
 _IN_REQUESTS: Unsupported = refused("access_programs background_options conversation image moderation prompt") | {
     "context_management": ([],),
+    "n": (1,),
 }
 Included = Literal[
     "code_interpreter_call.outputs",

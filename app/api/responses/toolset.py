@@ -29,7 +29,7 @@ def text_arguments(text: str) -> Fields:
 
 def text_of(arguments: str) -> str:
     """The text that a model gave to a tool that takes one: all that it wrote if that has another form."""
-    text = arguments_so_far(arguments).get("input")
+    text = (arguments_so_far(arguments) or {}).get("input")
     return text if isinstance(text, str) else arguments
 
 
