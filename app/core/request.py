@@ -77,6 +77,8 @@ class Request:
     """Of each KV group: the blocks that hold its tokens, in order; all of the same length."""
     first_blocks: list[int] = field(default_factory=list)
     """Of each KV group: how many blocks at the beginning of its table are not needed any more, and were given back."""
+    num_slots: int = 0
+    """Tokens that its block tables have room for."""
     block_hashes: list[bytes] = field(default_factory=list)
     """Chained hashes of its full blocks of tokens, as far as they have been needed."""
     max_num_tokens: int = 0

@@ -6,6 +6,7 @@ the same tokens in every group, so full blocks have the same hashes in all of th
 tokens up to where every group still holds what the next token needs.
 """
 
+import sys
 from collections.abc import Iterable, Sequence
 from itertools import repeat
 
@@ -153,6 +154,7 @@ class KVCache:
             group.pool.share(blocks)
             request.first_blocks.append(count - len(blocks))
             request.block_tables.append([0] * (count - len(blocks)) + blocks)
+        request.num_slots = num_cached if self._groups else sys.maxsize
         request.num_computed_tokens = num_cached
         request.num_registered_blocks = count
         self._being_computed.update(request.block_hashes[count:])
@@ -163,17 +165,16 @@ class KVCache:
         Returns the blocks that were appended, for each group: nothing if none had to be. Blocks that the request
         does not need any more are given back when others have to be appended.
         """
-        if not self._groups:
+        if num_tokens <= request.num_slots:
             return []
         missing = self.num_blocks(num_tokens) - request.num_blocks
-        if missing <= 0:
-            return []
         self._give_back(request)
         if not self.has_room_to_grow(request, num_tokens):
             return None
         appended = [group.pool.allocate(missing) for group in self._groups]
         for table, blocks in zip(request.block_tables, appended, strict=True):
             table += blocks
+        request.num_slots += missing * self.block_size
         return appended
 
     def _give_back(self, request: Request) -> None:
@@ -210,6 +211,7 @@ class KVCache:
         for group, table, first in zip(self._groups, request.block_tables, request.first_blocks, strict=True):
             group.pool.free(table[first:])
         request.block_tables, request.first_blocks = [], []
+        request.num_slots = 0
         request.num_computed_tokens = 0
         request.num_registered_blocks = 0
 

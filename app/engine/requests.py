@@ -79,27 +79,25 @@ class RequestBatch:
     def update(self, step: SchedulerOutput, result: ModelRunnerOutput, seconds: float) -> list[RequestOutput]:
         """Take in what a step gave after `seconds`; returns the news for clients."""
         outputs = []
-        now = self.clock()
+        now, requests, logprobs = self.clock(), self.requests, result.logprobs
         for index, (request_id, tokens) in enumerate(zip(step.request_ids, result.token_ids, strict=True)):
-            request = self.requests.get(request_id)
+            request = requests.get(request_id)
             if request is None:  # ended while the step ran
                 continue
             prompt_logprobs = result.prompt_logprobs.get(index)
-            if index in result.vectors:
+            if tokens:
+                output = self._take_tokens(request, tokens, now) if tokens[-1] >= 0 else self._fail(request, tokens[-1])
+                if index in logprobs:
+                    output.logprobs = logprobs[index][: len(output.token_ids)]
+            elif index in result.vectors:
                 request.first_token_at = now
                 output = self._finish(request, [], FinishReason.STOP)
                 output.vector = result.vectors[index]
-            elif not tokens:
+            else:
                 self.kv.commit(request)
                 if not prompt_logprobs:
                     continue
                 output = self._output(request, [])
-            elif tokens[-1] < 0:
-                output = self._fail(request, tokens[-1])
-            else:
-                output = self._take_tokens(request, tokens, now)
-                if index in result.logprobs:
-                    output.logprobs = result.logprobs[index][: len(output.token_ids)]
             if prompt_logprobs:
                 output.prompt_logprobs = prompt_logprobs
                 request.num_prompt_logprobs += len(prompt_logprobs)
@@ -142,10 +140,11 @@ class RequestBatch:
     def _take_tokens(self, request: Request, tokens: list[int], now: float) -> RequestOutput:
         """Append sampled tokens, as far as none of them ends the request."""
         request.num_in_flight -= 1
-        request.num_drafts = 0
-        if request.status is RequestStatus.RUNNING:
-            request.num_computed_tokens += len(tokens) - 1
-        if request in self._suspects:
+        if request.num_drafts:
+            request.num_drafts = 0
+            if request.status is RequestStatus.RUNNING:
+                request.num_computed_tokens += len(tokens) - 1
+        if self._suspects and request in self._suspects:
             self._suspects.remove(request)
         if request.sampling.max_tokens == 0:
             return self._finish(request, [], FinishReason.LENGTH)
@@ -153,18 +152,20 @@ class RequestBatch:
         if is_first:
             request.first_token_at = now
         reason = None
-        for count, token in enumerate(tokens, 1):
-            request.token_ids.append(token)
+        token_ids, num_before = request.token_ids, len(request.token_ids)
+        for token in tokens:
+            token_ids.append(token)
             if token in request.sampling.stop_token_ids:
                 reason = FinishReason.STOP
-            elif len(request.token_ids) >= request.max_num_tokens:
-                reason = FinishReason.LENGTH
-            if reason:
-                tokens = tokens[:count]
                 break
+            if len(token_ids) >= request.max_num_tokens:
+                reason = FinishReason.LENGTH
+                break
+        tokens = token_ids[num_before:]
         self.policy.charge(request, 0, len(tokens))
-        self.kv.commit(request)
-        if reason:
+        if request.num_computed_tokens // self.kv.block_size > request.num_registered_blocks:
+            self.kv.commit(request)
+        if reason is not None:
             return self._finish(request, tokens, reason)
         output = self._output(request, tokens)
         if is_first:

@@ -117,7 +117,7 @@ class Scheduler(RequestBatch):
             if count > 1:
                 count = self.policy.take(request, min(count, prompt_budget))
                 prompt_budget -= count
-            drafts = self._draft(request, min(prompt_budget, num_drafts)) if count == 1 and num_drafts else []
+            drafts = self._draft(request, min(prompt_budget, num_drafts)) if num_drafts and count == 1 else []
             if count > 0 and self._grow(request, count + len(drafts), step, self._last_running):
                 self._enter(request, count, step, drafts)
                 prompt_budget -= len(drafts)
@@ -145,7 +145,10 @@ class Scheduler(RequestBatch):
 
         next_victim: the running request that is to be preempted next; it has no part in the step yet.
         """
-        while (appended := self.kv.grow(request, request.num_computed_tokens + count)) is None:
+        num_tokens = request.num_computed_tokens + count
+        if num_tokens <= request.num_slots:
+            return True
+        while (appended := self.kv.grow(request, num_tokens)) is None:
             victim = next_victim()
             self._preempt(victim)
             if victim is request:
