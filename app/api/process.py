@@ -35,7 +35,7 @@ from app.core.parent import read_settings, when_parent_ends
 from app.core.wire import EngineReady
 from app.engine.client import AsyncEngine
 from app.errors import EXIT_STARTUP_ERROR, EngineUnavailableError, StartupError
-from app.grammar.compiler import GrammarCompiler
+from app.grammar.checker import GrammarChecker
 from app.log import configure_logging
 from app.metrics import Metrics
 from app.settings import Settings
@@ -60,6 +60,7 @@ class TextSide:
     model_name: str
     tokenizer: Tokenizer
     chat_template: ChatTemplate
+    grammars: GrammarChecker
     encoder: EncoderConfig | None
     """None for a model that generates."""
 
@@ -69,7 +70,7 @@ def load_text_side(settings: Settings, folder: Path) -> TextSide:
     tokenizer = Tokenizer(folder)
     template = ChatTemplate.from_folder(folder, tokenizer)
     name = settings.served_model_name or _default_name(settings, folder)
-    return TextSide(name, tokenizer, template, ModelFolder(folder).encoder)
+    return TextSide(name, tokenizer, template, GrammarChecker(folder), ModelFolder(folder).encoder)
 
 
 @asynccontextmanager
@@ -86,7 +87,7 @@ async def running_service(
         tokenizer=text.tokenizer,
         chat_template=text.chat_template,
         message_format=MessageFormat.choose(settings.tool_parser, settings.reasoning_parser, text.chat_template.source),
-        grammars=GrammarCompiler(lambda: text.tokenizer, text.tokenizer.vocab_size),
+        grammars=text.grammars,
         streams=ResumableStreams.of(settings),
         encoder=text.encoder,
         engine=engine,
@@ -98,6 +99,7 @@ async def running_service(
         yield service
     finally:
         await engine.close()
+        await text.grammars.close()
 
 
 def _default_name(settings: Settings, folder: Path) -> str:

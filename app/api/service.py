@@ -21,7 +21,7 @@ from app.errors import (
     NotFoundError,
     UnsupportedError,
 )
-from app.grammar.compiler import GrammarCompiler
+from app.grammar.checker import GrammarChecker
 from app.metrics import Metrics
 from app.settings import Settings
 from app.tenants import Tenant
@@ -41,7 +41,7 @@ class Service:
     tokenizer: Tokenizer
     chat_template: ChatTemplate
     message_format: MessageFormat
-    grammars: GrammarCompiler
+    grammars: GrammarChecker
     streams: ResumableStreams
     encoder: EncoderConfig | None
     """None for a model that generates."""

@@ -8,6 +8,7 @@ from functools import cached_property
 
 from llguidance import LLMatcher, LLParserLimits, LLTokenizer
 
+from app.grammar.constraint import GrammarError
 from app.text.tokenizer import Tokenizer
 
 _MOST_KEPT = 32
@@ -17,27 +18,44 @@ while a text is matched. With this limit a grammar compiles within a second and 
 grammar that needs more is an error."""
 
 
-class GrammarError(ValueError):
-    """A grammar cannot be compiled. The text is the library's reason."""
+def vocabulary_of(tokenizer: Tokenizer, vocab_size: int) -> LLTokenizer:
+    """The library's view of a tokenizer; it takes some hundred milliseconds to make.
+
+    `vocab_size`: the number of logits, which may exceed the number of the tokenizer's tokens.
+    """
+    return LLTokenizer(tokenizer.to_json(), n_vocab=vocab_size, eos_token=sorted(tokenizer.eos_token_ids))
+
+
+def compile_grammar(vocabulary: LLTokenizer, grammar: str) -> LLMatcher:
+    """A matcher at the beginning of a text. Raises GrammarError with the library's reason."""
+    matcher = LLMatcher(vocabulary, grammar, log_level=0, limits=_LIMITS)
+    if matcher.is_error():
+        raise GrammarError(" ".join(matcher.get_error().split()))
+    matcher.compute_bitmask()  # fails if no token may come first
+    if matcher.is_error():
+        raise GrammarError("no text matches it")
+    return matcher
 
 
 class GrammarCompiler:
     """Compiles grammars for the vocabulary of one model, in a thread of its own. The library releases Python's lock."""
 
     def __init__(self, load_tokenizer: Callable[[], Tokenizer], vocab_size: int) -> None:
-        """`vocab_size`: the number of logits, which may exceed the number of the tokenizer's tokens."""
+        """`vocab_size`: see `vocabulary_of`."""
         self._load_tokenizer = load_tokenizer
-        self.vocab_size = vocab_size
+        self._vocab_size = vocab_size
         self._kept: OrderedDict[str, LLMatcher] = OrderedDict()
         self._lock = threading.Lock()
         self._threads = ThreadPoolExecutor(max_workers=1, thread_name_prefix="grammar")
 
     @cached_property
-    def _tokenizer(self) -> LLTokenizer:
-        """Made when the first grammar arrives, because it takes some hundred milliseconds."""
-        tokenizer = self._load_tokenizer()
-        eos = sorted(tokenizer.eos_token_ids)
-        return LLTokenizer(tokenizer.to_json(), n_vocab=self.vocab_size, eos_token=eos)
+    def tokenizer(self) -> Tokenizer:
+        """Read when the first grammar arrives."""
+        return self._load_tokenizer()
+
+    @cached_property
+    def _vocabulary(self) -> LLTokenizer:
+        return vocabulary_of(self.tokenizer, self._vocab_size)
 
     def start(self, grammar: str) -> Future[None]:
         """Compile a grammar ahead of `matcher`. The future raises GrammarError."""
@@ -58,12 +76,7 @@ class GrammarCompiler:
             if grammar in self._kept:
                 self._kept.move_to_end(grammar)
                 return self._kept[grammar]
-        matcher = LLMatcher(self._tokenizer, grammar, log_level=0, limits=_LIMITS)
-        if matcher.is_error():
-            raise GrammarError(" ".join(matcher.get_error().split()))
-        matcher.compute_bitmask()  # fails if no token may come first
-        if matcher.is_error():
-            raise GrammarError("no text matches it")
+        matcher = compile_grammar(self._vocabulary, grammar)
         with self._lock:
             self._kept[grammar] = matcher
             while len(self._kept) > _MOST_KEPT:

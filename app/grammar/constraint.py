@@ -6,14 +6,25 @@ from typing import Any
 
 from llguidance import LLMatcher
 
-JSON_OPTIONS: Any = {"whitespace_pattern": r"[ \t\r\n]{0,20}"}
+from app.grammar.schema import adapt
+
+_JSON_OPTIONS = {"whitespace_pattern": r"[ \t\r\n]{0,20}"}
 """White space between the tokens of JSON. Without a bound, a model can write line breaks until its tokens run out."""
 
 
+class GrammarError(ValueError):
+    """A grammar cannot be followed. The text is the reason."""
+
+
 def json_schema(schema: dict[str, Any] | bool) -> str:
-    """A grammar of the JSON that a schema describes."""
-    text = json.dumps(schema if isinstance(schema, dict) else ({} if schema else {"not": {}}))
-    return LLMatcher.grammar_from_json_schema(text, overrides=JSON_OPTIONS)
+    """A grammar of the JSON that a schema describes. Raises ValueError if no grammar can be exact."""
+    schema = schema if isinstance(schema, dict) else ({} if schema else {"not": {}})
+    return f"start: {json_rule(schema)}"
+
+
+def json_rule(schema: dict[str, Any]) -> str:
+    """What a rule of a Lark grammar says for JSON that a schema describes."""
+    return f"%json {json.dumps({**adapt(schema), 'x-guidance': _JSON_OPTIONS})}"
 
 
 def json_object() -> str:
@@ -28,9 +39,4 @@ def regex(pattern: str) -> str:
 
 def choice(texts: Sequence[str]) -> str:
     """A grammar of exactly these texts."""
-    return lark("start: " + " | ".join(json.dumps(text, ensure_ascii=False) for text in texts))
-
-
-def lark(grammar: str) -> str:
-    """A grammar from llguidance's dialect of Lark, in which the first rule is `start`."""
-    return LLMatcher.grammar_from_lark(grammar)
+    return "start: " + " | ".join(json.dumps(text, ensure_ascii=False) for text in texts)

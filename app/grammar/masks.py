@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable
 from concurrent.futures import Future
+from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
 
@@ -13,7 +14,47 @@ from app.core.sampling import SamplingParams
 from app.grammar.compiler import GrammarCompiler
 from app.text.tokenizer import Tokenizer
 
-Constrained = list[tuple[int, LLMatcher]]
+_MOST_DIGITS = 64
+"""Digits in a row. JSON does not bound a number's length, and a model may go on until its tokens run out."""
+
+
+class Digits:
+    """Which tokens of a vocabulary are digits."""
+
+    def __init__(self, tokenizer: Tokenizer, vocab_size: int) -> None:
+        texts = [tokenizer.token_bytes(id_) for id_ in range(vocab_size)]
+        self.counts = bytes(min(len(text), 255) if text.isdigit() else 0 for text in texts)
+        """Of each token, how many digits it is; 0 if there is anything else in it."""
+        others = np.zeros(mask_words(vocab_size) * 32, dtype=np.uint8)
+        others[:vocab_size] = [not text[:1].isdigit() for text in texts]
+        self.others = np.packbits(others, bitorder="little").view(np.int32)
+        """(words,): a mask of the tokens that do not begin with a digit."""
+
+
+class RowMatcher:
+    """Follows the text of a row through its grammar."""
+
+    def __init__(self, matcher: LLMatcher, digits: Digits) -> None:
+        self.matcher = matcher
+        self._digits = digits
+        self._num_digits = 0  # at the end of the text
+
+    def accept(self, token_id: int) -> None:
+        """Consume a sampled token, unless it is negative (none could be sampled) or the text has ended."""
+        if token_id >= 0 and not self.matcher.is_stopped():
+            self.matcher.consume_token(token_id)
+            count = self._digits.counts[token_id]
+            self._num_digits = self._num_digits + count if count else 0
+
+    def bound(self, mask: NDArray[np.int32]) -> None:
+        """Take digits out of a mask (words,) after very many of them, unless nothing else may follow."""
+        if self._num_digits >= _MOST_DIGITS:
+            others = mask & self._digits.others
+            if others.any():
+                mask[:] = others
+
+
+Constrained = list[tuple[int, RowMatcher]]
 """The rows of a step that have a grammar: the place of each in the step, and its matcher."""
 
 
@@ -32,11 +73,16 @@ class GrammarMasks:
     def __init__(self, folder: Path, vocab_size: int) -> None:
         """For the model in a folder. Its tokenizer is read when the first grammar arrives."""
         self._compiler = GrammarCompiler(lambda: Tokenizer(folder), vocab_size)
+        self._vocab_size = vocab_size
         # One thread: a grammar's matchers share a lexer, for which several threads would wait longer than they compute.
         self._executor = LLExecutor(num_threads=1)
-        self._matchers: dict[int, LLMatcher] = {}
+        self._matchers: dict[int, RowMatcher] = {}
         self.words = mask_words(vocab_size)
         """Number of int32 words in a mask."""
+
+    @cached_property
+    def _digits(self) -> Digits:
+        return Digits(self._compiler.tokenizer, self._vocab_size)
 
     def compile(self, grammar: str) -> Future[None]:
         """Compile a grammar ahead of `add`. The future raises GrammarError."""
@@ -46,8 +92,9 @@ class GrammarMasks:
         """Give a row to a request, which has generated tokens before if it was preempted."""
         self._matchers.pop(row, None)
         if sampling.grammar:
-            matcher = self._matchers[row] = self._compiler.matcher(sampling.grammar)
-            matcher.consume_tokens(output)
+            matcher = self._matchers[row] = RowMatcher(self._compiler.matcher(sampling.grammar), self._digits)
+            for token_id in output:
+                matcher.accept(token_id)
 
     def constrained(self, rows: Iterable[int]) -> Constrained:
         """Those of `rows` that have a grammar."""
@@ -58,20 +105,15 @@ class GrammarMasks:
     def compute(self, constrained: Constrained) -> Masks:
         """Compute the masks. Where the text is complete, only end-of-sequence tokens are allowed."""
         masks = np.zeros((len(constrained), self.words), dtype=np.int32)
-        places = [(matcher, at) for at, (_, matcher) in enumerate(constrained)]
+        places = [(row.matcher, at) for at, (_, row) in enumerate(constrained)]
         self._executor.unsafe_compute_mask_ptr(places, masks.ctypes.data, masks.strides[0], len(places))
-        for at, (_, matcher) in enumerate(constrained):
-            if matcher.is_error():
+        for at, (_, row) in enumerate(constrained):
+            if row.matcher.is_error():
                 masks[at] = 0
+            row.bound(masks[at])
         return Masks(masks, [index for (index, _), mask in zip(constrained, masks, strict=True) if not mask.any()])
 
 
 def mask_words(vocab_size: int) -> int:
     """Number of int32 words that hold a bit for each token."""
     return -(-vocab_size // 32)
-
-
-def accept(matcher: LLMatcher, token_id: int) -> None:
-    """Consume a sampled token, unless it is negative (none could be sampled) or the text has ended."""
-    if token_id >= 0 and not matcher.is_stopped():
-        matcher.consume_token(token_id)

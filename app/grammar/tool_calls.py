@@ -5,7 +5,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from app.grammar.constraint import JSON_OPTIONS, lark
+from app.grammar.constraint import json_rule
 from app.text.tokenizer import Tokenizer
 from app.text.tools.formats import ToolFormat
 
@@ -35,8 +35,8 @@ def tool_calls(
     for index, (name, schema) in enumerate(schemas.items()):
         head = literal(f"{format_.before_name}{json.dumps(name)}{format_.before_arguments}")
         lines.append(f"call{index}: {_join(head, f'args{index}', literal(format_.after_arguments))}")
-        lines.append(f"args{index}: %json {json.dumps({**schema, 'type': 'object', 'x-guidance': JSON_OPTIONS})}")
-    return lark("\n".join(lines))
+        lines.append(f"args{index}: {json_rule({**schema, 'type': 'object'})}")
+    return "\n".join(lines)
 
 
 def _literal(text: str, format_: ToolFormat, tokenizer: Tokenizer) -> str:

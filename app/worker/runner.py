@@ -19,7 +19,7 @@ from app.attention.context import ForwardContext, forward_context
 from app.attention.step import Ints, StepInput, StepShape
 from app.core.sampling import SamplingParams
 from app.core.step import NOTHING_ALLOWED, ModelRunnerOutput, NewRequest, SchedulerOutput, StepHandle
-from app.grammar.masks import Constrained, GrammarMasks, Masks, accept
+from app.grammar.masks import Constrained, GrammarMasks, Masks
 from app.models.loader import LoadedModel
 from app.worker.batch import NO_LOGPROBS, Entries, InputBatch, no_entries
 from app.worker.drafts import accepted_tokens, last_accepted
@@ -246,7 +246,7 @@ class _Launched:
         self._wait()
         assert self.tokens is not None
         for entry, matcher in constrained:
-            accept(matcher, int(self.tokens[entry]))
+            matcher.accept(int(self.tokens[entry]))
 
     def result(self) -> ModelRunnerOutput:
         """See `StepHandle`."""

@@ -23,7 +23,7 @@ from app.api.edge.resumable import ResumableStreams
 from app.api.process import server_config
 from app.api.service import Service
 from app.checkpoint.encoders import EncoderConfig
-from app.grammar.compiler import GrammarCompiler
+from app.grammar.checker import GrammarChecker
 from app.metrics import Metrics
 from app.settings import RequestLimits, Settings
 from app.text.chat_template import ChatTemplate
@@ -107,7 +107,7 @@ def make_service(folder: Path, engine: FakeEngine, settings: Settings, encoder: 
         tokenizer=tokenizer,
         chat_template=template,
         message_format=MessageFormat.choose(settings.tool_parser, settings.reasoning_parser, template.source),
-        grammars=GrammarCompiler(lambda: tokenizer, tokenizer.vocab_size),
+        grammars=GrammarChecker(folder),
         streams=ResumableStreams.of(settings),
         encoder=encoder,
         engine=engine,
@@ -127,6 +127,7 @@ def start_server(folder: Path, encoder: EncoderConfig | None = None, **flags: An
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         app.state.service = service
         yield
+        await service.grammars.close()
 
     class _Server(uvicorn.Server):
         async def startup(self, sockets: list[socket.socket] | None = None) -> None:

@@ -12,6 +12,7 @@ from app.settings import Settings
 from app.text.tokenizer import Tokenizer
 from tests.api.conftest import Server
 from tests.api.fake_engine import READY, say
+from tests.grammar.test_checker import CRASH
 from tests.patience import PATIENCE
 
 CHAT = {"messages": [{"role": "user", "content": "Hi"}]}
@@ -102,6 +103,8 @@ WRONG = [
     ({**TEXT, "guided_choice": []}, "guided_choice"),
     ({**TEXT, "guided_choice": ["a", ""]}, "guided_choice[1]"),
     ({**TEXT, "guided_grammar": "start: x"}, "guided_grammar"),
+    ({**TEXT, "guided_grammar": CRASH}, "guided_grammar"),
+    ({**TEXT, "guided_json": {"const": -(2**63)}}, "guided_json"),
     ({**TEXT, "guided_regex": "a", "guided_choice": ["a"]}, "guided_choice"),
     ({**TEXT, "guided_regex": "a", "min_tokens": 1}, "min_tokens"),
     ({**TEXT, "structured_outputs": {}}, "structured_outputs"),

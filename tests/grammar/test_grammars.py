@@ -11,8 +11,9 @@ import pytest
 
 from app.core.sampling import SamplingParams
 from app.grammar import constraint
-from app.grammar.compiler import GrammarCompiler, GrammarError
-from app.grammar.masks import GrammarMasks, accept
+from app.grammar.compiler import GrammarCompiler
+from app.grammar.constraint import GrammarError
+from app.grammar.masks import GrammarMasks
 from app.text.tokenizer import Tokenizer
 from tests.patience import PATIENCE
 
@@ -62,7 +63,7 @@ def draw(masks: GrammarMasks, tokenizer: Tokenizer, grammar: str, seed: int, mos
             return tokenizer.decode(token_ids)
         token = int(rng.choice(allowed[~ends]))
         token_ids.append(token)
-        accept(constrained[0][1], token)
+        constrained[0][1].accept(token)
     return None
 
 
@@ -83,7 +84,7 @@ def test_regex_choice_and_grammar(masks: GrammarMasks, tokenizer: Tokenizer) -> 
         assert text is not None
         assert re.fullmatch(r"(ab|ü){1,3}-\d{2}", text)
         assert draw(masks, tokenizer, constraint.choice(["yes", 'no "!"\n', "é"]), seed) in ("yes", 'no "!"\n', "é")
-        assert draw(masks, tokenizer, constraint.lark('start: A "+" A\nA: "1" | "2"'), seed) in (
+        assert draw(masks, tokenizer, 'start: A "+" A\nA: "1" | "2"', seed) in (
             "1+1", "1+2", "2+1", "2+2",
         )  # fmt: skip
 
@@ -102,21 +103,67 @@ def test_a_matcher_goes_on_where_a_preempted_request_stood(masks: GrammarMasks, 
 
 def test_what_cannot_be_compiled_says_why(tokenizer: Tokenizer) -> None:
     compiler = GrammarCompiler(lambda: tokenizer, tokenizer.vocab_size)
-    deep: Any = {}
-    for _ in range(400):
-        deep = {"properties": {"a": deep}}
     for grammar, words in (
         (constraint.regex("(a"), "unclosed group"),
         (constraint.json_schema({"type": "array", "uniqueItems": True}), "uniqueItems"),
-        (constraint.lark("start: x"), "unknown name"),
+        ("start: x", "unknown name"),
         (constraint.regex(r"a[^\s\S]"), "no text matches"),
         (constraint.json_schema({"$ref": "#"}), "no text matches"),
-        (constraint.lark("start: A\nA: /a/ & /b/"), "no text matches"),
+        ("start: A\nA: /a/ & /b/", "no text matches"),
     ):
         with pytest.raises(GrammarError, match=words):
             compiler.start(grammar).result()
-    with pytest.raises(ValueError, match="recursion"):
-        constraint.json_schema(deep)
+
+
+@pytest.mark.parametrize(
+    ("schema", "number"),
+    [
+        ({"type": "integer", "minimum": -(2**63), "maximum": 2**63 - 1}, -123),
+        ({"type": "integer", "minimum": 0, "maximum": 2**64 - 1}, 2**62),
+        ({"type": "integer", "exclusiveMinimum": 2**53, "maximum": 2**53 + 3}, 2**53 + 2),
+        ({"type": "number", "minimum": -1e30}, 1.5),
+        ({"properties": {"const": {"maximum": 2**63}}, "required": ["const"]}, {"const": 5}),
+    ],
+)
+def test_bounds_beyond_53_bits(masks: GrammarMasks, tokenizer: Tokenizer, schema: Any, number: Any) -> None:
+    masks.add(0, SamplingParams(max_tokens=9, seed=0, grammar=constraint.json_schema(schema)), [])
+    [(_, row)] = masks.constrained([0])
+    for token in tokenizer.encode(json.dumps(number)):
+        row.accept(token)
+    assert row.matcher.is_accepting()
+    for seed in range(20):
+        text = draw(masks, tokenizer, constraint.json_schema(schema), seed)
+        if text is not None:
+            jsonschema.validate(json.loads(text), schema, cls=jsonschema.Draft202012Validator)
+
+
+@pytest.mark.parametrize("schema", [{"const": 2**53 + 1}, {"enum": [{"a": [-(2**63)]}]}, {"items": {"const": 10**30}}])
+def test_a_constant_that_no_double_holds_is_refused(schema: Any) -> None:
+    with pytest.raises(ValueError, match="exactly"):
+        constraint.json_schema(schema)
+
+
+@pytest.mark.parametrize(
+    "schema", [{"type": "number", "minimum": 0.1, "maximum": 0.3}, {"type": "integer"}, {"type": "number"}]
+)
+def test_a_number_ends_though_only_digits_are_wanted(masks: GrammarMasks, tokenizer: Tokenizer, schema: Any) -> None:
+    masks.add(0, SamplingParams(max_tokens=999, seed=0, grammar=constraint.json_schema(schema)), [])
+    constrained = masks.constrained([0])
+    wanted = [tokenizer.encode(char)[0] for char in "1234567890.-e+"]
+    token_ids: list[int] = []
+    while not constrained[0][1].matcher.is_stopped():
+        allowed = np.unpackbits(masks.compute(constrained).words.view(np.uint8), bitorder="little")
+        token = next((id_ for id_ in wanted if allowed[id_]), min(tokenizer.eos_token_ids))
+        token_ids.append(token)
+        assert len(token_ids) < 400
+        constrained[0][1].accept(token)
+    jsonschema.validate(json.loads(tokenizer.decode(token_ids)), schema)
+
+
+def test_a_text_of_digits_only_is_not_cut(masks: GrammarMasks, tokenizer: Tokenizer) -> None:
+    text = draw(masks, tokenizer, constraint.regex("[0-9]{100}"), 1)
+    assert text is not None
+    assert re.fullmatch("[0-9]{100}", text)
 
 
 def test_hostile_grammars_are_compiled_or_refused_quickly_and_few_are_kept(tokenizer: Tokenizer) -> None:

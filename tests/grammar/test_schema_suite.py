@@ -10,7 +10,8 @@ import pytest
 
 from app.checkpoint.source import find_model
 from app.grammar import constraint
-from app.grammar.compiler import GrammarCompiler, GrammarError
+from app.grammar.compiler import GrammarCompiler
+from app.grammar.constraint import GrammarError
 from app.grammar.masks import GrammarMasks
 from app.text.tokenizer import Tokenizer
 from tests.clients.environments import source_of

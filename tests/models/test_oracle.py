@@ -23,7 +23,7 @@ from app.engine.scheduler import Scheduler
 from app.errors import ModelError
 from app.fairness.alone import Alone
 from app.grammar import constraint
-from app.grammar.masks import GrammarMasks, accept
+from app.grammar.masks import GrammarMasks
 from app.settings import Settings, load_settings
 from app.text.tokenizer import _byte_alphabet
 from app.worker.factory import build_worker
@@ -159,7 +159,7 @@ def greedy_matching(model: PreTrainedModel, folder: Path, prompt: list[int], gra
         logits = model(torch.tensor([prompt + output])).logits[0, -1]
         bits = np.unpackbits(masks.compute(constrained).words.view(np.uint8), bitorder="little")[:VOCAB_SIZE]
         output.append(int(logits.masked_fill(~torch.from_numpy(bits).bool(), float("-inf")).argmax()))
-        accept(constrained[0][1], output[-1])
+        constrained[0][1].accept(output[-1])
     return output
 
 

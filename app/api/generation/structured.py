@@ -1,6 +1,5 @@
 """Structured output: OpenAI's response_format, vLLM's structured_outputs and its older guided_* fields."""
 
-import asyncio
 import json
 from collections.abc import Callable
 from typing import Annotated, Any, Literal, NamedTuple
@@ -12,7 +11,7 @@ from app.api.generation.fields import SamplingFields
 from app.api.service import Service
 from app.errors import InvalidRequestError, UnsupportedError
 from app.grammar import constraint
-from app.grammar.compiler import GrammarError
+from app.grammar.constraint import GrammarError
 
 _UNSUPPORTED: Unsupported = refused("structural_tag whitespace_pattern") | {
     "disable_additional_properties": (False,),
@@ -64,7 +63,7 @@ class StructuredOutputs(RequestBody):
     json_object: Literal[True] | None = None
     regex: str | None = None
     choice: Choices | None = None
-    grammar: str | None = Field(None, description="in llguidance's dialect of Lark")
+    grammar: str | None = Field(None, description="in llguidance's dialect of Lark, or in GBNF")
 
 
 class StructuredFields(RequestBody):
@@ -75,7 +74,7 @@ class StructuredFields(RequestBody):
     guided_json: Schema | str | None = Field(None, description="a JSON schema")
     guided_regex: str | None = None
     guided_choice: Choices | None = None
-    guided_grammar: str | None = Field(None, description="in llguidance's dialect of Lark")
+    guided_grammar: str | None = Field(None, description="in llguidance's dialect of Lark, or in GBNF")
 
     def constraint(self) -> Constraint | None:
         """What the output has to match, if anything. Raises InvalidRequestError if several fields are given."""
@@ -122,7 +121,7 @@ def _constraints(
     if choice is not None:
         found.append(Constraint(f"{prefix}choice", sum(map(len, choice)), lambda: constraint.choice(choice)))
     if grammar is not None:
-        found.append(Constraint(f"{prefix}grammar", len(grammar), lambda: constraint.lark(grammar)))
+        found.append(Constraint(f"{prefix}grammar", len(grammar), lambda: grammar))
     return found
 
 
@@ -140,10 +139,7 @@ def _parsed(text: str) -> Any:
 
 
 async def grammar_of(service: Service, body: SamplingFields, constraint: Constraint | None) -> str:
-    """The grammar that the output has to match, or "". Raises InvalidRequestError if it cannot be compiled.
-
-    It is compiled here only to find errors; the engine compiles it again. Both use threads of their own.
-    """
+    """The grammar that the output has to match, or "". Raises InvalidRequestError if it cannot be compiled."""
     if constraint is None:
         return ""
     field, limit = constraint.field, service.settings.request_limits.max_grammar_size
@@ -155,8 +151,6 @@ async def grammar_of(service: Service, body: SamplingFields, constraint: Constra
         if getattr(body, name):
             raise InvalidRequestError(f"{name} and {field} exclude each other", name)
     try:
-        grammar = constraint.build()
-        await asyncio.wrap_future(service.grammars.start(grammar))
+        return await service.grammars.check(constraint.build())
     except (GrammarError, ValueError, RecursionError) as error:
         raise InvalidRequestError(f"{field}: {error}"[:1000], field) from error
-    return grammar

@@ -1,0 +1,105 @@
+"""The process in which grammars are checked: `python -m app.grammar.check_process MODEL_FOLDER`.
+
+Grammars come on stdin and verdicts go to stdout, each behind its length. The process ends when stdin is closed.
+It is bound to fail where the engine would: a grammar is compiled as there, but on a smaller stack, and with bounds on
+processor time and memory. Then some tokens are matched, because a part of the work is done when it is needed.
+"""
+
+import os
+import re
+import resource
+import signal
+import sys
+import threading
+from pathlib import Path
+
+import msgspec
+import numpy as np
+from llguidance import LLMatcher, LLTokenizer
+from llguidance.gbnf_to_lark import gbnf_to_lark
+
+from app.grammar.checker import FRAME_BYTES, MOST_CPU_SECONDS, Verdict
+from app.grammar.compiler import compile_grammar, vocabulary_of
+from app.grammar.constraint import GrammarError
+from app.text.tokenizer import Tokenizer
+
+_STACK_BYTES = 2**20
+"""The engine's threads have at least twice as much."""
+_MOST_BYTES = 256 * 2**20
+"""Memory for one grammar."""
+_NUM_TOKENS = 32
+_PRIME = 7919
+_GBNF = re.compile(r"^\s*[\w-]+\s*::=", re.MULTILINE)
+
+
+def check(vocabulary: LLTokenizer, grammar: str) -> Verdict:
+    """Compile a grammar, and match some tokens."""
+    try:
+        if _GBNF.search(grammar):
+            grammar = gbnf_to_lark(grammar)
+        _match(compile_grammar(vocabulary, grammar))
+    except (GrammarError, ValueError, RecursionError) as error:
+        return Verdict(error=str(error)[:1000])
+    except MemoryError:
+        return Verdict(error="it takes too much memory to compile")
+    except Exception as error:  # the converter's own, for what is no GBNF
+        return Verdict(error=f"{type(error).__name__}: {error}"[:1000])
+    return Verdict(grammar)
+
+
+def _match(matcher: LLMatcher) -> None:
+    """Match tokens from all over the vocabulary, as long as there are any."""
+    for number in range(_NUM_TOKENS):
+        bits = np.frombuffer(matcher.compute_bitmask(), dtype=np.uint8)
+        allowed = np.flatnonzero(np.unpackbits(bits, bitorder="little"))
+        if matcher.is_error() or matcher.is_stopped() or not len(allowed):
+            return
+        matcher.consume_token(int(allowed[number * _PRIME % len(allowed)]))
+
+
+def _limit_memory() -> None:
+    """Bound what this process may take beside what it has now. Only Linux does so."""
+    if sys.platform == "linux":
+        pages = int(Path("/proc/self/statm").read_text().split()[5])
+        limit = pages * resource.getpagesize() + _MOST_BYTES
+        resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+
+
+def _serve(vocabulary: LLTokenizer) -> None:
+    _send(Verdict())  # ready
+    while length := os.read(sys.stdin.fileno(), FRAME_BYTES):
+        grammar = _read(int.from_bytes(length)).decode(errors="surrogatepass")
+        signal.setitimer(signal.ITIMER_PROF, MOST_CPU_SECONDS)  # whose signal ends the process
+        verdict = check(vocabulary, grammar)
+        signal.setitimer(signal.ITIMER_PROF, 0)
+        _send(verdict)
+
+
+def _read(length: int) -> bytes:
+    message = b""
+    while len(message) < length and (piece := os.read(sys.stdin.fileno(), length - len(message))):
+        message += piece
+    return message
+
+
+def _send(verdict: Verdict) -> None:
+    message = msgspec.msgpack.encode(verdict)
+    sys.stdout.buffer.write(len(message).to_bytes(FRAME_BYTES) + message)
+    sys.stdout.buffer.flush()
+
+
+def main() -> None:
+    """Check grammars until stdin is closed."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal sends it to all processes
+    tokenizer = Tokenizer(Path(sys.argv[1]))
+    vocabulary = vocabulary_of(tokenizer, tokenizer.vocab_size)
+    _limit_memory()
+    threading.stack_size(_STACK_BYTES)
+    thread = threading.Thread(target=_serve, args=(vocabulary,))
+    thread.start()
+    thread.join()
+
+
+if __name__ == "__main__":
+    main()
