@@ -43,8 +43,12 @@ IM_START, IM_END = 256, 257
 
 @pytest.fixture(scope="session")
 def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a tokenizer."""
+    return write_tokenizer(tmp_path_factory.mktemp("model"))
+
+
+def write_tokenizer(folder: Path) -> Path:
     """A tokenizer whose token ids are the bytes of a text, and two control tokens."""
-    folder = tmp_path_factory.mktemp("model")
     fast = Tokenizer(models.BPE(vocab=_byte_alphabet(), merges=[]))
     fast.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     fast.decoder = decoders.ByteLevel()
@@ -102,7 +106,7 @@ def make_service(folder: Path, engine: FakeEngine, settings: Settings, encoder: 
     template = ChatTemplate.from_folder(folder, tokenizer)
     return Service(
         settings=settings,
-        model_name=MODEL,
+        model_name=settings.served_model_name or MODEL,
         created=1,
         tokenizer=tokenizer,
         chat_template=template,
@@ -118,7 +122,7 @@ def make_service(folder: Path, engine: FakeEngine, settings: Settings, encoder: 
 
 def start_server(folder: Path, encoder: EncoderConfig | None = None, **flags: Any) -> Iterator[Server]:
     """Serve until the caller is done. `encoder`: what the model is, if it does not generate."""
-    settings = Settings(served_model_name=MODEL, **flags)
+    settings = Settings(**{"served_model_name": MODEL, **flags})
     engine = FakeEngine(folder)
     service = make_service(folder, engine, settings, encoder)
     started = threading.Event()

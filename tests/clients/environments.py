@@ -55,6 +55,13 @@ def source_of(name: str, version: str) -> Path:
 
 def node_client(name: str) -> list[str]:
     """The command that runs a client's check.mjs, which has to lie beside its node_modules."""
+    folder = node_environment(name)
+    shutil.copy(HERE / name / "check.mjs", folder)
+    return ["node", str(folder / "check.mjs")]
+
+
+def node_environment(name: str) -> Path:
+    """A folder with the node_modules of a client's package-lock.json."""
     folder, lock = CACHE / name, HERE / name / "package-lock.json"
     if not _is_made(folder, lock):
         folder.mkdir(parents=True, exist_ok=True)
@@ -62,8 +69,7 @@ def node_client(name: str) -> list[str]:
             shutil.copy(file, folder)
         _run("npm", "ci", "--prefix", str(folder))
         _say_made(folder, lock)
-    shutil.copy(HERE / name / "check.mjs", folder)
-    return ["node", str(folder / "check.mjs")]
+    return folder
 
 
 def _is_made(folder: Path, of: Path) -> bool:

@@ -26,7 +26,7 @@ def server() -> Iterator[Server]:
         yield running
 
 
-@pytest.mark.parametrize("name", ["instructor", "langchain", "litellm", "llm", "lm_eval"])
+@pytest.mark.parametrize("name", ["agents_sdk", "instructor", "langchain", "litellm", "llm", "lm_eval"])
 def test_python_client(server: Server, tmp_path: Path, name: str) -> None:
     check(server, tmp_path, python_client(name, with_torch=name == "lm_eval"))
 
