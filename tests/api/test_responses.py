@@ -414,7 +414,6 @@ WRONG = [
     ({**HI, "tools": [{"type": "function", "name": "f"}] * 2}, "tools"),
     ({**HI, "tool_choice": {"type": "mcp"}}, "tool_choice"),
     ({**HI, "tool_choice": "required"}, "tool_choice"),
-    ({**HI, "text": {"verbosity": "none"}}, "text.verbosity"),
     ({**HI, "text": {"format": {"type": "json_schema", "name": "x"}}}, "text.format.schema"),
     ({**HI, "text": {"format": {"type": "json_schema", "schema": {}}}}, "text.format.name"),
     ({**HI, "text": {"format": {"type": "json_schema", "name": "x", "schema": {"type": 5}}}}, "text.format.schema"),

@@ -12,7 +12,7 @@ MAX_STOP_TOKEN_IDS = 4096
 _INT64 = 2**63
 
 TokenId = Annotated[int, Field(ge=0, lt=2**31)]
-Effort = Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"]
+Effort = Literal["none", "minimal", "low", "medium", "high", "xhigh", "max", "ultra"]
 
 HINTS = hints(
     "client_metadata metadata parallel_tool_calls prediction prompt_cache_key prompt_cache_options "

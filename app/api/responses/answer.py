@@ -127,9 +127,9 @@ class ResponseAnswer(BlocksAnswer):
         if block.kind is Kind.REASONING:
             encrypted = wrap_reasoning(block.text) if self._encrypts else UNSET
             return OutputReasoning(id_, status, content=content, encrypted_content=encrypted)
-        name, namespace, takes_text = self._tools.given(block.name)
-        called: Fields = {"call_id": block.call_id, "name": name, "namespace": namespace or UNSET}
-        if takes_text:
+        given = self._tools.given(block.name)
+        called: Fields = {"call_id": block.call_id, "name": given.name, "namespace": given.namespace or UNSET}
+        if given.takes_text:
             return OutputCustomCall(id_, status, **called, input=text_of(block.text) if block.is_over else "")
         return OutputFunctionCall(id_, status, **called, arguments=block.text)
 

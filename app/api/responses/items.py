@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal, get_args
 
 from pydantic import Field, Tag, TypeAdapter
 
-from app.api.edge.body import Label, RequestBody, Unsupported
+from app.api.edge.body import Label, RequestBody, Unsupported, hints
 from app.api.generation.kinds import Unknown, by_type, refuse_unknown
 from app.api.responses.tools import Tool, check_tools
 
@@ -21,10 +21,9 @@ Status = Literal["in_progress", "completed", "incomplete"]
 class TextPart(RequestBody):
     """A piece of text."""
 
+    hints = hints("annotations logprobs")
     type: TextType
     text: str
-    annotations: list[Any] = Field(default_factory=list, description="changes nothing")
-    logprobs: list[Any] = Field(default_factory=list, description="changes nothing")
 
 
 class RefusalPart(RequestBody):
@@ -52,10 +51,10 @@ class Item(RequestBody):
 class MessageItem(Item):
     """A message."""
 
+    hints = hints("phase")
     type: Literal["message"] = "message"
     role: Literal["user", "assistant", "system", "developer"]
     content: Content
-    phase: Literal["commentary", "final_answer"] | None = Field(None, description="changes nothing")
 
 
 class CallItem(Item):
@@ -83,11 +82,10 @@ class CustomCallItem(CallItem):
 class CallOutputItem(Item):
     """The result of a call."""
 
+    hints = hints("name namespace")
     type: Literal["function_call_output", "custom_tool_call_output"]
     call_id: Label
     output: Content
-    name: Label | None = Field(None, description="changes nothing")
-    namespace: Label | None = Field(None, description="changes nothing")
 
 
 class ReasoningItem(Item):

@@ -4,7 +4,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import ConfigDict, Field
 
-from app.api.edge.body import Label, RequestBody, Unsupported, refused
+from app.api.edge.body import Label, RequestBody, Unsupported, hints, refused
 from app.api.generation.fields import Effort, TokenFields
 from app.api.generation.kinds import Unknown, refuse_unknown
 from app.api.responses.items import InputItem, check_item
@@ -27,7 +27,8 @@ Included = Literal[
 ]
 LOGPROBS = "message.output_text.logprobs"
 ENCRYPTED = "reasoning.encrypted_content"
-_HINT = "changes nothing"
+_HINTS = hints("client_metadata prompt_cache_options prompt_cache_retention service_tier")
+_COMES_BACK = "changes nothing, and comes back with the response"
 
 
 class TextFormat(RequestBody):
@@ -43,23 +44,22 @@ class TextFormat(RequestBody):
 class TextConfig(RequestBody):
     """Options of the text."""
 
+    hints = hints("verbosity")
     format: TextFormat = TextFormat()
-    verbosity: Literal["low", "medium", "high"] | None = Field(None, description=_HINT)
 
 
 class ReasoningConfig(RequestBody):
     """How much the model reasons."""
 
-    effort: Effort | None = Field(None, description="only where the chat template has it")
-    summary: Literal["auto", "concise", "detailed", "none"] | None = Field(None, description=_HINT)
-    generate_summary: Literal["auto", "concise", "detailed"] | None = Field(None, description=_HINT)
-    context: Literal["auto", "current_turn", "all_turns"] | None = Field(None, description=_HINT)
+    hints = hints("context generate_summary mode")
+    effort: Effort | None = Field(None, description="a hint, for chat templates that know it")
+    summary: Label | None = Field(None, description=_COMES_BACK)
 
 
 class StreamOptions(RequestBody):
     """What a stream contains beside events."""
 
-    include_obfuscation: bool | None = Field(None, description=_HINT)
+    hints = hints("include_obfuscation")
 
 
 class ConversationFields(RequestBody):
@@ -111,9 +111,10 @@ class ResponsesRequest(ConversationFields, TokenFields):
         }
     )
 
+    hints = _HINTS
     max_output_tokens: int | None = Field(None, ge=1, lt=2**31, description="by default what the context leaves")
     max_tool_calls: int | None = Field(None, ge=1, description="changes nothing: it counts calls of hosted tools")
-    include: list[Included] = Field(default_factory=list, description="of what is not there, nothing is included")
+    include: list[Included] = Field(default_factory=list, description="what is not there is not included")
     top_logprobs: int | None = Field(None, ge=0, description=f"needs {LOGPROBS} in include")
     background: bool = Field(False, description="answer at once, and keep the response for a later GET")
     store: bool | None = Field(None, description="keep the response, for a while; true where the server can")
@@ -121,13 +122,9 @@ class ResponsesRequest(ConversationFields, TokenFields):
         default_factory=dict, description="comes back with the response"
     )
     stream_options: StreamOptions | None = None
-    client_metadata: dict[str, Any] | None = Field(None, description=_HINT)
-    user: Label | None = Field(None, description=_HINT)
-    safety_identifier: Label | None = Field(None, description=_HINT)
-    prompt_cache_key: Label | None = Field(None, description=_HINT)
-    prompt_cache_options: dict[str, Any] | None = Field(None, description=_HINT)
-    prompt_cache_retention: str | None = Field(None, description=_HINT)
-    service_tier: str | None = Field(None, description=_HINT)
+    user: Label | None = Field(None, description=_COMES_BACK)
+    safety_identifier: Label | None = Field(None, description=_COMES_BACK)
+    prompt_cache_key: Label | None = Field(None, description=_COMES_BACK)
 
     @property
     def wants_logprobs(self) -> bool:

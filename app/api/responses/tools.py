@@ -1,37 +1,29 @@
 """The tools of a request, each as the function that a chat has for it."""
 
 from abc import abstractmethod
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal
 
-from pydantic import ConfigDict, Field, Tag
+from pydantic import Field, Tag
 
 from app.api.chat.parts import Fields, function_tool
 from app.api.chat.schema import FunctionName
-from app.api.edge.body import RequestBody, Unsupported
-from app.api.generation.kinds import Unknown, by_type, refuse_unknown
+from app.api.edge.body import RequestBody, Unsupported, hints
+from app.api.generation.kinds import HostedTool, Unknown, by_type, refuse_unknown
 
 _IN_TOOLS: Unsupported = {
     "allowed_callers": (["direct"],),
     "async": (False,),
 }
-HostedType = Literal[
-    "image_generation",
-    "local_shell",
-    "tool_search",
-    "web_search",
-    "web_search_2025_08_26",
-    "web_search_preview",
-    "web_search_preview_2025_03_11",
-]
+_HOSTED = ("image_generation", "local_shell", "tool_search", "web_search")
 
 
 class OwnTool(RequestBody):
     """Base of the tools that the client runs."""
 
+    hints = hints("defer_loading output_schema")  # the model is told of all tools at once
     unsupported = _IN_TOOLS
     name: FunctionName
     description: str | None = None
-    defer_loading: bool = Field(False, description="changes nothing: the model is told of all tools at once")
 
     @abstractmethod
     def function(self, name: str, about: str | None) -> Fields:
@@ -44,7 +36,6 @@ class FunctionTool(OwnTool):
     type: Literal["function"]
     parameters: dict[str, Any] | None = Field(None, description="a JSON schema")
     strict: bool | None = None
-    output_schema: dict[str, Any] | None = Field(None, description="changes nothing")
 
     def function(self, name: str, about: str | None) -> Fields:
         """See `OwnTool`."""
@@ -105,20 +96,13 @@ class Namespace(RequestBody):
     ]
 
 
-class HostedTool(RequestBody):
-    """A tool that OpenAI runs. The model is not told of it, and so does not call it."""
-
-    model_config = ConfigDict(extra="ignore")
-    type: HostedType
-
-
 Tool = Annotated[
     Annotated[FunctionTool, Tag("function")]
     | Annotated[CustomTool, Tag("custom")]
     | Annotated[Namespace, Tag("namespace")]
     | Annotated[HostedTool, Tag("hosted")]
     | Annotated[Unknown, Tag("unknown")],
-    by_type("function", "custom", "namespace", others=dict.fromkeys(get_args(HostedType), "hosted")),
+    by_type("function", "custom", "namespace", hosted=_HOSTED),
 ]
 
 

@@ -15,6 +15,7 @@ class Given(NamedTuple):
     name: str
     namespace: str | None = None
     takes_text: bool = False
+    has_lark: bool = False
 
 
 def name_for_model(name: str, namespace: str | None) -> str:
@@ -38,14 +39,12 @@ class ToolSet:
 
     def __init__(self, tools: Sequence[Tool]) -> None:
         self._given: dict[str, Given] = {}
-        self._functions: list[tuple[str, Fields]] = []
-        self._with_lark: set[str] = set()
+        self._functions: list[Fields] = []
         for tool, namespace, about in _flat(tools):
             name = name_for_model(tool.name, namespace)
-            self._given[name] = Given(tool.name, namespace, isinstance(tool, CustomTool))
-            self._functions.append((name, tool.function(name, about)))
-            if isinstance(tool, CustomTool) and tool.has_lark:
-                self._with_lark.add(name)
+            has_lark = isinstance(tool, CustomTool) and tool.has_lark
+            self._given[name] = Given(tool.name, namespace, isinstance(tool, CustomTool), has_lark)
+            self._functions.append(tool.function(name, about))
 
     def given(self, name: str) -> Given:
         """The tool that a model calls by this name, which may be none of the request's."""
@@ -53,22 +52,22 @@ class ToolSet:
 
     def fields(self, choice: ToolChoice | None) -> Fields:
         """The tools and the choice among them, as fields of a chat. Raises InvalidRequestError if one is not there."""
-        allowed, wanted = set(self._given), set[str]()
+        wanted: list[str] = []
         told: Any = choice or "auto"
-        if isinstance(choice, AllowedTools):
-            allowed = {self._name(one, f"tool_choice.tools[{index}]") for index, one in enumerate(choice.tools)}
-            told = choice.mode
         if isinstance(choice, NamedTool):
-            wanted = {self._name(choice, "tool_choice")}
-            told = named_choice(*wanted)
-        elif told == "required":
-            wanted = allowed
-        for name in wanted & self._with_lark:
-            raise UnsupportedError(
-                f"tool_choice: a call of {name} that is required cannot be kept to its grammar", "tool_choice"
-            )
-        functions = [function for name, function in self._functions if name in allowed]
-        return {"tools": functions, "tool_choice": told}
+            wanted = [self._name(choice, "tool_choice")]
+            told = named_choice(wanted[0])
+        elif isinstance(choice, AllowedTools):
+            names = [self._name(one, f"tool_choice.tools[{index}]") for index, one in enumerate(choice.tools)]
+            wanted = names if choice.mode == "required" else []
+            allowed = {"mode": choice.mode, "tools": [named_choice(name) for name in names]}
+            told = {"type": "allowed_tools", "allowed_tools": allowed}
+        elif choice == "required":
+            wanted = [*self._given]
+        for name in wanted:
+            if self._given[name].has_lark:
+                raise UnsupportedError(f"tool_choice: a required call of {name} cannot be kept to Lark", "tool_choice")
+        return {"tools": self._functions, "tool_choice": told}
 
     def _name(self, choice: NamedTool, where: str) -> str:
         """The model's name for a chosen tool, which a client may call by its own name or by the model's."""
