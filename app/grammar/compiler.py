@@ -1,5 +1,6 @@
 """Compiles grammars to matchers of tokens, and keeps them for other requests with the same grammar."""
 
+import json
 import threading
 from collections import OrderedDict
 from collections.abc import Callable
@@ -12,6 +13,8 @@ from app.grammar.constraint import GrammarError
 from app.text.tokenizer import Tokenizer
 
 _MOST_KEPT = 32
+_PRIVATE_USE = "\ue000"
+"""A character that means nothing in Unicode."""
 _LIMITS = LLParserLimits(max_lexer_states=20_000)
 """The library's defaults, except for the number of states, which take one or two kilobytes each and grow in number
 while a text is matched. With this limit a grammar compiles within a second and a mask takes some ten milliseconds. A
@@ -23,7 +26,32 @@ def vocabulary_of(tokenizer: Tokenizer, vocab_size: int) -> LLTokenizer:
 
     `vocab_size`: the number of logits, which may exceed the number of the tokenizer's tokens.
     """
-    return LLTokenizer(tokenizer.to_json(), n_vocab=vocab_size, eos_token=sorted(tokenizer.eos_token_ids))
+    definition = _with_unwritable_names(tokenizer.to_json())
+    return LLTokenizer(definition, n_vocab=vocab_size, eos_token=sorted(tokenizer.eos_token_ids))
+
+
+def _with_unwritable_names(definition: str) -> str:
+    """A tokenizer.json in which no text is the name of a special token.
+
+    Where a grammar leaves one text only, the library has the tokenizer cut it into tokens. A fixed text such as
+    "<|im_end|>" would become the token that ends the answer. Grammars name special tokens by number: <[7]>.
+    """
+    parsed = json.loads(definition)
+    names = {token["content"] for token in parsed["added_tokens"] if token["special"]}
+    for token in parsed["added_tokens"]:
+        token["content"] = _renamed(token["content"], names)
+    vocabulary = parsed["model"]["vocab"]
+    if isinstance(vocabulary, dict):
+        parsed["model"]["vocab"] = {_renamed(name, names): id_ for name, id_ in vocabulary.items()}
+    else:  # Unigram's
+        parsed["model"]["vocab"] = [[_renamed(name, names), score] for name, score in vocabulary]
+    if parsed["model"].get("unk_token") is not None:
+        parsed["model"]["unk_token"] = _renamed(parsed["model"]["unk_token"], names)
+    return json.dumps(parsed)
+
+
+def _renamed(name: str, names: set[str]) -> str:
+    return _PRIVATE_USE + name if name in names else name
 
 
 def compile_grammar(vocabulary: LLTokenizer, grammar: str) -> LLMatcher:

@@ -89,6 +89,14 @@ def test_regex_choice_and_grammar(masks: GrammarMasks, tokenizer: Tokenizer) -> 
         )  # fmt: skip
 
 
+@pytest.mark.parametrize("text", ["<|im_end|>", "a<|im_start|>", "<|endoftext|>!"])
+def test_a_fixed_text_that_looks_like_a_special_token_is_text(
+    masks: GrammarMasks, tokenizer: Tokenizer, text: str
+) -> None:
+    assert draw(masks, tokenizer, constraint.choice([text]), 1) == text
+    assert draw(masks, tokenizer, constraint.json_schema({"const": {text: text}}), 1) == json.dumps({text: text})
+
+
 def test_a_matcher_goes_on_where_a_preempted_request_stood(masks: GrammarMasks, tokenizer: Tokenizer) -> None:
     sampling = SamplingParams(max_tokens=9, seed=0, grammar=constraint.choice(["red", "blue"]))
     masks.add(3, sampling, tokenizer.encode("bl"))
