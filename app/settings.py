@@ -13,17 +13,10 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ByteSize, ConfigDict, Field, HttpUrl, ValidationError
 from pydantic.fields import FieldInfo
-from pydantic_settings import (
-    BaseSettings,
-    NoDecode,
-    PydanticBaseSettingsSource,
-    SettingsConfigDict,
-    YamlConfigSettingsSource,
-)
+from pydantic_settings import BaseSettings, NoDecode, PydanticBaseSettingsSource, SettingsConfigDict
 
 from app.errors import StartupError
-
-ENV_PREFIX = "PACELINE_"
+from app.setting_sources import ENV_PREFIX, check_variables, sources
 
 
 def cache_folder() -> Path:
@@ -231,19 +224,11 @@ class Settings(
         cls,
         settings_cls: type[BaseSettings],
         init_settings: PydanticBaseSettingsSource,
-        env_settings: PydanticBaseSettingsSource,
-        dotenv_settings: PydanticBaseSettingsSource,  # noqa: ARG003
-        file_secret_settings: PydanticBaseSettingsSource,  # noqa: ARG003
+        *_of_pydantic: PydanticBaseSettingsSource,
+        **_named: PydanticBaseSettingsSource,
     ) -> tuple[PydanticBaseSettingsSource, ...]:
-        """Flags, environment and YAML file, the strongest first. Raises StartupError if the file is broken."""
-        chain = [init_settings, env_settings]
-        if config := os.environ.get(f"{ENV_PREFIX}CONFIG"):
-            try:
-                chain.append(YamlConfigSettingsSource(settings_cls, Path(config)))
-            except Exception as error:  # of the YAML library, of Python, or of what makes settings of what it read
-                reason = " ".join(str(error).split())
-                raise StartupError(f"config: {config} is not a YAML file of settings: {reason}") from error
-        return tuple(chain)
+        """Flags, environment and YAML file, the strongest first."""
+        return init_settings, *sources(settings_cls)
 
 
 GROUPS: tuple[type[BaseModel], ...] = (
@@ -274,12 +259,7 @@ def load_settings(**flags: Any) -> Settings:
 
     Raises StartupError, which names every key that is unknown or has a wrong value.
     """
-    known = {f"{ENV_PREFIX}{name.upper()}" for name in (*Settings.model_fields, "config")}
-    if unknown := sorted(name for name in os.environ if name.startswith(ENV_PREFIX) and name not in known):
-        raise StartupError(f"unknown environment variable {', '.join(unknown)}; see paceline serve --help")
-    config = os.environ.get(f"{ENV_PREFIX}CONFIG")
-    if config and not Path(config).is_file():
-        raise StartupError(f"config: no such file: {config}")
+    check_variables(Settings.model_fields)
     try:
         return Settings(**{name: value for name, value in flags.items() if value is not None})
     except ValidationError as error:

@@ -30,7 +30,8 @@ MAY_IMPORT = {
     "tenants": set(),
     "log": set(),
     "core": set(),
-    "settings": set(),
+    "settings": {"setting_sources"},
+    "setting_sources": set(),
     "errors": set(),
 }
 COMPOSITION_ROOT = APP / "engine" / "build.py"
@@ -46,6 +47,7 @@ TORCH_FREE = {
     "fairness",
     "checkpoint",
     "settings",
+    "setting_sources",
     "errors",
     "metrics",
     "tenants",

@@ -44,3 +44,30 @@ def test_a_wrong_limit_is_named(value: str, words: str) -> None:
 def test_children_get_the_same_settings() -> None:
     settings = load_settings(request_limits='{"max_prompt_size": "1MiB"}', api_keys="keys.yaml", max_itl=20)
     assert Settings.model_validate_json(settings.model_dump_json()) == settings
+
+
+OF_A_SERVICE = {
+    "PACELINE_SERVICE_HOST": "10.0.0.7",
+    "PACELINE_SERVICE_PORT": "80",
+    "PACELINE_SERVICE_PORT_HTTP": "80",
+    "PACELINE_PORT": "tcp://10.0.0.7:80",
+    "PACELINE_PORT_80_TCP": "tcp://10.0.0.7:80",
+    "PACELINE_PORT_80_TCP_PROTO": "tcp",
+    "PACELINE_PORT_80_TCP_PORT": "80",
+    "PACELINE_PORT_80_TCP_ADDR": "10.0.0.7",
+}
+"""What Kubernetes gives to each pod beside a Service with the name "paceline"."""
+
+
+def test_variables_that_kubernetes_makes_of_a_service_are_no_settings(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in OF_A_SERVICE.items():
+        monkeypatch.setenv(name, value)
+        monkeypatch.setenv(name.replace("PACELINE_", "PACELINE_GPU_"), value)  # of a Service "paceline-gpu"
+    assert load_settings().port == 8000
+
+
+@pytest.mark.parametrize("name", ["PACELINE_MAX_QEUE", "PACELINE_SERVICE", "PACELINE_PORT_TCP", "PACELINE_GPU_PORT"])
+def test_other_variables_are_refused(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(name, "80")
+    with pytest.raises(StartupError, match=f"unknown environment variable {name};"):
+        load_settings()

@@ -78,6 +78,7 @@ def test_settings_and_metrics_are_there(objects: dict[str, Any]) -> None:
 
 def test_the_pods_may_do_little(objects: dict[str, Any]) -> None:
     pod = objects["Deployment"]["spec"]["template"]["spec"]
+    assert not pod["enableServiceLinks"]
     (container,) = pod["containers"]
     assert pod["securityContext"]["runAsNonRoot"]
     assert container["securityContext"] == {

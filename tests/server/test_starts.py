@@ -14,6 +14,7 @@ from app.errors import StartupError
 from app.settings import load_settings
 from tests.patience import PATIENCE, wait_until
 from tests.server.process import Server, popen, run, running_server
+from tests.test_settings import OF_A_SERVICE
 
 
 @pytest.mark.parametrize(
@@ -72,6 +73,14 @@ def test_a_broken_model_ends_the_service_with_one_line(file: str, content: str, 
     assert words in log
     assert log.count("error") == 1
     assert "Traceback" not in log
+
+
+def test_a_pod_beside_a_service_of_the_same_name_starts(tmp_path: Path) -> None:
+    """Until it looks for the model: the settings are read, and the port is that of the file."""
+    config = tmp_path / "paceline.yaml"
+    config.write_text("model: /nowhere\nport: 0\n")
+    code, _, log = run("-m", "app.cli", "serve", PACELINE_CONFIG=str(config), **OF_A_SERVICE)
+    assert (code, log) == (2, "paceline: no such model: /nowhere is no folder, no file, and no hub id like org/name\n")
 
 
 def test_an_engine_that_is_killed_while_it_loads_ends_the_service() -> None:
