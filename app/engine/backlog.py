@@ -8,8 +8,12 @@ from collections.abc import Callable
 from app.core.wire import GenerateCommand, RequestCommand
 
 _WINDOW = 10.0
-"""Seconds over which the rate is measured."""
-_LONGEST_WAIT = 60
+"""Seconds over which the rate is measured, at most."""
+_SHORTEST_WINDOW = 1.0
+"""A batch gets its first outputs at one moment, which says little of the rate."""
+_FIRST_GUESS = 5.0
+"""Seconds, at most, that a client is told to wait before anything that waits now has been served."""
+_LONGEST_WAIT = 60.0
 
 
 class Backlog:
@@ -18,7 +22,9 @@ class Backlog:
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
         self._requests: dict[str, RequestCommand] = {}
-        self._departures: deque[float] = deque()
+        self._waits_since = 0.0
+        self._departures: deque[float] = deque()  # of the last seconds, and since some request has been waiting
+        self._rate: float | None = None  # departures a second, when it was last seen
         self.num_tokens = 0
         """Of their prompts."""
         self.by_tenant: Counter[str] = Counter()
@@ -27,6 +33,9 @@ class Backlog:
 
     def enter(self, command: RequestCommand) -> None:
         """A request begins to wait."""
+        if not self._requests:
+            self._waits_since = self._clock()
+            self._departures.clear()
         self._requests[command.request_id] = command
         self._count(command, 1)
 
@@ -37,8 +46,14 @@ class Backlog:
             return
         self._count(command, -1)
         if was_served:
-            self._departures.append(self._clock())
-            self._forget()
+            self._measure_rate()
+
+    def _measure_rate(self) -> None:
+        now = self._clock()
+        self._departures.append(now)
+        while self._departures[0] < now - _WINDOW:
+            self._departures.popleft()
+        self._rate = len(self._departures) / min(_WINDOW, max(_SHORTEST_WINDOW, now - self._waits_since))
 
     def _count(self, command: RequestCommand, times: int) -> None:
         num_tokens = times * _num_tokens(command)
@@ -48,16 +63,17 @@ class Backlog:
 
     @property
     def retry_after(self) -> int:
-        """Seconds until half of the requests have had their first output, at the recent rate, within fixed bounds."""
-        self._forget()
-        if not self._departures:
-            return _LONGEST_WAIT if self._requests else 1
-        rate = len(self._departures) / _WINDOW
-        return min(_LONGEST_WAIT, math.ceil(max(1, len(self._requests)) / 2 / rate))
+        """Seconds until half of the requests will have had their first output, at the rate that was last seen.
 
-    def _forget(self) -> None:
-        while self._departures and self._departures[0] < self._clock() - _WINDOW:
-            self._departures.popleft()
+        It is at least the time in which none was served.
+        """
+        if not self._requests:
+            return 1
+        seconds = len(self._requests) / 2 / self._rate if self._rate else _FIRST_GUESS
+        if not self._departures:  # a burst after a silence, of which the rate was another
+            seconds = min(seconds, _FIRST_GUESS)
+        served_at = self._departures[-1] if self._departures else self._waits_since
+        return math.ceil(min(_LONGEST_WAIT, max(1.0, seconds, self._clock() - served_at)))
 
 
 def _num_tokens(command: RequestCommand) -> int:

@@ -30,10 +30,31 @@ def test_retry_after_is_the_time_in_which_half_of_the_queue_is_served() -> None:
     assert backlog.retry_after == 1
     for index in range(60):
         backlog.enter(command(str(index)))
-    assert backlog.retry_after == 60  # nothing moves
+    assert backlog.retry_after == 5  # a guess: no rate is known yet
     for index in range(20):  # two a second
         now[0] += 0.5
         backlog.leave(str(index), was_served=True)
     assert backlog.retry_after == 10  # 40 wait
-    now[0] += 11.0
+    now[0] += 33.0
+    assert backlog.retry_after == 33  # nothing moves
+    now[0] += 60.0
     assert backlog.retry_after == 60
+
+
+def test_a_burst_after_a_silence_is_told_the_last_rate_for_at_most_five_seconds() -> None:
+    now = [100.0]
+    backlog = Backlog(lambda: now[0])
+    backlog.enter(command("first"))
+    now[0] += 0.1
+    backlog.leave("first", was_served=True)  # one a second, as far as is known
+    now[0] += 1000.0
+    for index in range(6):
+        backlog.enter(command(str(index)))
+    assert backlog.retry_after == 3
+    for index in range(6, 1000):
+        backlog.enter(command(str(index)))
+    assert backlog.retry_after == 5
+    now[0] += 0.5
+    for index in range(100):  # in one step
+        backlog.leave(str(index), was_served=True)
+    assert backlog.retry_after == 5  # 900 wait: half of them take 4.5 s
