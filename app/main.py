@@ -72,7 +72,7 @@ async def _wait_until_ready(client: EngineClient, engine: EngineProcess) -> Engi
             engine.check()
         except ChildLostError as error:
             ready.cancel()
-            raise StartupError(str(error) or "the engine cannot start") from None
+            raise StartupError(str(error)) from None
         await asyncio.wait([ready], timeout=_CHECK_SECONDS)
     return ready.result()
 

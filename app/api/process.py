@@ -31,10 +31,10 @@ from app.api.service import Service
 from app.checkpoint.encoders import EncoderConfig
 from app.checkpoint.folder import ModelFolder
 from app.core.heartbeat import Heartbeat
-from app.core.parent import read_settings, when_parent_ends
+from app.core.parent import give_up, read_settings, when_parent_ends
 from app.core.wire import EngineReady
 from app.engine.client import AsyncEngine
-from app.errors import EXIT_STARTUP_ERROR, EngineUnavailableError, StartupError
+from app.errors import EngineUnavailableError, StartupError
 from app.grammar.checker import GrammarChecker
 from app.log import configure_logging
 from app.metrics import Metrics
@@ -136,8 +136,7 @@ def main() -> None:
         app = create_app(settings, lifespan)
         _listen(sock)
     except StartupError as error:
-        log.error("%s", error)
-        sys.exit(EXIT_STARTUP_ERROR)
+        give_up(address, str(error))
     signal.signal(signal.SIGHUP, lambda _number, _frame: app.state.admission.reload())
     faulthandler.register(signal.SIGUSR1, all_threads=True)  # where it hangs, for the supervisor
     server = DrainingServer(app, settings, running.aclose, Heartbeat(address, f"api-{index}"))

@@ -4,6 +4,8 @@ Stdin is read by its descriptor only, and `sys.stdin` is replaced by an empty fi
 question would wait for ever, and hold a lock that this process needs in order to end.
 
 The parent removes the folder that its processes share when it ends. If the parent was killed, its children remove it.
+
+A child that cannot start leaves the reason in that folder, because the parent's word is the last in the log.
 """
 
 import atexit
@@ -17,7 +19,9 @@ import threading
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import NoReturn
 
+from app.errors import EXIT_STARTUP_ERROR
 from app.settings import Settings
 
 _STDIN = 0
@@ -52,9 +56,30 @@ def when_parent_ends(act: Callable[[], None]) -> None:
     threading.Thread(target=wait, daemon=True).start()
 
 
+def give_up(address: str, reason: str) -> NoReturn:
+    """End this process because it cannot start. The parent finds the reason with `reason_of`."""
+    _reason_file(_folder(address), os.getpid()).write_text(reason)
+    sys.exit(EXIT_STARTUP_ERROR)
+
+
+def reason_of(folder: Path, process_id: int) -> str:
+    """Why a child could not start; empty if it did not say so."""
+    file = _reason_file(folder, process_id)
+    return file.read_text() if file.exists() else ""
+
+
+def _reason_file(folder: Path, process_id: int) -> Path:
+    return folder / f"{process_id}.reason"
+
+
+def _folder(address: str) -> Path:
+    """The folder that the processes share, which holds the engine's socket."""
+    return Path(address.removeprefix("ipc://")).parent
+
+
 def remove_if_orphan(address: str) -> None:
     """Remove the folder of the engine's socket if the parent has closed stdin or is gone."""
-    folder = Path(address.removeprefix("ipc://")).parent
+    folder = _folder(address)
     (has_something, _, _) = select.select([_STDIN], [], [], 0)
     if not has_something or os.read(_STDIN, 1):
         return

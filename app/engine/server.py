@@ -19,7 +19,7 @@ import msgspec
 import zmq
 
 from app.core.heartbeat import EngineHeartbeat
-from app.core.parent import read_settings, remove_if_orphan, when_parent_ends
+from app.core.parent import give_up, read_settings, remove_if_orphan, when_parent_ends
 from app.core.wire import (
     MAX_UNREAD_MESSAGES,
     AbortCommand,
@@ -34,7 +34,7 @@ from app.core.wire import (
 from app.engine.build import build_engine
 from app.engine.core import EngineCore
 from app.engine.outbox import Outbox
-from app.errors import EXIT_STARTUP_ERROR, StartupError
+from app.errors import StartupError
 from app.log import configure_logging
 
 log = logging.getLogger(__name__)
@@ -166,11 +166,10 @@ def main() -> None:
         core, ready = build_engine(settings, Path(model_folder))
         server = EngineServer(address, settings.step_timeout)
     except StartupError as error:
-        log.error("%s", error)
-        sys.exit(EXIT_STARTUP_ERROR)
-    except Exception:
-        log.exception("the engine cannot start")
-        sys.exit(EXIT_STARTUP_ERROR)
+        give_up(address, str(error))
+    except Exception as error:
+        log.exception("an unexpected error")
+        give_up(address, f"the engine cannot start: {type(error).__name__}, see above")
     gc.collect()
     gc.freeze()  # a later collection need not walk through the libraries: that would be a pause in every stream
     server.run(core, ready)

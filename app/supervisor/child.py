@@ -10,6 +10,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
+from app.core.parent import reason_of
 from app.errors import PacelineError
 from app.settings import Settings
 
@@ -25,7 +26,7 @@ class ChildLostError(PacelineError):
     """A child could not be kept running: it ended before it was ready, or again and again."""
 
     def __init__(self, message: str, exit_code: int) -> None:
-        """`message` is empty if the child itself has logged the reason; `exit_code` is for this process."""
+        """`exit_code` is for this process."""
         super().__init__(message)
         self.exit_code = exit_code
 
@@ -33,9 +34,12 @@ class ChildLostError(PacelineError):
 class Child:
     """One process of the service. It ends with this process, because its stdin is then closed (`app.core.parent`)."""
 
-    def __init__(self, name: str, start: Callable[[], subprocess.Popen[bytes]], max_restarts: int) -> None:
-        """Start the child. `name` is for the log."""
+    def __init__(
+        self, name: str, start: Callable[[], subprocess.Popen[bytes]], max_restarts: int, folder: Path
+    ) -> None:
+        """Start the child. `name` is for the log; `folder` is where the child says why it cannot start."""
         self.name = name
+        self._folder = folder
         self._start = start
         self._max_restarts = max_restarts
         self._failures = 0  # in a row
@@ -52,9 +56,9 @@ class Child:
             if time.monotonic() >= self._restart_at:
                 self.process = self._start()
             return False
-        code = self.process.poll()
-        if code is None:
+        if self.process.poll() is None:
             return False
+        end = self.end
         _close(self.process)
         self.process = None
         if was_useful:
@@ -62,10 +66,10 @@ class Child:
         elif not has_excuse:
             self._failures += 1
         if self._failures > self._max_restarts:
-            raise ChildLostError(f"{self.name} ended with exit code {code}, {self._failures} times in a row", 1)
+            raise ChildLostError(f"{end}, {self._failures} times in a row", 1)
         delay = min(_LONGEST_DELAY, _FIRST_DELAY * 2 ** (self._failures - 1)) if self._failures else 0.0
         self._restart_at = time.monotonic() + delay
-        log.error("%s ended with exit code %d; starting it again in %.1f s", self.name, code, delay)
+        log.error("%s; starting it again in %.1f s", end, delay)
         return True
 
     def signal(self, number: signal.Signals) -> None:
@@ -77,6 +81,13 @@ class Child:
     def exit_code(self) -> int | None:
         """None while the child is running and once its death has been handled; negative if a signal ended it."""
         return self.process.poll() if self.process else None
+
+    @property
+    def end(self) -> str:
+        """How a child that is not running has ended: the reason that it gave, or its exit code."""
+        assert self.process is not None
+        reason = reason_of(self._folder, self.process.pid)
+        return reason or f"{self.name} ended with exit code {self.exit_code}"
 
     @property
     def has_ended(self) -> bool:

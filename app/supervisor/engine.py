@@ -25,7 +25,7 @@ class EngineProcess:
         self._heartbeat = EngineHeartbeat(self.address)
         self._steps_at_start = 0
         self._has_been_ready = False
-        self.child = Child("the engine", self._start, settings.max_restarts)
+        self.child = Child("the engine", self._start, settings.max_restarts, self.folder)
         self._watchdog = Watchdog(self.child, self._heartbeat, settings.step_timeout)
 
     def _start(self) -> subprocess.Popen[bytes]:
@@ -42,8 +42,8 @@ class EngineProcess:
         self._has_been_ready = self._has_been_ready or self._socket.exists()
         self._watchdog.check()
         if not self._has_been_ready and (code := self.child.exit_code) is not None:
-            said_why = code == EXIT_STARTUP_ERROR
-            message = "" if said_why else f"the engine ended with exit code {code} before it was ready"
+            is_told = code == EXIT_STARTUP_ERROR
+            message = self.child.end if is_told else f"{self.child.end} before it was ready"
             raise ChildLostError(message, code if code > 0 else EXIT_STARTUP_ERROR)
         self.child.restart_if_dead(
             # An engine that completes steps before it dies is better than none.

@@ -71,13 +71,15 @@ def serve(settings: Settings) -> int:
         _watch(engine, workers, signals)
         return _drain(engine, workers, signals, settings.drain_timeout)
     except ChildLostError as error:
-        if str(error):  # otherwise the child has logged the reason
-            log.error("%s", error)
-        return error.exit_code
+        lost = error
     finally:
         sock.close()
+        for worker in workers:
+            worker.end_if_it_starts()
         stop(*(worker.child for worker in workers))
         engine.stop()
+    log.error("%s", lost)  # the last line, below whatever the others had to say
+    return lost.exit_code
 
 
 class ApiWorker:
@@ -103,7 +105,7 @@ class ApiWorker:
         )
         self._began = 0.0
         self._heartbeat = Heartbeat(engine.address, f"api-{index}")
-        self.child = Child(f"API worker {index}", self._start, settings.max_restarts)
+        self.child = Child(f"API worker {index}", self._start, settings.max_restarts, engine.folder)
         self._watchdog = Watchdog(self.child, self._heartbeat, settings.step_timeout)
 
     def _start(self) -> subprocess.Popen[bytes]:
@@ -115,8 +117,13 @@ class ApiWorker:
         """Restart the API worker if it has died, and end it if it hangs. Raises ChildLostError if it keeps dying."""
         self._watchdog.check()
         if self.child.exit_code == EXIT_STARTUP_ERROR:
-            raise ChildLostError("", EXIT_STARTUP_ERROR)
+            raise ChildLostError(self.child.end, EXIT_STARTUP_ERROR)
         self.child.restart_if_dead(was_useful=time.monotonic() - self._began > _USEFUL_SECONDS)
+
+    def end_if_it_starts(self) -> None:
+        """End an API worker that serves nobody yet, and would only see later that it is to end."""
+        if not self._heartbeat.has_begun:
+            self.child.signal(signal.SIGKILL)
 
 
 def _watch(engine: EngineProcess, workers: list[ApiWorker], signals: "queue.SimpleQueue[int]") -> None:
@@ -132,7 +139,6 @@ def _drain(engine: EngineProcess, workers: list[ApiWorker], signals: "queue.Simp
 
     Returns the exit code: 0 unless open requests had to be cut off.
     """
-    log.info("draining: open requests have %g s to finish; a second signal ends them at once", timeout)
     for worker in workers:
         worker.child.signal(signal.SIGTERM)
     deadline = time.monotonic() + timeout + _LAST_WORDS_SECONDS

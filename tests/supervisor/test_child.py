@@ -4,6 +4,7 @@ import queue
 import signal
 import subprocess
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -36,9 +37,9 @@ class Starter:
         self.started[-1].wait()
 
 
-def test_a_useful_child_is_started_again_for_ever() -> None:
+def test_a_useful_child_is_started_again_for_ever(tmp_path: Path) -> None:
     start = Starter("raise SystemExit(1)")
-    child = Child("it", start, max_restarts=0)
+    child = Child("it", start, max_restarts=0, folder=tmp_path)
     for count in range(2, 5):
         start.wait()
         assert child.restart_if_dead(was_useful=True)
@@ -47,9 +48,9 @@ def test_a_useful_child_is_started_again_for_ever() -> None:
     stop(child)
 
 
-def test_a_useless_child_is_given_up() -> None:
+def test_a_useless_child_is_given_up(tmp_path: Path) -> None:
     start = Starter("raise SystemExit(7)")
-    child = Child("it", start, max_restarts=2)
+    child = Child("it", start, max_restarts=2, folder=tmp_path)
     for _ in range(2):
         start.wait()
         child.restart_if_dead(was_useful=False)
@@ -60,12 +61,12 @@ def test_a_useless_child_is_given_up() -> None:
     assert len(start.started) == 3
 
 
-def test_each_useless_start_waits_longer(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_each_useless_start_waits_longer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "_FIRST_DELAY", 10.0)
     clock = [0.0]
     monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=lambda: clock[0]))
     start = Starter("pass")
-    child = Child("it", start, max_restarts=9)
+    child = Child("it", start, max_restarts=9, folder=tmp_path)
     for delay in (10.0, 20.0, 30.0, 30.0):
         start.wait()
         died_at, count = clock[0], len(start.started)
@@ -79,10 +80,12 @@ def test_each_useless_start_waits_longer(monkeypatch: pytest.MonkeyPatch) -> Non
     stop(child)
 
 
-def test_stopping_ends_those_that_wait_for_their_stdin_and_kills_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_stopping_ends_those_that_wait_for_their_stdin_and_kills_the_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(module, "_STOP_SECONDS", 0.5)
     good, bad = Starter("import sys; sys.stdin.read()"), Starter("import time; time.sleep(100)")
-    stop(Child("good", good, 0), Child("bad", bad, 0))
+    stop(Child("good", good, 0, tmp_path), Child("bad", bad, 0, tmp_path))
     assert good.started[0].returncode == 0
     assert bad.started[0].returncode == -signal.SIGKILL
 
