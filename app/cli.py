@@ -1,4 +1,4 @@
-"""The command line: `paceline serve | generate | bench | check-model`."""
+"""The command line: `paceline serve | generate | bench | check-model | hash-key`."""
 
 import inspect
 import sys
@@ -17,7 +17,6 @@ from bench.command import bench
 
 cli = typer.Typer(
     name="paceline",
-    help="An inference server for language models with an OpenAI-compatible API.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -78,16 +77,19 @@ def serve(**flags: Any) -> None:
 
 
 def generate(
-    prompt: Annotated[str, typer.Argument(help="the user's message; with --raw, the text to continue")],
+    prompt: Annotated[str, typer.Argument(help="the user's message; with --raw, the text to continue; -: stdin")],
     max_tokens: Annotated[int, typer.Option(help="most tokens to generate")] = 256,
     temperature: Annotated[float, typer.Option(help="0 always takes the most probable token")] = 0.0,
     raw: Annotated[bool, typer.Option("--raw", help="continue the prompt as it is, without a chat template")] = False,
+    log_level: Annotated[str, typer.Option(help="the least severe lines to log")] = "error",
     **flags: Any,
 ) -> None:
     """Generate text in this process, without a server."""
     from app.offline import generate_text
 
-    for piece in generate_text(load_settings(**flags), prompt, max_tokens, temperature, raw):
+    settings = load_settings(log_level=log_level, **flags)
+    prompt = sys.stdin.read() if prompt == "-" else prompt
+    for piece in generate_text(settings, prompt, max_tokens, temperature, raw):
         print(piece, end="", flush=True)
     print()
 
@@ -115,9 +117,14 @@ def hash_key(
     print(f"digest  {digest_of(key)}")
 
 
-def version() -> None:
-    """Print Paceline's version."""
-    print(__version__)
+@cli.callback()
+def root(
+    version: Annotated[bool, typer.Option("--version", is_eager=True, help="Print Paceline's version.")] = False,
+) -> None:
+    """An inference server for language models with an OpenAI-compatible API."""
+    if version:
+        print(f"paceline {__version__}")
+        raise typer.Exit
 
 
 cli.command()(_with_settings(serve, GROUPS))
@@ -125,7 +132,6 @@ cli.command()(_with_settings(generate, GROUPS[:3]))
 cli.command()(check_model)
 cli.command()(bench)
 cli.command()(hash_key)
-cli.command()(version)
 
 
 def main() -> None:

@@ -43,7 +43,7 @@ from app.text.chat_template import ChatTemplate
 from app.text.message_format import MessageFormat
 from app.text.tokenizer import Tokenizer
 
-log = logging.getLogger(__name__)
+log = logging.getLogger("app.api.process")  # which runs as __main__
 
 _CHAT = '{"temperature": 0, "messages": [{"role": "user", "content": "What is the capital of France?"}]}'
 
@@ -153,12 +153,13 @@ def _listen(sock: socket.socket) -> None:
 
 
 def server_config(app: FastAPI, settings: Settings) -> uvicorn.Config:
-    """The configuration of uvicorn: our protocol on its fast parser, and no log lines of its own."""
+    """The configuration of uvicorn: our protocol on its fast parser, and none of its lines about starts and ends."""
     return uvicorn.Config(
         app,
         http=cast(type[HttpProtocol], partial(HttpProtocol, settings=settings)),
         ws="none",
         log_config=None,
+        log_level="warning",
         access_log=False,
         server_header=False,
         timeout_keep_alive=settings.keepalive_timeout,
@@ -195,6 +196,7 @@ class DrainingServer(uvicorn.Server):
     async def on_tick(self, counter: int) -> bool:
         """See uvicorn: about ten times a second, whether to end."""
         self._heartbeat.beat()
+        self._drain.tell()
         self.should_exit = self.should_exit or self._drain.is_over
         return await super().on_tick(counter)
 

@@ -37,7 +37,7 @@ from app.engine.outbox import Outbox
 from app.errors import StartupError
 from app.log import configure_logging
 
-log = logging.getLogger(__name__)
+log = logging.getLogger("app.engine.server")  # which runs as __main__
 
 _RETRY_MS = 2
 """Interval at which compiling grammars, slow API workers and the step in flight are polled, in milliseconds."""

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from app import __version__
 from app.cli import main
 from app.core.step import ModelRunnerOutput
 from app.worker.echo import EchoWorker
@@ -43,10 +44,18 @@ def test_generate_fails_with_the_requests_error(
     assert re.search(r"^paceline: .+$", capsys.readouterr().err, re.MULTILINE)
 
 
-def test_generate_without_a_server() -> None:
-    code, output, log = run("-m", "app.cli", "generate", "What is the capital of France?")
-    assert code == 0, log
+def test_generate_without_a_server_reads_stdin_and_logs_nothing() -> None:
+    code, output, log = run("-m", "app.cli", "generate", "-", given="What is the capital of France?")
+    assert (code, log) == (0, "")
     assert "Paris" in output
+
+
+def test_the_version(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(sys, "argv", ["paceline", "--version"])
+    with pytest.raises(SystemExit) as raised:
+        main()
+    assert raised.value.code in (0, None)
+    assert capsys.readouterr().out == f"paceline {__version__}\n"
 
 
 def test_check_model_agrees_with_transformers() -> None:

@@ -37,7 +37,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     with running_server("--worker", "echo", "--api-keys", str(keys), "--log-format", "json") as running:
         yield running
         for line in running.log:
-            json.loads(line)
+            assert json.loads(line)["logger"].startswith("app.")
         assert SECRET not in "".join(running.log)
 
 

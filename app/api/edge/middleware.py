@@ -36,6 +36,7 @@ class Drain:
         """`timeout`: seconds that open requests have to end."""
         self._timeout = timeout
         self._began_at: float | None = None
+        self._is_told = False
         self.num_open = 0
         """Open requests except probes. `RequestMiddleware` counts them."""
 
@@ -43,6 +44,17 @@ class Drain:
         """Refuse new requests from now on. A second call changes nothing."""
         if self._began_at is None:
             self._began_at = time.monotonic()
+
+    def tell(self) -> None:
+        """Log once what the process still waits for. `begin` does not, since it is called by a signal's handler."""
+        if self.has_begun and not self._is_told:
+            self._is_told = True
+            if self.num_open:
+                log.info(
+                    "draining: %d open requests have %g s to finish; a second signal ends them at once",
+                    self.num_open,
+                    self._timeout,
+                )
 
     @property
     def has_begun(self) -> bool:
