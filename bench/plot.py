@@ -1,5 +1,6 @@
 """Plots latency over load."""
 
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,7 +17,7 @@ def require_matplotlib() -> None:
     try:
         import matplotlib  # noqa: F401
     except ImportError as error:
-        raise BenchError("--plot needs matplotlib: pip install 'paceline[bench]'") from error
+        raise BenchError(f"--plot needs matplotlib: {sys.executable} -m pip install matplotlib") from error
 
 
 def write_plot(summaries: Sequence[Summary], title: str, path: Path) -> None:

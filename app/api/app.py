@@ -1,6 +1,7 @@
 """The ASGI application: routes, errors, middleware."""
 
 import asyncio
+import sys
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import TYPE_CHECKING
@@ -70,6 +71,7 @@ def _tracing(settings: Settings) -> "Tracing | None":
         from app.api.edge.tracing import Tracing
     except ModuleNotFoundError as error:
         raise StartupError(
-            f"otlp_traces_endpoint: the package of {error.name} is missing: pip install 'paceline[tracing]'"
+            f"otlp_traces_endpoint: {error.name} is missing: {sys.executable} -m pip install "
+            "opentelemetry-exporter-otlp-proto-http"
         ) from None
     return Tracing(str(settings.otlp_traces_endpoint))

