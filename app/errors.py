@@ -174,6 +174,12 @@ class ModelError(StartupError):
     """The model is missing, broken, or of a kind that Paceline does not run."""
 
 
+def rejections(kind: type[ApiError] = ApiError) -> set[str]:
+    """All labels of `requests_rejected_total`."""
+    own = {kind.rejection} if kind.rejection else set()
+    return own.union(*(rejections(one) for one in kind.__subclasses__()))
+
+
 def is_fault(error: BaseException) -> bool:
     """Whether an exception is a failure, rather than a wish to end this process or task.
 

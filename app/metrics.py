@@ -14,8 +14,10 @@ from prometheus_client.metrics_core import CounterMetricFamily
 from prometheus_client.multiprocess import MultiProcessCollector
 from prometheus_client.registry import Collector
 
+from app import __version__
 from app.core.request import FinishReason
 from app.core.wire import EngineStats, RequestTiming
+from app.errors import rejections
 
 CONTENT_TYPE = CONTENT_TYPE_LATEST
 
@@ -81,10 +83,11 @@ class Metrics:
         )
         self._prompt_tokens = self._counter("prompt_tokens", "Prompt tokens of admitted calls")
         self._generation_tokens = self._counter("generation_tokens", "Generated tokens")
-        self._rejected = self._counter("requests_rejected", "Refused requests, by reason", ["reason"])
         self._ignored = self._counter(
             "requests_with_ignored_fields", "Requests with unknown fields, which were ignored"
         )
+        rejected = self._counter("requests_rejected", "Refused requests, by reason", ["reason"])
+        self._rejected = {reason: rejected.labels(reason) for reason in sorted(rejections())}
         self._tenant_requests = self._counter("tenant_requests", "Requests admitted, by tenant", ["tenant"])
         self._tenant_tokens = self._counter("tenant_tokens", "Tokens of admitted requests", ["tenant", "kind"])
         finished = self._counter("request_success", "Requests that ended, by reason", ["finished_reason"])
@@ -100,6 +103,7 @@ class Metrics:
         self._step_tokens = self._histogram("iteration_tokens", "Tokens computed in a step", _TOKEN_BUCKETS)
         self._step_seconds = self._histogram("step_duration_seconds", "Duration of a step", _seconds(0.0005, 10))
         self._startup = self._gauge("startup_seconds", "Duration of each phase of the engine's start", ["phase"])
+        self._info = self._gauge("info", "1, with what is served as labels", ["model", "version"])
 
     # ------------------------------------------------------------------ records
 
@@ -115,6 +119,10 @@ class Metrics:
             self._step_tokens.observe(stats.step_tokens)
             self._step_seconds.observe(stats.step_seconds)
 
+    def record_model(self, name: str) -> None:
+        """Record the name of the served model, and the version of what serves it."""
+        self._info.labels(name, __version__).set(1)
+
     def record_startup(self, seconds: Mapping[str, float]) -> None:
         """Record the duration of each phase of the engine's start."""
         for phase, duration in seconds.items():
@@ -126,7 +134,7 @@ class Metrics:
 
     def record_rejected(self, reason: str) -> None:
         """Record a request that was refused, or did not end in time."""
-        self._rejected.labels(reason).inc()
+        self._rejected[reason].inc()
 
     def record_ignored_fields(self) -> None:
         """Record a request that had unknown fields, which were ignored."""

@@ -79,6 +79,7 @@ async def running_service(
 ) -> AsyncIterator[Service]:
     """A service that is connected to an engine, which knows it as `name`. Does not wait until the engine is ready."""
     metrics = Metrics(lambda: engine.heartbeat.num_restarts)
+    metrics.record_model(text.model_name)
     engine = AsyncEngine(address, name, settings.max_queue, metrics, settings.max_queue_tokens)
     service = Service(
         settings=settings,

@@ -16,9 +16,13 @@ RULES = REPOSITORY / "deploy" / "prometheus" / "rules.yml"
 DASHBOARD = REPOSITORY / "deploy" / "grafana" / "dashboards" / "paceline.json"
 
 
+def metrics_text() -> str:
+    return Metrics().render().decode()
+
+
 def metrics() -> set[str]:
     """Names of all series, as Prometheus stores them."""
-    text = Metrics().render().decode()
+    text = metrics_text()
     names = set(re.findall(r"^# TYPE (\w+) \w+$", text, re.MULTILINE))
     histograms = re.findall(r"^# TYPE (\w+) histogram$", text, re.MULTILINE)
     return names | {f"{name}_{part}" for name in histograms for part in ("bucket", "sum", "count")}
@@ -36,6 +40,29 @@ def test_every_panel_asks_for_something_of_its_own() -> None:
     asked = [target["expr"] for panel in panels for target in panel["targets"]]
     assert len(set(asked)) == len(asked)
     assert len({panel["title"] for panel in panels}) == len(panels)
+
+
+def test_every_panel_is_of_the_jobs_and_instances_that_are_chosen() -> None:
+    dashboard = json.loads(DASHBOARD.read_text())
+    assert [variable["name"] for variable in dashboard["templating"]["list"]] == ["job", "model", "instance"]
+    for panel in dashboard["panels"]:
+        for target in panel["targets"]:
+            filters = re.findall(r'paceline_\w+(\{job=~"\$job", instance=~"\$instance"\})?', target["expr"])
+            assert all(filters), target["expr"]
+
+
+def test_refusals_are_counted_from_zero() -> None:
+    """An increase cannot be seen of a series whose first value is 1."""
+    counts = re.findall(r'^paceline_requests_rejected_total\{reason="(\w+)"\} 0\.0$', metrics_text(), re.MULTILINE)
+    assert {
+        "unauthorized",
+        "queue_full",
+        "tenant_queue_full",
+        "rate_limited",
+        "loading",
+        "draining",
+        "deadline",
+    } == set(counts)
 
 
 @pytest.mark.skipif(not shutil.which("promtool"), reason="promtool is not installed")

@@ -11,6 +11,7 @@ import httpx
 import openai
 import pytest
 
+from app import __version__
 from app.errors import StartupError
 from app.tenants import read_tenants
 from tests import web
@@ -111,6 +112,7 @@ def test_rates_are_kept_and_metrics_say_so(server: Server) -> None:
     assert 'paceline_tenant_tokens_total{kind="generation",tenant="few"} 60.0' in text
     assert 'paceline_requests_rejected_total{reason="rate_limited"} 2.0' in text
     assert 'paceline_requests_rejected_total{reason="unauthorized"}' in text
+    assert f'paceline_info{{model="SmolLM2-135M-Instruct",version="{__version__}"}} 1.0' in text
 
 
 def test_blocks_of_prompts_are_not_shared_between_tenants(server: Server, keys_file: Path) -> None:
