@@ -31,7 +31,11 @@ _CGROUP = Path("/sys/fs/cgroup")
 _FALLBACK_LENGTH = 2048
 """Context of a model that does not say what it was made for."""
 _KV_SHARE_OF_MEMORY = 0.5
-"""Of the memory that is free once the weights are loaded. The rest is for activations, and for other programs."""
+"""Of a computer's memory that is free once the weights are loaded, at most. The rest is for activations, and for other
+programs."""
+_SHARE_OF_CONTEXTS = 4
+"""On a CPU, `max_num_seqs` requests can fill one of so many parts of the context each. Few requests are longer, and the
+memory is not the service's alone, as a GPU's is."""
 
 
 @dataclass(frozen=True)
@@ -108,7 +112,8 @@ def resolve_blocks(settings: Settings, resolved: Resolved, groups: Sequence[Laye
     """
     limits, block_size = resolved.limits, settings.block_size
     most = [g.most_blocks(block_size, limits.max_num_seqs, limits.max_num_batched_tokens) for g in groups]
-    useful = -(-limits.max_model_len // block_size) * limits.max_num_seqs
+    longest = -(-limits.max_model_len // block_size)
+    useful = longest * limits.max_num_seqs
 
     def fitting(size: int) -> int:
         """The largest number of blocks that these bytes hold."""
@@ -123,11 +128,13 @@ def resolve_blocks(settings: Settings, resolved: Resolved, groups: Sequence[Laye
     else:
         free = _free_memory(resolved.device)
         if resolved.device.type == "cuda":
-            usable, share = _gpu_memory_left(settings, resolved.device, free, memory), 1.0
+            usable, enough = _gpu_memory_left(settings, resolved.device, free, memory), useful
         else:
-            usable, share = free, _KV_SHARE_OF_MEMORY
-        num_blocks = fitting(int(usable * share))
-        reason = f"of the {free / 2**30:.1f} GiB that are free" if num_blocks < useful else "all that can be used"
+            usable, enough = int(free * _KV_SHARE_OF_MEMORY), max(longest, useful // _SHARE_OF_CONTEXTS)
+        num_blocks = min(enough, fitting(usable))
+        reason = f"of the {free / 2**30:.1f} GiB that are free"
+        if num_blocks == enough:
+            reason = f"for {limits.max_num_seqs} requests of {enough // limits.max_num_seqs * block_size} tokens"
     sizes = size_groups(groups, num_blocks, most)
     log.info(
         "%s KV blocks of %d tokens (%.2f GiB, %s)",

@@ -1,4 +1,4 @@
-"""Limits of a container count, and not the resources of its host."""
+"""How much of a machine is used: the limits of a container count, and not the resources of its host."""
 
 from pathlib import Path
 
@@ -6,7 +6,12 @@ import psutil
 import pytest
 import torch
 
-from app.worker.resolve import _free_memory, _usable_cpus
+from app.core.step import Limits
+from app.settings import Settings
+from app.worker import resolve
+from app.worker.execution import StepMemory
+from app.worker.kv_storage import LayerGroup
+from app.worker.resolve import Resolved, _free_memory, _usable_cpus, resolve_blocks
 
 
 @pytest.mark.parametrize(
@@ -31,3 +36,22 @@ def test_pages_of_files_that_were_read_do_not_count_as_used(tmp_path: Path) -> N
     assert _free_memory(torch.device("cpu"), tmp_path) == 100
     (tmp_path / "memory.max").write_text("max\n")
     assert _free_memory(torch.device("cpu"), tmp_path) == pytest.approx(psutil.virtual_memory().available, rel=0.5)
+
+
+@pytest.mark.parametrize(
+    ("free", "rows", "blocks"),
+    [
+        (2**40, 64, 64 * 128),  # 64 requests that fill a quarter of 8192 tokens
+        (2**40, 2, 512),  # one longest request
+        (2**20 * 2048, 64, 1024),  # half of the memory, in blocks of 1 MiB
+    ],
+)
+def test_kv_blocks_on_a_cpu_are_those_that_its_requests_can_use(
+    free: int, rows: int, blocks: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(resolve, "_free_memory", lambda _device: free)
+    limits = Limits(groups=(), max_model_len=8192, max_num_seqs=rows, max_num_batched_tokens=512, max_itl=0.2)
+    resolved = Resolved(torch.device("cpu"), torch.bfloat16, limits)
+    groups = [LayerGroup(layers=[], window=None, block_bytes=2**20)]
+    (group,) = resolve_blocks(Settings(), resolved, groups, StepMemory(0, 0)).groups
+    assert group.num_blocks == blocks
