@@ -217,7 +217,7 @@ class Settings(
 ):
     """All settings of the service. Each part of the service takes the group that it reads."""
 
-    model_config = SettingsConfigDict(env_prefix=ENV_PREFIX, frozen=True, extra="forbid")
+    model_config = SettingsConfigDict(env_prefix=ENV_PREFIX, env_ignore_empty=True, frozen=True, extra="forbid")
 
     @classmethod
     def settings_customise_sources(

@@ -59,6 +59,13 @@ OF_A_SERVICE = {
 """What Kubernetes gives to each pod beside a Service with the name "paceline"."""
 
 
+def test_an_empty_variable_is_not_given(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Compose files pass on variables that nobody has set."""
+    monkeypatch.setenv("PACELINE_API_KEYS", "")
+    monkeypatch.setenv("PACELINE_PORT", "")
+    assert (load_settings().api_keys, load_settings().port) == (None, 8000)
+
+
 def test_variables_that_kubernetes_makes_of_a_service_are_no_settings(monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in OF_A_SERVICE.items():
         monkeypatch.setenv(name, value)

@@ -10,6 +10,7 @@ from app.settings import ENV_PREFIX, Settings
 from tests.deploy.replica import REPOSITORY
 
 TEXT = (REPOSITORY / "docker-compose.yml").read_text()
+OVERRIDES = [path.read_text() for path in sorted((REPOSITORY / "deploy").glob("compose.*.yaml"))]
 
 
 def parsed(text: str) -> PyCompose:
@@ -39,7 +40,8 @@ def test_what_the_compose_file_names_is_there() -> None:
     assert len(replicas) == 2
     for replica in replicas:
         assert {name for name in replica["environment"] if name.startswith(ENV_PREFIX)} <= known
-    for service in services.values():
+    further = [service for text in OVERRIDES for service in yaml.safe_load(text)["services"].values()]
+    for service in (*services.values(), *further):
         for volume in service.get("volumes", ()):
             if volume.startswith("./"):
                 assert (REPOSITORY / volume.split(":")[0]).exists(), volume
@@ -47,4 +49,15 @@ def test_what_the_compose_file_names_is_there() -> None:
 
 def test_every_variable_is_in_the_example() -> None:
     example = re.findall(r"^(\w+)=", (REPOSITORY / ".env.example").read_text(), re.MULTILINE)
-    assert set(re.findall(r"\$\{(\w+)", TEXT)) == set(example)
+    assert set(re.findall(r"\$\{(\w+)", TEXT + "".join(OVERRIDES))) | {"COMPOSE_FILE"} == set(example)
+
+
+@pytest.mark.parametrize("text", OVERRIDES)
+def test_further_files_change_services_that_are_there(text: str) -> None:
+    """What they add to a service, it has not, or as a list, to which compose appends."""
+    services, changes = yaml.safe_load(TEXT)["services"], yaml.safe_load(text)["services"]
+    parsed(text)
+    assert changes.keys() <= services.keys()
+    for name, change in changes.items():
+        for key, value in change.items():
+            assert key not in services[name] or isinstance(value, list)

@@ -5,10 +5,11 @@ import re
 import shutil
 import signal
 import socket
+import ssl
 import subprocess
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import httpx
@@ -157,6 +158,31 @@ def test_a_frozen_replica_costs_few_requests_the_silence_that_is_allowed(
             assert index < 1000
 
 
+def test_one_client_may_have_hundreds_of_requests_open(url: str) -> None:
+    address = "127.0.0.1", int(url.rpartition(":")[2])
+    with ExitStack() as stack:
+        for _ in range(400):
+            connection = stack.enter_context(socket.create_connection(address))
+            connection.sendall(b"POST /v1/completions HTTP/1.1\r\nHost: a\r\nContent-Length: 10\r\n\r\n{")
+        assert web.get(f"{url}/v1/models").status_code == 200
+
+
+@pytest.mark.skipif(not shutil.which("openssl"), reason="openssl is not installed")
+def test_tls(replicas: list[Replica], tmp_path: Path) -> None:
+    (tmp_path / "tls").mkdir()
+    subprocess.run(
+        "openssl req -x509 -newkey rsa:2048 -nodes -subj /CN=a -addext subjectAltName=IP:127.0.0.1 "
+        f"-keyout {tmp_path}/tls/key.pem -out {tmp_path}/tls/cert.pem".split(),
+        check=True,
+        capture_output=True,
+    )
+    (port,) = free_ports(1)
+    (tmp_path / "tls.conf").write_text((FOLDER / "tls.conf").read_text().replace("8443", str(port)))
+    context = ssl.create_default_context(cafile=tmp_path / "tls" / "cert.pem")
+    with running_nginx(tmp_path, replicas):
+        assert httpx.get(f"https://127.0.0.1:{port}/v1/models", verify=context).status_code == 200
+
+
 def test_what_nginx_refuses_itself_has_the_form_of_the_api(url: str, replicas: list[Replica], tmp_path: Path) -> None:
     def code(answer: httpx.Response) -> str | None:
         assert answer.headers["content-type"] == "application/json"
@@ -169,7 +195,7 @@ def test_what_nginx_refuses_itself_has_the_form_of_the_api(url: str, replicas: l
     assert (large.status_code, code(large)) == (413, "payload_too_large")
     hidden = web.get(f"{url}/metrics")
     assert (hidden.status_code, code(hidden)) == (404, None)
-    with running_nginx(tmp_path, replicas, {"limit_conn clients 256": "limit_conn clients 1"}) as strict:
+    with running_nginx(tmp_path, replicas, {"# limit_conn clients 256": "limit_conn clients 1"}) as strict:
         with socket.create_connection(("127.0.0.1", int(strict.rpartition(":")[2]))) as slow:
             slow.sendall(b"POST /v1/completions HTTP/1.1\r\nHost: a\r\nContent-Length: 10\r\n\r\n{")
             wait_until(lambda: web.get(f"{strict}/v1/models").status_code == 429)
