@@ -3,6 +3,7 @@
 import json
 import random
 from pathlib import Path
+from typing import Any
 
 import jsonschema
 import numpy as np
@@ -10,6 +11,7 @@ import pytest
 from llguidance import LLMatcher
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
+from app.api.chat.schema import FunctionDefinition
 from app.grammar.compiler import GrammarCompiler
 from app.grammar.reasoning import reasoning_prefix
 from app.grammar.tool_calls import tool_calls
@@ -93,6 +95,21 @@ def _read(token_ids: list[int], format_: MessageFormat, in_reasoning: bool, toke
     detokenizer = make_detokenizer(tokenizer, [], format_.shown(tokenizer, True))
     pieces = [*map(detokenizer.feed, token_ids), detokenizer.finish()]
     return parse(format_.parser_of_required_calls(in_reasoning), pieces)
+
+
+@pytest.mark.parametrize(
+    ("more", "is_allowed"),
+    [({}, False), ({"additionalProperties": True}, True), ({"anyOf": [{"properties": {"table": {}}}]}, True)],
+)
+def test_a_call_has_no_arguments_that_its_schema_does_not_name(
+    more: dict[str, Any], is_allowed: bool, tokenizer: PacelineTokenizer
+) -> None:
+    parameters = {"type": "object", "properties": {"seats": {"type": "integer"}}, **more}
+    schema = FunctionDefinition(name="book", parameters=parameters).schema_of_arguments()
+    grammar = tool_calls(FORMATS["hermes"], {"book": schema}, True, tokenizer, ("", []))
+    matcher = GrammarCompiler(lambda: tokenizer, tokenizer.vocab_size).matcher(grammar)
+    call = '<tool_call>\n{"name": "book", "arguments": {"seats": 2, "table": 3}}\n</tool_call>'
+    assert matcher.consume_tokens(tokenizer.encode(call, False)) == is_allowed
 
 
 def test_markers_are_hidden_where_nobody_reads_them(tokenizer: PacelineTokenizer) -> None:

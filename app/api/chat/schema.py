@@ -14,6 +14,10 @@ FunctionName = Annotated[str, Field(pattern=r"^[a-zA-Z0-9_./-]{1,128}$")]
 """OpenAI's API allows 64 characters, Anthropic's and MCP 128."""
 
 
+_NAMES_PROPERTIES_ELSEWHERE = {"$ref", "allOf", "anyOf", "oneOf", "if", "dependentSchemas", "unevaluatedProperties"}
+"""Keywords beside which `additionalProperties` would refuse properties that other parts of a schema name."""
+
+
 class FunctionDefinition(RequestBody):
     """A function's name and parameters."""
 
@@ -23,8 +27,13 @@ class FunctionDefinition(RequestBody):
     strict: bool = Field(False, description="arguments of calls that are asked for match in either case")
 
     def schema_of_arguments(self) -> dict[str, Any]:
-        """The schema of a call's arguments. As in OpenAI's API, a function without parameters takes none."""
-        return {"additionalProperties": False} if self.parameters is None else self.parameters
+        """The schema of a call's arguments. As in OpenAI's API, a function without parameters takes none.
+
+        A schema that does not say `additionalProperties` has none: a model that may invent arguments does so until its
+        tokens run out.
+        """
+        schema = self.parameters or {}
+        return schema if schema.keys() & _NAMES_PROPERTIES_ELSEWHERE else {"additionalProperties": False, **schema}
 
 
 class Tool(RequestBody):
