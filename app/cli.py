@@ -117,14 +117,19 @@ def hash_key(
     print(f"digest  {digest_of(key)}")
 
 
-@cli.callback()
-def root(
-    version: Annotated[bool, typer.Option("--version", is_eager=True, help="Print Paceline's version.")] = False,
-) -> None:
-    """An inference server for language models with an OpenAI-compatible API."""
-    if version:
+def _print_version(is_wanted: bool) -> None:
+    if is_wanted:
         print(f"paceline {__version__}")
         raise typer.Exit
+
+
+@cli.callback()
+def root(
+    _version: Annotated[
+        bool, typer.Option("--version", is_eager=True, callback=_print_version, help="Print Paceline's version.")
+    ] = False,
+) -> None:
+    """An inference server for language models with an OpenAI-compatible API."""
 
 
 cli.command()(_with_settings(serve, GROUPS))
