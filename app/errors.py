@@ -8,6 +8,7 @@ PacelineError
 │   ├── AuthenticationError      401  the API key is missing or unknown
 │   ├── NotFoundError            404
 │   ├── PayloadTooLargeError     413
+│   ├── UnsupportedEncodingError 415  the body is compressed in a way that is not read
 │   ├── RequestTimeoutError      408  the client sends too slowly
 │   ├── HeadTooLargeError        431  the headers are too large
 │   ├── QueueFullError           429  too many requests are open; Retry-After
@@ -92,6 +93,14 @@ class PayloadTooLargeError(ApiError):
     status = 413
     type = "invalid_request_error"
     code = "payload_too_large"
+
+
+class UnsupportedEncodingError(ApiError):
+    """The body has a Content-Encoding that the server does not read."""
+
+    status = 415
+    type = "invalid_request_error"
+    code = "unsupported_content_encoding"
 
 
 class RequestTimeoutError(ApiError):

@@ -228,6 +228,7 @@ PROVOKE: dict[str, Callable[[Server, str], httpx.Response]] = {
     "400": lambda server, path: server.post(path, {}),
     "404": lambda server, path: server.post(path, {**BODIES[path], "model": "other"}),
     "413": lambda server, path: server.post(path, {**BODIES[path], "user": "x" * 200_000}),
+    "415": lambda server, path: server.post(path, BODIES[path], headers={"Content-Encoding": "zstd"}),
     "429": _full,
     "500": _broken,
     "503": _gone,
@@ -249,7 +250,7 @@ def test_each_status_is_answered_as_it_is_documented(
         server = classifier if path.endswith("/classify") else embedder
     runs = set() if path in READING else {"429", "504"}
     documented = document["paths"][path]["post"]["responses"].keys() - {"200"}
-    assert documented == {"400", "401", "404", "408", "413", "500", "503"} | runs
+    assert documented == {"400", "401", "404", "408", "413", "415", "500", "503"} | runs
     _check(document, guarded.post(path, BODIES[path]), 401)
     _check(document, too_late[path], 408)
     for status in documented - {"401", "408"}:

@@ -1,5 +1,6 @@
 """A wrong request gets an error in OpenAI's format that names its field, and others are not affected."""
 
+import gzip
 import json
 from typing import Any
 
@@ -297,6 +298,23 @@ def test_other_content_types_are_refused(server: Server) -> None:
     answer = server.post("/v1/completions", content=json.dumps(TEXT), headers={"Content-Type": "text/plain"})
     assert answer.status_code == 400
     assert answer.json()["error"]["type"] == "invalid_request_error"
+
+
+def test_a_byte_order_mark_is_skipped_and_gzip_is_unpacked(server: Server) -> None:
+    body = b"\xef\xbb\xbf" + json.dumps({"prompt": "Hi"}).encode()
+    for content, headers in ((body, {}), (gzip.compress(body), {"Content-Encoding": "gzip"})):
+        answer = server.post(
+            "/v1/completions", content=content, headers={"Content-Type": "application/json", **headers}
+        )
+        assert answer.json()["choices"][0]["text"] == "Hello"
+
+
+@pytest.mark.parametrize("encoding", ["zstd", "br", "deflate", "gzip, gzip"])
+def test_other_encodings_are_refused_by_name(server: Server, encoding: str) -> None:
+    answer = server.post("/v1/completions", {"prompt": "Hi"}, headers={"Content-Encoding": encoding})
+    assert answer.status_code == 415
+    assert answer.json()["error"]["param"] == "Content-Encoding"
+    assert encoding in answer.json()["error"]["message"]
 
 
 def test_a_large_body_is_refused_while_it_is_read(server: Server) -> None:

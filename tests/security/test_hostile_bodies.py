@@ -104,9 +104,19 @@ def test_the_last_of_equal_keys_counts(server: Server) -> None:
     assert b'"completion_tokens":2' in received
 
 
-def test_compressed_bodies_are_not_read(server: Server) -> None:
-    bomb = gzip.compress(b" " * 100_000_000)
-    assert refusal(server, bomb, b"Content-Encoding: gzip")["param"] == "Content-Encoding"
+def test_a_compressed_body_is_bounded_by_what_it_unpacks_to(server: Server) -> None:
+    def code(body: bytes, encoding: bytes = b"gzip") -> bytes:
+        return ask(server, body_request(body, b"Content-Encoding: " + encoding))[9:12]
+
+    assert code(gzip.compress(b'{"prompt": "x", "max_tokens": 1}')) == b"200"
+    assert code(gzip.compress(b" " * 100_000_000)) == b"413"
+    assert code(gzip.compress(gzip.compress(b" " * 100_000_000)), b"gzip, gzip") == b"415"
+    member = gzip.compress(b" ")
+    assert code(member * 100_000) == b"400"  # a hundred thousand members, each of which costs some time
+    assert code(member[:-1]) == b"400"
+    assert code(b"{}") == b"400"
+    empty_blocks = b"\x00\x00\x00\xff\xff" * 4_000_000  # 20 MB of gzip that unpack to nothing
+    assert code(member[:10] + empty_blocks) == b"413"
 
 
 def test_a_hundred_megabytes_are_refused(server: Server) -> None:

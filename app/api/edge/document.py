@@ -18,6 +18,7 @@ _ERRORS = {
     404: "There is no such model, response, stream or path",
     408: "The body did not arrive within client_timeout",
     413: "The body is larger than max_body_size",
+    415: "The body has a Content-Encoding other than gzip",
     429: "The queue is full, or the tenant's limits are reached",
     500: "The request's own work failed",
     503: "The engine is loading, draining or dead",
@@ -25,7 +26,7 @@ _ERRORS = {
 }
 ANY = (400, 401, 500, 503)
 """Errors that any path but those of probes may answer with."""
-READS_BODY = (*ANY, 404, 408, 413)
+READS_BODY = (*ANY, 404, 408, 413, 415)
 RUNS = (*READS_BODY, 429, 504)
 
 _RETRY = {"Retry-After": {"description": "seconds", "schema": {"type": "integer"}}}

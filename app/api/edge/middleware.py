@@ -11,6 +11,7 @@ from urllib.parse import quote
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from app.api.edge.encoding import decoded
 from app.api.edge.errors import error_response
 from app.api.edge.request_log import RequestLog
 from app.errors import DrainingError, InternalError, PayloadTooLargeError, is_fault
@@ -103,7 +104,9 @@ class RequestMiddleware:
                 refusal = DrainingError("the server is shutting down")
                 await error_response(refusal, scope)(scope, receive, send_start)
                 return
-            await self._app(scope, _limited(receive, self._max_body_size), send_start)
+            limit = self._max_body_size
+            body = _limited(decoded(_limited(receive, limit), scope, limit), limit)
+            await self._app(scope, body, send_start)
         except ClientDisconnect:  # while the body was being read
             entry.error = "the client is gone"
         except BaseException as error:
