@@ -150,6 +150,13 @@ _COMMON: dict[str, Any] = {
 }
 
 
+_ONE_KIND_OF_LAYER = {
+    "llama": "full_attention",
+    "olmo2": "full_attention",
+    "mistral": "sliding_attention",
+    "phi3": "sliding_attention",
+}
+"""Families whose layers all have the window, if there is one, or none of them, whatever else the checkpoint says."""
 _SIZES = (
     "vocab_size",
     "hidden_size",
@@ -193,11 +200,11 @@ def parse_decoder_config(raw: dict[str, Any]) -> DecoderConfig:
         raise ValueError(f"rms_norm_eps is {full['rms_norm_eps']!r}")
     if full["num_attention_heads"] % full["num_key_value_heads"]:
         raise ValueError(f"num_key_value_heads is {full['num_key_value_heads']!r}, which does not divide the heads")
-    full["layer_types"] = full["layer_types"] or _layer_types(family, full)
-    if len(full["layer_types"]) != full["num_hidden_layers"]:
-        raise ValueError(f"layer_types are of {len(full['layer_types'])} layers, not {full['num_hidden_layers']}")
-    if full["layer_types"] and (unknown := set(full["layer_types"]) - {"full_attention", "sliding_attention"}):
+    if (listed := full["layer_types"]) and len(listed) != full["num_hidden_layers"]:
+        raise ValueError(f"layer_types are of {len(listed)} layers, not {full['num_hidden_layers']}")
+    if unknown := set(listed or ()) - {"full_attention", "sliding_attention"}:
         raise NotCarriedError(f"layers of type {', '.join(sorted(unknown))}")
+    full["layer_types"] = _layer_types(family, full)
     base: dict[str, Any] = {
         "vocab_size": full["vocab_size"],
         "hidden_size": full["hidden_size"],
@@ -220,16 +227,20 @@ def parse_decoder_config(raw: dict[str, Any]) -> DecoderConfig:
 
 
 def _layer_types(family: str, full: dict[str, Any]) -> list[str]:
-    """Which layers attend to a window only, by the family's rule, where the checkpoint does not list them."""
+    """Which layers attend to a window only: by the checkpoint's list, if the family reads one, or by its rule."""
     layers = range(full["num_hidden_layers"])
+    if family in _ONE_KIND_OF_LAYER:
+        return [_ONE_KIND_OF_LAYER[family] for _ in layers]
+    if family in ("qwen2", "qwen3") and not full.get("use_sliding_window"):
+        return ["full_attention" for _ in layers]
+    if full["layer_types"]:
+        return list(full["layer_types"])
     if "sliding_window_pattern" in full:  # Gemma: every n-th layer sees everything
         sliding = [(i + 1) % full["sliding_window_pattern"] != 0 for i in layers]
-    elif family in ("qwen2", "qwen3"):
-        sliding = [bool(full.get("use_sliding_window")) and i >= full["max_window_layers"] for i in layers]
     elif family == "smollm3":
         sliding = [bool(full.get("use_sliding_window")) and not has_rope for has_rope in _has_rope(full)]
     else:
-        sliding = [True for _ in layers]
+        sliding = [i >= full["max_window_layers"] for i in layers]
     return ["sliding_attention" if is_sliding else "full_attention" for is_sliding in sliding]
 
 

@@ -33,7 +33,9 @@ class ModelFolder:
         return folder
 
     def _check(self) -> None:
-        """Raise now what loading the model would raise later, after something slow."""
+        """Raise now what loading the model would raise later, after something slow, or would not notice."""
+        if (self.path / "adapter_config.json").is_file():
+            raise ModelError(f"{self.path} has an adapter (adapter_config.json), which is not supported")
         _ = (self.model_type, self.architecture, self.max_position_embeddings, self.quantization)
 
     # ------------------------------------------------------------------ files

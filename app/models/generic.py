@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import CONFIG_MAPPING, AutoConfig, AutoModelForCausalLM
+from transformers import CONFIG_MAPPING, MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig, AutoModelForCausalLM
 from transformers import __version__ as version
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
@@ -19,10 +19,12 @@ from app.attention.layer import Attention
 from app.checkpoint.folder import ModelFolder
 from app.errors import ModelError
 from app.models.fusion import fuse
-from app.models.weights import refuse_codes
+from app.models.weights import refuse_codes, refuse_unmatched
 
 _NAME = "paceline"
 _OWN_CODE = "code that comes with a checkpoint (auto_map) is not run"
+_LONGEST_QUOTE = 200
+"""Characters of an error of transformers' that are shown."""
 _MIXING_ROPES = {"longrope", "dynamic"}
 """Rotary embeddings whose rotation of a token depends on the longest request in the batch."""
 _CAUSAL_LAYERS = {"full_attention", "sliding_attention", "attention"}
@@ -35,10 +37,12 @@ def _attention(
     query: Tensor,
     key: Tensor,
     value: Tensor,
-    attention_mask: Tensor | None,  # noqa: ARG001 - the forward context says what a token sees
+    attention_mask: Tensor | None,
     **options: Any,
 ) -> tuple[Tensor, None]:
     """The function that transformers calls: query (1, heads, tokens, head_dim) to (1, tokens, heads, v_head_dim)."""
+    if attention_mask is not None:  # the forward context says what a token sees
+        raise ModelError("attention with a mask of the model's own is not supported")
     q, k, v = (t[0].transpose(0, 1) for t in (query, key, value))
     if not hasattr(module, "paceline"):
         _describe(module, q, k, v, options)
@@ -68,10 +72,16 @@ def _describe(module: nn.Module, q: Tensor, k: Tensor, v: Tensor, options: dict[
 
 
 class _NoAttention(TorchPagedBackend):
-    """The backend of the layers' first call, when there are no K/V caches yet."""
+    """The backend of a first pass through the layers, when there are no K/V caches yet."""
 
-    def store(self, *_arguments: Any) -> None:
-        """Does nothing."""
+    def __init__(self) -> None:
+        self._called: list[LayerCache] = []
+
+    def store(self, cache: LayerCache, *_arguments: Any) -> None:
+        """Raises ModelError for a layer whose keys of one call would overwrite those of another."""
+        if any(cache is other for other in self._called):
+            raise ModelError("a layer that attends several times in a pass is not supported")
+        self._called.append(cache)
 
     def attend(self, cache: LayerCache, q: Tensor, _metadata: object) -> Tensor:
         """Returns zeros."""
@@ -132,27 +142,30 @@ def load_generic(folder: ModelFolder, dtype: torch.dtype, device: torch.device) 
     """Load a checkpoint through transformers. ModelError names what is not supported, or quotes transformers."""
     path, kind = folder.path, folder.model_type
     file = path / "config.json"
+    own_code = f"; {_OWN_CODE}" if "auto_map" in folder.config else ""
     if kind not in CONFIG_MAPPING:
-        own_code = f"; {_OWN_CODE}" if "auto_map" in folder.config else ""
         raise ModelError(f"{file}: transformers {version} knows no model_type {kind}{own_code}")
     try:
-        return _load(folder, dtype, device)
+        # The default of trust_remote_code is not False, but to ask on the terminal.
+        config = AutoConfig.from_pretrained(path, trust_remote_code=False)
+        if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
+            raise ModelError(f"{file}: transformers {version} has no {kind} that generates from text alone{own_code}")
+        _refuse_unsupported(config)
+        refuse_codes(folder)
+        model = _load(folder, config, dtype).to(device).eval().requires_grad_(False)
+        fuse(model)
+        return _split(model)
     except ModelError:
         raise
     except Exception as error:  # transformers raises all kinds of errors for a broken checkpoint
-        if "trust_remote_code" in str(error):
-            raise ModelError(
-                f"{file}: transformers {version} has no {kind} that generates text; {_OWN_CODE}"
-            ) from error
-        reason = " ".join(str(error).split())[:500]
+        if not getattr(MODEL_FOR_CAUSAL_LM_MAPPING[CONFIG_MAPPING[kind]], "_supports_attention_backend", True):
+            raise ModelError(f"{kind} does not attend through transformers' attention interface") from error
+        reason = " ".join(str(error).split())[:_LONGEST_QUOTE]
         raise ModelError(f"transformers cannot load {path}: {type(error).__name__}: {reason}") from error
 
 
-def _load(folder: ModelFolder, dtype: torch.dtype, device: torch.device) -> GenericModel:
-    # The default of trust_remote_code is not False, but to ask on the terminal.
-    config = AutoConfig.from_pretrained(folder.path, trust_remote_code=False)
-    _refuse_unsupported(config)
-    refuse_codes(folder)
+def _load(folder: ModelFolder, config: Any, dtype: torch.dtype) -> Any:
+    """transformers' model with Paceline's attention, and every tensor of the checkpoint in it."""
     ALL_ATTENTION_FUNCTIONS.register(_NAME, _attention)
     loaded: Any = AutoModelForCausalLM.from_pretrained(
         folder.path,
@@ -165,24 +178,32 @@ def _load(folder: ModelFolder, dtype: torch.dtype, device: torch.device) -> Gene
         output_loading_info=True,
     )
     model, info = loaded
-    if missing := sorted(info["missing_keys"]):  # transformers has filled them with random numbers
-        raise ModelError(f"{folder.path} lacks {len(missing)} tensors of the model, {missing[0]} for one")
+    refuse_unmatched(folder, info)
     if getattr(model, "_is_stateful", False):
         raise ModelError(f"{config.model_type} keeps a recurrent state, which is not supported")
-    model = model.to(device).eval().requires_grad_(False)
-    fuse(model)
+    return model
+
+
+@torch.inference_mode()
+def _split(model: Any) -> GenericModel:
+    """Body and head of a model. A first pass describes its layers, a second one shows that the parts make the whole."""
+    kind, device = model.config.model_type, model.device
     tokens, positions = torch.zeros(2, dtype=torch.int64, device=device), torch.arange(2, device=device)
-    with torch.inference_mode(), forward_context(ForwardContext(_NoAttention(), None)):  # see `_describe`
+    with forward_context(ForwardContext(_NoAttention(), None)):  # see `_describe`
         whole = model(input_ids=tokens[None], position_ids=positions[None], use_cache=False).logits[0].float()
-        generic = GenericModel(model)
-        in_two = generic.compute_logits(generic(tokens, positions))
-    if not torch.equal(whole, in_two):
-        raise ModelError(f"{config.model_type} is not a body and a head, and cannot be run as these")
+    try:
+        with forward_context(ForwardContext(_NoAttention(), None)):
+            generic = GenericModel(model)
+            in_two = generic.compute_logits(generic(tokens, positions))
+    except (AttributeError, TypeError):  # the head wants more of the body than hidden states
+        in_two = None
+    if in_two is None or not torch.equal(whole, in_two):
+        raise ModelError(f"{kind} is not a body and a head, and cannot be run as these")
     num_layers = sum(isinstance(module, Attention) for module in generic.modules())
-    expected = config.get_text_config().num_hidden_layers
+    expected = model.config.get_text_config().num_hidden_layers
     if num_layers != expected:
         raise ModelError(
-            f"{config.model_type}: {num_layers} of {expected} layers attend through transformers' "
+            f"{kind}: {num_layers} of {expected} layers attend through transformers' "
             "attention interface; the others cannot be given a paged cache"
         )
     return generic

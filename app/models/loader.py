@@ -3,7 +3,7 @@
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -16,7 +16,7 @@ from app.errors import ModelError
 from app.layers.linear import LinearMethod, attach, finish
 from app.layers.methods import choose
 from app.models.decoder import Decoder
-from app.models.weights import load_weights
+from app.models.weights import has_own_head, load_weights
 from app.settings import ModelSettings
 
 log = logging.getLogger(__name__)
@@ -69,7 +69,7 @@ def _try_decoder(
     device: torch.device,
     max_model_len: int,
 ) -> Decoder | None:
-    impl = settings.model_impl
+    impl, is_dummy = settings.model_impl, settings.load_format == "dummy"
     kind = folder.model_type
     if kind not in FAMILIES or not folder.architecture.endswith("ForCausalLM"):
         if impl == "decoder":
@@ -77,6 +77,8 @@ def _try_decoder(
         return None
     try:
         config = parse_decoder_config(folder.config)
+        if config.tie_word_embeddings and not is_dummy and has_own_head(folder):
+            config = replace(config, tie_word_embeddings=False)
         with torch.device(device), _default_dtype(dtype):
             model = Decoder(config, max_model_len)
             attach(model, method)
@@ -88,7 +90,7 @@ def _try_decoder(
     except (ValueError, LookupError, ArithmeticError, TypeError, AttributeError) as error:
         reason_text = str(error) if type(error) is ValueError else f"{type(error).__name__}: {error}"
         raise folder.unusable(reason_text) from error
-    if settings.load_format == "dummy":
+    if is_dummy:
         _fill_with_noise(model)
     else:
         load_weights(model, folder)

@@ -1,6 +1,7 @@
 """Fills a model from a checkpoint's safetensors files."""
 
 import logging
+import re
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -33,6 +34,8 @@ _CODES = {
     "F8_E5M2": torch.float8_e5m2,
 }
 """Dtypes of quantized weights. They mean nothing without scales, and so they only fill memory of the same dtype."""
+_LEFTOVERS = re.compile(r"(^|\.)(rotary_emb\.inv_freq|position_ids|attn\.(masked_)?bias|attention\.(masked_)?bias)$")
+"""Tensors of old checkpoints that models compute today: frequencies, positions and causal masks."""
 
 
 class _Piece(NamedTuple):
@@ -64,10 +67,12 @@ def load_weights(model: nn.Module, folder: ModelFolder) -> None:
         with _reading(file) as tensors:
             for name in tensors.keys():  # noqa: SIM118 - not a dict
                 key = name.removeprefix("model.")
-                if key.endswith("rotary_emb.inv_freq"):  # in old checkpoints; it is computed from config.json
+                if key not in targets and _LEFTOVERS.search(key):
                     continue
                 if key not in targets:
-                    raise ModelError(f"{folder.path} has a tensor that the model does not: {name}")
+                    raise _unread(folder, name)
+                if key in found:
+                    raise ModelError(f"{folder.path} has {name} twice")
                 stored = tensors.get_slice(name)
                 if problem := _misfit(stored.get_shape(), stored.get_dtype(), targets[key]):
                     raise ModelError(f"{folder.path}: {name} {problem}")
@@ -81,9 +86,39 @@ def load_weights(model: nn.Module, folder: ModelFolder) -> None:
             pieces.setdefault(address, found[key])
         else:
             missing.setdefault(address, key)
-    if lacking := sorted(key for address, key in missing.items() if address not in pieces):
-        raise ModelError(f"{folder.path} lacks {len(lacking)} tensors of the model, {lacking[0]} for one")
+    _refuse_missing(folder, [key for address, key in missing.items() if address not in pieces])
     _load([piece for of_tensor in pieces.values() for piece in of_tensor])
+
+
+def has_own_head(folder: ModelFolder) -> bool:
+    """Whether the output embedding differs from the input embedding, even if config.json says that they are one."""
+    found: dict[str, Tensor] = {}
+    for file in folder.weight_files:
+        with _reading(file) as tensors:
+            for name in tensors.keys():  # noqa: SIM118 - not a dict
+                if (key := name.removeprefix("model.")) in ("embed_tokens.weight", "lm_head.weight"):
+                    found[key] = tensors.get_tensor(name)
+    ours = list(found.values())
+    return len(ours) == 2 and not (ours[0].dtype is ours[1].dtype and torch.equal(*ours))
+
+
+def refuse_unmatched(folder: ModelFolder, info: dict[str, Any]) -> None:
+    """ModelError names a tensor that transformers has made up, or one that it has not read.
+
+    `info`: the `output_loading_info` of transformers' `from_pretrained`.
+    """
+    _refuse_missing(folder, list(info["missing_keys"]))
+    if unread := sorted(key for key in info["unexpected_keys"] if not _LEFTOVERS.search(key)):
+        raise _unread(folder, unread[0])
+
+
+def _unread(folder: ModelFolder, name: str) -> ModelError:
+    return ModelError(f"{folder.path} has a tensor that the model does not: {name}")
+
+
+def _refuse_missing(folder: ModelFolder, names: list[str]) -> None:
+    if names:
+        raise ModelError(f"{folder.path} lacks {len(names)} tensors of the model, {min(names)} for one")
 
 
 def refuse_codes(folder: ModelFolder) -> None:

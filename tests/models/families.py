@@ -87,6 +87,12 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "Mamba": ({}, "layers of type"),
     "Bloom": ({"n_layer": 3, "n_head": 4}, "attention interface"),
     "GptOss": ({"num_local_experts": 4, "head_dim": 16}, "s_aux"),
+    "DiffLlama": ({}, "a layer that attends several times in a pass"),
+    "Doge": ({}, "a mask of the model's own"),
+    "Falcon": ({}, "attention interface"),
+    "GPTJ": ({"n_embd": 64, "n_layer": 3, "n_head": 4, "rotary_dim": 8}, "attention interface"),
+    "Mpt": ({"d_model": 64, "n_heads": 4, "n_layers": 3}, "attention interface"),
+    "OPT": ({"ffn_dim": 112, "word_embed_proj_dim": 64}, "not a body and a head"),
     "Phi3": (
         {
             "original_max_position_embeddings": 64,
