@@ -16,6 +16,7 @@ from app.core.wire import EncodeCommand, EngineReady, GenerateCommand
 from app.engine.build import build_engine
 from app.engine.core import EngineCore
 from app.errors import StartupError
+from app.models.pooling import Pooler
 from app.settings import load_settings
 
 _NUM_TOKENS = 48
@@ -65,7 +66,7 @@ def _of_encoder(console: Console, model: str, folder: Path, config: EncoderConfi
     core, ready = build_engine(load_settings(model=model, dtype="float32", device="cpu"), folder)
     _say_how(console, model, ready)
     ours, theirs = _encode(core, folder, config, ready.vocab_size)
-    what = "logits" if config.task == "classify" else f"{config.pooling} embeddings of length 1"
+    what = "logits" if config.task == "classify" else f"{'+'.join(config.modules.pooling)} embeddings of length 1"
     yield _report(console, ready.model_impl, what, float((ours - theirs).abs().max()), _ENCODER_TOLERANCE)
 
 
@@ -128,7 +129,7 @@ def _encode(
 
     kind = AutoModelForSequenceClassification if config.task == "classify" else AutoModel
     model = kind.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager").eval()
-    inputs = _random_inputs(min(config.max_len, _NUM_TOKENS), vocab_size, model.config.pad_token_id)
+    inputs = _random_inputs(min(config.max_len, _NUM_TOKENS), vocab_size, model.config.get_text_config().pad_token_id)
     for index, token_ids in enumerate(inputs):
         types = [0] * len(token_ids)
         core.add(EncodeCommand(request_id=f"{index}", token_ids=token_ids, type_ids=types, arrived_at=time.monotonic()))
@@ -138,10 +139,11 @@ def _encode(
             if output.error:
                 raise StartupError(output.error)
             ours[output.request_id] = torch.frombuffer(bytearray(output.vector), dtype=torch.float32)
-    theirs = [_pooled(config, model(torch.tensor([token_ids]))) for token_ids in inputs]
+    theirs = [_vector(config, model(torch.tensor([token_ids]))) for token_ids in inputs]
     both = torch.stack([ours[f"{index}"] for index in range(len(inputs))]), torch.stack(theirs)
     if config.task == "classify":
         return both
+    both = both[0], Pooler(ModelFolder(folder), config.modules).dense(both[1])
     return torch.nn.functional.normalize(both[0], dim=-1), torch.nn.functional.normalize(both[1], dim=-1)
 
 
@@ -154,11 +156,19 @@ def _random_inputs(longest: int, vocab_size: int, padding: int | None) -> list[l
     return [row[: length + 1] for length, row in enumerate(drawn.tolist())]
 
 
-def _pooled(config: EncoderConfig, output: Any) -> torch.Tensor:
-    """(numbers,): the logits, or the embedding of a single input."""
+def _vector(config: EncoderConfig, output: Any) -> torch.Tensor:
+    """(numbers,): the logits, or the pooled hidden states of a single input."""
     if config.task == "classify":
         logits: torch.Tensor = output.logits[0]
         return logits
     hidden: torch.Tensor = output.last_hidden_state[0]
-    how = {"mean": hidden.mean(0), "cls": hidden[0], "last": hidden[-1], "max": hidden.amax(0)}
-    return how[config.pooling]
+    weights = torch.arange(1.0, len(hidden) + 1)
+    pooled = {
+        "cls": hidden[0],
+        "max": hidden.amax(0),
+        "mean": hidden.mean(0),
+        "mean_sqrt_len_tokens": hidden.sum(0) / len(hidden) ** 0.5,
+        "weightedmean": weights @ hidden / weights.sum(),
+        "lasttoken": hidden[-1],
+    }
+    return torch.cat([pooled[mode] for mode in config.modules.pooling])

@@ -14,7 +14,7 @@ MAY_IMPORT = {
     "main": {"api", "supervisor", "checkpoint", "log"},
     "supervisor": {"checkpoint", "log", "metrics", "tenants"},
     "offline": {"engine", "checkpoint", "text", "log"},
-    "check_model": {"engine", "checkpoint"},
+    "check_model": {"engine", "checkpoint", "models"},
     "api": {"engine", "grammar", "text", "checkpoint", "metrics", "log", "tenants"},
     "engine": {"fairness", "checkpoint", "log"},
     "fairness": set(),

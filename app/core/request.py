@@ -43,6 +43,8 @@ class Extras(msgspec.Struct, frozen=True, omit_defaults=True):
 
     type_ids: list[int] = []
     """Parallel to the prompt: which text of a pair each token is of, 0 or 1. Empty if all are of one."""
+    num_ignored: int = 0
+    """Tokens at the front that an embedding is made without, because they are of the model's own prompt."""
 
 
 NO_EXTRAS = Extras()

@@ -67,6 +67,8 @@ class EncodeCommand(msgspec.Struct, tag=True, kw_only=True):
     """Not empty; each within the vocabulary; no more than the model reads."""
     type_ids: list[int]
     """Parallel to `token_ids`: which text of a pair each token is of, 0 or 1."""
+    num_ignored: int = 0
+    """See `Extras`."""
     priority: int = 0
     tenant: str = DEFAULT_TENANT
     weight: float = 1.0

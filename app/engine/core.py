@@ -208,5 +208,5 @@ def _to_encode(command: EncodeCommand) -> Request:
         priority=command.priority,
         tenant=command.tenant,
         weight=command.weight,
-        extras=Extras(command.type_ids),
+        extras=Extras(command.type_ids, command.num_ignored),
     )

@@ -22,11 +22,13 @@ _BYTE_OF = _byte_alphabet()
 
 
 class EncoderInput(NamedTuple):
-    """One input of an encoder. Both lists are parallel."""
+    """One input of an encoder. The lists are parallel."""
 
     token_ids: list[int]
     type_ids: list[int]
     """The text of a pair that each token belongs to, 0 or 1."""
+    num_ignored: int = 0
+    """See `Extras`."""
 
 
 class Tokenizer:

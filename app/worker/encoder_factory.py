@@ -3,23 +3,35 @@
 import time
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
-from transformers import AutoModel, AutoModelForSequenceClassification
+import numpy as np
+import transformers
+from transformers import AutoConfig, AutoModel, AutoModelForSequenceClassification
 
 from app.checkpoint.encoders import EncoderConfig
 from app.checkpoint.folder import ModelFolder
-from app.core.step import BuiltWorker
+from app.core.sampling import SamplingParams
+from app.core.step import BuiltWorker, NewRequest
 from app.errors import ModelError
 from app.layers.linear import finish
 from app.layers.methods import choose
 from app.layers.methods.plain import PLAIN, adopt_all
-from app.models.weights import refuse_codes
+from app.models.pooling import Pooler
+from app.models.weights import refuse_codes, refuse_unmatched
 from app.settings import Settings
 from app.worker.encoder_runner import EncoderRunner
-from app.worker.resolve import resolve
+from app.worker.resolve import Resolved, resolve
 
 _TOKENS = 4096
 """Of a step, unless settings say something else."""
+_LONGEST_TRIAL = 512
+"""Tokens of the trial's longest input: as many as most models with a table of positions have in it."""
+
+_TOLERANCE = 0.05
+"""The difference that the trial allows, relative to the largest number: several times bfloat16's rounding."""
+_LONGEST_QUOTE = 200
+"""Characters of a library's error that are shown."""
 
 
 def build_encoder(settings: Settings, path: Path, config: EncoderConfig) -> BuiltWorker:
@@ -27,12 +39,13 @@ def build_encoder(settings: Settings, path: Path, config: EncoderConfig) -> Buil
     folder, began = ModelFolder.open(path), time.monotonic()
     resolved = resolve(settings, folder)
     method = choose(folder, resolved.device, resolved.dtype)
-    kind = AutoModelForSequenceClassification if config.task == "classify" else AutoModel
     refuse_codes(folder)
     try:
-        model = kind.from_pretrained(path, dtype=resolved.dtype).to(resolved.device).eval().requires_grad_(False)
+        model = _load(folder, config, resolved)
+    except ModelError:
+        raise
     except Exception as error:  # the library's, of many kinds
-        raise ModelError(f"{path} cannot be loaded: {error}") from error
+        raise ModelError(f"{path} cannot be loaded: {' '.join(str(error).split())[:_LONGEST_QUOTE]}") from error
     if method is not PLAIN:  # such are transformers' own layers
         adopt_all(model)
         finish(model, method)
@@ -45,7 +58,10 @@ def build_encoder(settings: Settings, path: Path, config: EncoderConfig) -> Buil
         max_num_seqs=min(settings.max_num_seqs or _TOKENS, max_tokens),
         chunked_prefill=False,
     )
-    runner = EncoderRunner(model, config, resolved.device, model.config.pad_token_id or 0)
+    pooler = None if config.task == "classify" else Pooler(folder, config.modules).to(resolved.device).eval()
+    text = model.config.get_text_config()
+    runner = EncoderRunner(model, pooler, resolved.device, getattr(text, "pad_token_id", None) or 0)
+    _try(runner, folder, min(max_len, _LONGEST_TRIAL))
     return BuiltWorker(
         worker=runner,
         limits=limits,
@@ -53,6 +69,55 @@ def build_encoder(settings: Settings, path: Path, config: EncoderConfig) -> Buil
         model_impl="transformers",
         device=str(resolved.device),
         dtype=str(resolved.dtype).removeprefix("torch."),
-        vocab_size=int(model.config.vocab_size),
+        vocab_size=int(text.vocab_size),
         startup_seconds={"load_weights": time.monotonic() - began},
+    )
+
+
+def _load(folder: ModelFolder, config: EncoderConfig, resolved: Resolved) -> Any:
+    """transformers' model, with every tensor of the checkpoint in it that has to do with its task."""
+    shape = AutoConfig.from_pretrained(folder.path, trust_remote_code=False)
+    kind: Any = AutoModelForSequenceClassification if config.task == "classify" else AutoModel
+    if folder.architecture.endswith("EncoderModel"):  # the half of an encoder-decoder model
+        kind = getattr(transformers, folder.architecture)
+    elif shape.is_encoder_decoder:
+        raise ModelError(f"{folder.model_type} is an encoder-decoder model, which is not supported")
+    model, info = kind.from_pretrained(
+        folder.path,
+        config=shape,
+        dtype=resolved.dtype,
+        use_safetensors=True,
+        trust_remote_code=False,
+        output_loading_info=True,
+    )
+    if config.task == "embed":  # what stands behind the hidden states is not read
+        info["missing_keys"] = {key for key in info["missing_keys"] if not key.startswith("pooler.")}
+        if not folder.architecture.endswith("Model"):
+            parts = {name for name, _ in model.named_children()}
+            info["unexpected_keys"] = {key for key in info["unexpected_keys"] if key.split(".")[0] in parts}
+    refuse_unmatched(folder, info)
+    return model.to(resolved.device).eval().requires_grad_(False)
+
+
+def _try(runner: EncoderRunner, folder: ModelFolder, longest: int) -> None:
+    """Run a long input, and a short one beside one that is longer. ModelError says what does not work."""
+    long, middle, short = (_request([int(runner.pad_id == 0)] * length) for length in (longest, 4, 2))
+    try:
+        runner.encode([long])
+        padded, alone = runner.encode([short, middle])[0], runner.encode([short])[0]
+    except Exception as error:  # the library's, of many kinds
+        reason = f"{type(error).__name__}: {' '.join(str(error).split())[:_LONGEST_QUOTE]}"
+        raise ModelError(f"{folder.architecture} does not run as an encoder: {reason}") from error
+    found, expected = np.frombuffer(padded, np.float32), np.frombuffer(alone, np.float32)
+    if not np.allclose(found, expected, rtol=0, atol=_TOLERANCE * np.abs(expected).max()):  # so that NaN differs
+        raise ModelError(f"{folder.architecture} gives an input another result beside a longer one")
+
+
+def _request(token_ids: list[int]) -> NewRequest:
+    return NewRequest(
+        row=0,
+        token_ids=token_ids,
+        num_prompt_tokens=len(token_ids),
+        block_ids=[],
+        sampling=SamplingParams(max_tokens=0, seed=0),
     )

@@ -7,8 +7,8 @@ from inspect import signature
 import torch
 from torch import Tensor, nn
 
-from app.checkpoint.encoders import EncoderConfig
 from app.core.step import ModelRunnerOutput, NewRequest, SchedulerOutput
+from app.models.pooling import Pooler
 from app.worker.faults import named_faults
 
 _MOST_PADDING = 4
@@ -23,11 +23,12 @@ class EncoderRunner:
     See `app.core.step.Worker`. An input is done after one step, which computes all of it.
     """
 
-    def __init__(self, model: nn.Module, config: EncoderConfig, device: torch.device, pad_id: int) -> None:
+    def __init__(self, model: nn.Module, pooler: Pooler | None, device: torch.device, pad_id: int) -> None:
+        """`pooler`: None for a classifier, whose logits are the result."""
         self.model = model
-        self.config = config
+        self.pooler = pooler
         self.device = device
-        self._pad_id = pad_id
+        self.pad_id = pad_id
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="encoder")
         self._has_types = "token_type_ids" in signature(model.forward).parameters
 
@@ -61,10 +62,10 @@ class EncoderRunner:
         return vectors
 
     def _run(self, requests: list[NewRequest]) -> Tensor:
-        """(inputs, hidden_size), or (inputs, labels) of a classifier."""
+        """(inputs, dimensions), or (inputs, labels) of a classifier."""
         lengths = torch.tensor([len(request.token_ids) for request in requests], device=self.device)
         longest = int(lengths.max())
-        inputs = {"input_ids": self._padded([request.token_ids for request in requests], longest, self._pad_id)}
+        inputs = {"input_ids": self._padded([request.token_ids for request in requests], longest, self.pad_id)}
         if self._has_types:
             inputs["token_type_ids"] = self._padded(
                 [request.extras.type_ids or [0] * len(request.token_ids) for request in requests], longest, 0
@@ -73,27 +74,17 @@ class EncoderRunner:
         if longest > int(lengths.min()):
             inputs["attention_mask"] = mask.long()
         output = self.model(**inputs)
-        if self.config.task == "classify":
+        if self.pooler is None:
             logits: Tensor = output.logits
             return logits
-        return self._pool(output.last_hidden_state, mask, lengths)
+        ignored = torch.tensor([request.extras.num_ignored for request in requests], device=self.device)
+        vectors: Tensor = self.pooler(output.last_hidden_state, lengths, ignored)
+        return vectors
 
     def _padded(self, rows: list[list[int]], length: int, value: int) -> Tensor:
         """(rows, length)"""
         padded = [row + [value] * (length - len(row)) for row in rows]
         return torch.tensor(padded, dtype=torch.int64, device=self.device)
-
-    def _pool(self, hidden: Tensor, mask: Tensor, lengths: Tensor) -> Tensor:
-        """hidden (inputs, tokens, hidden_size) to (inputs, hidden_size)."""
-        match self.config.pooling:
-            case "cls":
-                return hidden[:, 0]
-            case "last":
-                return hidden[torch.arange(len(lengths), device=self.device), lengths - 1]
-            case "max":
-                return hidden.masked_fill(~mask[:, :, None], float("-inf")).amax(dim=1)
-            case "mean":
-                return (hidden.float() * mask[:, :, None]).sum(dim=1) / lengths[:, None]
 
 
 def _batches(order: list[int], lengths: list[int]) -> Iterator[list[int]]:

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from app.checkpoint.encoders import EncoderConfig
+from app.checkpoint.sentence_transformers import Modules
 from app.core.request import FinishReason
 from app.core.wire import EncodeCommand, RequestOutput
 from tests.api.conftest import Server, start_server
@@ -80,3 +81,38 @@ def test_a_text_gets_the_label_of_its_largest_logit(classifier: Server, path: st
     first, second = ask(classifier, path, {"input": ["abb", "a"]})["data"]
     assert (first["label"], second["label"]) == ("many b", "many a")
     assert first["probs"] == pytest.approx([1 / (1 + np.e), np.e / (1 + np.e)])
+
+
+def test_a_prompt_stands_in_front_of_texts_and_not_of_token_ids(model_folder: Path) -> None:
+    modules = Modules(includes_prompt=False, normalizes=False)
+    for server in serving(model_folder, EncoderConfig("embed", 256, modules, prompt="aa: ", lowercases=True)):
+        ignored = []
+
+        def count(command: EncodeCommand, ignored: list[int] = ignored) -> list[RequestOutput]:
+            ignored.append(command.num_ignored)
+            return count_letters(command)
+
+        server.engine.script = count
+        answer = ask(server, "/v1/embeddings", {"input": ["Bab", "a"]})
+        assert [item["embedding"] for item in answer["data"]] == [[3.0, 2.0], [3.0, 0.0]]
+        assert answer["usage"]["prompt_tokens"] == 12
+        answer = ask(server, "/v1/embeddings", {"input": list(b"ab")})
+        assert answer["data"][0]["embedding"] == [1.0, 1.0]
+        ask(server, "/v1/embeddings", {"input": "b", "truncate_prompt_tokens": 3})
+        assert ignored == [4, 4, 0, 2]
+
+
+@pytest.mark.parametrize(("activation", "expected"), [("Identity", [2.0, -1.0]), ("Sigmoid", [0.880797, 0.268941])])
+def test_the_scores_of_a_cross_encoder_have_its_activation(
+    model_folder: Path, activation: Any, expected: list[float]
+) -> None:
+    def logit(command: EncodeCommand) -> list[RequestOutput]:
+        (counted,) = count_letters(command)
+        a, b = np.frombuffer(counted.vector, np.float32)
+        counted.vector = np.array([a - b], np.float32).tobytes()
+        return [counted]
+
+    for server in serving(model_folder, EncoderConfig("classify", 256, labels=("good",), activation=activation)):
+        server.engine.script = logit
+        answer = ask(server, "/v1/score", {"text_1": "x", "text_2": ["aa", "b"]})
+        assert [item["score"] for item in answer["data"]] == pytest.approx(expected, rel=1e-5)

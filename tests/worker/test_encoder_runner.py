@@ -2,6 +2,8 @@
 
 import json
 import random
+from copy import deepcopy
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,10 +11,12 @@ import numpy as np
 import pytest
 import torch
 import transformers
+from msgspec import structs
+from safetensors.torch import save_file
 
 from app.check_model import check
-from app.checkpoint.encoders import EncoderConfig
 from app.checkpoint.folder import ModelFolder
+from app.checkpoint.sentence_transformers import Dense, Modules, Pooling
 from app.core.request import Extras
 from app.core.sampling import SamplingParams
 from app.core.step import BuiltWorker, NewRequest, SchedulerOutput
@@ -87,20 +91,105 @@ def alone(model: torch.nn.Module, request: NewRequest, has_types: bool) -> Any:
 
 @pytest.mark.parametrize(
     ("family", "pooling"),
-    [*((family, "mean") for family in FAMILIES), *(("Bert", how) for how in ("cls", "last", "max"))],
+    [
+        *((family, ("mean",)) for family in FAMILIES),
+        *(("Bert", (how,)) for how in ("cls", "lasttoken", "max", "weightedmean", "mean_sqrt_len_tokens")),
+        ("Bert", ("max", "mean")),
+    ],
 )
-def test_embeddings(family: str, pooling: Any, tmp_path: Path) -> None:
+def test_embeddings(family: str, pooling: tuple[Pooling, ...], tmp_path: Path) -> None:
     oracle = write_encoder(tmp_path, family, "Model")
     config = ModelFolder(tmp_path).encoder
     assert config is not None
     assert config.max_len == (68 if family in ("Roberta", "XLMRoberta", "MPNet") else 70)
-    built = build_encoder(load_settings(device="cpu"), tmp_path, EncoderConfig("embed", config.max_len, pooling))
+    config = replace(config, modules=Modules(pooling))
+    built = build_encoder(load_settings(device="cpu"), tmp_path, config)
     has_types = family in ("Bert", "Electra")
     requests = make_requests(has_types)
     for request, vector in zip(requests, encode(built, requests), strict=True):
         hidden = alone(oracle, request, has_types).last_hidden_state[0]
-        expected = {"mean": hidden.mean(0), "cls": hidden[0], "last": hidden[-1], "max": hidden.amax(0)}[pooling]
-        np.testing.assert_allclose(np.frombuffer(vector, np.float32), expected.numpy(), atol=1e-5, rtol=1e-5)
+        expected = np.concatenate([pooled(hidden)[how] for how in pooling])
+        np.testing.assert_allclose(np.frombuffer(vector, np.float32), expected, atol=1e-5, rtol=1e-5)
+
+
+def pooled(hidden: torch.Tensor) -> dict[str, Any]:
+    """By sentence-transformers' definitions, from the hidden states (tokens, hidden_size) of one input."""
+    places = torch.arange(1, len(hidden) + 1)[:, None]
+    return {
+        "cls": hidden[0],
+        "lasttoken": hidden[-1],
+        "max": hidden.amax(0),
+        "mean": hidden.mean(0),
+        "mean_sqrt_len_tokens": hidden.sum(0) / len(hidden) ** 0.5,
+        "weightedmean": (hidden * places).sum(0) / places.sum(),
+    }
+
+
+def test_a_prompt_that_does_not_count_is_left_out_of_the_pooling(tmp_path: Path) -> None:
+    oracle = write_encoder(tmp_path, "Bert", "Model")
+    config = ModelFolder(tmp_path).encoder
+    assert config is not None
+    modes: tuple[Pooling, ...] = ("cls", "max", "mean", "lasttoken")
+    built = build_encoder(load_settings(device="cpu"), tmp_path, replace(config, modules=Modules(modes)))
+    requests = [request for request in make_requests(has_types=False) if len(request.token_ids) > 3]
+    ignoring = [structs.replace(request, extras=Extras(request.extras.type_ids, num_ignored=3)) for request in requests]
+    for request, vector in zip(requests, encode(built, ignoring), strict=True):
+        left = pooled(alone(oracle, request, has_types=False).last_hidden_state[0, 3:])
+        expected = np.concatenate([left[how] for how in modes])
+        np.testing.assert_allclose(np.frombuffer(vector, np.float32), expected, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("is_safetensors", [True, False])
+def test_linear_layers_behind_the_pooling(is_safetensors: bool, tmp_path: Path) -> None:
+    oracle = write_encoder(tmp_path, "Bert", "Model")
+    layer = torch.nn.Linear(32, 7)
+    tensors = {f"linear.{name}": tensor for name, tensor in layer.state_dict().items()}
+    (tmp_path / "2_Dense").mkdir()
+    if is_safetensors:
+        save_file(tensors, tmp_path / "2_Dense" / "model.safetensors")
+    else:
+        torch.save(tensors, tmp_path / "2_Dense" / "pytorch_model.bin")
+    config = ModelFolder(tmp_path).encoder
+    assert config is not None
+    modules = Modules(dense=(Dense("2_Dense", 32, 7, has_bias=True, activation="Tanh"),))
+    built = build_encoder(load_settings(device="cpu"), tmp_path, replace(config, modules=modules))
+    requests = make_requests(has_types=False)
+    for request, vector in zip(requests, encode(built, requests), strict=True):
+        mean = alone(oracle, request, has_types=False).last_hidden_state[0].mean(0)
+        expected = torch.tanh(layer.weight @ mean + layer.bias).detach().numpy()
+        np.testing.assert_allclose(np.frombuffer(vector, np.float32), expected, atol=1e-5, rtol=1e-5)
+    wrong = Modules(dense=(Dense("2_Dense", 32, 8, has_bias=True, activation="Tanh"),))
+    with pytest.raises(ModelError, match="2_Dense is not a usable linear layer"):
+        build_encoder(load_settings(device="cpu"), tmp_path, replace(config, modules=wrong))
+
+
+def test_an_encoder_that_does_not_run_is_refused_with_a_reason(tmp_path: Path) -> None:
+    write_encoder(tmp_path, "Bert", "Model")
+    config = ModelFolder(tmp_path).encoder
+    assert config is not None
+    with pytest.raises(ModelError, match="BertModel does not run as an encoder: RuntimeError: The size of tensor a"):
+        build_encoder(load_settings(device="cpu"), tmp_path, replace(config, max_len=100))  # it has 70 positions
+
+
+def test_half_of_an_encoder_decoder_embeds_and_the_whole_is_refused(tmp_path: Path) -> None:
+    config = transformers.T5Config(vocab_size=99, d_model=32, d_kv=8, d_ff=64, num_layers=2, num_heads=4)
+    half, whole = transformers.T5EncoderModel(deepcopy(config)).eval(), transformers.T5Model(config)
+    kinds = {"": "Transformer", "1_Pooling": "Pooling"}
+    types = [{"type": f"sentence_transformers.models.{kind}", "path": path} for path, kind in kinds.items()]
+    for model, folder in ((half, tmp_path / "half"), (whole, tmp_path / "whole")):
+        model.save_pretrained(folder)
+        (folder / "modules.json").write_text(json.dumps(types))
+        (folder / "1_Pooling").mkdir()
+        (folder / "1_Pooling" / "config.json").write_text('{"pooling_mode": "mean"}')
+    description = ModelFolder(tmp_path / "half").encoder
+    assert description is not None
+    built = build_encoder(load_settings(device="cpu"), tmp_path / "half", description)
+    requests = make_requests(has_types=False)
+    for request, vector in zip(requests, encode(built, requests), strict=True):
+        mean = alone(half, request, has_types=False).last_hidden_state[0].mean(0)
+        np.testing.assert_allclose(np.frombuffer(vector, np.float32), mean, atol=1e-5, rtol=1e-4)
+    with pytest.raises(ModelError, match="t5 is an encoder-decoder model, which is not supported"):
+        build_encoder(load_settings(device="cpu"), tmp_path / "whole", description)
 
 
 @pytest.mark.parametrize("family", ["Bert", "Roberta", "ModernBert"])
@@ -128,26 +217,3 @@ def test_check_model_compares_encoders(
     monkeypatch.setattr(EncoderRunner, "encode", lambda self, requests: original(self, requests)[::-1])
     assert not check(str(tmp_path))
     assert "transformers: DIFFERS" in capsys.readouterr().out
-
-
-def test_pooling_is_read_from_the_models_files(tmp_path: Path) -> None:
-    def config(**pooling: bool) -> EncoderConfig | None:
-        (tmp_path / "1_Pooling").mkdir(exist_ok=True)
-        (tmp_path / "1_Pooling" / "config.json").write_text(json.dumps(pooling))
-        return ModelFolder(tmp_path).encoder
-
-    (tmp_path / "config.json").write_text(json.dumps({"model_type": "bert", "architectures": ["BertModel"]}))
-    assert ModelFolder(tmp_path).encoder == EncoderConfig("embed", 512)
-    modules = [{"type": "sentence_transformers.models.Transformer", "path": ""},
-               {"type": "sentence_transformers.models.Pooling", "path": "1_Pooling"}]  # fmt: skip
-    (tmp_path / "modules.json").write_text(json.dumps(modules))
-    (tmp_path / "sentence_bert_config.json").write_text('{"max_seq_length": 128}')
-    assert config(pooling_mode_cls_token=True) == EncoderConfig("embed", 128, "cls", normalizes=False)
-    assert config(pooling_mode_mean_tokens=True) == EncoderConfig("embed", 128, "mean", normalizes=False)
-    for wrong in ({"pooling_mode_weightedmean_tokens": True},
-                  {"pooling_mode_cls_token": True, "pooling_mode_max_tokens": True}):  # fmt: skip
-        with pytest.raises(ModelError, match="not supported"):
-            config(**wrong)
-    (tmp_path / "config.json").write_text(json.dumps({"model_type": "llama", "architectures": ["LlamaForCausalLM"]}))
-    (tmp_path / "modules.json").unlink()
-    assert ModelFolder(tmp_path).encoder is None

@@ -100,7 +100,7 @@ def embed(config: EncoderConfig, vectors: Vectors, dimensions: int | None, encod
     """Vectors in the requested form. Raises InvalidRequestError if they have fewer dimensions."""
     if dimensions is not None and dimensions > len(vectors[0]):
         raise InvalidRequestError(f"dimensions: this model has {len(vectors[0])}", "dimensions")
-    if dimensions is not None or config.normalizes:
+    if dimensions is not None or config.modules.normalizes:
         vectors = [normalised(vector[:dimensions]) for vector in vectors]
     return [
         Embedding(
@@ -132,6 +132,13 @@ def rank(vectors: Vectors, texts: list[str], top_n: int | None, return_documents
 def normalised(vector: NDArray[np.float32]) -> NDArray[np.float32]:
     """The vector with length 1."""
     return (vector / max(float(np.linalg.norm(vector)), 1e-12)).astype(np.float32)
+
+
+def scores(config: EncoderConfig, logits: Vectors) -> Vectors:
+    """Scores of pairs, from the logit of a classifier with one label."""
+    if config.activation == "Identity":
+        return logits
+    return [sigmoid(logit) for logit in logits]
 
 
 def sigmoid(logits: NDArray[np.float32]) -> NDArray[np.float32]:

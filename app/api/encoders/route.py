@@ -21,7 +21,7 @@ from app.api.encoders.answer import (
     label,
     normalised,
     rank,
-    sigmoid,
+    scores,
 )
 from app.api.encoders.run import Encoded, Text, encode
 from app.api.encoders.schema import ClassifyRequest, EmbeddingRequest, EncoderFields, RerankRequest, ScoreRequest
@@ -130,7 +130,7 @@ async def _scores(
                 f"this model has {len(config.labels)} labels; scores are of models with one", "model"
             )
         encoded = await encode(service, request, body, list(pairs), param)
-        return Encoded([sigmoid(logit) for logit in encoded.vectors], encoded.num_tokens)
+        return Encoded(scores(config, encoded.vectors), encoded.num_tokens)
     texts = list(dict.fromkeys(text for pair in pairs for text in pair))  # each text is embedded once
     encoded = await encode(service, request, body, list(texts), param)
     vectors = dict(zip(texts, map(normalised, encoded.vectors), strict=True))

@@ -64,7 +64,7 @@ async def _tokenize(service: Service, body: EncoderFields, texts: list[Text], pa
     limit = ready.max_model_len if limit == -1 else limit
 
     def work() -> list[EncoderInput]:
-        return [service.tokenizer.encoder_input(text, limit) for text in texts]
+        return [_encoder_input(service, text, limit) for text in texts]
 
     inputs = await in_thread(work, sum(map(len, texts)))
     for index, one in enumerate(inputs):
@@ -80,6 +80,24 @@ async def _tokenize(service: Service, body: EncoderFields, texts: list[Text], pa
                 where,
             )
     return inputs
+
+
+def _encoder_input(service: Service, text: Text, limit: int | None) -> EncoderInput:
+    """An input as the model's files want it. Token ids are taken as they are."""
+    config, tokenizer = service.encoder, service.tokenizer
+    assert config is not None
+    if isinstance(text, list):
+        return tokenizer.encoder_input(text, limit)
+    if config.lowercases:
+        text = text.lower() if isinstance(text, str) else (text[0].lower(), text[1].lower())
+    if not config.prompt or not isinstance(text, str):
+        return tokenizer.encoder_input(text, limit)
+    one = tokenizer.encoder_input(config.prompt + text, limit)
+    if config.modules.includes_prompt:
+        return one
+    prompt = tokenizer.encoder_input(config.prompt, None).token_ids
+    num_ignored = len(prompt) - (prompt[-1] in tokenizer.special_ids)
+    return one._replace(num_ignored=min(num_ignored, len(one.token_ids) - 1))
 
 
 @dataclass
@@ -122,6 +140,7 @@ class _Run:
             request_id=self._entry.engine_id(index),
             token_ids=one.token_ids,
             type_ids=one.type_ids,
+            num_ignored=one.num_ignored,
             priority=self._priority,
             tenant=self._entry.tenant.name,
             weight=self._entry.tenant.weight,
