@@ -7,6 +7,8 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
+from msgspec import structs
+
 from app.core.heartbeat import EngineHeartbeat
 from app.core.request import FinishReason
 from app.core.sampling import Logprobs
@@ -76,6 +78,7 @@ class FakeEngine:
         """See EngineClient."""
         if self.refusal is not None and self.commands.qsize() >= (self.refuse_after or 0):
             raise self.refusal
+        command = structs.replace(command)  # as it is sent; it may be submitted again, changed
         self.commands.put(command)
         stream = RequestStream()
         task = asyncio.get_running_loop().create_task(self._play(command, stream))

@@ -113,6 +113,30 @@ async def test_the_next_engine_goes_on_where_the_last_one_ended(tmp_path: Path, 
     engine.die()
 
 
+async def test_a_request_goes_on_behind_other_tokens_than_it_has_generated(tmp_path: Path, client: AsyncEngine) -> None:
+    """It is never refused, also if there is no engine or no room at the moment, and it survives its engine."""
+    engine = Engine(tmp_path)
+    await engine.start()
+    await client.wait_until_ready()
+    engine.die()
+    await client.wait_until_lost()
+    other = command("a", [1, 2, 3])
+    other.progress = Progress(token_ids=[7, 8], num_cached_tokens=2)
+    stream = client.generate(other)
+    await engine.start()
+    again = await engine.receive()
+    assert (again.prompt_token_ids, again.progress) == ([1, 2, 3], Progress(token_ids=[7, 8], num_cached_tokens=2))
+    await engine.send(RequestOutput(request_id="a", token_ids=[9], num_cached_tokens=2))
+    assert (await anext(stream)).token_ids == [9]
+    engine.die()
+    await client.wait_until_lost()
+    await engine.start()
+    progress = (await engine.receive()).progress
+    assert progress is not None
+    assert progress.token_ids == [7, 8, 9]
+    engine.die()
+
+
 async def test_statistics_of_a_dead_engine_are_not_kept_for_the_next_one(
     tmp_path: Path, client: AsyncEngine, listener: _Listener
 ) -> None:

@@ -1,0 +1,133 @@
+"""A budget of reasoning is kept: the reasoning is closed at its bound, and the model goes on with the answer."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import anthropic
+import pytest
+
+from app.core.request import FinishReason
+from app.core.sampling import Logprobs
+from app.core.wire import GenerateCommand, RequestOutput
+from tests.api.conftest import IM_END, MODEL, Server
+from tests.api.fake_engine import Script
+
+HI: Any = [{"role": "user", "content": "Hi"}]
+LONG = "abcdefghijklmnopqrstuvwxyz"
+CLOSING = [*b"</think>"]  # the tokens of the test's model are bytes
+
+
+@pytest.fixture(autouse=True)
+def reasons(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The model has reasoning."""
+    format_ = dataclasses.replace(server.service.message_format, reasons=True)
+    monkeypatch.setitem(vars(server.service), "message_format", format_)
+
+
+def thinks(thoughts: str, per_output: int = 1) -> Script:
+    """A model that thinks, and answers "Yes" once it has closed its thoughts, or the server has."""
+
+    def script(command: GenerateCommand) -> list[RequestOutput]:
+        said = command.progress.token_ids if command.progress else []
+        text = b"Yes" if bytes(said).endswith(bytes(CLOSING)) else f"<think>{thoughts}</think>Yes".encode()
+        tokens = [*text, IM_END][: command.sampling.max_tokens - len(said)]
+        pieces = [tokens[at : at + per_output] for at in range(0, len(tokens), per_output)]
+        wants = command.sampling.logprobs is not None
+        outputs = [
+            RequestOutput(
+                request_id=command.request_id,
+                token_ids=piece,
+                logprobs=[Logprobs([token], [-1.0]) for token in piece] if wants else [],
+                num_cached_tokens=4,
+            )
+            for piece in pieces
+        ]
+        outputs[-1].finish_reason = FinishReason.STOP if tokens[-1] == IM_END else FinishReason.LENGTH
+        return outputs
+
+    return script
+
+
+def chat(server: Server, **options: Any) -> Any:
+    """The one choice of a chat."""
+    answer = server.post("/v1/chat/completions", {"messages": HI, "seed": 7, **options})
+    assert answer.status_code == 200, answer.text
+    return answer.json()
+
+
+def streamed(server: Server, **options: Any) -> tuple[str, str]:
+    """Reasoning and content of a streamed chat."""
+    events = server.events("/v1/chat/completions", {"messages": HI, **options})
+    deltas = [event["choices"][0]["delta"] for event in events]
+    return tuple("".join(delta.get(name) or "" for delta in deltas) for name in ("reasoning_content", "content"))
+
+
+@pytest.mark.parametrize("per_output", [1, 3, 5, 99])
+@pytest.mark.parametrize("ask", [chat, streamed])
+def test_reasoning_beyond_its_budget_is_closed(server: Server, per_output: int, ask: Callable[..., Any]) -> None:
+    server.engine.script = thinks(LONG, per_output)
+    answer = ask(server, thinking_token_budget=5)
+    if ask is streamed:
+        assert answer == ("abcde", "Yes")
+    else:
+        (choice,) = answer["choices"]
+        assert (choice["message"]["reasoning_content"], choice["message"]["content"]) == ("abcde", "Yes")
+        assert choice["finish_reason"] == "stop"
+        tokens = len("<think>abcde</think>Yes") + 1
+        assert (answer["usage"]["completion_tokens"], answer["usage"]["prompt_tokens_details"]) == (
+            tokens,
+            {"cached_tokens": 4},
+        )
+    first = server.engine.commands.get_nowait()
+    second = server.engine.commands.get_nowait()
+    assert first.sampling == second.sampling  # with the seed
+    assert second.progress.token_ids == [*b"<think>abcde", *CLOSING]
+    assert server.engine.commands.empty()
+    assert server.engine.aborted.get_nowait() == first.request_id != second.request_id
+
+
+@pytest.mark.parametrize("budget", [26, 27, 1000])
+@pytest.mark.parametrize("per_output", [1, 99])
+def test_reasoning_within_its_budget_is_left_alone(server: Server, budget: int, per_output: int) -> None:
+    server.engine.script = thinks(LONG, per_output)
+    message = chat(server, thinking_token_budget=budget + len(CLOSING))["choices"][0]["message"]
+    assert (message["reasoning_content"], message["content"]) == (LONG, "Yes")
+    assert server.engine.commands.qsize() == 1
+
+
+def test_a_text_without_reasoning_has_no_bound(server: Server) -> None:
+    def script(command: GenerateCommand) -> list[RequestOutput]:
+        end = FinishReason.STOP
+        return [RequestOutput(request_id=command.request_id, token_ids=[*b"A <think> ", IM_END], finish_reason=end)]
+
+    server.engine.script = script
+    message = chat(server, thinking_token_budget=1)["choices"][0]["message"]
+    assert (message["content"], "reasoning_content" in message) == ("A <think> ", False)
+    assert server.engine.commands.qsize() == 1
+
+
+@pytest.mark.parametrize(("max_tokens", "content"), [(13, ""), (20, ""), (21, "Y"), (24, "Yes")])
+def test_a_budget_is_within_max_tokens(server: Server, max_tokens: int, content: str) -> None:
+    """Twelve tokens of reasoning and its beginning, eight of the closing marker, and four of the answer."""
+    server.engine.script = thinks(LONG, 4)
+    answer = chat(server, thinking_token_budget=5, max_tokens=max_tokens, logprobs=True)
+    (choice,) = answer["choices"]
+    assert (choice["message"]["content"], choice["finish_reason"]) == (
+        content,
+        "stop" if content == "Yes" else "length",
+    )
+    assert answer["usage"]["completion_tokens"] == len(choice["logprobs"]["content"]) == max_tokens
+
+
+def test_the_thinking_budget_of_messages(server: Server) -> None:
+    server.engine.script = thinks(LONG)
+    options: Any = {"model": MODEL, "max_tokens": 99, "messages": HI}
+    budget: Any = {"type": "enabled", "budget_tokens": 3}
+    with anthropic.Anthropic(base_url=server.url, api_key="-", max_retries=0) as client:
+        answer = client.messages.create(thinking=budget, **options)
+    assert [(block.type, getattr(block, block.type)) for block in answer.content] == [
+        ("thinking", "abc"),
+        ("text", "Yes"),
+    ]
+    assert answer.stop_reason == "end_turn"
