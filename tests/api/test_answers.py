@@ -86,6 +86,22 @@ def test_streamed_echo_comes_before_the_text(server: Server) -> None:
         assert [offset for choice in own for offset in choice["logprobs"]["text_offset"]] == list(range(8))
 
 
+def test_an_echo_is_the_prompt_as_it_was_given(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without what the tokenizer puts in front of it, but with what the client put there."""
+    encode = Tokenizer.encode
+    monkeypatch.setattr(Tokenizer, "encode", lambda self, text, add=True: [IM_START] * add + encode(self, text, False))
+    body = {"echo": True, "max_tokens": 1, "logprobs": 0}
+    for prompt, text, offsets in (
+        ("Hi", "HiH", [0, 0, 1, 2]),
+        (["Hi"], "HiH", [0, 0, 1, 2]),
+        ([IM_START, *b"Hi"], "<|im_start|>HiH", [0, 12, 13, 14]),
+    ):
+        choice = server.complete(prompt=prompt, **body)["choices"][0]
+        assert (choice["text"], choice["logprobs"]["text_offset"]) == (text, offsets)
+        (event,) = server.events("/v1/completions", {"prompt": prompt, **body})
+        assert event["choices"][0]["text"] == text
+
+
 def test_impossible_tokens_have_a_number(server: Server) -> None:
     """JSON has no infinity: OpenAI writes -9999 for it."""
 

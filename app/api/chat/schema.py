@@ -10,7 +10,7 @@ from app.api.generation.fields import HINTS, UNSUPPORTED, Effort, SamplingFields
 from app.api.generation.structured import StructuredFields
 from app.errors import InvalidRequestError, UnsupportedError
 
-FunctionName = Annotated[str, Field(pattern=r"^[a-zA-Z0-9_./-]{1,128}$")]
+FunctionName = Annotated[str, Field(pattern=r"^[a-zA-Z0-9_.-]{1,128}$")]
 """OpenAI's API allows 64 characters, Anthropic's and MCP 128."""
 
 
