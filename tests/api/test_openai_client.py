@@ -7,16 +7,23 @@ from pathlib import Path
 import msgspec
 import openai
 import pytest
+from llguidance import LLMatcher
 from openai.lib._parsing import type_to_response_format_param
 from openai.lib._pydantic import to_strict_json_schema
 from pydantic import BaseModel
 
 from app.core.request import FinishReason
 from app.grammar import constraint
+from app.grammar.compiler import GrammarCompiler
 from tests.api.conftest import IM_END, IM_START, MODEL, Server, start_server
 from tests.api.fake_engine import READY, say
 
 MESSAGES = [{"role": "user", "content": "Hi"}]
+
+
+def matcher_of(server: Server, grammar: str) -> LLMatcher:
+    """A matcher as the engine makes it."""
+    return GrammarCompiler(lambda: server.service.tokenizer, server.service.tokenizer.vocab_size).matcher(grammar)
 
 
 @pytest.fixture
@@ -192,7 +199,7 @@ def test_wanted_tool_calls_are_constrained(client: openai.OpenAI, roomy_server: 
         assert answer.message.content is None
         assert json.loads(answer.message.tool_calls[0].function.arguments) == {"city": "Köln"}
         grammar = roomy_server.engine.last_command().sampling.grammar
-        matcher = roomy_server.service.grammars.matcher(grammar)
+        matcher = matcher_of(roomy_server, grammar)
         assert matcher.consume_tokens([*CALL.encode()])
         assert matcher.is_accepting()
         assert matcher.consume_token(ord("\n")) is (choice == "required")  # before another one
@@ -268,7 +275,7 @@ def test_reasoning_before_calls(thinking_client: tuple[openai.OpenAI, Server], t
     assert "".join(call.function.arguments for call in later) == '{"city": "Köln"}'
     assert {(call.id, call.type, call.function.name) for call in later} == {(None, None, None)}
     if tool_choice == "required":
-        matcher = server.service.grammars.matcher(server.engine.last_command().sampling.grammar)
+        matcher = matcher_of(server, server.engine.last_command().sampling.grammar)
         assert matcher.consume_tokens([*f"<think>\nHm.\n</think>\n\n{CALL}".encode()])
         assert matcher.is_accepting()
 
