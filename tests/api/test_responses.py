@@ -439,6 +439,9 @@ def test_a_failed_response(client: openai.OpenAI, server: Server) -> None:
     assert (failed.type, failed.response.status) == ("response.failed", "failed")
     assert failed.response.error.message == "the model failed"
     assert failed.response.output[0].status == "in_progress"
+    server.engine.script = say("", reason=FinishReason.ERROR, error="the model failed")
+    with client.responses.stream(model=MODEL, input="Hi") as stream:  # the helper wants a response in front of all
+        assert [event.type for event in stream][-1] == "response.failed"
     with pytest.raises(openai.InternalServerError):
         client.responses.create(model=MODEL, input="Hi")
     server.engine.refusal = QueueFullError("full")

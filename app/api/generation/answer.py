@@ -106,6 +106,8 @@ class Answer(ABC):
     async def _all_events(self, generation: Generation) -> AsyncGenerator[bytes, None]:
         first = self.first_events
         async with aclosing(generation.deltas()) as deltas:
+            for data in self.opening_events():
+                yield data
             async for index, delta in deltas:
                 for data in (*first(), *self.events(index, delta)):
                     yield data
@@ -125,9 +127,13 @@ class Answer(ABC):
 
     # ------------------------------------------------------------------ a stream
 
-    @abstractmethod
+    def opening_events(self) -> list[bytes]:
+        """The events that do not wait for the engine."""
+        return []
+
     def first_events(self) -> list[bytes]:
-        """The events in front of all others. They wait for the first delta: only then is known what was cached."""
+        """The events in front of the first delta's. They wait for it: only then is known what was cached."""
+        return []
 
     @abstractmethod
     def events(self, index: int, delta: TextDelta) -> list[bytes]:

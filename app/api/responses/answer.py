@@ -143,7 +143,7 @@ class ResponseAnswer(BlocksAnswer):
 
     # ------------------------------------------------------------------ a stream
 
-    def first_events(self) -> list[bytes]:
+    def opening_events(self) -> list[bytes]:
         """See `Answer`."""
         return [
             self._event("response.created", response=self._empty),
