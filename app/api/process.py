@@ -87,7 +87,7 @@ async def running_service(
         created=int(time.time()),
         tokenizer=text.tokenizer,
         chat_template=text.chat_template,
-        message_format=MessageFormat.choose(settings.tool_parser, settings.reasoning_parser, text.chat_template.source),
+        message_format=MessageFormat.choose(settings.tool_parser, settings.reasoning_parser, text.chat_template),
         grammars=text.grammars,
         streams=ResumableStreams.of(settings),
         encoder=text.encoder,

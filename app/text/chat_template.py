@@ -1,106 +1,52 @@
-"""Renders chat messages to the text that a model was trained on, by the model's own Jinja template.
+"""Renders chat messages to the text that a model was trained on, by the model's own Jinja template."""
 
-Templates come with models and, if the server allows it, with requests. They run in Jinja's sandbox, with the helpers
-that transformers gives them, and with limits on their time and output.
-"""
-
-import json
-import re
-import secrets
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from datetime import datetime
+from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import jinja2
-from jinja2.exceptions import SecurityError
-from jinja2.ext import Extension, loopcontrols
-from jinja2.nodes import CallBlock, Node
-from jinja2.parser import Parser
-from jinja2.sandbox import ImmutableSandboxedEnvironment
 
+from app.checkpoint.chat_templates import read_chat_templates
+from app.checkpoint.folder import ModelFolder
 from app.errors import InvalidRequestError, ModelError
-from app.text.time_limit import template_time_limit
+from app.text.control_tokens import ControlTokens, Segments
+from app.text.probe import calls_as_shown, find_shape
+from app.text.sandbox import compile_template, run_template
+from app.text.shape import Message
 from app.text.tokenizer import Tokenizer
 
-Message = dict[str, Any]
-Segments = list[tuple[str, bool]]
-"""Pieces of a rendered chat: (text, whether it may contain control tokens)."""
-
-_OPEN, _CLOSE = "\U000f0000", "\U000f0001"
-_MAX_OUTPUT = 16 * 2**20
-_MAX_SECONDS = 5.0
 _RESERVED = {"messages", "tools", "documents", "add_generation_prompt", "continue_final_message", "chat_template"}
+_KEPT_OVERRIDES = 16
+"""Templates of requests that are kept, because it takes some 20 ms to find out what one reads."""
 
 
-class _GenerationBlock(Extension):
-    """{% generation %} ... {% endgeneration %} marks the model's text for training. It is rendered as it is."""
+class _Program:
+    """A template, and what it reads."""
 
-    tags = {"generation"}  # noqa: RUF012 - jinja2 declares it so
+    def __init__(self, source: str, special_tokens: Mapping[str, str]) -> None:
+        """Raises what Jinja and Python's compiler raise for broken templates."""
+        self._template = compile_template(source)
+        self._special_tokens = special_tokens
+        self.shape = find_shape(self.write, "developer" in source)
 
-    def parse(self, parser: Parser) -> Node:
-        """Parse the tag to a block that renders its body."""
-        line = next(parser.stream).lineno
-        body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
-        return CallBlock(self.call_method("_render"), [], [], body).set_lineno(line)
-
-    def _render(self, caller: Callable[[], str]) -> str:
-        return caller()
-
-
-class _Dict:
-    """`dict` in templates. Not the class itself, whose methods could change what the sandbox protects from changes."""
-
-    def __call__(self, *args: Any, **kwargs: Any) -> dict[Any, Any]:
-        return dict(*args, **kwargs)
-
-    def fromkeys(self, keys: Iterable[Any], value: Any = None) -> dict[Any, Any]:
-        """As `dict.fromkeys`."""
-        return dict.fromkeys(keys, value)
-
-
-class _Namespace(jinja2.utils.Namespace):
-    """`namespace` in templates. Refuses the names by which Python itself calls into an object."""
-
-    def __init__(self, /, *args: Any, **kwargs: Any) -> None:
-        attributes = dict(*args, **kwargs)
-        for name in attributes:
-            _check_public(name)
-        super().__init__(attributes)
-
-    def __setitem__(self, name: str, value: Any) -> None:
-        _check_public(name)
-        super().__setitem__(name, value)
-
-
-def _check_public(name: Any) -> None:
-    if isinstance(name, str) and name.startswith("_"):
-        raise SecurityError(f"a namespace cannot hold {name!r}")
-
-
-def _raise_exception(message: str) -> None:
-    raise jinja2.TemplateError(message)
-
-
-def _tojson(
-    value: Any,
-    ensure_ascii: bool = False,
-    indent: int | None = None,
-    separators: tuple[str, str] | None = None,
-    sort_keys: bool = False,
-) -> str:
-    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
-
-
-def _environment() -> ImmutableSandboxedEnvironment:
-    extensions: list[type[Extension]] = [_GenerationBlock, loopcontrols]
-    environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=extensions)
-    environment.filters["tojson"] = _tojson
-    environment.globals["raise_exception"] = _raise_exception
-    environment.globals["strftime_now"] = lambda fmt: datetime.now().strftime(fmt)
-    environment.globals["dict"] = _Dict()
-    environment.globals["namespace"] = _Namespace
-    return environment
+    def write(
+        self,
+        messages: Sequence[Message],
+        tools: Sequence[Message],
+        add_generation_prompt: bool = False,
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> str:
+        """The text of messages and tools that have the template's shape. Raises InvalidRequestError."""
+        variables = {
+            **self._special_tokens,
+            **(kwargs or {}),
+            "messages": messages,
+            "tools": tools or None,  # None instead of undefined, because templates ask `is not none`
+            "documents": None,
+            "add_generation_prompt": add_generation_prompt,
+        }
+        return run_template(self._template, variables)
 
 
 class ChatTemplate:
@@ -117,27 +63,31 @@ class ChatTemplate:
 
         `special_tokens` are variables of the template. `control_tokens` stay plain text where users type them.
         """
-        self._environment = _environment()
         self.source = "\n".join(filter(None, (source, tool_source)))
-        self._special_tokens = dict(special_tokens)
-        # Longer tokens first, so that a token is not mistaken for a shorter one inside it.
-        self._control_tokens = sorted(filter(None, control_tokens), key=len, reverse=True)
-        self._control_pattern = re.compile("|".join(map(re.escape, self._control_tokens)) or "(?!)")
-        self._index_of = {token: index for index, token in enumerate(self._control_tokens)}
+        self._control_tokens = ControlTokens(control_tokens)
+        self._load = lru_cache(_KEPT_OVERRIDES)(lambda text: _Program(text, special_tokens))
         try:
-            self._template = None if source is None else self._environment.from_string(source)
-            self._tool_template = self._template if tool_source is None else self._environment.from_string(tool_source)
+            self._program = None if source is None else self._load(source)
+            self._tool_program = self._program if tool_source is None else self._load(tool_source)
         # The last two are raised when Jinja compiles the template to Python.
         except (jinja2.TemplateError, RecursionError, SyntaxError) as error:
             raise ModelError(f"the model's chat template is broken: {error}") from error
 
     @classmethod
     def from_folder(cls, folder: Path, tokenizer: Tokenizer) -> "ChatTemplate":
-        """Read the templates of a model folder, from files of their own or from tokenizer_config.json."""
-        named = _named_templates(folder, tokenizer.config.get("chat_template"))
-        source = _read(folder / "chat_template.jinja") or named.get("default")
-        tool_source = _read(folder / "additional_chat_templates" / "tool_use.jinja") or named.get("tool_use")
-        return cls(source, tokenizer.special_tokens, tokenizer.control_tokens, tool_source)
+        """Read the templates of a model folder."""
+        named = read_chat_templates(ModelFolder(folder))
+        return cls(named.get("default"), tokenizer.special_tokens, tokenizer.control_tokens, named.get("tool_use"))
+
+    @property
+    def describes_tools(self) -> bool:
+        """Whether the template describes tools to the model. Otherwise they are described in Hermes' words."""
+        return self._tool_program is not None and self._tool_program.shape.tools
+
+    def calls_as_shown(self) -> list[str]:
+        """See `app.text.probe.calls_as_shown`."""
+        program = self._tool_program
+        return [] if program is None else calls_as_shown(program.write, program.shape)
 
     def render(
         self,
@@ -145,101 +95,49 @@ class ChatTemplate:
         *,
         add_generation_prompt: bool = True,
         continue_final_message: bool = False,
-        tools: Sequence[Message] | None = None,
+        tools: Sequence[Message] = (),
         override: str | None = None,
         kwargs: Mapping[str, Any] | None = None,
     ) -> Segments:
         """Render a chat to text, in pieces that tell the template's control tokens from those that users typed.
 
-        `tools` are functions that the model may call, `override` is a template to use instead, `kwargs` are further
-        variables. Raises InvalidRequestError if the template does not accept the messages.
+        `messages` and `tools`, the functions that the model may call, are in the form of OpenAI's API. `override` is a
+        template to use instead, `kwargs` are further variables. Raises InvalidRequestError if the template does not
+        accept the messages.
         """
-        template = self._choose(override, bool(tools))
+        program = self._choose(override, bool(tools))
         if taken := sorted(_RESERVED & set(kwargs or {})):
             raise InvalidRequestError(f"{taken[0]} cannot be set here", "chat_template_kwargs")
-        # Private-use characters and digits, because no filter of a template changes or escapes them.
-        nonce = str(secrets.randbits(64))
-        prepared = [self._prepare(message, nonce) for message in messages]
-        final, mark = "", f"{_OPEN}{nonce}{_CLOSE} "
-        if continue_final_message:
-            if not prepared or "content" not in prepared[-1]:
-                raise InvalidRequestError("the final message has no content to continue", "continue_final_message")
-            final = prepared[-1]["content"]
-            prepared[-1]["content"] = final + mark
-        text = self._run(
-            template,
-            {
-                **self._special_tokens,
-                **self._guard(dict(kwargs or {}), nonce),
-                "messages": prepared,
-                # None instead of undefined, because templates ask `is not none`.
-                "tools": self._guard(list(tools), nonce) if tools else None,
-                "documents": None,
-                "add_generation_prompt": add_generation_prompt and not continue_final_message,
-            },
-        )
-        if continue_final_message:
-            text = _cut_at(text, mark, final)
-        return self._split(text, nonce)
+        guard = self._control_tokens.guard()
+        chat, told, variables = map(guard.hide, (*program.shape.apply(messages, tools), dict(kwargs or {})))
+        if not continue_final_message:
+            return guard.split(program.write(chat, told, add_generation_prompt, variables))
+        final = _mark_final(chat, guard.mark)
+        return guard.split(_cut_at(program.write(chat, told, False, variables), guard.mark, final))
 
-    def _choose(self, override: str | None, has_tools: bool) -> jinja2.Template:
+    def _choose(self, override: str | None, has_tools: bool) -> _Program:
         if override is not None:
             try:
-                return self._environment.from_string(override)
+                return self._load(override)
             except Exception as error:  # a stranger's program can raise more than Jinja's own errors
                 raise InvalidRequestError(f"chat_template: {error}", "chat_template") from error
-        template = self._tool_template if has_tools else self._template
-        if template is None:
+        program = self._tool_program if has_tools else self._program
+        if program is None:
             raise InvalidRequestError("this model has no chat template: use /v1/completions", "messages")
-        return template
+        return program
 
-    def _run(self, template: jinja2.Template, variables: dict[str, Any]) -> str:
-        pieces, size = [], 0
-        try:
-            with template_time_limit(_MAX_SECONDS):
-                for piece in template.generate(variables):
-                    pieces.append(piece)
-                    size += len(piece)
-                    if size > _MAX_OUTPUT:
-                        raise ValueError(f"the text is longer than {_MAX_OUTPUT} characters")
-            text = "".join(pieces)
-            text.encode()  # a template can write half a surrogate pair, which the tokenizer cannot read
-        except Exception as error:  # a template is a program and can raise any error
-            raise InvalidRequestError(f"the chat template refuses these messages: {error}", "messages") from error
-        return text
 
-    # ------------------------------------------------------------------ control tokens that users typed
-
-    def _prepare(self, message: Message, nonce: str) -> Message:
-        """A copy without empty fields, with the content as one text, and with placeholders for control tokens."""
-        given = {name: value for name, value in message.items() if value is not None}
-        if isinstance(content := given.get("content"), list):
-            given["content"] = "\n".join(part["text"] for part in content)
-        guarded: Message = self._guard(given, nonce)
-        return guarded
-
-    def _guard(self, value: Any, nonce: str) -> Any:
-        """A copy of JSON data with a placeholder for each control token in its texts.
-
-        A control token that two texts form together, where a template writes them side by side, is not found.
-        """
-        if isinstance(value, str):
-            return self._control_pattern.sub(lambda match: f"{_OPEN}{nonce}:{self._index_of[match[0]]}{_CLOSE}", value)
-        if isinstance(value, dict):
-            return {self._guard(name, nonce): self._guard(item, nonce) for name, item in value.items()}
-        if isinstance(value, list):
-            return [self._guard(item, nonce) for item in value]
-        return value
-
-    def _split(self, text: str, nonce: str) -> Segments:
-        """Cut a rendered chat at the placeholders, and put the text of the tokens back."""
-        segments = []
-        for index, piece in enumerate(re.split(f"{_OPEN}{nonce}:([0-9]+){_CLOSE}", text)):
-            if index % 2:
-                segments.append((self._control_tokens[int(piece)], False))
-            elif piece:
-                segments.append((piece, True))
-        return segments
+def _mark_final(chat: list[Message], mark: str) -> str:
+    """Put the mark behind the final message's text, or behind its last part. Returns the text before the mark."""
+    place: Message = chat[-1] if chat else {}
+    name = "content"
+    if isinstance(content := place.get("content"), list):
+        place, name = next((part for part in reversed(content) if "text" in part), {}), "text"
+    if place.get(name) is None:
+        raise InvalidRequestError("the final message has no content to continue", "continue_final_message")
+    final: str = place[name]
+    place[name] = final + mark
+    return final
 
 
 def _cut_at(text: str, mark: str, final: str) -> str:
@@ -252,22 +150,3 @@ def _cut_at(text: str, mark: str, final: str) -> str:
     if end < 0 or final.strip() not in text:
         raise InvalidRequestError("the chat template drops or changes the final message", "continue_final_message")
     return text[:end] if text.startswith(mark, end) else text[:end].rstrip()
-
-
-def _read(file: Path) -> str | None:
-    try:
-        return file.read_text(encoding="utf-8")
-    except FileNotFoundError:
-        return None
-    except (OSError, UnicodeDecodeError) as error:
-        raise ModelError(f"{file} is not UTF-8 text: {error}") from error
-
-
-def _named_templates(folder: Path, value: Any) -> dict[str, str]:
-    """Templates by name, from chat_template in tokenizer_config.json: a text, or a list of named texts."""
-    if isinstance(value, str):
-        return {"default": value}
-    try:
-        return {entry["name"]: str(entry["template"]) for entry in value or ()}
-    except (KeyError, TypeError) as error:
-        raise ModelError(f"{folder / 'tokenizer_config.json'}: chat_template has no names: {error!r}") from error

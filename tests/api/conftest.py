@@ -110,7 +110,7 @@ def make_service(folder: Path, engine: FakeEngine, settings: Settings, encoder: 
         created=1,
         tokenizer=tokenizer,
         chat_template=template,
-        message_format=MessageFormat.choose(settings.tool_parser, settings.reasoning_parser, template.source),
+        message_format=MessageFormat.choose(settings.tool_parser, settings.reasoning_parser, template),
         grammars=GrammarChecker(folder),
         streams=ResumableStreams.of(settings),
         encoder=encoder,

@@ -204,9 +204,10 @@ def test_reasoning_effort_reaches_templates_that_read_it(
     said: str,
 ) -> None:
     tokenizer = server.service.tokenizer
+    chat_template = ChatTemplate(template, tokenizer.special_tokens, tokenizer.control_tokens)
     parts = {
-        "chat_template": ChatTemplate(template, tokenizer.special_tokens, tokenizer.control_tokens),
-        "message_format": MessageFormat.choose("auto", "auto", template),
+        "chat_template": chat_template,
+        "message_format": MessageFormat.choose("auto", "auto", chat_template),
     }
     for name, part in parts.items():
         monkeypatch.setitem(vars(server.service), name, part)

@@ -57,7 +57,7 @@ def tokenizer(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathF
 @pytest.mark.parametrize("reasoning", [None, "<think>Hm </thi</think>\n\n", "Hm\n</think>"])
 @pytest.mark.parametrize("name", FORMATS)
 def test_calls_that_a_grammar_allows_are_parsed(name: str, reasoning: str | None, tokenizer: PacelineTokenizer) -> None:
-    message_format = MessageFormat(FORMATS[name], True, reasons=reasoning is not None)
+    message_format = MessageFormat(FORMATS[name], reasons=reasoning is not None)
     is_open = reasoning is not None and not reasoning.startswith("<think>")
     before = ("", []) if reasoning is None else reasoning_prefix(tokenizer, is_open)
     grammar = tool_calls(format_of_required_calls(FORMATS[name]), SCHEMAS, True, tokenizer, before)
@@ -114,7 +114,7 @@ def test_a_call_has_no_arguments_that_its_schema_does_not_name(
 
 def test_markers_are_hidden_where_nobody_reads_them(tokenizer: PacelineTokenizer) -> None:
     special = {marker: tokenizer.added_id(marker) for marker in MARKERS if tokenizer.special_ids - {256}}
-    format_ = MessageFormat(FORMATS["hermes"], True, reasons=True)
+    format_ = MessageFormat(FORMATS["hermes"], reasons=True)
     assert format_.shown(tokenizer, False) == {id_ for marker, id_ in special.items() if "think" in marker}
     shown = {id_ for marker, id_ in special.items() if "think" in marker or "tool_call" in marker}
     assert format_.shown(tokenizer, True) == shown

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,9 @@ import pytest
 from tokenizers import Tokenizer as FastTokenizer
 from tokenizers import decoders, models, normalizers, pre_tokenizers, processors, trainers
 
+from app.text.chat_template import ChatTemplate
 from app.text.tokenizer import Tokenizer
+from tests.text.families import SOURCES, Message
 
 CORPUS = ["the quick brown fox jumps over the lazy dog", "naïve café: déjà vu", "don't stop, now!", "a b c d e f"] * 8
 SPECIAL = ["<unk>", "<s>", "</s>"]
@@ -50,6 +53,40 @@ def oracles(folders: dict[str, Path]) -> dict[str, Any]:
 def smol(tokenizers: dict[str, Tokenizer]) -> Tokenizer:
     """The embedded model's tokenizer."""
     return tokenizers["smol"]
+
+
+@pytest.fixture(scope="session")
+def templates(smol: Tokenizer) -> dict[str, ChatTemplate]:
+    """Each family's template as that of a model."""
+    return {
+        family: ChatTemplate(source, smol.special_tokens, smol.control_tokens) for family, source in SOURCES.items()
+    }
+
+
+@pytest.fixture(scope="session")
+def ours(templates: dict[str, ChatTemplate]) -> Callable[..., str]:
+    """Renders a chat with the template of a family, as Paceline does it."""
+
+    def render(family: str, chat: list[Message], **options: Any) -> str:
+        return "".join(text for text, _ in templates[family].render(chat, **options))
+
+    return render
+
+
+@pytest.fixture(scope="session")
+def theirs(oracles: dict[str, Any]) -> Callable[..., str]:
+    """Renders a chat with the template of a family, as transformers does it."""
+    from transformers.utils.chat_template_utils import render_jinja_template
+
+    def render(family: str, chat: list[Message], **options: Any) -> str:
+        given = {"add_generation_prompt": True, "chat_template": SOURCES[family], **options}
+        if family == "deepseek_v3":  # reads calls where the content is None, which apply_chat_template would drop
+            given |= oracles["smol"].special_tokens_map
+            return str(render_jinja_template([chat], **given)[0][0])
+        text: str = oracles["smol"].apply_chat_template(chat, tokenize=False, **given)
+        return text
+
+    return render
 
 
 def oracle_of(folder: Path) -> Any:

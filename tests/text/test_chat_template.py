@@ -9,10 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from app.errors import InvalidRequestError, ModelError
-from app.text import chat_template
+from app.text import sandbox
 from app.text.chat_template import ChatTemplate
 from app.text.tokenizer import Tokenizer
-from tests.text.conftest import copy, oracle_of
+from tests.text.conftest import copy, oracle_of, write_json
 
 CHATML = (
     "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>\n' }}{% endfor %}"
@@ -24,7 +24,7 @@ TEMPLATES = {
     "blocks": """
         {%- for m in messages %}
             {%- if loop.index0 > 3 %}{% break %}{% endif %}
-            {%- if m.role == 'tool' %}{% continue %}{% endif %}
+            {%- if m.role == 'system' %}{% continue %}{% endif %}
             {% generation %}
             [{{ loop.index }}] {{ m.role | title }}: {{ m.content }}
             {% endgeneration %}
@@ -47,7 +47,7 @@ CHATS: list[list[dict[str, Any]]] = [
     [{"role": "user", "content": "Hello 😀"}],
     [{"role": "system", "content": "Be <b>brief</b>."}, {"role": "user", "content": "  two\n\nlines  "}],
     [{"role": "user", "content": "hi", "name": None}, {"role": "assistant", "content": "Well, "}],
-    [{"role": role, "content": role} for role in ("user", "assistant", "tool", "user", "assistant", "user")],
+    [{"role": role, "content": role} for role in ("user", "assistant", "system", "user", "assistant", "user")],
 ]
 
 
@@ -208,7 +208,7 @@ LOOPS = "{% for i in range(99999) %}{% for j in range(99999) %}" + "x" * 100 + "
 def test_a_chat_that_cannot_be_rendered_is_the_requests_error(
     options: dict[str, Any], message: str, param: str, model: ChatTemplate, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(chat_template, "_MAX_OUTPUT", 100_000)
+    monkeypatch.setattr(sandbox, "_MAX_OUTPUT", 100_000)
     with pytest.raises(InvalidRequestError, match=message) as caught:
         model.render([{"role": "user", "content": "Hello"}], **options)
     assert caught.value.param == param
@@ -222,19 +222,36 @@ def test_nothing_to_continue(chat: list[dict[str, Any]], model: ChatTemplate) ->
 
 
 def test_where_a_template_comes_from(folders: dict[str, Path], tmp_path: Path) -> None:
-    """The file takes precedence over the configuration, which may have several templates."""
+    """Of files with a template, those that transformers writes today come first."""
     chat, ours = [{"role": "user", "content": "x"}], Tokenizer(folders["metaspace"])
     with pytest.raises(InvalidRequestError, match="no chat template") as caught:
         ChatTemplate.from_folder(folders["metaspace"], ours).render(chat)
     assert caught.value.param == "messages"
 
+    def rendered(folder: Path) -> str:
+        return render(ChatTemplate.from_folder(folder, Tokenizer(folder)), chat)
+
     named = [{"name": "tool_use", "template": "tools"}, {"name": "default", "template": "default"}]
     for value, want in [("single", "single"), (named, "default")]:
         folder = copy(folders["metaspace"], tmp_path, tokenizer_config={"chat_template": value})
-        assert render(ChatTemplate.from_folder(folder, Tokenizer(folder)), chat) == want
+        assert rendered(folder) == want
         assert oracle_of(folder).apply_chat_template(chat, tokenize=False) == want
+    write_json(tmp_path / "chat_template.json", {"chat_template": "of the processor"})
+    assert rendered(tmp_path) == "of the processor"
     (tmp_path / "chat_template.jinja").write_text("file é", encoding="utf-8")
-    assert render(ChatTemplate.from_folder(tmp_path, Tokenizer(tmp_path)), chat) == "file é"
+    assert rendered(tmp_path) == "file é" == oracle_of(tmp_path).apply_chat_template(chat, tokenize=False)
+    (tmp_path / "chat_template.jinja").unlink()
+    (tmp_path / "tokenizer_config.json").write_text("{}")
+    assert rendered(tmp_path) == "of the processor"
+
+
+@pytest.mark.parametrize(
+    "content", [{"chat_template": 7}, {"chat_template": [{"name": "x"}]}, {"chat_template": {"default": 1}}, []]
+)
+def test_a_broken_chat_template_json_is_named(content: Any, folders: dict[str, Path], tmp_path: Path) -> None:
+    folder = copy(folders["metaspace"], tmp_path, chat_template=content)
+    with pytest.raises(ModelError, match=r"chat_template\.json"):
+        ChatTemplate.from_folder(folder, Tokenizer(folder))
 
 
 def test_chats_with_tools_have_their_own_template_if_there_is_one(folders: dict[str, Path], tmp_path: Path) -> None:
@@ -244,7 +261,7 @@ def test_chats_with_tools_have_their_own_template_if_there_is_one(folders: dict[
 
     def rendered() -> str:
         ours, theirs = ChatTemplate.from_folder(folder, Tokenizer(folder)), oracle_of(folder)
-        texts = [render(ours, chat, tools=given) for given in (tools, None)]
+        texts = [render(ours, chat, tools=given or ()) for given in (tools, None)]
         assert texts == [theirs.apply_chat_template(chat, tools=given, tokenize=False) for given in (tools, None)]
         assert all(entry["template"] in ours.source for entry in named[1:])  # where signs of formats are looked for
         return texts[0]
@@ -307,7 +324,7 @@ def test_a_broken_template_of_the_model_is_named(content: bytes, folders: dict[s
 def test_a_template_that_takes_too_long_or_too_much_is_stopped(
     body: str, words: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(chat_template, "_MAX_SECONDS", 0.2)
+    monkeypatch.setattr(sandbox, "_MAX_SECONDS", 0.2)
     loops = f"{{% for a in range(99999) %}}{{% for b in range(99999) %}}{body}{{% endfor %}}{{% endfor %}}"
     template = ChatTemplate(loops, {}, [])
     with pytest.raises(InvalidRequestError, match=words):

@@ -11,8 +11,7 @@ from hypothesis import strategies as st
 from app.text.message_format import MessageFormat
 from app.text.message_parser import MessageDelta, MessageParser, PlainText
 from app.text.reasoning import ReasoningParser
-from app.text.tools.formats import FORMATS, choose_format
-from app.text.tools.prompt import describe_tools
+from app.text.tools.formats import FORMATS
 
 Whole = tuple[str, str, list[tuple[str, str]]]
 """Content, reasoning, and calls with their arguments."""
@@ -150,7 +149,7 @@ WRITTEN["mistral"] = TEXTS["mistral"].removeprefix("Let me see. ")
 @pytest.mark.parametrize("reasoning", ["", "<think>Hm</think>\n"])
 @pytest.mark.parametrize("name", FORMATS)
 def test_wanted_calls_that_are_cut_leave_nothing_else(name: str, reasoning: str) -> None:
-    format_ = MessageFormat(FORMATS[name], True, reasons=bool(reasoning))
+    format_ = MessageFormat(FORMATS[name], reasons=bool(reasoning))
     text = reasoning + WRITTEN[name]
     for length in range(len(text) + 1):
         for pieces in ([text[:length]], list(text[:length])):
@@ -170,58 +169,3 @@ def test_reasoning() -> None:
     assert split("Well.\n</think>Yes.", is_open=True) == ("Yes.", "Well.")
     assert split("cut off", is_open=True) == ("", "cut off")
     assert split("Yes, <think> is a tag.") == ("Yes, <think> is a tag.", "")
-
-
-def test_the_format_of_tool_calls_is_recognised_by_the_template() -> None:
-    assert choose_format("auto", "… <tool_call> …") is FORMATS["hermes"]
-    assert choose_format("auto", "{{ '[TOOL_CALLS]' }}") is FORMATS["mistral"]
-    assert choose_format("auto", 'Respond as {"name": f, "parameters": d}') is FORMATS["llama3_json"]
-    assert choose_format("auto", "[func_name1(params_name1=params_value1)]") is FORMATS["pythonic"]
-    assert choose_format("pythonic", "<tool_call>") is FORMATS["pythonic"]
-
-
-def test_tools_in_words_can_be_read_back() -> None:
-    call = {"id": "1", "type": "function", "function": {"name": "weather", "arguments": ARGUMENTS}}
-    messages = [
-        {"role": "system", "content": "Be brief."},
-        {"role": "assistant", "content": "", "tool_calls": [call]},
-        {"role": "tool", "tool_call_id": "1", "content": "rain"},
-    ]
-    system, assistant, result = describe_tools(messages, [{"type": "function", "function": {"name": "weather"}}])
-    assert system["content"].startswith("Be brief.\n\n")
-    assert '"weather"' in system["content"]
-    ((name, arguments),) = parse(FORMATS["hermes"].parser(), [assistant["content"]])[2]
-    assert (name, json.loads(arguments)) == ("weather", ARGUMENTS)
-    assert result == {"role": "user", "content": "<tool_response>\nrain\n</tool_response>"}
-
-
-def test_ids_of_calls_have_the_form_that_mistrals_templates_require() -> None:
-    template = "{{ tools }}{% for c in messages[0].tool_calls %}[TOOL_CALLS]{{ c.id }}{% endfor %}"
-    format_ = MessageFormat.choose("auto", "auto", template)
-    calls = [
-        {"id": id_, "type": "function", "function": {"name": "f", "arguments": {}}} for id_ in ("call_1", "abcdefgh9")
-    ]
-    results = [{"role": "tool", "tool_call_id": call["id"], "content": ""} for call in calls]
-    (message, *told), _ = format_.for_template([{"role": "assistant", "tool_calls": calls}, *results], [])
-    ids = [call["id"] for call in message["tool_calls"]]
-    assert [len(id_) for id_ in ids] == [9, 9]
-    assert all(id_.isalnum() for id_ in ids)
-    assert ids[1] == "abcdefgh9"
-    assert [result["tool_call_id"] for result in told] == ids
-
-
-@pytest.mark.parametrize(
-    ("template", "override", "role"),
-    [
-        ("{{ tools }}", None, "system"),
-        ("", None, "system"),
-        ("{% if role == 'developer' %}", None, "developer"),
-        ("{% if role == 'developer' %}", "{{ tools }}", "system"),
-        ("", "{{ tools }}{% if role == 'developer' %}", "developer"),
-    ],
-)
-def test_developer_messages_reach_templates_without_the_role(template: str, override: str | None, role: str) -> None:
-    format_ = MessageFormat.choose("auto", "auto", template)
-    chat = [{"role": "developer", "content": "Be brief."}, {"role": "user", "content": "Hi"}]
-    told, _ = format_.for_template(chat, [], override)
-    assert [message["role"] for message in told] == [role, "user"]

@@ -4,7 +4,6 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from app.api.chat.parts import arguments_so_far
 from app.api.edge.body import Label, RequestBody, Unsupported, hints, refused
 from app.errors import InvalidRequestError, UnsupportedError
 
@@ -30,14 +29,9 @@ class ToolCall(RequestBody):
     function: FunctionCall
 
     def for_template(self) -> dict[str, Any]:
-        """As chat templates expect it, with the arguments as an object: of a call that was cut off, what there is."""
-        text = self.function.arguments or "{}"
-        arguments = arguments_so_far(text)
-        return {
-            "id": self.id,
-            "type": self.type,
-            "function": {"name": self.function.name, "arguments": text if arguments is None else arguments},
-        }
+        """As chat templates expect it. The arguments may have been cut: what the server gave out, it takes back."""
+        function = {"name": self.function.name, "arguments": self.function.arguments or "{}"}
+        return {"id": self.id, "type": self.type, "function": function}
 
 
 class ContentPart(RequestBody):

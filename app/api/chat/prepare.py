@@ -31,9 +31,8 @@ async def encode_chat(service: Service, body: ChatFields) -> ChatPrompt:
             "chat_template: this server does not run templates of requests (trust_request_chat_template)",
             "chat_template",
         )
-    given = [message.for_template() for message in body.messages]
-    told = [tool.for_template() for tool in body.usable_tools]
-    messages, tools = service.message_format.for_template(given, told, body.chat_template)
+    messages = [message.for_template() for message in body.messages]
+    tools = [tool.for_template() for tool in body.usable_tools]
     kwargs = _template_kwargs(service, body)
 
     def encode() -> ChatPrompt:

@@ -1,6 +1,5 @@
 """The formats of tool calls, and which of them a model was trained on."""
 
-import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -9,8 +8,6 @@ from app.text.tools.hermes import HermesParser
 from app.text.tools.llama import LlamaParser
 from app.text.tools.mistral import MistralParser
 from app.text.tools.pythonic import PythonicParser
-
-log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -74,21 +71,3 @@ FORMATS = {"hermes": HERMES, "llama3_json": LLAMA, "mistral": MISTRAL, "pythonic
 def format_of_required_calls(format_: ToolFormat) -> ToolFormat:
     """The format in which a model of this format writes calls that a grammar requires."""
     return LLAMA if format_ is PYTHONIC else format_
-
-
-def choose_format(setting: str, template: str) -> ToolFormat:
-    """The format that a setting names, or with "auto" the one that a chat template shows."""
-    if setting != "auto":
-        return FORMATS[setting]
-    signs = {
-        "hermes": ("<tool_call>",),
-        "mistral": ("[TOOL_CALLS]",),
-        "llama3_json": ('"parameters":', "<|python_tag|>"),
-        "pythonic": ("func_name1(", "function_name("),
-    }
-    for name, words in signs.items():
-        if any(word in template for word in words):
-            log.info("tool parser %s: the chat template shows %s", name, " or ".join(words))
-            return FORMATS[name]
-    log.debug("tool parser hermes: the chat template shows no other format")
-    return HERMES

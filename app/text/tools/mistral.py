@@ -1,15 +1,12 @@
 """The formats of Mistral: [TOOL_CALLS][{"name": ..., "arguments": ...}, ...], or newer [TOOL_CALLS]name[ARGS]{...}."""
 
-import hashlib
 import re
-from typing import Any
 
 from app.text.tools.calls import CallScanner
 
 _MARKER, _ARGS = "[TOOL_CALLS]", "[ARGS]"
 _NAME = re.compile(r"([\w.-]{1,99})(?:\[CALL_ID\][\w-]{0,99})?\s{0,9}(?:\[ARGS\])?\s{0,9}(?=\{)")
 _LONGEST_HEAD = 256
-_SHORT_ID = re.compile(r"[a-zA-Z0-9]{9}")
 
 
 class MistralParser(CallScanner):
@@ -50,17 +47,3 @@ class MistralParser(CallScanner):
             self._take(1)
         self._state = self._in_content
         return True
-
-
-def with_short_ids(message: dict[str, Any]) -> dict[str, Any]:
-    """A message whose calls have ids of nine letters or digits, as Mistral's chat templates demand."""
-    message = dict(message)
-    if calls := message.get("tool_calls"):
-        message["tool_calls"] = [{**call, "id": _short(call["id"])} for call in calls]
-    if id_ := message.get("tool_call_id"):
-        message["tool_call_id"] = _short(id_)
-    return message
-
-
-def _short(id_: str) -> str:
-    return id_ if _SHORT_ID.fullmatch(id_) else hashlib.sha256(id_.encode()).hexdigest()[:9]

@@ -1,0 +1,66 @@
+"""Chooses the format of a model's tool calls: the one in which its chat template shows them."""
+
+import json
+import logging
+from collections.abc import Iterable, Sequence
+
+from app.text.chat_template import ChatTemplate
+from app.text.probe import FUNCTION, KEY, VALUES
+from app.text.tools.formats import FORMATS, ToolFormat
+
+log = logging.getLogger(__name__)
+
+_SIGNS = {
+    "hermes": ("<tool_call>",),
+    "mistral": ("[TOOL_CALLS]",),
+    "llama3_json": ('"parameters":', "<|python_tag|>"),
+    "pythonic": ("func_name1(", "function_name("),
+}
+"""How templates that show no calls describe them."""
+
+
+def choose_format(setting: str, template: ChatTemplate) -> ToolFormat:
+    """The format that a setting names, or with "auto" the one in which the template shows calls.
+
+    Calls in a form that is not read are part of the content; a warning tells so, and names the form.
+    """
+    shown = template.calls_as_shown()
+    name = _choose(shown, template) if setting == "auto" else setting
+    if shown and not _reads(FORMATS[name], shown):
+        log.warning(
+            "the chat template shows tool calls as %.200r, which tool parser %s does not read: "
+            "such calls will be part of the content",
+            shown[-1],
+            name,
+        )
+    else:
+        log.info("tool parser %s reads the calls that the chat template shows", name)
+    return FORMATS[name]
+
+
+def _choose(shown: Sequence[str], template: ChatTemplate) -> str:
+    if not template.describes_tools:  # so they are described in the words of Hermes
+        return "hermes"
+    if shown:
+        return next((name for name, format_ in FORMATS.items() if _reads(format_, shown)), "hermes")
+    for name, words in _SIGNS.items():
+        if any(word in template.source for word in words):
+            return name
+    log.warning("the chat template describes tools, but shows no form of calls that is known: hermes is tried")
+    return "hermes"
+
+
+def _reads(format_: ToolFormat, shown: Iterable[str]) -> bool:
+    """Whether a format's parser finds the call that the template shows."""
+    return any(_calls(format_, text) == [(FUNCTION, {KEY: VALUES[0]})] for text in shown)
+
+
+def _calls(format_: ToolFormat, text: str) -> list[tuple[str, object]]:
+    parser = format_.parser()
+    deltas = [*parser.feed(text).tool_calls, *parser.finish().tool_calls]
+    names = [delta.name for delta in deltas if delta.name is not None]
+    arguments = ("".join(delta.arguments for delta in deltas if delta.index == index) for index in range(len(names)))
+    try:
+        return [(name, json.loads(text)) for name, text in zip(names, arguments, strict=True)]
+    except ValueError:
+        return []

@@ -1,0 +1,96 @@
+"""Chats of all three APIs, where the chat template does not read them as they come."""
+
+import json
+from typing import Any
+
+import msgspec
+import pytest
+
+from app.text.chat_template import ChatTemplate
+from app.text.message_format import MessageFormat
+from tests.api.conftest import Server
+from tests.api.fake_engine import READY
+
+NO_SYSTEM = (
+    "{{ bos_token }}{% if messages[0]['role'] == 'system' %}{{ raise_exception('no system role') }}{% endif %}"
+    "{% for m in messages %}{{ '<t>' + m['role'] + '\\n' + m['content'] }}{% endfor %}<t>model"
+)
+EITHER = (
+    "{% for m in messages %}{% if m['content'] is string %}{{ m['content'] }}"
+    "{% else %}{% for p in m['content'] %}{{ p['text'] }}{% endfor %}{% endif %}{% endfor %}"
+)
+ONLY_TEXT = "{% for m in messages %}{{ '<' + m['role'] + '>' + m['content'] }}{% endfor %}"
+SCHEMA = {"type": "object", "properties": {"city": {"type": "string"}}}
+FUNCTION = {"name": "get_weather", "description": "Tells the weather.", "parameters": SCHEMA}
+ASKED = {
+    "/v1/chat/completions": {
+        "messages": [{"role": "user", "content": "Rain?"}],
+        "tools": [{"type": "function", "function": FUNCTION}],
+    },
+    "/v1/responses": {"input": "Rain?", "tools": [{"type": "function", **FUNCTION}]},
+    "/v1/messages": {
+        "max_tokens": 9,
+        "messages": [{"role": "user", "content": "Rain?"}],
+        "tools": [{"name": "get_weather", "description": "Tells the weather.", "input_schema": SCHEMA}],
+    },
+}
+
+
+class Model:
+    """A server with another chat template."""
+
+    def __init__(self, server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+        self._server, self._patch = server, monkeypatch
+        server.engine.ready = msgspec.structs.replace(READY, max_model_len=4096)
+
+    def prompt(self, template: str, path: str, body: dict[str, Any]) -> str:
+        """The prompt that a request becomes with a template."""
+        tokenizer = self._server.service.tokenizer
+        chat_template = ChatTemplate(template, tokenizer.special_tokens, tokenizer.control_tokens)
+        for name, part in {
+            "chat_template": chat_template,
+            "message_format": MessageFormat.choose("auto", "auto", chat_template),
+        }.items():
+            self._patch.setitem(vars(self._server.service), name, part)
+        answer = self._server.post(path, body)
+        assert answer.status_code == 200, answer.text
+        return bytes(self._server.engine.last_command().prompt_token_ids).decode()
+
+
+@pytest.fixture
+def model(server: Server, monkeypatch: pytest.MonkeyPatch) -> Model:
+    return Model(server, monkeypatch)
+
+
+@pytest.mark.parametrize("path", ASKED)
+def test_tools_where_there_is_no_system_role(path: str, model: Model) -> None:
+    prompt = model.prompt(NO_SYSTEM, path, ASKED[path])
+    assert prompt.startswith("<t>user\n")
+    assert prompt.endswith("\n\nRain?<t>model")
+    assert '"get_weather"' in prompt
+
+
+@pytest.mark.parametrize(("template", "prompt"), [(EITHER, "OneTwo"), (ONLY_TEXT, "<user>One\nTwo")])
+@pytest.mark.parametrize("path", ASKED)
+def test_content_in_parts(path: str, template: str, prompt: str, model: Model) -> None:
+    kind = "input_text" if path == "/v1/responses" else "text"
+    message = {"role": "user", "content": [{"type": kind, "text": text} for text in ("One", "Two")]}
+    body = {"input": [message]} if path == "/v1/responses" else {"messages": [message], "max_tokens": 9}
+    assert model.prompt(template, path, body) == prompt
+
+
+@pytest.mark.parametrize("arguments", ['{"city": "Par', '{"city"', "Par", '{"a":' + "[" * 900 + "]" * 900 + "}"])
+def test_calls_that_were_cut_come_back(arguments: str, model: Model) -> None:
+    call = {"id": "call_1", "type": "function", "function": {"name": "get_weather", "arguments": arguments}}
+    chat = [
+        {"role": "user", "content": "Rain?"},
+        {"role": "assistant", "content": None, "tool_calls": [call]},
+        {"role": "tool", "tool_call_id": "call_1", "content": "error"},
+    ]
+    prompt = model.prompt(ONLY_TEXT, "/v1/chat/completions", {"messages": chat})
+    assert f'{{"name": "get_weather", "arguments": {arguments}}}' in prompt
+    assert "error" in prompt
+    calls = "{% for c in m.tool_calls %}{{ c.function | tojson }}{% endfor %}"
+    native = f"{{% for m in messages %}}{calls}{{{{ m.content }}}}{{% endfor %}}"
+    prompt = model.prompt(native, "/v1/chat/completions", {"messages": chat})
+    assert json.dumps(arguments) in prompt  # no object, so the text that it is
