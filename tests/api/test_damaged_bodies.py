@@ -14,6 +14,7 @@ from tests.api.conftest import Server
 from tests.api.fake_engine import READY
 
 PARAMETERS = {"type": "object", "properties": {"a": {"type": "integer"}}}
+LARK = {"type": "grammar", "syntax": "lark", "definition": 'start: "x"'}
 RESPONSES: Any = {
     "model": None,
     "instructions": "Be brief",
@@ -23,9 +24,28 @@ RESPONSES: Any = {
         {"role": "assistant", "content": [{"type": "output_text", "text": "Yo", "annotations": []}]},
         {"type": "function_call", "call_id": "c", "name": "f", "arguments": "{}"},
         {"type": "function_call_output", "call_id": "c", "output": [{"type": "input_text", "text": "1"}]},
+        {
+            "type": "custom_tool_call",
+            "call_id": "d",
+            "name": "g",
+            "namespace": "n",
+            "input": "x",
+            "status": "incomplete",
+        },
+        {"type": "custom_tool_call_output", "call_id": "d", "output": "2"},
+        {"type": "additional_tools", "role": "developer", "tools": [{"type": "custom", "name": "h"}]},
         {"type": "message", "role": "user", "content": "So?"},
     ],
-    "tools": [{"type": "function", "name": "f", "description": "d", "parameters": PARAMETERS, "strict": True}],
+    "tools": [
+        {"type": "function", "name": "f", "description": "d", "parameters": PARAMETERS, "strict": True},
+        {
+            "type": "namespace",
+            "name": "n",
+            "description": "d",
+            "tools": [{"type": "custom", "name": "g", "format": LARK}],
+        },
+        {"type": "web_search", "external_web_access": True},
+    ],
     "tool_choice": {"type": "function", "name": "f"},
     "parallel_tool_calls": False,
     "text": {"format": {"type": "text"}},

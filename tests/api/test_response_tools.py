@@ -138,6 +138,25 @@ def test_what_was_given_out_is_taken_back(client: openai.OpenAI, server: Server)
     assert "7" in prompts[0]
 
 
+def test_a_call_that_was_cut_may_have_a_result(client: openai.OpenAI, server: Server) -> None:
+    """Some clients answer to each call, if only with an error."""
+    server.engine.script = say(call("find", who="Ann")[:-22])
+    first = client.responses.create(model=MODEL, input="Hi", tools=[FIND])
+    (item,) = first.output
+    assert item.status == "incomplete"
+    result: Any = {"type": "function_call_output", "call_id": item.call_id, "output": "not JSON"}
+    prompts = []
+    for body in (
+        {"previous_response_id": first.id, "input": [result]},
+        {"input": [{"role": "user", "content": "Hi"}, item, result]},
+    ):
+        client.responses.create(model=MODEL, tools=[FIND], **body)
+        prompts.append(prompt(server))
+    assert prompts[0] == prompts[1]
+    assert '"name": "find"' in prompts[0]
+    assert "not JSON" in prompts[0]
+
+
 def test_more_tools_may_come_with_the_input(client: openai.OpenAI, server: Server) -> None:
     items: Any = [{"type": "additional_tools", "role": "developer", "tools": [CRM]}, {"role": "user", "content": "Hi"}]
     first = client.responses.create(model=MODEL, input=items)

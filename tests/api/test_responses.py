@@ -395,7 +395,6 @@ WRONG = [
     ({**HI, "n": 2}, "n"),
     ({**HI, "model": "other"}, "model"),
     ({**HI, "background": True, "store": False}, "background"),
-    ({**HI, "background": True, "stream": True}, "stream"),
     ({**HI, "conversation": "c"}, "conversation"),
     ({**HI, "prompt": {"id": "p"}}, "prompt"),
     ({**HI, "truncation": "always"}, "truncation"),

@@ -87,6 +87,36 @@ def test_a_response_in_the_background_is_deleted(client: openai.OpenAI, server: 
         client.responses.retrieve(begun.id)
 
 
+def test_a_stream_in_the_background_is_read_again(client: openai.OpenAI, server: Server) -> None:
+    server.engine.released.clear()
+    with client.responses.create(model=MODEL, input="Hi", background=True, stream=True) as stream:
+        created = next(iter(stream))
+    assert created.type == "response.created"
+    server.engine.released.set()  # without a reader
+    id_ = created.response.id
+    wait_until(lambda: client.responses.retrieve(id_).status == "incomplete")
+    events = list(client.responses.retrieve(id_, stream=True))
+    assert [event.sequence_number for event in events] == list(range(len(events)))
+    assert "".join(event.delta for event in events if event.type == "response.output_text.delta") == "Hello"
+    assert events[-1].response == client.responses.retrieve(id_)
+    assert list(client.responses.retrieve(id_, stream=True, starting_after=3)) == events[4:]
+
+
+def test_a_stream_in_the_background_goes_on_when_its_events_are_forgotten(
+    client: openai.OpenAI, server: Server
+) -> None:
+    server.engine.released.clear()
+    with client.responses.create(model=MODEL, input="Hi", background=True, stream=True) as stream:
+        id_ = next(iter(stream)).response.id
+    wait_until(lambda: not server.service.streams.find("default", id_).is_being_read)
+    server.service.streams._forget(("default", id_))
+    server.engine.released.set()
+    wait_until(lambda: client.responses.retrieve(id_).status == "incomplete")
+    assert client.responses.retrieve(id_).output_text == "Hello"
+    with pytest.raises(openai.BadRequestError, match="not kept"):
+        client.responses.retrieve(id_, stream=True)
+
+
 def test_a_response_that_fails_in_the_background_says_why(client: openai.OpenAI, server: Server) -> None:
     server.engine.script = say("He", reason=FinishReason.ERROR, error="the model failed")
     begun = client.responses.create(model=MODEL, input="Hi", background=True)

@@ -86,6 +86,32 @@ class ResumableStreams:
         stream.end()
 
 
+class Feed:
+    """Events of work that goes on if their stream is forgotten."""
+
+    def __init__(self) -> None:
+        self._queue: asyncio.Queue[bytes | None] = asyncio.Queue()
+        self._is_wanted = True
+
+    def send(self, event: bytes) -> None:
+        """Add an event."""
+        if self._is_wanted:
+            self._queue.put_nowait(event)
+
+    def end(self) -> None:
+        """There are no more events."""
+        self._queue.put_nowait(None)
+
+    def drop(self) -> None:
+        """Nobody reads them any more."""
+        self._is_wanted = False
+
+    async def events(self) -> AsyncGenerator[bytes, None]:
+        """All events, until they end."""
+        while (event := await self._queue.get()) is not None:
+            yield event
+
+
 class ResumableStream:
     """The events of one stream, for one reader at a time."""
 
@@ -145,6 +171,12 @@ class ResumableStream:
             if reader == self.num_readers:
                 self.is_being_read = False
                 self._left(self)
+
+    def number(self, text: str, field: str) -> int:
+        """The number of an event, as a client wrote it in `field`. Raises InvalidRequestError if there is none."""
+        if not (text.isascii() and text.isdecimal() and int(text[:9]) <= self.num_events):
+            raise InvalidRequestError(f"{field} is not the number of an event of this stream", field)
+        return int(text[:9])
 
     @property
     def num_events(self) -> int:

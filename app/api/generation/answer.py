@@ -3,7 +3,7 @@
 import asyncio
 import time
 from abc import ABC, abstractmethod
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
 from typing import Any, Literal
 
@@ -48,15 +48,17 @@ class Answer(ABC):
         finally:
             generation.abort()
 
-    def run_alone(self, entry: RequestLog, choice: Choice, priority: int) -> asyncio.Task[None]:
-        """Run a choice without a connection. The answer takes what a stream would send; cancelling the task ends it."""
+    def run_alone(
+        self, entry: RequestLog, choice: Choice, priority: int, send: Callable[[bytes], None]
+    ) -> asyncio.Task[None]:
+        """Run a choice without a connection, and `send` what a stream would. Cancelling the task ends the work."""
         generation = self._begin(entry, [choice], 1, priority)
         entry.hold()
 
         async def run() -> None:
             async with aclosing(self._ended_events(generation, entry)) as events:
-                async for _ in events:
-                    pass
+                async for data in events:
+                    send(data)
 
         def let_go(_: asyncio.Task[None]) -> None:
             generation.abort()

@@ -10,7 +10,6 @@ from app.api.edge.document import ANY, answers
 from app.api.edge.errors import ErrorAnswer
 from app.api.edge.sse import EventStream
 from app.api.generation.answer import Chunk
-from app.errors import InvalidRequestError
 
 router = APIRouter()
 
@@ -28,6 +27,4 @@ async def read_stream(
 ) -> Response:
     """Continue to read a stream that was begun with `X-Resumable: true`. Its id is the X-Request-ID of that answer."""
     stream = service.streams.find(request.scope["request_log"].tenant.name, stream_id)
-    if not (last_event_id.isascii() and last_event_id.isdecimal() and int(last_event_id[:9]) <= stream.num_events):
-        raise InvalidRequestError("Last-Event-ID is not the id of an event of this stream", "Last-Event-ID")
-    return EventStream(stream.read(int(last_event_id[:9])), lambda: None)
+    return EventStream(stream.read(stream.number(last_event_id, "Last-Event-ID")), lambda: None)

@@ -3,6 +3,7 @@
 import asyncio
 
 from app.api.edge.request_log import RequestLog
+from app.api.edge.resumable import Feed, ResumableStreams
 from app.api.generation.choices import Choice
 from app.api.responses.answer import ResponseAnswer
 from app.api.responses.response import ResponseObject
@@ -15,13 +16,32 @@ class Background:
         self._running: dict[tuple[str, str], tuple[ResponseAnswer, asyncio.Task[None]]] = {}
         """By owner and id."""
 
-    def start(self, entry: RequestLog, answer: ResponseAnswer, choice: Choice, priority: int) -> ResponseObject:
-        """Begin to generate a response, which is stored at its end. Returns its present state."""
-        response = answer.so_far
+    def start(
+        self,
+        entry: RequestLog,
+        answer: ResponseAnswer,
+        choice: Choice,
+        priority: int,
+        streams: ResumableStreams | None,
+    ) -> ResponseObject:
+        """Begin to generate a response, which is stored at its end. Returns its present state.
+
+        `streams`: what keeps its events, by its id, if they are wanted. Raises ApiError if there is no room.
+        """
+        response, feed = answer.so_far, Feed()
         key = entry.tenant.name, response.id
-        task = answer.run_alone(entry, choice, priority)
+        if streams is None:
+            feed.drop()
+        else:
+            streams.start(*key, feed.events(), feed.drop)
+
+        def done(_: asyncio.Task[None]) -> None:
+            del self._running[key]
+            feed.end()
+
+        task = answer.run_alone(entry, choice, priority, feed.send)
         self._running[key] = answer, task
-        task.add_done_callback(lambda _: self._running.pop(key))
+        task.add_done_callback(done)
         return response
 
     def find(self, owner: str, response_id: str) -> ResponseObject | None:

@@ -13,6 +13,7 @@ from app.api.deps import ADMITTED, ServiceDep, body_of
 from app.api.edge.answer import json_response
 from app.api.edge.body import body_schema
 from app.api.edge.document import READS_BODY, RUNS, answers
+from app.api.edge.sse import EventStream
 from app.api.generation.choices import TokenLimit
 from app.api.responses.answer import ResponseAnswer
 from app.api.responses.conversation import Conversation
@@ -52,10 +53,13 @@ async def create_response(
     unique = uuid4().hex
     keep = partial(store.put, owner, conversation.to_store(unique)) if keeps else None
     answer = ResponseAnswer(service, body, chat, run, conversation.tools, unique, keep)
-    if body.background:
-        entry = request.scope["request_log"]
-        return json_response(background.start(entry, answer, run.choices[0], body.priority))
-    return await answer.respond(request, run.choices, 1, body.priority)
+    if not body.background:
+        return await answer.respond(request, run.choices, 1, body.priority)
+    entry, streams = request.scope["request_log"], service.streams if body.stream else None
+    begun = background.start(entry, answer, run.choices[0], body.priority, streams)
+    if not body.stream:
+        return json_response(begun)
+    return EventStream(service.streams.find(owner, begun.id).read(), lambda: None)
 
 
 @router.post(

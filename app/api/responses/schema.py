@@ -136,7 +136,3 @@ class ResponsesRequest(ConversationFields, TokenFields):
         super().check()
         if self.top_logprobs and not self.wants_logprobs:
             raise InvalidRequestError(f"top_logprobs needs {LOGPROBS} in include", "top_logprobs")
-        if self.background and self.stream:
-            raise UnsupportedError(
-                "background and stream exclude each other here: ask for the response by GET", "stream"
-            )

@@ -6,31 +6,40 @@ import msgspec
 from fastapi import APIRouter, Query
 from starlette.responses import Response
 
-from app.api.edge.answer import json_response
+from app.api.deps import ServiceDep
+from app.api.edge.answer import encode_json, json_response
 from app.api.edge.document import ANY, answers
+from app.api.edge.sse import EventStream
 from app.api.responses.deps import BackgroundDep, OwnerDep, StoreDep
-from app.api.responses.response import DeletedResponse, InputItems, ResponseObject
-from app.errors import InvalidRequestError, NotFoundError, UnsupportedError
+from app.api.responses.response import DeletedResponse, InputItems, ResponseEvent, ResponseObject
+from app.errors import InvalidRequestError, NotFoundError
 
 router = APIRouter()
 _NAMED = (*ANY, 404)
 _MAX_LIMIT = 100
 
 
-@router.get("/v1/responses/{response_id}", responses=answers(ResponseObject, _NAMED))
+@router.get("/v1/responses/{response_id}", responses=answers(ResponseObject, _NAMED, events=(ResponseEvent,)))
 async def get_response(
     response_id: str,
+    service: ServiceDep,
     store: StoreDep,
     background: BackgroundDep,
     owner: OwnerDep,
-    stream: Annotated[str, Query(description="only false")] = "false",
+    stream: Annotated[str, Query(description="true: the events, of a stream in the background")] = "false",
+    starting_after: Annotated[str | None, Query(description="the sequence_number of the last event seen")] = None,
 ) -> Response:
     """A stored response, or one that is generated in the background, as far as it is."""
-    if stream != "false":
-        raise UnsupportedError("stream is not supported for a stored response", "stream")
-    if running := background.find(owner, response_id):
-        return json_response(running)
-    return _stored(store.body(owner, response_id))
+    running = background.find(owner, response_id)
+    body = encode_json(running) if running else store.body(owner, response_id)
+    if stream != "true":
+        return _stored(body)
+    try:
+        kept = service.streams.find(owner, response_id)
+    except NotFoundError:
+        raise InvalidRequestError("stream: events of this response are not kept (any more)", "stream") from None
+    num_seen = 0 if starting_after is None else kept.number(starting_after, "starting_after") + 1
+    return EventStream(kept.read(num_seen), lambda: None)
 
 
 @router.delete("/v1/responses/{response_id}", responses=answers(DeletedResponse, _NAMED))
