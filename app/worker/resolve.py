@@ -33,7 +33,7 @@ _FALLBACK_LENGTH = 2048
 _KV_SHARE_OF_MEMORY = 0.5
 """Of a computer's memory that is free once the weights are loaded, at most. The rest is for activations, and for other
 programs."""
-_SHARE_OF_CONTEXTS = 4
+_SHARE_OF_CONTEXTS = 8
 """On a CPU, `max_num_seqs` requests can fill one of so many parts of the context each. Few requests are longer, and the
 memory is not the service's alone, as a GPU's is."""
 

@@ -41,7 +41,7 @@ def test_pages_of_files_that_were_read_do_not_count_as_used(tmp_path: Path) -> N
 @pytest.mark.parametrize(
     ("free", "rows", "blocks"),
     [
-        (2**40, 64, 64 * 128),  # 64 requests that fill a quarter of 8192 tokens
+        (2**40, 64, 64 * 64),  # 64 requests that fill an eighth of 8192 tokens
         (2**40, 2, 512),  # one longest request
         (2**20 * 2048, 64, 1024),  # half of the memory, in blocks of 1 MiB
     ],
