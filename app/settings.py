@@ -104,6 +104,8 @@ class RequestLimits(BaseModel):
     max_stop: int = Field(32, ge=0, description="stop strings")
     max_logit_bias: int = Field(1024, ge=0, description="tokens in logit_bias")
     max_inputs: int = Field(8192, ge=1, description="inputs of a call to an encoder")
+    max_n: int = Field(128, ge=1, description="n, the choices for a prompt")
+    max_logprobs: int = Field(20, ge=0, description="logprobs and top_logprobs")
     max_tools: int = Field(128, ge=0, description="tools")
     max_grammar_size: ByteSize = Field(ByteSize(256 * 2**10), description="a schema, regular expression or grammar")
 
@@ -116,6 +118,15 @@ def _from_json(value: Any) -> Any:
         return json.loads(value)
     except ValueError as error:
         raise ValueError(f"not JSON: {error}") from None
+
+
+def _from_list(value: Any) -> Any:
+    """Split a list, which flags and variables give with commas; the YAML file may give a list."""
+    return tuple(filter(None, value.replace(" ", "").split(","))) if isinstance(value, str) else value
+
+
+Origin = Annotated[str, Field(pattern=r"^(\*|[a-z][a-z0-9+.-]*://[^/\s]+)$")]
+"""As browsers send it: scheme, host, and the port if it is not the scheme's own; or all of them."""
 
 
 class ServerSettings(BaseModel):
@@ -132,11 +143,13 @@ class ServerSettings(BaseModel):
     max_body_size: ByteSize = Field(
         ByteSize(16 * 2**20), description="largest request body; a larger one is refused with 413"
     )
-    max_n: int = Field(128, ge=1, description="largest n of a request")
-    max_logprobs: int = Field(20, ge=0, description="largest logprobs and top_logprobs of a request")
     request_limits: Annotated[RequestLimits, NoDecode, BeforeValidator(_from_json)] = Field(
         RequestLimits(), description='sizes of a request\'s parts, as JSON such as {"max_tools": 256}'
     )
+    cors_origins: Annotated[tuple[Origin, ...], NoDecode, BeforeValidator(_from_list)] = Field(
+        (), description="sites whose pages may use the API, such as https://chat.example,http://localhost:3000; *: all"
+    )
+    azure_paths: bool = Field(False, description="serve the paths of Azure OpenAI (/openai/...) as well")
     unknown_fields: Literal["ignore", "refuse"] = Field(
         "ignore",
         description="what becomes of a request's fields that the API does not know; ignored ones are named in the "
@@ -251,6 +264,8 @@ def shown_default(field: FieldInfo) -> str:
         return field.default.human_readable().replace(".0", "")
     if isinstance(field.default, bool):
         return str(field.default).lower()
+    if isinstance(field.default, tuple):
+        return ",".join(field.default) or "none"
     return f"{field.default:g}" if isinstance(field.default, float) else str(field.default)
 
 

@@ -1,6 +1,7 @@
 """Where settings come from, and how wrong ones are reported."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -11,20 +12,20 @@ from app.settings import Settings, load_settings
 @pytest.fixture
 def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     path = tmp_path / "paceline.yaml"
-    path.write_text("max_n: 3\nrequest_limits:\n  max_tools: 4\n  max_prompt_size: 1MiB\n")
+    path.write_text("max_queue: 3\nrequest_limits:\n  max_tools: 4\n  max_prompt_size: 1MiB\n")
     monkeypatch.setenv("PACELINE_CONFIG", str(path))
     return path
 
 
 @pytest.mark.usefixtures("config")
 def test_flags_are_stronger_than_variables_and_these_than_the_file(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert (load_settings().max_n, load_settings().request_limits.max_tools) == (3, 4)
+    assert (load_settings().max_queue, load_settings().request_limits.max_tools) == (3, 4)
     assert load_settings().request_limits.max_prompt_size == 2**20
-    monkeypatch.setenv("PACELINE_MAX_N", "5")
+    monkeypatch.setenv("PACELINE_MAX_QUEUE", "5")
     monkeypatch.setenv("PACELINE_REQUEST_LIMITS", '{"max_tools": 6}')
-    assert (load_settings().max_n, load_settings().request_limits.max_tools) == (5, 6)
-    flags = load_settings(max_n="7", request_limits='{"max_tools": 8}')
-    assert (flags.max_n, flags.request_limits.max_tools) == (7, 8)
+    assert (load_settings().max_queue, load_settings().request_limits.max_tools) == (5, 6)
+    flags = load_settings(max_queue="7", request_limits='{"max_tools": 8}')
+    assert (flags.max_queue, flags.request_limits.max_tools) == (7, 8)
 
 
 @pytest.mark.parametrize(
@@ -41,8 +42,23 @@ def test_a_wrong_limit_is_named(value: str, words: str) -> None:
         load_settings(request_limits=value)
 
 
+@pytest.mark.parametrize(
+    "value", ["https://a.example, http://localhost:3000", ("https://a.example", "http://localhost:3000")]
+)
+def test_origins_are_a_list(value: Any) -> None:
+    assert load_settings(cors_origins=value).cors_origins == ("https://a.example", "http://localhost:3000")
+
+
+@pytest.mark.parametrize("value", ["a.example", "https://a.example/", "https://a.example/chat", "https://"])
+def test_an_origin_is_a_scheme_and_a_host(value: str) -> None:
+    with pytest.raises(StartupError, match="cors_origins"):
+        load_settings(cors_origins=value)
+
+
 def test_children_get_the_same_settings() -> None:
-    settings = load_settings(request_limits='{"max_prompt_size": "1MiB"}', api_keys="keys.yaml", max_itl=20)
+    settings = load_settings(
+        request_limits='{"max_prompt_size": "1MiB"}', api_keys="keys.yaml", max_itl=20, cors_origins="*"
+    )
     assert Settings.model_validate_json(settings.model_dump_json()) == settings
 
 

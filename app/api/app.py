@@ -7,13 +7,16 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import TYPE_CHECKING
 
 from fastapi import FastAPI
+from starlette.middleware.cors import CORSMiddleware
 
 from app import __version__
 from app.api.chat import route as chat
 from app.api.completions import route as completions
 from app.api.edge.admission import Admission, AuthMiddleware
+from app.api.edge.azure import AzureMiddleware
 from app.api.edge.document import install_document
 from app.api.edge.errors import install_error_handlers
+from app.api.edge.head import HeadMiddleware
 from app.api.edge.middleware import Drain, RequestMiddleware
 from app.api.encoders import route as encoders
 from app.api.messages import route as messages
@@ -55,12 +58,28 @@ def create_app(settings: Settings, lifespan: Lifespan) -> FastAPI:
     app.state.admission = Admission(settings)
     app.state.responses = ResponseStore.of(settings)
     app.state.background = Background()
-    app.add_middleware(AuthMiddleware, admission=app.state.admission, request_timeout=settings.request_timeout)
-    app.add_middleware(RequestMiddleware, max_body_size=settings.max_body_size, drain=app.state.drain, tracing=tracing)
+    _surround(app, settings, tracing)
     for routes in (models, completions, chat, responses, stored, messages, streams, encoders, tokenize, health):
         app.include_router(routes.router)
     install_document(app)
     return app
+
+
+def _surround(app: FastAPI, settings: Settings, tracing: "Tracing | None") -> None:
+    """Add what surrounds every request: the last one is the outermost."""
+    app.add_middleware(HeadMiddleware)
+    if settings.azure_paths:
+        app.add_middleware(AzureMiddleware)
+    app.add_middleware(AuthMiddleware, admission=app.state.admission, request_timeout=settings.request_timeout)
+    app.add_middleware(RequestMiddleware, max_body_size=settings.max_body_size, drain=app.state.drain, tracing=tracing)
+    if settings.cors_origins:  # outside, because errors have to reach a page, and a preflight has no key
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=settings.cors_origins,
+            allow_methods=["GET", "HEAD", "POST", "DELETE"],
+            allow_headers=["*"],
+            expose_headers=["X-Request-ID", "Retry-After", "X-Ignored-Fields"],
+        )
 
 
 def _tracing(settings: Settings) -> "Tracing | None":

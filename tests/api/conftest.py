@@ -153,10 +153,10 @@ def start_server(folder: Path, encoder: EncoderConfig | None = None, **flags: An
 
 @pytest.fixture(scope="session")
 def _shared_server(model_folder: Path) -> Iterator[Server]:
-    limits = RequestLimits(max_grammar_size=ByteSize(1000), max_tools=3)
+    limits = RequestLimits(max_grammar_size=ByteSize(1000), max_tools=3, max_n=4, max_logprobs=5)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sse, "KEEPALIVE_SECONDS", 0.05)
-        yield from start_server(model_folder, max_body_size=100_000, max_n=4, max_logprobs=5, request_limits=limits)
+        yield from start_server(model_folder, max_body_size=100_000, request_limits=limits)
 
 
 @pytest.fixture

@@ -82,7 +82,7 @@ class Admission:
         tenant = None
         for name, value in scope["headers"]:
             scheme, _, credentials = value.partition(b" ")
-            if name == b"x-api-key":
+            if name in (b"x-api-key", b"api-key"):  # of Anthropic's and Azure's clients
                 tenant = tenant or self._tenants.find(value)
             elif name == b"authorization" and scheme.lower() == b"bearer":
                 tenant = tenant or self._tenants.find(credentials.strip())

@@ -127,7 +127,7 @@ def check_count(field: str, count: int, most: int) -> None:
 
 def check_num_choices(service: Service, num_prompts: int, n: int) -> None:
     """Raise InvalidRequestError if a call asks for too many texts. To be called before prompts are tokenized."""
-    max_n = service.settings.max_n
+    max_n = service.settings.request_limits.max_n
     check_count("n", n, max_n)
     if num_prompts * n > max_n * _PROMPTS_PER_N:
         raise InvalidRequestError(f"prompt: at most {max_n * _PROMPTS_PER_N} choices in one call", "prompt")
@@ -135,7 +135,7 @@ def check_num_choices(service: Service, num_prompts: int, n: int) -> None:
 
 def check_logprobs(service: Service, count: int | None, field: str) -> None:
     """Raise InvalidRequestError if more logprobs are asked for than `max_logprobs`."""
-    limit = service.settings.max_logprobs
+    limit = service.settings.request_limits.max_logprobs
     if count is not None and count > limit:
         raise InvalidRequestError(f"{field}: at most {limit} (max_logprobs)", field)
 

@@ -1,0 +1,36 @@
+"""Azure OpenAI's paths, as other names of those of OpenAI's API."""
+
+import re
+from urllib.parse import quote
+
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from app.api.edge.errors import error_response
+from app.errors import ApiError
+
+_PATH = re.compile(
+    r"/openai(?:/v1|/deployments/(?P<model>.+?)(?=/completions$|/chat/completions$|/embeddings$))?(?P<rest>/.+)"
+)
+"""The model's name, which may have slashes, is in the paths of completions, chats and embeddings only."""
+
+
+class AzureMiddleware:
+    """Serves `/openai/deployments/MODEL/...`, `/openai/v1/...` and `/openai/...` as `/v1/...` (pure ASGI).
+
+    `api-version` changes nothing.
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """See ASGI."""
+        if scope["type"] == "http" and (found := _PATH.fullmatch(scope["path"])):
+            path = f"/v1{found['rest']}"
+            scope = {**scope, "path": path, "raw_path": quote(path).encode()}
+            try:
+                scope["app"].state.service.check_model(found["model"])
+            except ApiError as error:
+                await error_response(error, scope)(scope, receive, send)
+                return
+        await self._app(scope, receive, send)
