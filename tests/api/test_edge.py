@@ -1,5 +1,6 @@
 """What surrounds every request: HEAD, pages of other sites, and Azure's paths, over a real socket."""
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,6 +17,14 @@ MESSAGES = [{"role": "user", "content": "Hi"}]
 def open_server(model_folder: Path) -> Iterator[Server]:
     """A server for the pages of one site, and for Azure's clients."""
     yield from start_server(model_folder, cors_origins=PAGE, azure_paths=True)
+
+
+def test_a_browser_is_told_where_to_look(server: Server) -> None:
+    answer = server.get("/")
+    assert answer.status_code == 200
+    paths = re.findall(r"/[\w/]+", answer.text.partition("See")[2])
+    assert len(paths) == 4
+    assert all(server.get(path).status_code == 200 for path in paths)
 
 
 # ---------------------------------------------------------------------- HEAD

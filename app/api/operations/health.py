@@ -1,4 +1,4 @@
-"""GET /health, /health/live, /health/ready, /health/deep, /metrics and /version"""
+"""GET /, /health, /health/live, /health/ready, /health/deep, /metrics and /version"""
 
 from fastapi import APIRouter, Request
 from fastapi.responses import PlainTextResponse
@@ -30,6 +30,13 @@ _HEALTH = answers(Health, (400, 500)) | answers(Health, (503,), error=Health)
 
 def _answer(is_well: bool, status: str) -> Response:
     return json_response(Health(status), 200 if is_well else 503)
+
+
+@router.get("/", include_in_schema=False)
+async def root(service: ServiceDep) -> Response:
+    """A line for people who open the server's address in a browser."""
+    where = "See /docs for the API, /v1/models, /health and /metrics."
+    return PlainTextResponse(f"Paceline {__version__} serves {service.model_name}. {where}\n")
 
 
 @router.get("/health", responses=_HEALTH)
