@@ -18,7 +18,7 @@ CONTEXT = 2_000_000
 @contextmanager
 def scripted_server(folder: Path, model: str, answer: Callable[[str], str]) -> Iterator[Server]:
     """The whole API with a model of this name, which answers to a prompt what `answer` says."""
-    servers = start_server(write_tokenizer(folder), served_model_name=model)
+    servers = start_server(write_tokenizer(folder), served_model_name=model, reasoning_parser="think")
     server = next(servers)
 
     def script(command: GenerateCommand) -> list[RequestOutput]:
