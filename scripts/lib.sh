@@ -49,7 +49,7 @@ check_index() {
     local answer
     if ! answer=$("${pip[@]}" --retries 0 --timeout 10 index versions "${EMBEDDED_MODEL%%=*}" 2>&1); then
         echo "Packages cannot be installed, because pip's index does not answer. Is there a network? pip says:" >&2
-        echo "$answer" | tail -n 3 >&2
+        echo "$answer" | tail -n 1 >&2
         exit 1
     fi
 }
