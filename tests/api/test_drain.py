@@ -1,6 +1,7 @@
 """A server that has to stop, over real sockets: open requests may finish, and new ones are refused."""
 
 import json
+import logging
 import signal
 import socket
 import threading
@@ -21,7 +22,7 @@ from app.core.wire import EngineCommand, GenerateCommand, HelloCommand, RequestO
 from app.settings import Settings
 from tests import web
 from tests.api.fake_engine import READY, STATS
-from tests.patience import PATIENCE
+from tests.patience import PATIENCE, wait_until
 
 
 class Engine:
@@ -101,7 +102,10 @@ def serving(model_folder: Path, engine: Engine, drain_timeout: float) -> Iterato
 STREAM = {"prompt": "Hi", "stream": True, "n": 2}
 
 
-def test_open_streams_end_well_and_new_requests_are_refused(model_folder: Path, engine: Engine) -> None:
+def test_open_streams_end_well_and_new_requests_are_refused(
+    model_folder: Path, engine: Engine, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
     with (
         serving(model_folder, engine, drain_timeout=60) as (server, url),
         web.stream("POST", f"{url}/v1/completions", json=STREAM) as stream,
@@ -118,6 +122,7 @@ def test_open_streams_end_well_and_new_requests_are_refused(model_folder: Path, 
         assert refused.json()["error"]["code"] == "engine_unavailable"
         assert refused.headers["connection"] == "close"
         assert int(refused.headers["retry-after"]) > 0
+        wait_until(lambda: "requests still open: 1; they have 60 s to finish" in caplog.text)
         engine.may_finish.set()
         events = [line.removeprefix("data: ") for line in lines if line.startswith("data: ")]
         assert events[-1] == "[DONE]"
@@ -154,8 +159,12 @@ def test_streams_that_take_too_long_get_an_error_event_and_done(model_folder: Pa
         assert "shutting down" in error["message"]
 
 
-def test_a_server_without_work_ends_at_once_but_not_by_sigint(model_folder: Path, engine: Engine) -> None:
+def test_a_server_without_work_ends_at_once_but_not_by_sigint(
+    model_folder: Path, engine: Engine, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
     with serving(model_folder, engine, drain_timeout=60) as (server, url):
         server.handle_exit(signal.SIGINT, None)
         assert web.get(f"{url}/health/ready").status_code == 200
         server.handle_exit(signal.SIGTERM, None)
+    assert "draining" not in caplog.text

@@ -52,7 +52,7 @@ class Drain:
             self._is_told = True
             if self.num_open:
                 log.info(
-                    "draining: %d open requests have %g s to finish; a second signal ends them at once",
+                    "draining: requests still open: %d; they have %g s to finish; a second signal ends them",
                     self.num_open,
                     self._timeout,
                 )
