@@ -163,6 +163,20 @@ def test_more_tools_may_come_with_the_input(client: openai.OpenAI, server: Serve
     assert "crm__find" in prompt(server)
     client.responses.create(model=MODEL, input="So?", previous_response_id=first.id)
     assert "crm__find" in prompt(server)
+    fewer: Any = {**items[0], "tools": [{**CRM, "tools": [EDIT]}]}
+    client.responses.create(model=MODEL, input=[fewer, items[1]], previous_response_id=first.id)
+    assert "crm__find" not in (told := prompt(server))
+    assert "crm__edit" in told
+
+
+def test_an_item_is_referred_to_once(client: openai.OpenAI) -> None:
+    """A body of many small references to one long item would become a huge prompt."""
+    first = client.responses.create(model=MODEL, input="Hi")
+    reference: Any = {"type": "item_reference", "id": first.output[0].id}
+    client.responses.create(model=MODEL, input=[reference])
+    with pytest.raises(openai.BadRequestError) as caught:
+        client.responses.create(model=MODEL, input=[reference, reference])
+    assert caught.value.param == "input[1]"
 
 
 def test_a_choice_among_tools(client: openai.OpenAI, server: Server) -> None:
@@ -176,3 +190,6 @@ def test_a_choice_among_tools(client: openai.OpenAI, server: Server) -> None:
     assert '"name": "look"' in told
     client.responses.create(model=MODEL, input="Hi", tools=[CRM], tool_choice={"type": "function", "name": "find"})
     assert "crm__find" in server.engine.last_command().sampling.grammar
+    digits: Any = {**EDIT, "format": {"type": "grammar", "syntax": "regex", "definition": "[0-9]+"}}
+    client.responses.create(model=MODEL, input="Hi", tools=[digits], tool_choice="required")
+    assert "[0-9]+" in server.engine.last_command().sampling.grammar

@@ -17,14 +17,12 @@ from app.api.generation.logprobs import TokenLogprob, describe
 from app.api.responses.items import Status, wrap_reasoning
 from app.api.responses.response import (
     IncompleteDetails,
-    InputTokensDetails,
     OutputCustomCall,
     OutputFunctionCall,
     OutputItem,
     OutputMessage,
     OutputPart,
     OutputReasoning,
-    OutputTokensDetails,
     ReasoningOptions,
     ResponseError,
     ResponseEvent,
@@ -96,7 +94,7 @@ class ResponseAnswer(BlocksAnswer):
             response = self._response("incomplete", incomplete_details=IncompleteDetails())
         else:
             response = self._response("completed", completed_at=int(time.time()))
-        response.usage = _usage(usage, self._num_reasoning_tokens)
+        response.usage = ResponseUsage.of(usage, self._num_reasoning_tokens)
         return self._ended(response)
 
     def _response(self, status: str, **fields: Any) -> ResponseObject:
@@ -204,16 +202,6 @@ class ResponseAnswer(BlocksAnswer):
         data = ResponseEvent(type=kind, **fields, sequence_number=self._num_events)
         self._num_events += 1
         return named_event(data)
-
-
-def _usage(usage: Usage, num_reasoning_tokens: int) -> ResponseUsage:
-    return ResponseUsage(
-        usage.prompt_tokens,
-        InputTokensDetails(usage.cached_tokens),
-        usage.completion_tokens,
-        OutputTokensDetails(num_reasoning_tokens),
-        usage.prompt_tokens + usage.completion_tokens,
-    )
 
 
 def _empty(id_: str, model: str, body: ResponsesRequest, choice: Choice, is_stored: bool) -> ResponseObject:

@@ -5,6 +5,7 @@ from typing import Any, Literal
 from msgspec import UNSET, UnsetType
 
 from app.api.edge.answer import AnswerBody, NamedEvent
+from app.api.edge.request_log import Usage
 from app.api.generation.fields import Effort
 from app.api.generation.logprobs import TokenLogprob
 from app.api.responses.items import Status
@@ -102,6 +103,17 @@ class ResponseUsage(AnswerBody):
     output_tokens: int
     output_tokens_details: OutputTokensDetails
     total_tokens: int
+
+    @classmethod
+    def of(cls, usage: Usage, num_reasoning_tokens: int) -> "ResponseUsage":
+        """In the form of this API."""
+        return cls(
+            usage.prompt_tokens,
+            InputTokensDetails(usage.cached_tokens),
+            usage.completion_tokens,
+            OutputTokensDetails(num_reasoning_tokens),
+            usage.prompt_tokens + usage.completion_tokens,
+        )
 
 
 class ReasoningOptions(AnswerBody):
