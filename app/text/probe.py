@@ -80,6 +80,7 @@ class _Probes:
         for role in ("user", "system", "assistant"):
             shape = self._with_content_of(shape, role)
         shape = replace(shape, system=self._shows(shape, _chat_with("system", VALUES[0]), VALUES[0]))
+        shape = self._with_order(shape)
         knows_tools = replace(shape, tools=True)
         shape = knows_tools if self._shows(knows_tools, [_USER], FUNCTION, tools=[_TOOL], signs=()) else shape
         return self._with_reasoning(self._with_calls(shape))
@@ -111,6 +112,17 @@ class _Probes:
         reads_text = self._shows(as_text, _chat_with(role, " ".join(VALUES)), *VALUES)
         return replace(as_parts, text_roles=as_text.text_roles) if reads_text else as_parts
 
+    def _with_order(self, shape: Shape) -> Shape:
+        """The shape with which orders of messages are read."""
+        one, two = ({"role": "system", "content": text} for text in VALUES)
+        later = {"role": "system", "content": _THOUGHT}
+        chat = [one, two, _USER, later, _ASSISTANT, _LATER, later]
+        return replace(
+            shape,
+            later_systems=shape.system and self._shows(shape, chat, *VALUES, _THOUGHT, _LAST),
+            users_apart=self._shows(shape, [_USER, _LATER], _USER["content"], _LAST),
+        )
+
     def _with_calls(self, shape: Shape) -> Shape:
         """The shape with how calls and results are read, if they are."""
         chat = [_USER, _call(*_ARGUMENTS), *_TOOL_RESULTS]
@@ -127,7 +139,7 @@ class _Probes:
                     any_arguments=self._shows(found, cut, _LAST),
                     user_after_results=self._shows(found, [*chat, _LATER], _LAST, *_RESULTS),
                 )
-        return replace(shape, user_after_results=self._shows(shape, [_USER, _LATER], _LAST))
+        return replace(shape, user_after_results=shape.users_apart)
 
     def _with_reasoning(self, shape: Shape) -> Shape:
         """The shape with where reasoning is read. Many templates show it only in front of calls."""

@@ -10,6 +10,7 @@ from typing import Any, Literal
 from pydantic_core import from_json
 
 from app.text.tools.prompt import calls_in_words, join_results, tell_tools, text_of
+from app.text.turns import system_first, users_together
 
 Message = dict[str, Any]
 _ROLES = frozenset({"system", "developer", "user", "assistant", "tool"})
@@ -26,6 +27,10 @@ class Shape:
     """Roles of whose content, where it is a list of parts, every part is read."""
     system: bool = True
     """Whether there may be a system message."""
+    later_systems: bool = True
+    """Whether there may be several system messages, also behind other messages, as agents send them."""
+    users_apart: bool = True
+    """Whether messages of the user may stand side by side."""
     developer: bool = False
     """Whether the role `developer` is known."""
     tools: bool = False
@@ -51,6 +56,8 @@ class Shape:
         chat = [{name: value for name, value in message.items() if value is not None} for message in messages]
         if not self.developer:  # most templates silently drop roles that they do not know
             chat = [{**message, "role": "system"} if message["role"] == "developer" else message for message in chat]
+        chat = chat if self.later_systems else system_first(chat)
+        chat = chat if self.users_apart else users_together(chat)
         described = list(tools) if self.tools else []
         if tools and not described:
             chat = tell_tools(chat, tools, self.system)
