@@ -165,7 +165,7 @@ class ServerSettings(BaseModel):
         ByteSize(64 * 2**20),
         description="memory for stored responses, and as much again for resumable streams; 0: no response is stored",
     )
-    tool_parser: Literal["auto", "hermes", "llama3_json", "mistral", "pythonic"] = Field(
+    tool_parser: Literal["auto", "hermes", "llama3_json", "mistral", "pythonic", "qwen3_coder"] = Field(
         "auto", description="format of the model's tool calls; auto: the one that its chat template shows"
     )
     reasoning_parser: Literal["auto", "think", "none"] = Field(

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from app.grammar.constraint import json_rule
+from app.grammar.tagged import tagged_call
 from app.text.tokenizer import Tokenizer
 from app.text.tools.formats import ToolFormat
 
@@ -33,6 +34,10 @@ def tool_calls(
         f"call: {' | '.join(f'call{index}' for index in range(len(schemas)))}",
     ]
     for index, (name, schema) in enumerate(schemas.items()):
+        tagged = tagged_call(f"call{index}", name, schema, literal) if format_.tagged else None
+        if tagged is not None:
+            lines += tagged
+            continue
         head = literal(f"{format_.before_name}{json.dumps(name)}{format_.before_arguments}")
         lines.append(f"call{index}: {_join(head, f'args{index}', literal(format_.after_arguments))}")
         lines.append(f"args{index}: {json_rule({**schema, 'type': 'object'})}")

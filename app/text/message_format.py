@@ -1,11 +1,13 @@
 """The format of one model's messages: its tool calls and its reasoning."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from app.text.chat_template import ChatTemplate
 from app.text.message_parser import MessageParser, PlainText, WithoutContent
 from app.text.reasoning import CLOSE, OPEN, ReasoningParser
 from app.text.tokenizer import Tokenizer
+from app.text.tools.arguments import Schema
 from app.text.tools.choose import choose_format
 from app.text.tools.formats import ToolFormat, format_of_required_calls
 
@@ -33,12 +35,12 @@ class MessageFormat:
         """Whether a rendered chat ends inside the model's reasoning."""
         return self.reasons and prompt.rstrip().endswith(OPEN)
 
-    def parser(self, has_tools: bool, in_reasoning: bool) -> MessageParser:
-        """A parser of text that no grammar constrains."""
-        parser = self.tools.parser() if has_tools else PlainText()
+    def parser(self, schemas: Mapping[str, Schema], in_reasoning: bool) -> MessageParser:
+        """A parser of text that no grammar constrains. `schemas`: of the arguments of tools, by their names."""
+        parser = self.tools.parser(schemas) if schemas else PlainText()
         return ReasoningParser(parser, in_reasoning) if self.reasons else parser
 
-    def parser_of_required_calls(self, in_reasoning: bool) -> MessageParser:
+    def parser_of_required_calls(self, schemas: Mapping[str, Schema], in_reasoning: bool) -> MessageParser:
         """A parser of text that a grammar constrains to calls, with reasoning in front of them."""
-        parser = WithoutContent(format_of_required_calls(self.tools).parser())
+        parser = WithoutContent(format_of_required_calls(self.tools).parser(schemas))
         return ReasoningParser(parser, in_reasoning) if self.reasons else parser

@@ -6,10 +6,11 @@ from typing import Any
 import msgspec
 import pytest
 
+from app.core.request import FinishReason
 from app.text.chat_template import ChatTemplate
 from app.text.message_format import MessageFormat
-from tests.api.conftest import Server
-from tests.api.fake_engine import READY
+from tests.api.conftest import IM_END, Server
+from tests.api.fake_engine import READY, say
 
 NO_SYSTEM = (
     "{{ bos_token }}{% if messages[0]['role'] == 'system' %}{{ raise_exception('no system role') }}{% endif %}"
@@ -43,8 +44,8 @@ class Model:
         self._server, self._patch = server, monkeypatch
         server.engine.ready = msgspec.structs.replace(READY, max_model_len=4096)
 
-    def prompt(self, template: str, path: str, body: dict[str, Any]) -> str:
-        """The prompt that a request becomes with a template."""
+    def use(self, template: str) -> None:
+        """Take this template from now on."""
         tokenizer = self._server.service.tokenizer
         chat_template = ChatTemplate(template, tokenizer.special_tokens, tokenizer.control_tokens)
         for name, part in {
@@ -52,6 +53,10 @@ class Model:
             "message_format": MessageFormat.choose("auto", "auto", chat_template),
         }.items():
             self._patch.setitem(vars(self._server.service), name, part)
+
+    def prompt(self, template: str, path: str, body: dict[str, Any]) -> str:
+        """The prompt that a request becomes with a template."""
+        self.use(template)
         answer = self._server.post(path, body)
         assert answer.status_code == 200, answer.text
         return bytes(self._server.engine.last_command().prompt_token_ids).decode()
@@ -94,3 +99,26 @@ def test_calls_that_were_cut_come_back(arguments: str, model: Model) -> None:
     native = f"{{% for m in messages %}}{calls}{{{{ m.content }}}}{{% endfor %}}"
     prompt = model.prompt(native, "/v1/chat/completions", {"messages": chat})
     assert json.dumps(arguments) in prompt  # no object, so the text that it is
+
+
+TAGGED = (
+    "{% for m in messages %}{{ '<' + m['role'] + '>' + m['content'] }}{% endfor %}{% if tools %}{{ tools | tojson }}"
+    "<tool_call>\n<function=NAME>\n<parameter=KEY>\nVALUE\n</parameter>\n</function>\n</tool_call>{% endif %}"
+)
+WRITTEN = "<tool_call>\n<function=get_weather>\n<parameter=city>\nParis\n</parameter>\n</function>\n</tool_call>"
+
+
+@pytest.mark.parametrize("tool_choice", ["auto", "required"])
+def test_calls_in_the_tags_that_the_template_shows(tool_choice: str, model: Model, server: Server) -> None:
+    server.engine.script = say([*WRITTEN.encode(), IM_END], reason=FinishReason.STOP)
+    body = {**ASKED["/v1/chat/completions"], "tool_choice": tool_choice, "max_tokens": 200}
+    model.use(TAGGED)
+    choice = server.post("/v1/chat/completions", body).json()["choices"][0]
+    (call,) = choice["message"]["tool_calls"]
+    assert call["function"] == {"name": "get_weather", "arguments": '{"city": "Paris"}'}
+    assert (choice["message"]["content"], choice["finish_reason"]) == (None, "tool_calls")
+    events = [event["choices"][0] for event in server.events("/v1/chat/completions", body)]  # one byte each
+    pieces = [call["function"] for event in events for call in event["delta"].get("tool_calls", [])]
+    assert "".join(piece["arguments"] for piece in pieces) == '{"city": "Paris"}'
+    assert not any(event["delta"].get("content") for event in events)
+    assert events[-1]["finish_reason"] == "tool_calls"

@@ -36,7 +36,21 @@ SCHEMAS = {
         "$defs": {"tag": {"enum": ['a "b"', "</tool_call>", "]}", "; é"]}},
     },
     "cancel": {"additionalProperties": False},
+    "note": {
+        "type": "object",
+        "properties": {
+            "text": {"type": "string", "description": "any"},
+            "kind": {"enum": ["a", "b c", "null"]},
+            "until": {"anyOf": [{"type": "string"}, {"type": "null"}]},
+            "times": {"type": "array", "items": {"type": "integer", "maximum": 99}, "maxItems": 2},
+            "by": {"$ref": "#/$defs/by"},
+        },
+        "required": ["text", "kind", "times"],
+        "additionalProperties": False,
+        "$defs": {"by": {"type": "string", "enum": ["me"]}},
+    },
 }
+"""What the first schema says of a string's length cannot be written in tags, so its calls are JSON in every format."""
 
 
 @pytest.fixture(scope="module", params=["letters", "added", "special"])
@@ -77,11 +91,19 @@ def test_calls_that_a_grammar_allows_are_parsed(name: str, reasoning: str | None
     assert len(numbers) > 1  # one call, and several
 
 
+_END_OF_TEXT = [*b"\n</parameter>"]
+"""Random letters never end a text in tags."""
+
+
 def _random_walk(matcher: LLMatcher, rng: random.Random, vocab_size: int, eos: frozenset[int]) -> list[int]:
     """Random tokens that the grammar allows, until it may end or sometimes a little further."""
     token_ids: list[int] = []
     while not (matcher.is_accepting() and rng.random() < 0.5):
         words = np.frombuffer(matcher.compute_bitmask(), dtype=np.int32)
+        if rng.random() < 0.2 and matcher.validate_tokens(_END_OF_TEXT) == len(_END_OF_TEXT):
+            assert matcher.consume_tokens(_END_OF_TEXT)
+            token_ids += _END_OF_TEXT
+            continue
         allowed = [id_ for id_ in range(vocab_size) if words[id_ // 32] >> (id_ % 32) & 1 and id_ not in eos]
         if not allowed:
             break
@@ -94,7 +116,7 @@ def _random_walk(matcher: LLMatcher, rng: random.Random, vocab_size: int, eos: f
 def _read(token_ids: list[int], format_: MessageFormat, in_reasoning: bool, tokenizer: PacelineTokenizer) -> Whole:
     detokenizer = make_detokenizer(tokenizer, [], format_.shown(tokenizer, True))
     pieces = [*map(detokenizer.feed, token_ids), detokenizer.finish()]
-    return parse(format_.parser_of_required_calls(in_reasoning), pieces)
+    return parse(format_.parser_of_required_calls(SCHEMAS, in_reasoning), pieces)
 
 
 @pytest.mark.parametrize(
@@ -128,3 +150,25 @@ def test_the_reasoning_that_a_prompt_has_opened_comes_first(tokenizer: PacelineT
         matcher = compiler.matcher(grammar)
         matcher.consume_tokens(tokenizer.encode(text, False))
         assert matcher.is_accepting() is is_whole
+
+
+def test_required_calls_have_the_tags_that_the_template_shows(tokenizer: PacelineTokenizer) -> None:
+    """Only a schema that says more than tags can hold is written as JSON, which the same parser reads."""
+    compiler = GrammarCompiler(lambda: tokenizer, tokenizer.vocab_size)
+    grammar = tool_calls(FORMATS["qwen3_coder"], SCHEMAS, True, tokenizer)
+
+    def is_allowed(text: str) -> bool:
+        matcher = compiler.matcher(grammar)
+        token_ids = tokenizer.encode(text, False)
+        return bool(matcher.validate_tokens(token_ids) == len(token_ids))
+
+    note = "<tool_call>\n<function=note>\n<parameter=text>\nHi\n{}</parameter>\n<parameter=kind>\n{}\n</parameter>\n"
+    assert is_allowed(
+        note.format("<b>\n\n", "b c") + "<parameter=times>\n[1, 2]\n</parameter>\n</function>\n</tool_call>"
+    )
+    assert is_allowed("<tool_call>\n<function=cancel>\n</function>\n</tool_call>\n<tool_call>")
+    assert is_allowed('<tool_call>\n{"name": "book.table", "arguments": {"seats": 1')
+    assert not is_allowed(note.format("", "z"))
+    assert not is_allowed('<tool_call>\n{"name": "note"')
+    assert not is_allowed("<tool_call>\n<function=book.table>")
+    assert not is_allowed(note.format("", "a") + "</function>")

@@ -3,6 +3,7 @@
 import json
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import pytest
 from hypothesis import given
@@ -35,21 +36,59 @@ ARGUMENTS = {"city": 'Köln "am" {Rhein}]}', "days": [1, 2], "deep": {"a": None,
 ONE = json.dumps({"name": "weather", "arguments": ARGUMENTS}, ensure_ascii=False)
 IN_STRING = json.dumps({"name": "weather", "arguments": json.dumps(ARGUMENTS)})
 OTHER = '{"arguments": {}, "name": "time"}'
+TAGGED = """<tool_call>
+<function=weather>
+<parameter=city>
+Köln "am" {Rhein}]}
+</parameter>
+<parameter=days>
+[1, 2]
+</parameter>
+<parameter=deep>
+{"a": null, "b": true}
+</parameter>
+</function>
+</tool_call>"""
+SCHEMAS = {
+    "weather": {
+        "properties": {"city": {"type": "string"}, "days": {"type": "array"}, "deep": {"$ref": "#/$defs/d"}},
+        "$defs": {"d": {"type": ["object", "null"]}},
+    }
+}
 CALLS = [("weather", ARGUMENTS), ("time", {})]
 TEXTS = {
     "hermes": f"Let me see.\n<tool_call>\n{ONE}\n</tool_call>\n<tool_call>{OTHER}</tool_call>",
     "llama3_json": f"  {ONE.replace('arguments', 'parameters')}; {OTHER}",
     "mistral": f"Let me see. [TOOL_CALLS][{ONE}, {OTHER}]",
     "pythonic": """[weather(city='Köln "am" {Rhein}]}', days=[1, 2], deep={"a": None, "b": true}), time()]""",
+    "qwen3_coder": f"Let me see.\n{TAGGED}\n<tool_call>\n<function=time>\n</function>\n</tool_call>",
 }
 OTHER_FORMS = {
     "hermes": f"Let me see. <tool_call>{ONE[:-1]}, \"id\": {{}}}}</tool_call><tool_call>" + '{"name": "time"}</tool',
     "llama3_json": f"<|python_tag|>{IN_STRING.replace('arguments', 'parameters')};{OTHER}",
     "mistral": f"Let me see.[TOOL_CALLS]weather[CALL_ID]a1[ARGS]{json.dumps(ARGUMENTS)} [TOOL_CALLS]time{{}}",
     "pythonic": "<|python_tag|>" + TEXTS["pythonic"],
+    "qwen3_coder": f"Let me see.<function={TAGGED.partition('<function=')[2]}<tool_call>{OTHER}</tool_call>",
 }  # fmt: skip
 WITH_IDS = {"mistral": f'[TOOL_CALLS] [{ONE[:-1]}, "id": "a12345678"}}, {OTHER}]'}
 """As its template shows earlier calls to the model."""
+ONE_L, OTHER_L = (text.replace("arguments", "parameters") for text in (ONE, OTHER))
+ONE_P = TEXTS["pythonic"].removesuffix(", time()]") + "]"
+ONE_BEHIND_THE_OTHER = [
+    *(("llama3_json", f"{ONE_L}{between}{OTHER_L}{end}") for between in ("\n", "", ", ", ";\n") for end in ("", "\n")),
+    ("llama3_json", f"[{ONE_L}, {OTHER_L}]"),
+    ("llama3_json", f"<|python_tag|>{ONE_L}<|python_tag|>{OTHER_L}"),
+    ("hermes", f"<tool_call>\n{ONE}\n{OTHER}\n</tool_call>"),
+    ("hermes", f"<tool_call>[{ONE}, {OTHER}]</tool_call>"),
+    ("hermes", f"<tool_call>{ONE}<tool_call>{OTHER}"),
+    ("mistral", f"[TOOL_CALLS] [{ONE}][TOOL_CALLS] [{OTHER}]"),
+    ("mistral", f"[TOOL_CALLS]{ONE}\n{OTHER}"),
+    ("mistral", f"[TOOL_CALLS]weather[ARGS]{json.dumps(ARGUMENTS)}\n[TOOL_CALLS]time[ARGS]{{}}"),
+    *(("pythonic", f"{ONE_P}{between}[time()]") for between in ("", "\n", "; ")),
+    ("qwen3_coder", f"{TAGGED}\n\n<tool_call>\n<function=time>\n</function>\n</tool_call>\n"),
+    ("qwen3_coder", TAGGED.removesuffix("</tool_call>") + "<function=time></function></tool_call>"),
+    ("qwen3_coder", f"<tool_call>{ONE}</tool_call><tool_call>{OTHER}</tool_call>"),
+]
 NO_CALLS = [
     "Just text, with {braces} and <tool_ca and [brackets] .\n ",
     "<tool_call>\nnot JSON</tool_call>",
@@ -70,16 +109,34 @@ NO_CALLS = [
     '[f(**{"a": 1})]',
     "[f(), (lambda: 0)()]",
     "[f(x=1e999)]",
+    "<tool_call>\n<function",
+    "<tool_call>\n<function=two words>",
+    "I write <function= and </function>.",
     "<",
     "",
 ]
 
 
+PARSERS: dict[str, Callable[[], MessageParser]] = {
+    **{name: partial(format_.parser, SCHEMAS) for name, format_ in FORMATS.items()},
+    "thinks": lambda: ReasoningParser(FORMATS["hermes"].parser(), is_open=False),
+    "thinks already": lambda: ReasoningParser(PlainText(), is_open=True),
+}
+
+
 @pytest.mark.parametrize(("name", "text"), [item for texts in (TEXTS, OTHER_FORMS, WITH_IDS) for item in texts.items()])
 def test_calls_are_found(name: str, text: str) -> None:
-    content, _, calls = parse(FORMATS[name].parser(), [text])
+    content, _, calls = parse(PARSERS[name](), [text])
     assert [(function, json.loads(arguments)) for function, arguments in calls] == CALLS
     assert content == ("Let me see." if "Let me see." in text else "")
+
+
+@pytest.mark.parametrize(("name", "text"), ONE_BEHIND_THE_OTHER)
+def test_calls_one_behind_the_other(name: str, text: str) -> None:
+    for pieces in ([text], list(text)):
+        content, _, calls = parse(PARSERS[name](), pieces)
+        assert [(function, json.loads(arguments)) for function, arguments in calls] == CALLS
+        assert content == ""
 
 
 @pytest.mark.parametrize("text", NO_CALLS)
@@ -88,16 +145,12 @@ def test_text_that_is_not_a_call_is_content(name: str, text: str) -> None:
     assert parse(FORMATS[name].parser(), [text]) == (text, "", [])
 
 
-PARSERS: dict[str, Callable[[], MessageParser]] = {
-    **{name: format_.parser for name, format_ in FORMATS.items()},
-    "thinks": lambda: ReasoningParser(FORMATS["hermes"].parser(), is_open=False),
-    "thinks already": lambda: ReasoningParser(PlainText(), is_open=True),
-}
 PIECES = [
     *TEXTS.values(),
     *OTHER_FORMS.values(),
     *WITH_IDS.values(),
     *NO_CALLS,
+    *(text for _, text in ONE_BEHIND_THE_OTHER),
     "<think>\nWell.\n</think>\n\n",
     "</think>",
     "  ",
@@ -142,7 +195,10 @@ def test_nothing_is_lost_or_made_up(name: str, text: str) -> None:
         assert content == text
 
 
-WRITTEN = TEXTS | {"pythonic": TEXTS["llama3_json"], "hermes": TEXTS["hermes"].removeprefix("Let me see.\n")}
+WRITTEN = TEXTS | {
+    "pythonic": TEXTS["llama3_json"],
+    **{name: TEXTS[name].removeprefix("Let me see.\n") for name in ("hermes", "qwen3_coder")},
+}
 WRITTEN["mistral"] = TEXTS["mistral"].removeprefix("Let me see. ")
 
 
@@ -153,7 +209,7 @@ def test_wanted_calls_that_are_cut_leave_nothing_else(name: str, reasoning: str)
     text = reasoning + WRITTEN[name]
     for length in range(len(text) + 1):
         for pieces in ([text[:length]], list(text[:length])):
-            content, thought, calls = parse(format_.parser_of_required_calls(False), pieces)
+            content, thought, calls = parse(format_.parser_of_required_calls(SCHEMAS, False), pieces)
             assert content == ""
             assert "Hm</think>".startswith(thought)
             assert [called for called, _ in calls] == ["weather", "time"][: len(calls)]

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from app.api.chat.schema import ChatFields, ChatRequest, NamedToolChoice
+from app.api.chat.schema import ChatFields, ChatRequest, NamedToolChoice, Tool
 from app.api.generation.choices import Choice, TokenLimit, check_count, check_logprobs, check_num_choices, make_choices
 from app.api.generation.prompts import LONG_TEXT, check_length, check_token_ids, in_thread
 from app.api.generation.reasoning import ReasoningBudget
@@ -84,7 +84,7 @@ async def prepare_chat(service: Service, body: ChatRequest, limit: TokenLimit | 
     check_count("tools", len(body.tools), service.settings.request_limits.max_tools)
     prompt = await encode_chat(service, body)
     check_token_ids(prompt.token_ids, ready.vocab_size, "messages")
-    has_tools, in_reasoning = bool(body.usable_tools), prompt.ends_in_reasoning
+    schemas, in_reasoning = _schemas(body.usable_tools), prompt.ends_in_reasoning
     constraint = _wanted_calls(service, body, in_reasoning) or body.constraint()
     choices = make_choices(
         service,
@@ -93,14 +93,14 @@ async def prepare_chat(service: Service, body: ChatRequest, limit: TokenLimit | 
         limit or _limit(body),
         logprobs=(body.top_logprobs or 0) if body.logprobs else None,
         grammar=await grammar_of(service, body, constraint),
-        shown=service.message_format.shown(service.tokenizer, has_tools),
+        shown=service.message_format.shown(service.tokenizer, bool(schemas)),
         reasoning=_budget(service, body, in_reasoning),
     )
     if body.wanted_tools:
-        return Chat(choices, lambda: service.message_format.parser_of_required_calls(in_reasoning))
+        return Chat(choices, lambda: service.message_format.parser_of_required_calls(schemas, in_reasoning))
     if constraint:  # the grammar leaves no room for reasoning
         return Chat(choices, PlainText)
-    return Chat(choices, lambda: service.message_format.parser(has_tools, in_reasoning))
+    return Chat(choices, lambda: service.message_format.parser(schemas, in_reasoning))
 
 
 def _budget(service: Service, body: ChatRequest, in_reasoning: bool) -> ReasoningBudget | None:
@@ -115,11 +115,15 @@ def _limit(body: ChatRequest) -> TokenLimit:
     return TokenLimit(body.max_tokens, None, "max_tokens", "messages")
 
 
+def _schemas(tools: list[Tool]) -> dict[str, dict[str, Any]]:
+    return {tool.function.name: tool.function.schema_of_arguments() for tool in tools}
+
+
 def _wanted_calls(service: Service, body: ChatRequest, in_reasoning: bool) -> Constraint | None:
     """A constraint to call one of the required tools, if there are any. Reasoning may come before."""
     if not body.wanted_tools:
         return None
-    schemas = {tool.function.name: tool.function.schema_of_arguments() for tool in body.wanted_tools}
+    schemas = _schemas(body.wanted_tools)
     several = body.parallel_tool_calls and not isinstance(body.tool_choice, NamedToolChoice)
     format_ = format_of_required_calls(service.message_format.tools)
     before = reasoning_prefix(service.tokenizer, in_reasoning) if service.message_format.reasons else ("", [])

@@ -2,9 +2,10 @@
 
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from app.text.message_parser import Scanner, ToolCallDelta, length_before
+from app.text.tools.arguments import Schema
 from app.text.tools.brackets import JSON, LENIENT_JSON, BracketScanner
 
 _SPACE = r"\s{0,99}"
@@ -26,8 +27,10 @@ class CallScanner(Scanner):
 
     markers: tuple[str, ...]
 
-    def __init__(self) -> None:
+    def __init__(self, schemas: Mapping[str, Schema] | None = None) -> None:
+        """`schemas`: of arguments, by the function's name, for formats that write arguments as plain text."""
         super().__init__()
+        self._schemas = schemas or {}
         self._state = self._in_content
         self._num_calls = 0
         self._pending = ""
@@ -62,10 +65,6 @@ class CallScanner(Scanner):
         """Parse the text between the marker and the call."""
         raise NotImplementedError
 
-    def _after_call(self) -> bool:
-        """Parse the text behind a call."""
-        raise NotImplementedError
-
     def _give_up(self) -> bool:
         """There is no call. The text that was taken for its beginning is content, and the rest is parsed anew."""
         self._delta.content += self._pending
@@ -77,6 +76,32 @@ class CallScanner(Scanner):
         self._pending += self._take(len(self._buffer) - len(self._buffer.lstrip()))
 
     # ------------------------------------------------------------------ calls as JSON objects
+
+    def _expect_calls(self) -> bool:
+        """Expect an object, or a list of them."""
+        self._skip_space()
+        if not self._buffer:
+            return self._ended and self._give_up()
+        if self._buffer[0] == "[":
+            self._pending += self._take(1)
+        self._state = self._expect_object
+        return True
+
+    def _after_call(self) -> bool:
+        """Parse the text behind a call, where another one may follow."""
+        self._buffer = self._buffer.lstrip()
+        if not self._buffer:
+            return False
+        if self._buffer[0] in ",;":
+            self._pending = self._take(1)
+            self._state = self._expect_object
+        elif self._buffer[0] == "{":
+            self._state = self._expect_object
+        elif self._buffer[0] == "]":
+            self._take(1)
+        else:
+            self._state = self._in_content
+        return True
 
     def _expect_object(self) -> bool:
         """Expect {"name": ..., "arguments": ...}; anything else is no call."""

@@ -3,6 +3,7 @@
 import json
 import logging
 from collections.abc import Iterable, Sequence
+from itertools import chain
 
 from app.text.chat_template import ChatTemplate
 from app.text.probe import FUNCTION, KEY, VALUES
@@ -11,6 +12,7 @@ from app.text.tools.formats import FORMATS, ToolFormat
 log = logging.getLogger(__name__)
 
 _SIGNS = {
+    "qwen3_coder": ("<function=",),
     "hermes": ("<tool_call>",),
     "mistral": ("[TOOL_CALLS]",),
     "llama3_json": ('"parameters":', "<|python_tag|>"),
@@ -26,7 +28,7 @@ def choose_format(setting: str, template: ChatTemplate) -> ToolFormat:
     """
     shown = template.calls_as_shown()
     name = _choose(shown, template) if setting == "auto" else setting
-    if shown and not _reads(FORMATS[name], shown):
+    if shown and template.describes_tools and not _reads(FORMATS[name], shown):
         log.warning(
             "the chat template shows tool calls as %.200r, which tool parser %s does not read: "
             "such calls will be part of the content",
@@ -39,15 +41,13 @@ def choose_format(setting: str, template: ChatTemplate) -> ToolFormat:
 
 
 def _choose(shown: Sequence[str], template: ChatTemplate) -> str:
-    if not template.describes_tools:  # so they are described in the words of Hermes
-        return "hermes"
-    if shown:
-        return next((name for name, format_ in FORMATS.items() if _reads(format_, shown)), "hermes")
-    for name, words in _SIGNS.items():
-        if any(word in template.source for word in words):
-            return name
-    log.warning("the chat template describes tools, but shows no form of calls that is known: hermes is tried")
-    return "hermes"
+    read = (name for name, format_ in FORMATS.items() if shown and _reads(format_, shown))
+    described = (name for name, words in _SIGNS.items() if any(word in template.source for word in words))
+    if (name := next(chain(read, described), None)) is not None:
+        return name
+    if template.describes_tools and not shown:
+        log.warning("the chat template describes tools, but shows no form of calls that is known: hermes is tried")
+    return "hermes"  # in whose words tools are described where the template does not
 
 
 def _reads(format_: ToolFormat, shown: Iterable[str]) -> bool:

@@ -1,13 +1,14 @@
 """The formats of tool calls, and which of them a model was trained on."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from app.text.message_parser import MessageParser
 from app.text.tools.hermes import HermesParser
 from app.text.tools.llama import LlamaParser
 from app.text.tools.mistral import MistralParser
 from app.text.tools.pythonic import PythonicParser
+from app.text.tools.tagged import TaggedParser
 
 
 @dataclass(frozen=True)
@@ -18,7 +19,8 @@ class ToolFormat:
     `before_arguments`, the arguments as JSON, and `after_arguments`.
     """
 
-    parser: Callable[[], MessageParser]
+    parser: Callable[..., MessageParser]
+    """Makes a parser, if it needs them with the schemas of arguments by the functions' names."""
     before_name: str
     before_arguments: str
     after_arguments: str
@@ -27,6 +29,8 @@ class ToolFormat:
     end: str = ""
     markers: tuple[str, ...] = ()
     """Texts of the format that may be special tokens of a model."""
+    tagged: bool = False
+    """Whether required calls are written in tags, where their arguments can be. Otherwise they are JSON."""
 
 
 HERMES = ToolFormat(
@@ -37,6 +41,7 @@ HERMES = ToolFormat(
     between="\n",
     markers=("<tool_call>", "</tool_call>"),
 )
+QWEN3_CODER = replace(HERMES, parser=TaggedParser, tagged=True)
 LLAMA = ToolFormat(
     LlamaParser,
     before_name='{"name": ',
@@ -65,7 +70,7 @@ PYTHONIC = ToolFormat(
 )
 """Required calls are written as JSON, like LLAMA's, because their arguments have to match a schema."""
 
-FORMATS = {"hermes": HERMES, "llama3_json": LLAMA, "mistral": MISTRAL, "pythonic": PYTHONIC}
+FORMATS = {"hermes": HERMES, "llama3_json": LLAMA, "mistral": MISTRAL, "pythonic": PYTHONIC, "qwen3_coder": QWEN3_CODER}
 
 
 def format_of_required_calls(format_: ToolFormat) -> ToolFormat:

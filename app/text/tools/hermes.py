@@ -6,18 +6,19 @@ _OPEN, _CLOSE = "<tool_call>", "</tool_call>"
 
 
 class HermesParser(CallScanner):
-    """Parses calls, each between markers of its own."""
+    """Parses calls between markers, mostly each between markers of its own."""
 
     markers = (_OPEN,)
 
     def _after_marker(self) -> bool:
-        return self._expect_object()
+        return self._expect_calls()
 
     def _after_call(self) -> bool:
         self._buffer = self._buffer.lstrip()
         if self._buffer != _CLOSE and _CLOSE.startswith(self._buffer):
             return False  # if the text ends inside the marker, that part is no content
-        if self._buffer.startswith(_CLOSE):
-            self._take(len(_CLOSE))
+        if not self._buffer.startswith(_CLOSE):
+            return super()._after_call()
+        self._take(len(_CLOSE))
         self._state = self._in_content
         return True

@@ -18,11 +18,7 @@ class MistralParser(CallScanner):
         self._skip_space()
         if not self._buffer:
             return self._ended and self._give_up()
-        if self._buffer[0] == "[":
-            self._pending += self._take(1)
-            self._state = self._expect_object
-        else:
-            self._state = self._at_name
+        self._state = self._expect_calls if self._buffer[0] in "[{" else self._at_name
         return True
 
     def _at_name(self) -> bool:
@@ -34,16 +30,3 @@ class MistralParser(CallScanner):
         if self._ended or "{" in head or len(self._buffer) >= _LONGEST_HEAD:
             return self._give_up()
         return False
-
-    def _after_call(self) -> bool:
-        self._buffer = self._buffer.lstrip()
-        if not self._buffer:
-            return False
-        if self._buffer[0] == ",":
-            self._take(1)
-            self._state = self._expect_object
-            return True
-        if self._buffer[0] == "]":
-            self._take(1)
-        self._state = self._in_content
-        return True

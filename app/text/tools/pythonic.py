@@ -4,8 +4,10 @@ import ast
 import json
 import re
 import warnings
+from collections.abc import Mapping
 from typing import Any
 
+from app.text.tools.arguments import Schema
 from app.text.tools.brackets import PYTHON, BracketScanner
 from app.text.tools.calls import CallScanner
 
@@ -20,8 +22,8 @@ class PythonicParser(CallScanner):
 
     markers = ("<|python_tag|>",)
 
-    def __init__(self) -> None:
-        super().__init__()
+    def __init__(self, schemas: Mapping[str, Schema] | None = None) -> None:
+        super().__init__(schemas)
         self._state = self._at_list
 
     def _after_marker(self) -> bool:
@@ -47,7 +49,15 @@ class PythonicParser(CallScanner):
         self._take(end)
         for name, arguments in calls:
             self._add_call(name, arguments)
-        self._state = self._in_content
+        self._state = self._after_call
+        return True
+
+    def _after_call(self) -> bool:
+        self._buffer = self._buffer.lstrip()
+        if not self._buffer:
+            return False
+        self._pending = self._take(self._buffer[0] in ",;")
+        self._state = self._at_list
         return True
 
 

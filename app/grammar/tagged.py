@@ -1,0 +1,73 @@
+"""A grammar of calls in tags (Qwen3-Coder), for functions whose arguments can be written so."""
+
+import json
+import re
+from collections.abc import Callable
+from typing import Any
+
+from app.grammar.constraint import json_rule
+from app.text.tools.arguments import Schema, resolve, types_of
+from app.text.tools.tagged import END_OF_FUNCTION, END_OF_PARAMETER, FUNCTION, PARAMETER
+
+_OF_AN_OBJECT = {"type", "properties", "required", "additionalProperties"}
+_DEFINITIONS = ("$defs", "definitions")
+_COMMENTS = {"title", "description", "default", "examples", "$comment", "$schema", "deprecated"}
+_OTHER_REFERENCE = re.compile(r'"\$ref": "(?!#/\$defs/|#/definitions/)')
+
+
+def tagged_call(rule: str, name: str, schema: Schema, literal: Callable[[str], str]) -> list[str] | None:
+    """The rule of a call, and the rules that it needs; None if the schema says more than this form can hold.
+
+    `literal` makes the literals of markers. Arguments come in the order of the schema's properties.
+    """
+    properties, required = schema.get("properties", {}), schema.get("required", [])
+    if set(schema) - _OF_AN_OBJECT - set(_DEFINITIONS) - _COMMENTS or not isinstance(properties, dict):
+        return None
+    if set(required) - set(properties) or any(set(key) & set("<>\n") for key in properties):
+        return None
+    if _OTHER_REFERENCE.search(json.dumps(schema)):
+        return None
+    definitions = {key: schema[key] for key in _DEFINITIONS if key in schema}
+    rules, parts = [], []
+    for number, (key, one) in enumerate(properties.items()):
+        argument = f"{rule}_{number}"
+        value = _value(f"{argument}_value", one, definitions)
+        if value is None:
+            return None
+        begin = json.dumps(f"{PARAMETER}{key}>\n")
+        rules += [f"{argument}: {begin} {argument}_value", *value]
+        parts.append(argument if key in required else f"{argument}?")
+    head, tail = literal(f"<tool_call>\n{FUNCTION}{name}>\n"), literal(f"{END_OF_FUNCTION}\n</tool_call>")
+    return [f"{rule}: {' '.join([head, *parts, tail])}", *rules]
+
+
+def _value(rule: str, schema: Any, definitions: Schema) -> list[str] | None:
+    """The rule of a value with its end, and the rules that it needs; None if it cannot be written without quotes."""
+    end = json.dumps(f"\n{END_OF_PARAMETER}\n")
+    types = types_of(schema, definitions)
+    if types and "string" not in types:
+        return [f"{rule}: {rule}_json {end}", f"{rule}_json: {json_rule(schema | definitions)}"]
+    texts = _texts(schema, definitions)
+    if texts is None or any(END_OF_PARAMETER in text for text in texts):
+        return None
+    if texts:
+        return [f"{rule}: ({' | '.join(map(json.dumps, texts))}) {end}"]
+    return [f'{rule}: {rule}_text "\\n"', f"{rule}_text[suffix={json.dumps(END_OF_PARAMETER)}]: /(?s:.*)/"]
+
+
+def _texts(schema: Any, definitions: Schema) -> list[str] | None:
+    """The texts that a schema allows, none if it allows all; None if it is no schema of plain texts."""
+    if not isinstance(schema, dict):
+        return None
+    said = {key: value for key, value in schema.items() if key not in _COMMENTS}
+    if set(said) == {"$ref"}:
+        return _texts(resolve(said["$ref"], definitions), {})  # without definitions, so that it ends
+    kinds = said.pop("type", "string")
+    if set([kinds] if isinstance(kinds, str) else kinds) - {"string", "null"}:
+        return None
+    if not said:
+        return []
+    if set(said) == {"anyOf"} and all(_texts(one, definitions) == [] for one in said["anyOf"]):
+        return []
+    texts = said["enum"] if set(said) == {"enum"} else [said["const"]] if set(said) == {"const"} else None
+    return texts if texts and all(isinstance(text, str) for text in texts) else None
