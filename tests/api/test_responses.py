@@ -86,6 +86,8 @@ def test_items_become_messages(client: openai.OpenAI, server: Server) -> None:
             {"type": "message", "role": "user", "content": [part, part]},
             {"role": "assistant", "content": [{"type": "output_text", "text": "c", "annotations": []}]},
             {"role": "user", "content": "d"},
+            {"role": "assistant", "content": [{"type": "refusal", "refusal": "no"}], "phase": "final_answer"},
+            {"role": "user", "content": "e"},
         ],
     )
     assert turns(server.engine.last_command().prompt_token_ids) == [
@@ -93,6 +95,8 @@ def test_items_become_messages(client: openai.OpenAI, server: Server) -> None:
         ("user", "b\nb"),
         ("assistant", "c"),
         ("user", "d"),
+        ("assistant", "no"),
+        ("user", "e"),
         ("assistant", ""),
     ]
 

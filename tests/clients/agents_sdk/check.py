@@ -17,7 +17,7 @@ from openai import AsyncOpenAI
 from pydantic import BaseModel
 
 calls: list[str] = []
-SETTINGS = ModelSettings(max_tokens=100, temperature=0, extra_body={"frequency_penalty": 0.5})
+SETTINGS = ModelSettings(max_tokens=40, temperature=0, extra_body={"frequency_penalty": 0.5})
 QUIET = RunConfig(tracing_disabled=True)
 
 

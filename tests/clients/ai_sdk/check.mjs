@@ -1,7 +1,9 @@
 // @ai-sdk/openai-compatible: text, whole and streamed; tool calls, whole and streamed; objects.
+// @ai-sdk/openai, which uses /v1/responses: text, and results of tools, with and without stored items.
 import assert from 'node:assert/strict'
+import { createOpenAI } from '@ai-sdk/openai'
 import { createOpenAICompatible } from '@ai-sdk/openai-compatible'
-import { generateObject, generateText, streamObject, streamText, tool } from 'ai'
+import { generateObject, generateText, stepCountIs, streamObject, streamText, tool } from 'ai'
 import { z } from 'zod'
 
 const provider = createOpenAICompatible({
@@ -47,3 +49,20 @@ const filling = streamObject({ ...options, ...failed, schema, prompt: 'Ann is 30
 const states = []
 for await (const state of filling.partialObjectStream) states.push(state)
 assert.deepEqual(states.at(-1), person.object)
+
+const responses = createOpenAI({ baseURL: process.env.BASE_URL, apiKey: '-' }).responses(process.env.MODEL)
+const answer = streamText({ ...options, ...failed, model: responses, prompt })
+assert.equal(await answer.text, whole.text)
+for (const store of [true, false]) {
+  let results = 0
+  const execute = () => { results += 1; return 'sunny' }
+  const done = await generateText({
+    ...asked,
+    model: responses,
+    tools: { weather: tool({ description: 'The weather of a city', inputSchema, execute }) },
+    stopWhen: stepCountIs(2),
+    providerOptions: { openai: { store, parallelToolCalls: false } },
+  })
+  assert.deepEqual(done.steps.map((step) => step.finishReason), ['tool-calls', 'tool-calls'])
+  assert.equal(results, 2)
+}
