@@ -8,6 +8,11 @@ from typing import Any
 import openai
 import pytest
 
+from app.api.chat.schema import ChatRequest
+from app.api.completions.schema import CompletionRequest
+from app.api.edge.body import RequestBody
+from app.api.messages.schema import MessagesRequest
+from app.api.responses.schema import ResponsesRequest
 from tests.api.conftest import MODEL, Server, start_server
 
 HI = {"role": "user", "content": "Hi"}
@@ -77,3 +82,29 @@ def test_hints_of_openais_client_change_nothing(server: Server) -> None:
     )
     assert answer.parse().choices[0].message.content == "Hello"
     assert "X-Ignored-Fields" not in answer.headers
+
+
+REQUESTS: list[tuple[str, type[RequestBody], dict[str, Any]]] = [
+    ("/v1/chat/completions", ChatRequest, CHAT),
+    ("/v1/completions", CompletionRequest, {"prompt": "Hi"}),
+    ("/v1/responses", ResponsesRequest, {"input": "Hi"}),
+    ("/v1/messages", MessagesRequest, MESSAGES),
+]
+
+
+@pytest.mark.parametrize(("path", "model", "body"), REQUESTS, ids=[path for path, *_ in REQUESTS])
+def test_every_hint_is_taken_and_every_unsupported_field_refused(
+    server: Server, path: str, model: type[RequestBody], body: dict[str, Any]
+) -> None:
+    """With a value that no field means; the table in docs/api.md says the same of them."""
+    hints = {name: {"odd": [1]} for name in model.hints - set(model.model_fields)}
+    answer = server.post(path, {**body, **hints})
+    assert (answer.status_code, answer.headers.get("X-Ignored-Fields")) == (200, None)
+    for name, values in model.unsupported.items():
+        if name in model.model_fields:
+            continue
+        refusal = server.post(path, {**body, name: {"odd": [1]}})
+        assert refusal.status_code == 400
+        assert name in refusal.json()["error"]["message"]
+        for value in (*values, None):
+            assert server.post(path, {**body, name: value}).status_code == 200

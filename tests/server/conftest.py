@@ -10,5 +10,5 @@ from tests.server.process import Server, running_server
 @pytest.fixture(scope="session")
 def server() -> Iterator[Server]:
     # float32, so that texts can be compared however requests are batched.
-    with running_server("--dtype", "float32", "--max-model-len", "2048") as running:
+    with running_server("--dtype", "float32", "--max-model-len", "2048", "--reasoning-parser", "think") as running:
         yield running

@@ -4,7 +4,9 @@ from typing import Any
 
 import anthropic
 import openai
+from tokenizers import Tokenizer
 
+from app.checkpoint.source import find_model
 from tests.server.process import Server
 
 MODEL = "SmolLM2-135M-Instruct"
@@ -68,3 +70,30 @@ def test_a_conversation_of_responses(server: Server) -> None:
         assert unkept.usage.input_tokens == whole.usage.input_tokens > first.usage.input_tokens + 10
         client.responses.delete(first.id)
         assert server.get(f"/v1/responses/{first.id}").status_code == 404
+
+
+def test_a_budget_of_reasoning_changes_no_other_token(server: Server) -> None:
+    """Reasoning and answer are those of completions of the same tokens, with the closing marker in between."""
+    asked = [{"role": "user", "content": QUESTION}, {"role": "assistant", "content": "<think>"}]
+    chat = {"messages": asked, "continue_final_message": True}
+    sampling = {"temperature": 0.8, "seed": 7, "ignore_eos": True}
+    tokenizer = Tokenizer.from_file(str(find_model("embedded") / "tokenizer.json"))
+    ids = {tokenizer.decode([token], skip_special_tokens=False): token for token in range(tokenizer.get_vocab_size())}
+
+    def tokenize(body: dict[str, Any]) -> list[int]:
+        return list(server.post("/tokenize", body).json()["tokens"])
+
+    def complete(prompt: list[int], max_tokens: int) -> tuple[str, list[int]]:
+        body = {"prompt": prompt, "max_tokens": max_tokens, "logprobs": 0, **sampling}
+        (choice,) = server.post("/v1/completions", body).json()["choices"]
+        return choice["text"], [ids[name] for name in choice["logprobs"]["tokens"]]
+
+    prompt, closing = tokenize(chat), tokenize({"prompt": "</think>", "add_special_tokens": False})
+    thought, thoughts = complete(prompt, 12)
+    answer, _ = complete([*prompt, *thoughts, *closing], 20)
+    limits = {"thinking_token_budget": 12, "max_tokens": 32 + len(closing)}
+    told = server.post("/v1/chat/completions", {**chat, **sampling, **limits}).json()
+    message = told["choices"][0]["message"]
+    assert message["reasoning_content"] == thought.rstrip("\n")
+    assert message["content"] == answer.lstrip("\n")
+    assert told["usage"]["completion_tokens"] == limits["max_tokens"]
