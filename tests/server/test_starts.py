@@ -1,8 +1,10 @@
 """How services start, and how they say why they cannot."""
 
+import os
 import re
 import signal
 import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -13,7 +15,7 @@ from app.engine.build import build_engine
 from app.errors import StartupError
 from app.settings import load_settings
 from tests.patience import PATIENCE, wait_until
-from tests.server.process import Server, popen, run, running_server
+from tests.server.process import REPOSITORY, Server, popen, run, running_server
 from tests.test_settings import OF_A_SERVICE
 
 
@@ -55,7 +57,7 @@ def test_an_engine_that_cannot_start_ends_the_service_with_one_line() -> None:
         # With code that transformers would ask for on the terminal, for a model that it does not know by itself.
         (
             "config.json",
-            '{"model_type": "clip", "architectures": ["A"], "auto_map": {"AutoModelForCausalLM": "m.A"}}',
+            '{"model_type": "clip", "architectures": ["AForCausalLM"], "auto_map": {"AutoModelForCausalLM": "m.A"}}',
             "(auto_map) is not run",
         ),
         ("tokenizer.json", "{}", "tokenizer.json is not a usable tokenizer"),
@@ -81,6 +83,17 @@ def test_a_pod_beside_a_service_of_the_same_name_starts(tmp_path: Path) -> None:
     config.write_text("model: /nowhere\nport: 0\n")
     code, _, log = run("-m", "app.cli", "serve", PACELINE_CONFIG=str(config), **OF_A_SERVICE)
     assert (code, log) == (2, "paceline: no such model: /nowhere is no folder, no file, and no hub id like org/name\n")
+
+
+def test_without_a_network_the_installation_says_so_at_once() -> None:
+    """pip alone would try five times for each of its requests."""
+    script = f"source scripts/lib.sh; pip=({sys.executable} -m pip); check_index"
+    nowhere = {"PIP_INDEX_URL": "http://127.0.0.1:9/simple", "PIP_CONFIG_FILE": os.devnull, "PIP_FIND_LINKS": ""}
+    done = subprocess.run(
+        ["bash", "-c", script], cwd=REPOSITORY, env=os.environ | nowhere, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 1
+    assert re.fullmatch(r"Packages cannot be installed.* Is there a network\? pip says:\nERROR: .+\n", done.stderr)
 
 
 def test_an_engine_that_is_killed_while_it_loads_ends_the_service() -> None:
