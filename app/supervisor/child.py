@@ -58,7 +58,7 @@ class Child:
             return False
         if self.process.poll() is None:
             return False
-        end = self.end
+        end = self.how_it_ended
         _close(self.process)
         self.process = None
         if was_useful:
@@ -83,7 +83,7 @@ class Child:
         return self.process.poll() if self.process else None
 
     @property
-    def end(self) -> str:
+    def how_it_ended(self) -> str:
         """How a child that is not running has ended: the reason that it gave, or its exit code."""
         assert self.process is not None
         reason = reason_of(self._folder, self.process.pid)

@@ -75,7 +75,7 @@ def serve(settings: Settings) -> int:
     finally:
         sock.close()
         for worker in workers:
-            worker.end_if_it_starts()
+            worker.end_if_starting()
         stop(*(worker.child for worker in workers))
         engine.stop()
     log.error("%s", lost)  # the last line, below whatever the others had to say
@@ -117,10 +117,10 @@ class ApiWorker:
         """Restart the API worker if it has died, and end it if it hangs. Raises ChildLostError if it keeps dying."""
         self._watchdog.check()
         if self.child.exit_code == EXIT_STARTUP_ERROR:
-            raise ChildLostError(self.child.end, EXIT_STARTUP_ERROR)
+            raise ChildLostError(self.child.how_it_ended, EXIT_STARTUP_ERROR)
         self.child.restart_if_dead(was_useful=time.monotonic() - self._began > _USEFUL_SECONDS)
 
-    def end_if_it_starts(self) -> None:
+    def end_if_starting(self) -> None:
         """End an API worker that serves nobody yet, and would only see later that it is to end."""
         if not self._heartbeat.has_begun:
             self.child.signal(signal.SIGKILL)

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from app.errors import EXIT_STARTUP_ERROR
 from app.supervisor import child as module
 from app.supervisor.child import Child, ChildLostError, stop
 from app.supervisor.serve import _stop_is_wanted, _watch
@@ -59,6 +60,15 @@ def test_a_useless_child_is_given_up(tmp_path: Path) -> None:
     with pytest.raises(ChildLostError, match="it ended with exit code 7, 3 times in a row"):
         child.restart_if_dead(was_useful=False)
     assert len(start.started) == 3
+
+
+def test_a_child_says_itself_why_it_cannot_start(tmp_path: Path) -> None:
+    start = Starter(f"from app.core.parent import give_up; give_up('ipc://{tmp_path}/engine', 'the disk is gone')")
+    child = Child("it", start, max_restarts=0, folder=tmp_path)
+    start.wait()
+    assert child.exit_code == EXIT_STARTUP_ERROR
+    with pytest.raises(ChildLostError, match="^the disk is gone, 1 times in a row$"):
+        child.restart_if_dead(was_useful=False)
 
 
 def test_each_useless_start_waits_longer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
