@@ -14,6 +14,7 @@ from app.errors import EXIT_STARTUP_ERROR
 from app.supervisor import child as module
 from app.supervisor.child import Child, ChildLostError, stop
 from app.supervisor.serve import _stop_is_wanted, _watch
+from tests.patience import PATIENCE
 
 pytestmark = pytest.mark.slow
 
@@ -67,7 +68,7 @@ def test_a_child_says_itself_why_it_cannot_start(tmp_path: Path) -> None:
     child = Child("it", start, max_restarts=0, folder=tmp_path)
     start.wait()
     assert child.exit_code == EXIT_STARTUP_ERROR
-    with pytest.raises(ChildLostError, match="^the disk is gone, 1 times in a row$"):
+    with pytest.raises(ChildLostError, match=r"^the disk is gone, 1 times in a row$"):
         child.restart_if_dead(was_useful=False)
 
 
@@ -90,14 +91,17 @@ def test_each_useless_start_waits_longer(tmp_path: Path, monkeypatch: pytest.Mon
     stop(child)
 
 
+@pytest.mark.parametrize(
+    ("code", "patience", "result"),
+    [("import sys; sys.stdin.read()", PATIENCE, 0), ("import time; time.sleep(100)", 0, -signal.SIGKILL)],
+)
 def test_stopping_ends_those_that_wait_for_their_stdin_and_kills_the_others(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    code: str, patience: float, result: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "_STOP_SECONDS", 0.5)
-    good, bad = Starter("import sys; sys.stdin.read()"), Starter("import time; time.sleep(100)")
-    stop(Child("good", good, 0, tmp_path), Child("bad", bad, 0, tmp_path))
-    assert good.started[0].returncode == 0
-    assert bad.started[0].returncode == -signal.SIGKILL
+    monkeypatch.setattr(module, "_STOP_SECONDS", patience)
+    start = Starter(code)
+    stop(Child("it", start, 0, tmp_path))
+    assert start.started[0].returncode == result
 
 
 @pytest.mark.parametrize(
