@@ -11,6 +11,7 @@ import resource
 import signal
 import sys
 import threading
+import time
 from pathlib import Path
 
 import msgspec
@@ -28,6 +29,8 @@ _STACK_BYTES = 2**20
 _MOST_BYTES = 256 * 2**20
 """Memory for one grammar."""
 _NUM_TOKENS = 32
+_MOST_MATCHING_SECONDS = 1.0
+"""Processor time for matching these: every other stream of a step waits for its slowest mask."""
 _PRIME = 7919
 _GBNF = re.compile(r"^\s*[\w-]+\s*::=", re.MULTILINE)
 
@@ -48,13 +51,16 @@ def check(vocabulary: LLTokenizer, grammar: str) -> Verdict:
 
 
 def _match(matcher: LLMatcher) -> None:
-    """Match tokens from all over the vocabulary, as long as there are any."""
+    """Match tokens from all over the vocabulary, as long as there are any. Raises GrammarError if that takes long."""
+    began = time.thread_time()
     for number in range(_NUM_TOKENS):
         bits = np.frombuffer(matcher.compute_bitmask(), dtype=np.uint8)
         allowed = np.flatnonzero(np.unpackbits(bits, bitorder="little"))
         if matcher.is_error() or matcher.is_stopped() or not len(allowed):
             return
         matcher.consume_token(int(allowed[number * _PRIME % len(allowed)]))
+        if time.thread_time() - began > _MOST_MATCHING_SECONDS:
+            raise GrammarError("the tokens that it allows take too long to compute")
 
 
 def _limit_memory() -> None:

@@ -15,10 +15,10 @@ from app.text.tokenizer import Tokenizer
 _MOST_KEPT = 32
 _PRIVATE_USE = "\ue000"
 """A character that means nothing in Unicode."""
-_LIMITS = LLParserLimits(max_lexer_states=20_000)
-"""The library's defaults, except for the number of states, which take one or two kilobytes each and grow in number
-while a text is matched. With this limit a grammar compiles within a second and a mask takes some ten milliseconds. A
-grammar that needs more is an error."""
+_LIMITS = LLParserLimits(max_lexer_states=20_000, step_max_items=10_000)
+"""Two are below the library's defaults: the number of states, which take one or two kilobytes each and grow in number
+while a text is matched, and the work for one mask. So a grammar compiles within a second, and a mask takes some ten
+milliseconds. A grammar that needs more is an error."""
 
 
 def vocabulary_of(tokenizer: Tokenizer, vocab_size: int) -> LLTokenizer:

@@ -29,6 +29,7 @@ from tests.patience import PATIENCE
 CRASH = 'start: %json {"const": -9223372036854775808}'
 """The library recurses without end."""
 SLOW = constraint.json_schema({"type": "integer", "multipleOf": 999983})
+SLOW_MASKS = constraint.regex("a{99999}b{99999}")
 LARGE = "start: A\nA: " + " & ".join(f"/(.*[a-z]{{{number}}}.*)/" for number in range(20, 40))
 
 
@@ -41,7 +42,12 @@ async def checker(embedded_model: Path) -> AsyncIterator[GrammarChecker]:
 
 async def test_a_grammar_that_ends_the_process_is_an_error_and_the_next_one_is_checked(checker: GrammarChecker) -> None:
     good = constraint.json_object()
-    for hostile, words in ((CRASH, "stack"), (SLOW, "too long"), (LARGE, "memory")):
+    for hostile, words in (
+        (CRASH, "stack"),
+        (SLOW, "too long"),
+        (LARGE, "memory"),
+        (SLOW_MASKS, "allows take too long"),
+    ):
         results = await asyncio.gather(*(checker.check(one) for one in (good, hostile, good)), return_exceptions=True)
         assert results[0] == results[2] == good
         assert isinstance(results[1], GrammarError)
