@@ -38,16 +38,21 @@ def text_parts(texts: Sequence[str]) -> str | list[dict[str, str]]:
     return "".join(texts) if len(texts) < 2 else [{"type": "text", "text": text} for text in texts]
 
 
+def message(role: str, texts: Sequence[str], **fields: str) -> Fields:
+    """A message of another role than the assistant's. `fields`: further ones, such as a result's `tool_call_id`."""
+    return {"role": role, **fields, "content": text_parts(texts)}
+
+
 def assistant_message(texts: Sequence[str], reasoning: str, tool_calls: Sequence[Fields]) -> Fields:
     """A message of the assistant, without fields that would be empty."""
-    message: Fields = {"role": "assistant"}
+    said: Fields = {"role": "assistant"}
     if texts or not tool_calls:
-        message["content"] = text_parts(texts)
+        said["content"] = text_parts(texts)
     if reasoning:
-        message["reasoning_content"] = reasoning
+        said["reasoning_content"] = reasoning
     if tool_calls:
-        message["tool_calls"] = list(tool_calls)
-    return message
+        said["tool_calls"] = list(tool_calls)
+    return said
 
 
 def tool_call(id_: str, name: str, arguments: str | Fields) -> Fields:
@@ -56,8 +61,11 @@ def tool_call(id_: str, name: str, arguments: str | Fields) -> Fields:
     return {"id": id_, "type": "function", "function": {"name": name, "arguments": text}}
 
 
-def function_tool(name: str, description: str | None, parameters: Fields | None, strict: bool | None) -> Fields:
-    """A function that may be called."""
+def function_tool(
+    name: str, about: Sequence[str | None], parameters: Fields | None, strict: bool | None = None
+) -> Fields:
+    """A function that may be called. `about`: the texts that describe it; those that are None are left out."""
+    description = "\n".join(filter(None, about)) or None
     given = {"name": name, "description": description, "parameters": parameters, "strict": strict}
     return {"type": "function", "function": {key: value for key, value in given.items() if value is not None}}
 

@@ -8,8 +8,8 @@ from app.api.chat.parts import (
     assistant_message,
     function_tool,
     json_schema_format,
+    message,
     named_choice,
-    text_parts,
     token_fields,
     tool_call,
 )
@@ -44,8 +44,8 @@ prompt would be found in the prefix cache."""
 def to_chat(body: ConversationFields) -> ChatRequest:
     """The chat of a request."""
     told = [text for text in _texts(body.system or []) if not text.startswith(_OF_THE_CLIENT)]
-    system = [{"role": "system", "content": text_parts(told)}] if told else []
-    messages = system + [message for turn in body.messages for message in _messages(turn)]
+    system = [message("system", told)] if told else []
+    messages = system + [one for turn in body.messages for one in _messages(turn)]
     chat: Fields = {"messages": messages, **_reasoning_fields(body), **_tool_fields(body)}
     if body.messages[-1].role == "assistant":
         if "tool_calls" in messages[-1]:
@@ -71,11 +71,11 @@ def _messages(turn: Turn) -> list[Fields]:
             said.append(block.text)
         elif isinstance(block, ToolResultBlock):
             if said:
-                messages.append({"role": turn.role, "content": text_parts(said)})
+                messages.append(message(turn.role, said))
             said = []
             messages.append(_result(block))
     if said or not messages:
-        messages.append({"role": turn.role, "content": text_parts(said)})
+        messages.append(message(turn.role, said))
     return messages
 
 
@@ -89,7 +89,7 @@ def _result(block: ToolResultBlock) -> Fields:
     texts = _texts(block.content)
     if block.is_error:
         texts = ["Error: " + "".join(texts[:1]), *texts[1:]]
-    return {"role": "tool", "tool_call_id": block.tool_use_id, "content": text_parts(texts)}
+    return message("tool", texts, tool_call_id=block.tool_use_id)
 
 
 def _texts(content: Any) -> list[str]:
@@ -112,7 +112,7 @@ def _reasoning_fields(body: ConversationFields) -> Fields:
 def _tool_fields(body: ConversationFields) -> Fields:
     tools = [tool for tool in body.tools if isinstance(tool, CustomTool)]
     fields: Fields = {
-        "tools": [function_tool(tool.name, _description(tool), tool.input_schema, tool.strict) for tool in tools]
+        "tools": [function_tool(tool.name, _about(tool), tool.input_schema, tool.strict) for tool in tools]
     }
     choice = body.tool_choice
     if choice is not None:
@@ -122,9 +122,9 @@ def _tool_fields(body: ConversationFields) -> Fields:
     return fields
 
 
-def _description(tool: CustomTool) -> str | None:
-    examples = [f"Example of the input: {json.dumps(one, ensure_ascii=False)}" for one in tool.input_examples]
-    return "\n".join([*filter(None, [tool.description]), *examples]) or None
+def _about(tool: CustomTool) -> list[str | None]:
+    examples = (f"Example of the input: {json.dumps(one, ensure_ascii=False)}" for one in tool.input_examples)
+    return [tool.description, *examples]
 
 
 def _tool_choice(choice: ToolChoice) -> Any:

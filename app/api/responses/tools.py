@@ -39,7 +39,7 @@ class FunctionTool(OwnTool):
 
     def function(self, name: str, about: str | None) -> Fields:
         """See `OwnTool`."""
-        return function_tool(name, _joined(about, self.description), self.parameters, self.strict)
+        return function_tool(name, (about, self.description), self.parameters, self.strict)
 
 
 class TextInput(RequestBody):
@@ -75,9 +75,7 @@ class CustomTool(OwnTool):
             if self.format.syntax == "regex":
                 schema["pattern"] = f"^(?:{self.format.definition})$"
         parameters = {"type": "object", "properties": {"input": schema}, "required": ["input"]}
-        return function_tool(
-            name, _joined(about, self.description, told), parameters | {"additionalProperties": False}, None
-        )
+        return function_tool(name, (about, self.description, told), parameters | {"additionalProperties": False})
 
 
 class Namespace(RequestBody):
@@ -140,7 +138,3 @@ def check_tools(tools: Any, path: str) -> None:
             refuse_unknown(tool.tools, f"{where}.tools", "a tool")
 
     refuse_unknown(tools, path, "a tool", check)
-
-
-def _joined(*texts: str | None) -> str | None:
-    return "\n".join(filter(None, texts)) or None

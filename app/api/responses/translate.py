@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import TypeGuard
 
-from app.api.chat.parts import Fields, assistant_message, json_schema_format, text_parts, token_fields, tool_call
+from app.api.chat.parts import Fields, assistant_message, json_schema_format, message, token_fields, tool_call
 from app.api.chat.schema import ChatRequest
 from app.api.edge.body import validate
 from app.api.responses.conversation import Conversation
@@ -72,10 +72,9 @@ def messages_of(items: Sequence[InputItem]) -> list[Fields]:
         if _is_assistants(item):
             turn.append(item)
         elif isinstance(item, MessageItem):
-            messages.append({"role": item.role, "content": text_parts(_texts(item.content))})
+            messages.append(message(item.role, _texts(item.content)))
         elif isinstance(item, CallOutputItem):
-            output = text_parts(_texts(item.output))
-            messages.append({"role": "tool", "tool_call_id": item.call_id, "content": output})
+            messages.append(message("tool", _texts(item.output), tool_call_id=item.call_id))
     return [*messages, _assistants(turn)] if turn else messages
 
 
