@@ -168,9 +168,10 @@ class ServerSettings(BaseModel):
     tool_parser: Literal["auto", "hermes", "llama3_json", "mistral", "pythonic", "qwen3_coder"] = Field(
         "auto", description="format of the model's tool calls; auto: the one that its chat template shows"
     )
-    reasoning_parser: Literal["auto", "think", "none"] = Field(
+    reasoning_parser: Literal["auto", "think", "mistral", "none"] = Field(
         "auto",
-        description="think: text in <think> becomes reasoning_content; auto: think if the chat template knows the tag",
+        description="think: text in <think> becomes reasoning_content; mistral: text in [THINK]; "
+        "auto: the tags that the chat template shows",
     )
     trust_request_chat_template: bool = Field(
         False, description="accept a chat_template in requests: a program that can take time and memory"

@@ -13,7 +13,7 @@ from app.errors import InvalidRequestError, ModelError
 from app.text.control_tokens import ControlTokens, Segments
 from app.text.probe import calls_as_shown, find_shape
 from app.text.sandbox import compile_template, run_template
-from app.text.shape import Message
+from app.text.shape import REASONING_NAMES, Message
 from app.text.tokenizer import Tokenizer
 
 _RESERVED = {"messages", "tools", "documents", "add_generation_prompt", "continue_final_message", "chat_template"}
@@ -128,15 +128,18 @@ class ChatTemplate:
 
 
 def _mark_final(chat: list[Message], mark: str) -> str:
-    """Put the mark behind the final message's text, or behind its last part. Returns the text before the mark."""
-    place: Message = chat[-1] if chat else {}
-    name = "content"
-    if isinstance(content := place.get("content"), list):
-        place, name = next((part for part in reversed(content) if "text" in part), {}), "text"
-    if place.get(name) is None:
+    """Put the mark behind the final message's text, and return the text. It is reasoning if there is nothing else."""
+    message: Message = chat[-1] if chat else {}
+    content = message.get("content")
+    parts = content if isinstance(content, list) else [message]
+    texts = [(part, name) for part in parts[::-1] for name in ("text", "content") if part.get(name) is not None][:1]
+    thoughts = [(one, name) for one in (message, *parts) for name in REASONING_NAMES if one.get(name)]
+    places = thoughts if thoughts and not any(part[name] for part, name in texts) else texts
+    if not places:
         raise InvalidRequestError("the final message has no content to continue", "continue_final_message")
-    final: str = place[name]
-    place[name] = final + mark
+    final: str = places[0][0][places[0][1]]
+    for place, name in places:
+        place[name] = final + mark
     return final
 
 

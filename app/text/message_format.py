@@ -5,11 +5,13 @@ from dataclasses import dataclass
 
 from app.text.chat_template import ChatTemplate
 from app.text.message_parser import MessageParser, PlainText, WithoutContent
-from app.text.reasoning import CLOSE, OPEN, ReasoningParser
+from app.text.reasoning import TAGS, ReasoningParser, ReasoningTags
+from app.text.shape import Message
 from app.text.tokenizer import Tokenizer
 from app.text.tools.arguments import Schema
 from app.text.tools.choose import choose_format
 from app.text.tools.formats import ToolFormat, format_of_required_calls
+from app.text.tools.prompt import text_of
 
 
 @dataclass(frozen=True)
@@ -17,30 +19,43 @@ class MessageFormat:
     """Chosen once for a model, from settings and its chat template."""
 
     tools: ToolFormat
-    reasons: bool
-    """Whether reasoning is separated from the answer."""
+    reasoning: ReasoningTags | None = None
+    """The tags of reasoning, which is separated from the answer; None if nothing is."""
 
     @classmethod
     def choose(cls, tool_parser: str, reasoning_parser: str, template: ChatTemplate) -> "MessageFormat":
         """Choose by the settings, and where these are "auto", by the chat template."""
-        reasons = reasoning_parser == "think" or (reasoning_parser == "auto" and CLOSE in template.source)
-        return cls(choose_format(tool_parser, template), reasons)
+        if reasoning_parser == "auto":
+            tags = next((tags for tags in TAGS.values() if any(tag in template.source for tag in tags)), None)
+        else:
+            tags = TAGS.get(reasoning_parser)
+        return cls(choose_format(tool_parser, template), tags)
 
     def shown(self, tokenizer: Tokenizer, has_tools: bool) -> frozenset[int]:
         """Special tokens whose text the parser needs. With `has_tools` it looks for calls."""
-        texts = (*(self.tools.markers if has_tools else ()), *((OPEN, CLOSE) if self.reasons else ()))
+        texts = (*(self.tools.markers if has_tools else ()), *(self.reasoning or ()))
         return frozenset(id_ for text in texts if (id_ := tokenizer.added_id(text)) in tokenizer.special_ids)
 
-    def ends_in_reasoning(self, prompt: str) -> bool:
-        """Whether a rendered chat ends inside the model's reasoning."""
-        return self.reasons and prompt.rstrip().endswith(OPEN)
+    def ends_in_reasoning(self, prompt: str, continued: Message) -> bool:
+        """Whether a rendered chat ends inside the model's reasoning.
+
+        `continued`: the final message, whose own text may be inside of reasoning, if that is to be continued.
+        """
+        if self.reasoning is None:
+            return False
+        own = text_of(continued.get("content")) or continued.get("reasoning_content", "")
+        before = prompt.rstrip().removesuffix(own.strip()).rstrip()
+        return self.reasoning.end_open((self.reasoning.open if before.endswith(self.reasoning.open) else "") + own)
 
     def parser(self, schemas: Mapping[str, Schema], in_reasoning: bool) -> MessageParser:
         """A parser of text that no grammar constrains. `schemas`: of the arguments of tools, by their names."""
         parser = self.tools.parser(schemas) if schemas else PlainText()
-        return ReasoningParser(parser, in_reasoning) if self.reasons else parser
+        return self._behind_reasoning(parser, in_reasoning)
 
     def parser_of_required_calls(self, schemas: Mapping[str, Schema], in_reasoning: bool) -> MessageParser:
         """A parser of text that a grammar constrains to calls, with reasoning in front of them."""
         parser = WithoutContent(format_of_required_calls(self.tools).parser(schemas))
-        return ReasoningParser(parser, in_reasoning) if self.reasons else parser
+        return self._behind_reasoning(parser, in_reasoning)
+
+    def _behind_reasoning(self, parser: MessageParser, in_reasoning: bool) -> MessageParser:
+        return parser if self.reasoning is None else ReasoningParser(parser, in_reasoning, self.reasoning)

@@ -14,6 +14,8 @@ from app.text.turns import system_first, users_together
 
 Message = dict[str, Any]
 _ROLES = frozenset({"system", "developer", "user", "assistant", "tool"})
+REASONING_NAMES = ("reasoning_content", "thinking", "reasoning")
+"""Fields in which templates read reasoning."""
 _SHORT_ID = re.compile(r"[a-zA-Z0-9]{9}")
 
 
@@ -94,7 +96,7 @@ class Shape:
             content = message.get("content") or []
             parts = [{"type": "text", "text": content}] if isinstance(content, str) else content
             return message | {"content": [{"type": "thinking", "thinking": reasoning}, *parts]}
-        names = ("reasoning_content", "thinking") if self.reasoning == "fields" else ("reasoning",)
+        names = REASONING_NAMES[:2] if self.reasoning == "fields" else REASONING_NAMES[2:]
         return message | dict.fromkeys(names, reasoning)
 
     def _call(self, call: Message) -> Message:

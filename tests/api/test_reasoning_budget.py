@@ -10,6 +10,7 @@ import pytest
 from app.core.request import FinishReason
 from app.core.sampling import Logprobs
 from app.core.wire import GenerateCommand, RequestOutput
+from app.text.reasoning import THINK
 from tests.api.conftest import IM_END, MODEL, Server
 from tests.api.fake_engine import Script
 
@@ -21,7 +22,7 @@ CLOSING = [*b"</think>"]  # the tokens of the test's model are bytes
 @pytest.fixture(autouse=True)
 def reasons(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     """The model has reasoning."""
-    format_ = dataclasses.replace(server.service.message_format, reasons=True)
+    format_ = dataclasses.replace(server.service.message_format, reasoning=THINK)
     monkeypatch.setitem(vars(server.service), "message_format", format_)
 
 

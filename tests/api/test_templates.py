@@ -122,3 +122,19 @@ def test_calls_in_the_tags_that_the_template_shows(tool_choice: str, model: Mode
     assert "".join(piece["arguments"] for piece in pieces) == '{"city": "Paris"}'
     assert not any(event["delta"].get("content") for event in events)
     assert events[-1]["finish_reason"] == "tool_calls"
+
+
+@pytest.mark.parametrize(("opening", "closing"), [("<think>", "</think>"), ("[THINK]", "[/THINK]")])
+@pytest.mark.parametrize("is_continued", [False, True])
+def test_reasoning_that_the_prompt_has_opened(
+    opening: str, closing: str, is_continued: bool, model: Model, server: Server
+) -> None:
+    server.engine.script = say([*f" see.{closing}Yes.".encode(), IM_END], reason=FinishReason.STOP)
+    source = ONLY_TEXT + "{% if add_generation_prompt %}<assistant>" + opening + "{% endif %}"
+    model.use(source)
+    chat: dict[str, Any] = {"messages": [{"role": "user", "content": f"What is {opening}?"}]}
+    if is_continued:
+        chat["messages"].append({"role": "assistant", "content": f"{opening}Let me"})
+        chat["continue_final_message"] = True
+    message = server.post("/v1/chat/completions", chat).json()["choices"][0]["message"]
+    assert (message["reasoning_content"], message["content"]) == (" see.", "Yes.")

@@ -17,12 +17,22 @@ from app.grammar.reasoning import reasoning_prefix
 from app.grammar.tool_calls import tool_calls
 from app.text.detokenizer import make_detokenizer
 from app.text.message_format import MessageFormat
+from app.text.reasoning import TAGS, THINK, ReasoningTags
 from app.text.tokenizer import Tokenizer as PacelineTokenizer
 from app.text.tokenizer import _byte_alphabet
 from app.text.tools.formats import FORMATS, format_of_required_calls
 from tests.text.test_message_parsers import Whole, parse
 
-MARKERS = ["<tool_call>", "</tool_call>", "[TOOL_CALLS]", "<|python_tag|>", "<think>", "</think>"]
+MARKERS = [
+    "<tool_call>",
+    "</tool_call>",
+    "[TOOL_CALLS]",
+    "<|python_tag|>",
+    "<think>",
+    "</think>",
+    "[THINK]",
+    "[/THINK]",
+]
 SCHEMAS = {
     "book.table": {
         "type": "object",
@@ -71,9 +81,9 @@ def tokenizer(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathF
 @pytest.mark.parametrize("reasoning", [None, "<think>Hm </thi</think>\n\n", "Hm\n</think>"])
 @pytest.mark.parametrize("name", FORMATS)
 def test_calls_that_a_grammar_allows_are_parsed(name: str, reasoning: str | None, tokenizer: PacelineTokenizer) -> None:
-    message_format = MessageFormat(FORMATS[name], reasons=reasoning is not None)
+    message_format = MessageFormat(FORMATS[name], None if reasoning is None else THINK)
     is_open = reasoning is not None and not reasoning.startswith("<think>")
-    before = ("", []) if reasoning is None else reasoning_prefix(tokenizer, is_open)
+    before = ("", []) if reasoning is None else reasoning_prefix(tokenizer, THINK, is_open)
     grammar = tool_calls(format_of_required_calls(FORMATS[name]), SCHEMAS, True, tokenizer, before)
     compiler = GrammarCompiler(lambda: tokenizer, tokenizer.vocab_size)
     numbers = set()
@@ -136,17 +146,18 @@ def test_a_call_has_no_arguments_that_its_schema_does_not_name(
 
 def test_markers_are_hidden_where_nobody_reads_them(tokenizer: PacelineTokenizer) -> None:
     special = {marker: tokenizer.added_id(marker) for marker in MARKERS if tokenizer.special_ids - {256}}
-    format_ = MessageFormat(FORMATS["hermes"], reasons=True)
+    format_ = MessageFormat(FORMATS["hermes"], THINK)
     assert format_.shown(tokenizer, False) == {id_ for marker, id_ in special.items() if "think" in marker}
     shown = {id_ for marker, id_ in special.items() if "think" in marker or "tool_call" in marker}
     assert format_.shown(tokenizer, True) == shown
 
 
-def test_the_reasoning_that_a_prompt_has_opened_comes_first(tokenizer: PacelineTokenizer) -> None:
-    grammar = tool_calls(FORMATS["hermes"], SCHEMAS, True, tokenizer, reasoning_prefix(tokenizer, True))
+@pytest.mark.parametrize("tags", TAGS.values())
+def test_the_reasoning_that_a_prompt_has_opened_comes_first(tags: ReasoningTags, tokenizer: PacelineTokenizer) -> None:
+    grammar = tool_calls(FORMATS["hermes"], SCHEMAS, True, tokenizer, reasoning_prefix(tokenizer, tags, True))
     compiler = GrammarCompiler(lambda: tokenizer, tokenizer.vocab_size)
     call = '<tool_call>\n{"name": "cancel", "arguments": {}}\n</tool_call>'
-    for text, is_whole in [(call, False), ("Hm.</think>" + call, True), ("Hm.</think>", False)]:
+    for text, is_whole in [(call, False), (f"Hm.{tags.close}{call}", True), (f"Hm.{tags.close}", False)]:
         matcher = compiler.matcher(grammar)
         matcher.consume_tokens(tokenizer.encode(text, False))
         assert matcher.is_accepting() is is_whole

@@ -24,7 +24,7 @@ TEMPLATES = {
     "blocks": """
         {%- for m in messages %}
             {%- if loop.index0 > 3 %}{% break %}{% endif %}
-            {%- if m.role == 'system' %}{% continue %}{% endif %}
+            {%- if m.content == 'system' %}{% continue %}{% endif %}
             {% generation %}
             [{{ loop.index }}] {{ m.role | title }}: {{ m.content }}
             {% endgeneration %}

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from app.text.message_format import MessageFormat
 from app.text.message_parser import MessageDelta, MessageParser, PlainText
-from app.text.reasoning import ReasoningParser
+from app.text.reasoning import TAGS, THINK, ReasoningParser
 from app.text.tools.formats import FORMATS
 
 Whole = tuple[str, str, list[tuple[str, str]]]
@@ -121,6 +121,7 @@ PARSERS: dict[str, Callable[[], MessageParser]] = {
     **{name: partial(format_.parser, SCHEMAS) for name, format_ in FORMATS.items()},
     "thinks": lambda: ReasoningParser(FORMATS["hermes"].parser(), is_open=False),
     "thinks already": lambda: ReasoningParser(PlainText(), is_open=True),
+    "thinks in brackets": lambda: ReasoningParser(FORMATS["mistral"].parser(), False, TAGS["mistral"]),
 }
 
 
@@ -153,6 +154,7 @@ PIECES = [
     *(text for _, text in ONE_BEHIND_THE_OTHER),
     "<think>\nWell.\n</think>\n\n",
     "</think>",
+    "[THINK]Well.[/THINK]",
     "  ",
     "\n",
 ]
@@ -205,7 +207,7 @@ WRITTEN["mistral"] = TEXTS["mistral"].removeprefix("Let me see. ")
 @pytest.mark.parametrize("reasoning", ["", "<think>Hm</think>\n"])
 @pytest.mark.parametrize("name", FORMATS)
 def test_wanted_calls_that_are_cut_leave_nothing_else(name: str, reasoning: str) -> None:
-    format_ = MessageFormat(FORMATS[name], reasons=bool(reasoning))
+    format_ = MessageFormat(FORMATS[name], THINK if reasoning else None)
     text = reasoning + WRITTEN[name]
     for length in range(len(text) + 1):
         for pieces in ([text[:length]], list(text[:length])):
@@ -225,3 +227,5 @@ def test_reasoning() -> None:
     assert split("Well.\n</think>Yes.", is_open=True) == ("Yes.", "Well.")
     assert split("cut off", is_open=True) == ("", "cut off")
     assert split("Yes, <think> is a tag.") == ("Yes, <think> is a tag.", "")
+    brackets = ReasoningParser(PlainText(), False, TAGS["mistral"])
+    assert parse(brackets, list("[THINK]Well.</think>[/THINK]Yes.")) == ("Yes.", "Well.</think>", [])

@@ -46,7 +46,8 @@ async def encode_chat(service: Service, body: ChatFields) -> ChatPrompt:
         )
         text = "".join(text for text, _ in segments)
         check_length(service, text, "messages")
-        in_reasoning = service.message_format.ends_in_reasoning(text)
+        continued = messages[-1] if body.continue_final_message else {}
+        in_reasoning = service.message_format.ends_in_reasoning(text, continued)
         return ChatPrompt(service.tokenizer.encode_segments(segments), in_reasoning)
 
     size = len(str(messages)) + len(str(tools)) + len(str(kwargs))
@@ -104,9 +105,10 @@ async def prepare_chat(service: Service, body: ChatRequest, limit: TokenLimit | 
 
 
 def _budget(service: Service, body: ChatRequest, in_reasoning: bool) -> ReasoningBudget | None:
-    if body.thinking_token_budget is None or not service.message_format.reasons:
+    tags = service.message_format.reasoning
+    if body.thinking_token_budget is None or tags is None:
         return None
-    return ReasoningBudget(body.thinking_token_budget, in_reasoning)
+    return ReasoningBudget(body.thinking_token_budget, tags, in_reasoning)
 
 
 def _limit(body: ChatRequest) -> TokenLimit:
@@ -126,7 +128,8 @@ def _wanted_calls(service: Service, body: ChatRequest, in_reasoning: bool) -> Co
     schemas = _schemas(body.wanted_tools)
     several = body.parallel_tool_calls and not isinstance(body.tool_choice, NamedToolChoice)
     format_ = format_of_required_calls(service.message_format.tools)
-    before = reasoning_prefix(service.tokenizer, in_reasoning) if service.message_format.reasons else ("", [])
+    tags = service.message_format.reasoning
+    before = ("", []) if tags is None else reasoning_prefix(service.tokenizer, tags, in_reasoning)
     return Constraint(
         "tools", len(str(schemas)), lambda: tool_calls(format_, schemas, several, service.tokenizer, before)
     )

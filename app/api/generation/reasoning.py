@@ -7,7 +7,7 @@ from app.core.engine_client import EngineClient
 from app.core.request import FinishReason
 from app.core.sampling import Logprobs
 from app.core.wire import GenerateCommand, Progress, RequestOutput
-from app.text.reasoning import CLOSE, OPEN
+from app.text.reasoning import ReasoningTags
 from app.text.tokenizer import Tokenizer
 
 
@@ -17,6 +17,7 @@ class ReasoningBudget:
 
     num_tokens: int
     """Tokens between the markers, at least 1."""
+    tags: ReasoningTags
     is_open: bool
     """Whether the prompt ends inside the reasoning. Otherwise the model may begin with it."""
 
@@ -37,7 +38,7 @@ class BoundedReasoning(AsyncIterator[RequestOutput]):
         self._outputs = engine.generate(command)
         self._progress = Progress()
         self._watch = _Watch(budget, tokenizer)
-        self._closing = _tokens_of(CLOSE, tokenizer)
+        self._closing = _tokens_of(budget.tags.close, tokenizer)
 
     async def __anext__(self) -> RequestOutput:
         output = await anext(self._outputs)
@@ -76,6 +77,7 @@ class _Watch:
 
     def __init__(self, budget: ReasoningBudget, tokenizer: Tokenizer) -> None:
         self._tokenizer = tokenizer
+        self._open, self._close = (tag.encode() for tag in budget.tags)
         self._left = budget.num_tokens
         self._is_open = budget.is_open
         self._text = b""
@@ -91,9 +93,9 @@ class _Watch:
                 self._look_for_the_beginning()
             else:
                 self._left -= 1
-                is_closed = CLOSE.encode() in self._text
+                is_closed = self._close in self._text
                 self.is_over = is_closed or self._left == 0
-                self._text = self._text[1 - len(CLOSE) :]
+                self._text = self._text[1 - len(self._close) :]
                 if self.is_over and not is_closed:
                     return index + 1
             if self.is_over:
@@ -102,9 +104,9 @@ class _Watch:
 
     def _look_for_the_beginning(self) -> None:
         begun = self._text.lstrip()
-        if begun.startswith(OPEN.encode()):
+        if begun.startswith(self._open):
             self._is_open, self._text = True, b""
-        elif not OPEN.encode().startswith(begun):
+        elif not self._open.startswith(begun):
             self.is_over = True
 
 

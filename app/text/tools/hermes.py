@@ -8,7 +8,7 @@ _OPEN, _CLOSE = "<tool_call>", "</tool_call>"
 class HermesParser(CallScanner):
     """Parses calls between markers, mostly each between markers of its own."""
 
-    markers = (_OPEN,)
+    markers: tuple[str, ...] = (_OPEN,)
 
     def _after_marker(self) -> bool:
         return self._expect_calls()
