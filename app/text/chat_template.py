@@ -24,8 +24,9 @@ _KEPT_OVERRIDES = 16
 class _Program:
     """A template, and what it reads."""
 
-    def __init__(self, source: str, special_tokens: Mapping[str, str]) -> None:
+    def __init__(self, source: str, special_tokens: Mapping[str, str], control_tokens: ControlTokens) -> None:
         """Raises what Jinja and Python's compiler raise for broken templates."""
+        self.control_tokens = control_tokens
         self._template = compile_template(source)
         self._special_tokens = special_tokens
         self.shape = find_shape(self.write, "developer" in source)
@@ -58,14 +59,20 @@ class ChatTemplate:
         special_tokens: Mapping[str, str],
         control_tokens: Sequence[str],
         tool_source: str | None = None,
+        other_tokens: Sequence[str] = (),
     ) -> None:
         """`source` is None for a model without a template: `render` then raises. `tool_source` is for chats with tools.
 
-        `special_tokens` are variables of the template. `control_tokens` stay plain text where users type them.
+        `special_tokens` are variables of the template. `control_tokens` stay plain text where users type them, and so
+        do those of the `other_tokens` which the template contains, such as tags of reasoning and of calls.
         """
         self.source = "\n".join(filter(None, (source, tool_source)))
-        self._control_tokens = ControlTokens(control_tokens)
-        self._load = lru_cache(_KEPT_OVERRIDES)(lambda text: _Program(text, special_tokens))
+
+        def load(text: str) -> _Program:
+            others = [token for token in other_tokens if token in text and not token.isspace()]
+            return _Program(text, special_tokens, ControlTokens(control_tokens, others))
+
+        self._load = lru_cache(_KEPT_OVERRIDES)(load)
         try:
             self._program = None if source is None else self._load(source)
             self._tool_program = self._program if tool_source is None else self._load(tool_source)
@@ -77,7 +84,13 @@ class ChatTemplate:
     def from_folder(cls, folder: Path, tokenizer: Tokenizer) -> "ChatTemplate":
         """Read the templates of a model folder."""
         named = read_chat_templates(ModelFolder(folder))
-        return cls(named.get("default"), tokenizer.special_tokens, tokenizer.control_tokens, named.get("tool_use"))
+        return cls(
+            named.get("default"),
+            tokenizer.special_tokens,
+            tokenizer.control_tokens,
+            named.get("tool_use"),
+            tokenizer.other_tokens,
+        )
 
     @property
     def describes_tools(self) -> bool:
@@ -108,8 +121,9 @@ class ChatTemplate:
         program = self._choose(override, bool(tools))
         if taken := sorted(_RESERVED & set(kwargs or {})):
             raise InvalidRequestError(f"{taken[0]} cannot be set here", "chat_template_kwargs")
-        guard = self._control_tokens.guard()
-        chat, told, variables = map(guard.hide, (*program.shape.apply(messages, tools), dict(kwargs or {})))
+        guard = program.control_tokens.guard()
+        shaped, described = program.shape.apply(messages, tools)
+        chat, told, variables = guard.hide_in(shaped), guard.hide(described), guard.hide(dict(kwargs or {}))
         if not continue_final_message:
             return guard.split(program.write(chat, told, add_generation_prompt, variables))
         final = _mark_final(chat, guard.mark)

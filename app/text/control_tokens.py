@@ -2,9 +2,10 @@
 
 import re
 import secrets
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
+Message = dict[str, Any]
 Segments = list[tuple[str, bool]]
 """Pieces of a rendered chat: (text, whether it may contain control tokens)."""
 
@@ -13,14 +14,14 @@ _OPEN, _CLOSE = "\U000f0000", "\U000f0001"
 
 
 class ControlTokens:
-    """The texts of a tokenizer's control tokens."""
+    """The texts that are control tokens where a chat template writes them."""
 
-    def __init__(self, texts: Iterable[str]) -> None:
-        # Longer tokens first, so that a token is not mistaken for a shorter one inside it.
-        self.texts = sorted(filter(None, texts), key=len, reverse=True)
+    def __init__(self, special: Iterable[str], others: Iterable[str] = ()) -> None:
+        """`special` are control tokens wherever they stand, `others` not in what the model itself has written."""
+        self.texts = _longest_first([*special, *others])
         self.index_of = {text: index for index, text in enumerate(self.texts)}
         self.longest = len(self.texts[0]) if self.texts else 0
-        self.pattern = re.compile("|".join(map(re.escape, self.texts)) or "(?!)")
+        self.pattern, self.special_pattern = _any_of(self.texts), _any_of(_longest_first(special))
         self._begun = {text[:length] for text in self.texts for length in range(1, len(text))}
 
     def may_begin_in(self, text: str) -> bool:
@@ -30,6 +31,15 @@ class ControlTokens:
     def guard(self) -> "Guard":
         """A guard for one chat."""
         return Guard(self)
+
+
+def _longest_first(texts: Iterable[str]) -> list[str]:
+    """Longer tokens first, so that a token is not mistaken for a shorter one inside it."""
+    return sorted(filter(None, texts), key=len, reverse=True)
+
+
+def _any_of(texts: Iterable[str]) -> re.Pattern[str]:
+    return re.compile("|".join(map(re.escape, texts)) or "(?!)")
 
 
 class Guard:
@@ -43,20 +53,28 @@ class Guard:
         self._placeholder = f"{_OPEN}{nonce}:{{}}{_CLOSE}"
         self._placeholders = re.compile(f"{_OPEN}{nonce}:([0-9]*){_CLOSE}")
 
-    def hide(self, value: Any) -> Any:
-        """A copy of JSON data with a placeholder for each control token in its texts.
+    def hide_in(self, chat: Sequence[Message]) -> list[Message]:
+        """The messages of a chat with placeholders. The model's own may have the tags of its reasoning and calls."""
+        return [
+            self.hide(message, self._tokens.special_pattern if message["role"] == "assistant" else None)
+            for message in chat
+        ]
+
+    def hide(self, value: Any, pattern: re.Pattern[str] | None = None) -> Any:
+        """A copy of JSON data with a placeholder for each control token, or what a pattern finds, in its texts.
 
         A text that ends with the beginning of a control token gets an empty placeholder behind it, because a template
         may write another text there that completes the token.
         """
+        tokens = self._tokens
+        pattern = pattern or tokens.pattern
         if isinstance(value, str):
-            tokens, index_of = self._tokens, self._tokens.index_of
-            text = tokens.pattern.sub(lambda match: self._placeholder.format(index_of[match[0]]), value)
+            text = pattern.sub(lambda match: self._placeholder.format(tokens.index_of[match[0]]), value)
             return text + self._placeholder.format("") if tokens.may_begin_in(value) else text
         if isinstance(value, dict):
-            return {self.hide(name): self.hide(item) for name, item in value.items()}
+            return {self.hide(name, pattern): self.hide(item, pattern) for name, item in value.items()}
         if isinstance(value, list):
-            return [self.hide(item) for item in value]
+            return [self.hide(item, pattern) for item in value]
         return value
 
     def split(self, text: str) -> Segments:

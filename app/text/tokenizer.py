@@ -61,6 +61,8 @@ class Tokenizer:
         self._added_ids = {token.content: id_ for id_, token in added.items()}
         self.special_ids = frozenset(id_ for id_, token in added.items() if token.special)
         self.control_tokens = [token.content for token in added.values() if token.special]
+        self.other_tokens = [token.content for token in added.values() if not token.special]
+        """Added tokens that are not special, of which a chat template may contain some."""
         self.vocab_size: int = self._fast.get_vocab_size(with_added_tokens=True)
         vocabulary = self._fast.get_vocab(with_added_tokens=True)
         self.longest_token = max(map(len, vocabulary), default=1)
@@ -172,7 +174,7 @@ class Tokenizer:
     def _encode_plain(self, text: str) -> list[int]:
         """Ids of a text in which control tokens are plain text."""
         ids = self._run_model(text)
-        if self.special_ids.isdisjoint(ids):
+        if self.added_id(text) not in ids and self.special_ids.isdisjoint(ids):
             return ids
         # A vocabulary may have control tokens as ordinary entries too. Encoded letter by letter, none can come up.
         encoded = [self._encode_continuation(self._run_model, char) for char in text[1:]]

@@ -7,6 +7,8 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tokenizers import AddedToken
+from tokenizers import Tokenizer as FastTokenizer
 
 from app.errors import InvalidRequestError, ModelError
 from app.text import sandbox
@@ -304,6 +306,42 @@ def test_control_tokens_in_tools_and_calls_stay_text(
         assert ids == [id_ for id_ in calm if id_ in smol.special_ids]
 
     check()
+
+
+TAGS = ["<think>", "</think>", "<tool_response>", "</tool_response>"]
+WITH_TAGS = (
+    CHATML.replace("{{ '<|im_start|>'", "{% if m.role == 'tool' %}<tool_response>{% endif %}{{ '<|im_start|>'")
+    + "<think>\n"
+)
+
+
+def test_tags_of_the_template_that_users_type_are_encoded_as_transformers_does(
+    smol_folder: Path, tmp_path: Path
+) -> None:
+    """They are tokens of their own, but not special ones, as in Qwen's models. Others of this kind stay tokens."""
+    fast = FastTokenizer.from_file(str(smol_folder / "tokenizer.json"))
+    fast.add_tokens([AddedToken(tag, special=False, normalized=False) for tag in [*TAGS, "<other>"]])
+    folder = copy(smol_folder, tmp_path)
+    fast.save(str(folder / "tokenizer.json"))
+    (folder / "chat_template.jinja").write_text(WITH_TAGS)
+    ours, oracle = Tokenizer(folder), oracle_of(folder)
+    template = ChatTemplate.from_folder(folder, ours)
+
+    @settings(deadline=None, max_examples=40)
+    @given(
+        st.lists(st.sampled_from([*TAGS, "<other>", "<|im_end|>", "hello ", "\n", "<thi", "nk>"]), max_size=6).map(
+            "".join
+        )
+    )
+    def check(content: str) -> None:
+        chat = [{"role": "system", "content": content}, {"role": "user", "content": content}]
+        want = oracle.apply_chat_template(chat, sanitize_control_tokens=True, return_dict=False)
+        assert ours.encode_segments(template.render(chat, add_generation_prompt=False)) == want
+
+    check()
+    said = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "<think>Well</think>Yes"}]
+    ids = ours.encode_segments(template.render(said, continue_final_message=True))
+    assert [ours.added_id(tag) in ids for tag in TAGS] == [True, True, False, False]  # the model's own are tokens
 
 
 @pytest.mark.parametrize("content", [b"{% for %}", b"\xff"])
