@@ -47,7 +47,8 @@ async def create_response(
     conversation = Conversation.of(body, store, owner)
     with rename_errors(NAMES):
         chat = to_chat(body, conversation)
-        limit = TokenLimit(body.max_output_tokens, None, "max_output_tokens", "input")
+        # It is a bound: as with OpenAI's models, it may exceed what the context leaves.
+        limit = TokenLimit(None, body.max_output_tokens, "max_output_tokens", "input")
         run = await prepare_chat(service, chat, limit)
     # Not the request's id, which clients may choose: whoever knows the id of a stored response can read it.
     unique = uuid4().hex

@@ -112,7 +112,7 @@ class ResponsesRequest(ConversationFields, TokenFields):
     )
 
     hints = _HINTS
-    max_output_tokens: int | None = Field(None, ge=1, lt=2**31, description="by default what the context leaves")
+    max_output_tokens: int | None = Field(None, ge=1, lt=2**31, description="at most what the context leaves")
     max_tool_calls: int | None = Field(None, ge=1, description="changes nothing: it counts calls of hosted tools")
     include: list[Included] = Field(default_factory=list, description="what is not there is not included")
     top_logprobs: int | None = Field(None, ge=0, description=f"needs {LOGPROBS} in include")
