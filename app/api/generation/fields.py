@@ -20,9 +20,9 @@ HINTS = hints(
     "verbosity"
 )
 UNSUPPORTED: Unsupported = refused(
-    "allowed_token_ids audio cache_salt guided_decoding_backend guided_whitespace_pattern kv_transfer_params mirostat "
-    "moderation prompt_embeds prompt_logprobs repetition_detection structural_tag thinking_token_budget "
-    "truncate_prompt_tokens typical_p web_search_options"
+    "allowed_token_ids audio cache_salt chat_template guided_decoding_backend guided_whitespace_pattern "
+    "kv_transfer_params mirostat moderation prompt_embeds prompt_logprobs repetition_detection structural_tag "
+    "thinking_token_budget truncate_prompt_tokens typical_p web_search_options"
 ) | {
     "add_special_tokens": (False,),
     "bad_words": ([],),
