@@ -22,7 +22,9 @@ _RESULTS = ("Proberesultone", "Proberesulttwo")
 _THOUGHT, _LAST = "Probethought", "Probelast"
 _MISREAD = (f"'{KEY}'", f'\\"{KEY}', "'type'", '"type": "text"', '"type": "thinking"')
 """Signs that a template writes an object or a list where it expects a text, or the other way round."""
-_TOOL = {"type": "function", "function": {"name": FUNCTION, "description": "", "parameters": {"type": "object"}}}
+_INPUT = {"type": "string", "description": "Anything."}
+_SCHEMA = {"type": "object", "properties": {"probe_input": _INPUT}, "required": ["probe_input"]}
+_TOOL = {"type": "function", "function": {"name": FUNCTION, "description": "Probes.", "parameters": _SCHEMA}}
 _CALLS: tuple[Literal["together", "one by one"], ...] = ("together", "one by one")
 _NO_CONTENT: tuple[Literal["missing", "empty", "none"], ...] = ("missing", "empty", "none")
 _USER = {"role": "user", "content": "Probeuser"}
@@ -46,11 +48,10 @@ _TOOL_RESULTS = [
 
 def find_shape(render: Render, knows_developers: bool) -> Shape:
     """What the template reads; the defaults if it runs too long for small chats."""
-    shape = Shape(developer=knows_developers)
     try:
-        return _Probes(render).find(shape)
+        return _Probes(render).find(Shape(developer=knows_developers))
     except TemplateLimitError:
-        return shape
+        return Shape(developer=knows_developers)
 
 
 def calls_as_shown(render: Render, shape: Shape) -> list[str]:
@@ -61,6 +62,7 @@ def calls_as_shown(render: Render, shape: Shape) -> list[str]:
     """
     if shape.calls == "in words":
         return []
+    render = _with_tools_it_needs(render)
     try:
         plain = render(*shape.apply([_USER, _ASSISTANT], []))
         written = render(*shape.apply([_USER, _call(_ARGUMENTS[0])], []))
@@ -71,9 +73,20 @@ def calls_as_shown(render: Render, shape: Shape) -> list[str]:
     return [written.rpartition(_USER["content"])[2], written[begin:]]
 
 
+def _with_tools_it_needs(render: Render) -> Render:
+    """The template itself, or one for chats with tools (`tool_use`) with a tool where there would be none."""
+    try:
+        render([_USER], [])
+    except TemplateLimitError:
+        raise
+    except InvalidRequestError:
+        return lambda messages, tools: render(messages, tools or [_TOOL])
+    return render
+
+
 class _Probes:
     def __init__(self, render: Render) -> None:
-        self._render = render
+        self._render = _with_tools_it_needs(render)
 
     def find(self, shape: Shape) -> Shape:
         """Find out one property after the other, each with what is known already."""
@@ -114,6 +127,9 @@ class _Probes:
 
     def _with_order(self, shape: Shape) -> Shape:
         """The shape with which orders of messages are read."""
+        first, then = ({"role": "developer", "content": text} for text in VALUES)
+        if shape.developer and not self._shows(shape, [first, _USER, _ASSISTANT, then, _LATER], *VALUES):
+            shape = replace(shape, developer=False)
         one, two = ({"role": "system", "content": text} for text in VALUES)
         later = {"role": "system", "content": _THOUGHT}
         chat = [one, two, _USER, later, _ASSISTANT, _LATER, later]
@@ -132,7 +148,7 @@ class _Probes:
         ):
             found = replace(base, calls=calls, short_ids=short_ids, no_content=no_content, arguments_as_text=as_text)
             if self._shows(found, chat, FUNCTION, *VALUES, *_RESULTS):
-                found = self._with_content_of(found, "tool")
+                found = self._with_text_before_calls(self._with_content_of(found, "tool"))
                 cut = [_USER, _call(_LAST), _TOOL_RESULTS[0]]
                 return replace(
                     found,
@@ -140,6 +156,13 @@ class _Probes:
                     user_after_results=self._shows(found, [*chat, _LATER], _LAST, *_RESULTS),
                 )
         return replace(shape, user_after_results=shape.users_apart)
+
+    def _with_text_before_calls(self, shape: Shape) -> Shape:
+        """The shape with whether a call beside a text is lost or refused. A lost text is the template's own choice."""
+        chat = [_USER, {**_ASSISTANT, **_call(_ARGUMENTS[0]), "reasoning_content": _THOUGHT}, _TOOL_RESULTS[0]]
+        apart = replace(shape, text_before_calls=True)
+        is_read = self._shows(shape, chat, FUNCTION, VALUES[0]) or not self._shows(apart, chat, FUNCTION, VALUES[0])
+        return shape if is_read else apart
 
     def _with_reasoning(self, shape: Shape) -> Shape:
         """The shape with where reasoning is read. Many templates show it only in front of calls."""

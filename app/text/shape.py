@@ -41,6 +41,8 @@ class Shape:
     """Calls of one message with their results behind them; each call followed by its result; or neither."""
     no_content: Literal["missing", "empty", "none"] = "missing"
     """What stands for the content of a message that has only calls."""
+    text_before_calls: bool = False
+    """Whether the text of a message with calls has to stand in a message of its own."""
     short_ids: bool = False
     """Whether ids of calls have to be nine letters or digits (Mistral)."""
     arguments_as_text: bool = False
@@ -66,6 +68,7 @@ class Shape:
         if self.calls == "in words" or len(described) < len(tools):
             chat = calls_in_words(chat, self.user_after_results)
         else:
+            chat = _text_apart(chat) if self.text_before_calls else chat
             chat = _one_by_one(chat) if self.calls == "one by one" else chat
             chat = chat if self.user_after_results else join_results(chat)
         return [self._message(message) for message in chat], described
@@ -128,6 +131,17 @@ def _object_in(text: str, is_cut: bool = False) -> Message | None:
 
 def _short(id_: str) -> str:
     return id_ if _SHORT_ID.fullmatch(id_) else hashlib.sha256(id_.encode()).hexdigest()[:9]
+
+
+def _text_apart(chat: Sequence[Message]) -> list[Message]:
+    """The chat with the text of each message that has calls in a message before it."""
+    told: list[Message] = []
+    for message in chat:
+        if message.get("tool_calls") and message.get("content"):
+            told.append({"role": message["role"], "content": message["content"]})
+            message = {name: value for name, value in message.items() if name != "content"}
+        told.append(message)
+    return told
 
 
 def _one_by_one(chat: Sequence[Message]) -> list[Message]:

@@ -19,6 +19,7 @@ from tests.text.families import (
     FAMILIES,
     NO_SYSTEM,
     ONLY_PARTS,
+    SOURCES,
     SYSTEM,
     TOOL,
     USER,
@@ -145,6 +146,34 @@ def test_tools_and_calls_in_words_can_be_read_back(ours: Callable[..., str]) -> 
     assert [(name, json.loads(arguments)) for name, arguments in calls] == [
         ("weather", {"city": city}) for city in CITIES
     ]
+
+
+def test_a_text_beside_calls_where_the_template_would_lose_the_calls(
+    ours: Callable[..., str], theirs: Callable[..., str]
+) -> None:
+    said = call(*CITIES) | {"content": "I look."}
+    results = [result(0), result(1)]
+    apart = [USER, {"role": "assistant", "content": "I look."}, call(*CITIES), *results]
+    assert ours("deepseek_v3", [USER, said, *results]) == theirs("deepseek_v3", apart)
+    assert ours("qwen3", [USER, said, *results]) == theirs("qwen3", as_object([USER, said, *results]))
+
+
+def test_a_template_for_tools_alone_is_found_out_with_a_tool() -> None:
+    source = SOURCES["qwen2_5"].replace("{%- if tools %}", "{%- if tools[0].function.name %}", 1)
+    template = ChatTemplate("default", {}, [], source)
+    assert template.describes_tools
+    assert len(template.calls_as_shown()) == 2
+    chat = [SYSTEM, USER, call(*CITIES), result(0)]
+    text = "".join(text for text, _ in template.render(chat, tools=[TOOL]))
+    assert text == "".join(text for text, _ in ChatTemplate(SOURCES["qwen2_5"], {}, []).render(chat, tools=[TOOL]))
+
+
+def test_a_developer_that_is_known_at_the_beginning_only_is_the_system() -> None:
+    """As Cohere's templates know them."""
+    known = "{% if m.role != 'developer' or loop.first %}[{{ m.role }}]{{ m.content }}{% endif %}"
+    template = ChatTemplate(f"{{% for m in messages %}}{known}{{% endfor %}}", {}, [])
+    chat = [USER, {"role": "developer", "content": "Be brief."}]
+    assert "Be brief." in "".join(text for text, _ in template.render(chat))
 
 
 def test_developers_are_the_system_where_the_role_is_not_known(ours: Callable[..., str]) -> None:
