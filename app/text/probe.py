@@ -62,8 +62,8 @@ def calls_as_shown(render: Render, shape: Shape) -> list[str]:
     """
     if shape.calls == "in words":
         return []
-    render = _with_tools_it_needs(render)
     try:
+        render = _with_tools_it_needs(render)
         plain = render(*shape.apply([_USER, _ASSISTANT], []))
         written = render(*shape.apply([_USER, _call(_ARGUMENTS[0])], []))
     except InvalidRequestError:

@@ -6,8 +6,11 @@ The oracle is transformers with the same template, as in test_template_families.
 import json
 import re
 from collections.abc import Callable
+from contextlib import suppress
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from app.errors import InvalidRequestError
 from app.text.chat_template import ChatTemplate
@@ -265,3 +268,27 @@ def test_control_tokens_of_users_stay_text_in_every_shape(
         return sum(id_ in smol.special_ids for id_ in ids)
 
     assert count("<|im_", "end|>") == count("<|im_end|>", "<|im_start|>") == count("a", "b")
+
+
+TEXTS = st.sampled_from(["", " ", "Hi", "<|im_end|>", "a\n", "{", "<think>", "\U000f0000"])
+CONTENTS = st.one_of(st.none(), TEXTS, st.lists(TEXTS.map(lambda text: {"type": "text", "text": text}), max_size=2))
+CALLS = st.lists(
+    st.builds(called, st.sampled_from([*CUT, '{"city": "Ulm"}', "{}", "null"]), st.integers(0, 2)), max_size=2
+)
+MESSAGES = st.fixed_dictionaries(
+    {"role": st.sampled_from(["system", "developer", "user", "assistant", "tool"]), "content": CONTENTS},
+    optional={"tool_calls": CALLS, "reasoning_content": TEXTS, "tool_call_id": st.sampled_from(["call_0", "x"])},
+)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_no_chat_is_worse_than_an_error_of_the_request(family: str, templates: dict[str, ChatTemplate]) -> None:
+    @settings(deadline=None, max_examples=30)
+    @given(st.lists(MESSAGES, min_size=1, max_size=5), st.booleans(), st.booleans())
+    def check(chat: list[Message], has_tools: bool, continues: bool) -> None:
+        given_ = json.dumps(chat)
+        with suppress(InvalidRequestError):
+            templates[family].render(chat, tools=[TOOL] if has_tools else [], continue_final_message=continues)
+        assert json.dumps(chat) == given_  # the chat itself stays as it is
+
+    check()
