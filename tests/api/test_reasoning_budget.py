@@ -97,6 +97,14 @@ def test_reasoning_within_its_budget_is_left_alone(server: Server, budget: int, 
     assert server.engine.commands.qsize() == 1
 
 
+def test_a_character_is_not_cut(server: Server) -> None:
+    """Its tokens are its bytes here. What follows a half of one matches no grammar, and is no text."""
+    server.engine.script = thinks("ab日cdefgh")
+    for budget, thoughts in ((2, "ab"), (3, "ab日"), (4, "ab日"), (5, "ab日"), (6, "ab日c")):
+        message = chat(server, thinking_token_budget=budget)["choices"][0]["message"]
+        assert (message["reasoning_content"], message["content"]) == (thoughts, "Yes")
+
+
 def test_a_text_without_reasoning_has_no_bound(server: Server) -> None:
     def script(command: GenerateCommand) -> list[RequestOutput]:
         end = FinishReason.STOP

@@ -1,5 +1,6 @@
 """A bound on reasoning: where its tokens are used up, it is closed, and the model goes on with the answer."""
 
+from codecs import getincrementaldecoder
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 
@@ -16,7 +17,7 @@ class ReasoningBudget:
     """How long a choice may reason."""
 
     num_tokens: int
-    """Tokens between the markers, at least 1."""
+    """Tokens between the markers, at least 1. Where they would cut a character, it is completed: up to three more."""
     tags: ReasoningTags
     is_open: bool
     """Whether the prompt ends inside the reasoning. Otherwise the model may begin with it."""
@@ -82,19 +83,23 @@ class _Watch:
         self._is_open = budget.is_open
         self._text = b""
         """What may be a part of a marker."""
+        self._decoder = getincrementaldecoder("utf-8")("replace")
         self.is_over = False
         """Whether the reasoning has ended, or there is none."""
 
     def num_within(self, token_ids: list[int]) -> int | None:
         """How many of the next tokens are within the budget, if it is used up with them and the reasoning is open."""
         for index, token_id in enumerate(token_ids):
-            self._text += self._tokenizer.token_bytes(token_id)
+            piece = self._tokenizer.token_bytes(token_id)
+            self._text += piece
+            self._decoder.decode(piece)
             if not self._is_open:
                 self._look_for_the_beginning()
             else:
                 self._left -= 1
                 is_closed = self._close in self._text
-                self.is_over = is_closed or self._left == 0
+                is_whole_text = not self._decoder.getstate()[0]
+                self.is_over = is_closed or (self._left <= 0 and is_whole_text)
                 self._text = self._text[1 - len(self._close) :]
                 if self.is_over and not is_closed:
                     return index + 1
