@@ -17,10 +17,12 @@ def tool_calls(
     several: bool,
     tokenizer: Tokenizer,
     before: tuple[str, list[str]] = ("", []),
+    answer: str = "",
 ) -> str:
     """A grammar of one call, or of `several`, of functions whose arguments have these schemas, in a format.
 
-    `before`: an expression in front of the calls, with its rules; see `app.grammar.reasoning`.
+    `before`: an expression in front of the calls, with its rules; see `app.grammar.reasoning`. `answer`: the expression
+    of a rule that the text may match instead of calls.
     """
     first, rules = before
 
@@ -29,8 +31,10 @@ def tool_calls(
 
     repeated = f"call ({literal(format_.between)} call)*" if several else "call"
     lines = [
-        f"start: {_join(first, literal(format_.begin), repeated, literal(format_.end))}",
+        f"start: {_join(first, '(calls | answer)' if answer else 'calls')}",
         *rules,
+        *([f"answer: {answer}"] if answer else []),
+        f"calls: {_join(literal(format_.begin), repeated, literal(format_.end))}",
         f"call: {' | '.join(f'call{index}' for index in range(len(schemas)))}",
     ]
     for index, (name, schema) in enumerate(schemas.items()):

@@ -52,10 +52,12 @@ class MessageFormat:
         parser = self.tools.parser(schemas) if schemas else PlainText()
         return self._behind_reasoning(parser, in_reasoning)
 
-    def parser_of_required_calls(self, schemas: Mapping[str, Schema], in_reasoning: bool) -> MessageParser:
-        """A parser of text that a grammar constrains to calls, with reasoning in front of them."""
-        parser = WithoutContent(format_of_required_calls(self.tools).parser(schemas))
-        return self._behind_reasoning(parser, in_reasoning)
+    def parser_of_required_calls(
+        self, schemas: Mapping[str, Schema], in_reasoning: bool, or_answer: bool = False
+    ) -> MessageParser:
+        """A parser of text that a grammar constrains to calls, or to an answer, with reasoning in front of them."""
+        parser = format_of_required_calls(self.tools).parser(schemas)
+        return self._behind_reasoning(parser if or_answer else WithoutContent(parser), in_reasoning)
 
     def _behind_reasoning(self, parser: MessageParser, in_reasoning: bool) -> MessageParser:
         return parser if self.reasoning is None else ReasoningParser(parser, in_reasoning, self.reasoning)

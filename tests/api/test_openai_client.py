@@ -280,6 +280,31 @@ def test_reasoning_before_calls(thinking_client: tuple[openai.OpenAI, Server], t
         assert matcher.is_accepting()
 
 
+@pytest.mark.parametrize("before", ["", "<think>\nHm.\n</think>\n\n"])
+def test_tools_are_called_before_an_answer_that_has_a_format(
+    thinking_client: tuple[openai.OpenAI, Server], before: str
+) -> None:
+    """As agents have it whose last answer has a type: the format holds for the answer, and not for calls."""
+    client, server = thinking_client
+    schema = {"type": "object", "properties": {"name": {"type": "string"}}, "required": ["name"]}
+    format_ = {"type": "json_schema", "json_schema": {"name": "city", "schema": schema}}
+    options = {"model": MODEL, "messages": MESSAGES, "tools": [WEATHER], "response_format": format_, "max_tokens": 200}
+    answer = '{"name": "Köln"}'
+    for text in (CALL, answer):
+        server.engine.script = say([*f"{before}{text}".encode(), IM_END], reason=FinishReason.STOP)
+        choice = client.chat.completions.create(**options).choices[0]
+        assert choice.message.content == (answer if text == answer else None)
+        assert choice.finish_reason == ("stop" if text == answer else "tool_calls")
+        grammar = server.engine.last_command().sampling.grammar
+        matcher = matcher_of(server, grammar)
+        assert matcher.consume_tokens([*f"{before}{text}".encode()])
+        assert matcher.is_accepting()
+        assert not matcher_of(server, grammar).consume_tokens([*b"No"])
+    server.engine.script = say([*CALL.encode(), IM_END], reason=FinishReason.STOP)
+    required = client.chat.completions.create(**options, tool_choice="required").choices[0]
+    assert required.message.tool_calls[0].function.name == "weather"
+
+
 def test_reasoning_alone(thinking_client: tuple[openai.OpenAI, Server]) -> None:
     client, server = thinking_client
     server.engine.script = say("<think>Hm.</think>Yes")

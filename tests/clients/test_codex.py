@@ -47,8 +47,12 @@ def test_a_task_is_done(tmp_path: Path, model: str, tool: str, arguments: dict[s
     work = tmp_path / "work"
     work.mkdir()
     (work / "note.txt").write_text("a word from a file")
+    schema = tmp_path / "schema.json"
+    schema.write_text(json.dumps({"type": "object", "additionalProperties": False}))
+    # A format of the last answer must not keep Codex from its tools. It is the scripted model that does not keep to it.
+    options = ("--output-schema", str(schema)) if model == "paceline" else ()
     with scripted_server(tmp_path, model, lambda prompt: "It is done." if result in prompt else call) as server:
-        events = run_codex(tmp_path, CONFIG.format(model=model, url=server.url))
+        events = run_codex(tmp_path, CONFIG.format(model=model, url=server.url), *options)
     assert [event["message"] for event in events if event["type"] == "error"] == []
     assert events[-1]["type"] == "turn.completed"
     assert events[-1]["usage"]["output_tokens"] == len(call.encode()) + len("It is done.") + 2
@@ -57,7 +61,7 @@ def test_a_task_is_done(tmp_path: Path, model: str, tool: str, arguments: dict[s
         assert (work / "made.txt").read_text() == "Made by a patch\n"
 
 
-def run_codex(folder: Path, config: str) -> list[dict[str, Any]]:
+def run_codex(folder: Path, config: str, *more: str) -> list[dict[str, Any]]:
     """The events of a task in `folder`/work."""
     codex = node_environment("codex") / "node_modules" / ".bin" / "codex"
     home = folder / "codex"
@@ -66,7 +70,7 @@ def run_codex(folder: Path, config: str) -> list[dict[str, Any]]:
     environment = {"PATH": os.environ["PATH"], "HOME": str(folder), "CODEX_HOME": str(home)}
     options = ("--json", "--skip-git-repo-check", "--dangerously-bypass-approvals-and-sandbox")
     run = subprocess.run(
-        [codex, "exec", *options, "Do it."],
+        [codex, "exec", *options, *more, "Do it."],
         cwd=folder / "work",
         env=environment,
         stdin=subprocess.DEVNULL,

@@ -144,6 +144,14 @@ def test_a_call_has_no_arguments_that_its_schema_does_not_name(
     assert matcher.consume_tokens(tokenizer.encode(call, False)) == is_allowed
 
 
+@pytest.mark.parametrize("name", FORMATS)
+def test_an_answer_in_json_is_told_from_calls_or_known_not_to_be(name: str) -> None:
+    answer = '{"name": "cancel"}'
+    format_ = MessageFormat(FORMATS[name])
+    content, _, calls = parse(format_.parser_of_required_calls(SCHEMAS, False, or_answer=True), [answer])
+    assert (content == answer and not calls) is not format_of_required_calls(FORMATS[name]).looks_like_json
+
+
 def test_markers_are_hidden_where_nobody_reads_them(tokenizer: PacelineTokenizer) -> None:
     special = {marker: tokenizer.added_id(marker) for marker in MARKERS if tokenizer.special_ids - {256}}
     format_ = MessageFormat(FORMATS["hermes"], THINK)

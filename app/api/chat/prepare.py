@@ -86,19 +86,22 @@ async def prepare_chat(service: Service, body: ChatRequest, limit: TokenLimit | 
     prompt = await encode_chat(service, body)
     check_token_ids(prompt.token_ids, ready.vocab_size, "messages")
     schemas, in_reasoning = _schemas(body.usable_tools), prompt.ends_in_reasoning
-    constraint = _wanted_calls(service, body, in_reasoning) or body.constraint()
+    constraint, or_answer = body.constraint(), _may_call_or_answer(service, body)
+    grammar = await grammar_of(service, body, constraint)
+    if calls := _calls(service, body, in_reasoning, grammar if or_answer else ""):
+        grammar = await grammar_of(service, body, calls)
     choices = make_choices(
         service,
         body,
         [prompt.token_ids],
         limit or _limit(body),
         logprobs=(body.top_logprobs or 0) if body.logprobs else None,
-        grammar=await grammar_of(service, body, constraint),
+        grammar=grammar,
         shown=service.message_format.shown(service.tokenizer, bool(schemas)),
         reasoning=_budget(service, body, in_reasoning),
     )
-    if body.wanted_tools:
-        return Chat(choices, lambda: service.message_format.parser_of_required_calls(schemas, in_reasoning))
+    if calls:
+        return Chat(choices, lambda: service.message_format.parser_of_required_calls(schemas, in_reasoning, or_answer))
     if constraint:  # the grammar leaves no room for reasoning
         return Chat(choices, PlainText)
     return Chat(choices, lambda: service.message_format.parser(schemas, in_reasoning))
@@ -121,15 +124,27 @@ def _schemas(tools: list[Tool]) -> dict[str, dict[str, Any]]:
     return {tool.function.name: tool.function.schema_of_arguments() for tool in tools}
 
 
-def _wanted_calls(service: Service, body: ChatRequest, in_reasoning: bool) -> Constraint | None:
-    """A constraint to call one of the required tools, if there are any. Reasoning may come before."""
-    if not body.wanted_tools:
+def _may_call_or_answer(service: Service, body: ChatRequest) -> bool:
+    """Whether the model may call tools or give an answer that has a format, as the two can be told apart."""
+    has_format = body.response_format is not None and body.response_format.type != "text"
+    is_free = bool(body.usable_tools) and not body.wanted_tools
+    return has_format and is_free and not format_of_required_calls(service.message_format.tools).looks_like_json
+
+
+def _calls(service: Service, body: ChatRequest, in_reasoning: bool, answer: str) -> Constraint | None:
+    """A constraint to call one of the required tools, if there are any. Reasoning may come before.
+
+    `answer`: the grammar of an answer that may be given instead, by calling none of the usable tools.
+    """
+    tools = body.usable_tools if answer else body.wanted_tools
+    if not tools:
         return None
-    schemas = _schemas(body.wanted_tools)
+    schemas = _schemas(tools)
     several = body.parallel_tool_calls and not isinstance(body.tool_choice, NamedToolChoice)
     format_ = format_of_required_calls(service.message_format.tools)
     tags = service.message_format.reasoning
     before = ("", []) if tags is None else reasoning_prefix(service.tokenizer, tags, in_reasoning)
+    rule = answer.removeprefix("start: ")
     return Constraint(
-        "tools", len(str(schemas)), lambda: tool_calls(format_, schemas, several, service.tokenizer, before)
+        "tools", len(str(schemas)), lambda: tool_calls(format_, schemas, several, service.tokenizer, before, rule)
     )

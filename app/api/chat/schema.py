@@ -188,8 +188,10 @@ class ChatRequest(ChatFields, StructuredFields, SamplingFields):
             self._check_nothing_else_is_wanted()
 
     def _check_nothing_else_is_wanted(self) -> None:
-        """Required calls are all of the text: it has no other form, and a stop would cut off their arguments."""
-        stops = [name for name in ("stop", "stop_token_ids") if getattr(self, name)]
+        """Required calls are all of the text, which has no answer with a format, and no stop may cut them off."""
         constraint = self.constraint()
-        for name in [constraint.field] if constraint else stops:
+        others = [name for name in ("stop", "stop_token_ids") if getattr(self, name)]
+        if constraint and not constraint.field.startswith("response_format"):
+            others.append(constraint.field)
+        for name in others:
             raise InvalidRequestError(f"{name} and a tool_choice that wants a call exclude each other", name)

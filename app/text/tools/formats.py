@@ -32,6 +32,11 @@ class ToolFormat:
     tagged: bool = False
     """Whether required calls are written in tags, where their arguments can be. Otherwise they are JSON."""
 
+    @property
+    def looks_like_json(self) -> bool:
+        """Whether required calls cannot be told from an answer that is JSON."""
+        return f"{self.begin}{self.before_name}".startswith("{")
+
 
 HERMES = ToolFormat(
     HermesParser,
