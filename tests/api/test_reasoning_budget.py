@@ -12,7 +12,7 @@ from app.core.sampling import Logprobs
 from app.core.wire import GenerateCommand, RequestOutput
 from app.text.reasoning import THINK
 from tests.api.conftest import IM_END, MODEL, Server
-from tests.api.fake_engine import Script
+from tests.api.fake_engine import Script, say
 
 HI: Any = [{"role": "user", "content": "Hi"}]
 LONG = "abcdefghijklmnopqrstuvwxyz"
@@ -113,6 +113,16 @@ def test_a_text_without_reasoning_has_no_bound(server: Server) -> None:
     server.engine.script = script
     message = chat(server, thinking_token_budget=1)["choices"][0]["message"]
     assert (message["content"], "reasoning_content" in message) == ("A <think> ", False)
+    assert server.engine.commands.qsize() == 1
+
+
+def test_output_of_a_schema_has_no_reasoning_to_bound(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where the prompt ends inside of reasoning: a closing marker in the output would break it."""
+    monkeypatch.setattr(type(server.service.message_format), "ends_in_reasoning", lambda *_: True)
+    server.engine.script = say([*b'{"a": 1}', IM_END], reason=FinishReason.STOP)
+    schema = {"type": "json_schema", "json_schema": {"name": "x", "schema": {"type": "object"}}}
+    message = chat(server, thinking_token_budget=3, response_format=schema)["choices"][0]["message"]
+    assert message["content"] == '{"a": 1}'
     assert server.engine.commands.qsize() == 1
 
 

@@ -90,6 +90,7 @@ async def prepare_chat(service: Service, body: ChatRequest, limit: TokenLimit | 
     grammar = await grammar_of(service, body, constraint)
     if calls := _calls(service, body, in_reasoning, grammar if or_answer else ""):
         grammar = await grammar_of(service, body, calls)
+    is_only_format = constraint is not None and calls is None  # which leaves no room for reasoning
     choices = make_choices(
         service,
         body,
@@ -98,11 +99,11 @@ async def prepare_chat(service: Service, body: ChatRequest, limit: TokenLimit | 
         logprobs=(body.top_logprobs or 0) if body.logprobs else None,
         grammar=grammar,
         shown=service.message_format.shown(service.tokenizer, bool(schemas)),
-        reasoning=_budget(service, body, in_reasoning),
+        reasoning=None if is_only_format else _budget(service, body, in_reasoning),
     )
     if calls:
         return Chat(choices, lambda: service.message_format.parser_of_required_calls(schemas, in_reasoning, or_answer))
-    if constraint:  # the grammar leaves no room for reasoning
+    if is_only_format:
         return Chat(choices, PlainText)
     return Chat(choices, lambda: service.message_format.parser(schemas, in_reasoning))
 
