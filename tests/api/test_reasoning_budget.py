@@ -5,6 +5,7 @@ from collections.abc import Callable
 from typing import Any
 
 import anthropic
+import msgspec
 import pytest
 
 from app.core.request import FinishReason
@@ -12,7 +13,8 @@ from app.core.sampling import Logprobs
 from app.core.wire import GenerateCommand, RequestOutput
 from app.text.reasoning import THINK
 from tests.api.conftest import IM_END, MODEL, Server
-from tests.api.fake_engine import Script, say
+from tests.api.fake_engine import READY, Script, say
+from tests.api.test_openai_client import matcher_of
 
 HI: Any = [{"role": "user", "content": "Hi"}]
 LONG = "abcdefghijklmnopqrstuvwxyz"
@@ -26,13 +28,13 @@ def reasons(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(vars(server.service), "message_format", format_)
 
 
-def thinks(thoughts: str, per_output: int = 1) -> Script:
-    """A model that thinks, and answers "Yes" once it has closed its thoughts, or the server has."""
+def thinks(thoughts: str, per_output: int = 1, answer: str = "Yes") -> Script:
+    """A model that thinks, and answers once it has closed its thoughts, or the server has."""
 
     def script(command: GenerateCommand) -> list[RequestOutput]:
         said = command.progress.token_ids if command.progress else []
-        text = b"Yes" if bytes(said).endswith(bytes(CLOSING)) else f"<think>{thoughts}</think>Yes".encode()
-        tokens = [*text, IM_END][: command.sampling.max_tokens - len(said)]
+        text = answer if bytes(said).endswith(bytes(CLOSING)) else f"<think>{thoughts}</think>{answer}"
+        tokens = [*text.encode(), IM_END][: command.sampling.max_tokens - len(said)]
         pieces = [tokens[at : at + per_output] for at in range(0, len(tokens), per_output)]
         wants = command.sampling.logprobs is not None
         outputs = [
@@ -150,3 +152,18 @@ def test_the_thinking_budget_of_messages(server: Server) -> None:
         ("text", "Yes"),
     ]
     assert answer.stop_reason == "end_turn"
+
+
+def test_a_required_call_may_follow_reasoning_that_was_closed(server: Server) -> None:
+    """The grammar of the call takes what was generated, the closing marker, and the call."""
+    tool: Any = {"type": "function", "function": {"name": "f", "parameters": {"type": "object"}}}
+    call = '<tool_call>\n{"name": "f", "arguments": {}}\n</tool_call>'
+    server.engine.ready = msgspec.structs.replace(READY, max_model_len=2048)
+    server.engine.script = thinks(LONG, answer=call)
+    (choice,) = chat(server, thinking_token_budget=5, tools=[tool], tool_choice="required")["choices"]
+    assert choice["message"]["reasoning_content"] == "abcde"
+    assert [one["function"]["name"] for one in choice["message"]["tool_calls"]] == ["f"]
+    sent = server.engine.last_command()
+    matcher = matcher_of(server, sent.sampling.grammar)
+    assert matcher.consume_tokens([*sent.progress.token_ids, *call.encode()])
+    assert matcher.is_accepting()
