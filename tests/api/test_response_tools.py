@@ -75,6 +75,8 @@ def test_a_tool_of_a_namespace_is_called_by_both_names(client: openai.OpenAI, se
     server.engine.script = end(call("find"))
     (item,) = client.responses.create(model=MODEL, input="Hi", tools=[CRM, FIND]).output
     assert (item.name, item.namespace) == ("find", None)
+    (item,) = client.responses.create(model=MODEL, input="Hi", tools=[CRM]).output
+    assert (item.name, item.namespace) == ("find", "crm")  # there is no other one
 
 
 @pytest.mark.parametrize("name", ["edit", "crm__edit"])

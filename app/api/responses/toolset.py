@@ -47,8 +47,12 @@ class ToolSet:
             self._functions.append(tool.function(name, about))
 
     def given(self, name: str) -> Given:
-        """The tool that a model calls by this name, which may be none of the request's."""
-        return self._given.get(name, Given(name))
+        """The tool that a model calls by this name, which may be none of the request's.
+
+        Instructions may tell a model of a tool without its namespace, so that it is called so.
+        """
+        alike = [given for given in self._given.values() if given.name == name]
+        return self._given.get(name) or (alike[0] if len(alike) == 1 else Given(name))
 
     def fields(self, choice: ToolChoice | None) -> Fields:
         """The tools and the choice among them, as fields of a chat. Raises InvalidRequestError if one is not there."""
