@@ -33,9 +33,10 @@ _FALLBACK_LENGTH = 2048
 _KV_SHARE_OF_MEMORY = 0.5
 """Of a computer's memory that is free once the weights are loaded, at most. The rest is for activations, and for other
 programs."""
-_SHARE_OF_CONTEXTS = 8
-"""On a CPU, `max_num_seqs` requests can fill one of so many parts of the context each. Few requests are longer, and the
-memory is not the service's alone, as a GPU's is."""
+_SHARE_OF_CONTEXT = 1 / 8
+_LEAST_OF_CONTEXT = 1024
+"""On a CPU, each of `max_num_seqs` requests can have this share of the context, and at least so many tokens: few are
+longer, and the memory is not the service's alone, as a GPU's is."""
 
 
 @dataclass(frozen=True)
@@ -112,8 +113,7 @@ def resolve_blocks(settings: Settings, resolved: Resolved, groups: Sequence[Laye
     """
     limits, block_size = resolved.limits, settings.block_size
     most = [g.most_blocks(block_size, limits.max_num_seqs, limits.max_num_batched_tokens) for g in groups]
-    longest = -(-limits.max_model_len // block_size)
-    useful = longest * limits.max_num_seqs
+    useful = -(-limits.max_model_len // block_size) * limits.max_num_seqs
 
     def fitting(size: int) -> int:
         """The largest number of blocks that these bytes hold."""
@@ -130,7 +130,7 @@ def resolve_blocks(settings: Settings, resolved: Resolved, groups: Sequence[Laye
         if resolved.device.type == "cuda":
             usable, enough = _gpu_memory_left(settings, resolved.device, free, memory), useful
         else:
-            usable, enough = int(free * _KV_SHARE_OF_MEMORY), max(longest, useful // _SHARE_OF_CONTEXTS)
+            usable, enough = int(free * _KV_SHARE_OF_MEMORY), _enough_on_a_cpu(limits, block_size)
         num_blocks = min(enough, fitting(usable))
         reason = f"of the {free / 2**30:.1f} GiB that are free"
         if num_blocks == enough:
@@ -144,6 +144,13 @@ def resolve_blocks(settings: Settings, resolved: Resolved, groups: Sequence[Laye
         reason,
     )
     return with_groups(limits, settings, sizes)
+
+
+def _enough_on_a_cpu(limits: Limits, block_size: int) -> int:
+    """Blocks for requests of the usual length in all rows, and for one of the longest."""
+    longest = limits.max_model_len
+    usual = min(longest, max(_LEAST_OF_CONTEXT, int(longest * _SHARE_OF_CONTEXT)))
+    return -(-max(longest, usual * limits.max_num_seqs) // block_size)
 
 
 def _gpu_memory_left(settings: Settings, device: torch.device, free: int, memory: StepMemory) -> int:

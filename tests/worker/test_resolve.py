@@ -39,18 +39,19 @@ def test_pages_of_files_that_were_read_do_not_count_as_used(tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize(
-    ("free", "rows", "blocks"),
+    ("free", "rows", "context", "blocks"),
     [
-        (2**40, 64, 64 * 64),  # 64 requests that fill an eighth of 8192 tokens
-        (2**40, 2, 512),  # one longest request
-        (2**20 * 2048, 64, 1024),  # half of the memory, in blocks of 1 MiB
+        (2**40, 64, 32768, 64 * 256),  # an eighth of the context for each
+        (2**40, 64, 512, 64 * 32),  # all of a short one
+        (2**40, 2, 8192, 512),  # one longest request
+        (2**20 * 2048, 64, 8192, 1024),  # half of the memory, in blocks of 1 MiB
     ],
 )
 def test_kv_blocks_on_a_cpu_are_those_that_its_requests_can_use(
-    free: int, rows: int, blocks: int, monkeypatch: pytest.MonkeyPatch
+    free: int, rows: int, context: int, blocks: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(resolve, "_free_memory", lambda _device: free)
-    limits = Limits(groups=(), max_model_len=8192, max_num_seqs=rows, max_num_batched_tokens=512, max_itl=0.2)
+    limits = Limits(groups=(), max_model_len=context, max_num_seqs=rows, max_num_batched_tokens=512, max_itl=0.2)
     resolved = Resolved(torch.device("cpu"), torch.bfloat16, limits)
     groups = [LayerGroup(layers=[], window=None, block_bytes=2**20)]
     (group,) = resolve_blocks(Settings(), resolved, groups, StepMemory(0, 0)).groups
