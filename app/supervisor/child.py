@@ -83,11 +83,14 @@ class Child:
         return self.process.poll() if self.process else None
 
     @property
+    def reason(self) -> str:
+        """Why a child that has ended could not start; empty if it did not say so."""
+        return reason_of(self._folder, self.process.pid) if self.process else ""
+
+    @property
     def how_it_ended(self) -> str:
-        """How a child that is not running has ended: the reason that it gave, or its exit code."""
-        assert self.process is not None
-        reason = reason_of(self._folder, self.process.pid)
-        return reason or f"{self.name} ended with exit code {self.exit_code}"
+        """The exit code of a child that has ended, and its reason."""
+        return f"{self.name} ended with exit code {self.exit_code}" + (f": {self.reason}" if self.reason else "")
 
     @property
     def has_ended(self) -> bool:

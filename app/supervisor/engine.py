@@ -42,8 +42,8 @@ class EngineProcess:
         self._has_been_ready = self._has_been_ready or self._socket.exists()
         self._watchdog.check()
         if not self._has_been_ready and (code := self.child.exit_code) is not None:
-            when = "" if code == EXIT_STARTUP_ERROR else " before it was ready"
-            raise ChildLostError(f"{self.child.how_it_ended}{when}", code if code > 0 else EXIT_STARTUP_ERROR)
+            message = self.child.reason or f"{self.child.how_it_ended} before it was ready"
+            raise ChildLostError(message, code if code > 0 else EXIT_STARTUP_ERROR)
         self.child.restart_if_dead(
             # An engine that completes steps before it dies is better than none.
             was_useful=self._heartbeat.num_steps > self._steps_at_start,

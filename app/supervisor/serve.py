@@ -117,7 +117,7 @@ class ApiWorker:
         """Restart the API worker if it has died, and end it if it hangs. Raises ChildLostError if it keeps dying."""
         self._watchdog.check()
         if self.child.exit_code == EXIT_STARTUP_ERROR:
-            raise ChildLostError(self.child.how_it_ended, EXIT_STARTUP_ERROR)
+            raise ChildLostError(self.child.reason or self.child.how_it_ended, EXIT_STARTUP_ERROR)
         self.child.restart_if_dead(was_useful=time.monotonic() - self._began > _USEFUL_SECONDS)
 
     def end_if_starting(self) -> None:

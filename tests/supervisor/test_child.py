@@ -68,7 +68,7 @@ def test_a_child_says_itself_why_it_cannot_start(tmp_path: Path) -> None:
     child = Child("it", start, max_restarts=0, folder=tmp_path)
     start.wait()
     assert child.exit_code == EXIT_STARTUP_ERROR
-    with pytest.raises(ChildLostError, match=r"^the disk is gone, 1 times in a row$"):
+    with pytest.raises(ChildLostError, match="it ended with exit code 2: the disk is gone, 1 times in a row"):
         child.restart_if_dead(was_useful=False)
 
 
