@@ -22,7 +22,9 @@ class ControlTokens:
         self.index_of = {text: index for index, text in enumerate(self.texts)}
         self.longest = len(self.texts[0]) if self.texts else 0
         self.pattern, self.special_pattern = _any_of(self.texts), _any_of(_longest_first(special))
-        self._begun = {text[:length] for text in self.texts for length in range(1, len(text))}
+        begun = {text[:length] for text in self.texts for length in range(1, len(text))}
+        # Roles, types and names of fields stay as they are, because templates compare them.
+        self._begun = {text for text in begun if not text.isidentifier()}
 
     def may_begin_in(self, text: str) -> bool:
         """Whether a text ends with the beginning of a control token."""

@@ -165,6 +165,13 @@ def test_a_control_token_is_not_mistaken_for_another_inside_it() -> None:
     assert template.render([{"role": "user", "content": "<a><b><a>"}]) == [("<a><b>", False), ("<a>", False)]
 
 
+def test_roles_and_names_of_fields_are_never_marked() -> None:
+    """Some vocabularies have added tokens that begin as words do."""
+    source = "{% for m in messages %}{% if m.role == 'user' %}{{ m.content }}n]r{% endif %}{% endfor %}"
+    template = ChatTemplate(source, {}, ["r>", "t}"], other_tokens=["n]"])
+    assert template.render([{"role": "user", "content": "a n] b"}]) == [("a ", True), ("n]", False), (" bn]r", True)]
+
+
 def test_parts_of_a_message_are_joined_by_line_breaks(model: ChatTemplate) -> None:
     parts = [{"type": "text", "text": "one"}, {"type": "text", "text": "two"}]
     joined = render(model, [{"role": "user", "content": "one\ntwo"}])
