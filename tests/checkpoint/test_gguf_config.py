@@ -1,0 +1,240 @@
+"""What a GGUF file says of its model is in config.json, and what is not understood is named."""
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import gguf
+import numpy as np
+import pytest
+import torch
+import transformers
+from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig
+from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
+
+from app.check_model import _largest_difference
+from app.checkpoint.convert import convert
+from app.checkpoint.gguf.config import model_config
+from app.checkpoint.gguf.file import GgufFile
+from app.engine.build import build_engine
+from app.settings import load_settings
+from tests.checkpoint.conftest import add_keys, add_tokenizer, write_gguf
+
+SIZES: dict[str, Any] = {
+    "context_length": 4096,
+    "embedding_length": 64,
+    "block_count": 2,
+    "feed_forward_length": 96,
+    "attention.head_count": 4,
+    "attention.head_count_kv": 2,
+    "attention.layer_norm_rms_epsilon": 1e-6,
+}
+YARN = {"rope.scaling.type": "yarn", "rope.scaling.factor": 4.0, "rope.scaling.original_context_length": 1024}
+
+
+def describe(path: Path, family: str, **keys: Any) -> dict[str, Any]:
+    """config.json of a file that has no weights."""
+    writer = gguf.GGUFWriter(path / "model.gguf", family)
+    add_keys(writer, {f"{family}.{key}": value for key, value in (SIZES | keys).items()})
+    writer.add_tensor("token_embd.weight", np.zeros((99, 64), np.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    config = model_config(GgufFile(path / "model.gguf"))
+    assert config is not None
+    return config
+
+
+def default(theta: float = 10000.0) -> dict[str, Any]:
+    return {"rope_type": "default", "rope_theta": theta}
+
+
+@pytest.mark.parametrize(
+    ("family", "keys", "expected"),
+    [
+        ("llama", {"rope.freq_base": 5e5, "rope.dimension_count": 16}, {"rope_parameters": default(5e5)}),
+        (
+            "llama",
+            {"rope.scaling.type": "linear", "rope.scaling.factor": 4.0},
+            {"rope_parameters": {**default(), "rope_type": "linear", "factor": 4.0}},
+        ),
+        ("llama", {"rope.scale_linear": 2.0}, {"rope_parameters": {**default(), "rope_type": "linear", "factor": 2.0}}),
+        ("llama", {"rope.scaling.type": "none", "rope.scaling.factor": 4.0}, {"rope_parameters": default()}),
+        (
+            "qwen2",
+            YARN,
+            {
+                "rope_parameters": {
+                    "rope_type": "yarn",
+                    "rope_theta": 10000.0,
+                    "factor": 4.0,
+                    "attention_factor": 1 + 0.1 * math.log(4),
+                    "original_max_position_embeddings": 1024,
+                    "beta_fast": 32.0,
+                    "beta_slow": 1.0,
+                }
+            },
+        ),
+        ("qwen3", {"attention.key_length": 32, "attention.value_length": 32}, {"head_dim": 32, "model_type": "qwen3"}),
+        (
+            "phi3",
+            {"rope.dimension_count": 12, "attention.sliding_window": 2047},
+            {"rope_parameters": {**default(), "partial_rotary_factor": 0.75}, "sliding_window": 2047},
+        ),
+        ("phi3", {"attention.sliding_window": 0}, {"sliding_window": None}),
+        (
+            "gemma2",
+            {"attn_logit_softcapping": 40.0, "attention.sliding_window": 512, "attention.key_length": 32,
+             "attention.value_length": 32},
+            {"attn_logit_softcapping": 40.0, "final_logit_softcapping": 30.0, "sliding_window": 512,
+             "query_pre_attn_scalar": 32},
+        ),
+        ("gemma2", {"block_count": 46, "attention.key_length": 32, "attention.value_length": 32},
+         {"query_pre_attn_scalar": 16}),
+        (
+            "gemma3",
+            {"rope.scaling.type": "linear", "rope.scaling.factor": 8.0, "attention.sliding_window": 1024},
+            {
+                "rope_parameters": {
+                    "full_attention": {"rope_type": "linear", "rope_theta": 1e6, "factor": 8.0},
+                    "sliding_attention": default(),
+                },
+                "sliding_window": 1024,
+                "sliding_window_pattern": 6,
+            },
+        ),
+        (
+            "qwen3moe",
+            {"expert_count": 8, "expert_used_count": 2, "expert_feed_forward_length": 24},
+            {"num_experts": 8, "num_experts_per_tok": 2, "moe_intermediate_size": 24, "norm_topk_prob": True},
+        ),
+    ],
+)  # fmt: skip
+def test_metadata_as_transformers_writes_it(
+    family: str, keys: dict[str, Any], expected: dict[str, Any], tmp_path: Path
+) -> None:
+    config = describe(tmp_path, family, **keys)
+    assert {key: config[key] for key in expected} == expected
+    assert (config["vocab_size"], config["hidden_size"], config["rms_norm_eps"]) == (99, 64, pytest.approx(1e-6))
+    AutoConfig.for_model(**config).validate_rope()
+
+
+@pytest.mark.parametrize(
+    ("family", "keys", "words"),
+    [
+        ("llama", {"rope.scaling.type": "su"}, r"rope\.scaling\.type su"),
+        ("llama", {"expert_count": 8}, "experts"),
+        ("llama", {"attention.value_length": 8}, "values of another length"),
+        ("llama", {"vocab_size": 100}, "vocab_size"),
+        ("llama", {"attention.head_count": [4, 2]}, "num_attention_heads is"),
+        ("llama", {"context_length": [1, 2]}, "max_position_embeddings is"),
+    ],
+)
+def test_what_a_family_cannot_do_is_named(family: str, keys: dict[str, Any], words: str, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=words):
+        describe(tmp_path, family, **keys)
+
+
+@pytest.mark.parametrize(
+    ("keys", "words"),
+    [
+        ({"llama.attention.sliding_window": 64}, r"llama\.attention\.sliding_window"),
+        ({"llama.logit_scale": 0.5}, r"llama\.logit_scale"),
+        ({"tokenizer.ggml.normalizer.lowercase": True}, r"tokenizer\.ggml\.normalizer\.lowercase"),
+        ({"split.count": 2}, r"split\.count"),
+    ],
+)
+def test_a_key_that_nobody_reads_is_named(keys: dict[str, Any], words: str, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=f"do not know: {words}"):
+        convert(write_gguf(tmp_path / "model.gguf", more_keys=keys), tmp_path / "model")
+
+
+def test_a_tensor_that_nobody_reads_is_named(tmp_path: Path) -> None:
+    path = write_gguf(tmp_path / "model.gguf", more_tensors={"blk.0.attn_sinks.weight": np.ones(4, np.float32)})
+    with pytest.raises(ValueError, match=r"do not know: blk\.0\.attn_sinks\.weight"):
+        convert(path, tmp_path / "model")
+
+
+def test_a_token_beyond_the_embeddings_is_refused(tmp_path: Path) -> None:
+    embeddings = np.ones((50, 64), np.float32)
+    path = write_gguf(
+        tmp_path / "model.gguf", leave_out="token_embd.weight", more_tensors={"token_embd.weight": embeddings}
+    )
+    with pytest.raises(ValueError, match="tokens, and the model embeddings for 50"):
+        convert(path, tmp_path / "model")
+
+
+def test_factors_of_rotary_frequencies_are_those_of_llama_3(tmp_path: Path) -> None:
+    rope = {"rope_type": "llama3", "rope_theta": 10000.0, "factor": 8.0, "low_freq_factor": 1.0,
+            "high_freq_factor": 4.0, "original_max_position_embeddings": 64}  # fmt: skip
+    config = LlamaConfig(hidden_size=64, num_attention_heads=4, rope_parameters=rope)
+    scaled, _ = ROPE_INIT_FUNCTIONS["llama3"](config, "cpu")
+    factors = (1.0 / 10000.0 ** (torch.arange(0, 16, 2) / 16) / scaled).numpy()
+    converted, oracle = tmp_path / "converted", tmp_path / "oracle"
+    described = {"general.name": "any", "general.quantized_by": "me", "quantize.imatrix.file": "x"}
+    path = write_gguf(tmp_path / "m.gguf", more_tensors={"rope_freqs.weight": factors}, more_keys=described)
+    convert(path, converted)
+    model = AutoModelForCausalLM.from_pretrained(converted, dtype=torch.float32)
+    model.save_pretrained(oracle)
+    written = json.loads((oracle / "config.json").read_text())
+    (oracle / "config.json").write_text(json.dumps(written | {"rope_parameters": rope}))
+    for impl in ("decoder", "generic"):
+        settings = load_settings(device="cpu", dtype="float32", num_kv_blocks=32, max_model_len=60, model_impl=impl)
+        core, ready = build_engine(settings, converted)
+        assert _largest_difference(core, oracle, ready.vocab_size) < 1e-4
+
+
+FAMILIES: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
+    "qwen2": ("Qwen2", {}, {}),
+    "qwen3": ("Qwen3", {"head_dim": 32}, {"attention.key_length": 32, "attention.value_length": 32}),
+    "phi3": ("Phi3", {"sliding_window": 8}, {"attention.sliding_window": 8, "rope.dimension_count": 16}),
+    "gemma2": (
+        "Gemma2",
+        {"head_dim": 16, "query_pre_attn_scalar": 16, "sliding_window": 8, "attn_logit_softcapping": 20.0},
+        {"attention.key_length": 16, "attention.value_length": 16, "attention.sliding_window": 8,
+         "attn_logit_softcapping": 20.0, "final_logit_softcapping": 30.0},
+    ),
+    "gemma3": (
+        "Gemma3Text",
+        {"head_dim": 16, "query_pre_attn_scalar": 16, "sliding_window": 8, "num_hidden_layers": 7,
+         "rope_parameters": {"full_attention": {"rope_type": "linear", "rope_theta": 1e6, "factor": 8.0},
+                             "sliding_attention": {"rope_type": "default", "rope_theta": 10000.0}}},
+        {"attention.key_length": 16, "attention.value_length": 16, "attention.sliding_window": 8, "block_count": 7,
+         "rope.scaling.type": "linear", "rope.scaling.factor": 8.0, "rope.freq_base": 1e6},
+    ),
+}  # fmt: skip
+"""llama.cpp's name, to transformers' configuration, what is special in it, and the same in a file's words."""
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@torch.inference_mode()
+def test_a_converted_family_is_the_model_that_was_written(family: str, tmp_path: Path) -> None:
+    name, options, keys = FAMILIES[family]
+    writer = gguf.GGUFWriter(tmp_path / "model.gguf", family)
+    add_keys(writer, {f"{family}.{key}": value for key, value in (SIZES | keys).items()})
+    writer.add_file_type(gguf.LlamaFileType.ALL_F32)
+    config = getattr(transformers, f"{name}Config")(
+        **{"vocab_size": add_tokenizer(writer), "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2,
+           "num_attention_heads": 4, "num_key_value_heads": 2, "pad_token_id": 0, "rms_norm_eps": 1e-6, **options}
+    )  # fmt: skip
+    torch.manual_seed(0)
+    model: Any = AutoModelForCausalLM.from_config(config, dtype=torch.float32, attn_implementation="eager").eval()
+    arch = next(arch for arch, written in gguf.MODEL_ARCH_NAMES.items() if written == family)
+    names = gguf.get_tensor_name_map(arch, config.num_hidden_layers)
+    for parameter_name, parameter in model.named_parameters():
+        parameter.data = torch.randn(parameter.shape) * 0.2
+        adds_one = 1.0 if family.startswith("gemma") and parameter.dim() == 1 else 0.0  # so llama.cpp has these norms
+        written = names.get_name(parameter_name, try_suffixes=(".weight", ".bias"))
+        writer.add_tensor(written, (parameter + adds_one).numpy())
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    convert(tmp_path / "model.gguf", tmp_path / "converted")
+    converted = AutoModelForCausalLM.from_pretrained(
+        tmp_path / "converted", dtype=torch.float32, attn_implementation="eager"
+    ).eval()
+    ids = torch.randint(1, config.vocab_size, (1, 40))
+    assert torch.allclose(converted(ids).logits, model(ids).logits, atol=1e-4)
