@@ -317,8 +317,31 @@ def test_a_request_of_a_coding_agent(server: Server, stream: bool) -> None:
     assert counted.json() == {"input_tokens": len(prompt)}
 
 
+@pytest.mark.usefixtures("thinks")
+def test_tools_that_the_conversation_adds_and_removes(server: Server) -> None:
+    def change(kind: str, tool: dict[str, Any]) -> Any:
+        return {"role": "system", "content": [{"type": f"tool_{kind}", "tool": tool, "cache_control": CACHE}]}
+
+    def named(name: str) -> dict[str, Any]:
+        return {"type": "tool_reference", "name": name}
+
+    new = {"type": "tool_definition", "definition": {"name": "new", "input_schema": {"type": "object"}}}
+    for changes, names in (
+        ([change("addition", named("add"))], {"add", "sub"}),
+        ([change("removal", named("add"))], {"sub"}),
+        ([change("removal", named("add")), change("addition", named("add"))], {"add", "sub"}),
+        ([change("addition", new), change("removal", named("sub"))], {"add", "new"}),
+    ):
+        body = {"max_tokens": 9, "messages": [*HI, *changes], "tools": TOOLS}
+        assert server.post("/v1/messages", body).status_code == 200
+        (_, told), *said = turns(server.engine.last_command().prompt_token_ids)
+        assert {name for name in ("add", "sub", "new") if f'"{name}"' in told} == names
+        assert said == [("user", "Hi"), ("assistant", "")]
+
+
 BASE = {"max_tokens": 9, "messages": HI}
 IMAGE = {"type": "image", "source": {"type": "url", "url": "x"}}
+MCP_TOOL = {"type": "tool_addition", "tool": {"type": "mcp_toolset_reference", "server_name": "x"}}
 HOSTED = {"type": "web_search_20250305", "name": "web_search", "max_uses": 8}
 WRONG = [
     # body, what the message names
@@ -330,6 +353,7 @@ WRONG = [
     ({**BASE, "messages": [{"role": "user", "content": [IMAGE]}]}, "messages[0].content[0]: content of type 'image'"),
     ({**BASE, "messages": [{"role": "user", "content": [{"type": "text"}]}]}, "messages[0].content[0].text"),
     ({**BASE, "messages": [{"role": "user", "content": [{"type": "thinking", "thinking": "x"}]}]}, "thinking"),
+    ({**BASE, "messages": [*HI, {"role": "system", "content": [MCP_TOOL]}]}, "messages[1].content[0].tool[0]"),
     ({**BASE, "max_tokens": 0}, "max_tokens"),
     ({**BASE, "stop_sequences": [""]}, "stop_sequences"),
     ({**BASE, "stop_token_ids": [300]}, "stop_token_ids"),

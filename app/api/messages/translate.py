@@ -15,18 +15,19 @@ from app.api.chat.parts import (
 )
 from app.api.chat.schema import ChatRequest
 from app.api.edge.body import validate
-from app.api.messages.schema import (
-    ConversationFields,
+from app.api.messages.blocks import (
     CustomTool,
-    MessagesRequest,
+    DefinedTool,
+    NamedTool,
     TextBlock,
     ThinkingBlock,
-    ToolChoice,
+    ToolChangeBlock,
     ToolReferenceBlock,
     ToolResultBlock,
     ToolUseBlock,
     Turn,
 )
+from app.api.messages.schema import ConversationFields, MessagesRequest, ToolChoice
 from app.errors import InvalidRequestError
 
 NAMES = {
@@ -74,7 +75,8 @@ def _messages(turn: Turn) -> list[Fields]:
                 messages.append(message(turn.role, said))
             said = []
             messages.append(_result(block))
-    if said or not messages:
+    only_changes_tools = turn.content and all(isinstance(block, ToolChangeBlock) for block in turn.content)
+    if said or not (messages or only_changes_tools):
         messages.append(message(turn.role, said))
     return messages
 
@@ -110,7 +112,7 @@ def _reasoning_fields(body: ConversationFields) -> Fields:
 
 
 def _tool_fields(body: ConversationFields) -> Fields:
-    tools = [tool for tool in body.tools if isinstance(tool, CustomTool)]
+    tools = _tools_at_the_end(body)
     fields: Fields = {
         "tools": [function_tool(tool.name, _about(tool), tool.input_schema, tool.strict) for tool in tools]
     }
@@ -120,6 +122,20 @@ def _tool_fields(body: ConversationFields) -> Fields:
         if choice.disable_parallel_tool_use is not None:
             fields["parallel_tool_calls"] = not choice.disable_parallel_tool_use
     return fields
+
+
+def _tools_at_the_end(body: ConversationFields) -> list[CustomTool]:
+    """The tools that the model may call: those of the request, and what the conversation has changed."""
+    known = {tool.name: tool for tool in body.tools if isinstance(tool, CustomTool)}
+    removed: set[str] = set()
+    blocks = (block for turn in body.messages for block in turn.content if isinstance(block, ToolChangeBlock))
+    for block in blocks:
+        tool = block.tool.definition if isinstance(block.tool, DefinedTool) else block.tool
+        if isinstance(tool, CustomTool):
+            known[tool.name] = tool
+        if isinstance(tool, CustomTool | NamedTool):
+            (removed.add if block.type == "tool_removal" else removed.discard)(tool.name)
+    return [tool for name, tool in known.items() if name not in removed]
 
 
 def _about(tool: CustomTool) -> list[str | None]:
