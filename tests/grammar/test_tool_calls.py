@@ -84,7 +84,9 @@ def test_calls_that_a_grammar_allows_are_parsed(name: str, reasoning: str | None
     message_format = MessageFormat(FORMATS[name], None if reasoning is None else THINK)
     is_open = reasoning is not None and not reasoning.startswith("<think>")
     before = ("", []) if reasoning is None else reasoning_prefix(tokenizer, THINK, is_open)
-    grammar = tool_calls(format_of_required_calls(FORMATS[name]), SCHEMAS, True, tokenizer, before)
+    # Random letters take long to end a text in quotes, so only tags have one without a bound.
+    schemas = {called: SCHEMAS[called] for called in SCHEMAS if FORMATS[name].tagged or called != "note"}
+    grammar = tool_calls(format_of_required_calls(FORMATS[name]), schemas, True, tokenizer, before)
     compiler = GrammarCompiler(lambda: tokenizer, tokenizer.vocab_size)
     numbers = set()
     for seed in range(8):
