@@ -174,13 +174,9 @@ def test_an_encoder_that_does_not_run_is_refused_with_a_reason(tmp_path: Path) -
 def test_half_of_an_encoder_decoder_embeds_and_the_whole_is_refused(tmp_path: Path) -> None:
     config = transformers.T5Config(vocab_size=99, d_model=32, d_kv=8, d_ff=64, num_layers=2, num_heads=4)
     half, whole = transformers.T5EncoderModel(deepcopy(config)).eval(), transformers.T5Model(config)
-    kinds = {"": "Transformer", "1_Pooling": "Pooling"}
-    types = [{"type": f"sentence_transformers.models.{kind}", "path": path} for path, kind in kinds.items()]
     for model, folder in ((half, tmp_path / "half"), (whole, tmp_path / "whole")):
         model.save_pretrained(folder)
-        (folder / "modules.json").write_text(json.dumps(types))
-        (folder / "1_Pooling").mkdir()
-        (folder / "1_Pooling" / "config.json").write_text('{"pooling_mode": "mean"}')
+        write_modules(folder, "mean")
     description = ModelFolder(tmp_path / "half").encoder
     assert description is not None
     built = build_encoder(load_settings(device="cpu"), tmp_path / "half", description)
@@ -217,3 +213,38 @@ def test_check_model_compares_encoders(
     monkeypatch.setattr(EncoderRunner, "encode", lambda self, requests: original(self, requests)[::-1])
     assert not check(str(tmp_path))
     assert "transformers: DIFFERS" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("family", "kind", "pooling", "options"),
+    [
+        ("Gemma3Text", "Gemma3TextModel", "mean", {"use_bidirectional_attention": True, "sliding_window": 8}),
+        ("Qwen3", "Qwen3ForCausalLM", "lasttoken", {"tie_word_embeddings": False}),
+    ],
+)
+def test_decoders_whose_files_make_them_embedders(
+    family: str, kind: str, pooling: str, options: dict[str, Any], tmp_path: Path
+) -> None:
+    """As EmbeddingGemma and Qwen3-Embedding are."""
+    config = getattr(transformers, f"{family}Config")(**TINY, num_key_value_heads=2, head_dim=8, **options)
+    torch.manual_seed(0)
+    oracle = getattr(transformers, kind)(config).eval()
+    oracle.save_pretrained(tmp_path)
+    write_modules(tmp_path, pooling)
+    description = ModelFolder(tmp_path).encoder
+    assert description is not None
+    built = build_encoder(load_settings(device="cpu", dtype="float32"), tmp_path, description)
+    requests = make_requests(has_types=False)
+    body = oracle if kind.endswith("Model") else oracle.model
+    for request, vector in zip(requests, encode(built, requests), strict=True):
+        expected = pooled(alone(body, request, has_types=False).last_hidden_state[0])[pooling]
+        np.testing.assert_allclose(np.frombuffer(vector, np.float32), expected, atol=1e-5, rtol=1e-4)
+
+
+def write_modules(folder: Path, pooling: str) -> None:
+    """The files of sentence-transformers for a model and a pooling."""
+    kinds = {"": "Transformer", "1_Pooling": "Pooling"}
+    types = [{"type": f"sentence_transformers.models.{kind}", "path": path} for path, kind in kinds.items()]
+    (folder / "modules.json").write_text(json.dumps(types))
+    (folder / "1_Pooling").mkdir()
+    (folder / "1_Pooling" / "config.json").write_text(json.dumps({"pooling_mode": pooling}))
