@@ -158,6 +158,8 @@ class Tokenizer:
             for part in parts[1:]:
                 part.truncate(min(left - len(parts[0]), len(part)))
         whole = self._fast.post_process(parts[0], parts[1] if len(parts) == 2 else None, add_special_tokens=True)
+        if "token_type_ids" not in (self.config.get("model_input_names") or ["token_type_ids"]):
+            return EncoderInput(whole.ids, [0] * len(whole.ids))  # the model was trained without them
         return EncoderInput(whole.ids, whole.type_ids)
 
     def encode_segments(self, segments: list[tuple[str, bool]]) -> list[int]:

@@ -6,6 +6,8 @@ from typing import Any
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from tokenizers import Tokenizer as FastTokenizer
+from tokenizers import processors
 
 from app.errors import ModelError
 from app.text.tokenizer import Tokenizer
@@ -38,7 +40,8 @@ def test_ids_and_text_are_those_of_transformers(
 
     check()
     assert ours.special_ids == {id_ for id_, token in oracle.added_tokens_decoder.items() if token.special}
-    assert ours.eos_token_ids == {oracle.eos_token_id}
+    # A GGUF file's vocabulary ends a text with <|endoftext|> and <reponame> too, by llama.cpp's rules.
+    assert ours.eos_token_ids == ({0, 2, 4} if kind == "smol" else {oracle.eos_token_id})
     assert ours.vocab_size == len(oracle)
 
 
@@ -133,3 +136,18 @@ def test_bytes_of_tokens_make_up_the_text(kind: str, tokenizers: dict[str, Token
     assert together.decode().strip() == text
     assert ours.token_bytes(10**6) == b""
     assert ours.token_text(ours.encode("é", False)[-1]).strip() in ("é", "\ufffd")
+
+
+@pytest.mark.parametrize("names", [["input_ids", "token_type_ids"], ["input_ids"]])
+def test_types_of_tokens_are_told_to_models_that_were_trained_with_them(
+    names: list[str], folders: dict[str, Path], tmp_path: Path
+) -> None:
+    config = {"tokenizer_class": "PreTrainedTokenizerFast", "model_input_names": names}
+    folder = copy(folders["wordpiece"], tmp_path, tokenizer_config=config)
+    fast = FastTokenizer.from_file(str(folder / "tokenizer.json"))
+    fast.post_processor = processors.TemplateProcessing(single="$A", pair="$A $B:1", special_tokens=[])
+    fast.save(str(folder / "tokenizer.json"))
+    ours, theirs = Tokenizer(folder).encoder_input(("the", "quick"), None), oracle_of(folder)("the", "quick")
+    assert ours.token_ids == theirs["input_ids"]
+    assert ours.type_ids == theirs.get("token_type_ids", [0] * len(ours.token_ids))
+    assert (1 in ours.type_ids) == ("token_type_ids" in names)
