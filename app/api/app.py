@@ -7,6 +7,7 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import TYPE_CHECKING
 
 from fastapi import FastAPI
+from fastapi_offline import FastAPIOffline
 from starlette.middleware.cors import CORSMiddleware
 
 from app import __version__
@@ -51,7 +52,15 @@ def create_app(settings: Settings, lifespan: Lifespan) -> FastAPI:
             if tracing is not None:
                 await asyncio.to_thread(tracing.close)
 
-    app = FastAPI(title="Paceline", version=__version__, description="LLM inference service", lifespan=whole_life)
+    # FastAPI itself makes pages that load their scripts from a CDN.
+    app = FastAPIOffline(
+        redoc_url=None,
+        static_url="/docs-files",
+        title="Paceline",
+        version=__version__,
+        description="LLM inference service",
+        lifespan=whole_life,
+    )
     install_error_handlers(app)
     app.state.deep_check = DeepCheck()
     app.state.drain = Drain(settings.drain_timeout)

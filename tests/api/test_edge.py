@@ -27,6 +27,15 @@ def test_a_browser_is_told_where_to_look(server: Server) -> None:
     assert all(server.get(path).status_code == 200 for path in paths)
 
 
+def test_the_page_on_the_api_loads_nothing_from_elsewhere(server: Server) -> None:
+    page = server.get("/docs").text
+    addresses = re.findall(r"""(?:src|href)="([^"]+)\"""", page)
+    assert len(addresses) == 3
+    for address in addresses:
+        assert address.startswith("/")
+        assert len(server.get(address).content) > 1000
+
+
 # ---------------------------------------------------------------------- HEAD
 
 
