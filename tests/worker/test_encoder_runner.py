@@ -139,19 +139,17 @@ def test_a_prompt_that_does_not_count_is_left_out_of_the_pooling(tmp_path: Path)
         np.testing.assert_allclose(np.frombuffer(vector, np.float32), expected, atol=1e-5, rtol=1e-5)
 
 
-@pytest.mark.parametrize("is_safetensors", [True, False])
-def test_linear_layers_behind_the_pooling(is_safetensors: bool, tmp_path: Path) -> None:
+def test_linear_layers_behind_the_pooling(tmp_path: Path) -> None:
     oracle = write_encoder(tmp_path, "Bert", "Model")
     layer = torch.nn.Linear(32, 7)
     tensors = {f"linear.{name}": tensor for name, tensor in layer.state_dict().items()}
     (tmp_path / "2_Dense").mkdir()
-    if is_safetensors:
-        save_file(tensors, tmp_path / "2_Dense" / "model.safetensors")
-    else:
-        torch.save(tensors, tmp_path / "2_Dense" / "pytorch_model.bin")
     config = ModelFolder(tmp_path).encoder
     assert config is not None
     modules = Modules(dense=(Dense("2_Dense", 32, 7, has_bias=True, activation="Tanh"),))
+    with pytest.raises(ModelError, match=r"2_Dense has no model\.safetensors"):
+        build_encoder(load_settings(device="cpu"), tmp_path, replace(config, modules=modules))
+    save_file(tensors, tmp_path / "2_Dense" / "model.safetensors")
     built = build_encoder(load_settings(device="cpu"), tmp_path, replace(config, modules=modules))
     requests = make_requests(has_types=False)
     for request, vector in zip(requests, encode(built, requests), strict=True):
