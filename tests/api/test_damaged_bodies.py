@@ -112,7 +112,7 @@ def test_the_whole_bodies_are_right(roomy: Server, path: str, body: Any) -> None
 
 
 @pytest.mark.parametrize(("path", "body"), CALLS)
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_a_changed_place_is_no_fault_of_the_server(roomy: Server, path: str, body: Any, data: st.DataObject) -> None:
     changed = copy.deepcopy(body)

@@ -24,6 +24,7 @@ def invoke(*arguments: object) -> Result:
     return CliRunner().invoke(app, [str(argument) for argument in arguments])
 
 
+@pytest.mark.slow  # matplotlib's first plot starts a process that lists fonts
 def test_a_sweep_writes_table_json_and_plot(tmp_path: Path) -> None:
     data, plot = tmp_path / "out.json", tmp_path / "out.png"
     lengths = ("--input-len", 4, "--output-len", 5)

@@ -23,7 +23,7 @@ class Load:
         self._clients = [self._pool.submit(self._run, index) for index in range(clients)]
 
     def _run(self, index: int) -> None:
-        body = {"prompt": f"{index}:", "max_tokens": 40, "ignore_eos": True, "stream": True}
+        body = {"prompt": f"{index}:", "max_tokens": 20, "ignore_eos": True, "stream": True}
         with httpx.Client(timeout=PATIENCE, headers=self._headers) as http:
             while not self._stop.is_set():
                 try:

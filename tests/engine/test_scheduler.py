@@ -171,7 +171,7 @@ events = st.lists(st.one_of(requests, steps, steps, st.integers(0, 20)), max_siz
     window=st.sampled_from([None, 1, 6]),
     proposes=st.booleans(),
 )
-@settings(max_examples=1000, deadline=None)
+@settings(max_examples=600, deadline=None)
 def test_random_traffic(
     events: list[object],
     overlap: bool,
