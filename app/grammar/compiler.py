@@ -77,13 +77,9 @@ class GrammarCompiler:
         self._threads = ThreadPoolExecutor(max_workers=1, thread_name_prefix="grammar")
 
     @cached_property
-    def tokenizer(self) -> Tokenizer:
-        """Read when the first grammar arrives."""
-        return self._load_tokenizer()
-
-    @cached_property
     def _vocabulary(self) -> LLTokenizer:
-        return vocabulary_of(self.tokenizer, self._vocab_size)
+        """Made when the first grammar arrives."""
+        return vocabulary_of(self._load_tokenizer(), self._vocab_size)
 
     def start(self, grammar: str) -> Future[None]:
         """Compile a grammar ahead of `matcher`. The future raises GrammarError."""

@@ -2,7 +2,6 @@
 
 from collections.abc import Iterable
 from concurrent.futures import Future
-from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
 
@@ -72,17 +71,21 @@ class GrammarMasks:
 
     def __init__(self, folder: Path, vocab_size: int) -> None:
         """For the model in a folder. Its tokenizer is read when the first grammar arrives."""
-        self._compiler = GrammarCompiler(lambda: Tokenizer(folder), vocab_size)
+        self._folder = folder
         self._vocab_size = vocab_size
+        self._compiler = GrammarCompiler(self._load_tokenizer, vocab_size)
+        self._digits: Digits | None = None
         # One thread: a grammar's matchers share a lexer, for which several threads would wait longer than they compute.
         self._executor = LLExecutor(num_threads=1)
         self._matchers: dict[int, RowMatcher] = {}
         self.words = mask_words(vocab_size)
         """Number of int32 words in a mask."""
 
-    @cached_property
-    def _digits(self) -> Digits:
-        return Digits(self._compiler.tokenizer, self._vocab_size)
+    def _load_tokenizer(self) -> Tokenizer:
+        """Read the tokenizer, and look at all of its tokens: in the compiler's thread, because no step should wait."""
+        tokenizer = Tokenizer(self._folder)
+        self._digits = Digits(tokenizer, self._vocab_size)
+        return tokenizer
 
     def compile(self, grammar: str) -> Future[None]:
         """Compile a grammar ahead of `add`. The future raises GrammarError."""
@@ -92,7 +95,9 @@ class GrammarMasks:
         """Give a row to a request, which has generated tokens before if it was preempted."""
         self._matchers.pop(row, None)
         if sampling.grammar:
-            matcher = self._matchers[row] = RowMatcher(self._compiler.matcher(sampling.grammar), self._digits)
+            compiled = self._compiler.matcher(sampling.grammar)
+            assert self._digits is not None  # since the tokenizer has been read
+            matcher = self._matchers[row] = RowMatcher(compiled, self._digits)
             for token_id in output:
                 matcher.accept(token_id)
 
