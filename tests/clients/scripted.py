@@ -1,8 +1,12 @@
 """A server for programs whose prompts are too long for the embedded model, or that need certain answers."""
 
-from collections.abc import Callable, Iterator
+import json
+import os
+import subprocess
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import msgspec
 
@@ -31,3 +35,25 @@ def scripted_server(folder: Path, model: str, answer: Callable[[str], str]) -> I
         yield server
     finally:
         next(servers, None)
+
+
+def run_program(command: Sequence[str | Path], home: Path, seconds: float, environment: Mapping[str, str]) -> str:
+    """What a program writes to stdout in the folder `home`/work, with nothing on stdin. It has to succeed."""
+    run = subprocess.run(
+        command,
+        cwd=home / "work",
+        env={"PATH": os.environ["PATH"], "HOME": str(home), **environment},
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=seconds,
+        check=False,
+    )
+    print(run.stdout, run.stderr)
+    assert run.returncode == 0
+    return run.stdout
+
+
+def events_in(written: str) -> list[dict[str, Any]]:
+    """The events that a program writes as lines of JSON, among other lines."""
+    return [json.loads(line) for line in written.splitlines() if line.startswith("{")]

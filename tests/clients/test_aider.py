@@ -1,13 +1,11 @@
 """aider edits a file through /v1/chat/completions."""
 
-import os
-import subprocess
 from pathlib import Path
 
 import pytest
 
 from tests.clients.environments import HERE, python_environment
-from tests.clients.scripted import scripted_server
+from tests.clients.scripted import run_program, scripted_server
 
 pytestmark = pytest.mark.clients
 SECONDS = 240
@@ -23,24 +21,16 @@ def test_a_file_is_edited(tmp_path: Path) -> None:
     (work / "note.txt").write_text("a word from a file")
     with scripted_server(tmp_path, MODEL, lambda _: f"<think>Hm</think>{EDIT}") as server:
         environment = {
-            "PATH": os.environ["PATH"],
-            "HOME": str(tmp_path),
             "OPENAI_API_BASE": f"{server.url}/v1",
             "OPENAI_API_KEY": "none",
             "AIDER_ANALYTICS": "false",
             "AIDER_CHECK_UPDATE": "false",
         }
-        run = subprocess.run(
+        written = run_program(
             [program, "--model", f"openai/{MODEL}", *OPTIONS, "--message", "Copy note.txt to made.txt.", "note.txt"],
-            cwd=work,
-            env=environment,
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            timeout=SECONDS,
-            check=False,
+            tmp_path,
+            SECONDS,
+            environment,
         )
-    print(run.stdout, run.stderr)
-    assert run.returncode == 0
     assert (work / "made.txt").read_text() == "a word from a file\n"
-    assert "THINKING" in run.stdout
+    assert "THINKING" in written

@@ -1,16 +1,14 @@
 """Anthropic's Claude Code does a task through /v1/messages: its requests are accepted, its tools called, and so on."""
 
 import json
-import os
 import shutil
-import subprocess
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.clients.environments import node_environment
-from tests.clients.scripted import scripted_server
+from tests.clients.scripted import events_in, run_program, scripted_server
 
 pytestmark = [
     pytest.mark.clients,
@@ -66,8 +64,6 @@ def run_claude(folder: Path, url: str) -> list[dict[str, Any]]:
     """The events of a task in `folder`/work."""
     package = node_environment("claude_code") / "node_modules" / "@anthropic-ai" / "claude-code"
     environment = {
-        "PATH": os.environ["PATH"],
-        "HOME": str(folder),
         "ANTHROPIC_BASE_URL": url,
         "ANTHROPIC_AUTH_TOKEN": "none",
         "ANTHROPIC_MODEL": MODEL,
@@ -76,16 +72,10 @@ def run_claude(folder: Path, url: str) -> list[dict[str, Any]]:
         "CLAUDE_CODE_DISABLE_NONESSENTIAL_TRAFFIC": "1",
     }
     options = ("--output-format", "stream-json", "--verbose", "--allowedTools", "Bash,Read,Write,Agent,NotebookEdit")
-    run = subprocess.run(
+    written = run_program(
         ["node", package / "cli-wrapper.cjs", "-p", "Copy note.txt to made.txt.", *options],
-        cwd=folder / "work",
-        env=environment,
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        timeout=SECONDS,
-        check=False,
+        folder,
+        SECONDS,
+        environment,
     )
-    print(run.stdout, run.stderr)
-    assert run.returncode == 0
-    return [json.loads(line) for line in run.stdout.splitlines() if line.startswith("{")]
+    return events_in(written)

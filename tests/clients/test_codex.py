@@ -1,16 +1,14 @@
 """OpenAI's Codex does tasks through /v1/responses: its requests are accepted, its tools called, their results read."""
 
 import json
-import os
 import shutil
-import subprocess
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.clients.environments import node_environment
-from tests.clients.scripted import scripted_server
+from tests.clients.scripted import events_in, run_program, scripted_server
 
 pytestmark = [
     pytest.mark.clients,
@@ -67,18 +65,6 @@ def run_codex(folder: Path, config: str, *more: str) -> list[dict[str, Any]]:
     home = folder / "codex"
     home.mkdir()
     (home / "config.toml").write_text(config)
-    environment = {"PATH": os.environ["PATH"], "HOME": str(folder), "CODEX_HOME": str(home)}
     options = ("--json", "--skip-git-repo-check", "--dangerously-bypass-approvals-and-sandbox")
-    run = subprocess.run(
-        [codex, "exec", *options, *more, "Do it."],
-        cwd=folder / "work",
-        env=environment,
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        timeout=SECONDS,
-        check=False,
-    )
-    print(run.stdout, run.stderr)
-    assert run.returncode == 0
-    return [json.loads(line) for line in run.stdout.splitlines() if line.startswith("{")]
+    written = run_program([codex, "exec", *options, *more, "Do it."], folder, SECONDS, {"CODEX_HOME": str(home)})
+    return events_in(written)

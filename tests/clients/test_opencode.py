@@ -1,17 +1,15 @@
 """OpenCode does a task through /v1/chat/completions: its requests are accepted, and its tools called."""
 
 import json
-import os
 import platform
 import shutil
-import subprocess
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.clients.environments import node_environment
-from tests.clients.scripted import scripted_server
+from tests.clients.scripted import events_in, run_program, scripted_server
 
 pytestmark = [
     pytest.mark.clients,
@@ -58,16 +56,10 @@ def run_opencode(folder: Path, url: str) -> list[dict[str, Any]]:
     names = {"model": f"paceline/{MODEL}", "small_model": f"paceline/{MODEL}"}
     config = {**names, "provider": {"paceline": provider}, "autoupdate": False, "share": "disabled"}
     (folder / "work" / "opencode.json").write_text(json.dumps(config))
-    run = subprocess.run(
+    written = run_program(
         [program, "run", "--format", "json", "Copy note.txt to made.txt."],
-        cwd=folder / "work",
-        env={"PATH": os.environ["PATH"], "HOME": str(folder), "OPENCODE_DISABLE_MODELS_FETCH": "1"},
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        timeout=SECONDS,
-        check=False,
+        folder,
+        SECONDS,
+        {"OPENCODE_DISABLE_MODELS_FETCH": "1"},
     )
-    print(run.stdout, run.stderr)
-    assert run.returncode == 0
-    return [json.loads(line) for line in run.stdout.splitlines() if line.startswith("{")]
+    return events_in(written)
