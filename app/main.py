@@ -16,16 +16,16 @@ from typing import Any
 
 from fastapi import FastAPI
 
-from app.api.app import create_app
-from app.api.process import load_text_side, running_service
-from app.checkpoint.source import find_model
-from app.core.engine_client import EngineClient
-from app.core.wire import EngineReady
-from app.errors import EXIT_STARTUP_ERROR, StartupError
-from app.log import configure_logging
-from app.settings import load_settings
-from app.supervisor.child import ChildLostError
-from app.supervisor.engine import EngineProcess
+from .api.app import create_app
+from .api.process import load_text_side, running_service
+from .checkpoint.source import find_model
+from .core.engine_client import EngineClient
+from .core.wire import EngineReady
+from .errors import EXIT_STARTUP_ERROR, StartupError
+from .log import configure_logging
+from .settings import load_settings
+from .supervisor.child import ChildLostError
+from .supervisor.engine import EngineProcess
 
 log = logging.getLogger(__name__)
 

@@ -4,16 +4,16 @@ import secrets
 import time
 from collections.abc import Iterator
 
-from app.checkpoint.source import find_model
-from app.core.sampling import SamplingParams
-from app.core.wire import GenerateCommand
-from app.engine.build import build_engine
-from app.errors import InternalError, StartupError
-from app.log import configure_logging
-from app.settings import Settings
-from app.text.chat_template import ChatTemplate
-from app.text.output_processor import OutputProcessor, StopConditions
-from app.text.tokenizer import Tokenizer
+from .checkpoint.source import find_model
+from .core.sampling import SamplingParams
+from .core.wire import GenerateCommand
+from .engine.build import build_engine
+from .errors import InternalError, StartupError
+from .log import configure_logging
+from .settings import Settings
+from .text.chat_template import ChatTemplate
+from .text.output_processor import OutputProcessor, StopConditions
+from .text.tokenizer import Tokenizer
 
 
 def generate_text(settings: Settings, prompt: str, max_tokens: int, temperature: float, raw: bool) -> Iterator[str]:

@@ -9,7 +9,7 @@ from typing import Any
 from pydantic.fields import FieldInfo
 from pydantic_settings import BaseSettings, EnvSettingsSource, PydanticBaseSettingsSource, YamlConfigSettingsSource
 
-from app.errors import StartupError
+from .errors import StartupError
 
 ENV_PREFIX = "PACELINE_"
 _CONFIG = f"{ENV_PREFIX}CONFIG"

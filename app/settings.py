@@ -15,8 +15,8 @@ from pydantic import BaseModel, BeforeValidator, ByteSize, ConfigDict, Field, Ht
 from pydantic.fields import FieldInfo
 from pydantic_settings import BaseSettings, NoDecode, PydanticBaseSettingsSource, SettingsConfigDict
 
-from app.errors import StartupError
-from app.setting_sources import ENV_PREFIX, check_variables, sources
+from .errors import StartupError
+from .setting_sources import ENV_PREFIX, check_variables, sources
 
 
 def cache_folder() -> Path:

@@ -9,8 +9,8 @@ from pathlib import Path
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from app.core.request import DEFAULT_TENANT
-from app.errors import StartupError
+from .core.request import DEFAULT_TENANT
+from .errors import StartupError
 
 
 class Tenant(BaseModel):

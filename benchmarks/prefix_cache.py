@@ -9,8 +9,8 @@ import statistics
 import httpx
 from common import ServerProcess, paceline_serve, print_table, write_result
 
-from bench.client import Record, stream_request
-from bench.workload import PATHS
+from paceline_bench.client import Record, stream_request
+from paceline_bench.workload import PATHS
 
 _TOKEN_IDS = range(100, 32_000)
 

@@ -20,10 +20,10 @@ from typing import Any
 from common import ServerProcess, paceline_serve, print_table, write_result
 
 from app.checkpoint.source import find_model
-from bench.client import Server
-from bench.report import summarize
-from bench.runner import Run
-from bench.workload import Workload
+from paceline_bench.client import Server
+from paceline_bench.report import summarize
+from paceline_bench.runner import Run
+from paceline_bench.workload import Workload
 
 _TOKEN_IDS = (100, 32_000)
 _WARMUP_TOKENS = 4

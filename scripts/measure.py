@@ -15,6 +15,7 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
+from importlib.util import resolve_name
 from pathlib import Path
 
 PATH_OF_A_TOKEN = ("core", "engine", "worker", "attention", "models", "layers")
@@ -52,6 +53,11 @@ class Source:
     def num_lines(self) -> int:
         return len(self.text.splitlines())
 
+    @property
+    def package(self) -> str:
+        """What the module's relative imports start from."""
+        return self.name if self.path.name == "__init__.py" else self.name.rpartition(".")[0]
+
     def nodes(self) -> Iterator[ast.AST]:
         """All nodes of the syntax tree."""
         return ast.walk(self.tree)
@@ -85,7 +91,8 @@ class Source:
             if isinstance(node, ast.Import):
                 names |= {alias.name for alias in node.names}
             elif isinstance(node, ast.ImportFrom):
-                names |= {f"{node.module}.{alias.name}" for alias in node.names} | {str(node.module)}
+                module = resolve_name("." * node.level + (node.module or ""), self.package)
+                names |= {f"{module}.{alias.name}" for alias in node.names} | {module}
             elif every or not (isinstance(node, Function) or _is_for_types(node)):
                 todo += ast.iter_child_nodes(node)
         return names

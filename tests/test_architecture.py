@@ -1,6 +1,8 @@
 """Who may import whom, held by reading the source. The table below is the architecture."""
 
 import ast
+import re
+from importlib.util import resolve_name
 from pathlib import Path
 
 import pytest
@@ -86,10 +88,17 @@ def imports(path: Path) -> list[str]:
         if isinstance(node, ast.Import):
             names += [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
-            assert node.level == 0, f"{path}: relative import"
-            parts = [f"{node.module}.{alias.name}" for alias in node.names]
-            names += {part if part in MODULES else str(node.module) for part in parts}
+            own = ".".join(path.relative_to(REPOSITORY).parent.parts)
+            source = resolve_name("." * node.level + (node.module or ""), own)
+            parts = [f"{source}.{alias.name}" for alias in node.names]
+            names += {part if part in MODULES else source for part in parts}
     return names
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(APP)))
+def test_imports_from_the_own_package_are_relative(path: Path) -> None:
+    """The package is called `app` here, and `paceline` where it is installed."""
+    assert not re.search(r"^\s*(from|import) (app|paceline)\b", path.read_text(), re.MULTILINE)
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(APP)))
@@ -118,10 +127,11 @@ def test_the_table_names_what_exists() -> None:
 
 
 def test_the_load_test_stands_alone() -> None:
-    """`bench` measures any server: of `app` it sees the version, and in `app` only the command line sees it."""
-    seen = {name for path in (REPOSITORY / "bench").glob("*.py") for name in imports(path)}
-    assert {name for name in seen if name.partition(".")[0] in {"app"} | HEAVY} == {"app"}
-    assert [path for path in FILES if any(name.startswith("bench.") for name in imports(path))] == [APP / "cli.py"]
+    """`paceline_bench` measures any server: it sees nothing of `app`, and in `app` only the command line sees it."""
+    seen = {name for path in (REPOSITORY / "paceline_bench").glob("*.py") for name in imports(path)}
+    assert not {name for name in seen if name.partition(".")[0] in {"app"} | HEAVY}
+    users = [path for path in FILES if any(name.startswith("paceline_bench.") for name in imports(path))]
+    assert users == [APP / "cli.py"]
 
 
 def test_there_is_no_circle() -> None:

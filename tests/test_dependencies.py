@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 REPOSITORY = Path(__file__).parent.parent
-FILES = [path for package in ("app", "bench") for path in (REPOSITORY / package).rglob("*.py")]
-OWN = {"app", "bench"}
+FILES = [path for package in ("app", "paceline_bench") for path in (REPOSITORY / package).rglob("*.py")]
+OWN = {"app", "paceline_bench"}
 BROUGHT_BY_TORCH = {"triton"}
 """Only torch's builds for CUDA need Triton, each the version that it names: pyproject.toml leaves it to them."""
 

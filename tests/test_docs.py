@@ -37,7 +37,7 @@ PAGES = sorted(
         *(path for folder in ("docs", "deploy", "benchmarks") for path in (REPOSITORY / folder).rglob("*.md")),
     ]
 )
-FOLDERS = "app|bench|benchmarks|deploy|docs|scripts|tests|core|engine|worker|attention|models|api"
+FOLDERS = "app|paceline_bench|benchmarks|deploy|docs|scripts|tests|core|engine|worker|attention|models|api"
 MAX_README_LINES = 150
 
 
@@ -171,7 +171,7 @@ def test_every_citation_of_a_page_leads_somewhere() -> None:
     """Comments, docstrings and help texts that cite `docs/PAGE.md#anchor`."""
     files = [
         path
-        for folder in ("app", "bench", "benchmarks", "deploy", "scripts")
+        for folder in ("app", "paceline_bench", "benchmarks", "deploy", "scripts")
         for path in (REPOSITORY / folder).rglob("*")
     ]
     cited = {

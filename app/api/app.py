@@ -10,28 +10,28 @@ from fastapi import FastAPI
 from fastapi_offline import FastAPIOffline
 from starlette.middleware.cors import CORSMiddleware
 
-from app import __version__
-from app.api.chat import route as chat
-from app.api.completions import route as completions
-from app.api.edge.admission import Admission, AuthMiddleware
-from app.api.edge.azure import AzureMiddleware
-from app.api.edge.document import install_document
-from app.api.edge.errors import install_error_handlers
-from app.api.edge.head import HeadMiddleware
-from app.api.edge.middleware import Drain, RequestMiddleware
-from app.api.encoders import route as encoders
-from app.api.messages import route as messages
-from app.api.operations import health, models, streams, tokenize
-from app.api.operations.deep_check import DeepCheck
-from app.api.responses import route as responses
-from app.api.responses import stored
-from app.api.responses.background import Background
-from app.api.responses.store import ResponseStore
-from app.errors import StartupError
-from app.settings import Settings
+from .. import __version__
+from ..errors import StartupError
+from ..settings import Settings
+from .chat import route as chat
+from .completions import route as completions
+from .edge.admission import Admission, AuthMiddleware
+from .edge.azure import AzureMiddleware
+from .edge.document import install_document
+from .edge.errors import install_error_handlers
+from .edge.head import HeadMiddleware
+from .edge.middleware import Drain, RequestMiddleware
+from .encoders import route as encoders
+from .messages import route as messages
+from .operations import health, models, streams, tokenize
+from .operations.deep_check import DeepCheck
+from .responses import route as responses
+from .responses import stored
+from .responses.background import Background
+from .responses.store import ResponseStore
 
 if TYPE_CHECKING:
-    from app.api.edge.tracing import Tracing
+    from .edge.tracing import Tracing
 
 Lifespan = Callable[[FastAPI], AbstractAsyncContextManager[None]]
 
@@ -96,7 +96,7 @@ def _tracing(settings: Settings) -> "Tracing | None":
     if settings.otlp_traces_endpoint is None:
         return None
     try:
-        from app.api.edge.tracing import Tracing
+        from .edge.tracing import Tracing
     except ModuleNotFoundError as error:
         raise StartupError(
             f"otlp_traces_endpoint: {error.name} is missing: {sys.executable} -m pip install "

@@ -5,11 +5,11 @@ from typing import Annotated
 
 from fastapi import Depends, Request
 
-from app.api.edge.body import Body, read_body
-from app.api.edge.request_log import RequestLog
-from app.api.service import Service
-from app.errors import TenantQueueFullError
-from app.tenants import Tenant
+from ..errors import TenantQueueFullError
+from ..tenants import Tenant
+from .edge.body import Body, read_body
+from .edge.request_log import RequestLog
+from .service import Service
 
 
 def _service(request: Request) -> Service:

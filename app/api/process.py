@@ -22,28 +22,28 @@ from typing import cast
 import uvicorn
 from fastapi import FastAPI
 
-from app.api.app import create_app
-from app.api.edge.admission import Admission
-from app.api.edge.http_protocol import HttpProtocol
-from app.api.edge.middleware import Drain
-from app.api.edge.resumable import ResumableStreams
-from app.api.service import Service
-from app.checkpoint.encoders import EncoderConfig
-from app.checkpoint.folder import ModelFolder
-from app.core.heartbeat import Heartbeat
-from app.core.parent import give_up, read_settings, when_parent_ends
-from app.core.wire import EngineReady
-from app.engine.client import AsyncEngine
-from app.errors import EngineUnavailableError, StartupError
-from app.grammar.checker import GrammarChecker
-from app.log import configure_logging
-from app.metrics import Metrics
-from app.settings import Settings
-from app.text.chat_template import ChatTemplate
-from app.text.message_format import MessageFormat
-from app.text.tokenizer import Tokenizer
+from ..checkpoint.encoders import EncoderConfig
+from ..checkpoint.folder import ModelFolder
+from ..core.heartbeat import Heartbeat
+from ..core.parent import give_up, read_settings, when_parent_ends
+from ..core.wire import EngineReady
+from ..engine.client import AsyncEngine
+from ..errors import EngineUnavailableError, StartupError
+from ..grammar.checker import GrammarChecker
+from ..log import configure_logging
+from ..metrics import Metrics
+from ..settings import Settings
+from ..text.chat_template import ChatTemplate
+from ..text.message_format import MessageFormat
+from ..text.tokenizer import Tokenizer
+from .app import create_app
+from .edge.admission import Admission
+from .edge.http_protocol import HttpProtocol
+from .edge.middleware import Drain
+from .edge.resumable import ResumableStreams
+from .service import Service
 
-log = logging.getLogger("app.api.process")  # which runs as __main__
+log = logging.getLogger(__spec__.name)  # since this runs as __main__
 
 _CHAT = '{"temperature": 0, "messages": [{"role": "user", "content": "What is the capital of France?"}]}'
 

@@ -5,14 +5,11 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal
 
-from app import __version__
-from app.api.edge.admission import Admission
-from app.api.edge.request_log import RequestLog
-from app.api.edge.resumable import ResumableStreams
-from app.checkpoint.encoders import EncoderConfig
-from app.core.engine_client import EngineClient
-from app.core.wire import EngineReady
-from app.errors import (
+from .. import __version__
+from ..checkpoint.encoders import EncoderConfig
+from ..core.engine_client import EngineClient
+from ..core.wire import EngineReady
+from ..errors import (
     ApiError,
     DeadlineError,
     EngineUnavailableError,
@@ -21,13 +18,16 @@ from app.errors import (
     NotFoundError,
     UnsupportedError,
 )
-from app.grammar.checker import GrammarChecker
-from app.metrics import Metrics
-from app.settings import Settings
-from app.tenants import Tenant
-from app.text.chat_template import ChatTemplate
-from app.text.message_format import MessageFormat
-from app.text.tokenizer import Tokenizer
+from ..grammar.checker import GrammarChecker
+from ..metrics import Metrics
+from ..settings import Settings
+from ..tenants import Tenant
+from ..text.chat_template import ChatTemplate
+from ..text.message_format import MessageFormat
+from ..text.tokenizer import Tokenizer
+from .edge.admission import Admission
+from .edge.request_log import RequestLog
+from .edge.resumable import ResumableStreams
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any
 
-from app.attention.backends.base import AttentionBackend
+from .backends.base import AttentionBackend
 
 
 @dataclass(frozen=True)

@@ -2,8 +2,8 @@
 
 from torch import Tensor, nn
 
-from app.attention.config import AttentionConfig, HeadNorms, LayerCache
-from app.attention.context import current_context
+from .config import AttentionConfig, HeadNorms, LayerCache
+from .context import current_context
 
 
 class Attention(nn.Module):

@@ -8,11 +8,11 @@ from typing import Any
 
 import torch
 
-from app.attention.backends.base import AttentionBackend
-from app.attention.backends.torch_paged import TorchPagedBackend
-from app.attention.config import AttentionConfig
-from app.errors import StartupError
-from app.kernels.ops import CPU_DTYPES, HAS_TRITON
+from ..errors import StartupError
+from ..kernels.ops import CPU_DTYPES, HAS_TRITON
+from .backends.base import AttentionBackend
+from .backends.torch_paged import TorchPagedBackend
+from .config import AttentionConfig
 
 log = logging.getLogger(__name__)
 
@@ -34,13 +34,13 @@ class Capabilities:
 
 
 def _make_triton(configs: list[AttentionConfig], num_groups: int) -> AttentionBackend[Any]:
-    from app.attention.backends.triton_paged import TritonPagedBackend
+    from .backends.triton_paged import TritonPagedBackend
 
     return TritonPagedBackend(configs, num_groups)
 
 
 def _make_cpu(_configs: list[AttentionConfig], _num_groups: int) -> AttentionBackend[Any]:
-    from app.attention.backends.cpu_paged import CpuPagedBackend  # Numba is for the CPU only
+    from .backends.cpu_paged import CpuPagedBackend  # Numba is for the CPU only
 
     return CpuPagedBackend()
 

@@ -3,8 +3,8 @@
 from pathlib import Path
 from typing import Any
 
-from app.checkpoint.folder import ModelFolder
-from app.errors import ModelError
+from ..errors import ModelError
+from .folder import ModelFolder
 
 
 def read_chat_templates(folder: ModelFolder) -> dict[str, str]:

@@ -15,10 +15,10 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from app.checkpoint.gguf.config import model_config, other_config
-from app.checkpoint.gguf.file import GgufFile
-from app.checkpoint.gguf.tokenizer import GgufTokenizer
-from app.core.parent import when_parent_ends
+from ..core.parent import when_parent_ends
+from .gguf.config import model_config, other_config
+from .gguf.file import GgufFile
+from .gguf.tokenizer import GgufTokenizer
 
 _STORED_DTYPES = {0: "float32", 1: "float16"}
 """`general.file_type` of files that are not quantized. Weights of all others become bfloat16, which has more bits than

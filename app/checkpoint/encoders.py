@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from app.checkpoint.sentence_transformers import DEFAULT_MODULES, Modules, Read, activation_of, parse_modules
+from .sentence_transformers import DEFAULT_MODULES, Modules, Read, activation_of, parse_modules
 
 ENCODERS = frozenset(
     ("albert", "bert", "camembert", "deberta", "deberta-v2", "distilbert", "electra", "ernie", "modernbert", "mpnet")

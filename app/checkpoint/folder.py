@@ -6,9 +6,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from app.checkpoint.encoders import EncoderConfig, parse_encoder_config
-from app.checkpoint.families import max_position_embeddings
-from app.errors import ModelError
+from ..errors import ModelError
+from .encoders import EncoderConfig, parse_encoder_config
+from .families import max_position_embeddings
 
 _DTYPES = ("float32", "bfloat16", "float16")
 _OTHER_WEIGHTS = ("*.bin", "*.pt", "*.pth", "*.gguf")

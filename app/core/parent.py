@@ -21,8 +21,8 @@ from functools import partial
 from pathlib import Path
 from typing import NoReturn
 
-from app.errors import EXIT_STARTUP_ERROR
-from app.settings import Settings
+from ..errors import EXIT_STARTUP_ERROR
+from ..settings import Settings
 
 _STDIN = 0
 _PR_SET_PDEATHSIG = 1

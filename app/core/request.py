@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 
 import msgspec
 
-from app.core.sampling import SamplingParams
+from .sampling import SamplingParams
 
 DEFAULT_TENANT = "default"
 """Whose requests are if nobody has keys."""

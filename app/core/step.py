@@ -20,8 +20,8 @@ from typing import Protocol
 
 import msgspec
 
-from app.core.request import NO_EXTRAS, Extras
-from app.core.sampling import Logprobs, SamplingParams
+from .request import NO_EXTRAS, Extras
+from .sampling import Logprobs, SamplingParams
 
 
 class NewRequest(msgspec.Struct, kw_only=True):

@@ -4,8 +4,8 @@ from typing import Literal
 
 import msgspec
 
-from app.core.request import DEFAULT_TENANT, FinishReason
-from app.core.sampling import Logprobs, SamplingParams
+from .request import DEFAULT_TENANT, FinishReason
+from .sampling import Logprobs, SamplingParams
 
 # ------------------------------------------------------------------ API worker to engine
 

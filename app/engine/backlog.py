@@ -5,7 +5,7 @@ import time
 from collections import Counter, deque
 from collections.abc import Callable
 
-from app.core.wire import GenerateCommand, RequestCommand
+from ..core.wire import GenerateCommand, RequestCommand
 
 _WINDOW = 10.0
 """Seconds over which the rate is measured, at most."""

@@ -2,7 +2,7 @@
 
 from collections import OrderedDict
 
-from app.engine.prefix_cache import PrefixCache
+from .prefix_cache import PrefixCache
 
 
 class BlockPool:

@@ -3,17 +3,17 @@
 import time
 from pathlib import Path
 
-from app.checkpoint.encoders import EncoderConfig
-from app.checkpoint.folder import ModelFolder
-from app.core.step import BuiltWorker
-from app.core.wire import EngineReady, Task
-from app.engine.chunk_pacer import ChunkPacer
-from app.engine.core import EngineCore
-from app.engine.kv_cache import KVCache
-from app.engine.scheduler import Scheduler
-from app.fairness.alone import Alone
-from app.fairness.fair_shares import FairShares
-from app.settings import Settings
+from ..checkpoint.encoders import EncoderConfig
+from ..checkpoint.folder import ModelFolder
+from ..core.step import BuiltWorker
+from ..core.wire import EngineReady, Task
+from ..fairness.alone import Alone
+from ..fairness.fair_shares import FairShares
+from ..settings import Settings
+from .chunk_pacer import ChunkPacer
+from .core import EngineCore
+from .kv_cache import KVCache
+from .scheduler import Scheduler
 
 
 def build_engine(settings: Settings, model_folder: Path) -> tuple[EngineCore, EngineReady]:
@@ -44,15 +44,15 @@ def _build_worker(settings: Settings, folder: Path, encoder: EncoderConfig | Non
     """
     started = time.monotonic()
     if settings.worker == "echo":
-        from app.worker.echo import build_echo_worker
+        from ..worker.echo import build_echo_worker
 
         return build_echo_worker(settings, folder), 0.0
     if encoder:
-        from app.worker.encoder_factory import build_encoder
+        from ..worker.encoder_factory import build_encoder
 
         imported = time.monotonic()
         return build_encoder(settings, folder, encoder), imported - started
-    from app.worker.factory import build_worker
+    from ..worker.factory import build_worker
 
     imported = time.monotonic()
     return build_worker(settings, folder), imported - started

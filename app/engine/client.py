@@ -11,9 +11,9 @@ import zmq
 import zmq.asyncio
 from zmq.utils.monitor import recv_monitor_message
 
-from app.core.heartbeat import EngineHeartbeat
-from app.core.request import FinishReason
-from app.core.wire import (
+from ..core.heartbeat import EngineHeartbeat
+from ..core.request import FinishReason
+from ..core.wire import (
     MAX_UNREAD_MESSAGES,
     AbortCommand,
     EngineCommand,
@@ -27,8 +27,8 @@ from app.core.wire import (
     RequestOutput,
     StepOutputs,
 )
-from app.engine.backlog import Backlog
-from app.errors import EngineUnavailableError, QueueFullError
+from ..errors import EngineUnavailableError, QueueFullError
+from .backlog import Backlog
 
 log = logging.getLogger(__name__)
 

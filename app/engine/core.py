@@ -7,11 +7,11 @@ from concurrent.futures import Future, wait
 from contextlib import suppress
 from typing import NamedTuple
 
-from app.core.request import Extras, FinishReason, Request, RequestStatus
-from app.core.sampling import SamplingParams
-from app.core.step import SchedulerOutput, StepHandle, Worker, WorkerLostError, WorkerOutOfMemoryError
-from app.core.wire import EncodeCommand, GenerateCommand, RequestCommand, RequestOutput, StepOutputs
-from app.engine.scheduler import Scheduler
+from ..core.request import Extras, FinishReason, Request, RequestStatus
+from ..core.sampling import SamplingParams
+from ..core.step import SchedulerOutput, StepHandle, Worker, WorkerLostError, WorkerOutOfMemoryError
+from ..core.wire import EncodeCommand, GenerateCommand, RequestCommand, RequestOutput, StepOutputs
+from .scheduler import Scheduler
 
 log = logging.getLogger(__name__)
 

@@ -10,10 +10,10 @@ import sys
 from collections.abc import Iterable, Sequence
 from itertools import repeat
 
-from app.core.request import Request, RequestStatus
-from app.core.step import KVGroup
-from app.engine.block_pool import BlockPool
-from app.engine.prefix_cache import hash_block, root_hash
+from ..core.request import Request, RequestStatus
+from ..core.step import KVGroup
+from .block_pool import BlockPool
+from .prefix_cache import hash_block, root_hash
 
 
 class _Group:

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 
-from app.core.wire import EngineStats, RequestOutput, StepOutputs
+from ..core.wire import EngineStats, RequestOutput, StepOutputs
 
 
 class Outbox:

@@ -2,11 +2,11 @@
 
 from collections.abc import Callable
 
-from app.core.request import FinishReason, Request, RequestStatus
-from app.core.step import NOTHING_ALLOWED, ModelRunnerOutput, SchedulerOutput
-from app.core.wire import COUNTERS, EngineStats, RequestOutput, RequestTiming
-from app.engine.kv_cache import KVCache
-from app.fairness.policy import SharePolicy
+from ..core.request import FinishReason, Request, RequestStatus
+from ..core.step import NOTHING_ALLOWED, ModelRunnerOutput, SchedulerOutput
+from ..core.wire import COUNTERS, EngineStats, RequestOutput, RequestTiming
+from ..fairness.policy import SharePolicy
+from .kv_cache import KVCache
 
 Clock = Callable[[], float]
 

@@ -11,13 +11,13 @@ import time
 from bisect import bisect_right, insort
 from collections.abc import Callable, Sequence
 
-from app.core.request import Request, RequestStatus
-from app.core.step import MAX_DRAFTS, NewRequest, SchedulerOutput
-from app.engine.chunk_pacer import ChunkPacer
-from app.engine.drafts import Proposer
-from app.engine.kv_cache import KVCache
-from app.engine.requests import Clock, RequestBatch
-from app.fairness.policy import SharePolicy
+from ..core.request import Request, RequestStatus
+from ..core.step import MAX_DRAFTS, NewRequest, SchedulerOutput
+from ..fairness.policy import SharePolicy
+from .chunk_pacer import ChunkPacer
+from .drafts import Proposer
+from .kv_cache import KVCache
+from .requests import Clock, RequestBatch
 
 log = logging.getLogger(__name__)
 

@@ -18,9 +18,9 @@ from pathlib import Path
 import msgspec
 import zmq
 
-from app.core.heartbeat import EngineHeartbeat
-from app.core.parent import give_up, read_settings, remove_if_orphan, when_parent_ends
-from app.core.wire import (
+from ..core.heartbeat import EngineHeartbeat
+from ..core.parent import give_up, read_settings, remove_if_orphan, when_parent_ends
+from ..core.wire import (
     MAX_UNREAD_MESSAGES,
     AbortCommand,
     EncodeCommand,
@@ -31,13 +31,13 @@ from app.core.wire import (
     HelloCommand,
     StepOutputs,
 )
-from app.engine.build import build_engine
-from app.engine.core import EngineCore
-from app.engine.outbox import Outbox
-from app.errors import StartupError
-from app.log import configure_logging
+from ..errors import StartupError
+from ..log import configure_logging
+from .build import build_engine
+from .core import EngineCore
+from .outbox import Outbox
 
-log = logging.getLogger("app.engine.server")  # which runs as __main__
+log = logging.getLogger(__spec__.name)  # since this runs as __main__
 
 _RETRY_MS = 2
 """Interval at which compiling grammars, slow API workers and the step in flight are polled, in milliseconds."""

@@ -3,9 +3,9 @@
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from app.core.request import Request
-from app.fairness.line import Line
-from app.fairness.policy import Pacer
+from ..core.request import Request
+from .line import Line
+from .policy import Pacer
 
 
 class Alone:

@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Iterable, Set
 from math import ceil
 
-from app.core.request import Request
+from ..core.request import Request
 
 
 class StepDemand:

@@ -9,8 +9,8 @@ Within a tenant, priority and then arrival decide.
 from collections.abc import Iterable, Iterator
 from itertools import chain
 
-from app.core.request import Request
-from app.fairness.line import Line
+from ..core.request import Request
+from .line import Line
 
 _PRESENCE = 10.0
 """Seconds without a request after which a tenant is forgotten."""

@@ -4,12 +4,12 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from app.core.request import Request
-from app.fairness.demand import StepDemand
-from app.fairness.fair_queue import FairQueue
-from app.fairness.policy import Pacer
-from app.fairness.shares import DominantShares
-from app.fairness.yield_steps import YieldSteps
+from ..core.request import Request
+from .demand import StepDemand
+from .fair_queue import FairQueue
+from .policy import Pacer
+from .shares import DominantShares
+from .yield_steps import YieldSteps
 
 _INPUT_COST = 1.0
 _OUTPUT_COST = 2.0

@@ -4,7 +4,7 @@ import heapq
 from collections.abc import Iterator
 from itertools import islice
 
-from app.core.request import Request
+from ..core.request import Request
 
 _MOST_ENDED = 16
 """Ended requests that are kept in a line however short it is."""

@@ -6,7 +6,7 @@
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
-from app.core.request import Request
+from ..core.request import Request
 
 
 class Pacer(Protocol):

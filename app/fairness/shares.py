@@ -3,7 +3,7 @@
 from collections import Counter
 from collections.abc import Iterable
 
-from app.core.request import Request
+from ..core.request import Request
 
 
 class DominantShares:

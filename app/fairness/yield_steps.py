@@ -6,9 +6,9 @@ anybody's prompt. Such a tenant then yields some of the steps, as many as are du
 
 from collections.abc import Iterable
 
-from app.core.request import Request
-from app.fairness.demand import StepDemand
-from app.fairness.policy import Pacer
+from ..core.request import Request
+from .demand import StepDemand
+from .policy import Pacer
 
 _RECOVERY = 0.4
 """Credit regained in each step in which nobody had to yield, as a fraction of the others' share.

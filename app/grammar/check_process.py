@@ -19,10 +19,10 @@ import numpy as np
 from llguidance import LLMatcher, LLTokenizer
 from llguidance.gbnf_to_lark import gbnf_to_lark
 
-from app.grammar.checker import FRAME_BYTES, MOST_CPU_SECONDS, Verdict
-from app.grammar.compiler import compile_grammar, vocabulary_of
-from app.grammar.constraint import GrammarError
-from app.text.tokenizer import Tokenizer
+from ..text.tokenizer import Tokenizer
+from .checker import FRAME_BYTES, MOST_CPU_SECONDS, Verdict
+from .compiler import compile_grammar, vocabulary_of
+from .constraint import GrammarError
 
 _STACK_BYTES = 2**20
 """The engine's threads have at least twice as much."""

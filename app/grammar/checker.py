@@ -7,15 +7,15 @@ Then the process that checks it ends, and nothing but the request with this gram
 import asyncio
 import logging
 import signal
-import sys
 from asyncio.subprocess import DEVNULL, PIPE, Process
 from collections import OrderedDict
 from pathlib import Path
 
 import msgspec
 
-from app.errors import InternalError
-from app.grammar.constraint import GrammarError
+from ..core.own_module import FOLDER, command
+from ..errors import InternalError
+from .constraint import GrammarError
 
 log = logging.getLogger(__name__)
 
@@ -93,8 +93,8 @@ class GrammarChecker:
 
     async def _start(self) -> Process:
         process = self._process = await asyncio.create_subprocess_exec(
-            sys.executable, "-m", "app.grammar.check_process", str(self._folder.absolute()),
-            cwd=Path(__file__).parents[2], stdin=PIPE, stdout=PIPE, stderr=DEVNULL,
+            *command("grammar.check_process"), str(self._folder.absolute()),
+            cwd=FOLDER, stdin=PIPE, stdout=PIPE, stderr=DEVNULL,
         )  # fmt: skip
         try:
             async with asyncio.timeout(_START_SECONDS):

@@ -9,8 +9,8 @@ from functools import cached_property
 
 from llguidance import LLMatcher, LLParserLimits, LLTokenizer
 
-from app.grammar.constraint import GrammarError
-from app.text.tokenizer import Tokenizer
+from ..text.tokenizer import Tokenizer
+from .constraint import GrammarError
 
 _MOST_KEPT = 32
 _PRIVATE_USE = "\ue000"

@@ -6,7 +6,7 @@ from typing import Any
 
 from llguidance import LLMatcher
 
-from app.grammar.schema import adapt
+from .schema import adapt
 
 _JSON_OPTIONS = {"whitespace_pattern": r"[ \t\r\n]{0,20}"}
 """White space between the tokens of JSON. Without a bound, a model can write line breaks until its tokens run out."""

@@ -9,9 +9,9 @@ import numpy as np
 from llguidance import LLExecutor, LLMatcher
 from numpy.typing import NDArray
 
-from app.core.sampling import SamplingParams
-from app.grammar.compiler import GrammarCompiler
-from app.text.tokenizer import Tokenizer
+from ..core.sampling import SamplingParams
+from ..text.tokenizer import Tokenizer
+from .compiler import GrammarCompiler
 
 _MOST_DIGITS = 64
 """Digits in a row. JSON does not bound a number's length, and a model may go on until its tokens run out."""

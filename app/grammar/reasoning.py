@@ -3,8 +3,8 @@
 import json
 import re
 
-from app.text.reasoning import ReasoningTags
-from app.text.tokenizer import Tokenizer
+from ..text.reasoning import ReasoningTags
+from ..text.tokenizer import Tokenizer
 
 
 def reasoning_prefix(tokenizer: Tokenizer, tags: ReasoningTags, is_open: bool) -> tuple[str, list[str]]:

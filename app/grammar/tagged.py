@@ -5,9 +5,9 @@ import re
 from collections.abc import Callable
 from typing import Any
 
-from app.grammar.constraint import json_rule
-from app.text.tools.arguments import Schema, resolve, types_of
-from app.text.tools.tagged import END_OF_FUNCTION, END_OF_PARAMETER, FUNCTION, PARAMETER
+from ..text.tools.arguments import Schema, resolve, types_of
+from ..text.tools.tagged import END_OF_FUNCTION, END_OF_PARAMETER, FUNCTION, PARAMETER
+from .constraint import json_rule
 
 _OF_AN_OBJECT = {"type", "properties", "required", "additionalProperties"}
 _DEFINITIONS = ("$defs", "definitions")

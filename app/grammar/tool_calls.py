@@ -5,10 +5,10 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from app.grammar.constraint import json_rule
-from app.grammar.tagged import tagged_call
-from app.text.tokenizer import Tokenizer
-from app.text.tools.formats import ToolFormat
+from ..text.tokenizer import Tokenizer
+from ..text.tools.formats import ToolFormat
+from .constraint import json_rule
+from .tagged import tagged_call
 
 
 def tool_calls(

@@ -22,21 +22,21 @@ def keep_compiled(folder: Path, device: torch.device) -> None:
     if device.type == "cuda":
         os.environ.setdefault("TRITON_CACHE_DIR", str(folder / "triton"))
     else:
-        from app.kernels.cpu import numerics
+        from .cpu import numerics
 
         numerics.keep_compiled(folder / "kernels")
 
 
 @cache
 def _cpu() -> ModuleType:
-    from app.kernels.cpu import fused  # it imports Numba, which only the CPU needs
+    from .cpu import fused  # it imports Numba, which only the CPU needs
 
     return fused
 
 
 @cache
 def _gpu() -> ModuleType:
-    from app.kernels.gpu import fused
+    from .gpu import fused
 
     return fused
 
@@ -75,7 +75,7 @@ def _skinny(x: Tensor) -> Callable[..., Tensor] | None:
     """The kernel for products with few rows, if it takes this tensor."""
     if not (x.is_cuda and HAS_TRITON) or x.dtype is torch.float32:
         return None
-    from app.kernels.gpu.linear import MOST_ROWS, skinny
+    from .gpu.linear import MOST_ROWS, skinny
 
     return skinny if x.numel() <= MOST_ROWS * x.shape[-1] else None
 

@@ -7,7 +7,7 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-from app.layers.sources import Target
+from .sources import Target
 
 
 class LinearMethod(Protocol):

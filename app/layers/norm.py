@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from app.kernels.ops import rms_norm
+from ..kernels.ops import rms_norm
 
 
 class RMSNorm(nn.Module):

@@ -5,7 +5,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from app.checkpoint.families import RopeConfig
+from ..checkpoint.families import RopeConfig
 
 
 def inverse_frequencies(config: RopeConfig) -> Tensor:

@@ -7,13 +7,13 @@ and without padding. Parameters have their names in checkpoints, except for thos
 import torch
 from torch import Tensor, nn
 
-from app.attention.config import AttentionConfig, HeadNorms
-from app.attention.layer import Attention
-from app.checkpoint.families import DecoderConfig, NotCarriedError
-from app.kernels.ops import ACTIVATIONS, gated
-from app.layers.linear import Head, Linear, MergedLinear
-from app.layers.norm import OffsetRMSNorm, RMSNorm
-from app.layers.rotary import RotaryEmbedding
+from ..attention.config import AttentionConfig, HeadNorms
+from ..attention.layer import Attention
+from ..checkpoint.families import DecoderConfig, NotCarriedError
+from ..kernels.ops import ACTIVATIONS, gated
+from ..layers.linear import Head, Linear, MergedLinear
+from ..layers.norm import OffsetRMSNorm, RMSNorm
+from ..layers.rotary import RotaryEmbedding
 
 RopeTables = tuple[Tensor, Tensor] | None
 

@@ -12,9 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from app.layers.linear import MergedLinear
-from app.layers.methods.plain import adopt, fill
-from app.layers.norm import OffsetRMSNorm, RMSNorm
+from ..layers.linear import MergedLinear
+from ..layers.methods.plain import adopt, fill
+from ..layers.norm import OffsetRMSNorm, RMSNorm
 
 log = logging.getLogger(__name__)
 

@@ -12,14 +12,14 @@ from transformers import CONFIG_MAPPING, MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig
 from transformers import __version__ as version
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from app.attention.backends.torch_paged import TorchPagedBackend
-from app.attention.config import AttentionConfig, LayerCache
-from app.attention.context import ForwardContext, forward_context
-from app.attention.layer import Attention
-from app.checkpoint.folder import ModelFolder
-from app.errors import ModelError
-from app.models.fusion import fuse
-from app.models.weights import refuse_codes, refuse_unmatched
+from ..attention.backends.torch_paged import TorchPagedBackend
+from ..attention.config import AttentionConfig, LayerCache
+from ..attention.context import ForwardContext, forward_context
+from ..attention.layer import Attention
+from ..checkpoint.folder import ModelFolder
+from ..errors import ModelError
+from .fusion import fuse
+from .weights import refuse_codes, refuse_unmatched
 
 _NAME = "paceline"
 _OWN_CODE = "code that comes with a checkpoint (auto_map) is not run"

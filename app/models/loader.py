@@ -9,15 +9,15 @@ from typing import Any
 import torch
 from torch import nn
 
-from app.attention.layer import Attention
-from app.checkpoint.families import FAMILIES, NotCarriedError, parse_decoder_config
-from app.checkpoint.folder import ModelFolder
-from app.errors import ModelError
-from app.layers.linear import LinearMethod, attach, finish
-from app.layers.methods import choose
-from app.models.decoder import Decoder
-from app.models.weights import has_own_head, load_weights
-from app.settings import ModelSettings
+from ..attention.layer import Attention
+from ..checkpoint.families import FAMILIES, NotCarriedError, parse_decoder_config
+from ..checkpoint.folder import ModelFolder
+from ..errors import ModelError
+from ..layers.linear import LinearMethod, attach, finish
+from ..layers.methods import choose
+from ..settings import ModelSettings
+from .decoder import Decoder
+from .weights import has_own_head, load_weights
 
 log = logging.getLogger(__name__)
 
@@ -49,7 +49,7 @@ def load_model(
     used = "decoder" if model is not None else "generic"
     if model is None:
         # Imported here because importing transformers takes seconds.
-        from app.models.generic import load_generic
+        from .generic import load_generic
 
         if settings.load_format == "dummy":
             raise ModelError(

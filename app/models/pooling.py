@@ -4,9 +4,9 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from app.checkpoint.folder import ModelFolder
-from app.checkpoint.sentence_transformers import Dense, Modules, Pooling
-from app.errors import ModelError
+from ..checkpoint.folder import ModelFolder
+from ..checkpoint.sentence_transformers import Dense, Modules, Pooling
+from ..errors import ModelError
 
 
 class Pooler(nn.Module):

@@ -13,9 +13,9 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from app.checkpoint.folder import ModelFolder
-from app.errors import ModelError
-from app.layers.sources import Filled, Target
+from ..checkpoint.folder import ModelFolder
+from ..errors import ModelError
+from ..layers.sources import Filled, Target
 
 log = logging.getLogger(__name__)
 

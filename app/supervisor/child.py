@@ -4,15 +4,15 @@ import logging
 import os
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
-from app.core.parent import reason_of
-from app.errors import PacelineError
-from app.settings import Settings
+from ..core.own_module import FOLDER, command
+from ..core.parent import reason_of
+from ..errors import PacelineError
+from ..settings import Settings
 
 log = logging.getLogger(__name__)
 
@@ -101,12 +101,13 @@ class Child:
 def start_module(
     module: str, settings: Settings, *arguments: str, fds: tuple[int, ...] = (), **environment: str
 ) -> subprocess.Popen[bytes]:
-    """Run a module as a child process, which reads its settings from stdin and ends when stdin is closed."""
+    """Run a module, such as `engine.server`, as a child process.
+
+    It reads its settings from stdin, and ends when stdin is closed.
+    """
     process = subprocess.Popen(
-        [sys.executable, "-m", module, *arguments],
-        cwd=Path(__file__).parents[
-            2
-        ],  # the folder that holds `app`: the user's folder may have another package of that name
+        [*command(module), *arguments],
+        cwd=FOLDER,
         stdin=subprocess.PIPE,
         pass_fds=fds,
         env=os.environ | environment,

@@ -3,12 +3,12 @@
 import subprocess
 from pathlib import Path
 
-from app.core.heartbeat import EngineHeartbeat
-from app.errors import EXIT_STARTUP_ERROR
-from app.settings import Settings
-from app.supervisor.child import Child, ChildLostError, start_module, stop
-from app.supervisor.folder import PrivateFolder
-from app.supervisor.watchdog import Watchdog
+from ..core.heartbeat import EngineHeartbeat
+from ..errors import EXIT_STARTUP_ERROR
+from ..settings import Settings
+from .child import Child, ChildLostError, start_module, stop
+from .folder import PrivateFolder
+from .watchdog import Watchdog
 
 
 class EngineProcess:
@@ -32,7 +32,7 @@ class EngineProcess:
         self._socket.unlink(missing_ok=True)
         self._steps_at_start = self._heartbeat.num_steps
         self._heartbeat.reset()
-        return start_module("app.engine.server", self._settings, self.address, str(self._model_folder.absolute()))
+        return start_module("engine.server", self._settings, self.address, str(self._model_folder.absolute()))
 
     def check(self) -> None:
         """Restart the engine if it has died, and end it if it hangs. To be called about once a second.

@@ -14,16 +14,16 @@ import time
 from functools import partial
 from pathlib import Path
 
-from app.checkpoint.source import find_model
-from app.core.heartbeat import Heartbeat
-from app.errors import EXIT_STARTUP_ERROR, StartupError
-from app.log import configure_logging
-from app.metrics import SHARED_FOLDER
-from app.settings import Settings
-from app.supervisor.child import Child, ChildLostError, start_module, stop
-from app.supervisor.engine import EngineProcess
-from app.supervisor.watchdog import Watchdog
-from app.tenants import read_tenants
+from ..checkpoint.source import find_model
+from ..core.heartbeat import Heartbeat
+from ..errors import EXIT_STARTUP_ERROR, StartupError
+from ..log import configure_logging
+from ..metrics import SHARED_FOLDER
+from ..settings import Settings
+from ..tenants import read_tenants
+from .child import Child, ChildLostError, start_module, stop
+from .engine import EngineProcess
+from .watchdog import Watchdog
 
 log = logging.getLogger(__name__)
 
@@ -100,9 +100,7 @@ class ApiWorker:
             shared.mkdir(exist_ok=True)
             environment[SHARED_FOLDER] = str(shared)
         arguments = (engine.address, str(folder.absolute()), str(sock.fileno()), str(started_at), str(index))
-        self._launch = partial(
-            start_module, "app.api.process", settings, *arguments, fds=(sock.fileno(),), **environment
-        )
+        self._launch = partial(start_module, "api.process", settings, *arguments, fds=(sock.fileno(),), **environment)
         self._began = 0.0
         self._heartbeat = Heartbeat(engine.address, f"api-{index}")
         self.child = Child(f"API worker {index}", self._start, settings.max_restarts, engine.folder)

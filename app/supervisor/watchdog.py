@@ -3,8 +3,8 @@
 import logging
 import signal
 
-from app.core.heartbeat import Heartbeat
-from app.supervisor.child import Child
+from ..core.heartbeat import Heartbeat
+from .child import Child
 
 log = logging.getLogger(__name__)
 

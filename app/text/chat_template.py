@@ -7,14 +7,14 @@ from typing import Any
 
 import jinja2
 
-from app.checkpoint.chat_templates import read_chat_templates
-from app.checkpoint.folder import ModelFolder
-from app.errors import InvalidRequestError, ModelError
-from app.text.control_tokens import ControlTokens, Segments
-from app.text.probe import calls_as_shown, find_shape
-from app.text.sandbox import compile_template, run_template
-from app.text.shape import REASONING_NAMES, Message
-from app.text.tokenizer import Tokenizer
+from ..checkpoint.chat_templates import read_chat_templates
+from ..checkpoint.folder import ModelFolder
+from ..errors import InvalidRequestError, ModelError
+from .control_tokens import ControlTokens, Segments
+from .probe import calls_as_shown, find_shape
+from .sandbox import compile_template, run_template
+from .shape import REASONING_NAMES, Message
+from .tokenizer import Tokenizer
 
 _RESERVED = {"messages", "tools", "documents", "add_generation_prompt", "continue_final_message", "chat_template"}
 _KEPT_OVERRIDES = 16

@@ -3,7 +3,7 @@
 import codecs
 from typing import Protocol
 
-from app.text.tokenizer import Tokenizer
+from .tokenizer import Tokenizer
 
 _REPLACEMENT = "\ufffd"
 _MAX_HELD = 4

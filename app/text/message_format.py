@@ -3,15 +3,15 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from app.text.chat_template import ChatTemplate
-from app.text.message_parser import MessageParser, PlainText, WithoutContent
-from app.text.reasoning import TAGS, ReasoningParser, ReasoningTags
-from app.text.shape import Message
-from app.text.tokenizer import Tokenizer
-from app.text.tools.arguments import Schema
-from app.text.tools.choose import choose_format
-from app.text.tools.formats import ToolFormat, format_of_required_calls
-from app.text.tools.prompt import text_of
+from .chat_template import ChatTemplate
+from .message_parser import MessageParser, PlainText, WithoutContent
+from .reasoning import TAGS, ReasoningParser, ReasoningTags
+from .shape import Message
+from .tokenizer import Tokenizer
+from .tools.arguments import Schema
+from .tools.choose import choose_format
+from .tools.formats import ToolFormat, format_of_required_calls
+from .tools.prompt import text_of
 
 
 @dataclass(frozen=True)

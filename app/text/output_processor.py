@@ -2,12 +2,12 @@
 
 from dataclasses import dataclass, field
 
-from app.core.request import FinishReason
-from app.core.sampling import Logprobs
-from app.core.wire import RequestOutput
-from app.text.detokenizer import make_detokenizer
-from app.text.stop import StopChecker
-from app.text.tokenizer import Tokenizer
+from ..core.request import FinishReason
+from ..core.sampling import Logprobs
+from ..core.wire import RequestOutput
+from .detokenizer import make_detokenizer
+from .stop import StopChecker
+from .tokenizer import Tokenizer
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,9 +8,9 @@ from dataclasses import replace
 from itertools import product, takewhile
 from typing import Any, Literal
 
-from app.errors import InvalidRequestError
-from app.text.sandbox import TemplateLimitError
-from app.text.shape import Message, Shape
+from ..errors import InvalidRequestError
+from .sandbox import TemplateLimitError
+from .shape import Message, Shape
 
 Render = Callable[[list[Message], list[Message]], str]
 """Renders messages and tools as they are. Raises InvalidRequestError if the template refuses them."""

@@ -2,7 +2,7 @@
 
 from typing import NamedTuple
 
-from app.text.message_parser import MessageDelta, MessageParser, Scanner, length_before
+from .message_parser import MessageDelta, MessageParser, Scanner, length_before
 
 
 class ReasoningTags(NamedTuple):

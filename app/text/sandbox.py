@@ -15,8 +15,8 @@ from jinja2.nodes import CallBlock, Node
 from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-from app.errors import InvalidRequestError
-from app.text.time_limit import template_time_limit
+from ..errors import InvalidRequestError
+from .time_limit import template_time_limit
 
 _MAX_OUTPUT = 16 * 2**20
 _MAX_SECONDS = 5.0

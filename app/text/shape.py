@@ -9,8 +9,8 @@ from typing import Any, Literal
 
 from pydantic_core import from_json
 
-from app.text.tools.prompt import calls_in_words, join_results, tell_tools, text_of
-from app.text.turns import system_first, users_together
+from .tools.prompt import calls_in_words, join_results, tell_tools, text_of
+from .turns import system_first, users_together
 
 Message = dict[str, Any]
 _ROLES = frozenset({"system", "developer", "user", "assistant", "tool"})

@@ -7,8 +7,8 @@ from typing import Any, NamedTuple
 from tokenizers import AddedToken, decoders
 from tokenizers import Tokenizer as FastTokenizer
 
-from app.checkpoint.folder import ModelFolder
-from app.errors import ModelError
+from ..checkpoint.folder import ModelFolder
+from ..errors import ModelError
 
 
 def _byte_alphabet() -> dict[str, int]:

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from itertools import takewhile
 from typing import Any
 
-from app.text.tools.prompt import text_of
+from .tools.prompt import text_of
 
 Message = dict[str, Any]
 

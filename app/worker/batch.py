@@ -9,8 +9,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from app.attention.step import Ints, StepInput
-from app.core.step import NewRequest, SchedulerOutput
+from ..attention.step import Ints, StepInput
+from ..core.step import NewRequest, SchedulerOutput
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from app.worker.batch import Entries
+from .batch import Entries
 
 
 def accepted_tokens(tokens: Sequence[int], entries: Entries) -> list[list[int]]:

@@ -6,10 +6,10 @@ For measuring the front end and the scheduler alone, and for testing clients wit
 from concurrent.futures import Future
 from pathlib import Path
 
-from app.checkpoint.folder import ModelFolder
-from app.core.step import BuiltWorker, KVGroup, ModelRunnerOutput, SchedulerOutput
-from app.settings import Settings
-from app.worker.limits import initial_limits, with_groups
+from ..checkpoint.folder import ModelFolder
+from ..core.step import BuiltWorker, KVGroup, ModelRunnerOutput, SchedulerOutput
+from ..settings import Settings
+from .limits import initial_limits, with_groups
 
 _NUM_BLOCKS = 65536
 _MAX_MODEL_LEN = 8192

@@ -9,19 +9,19 @@ import numpy as np
 import transformers
 from transformers import AutoConfig, AutoModel, AutoModelForSequenceClassification
 
-from app.checkpoint.encoders import EncoderConfig
-from app.checkpoint.folder import ModelFolder
-from app.core.sampling import SamplingParams
-from app.core.step import BuiltWorker, NewRequest
-from app.errors import ModelError
-from app.layers.linear import finish
-from app.layers.methods import choose
-from app.layers.methods.plain import PLAIN, adopt_all
-from app.models.pooling import Pooler
-from app.models.weights import refuse_codes, refuse_unmatched
-from app.settings import Settings
-from app.worker.encoder_runner import EncoderRunner
-from app.worker.resolve import Resolved, resolve
+from ..checkpoint.encoders import EncoderConfig
+from ..checkpoint.folder import ModelFolder
+from ..core.sampling import SamplingParams
+from ..core.step import BuiltWorker, NewRequest
+from ..errors import ModelError
+from ..layers.linear import finish
+from ..layers.methods import choose
+from ..layers.methods.plain import PLAIN, adopt_all
+from ..models.pooling import Pooler
+from ..models.weights import refuse_codes, refuse_unmatched
+from ..settings import Settings
+from .encoder_runner import EncoderRunner
+from .resolve import Resolved, resolve
 
 _TOKENS = 4096
 """Of a step, unless settings say something else."""

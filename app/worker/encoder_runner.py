@@ -7,9 +7,9 @@ from inspect import signature
 import torch
 from torch import Tensor, nn
 
-from app.core.step import ModelRunnerOutput, NewRequest, SchedulerOutput
-from app.models.pooling import Pooler
-from app.worker.faults import named_faults
+from ..core.step import ModelRunnerOutput, NewRequest, SchedulerOutput
+from ..models.pooling import Pooler
+from .faults import named_faults
 
 _MOST_PADDING = 4
 """Inputs of a batch are at most a quarter shorter than its longest, or ..."""

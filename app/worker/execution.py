@@ -7,9 +7,9 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from app.attention.step import StepInput, StepShape
-from app.core.step import ModelRunnerOutput, StepHandle
-from app.worker.faults import named_faults
+from ..attention.step import StepInput, StepShape
+from ..core.step import ModelRunnerOutput, StepHandle
+from .faults import named_faults
 
 Work = Callable[[], None]
 

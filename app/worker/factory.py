@@ -7,22 +7,22 @@ from typing import Any
 
 import torch
 
-from app.attention.backends.base import AttentionBackend
-from app.attention.registry import choose_backend
-from app.checkpoint.folder import ModelFolder
-from app.core.step import MAX_DRAFTS, BuiltWorker, Limits, Worker
-from app.errors import StartupError
-from app.grammar.masks import GrammarMasks
-from app.kernels.ops import keep_compiled
-from app.models.loader import LoadedModel, load_model
-from app.settings import Settings, cache_folder
-from app.worker.batch import InputBatch
-from app.worker.execution import Eager, Execution
-from app.worker.kv_storage import bind_kv_cache, group_layers
-from app.worker.model_state import NoState
-from app.worker.resolve import Resolved, resolve, resolve_blocks
-from app.worker.runner import ModelRunner
-from app.worker.sampling.base import Sampling
+from ..attention.backends.base import AttentionBackend
+from ..attention.registry import choose_backend
+from ..checkpoint.folder import ModelFolder
+from ..core.step import MAX_DRAFTS, BuiltWorker, Limits, Worker
+from ..errors import StartupError
+from ..grammar.masks import GrammarMasks
+from ..kernels.ops import keep_compiled
+from ..models.loader import LoadedModel, load_model
+from ..settings import Settings, cache_folder
+from .batch import InputBatch
+from .execution import Eager, Execution
+from .kv_storage import bind_kv_cache, group_layers
+from .model_state import NoState
+from .resolve import Resolved, resolve, resolve_blocks
+from .runner import ModelRunner
+from .sampling.base import Sampling
 
 
 def build_worker(settings: Settings, path: Path) -> BuiltWorker:
@@ -97,8 +97,8 @@ def _execution(
 ) -> tuple[Execution, Sampling]:
     """How steps run, and what samples. Each imports kernels that only its device has."""
     if is_recordable:
-        from app.worker.recorded import Recorded
-        from app.worker.sampling.gpu import GpuSampling
+        from .recorded import Recorded
+        from .sampling.gpu import GpuSampling
 
         recorded = Recorded(
             device,
@@ -108,7 +108,7 @@ def _execution(
             long_past=backend.long_past if limits.max_model_len > backend.long_past else None,
         )
         return recorded, GpuSampling(limits.max_num_seqs, max_entries, vocab_size, device)
-    from app.worker.sampling.cpu import CpuSampling
+    from .sampling.cpu import CpuSampling
 
     eager = Eager(limits.max_num_seqs, limits.max_num_batched_tokens)
     return eager, CpuSampling(limits.max_num_seqs, max_entries, vocab_size, device)

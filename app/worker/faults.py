@@ -5,8 +5,8 @@ from contextlib import contextmanager
 
 import torch
 
-from app.core.step import WorkerLostError, WorkerOutOfMemoryError
-from app.errors import is_fault
+from ..core.step import WorkerLostError, WorkerOutOfMemoryError
+from ..errors import is_fault
 
 _CPU_ALLOCATOR = "can't allocate memory"
 """What torch says of the host's memory; it has no class of its own for that."""

@@ -9,10 +9,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from app.attention.backends.base import AttentionBackend
-from app.attention.step import StepInput, StepShape
-from app.worker.batch import BlockChanges, Entries, InputBatch
-from app.worker.sampling.base import Sampling
+from ..attention.backends.base import AttentionBackend
+from ..attention.step import StepInput, StepShape
+from .batch import BlockChanges, Entries, InputBatch
+from .sampling.base import Sampling
 
 _ALIGNMENT = 4
 """Numbers: 16 bytes."""

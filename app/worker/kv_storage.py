@@ -6,9 +6,9 @@ from typing import Any
 
 import torch
 
-from app.attention.backends.base import AttentionBackend
-from app.attention.layer import Attention
-from app.core.step import KVGroup
+from ..attention.backends.base import AttentionBackend
+from ..attention.layer import Attention
+from ..core.step import KVGroup
 
 
 @dataclass(frozen=True)

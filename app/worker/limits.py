@@ -3,9 +3,9 @@
 import logging
 from dataclasses import replace
 
-from app.core.step import KVGroup, Limits
-from app.errors import StartupError
-from app.settings import Settings
+from ..core.step import KVGroup, Limits
+from ..errors import StartupError
+from ..settings import Settings
 
 log = logging.getLogger(__name__)
 

@@ -4,8 +4,8 @@ from typing import Protocol
 
 from torch import Tensor
 
-from app.attention.step import StepShape
-from app.core.step import NewRequest
+from ..attention.step import StepShape
+from ..core.step import NewRequest
 
 
 class ModelState(Protocol):

@@ -13,13 +13,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from app.attention.step import StepInput, StepShape
-from app.core.step import ModelRunnerOutput, StepHandle
-from app.kernels.gpu.launch import compiling
-from app.kernels.gpu.linear import MOST_ROWS
-from app.worker.execution import StepMemory, Steps, Work
-from app.worker.faults import named_faults
-from app.worker.graphs import Closures, CudaGraphs, Graphs, decode_sizes, fitting, token_sizes
+from ..attention.step import StepInput, StepShape
+from ..core.step import ModelRunnerOutput, StepHandle
+from ..kernels.gpu.launch import compiling
+from ..kernels.gpu.linear import MOST_ROWS
+from .execution import StepMemory, Steps, Work
+from .faults import named_faults
+from .graphs import Closures, CudaGraphs, Graphs, decode_sizes, fitting, token_sizes
 
 log = logging.getLogger(__name__)
 

@@ -14,14 +14,14 @@ from pathlib import Path
 import psutil
 import torch
 
-from app.checkpoint.folder import ModelFolder
-from app.core.step import Limits
-from app.errors import StartupError
-from app.layers.methods.onednn import has_bfloat16
-from app.settings import Settings
-from app.worker.execution import StepMemory
-from app.worker.kv_storage import LayerGroup, bytes_of, size_groups
-from app.worker.limits import initial_limits, with_groups
+from ..checkpoint.folder import ModelFolder
+from ..core.step import Limits
+from ..errors import StartupError
+from ..layers.methods.onednn import has_bfloat16
+from ..settings import Settings
+from .execution import StepMemory
+from .kv_storage import LayerGroup, bytes_of, size_groups
+from .limits import initial_limits, with_groups
 
 log = logging.getLogger(__name__)
 

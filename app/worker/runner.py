@@ -14,21 +14,21 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from app.attention.backends.base import AttentionBackend
-from app.attention.context import ForwardContext, forward_context
-from app.attention.step import Ints, StepInput, StepShape
-from app.core.sampling import SamplingParams
-from app.core.step import NOTHING_ALLOWED, ModelRunnerOutput, NewRequest, SchedulerOutput, StepHandle
-from app.grammar.masks import Constrained, GrammarMasks, Masks
-from app.models.loader import LoadedModel
-from app.worker.batch import NO_LOGPROBS, Entries, InputBatch, no_entries
-from app.worker.drafts import accepted_tokens, last_accepted
-from app.worker.execution import Execution, StepMemory, Work
-from app.worker.faults import named_faults
-from app.worker.inputs import StepBuffer
-from app.worker.model_state import ModelState
-from app.worker.sampling.base import Sampling
-from app.worker.sampling.logprobs import TopLogprobs, top_logprobs
+from ..attention.backends.base import AttentionBackend
+from ..attention.context import ForwardContext, forward_context
+from ..attention.step import Ints, StepInput, StepShape
+from ..core.sampling import SamplingParams
+from ..core.step import NOTHING_ALLOWED, ModelRunnerOutput, NewRequest, SchedulerOutput, StepHandle
+from ..grammar.masks import Constrained, GrammarMasks, Masks
+from ..models.loader import LoadedModel
+from .batch import NO_LOGPROBS, Entries, InputBatch, no_entries
+from .drafts import accepted_tokens, last_accepted
+from .execution import Execution, StepMemory, Work
+from .faults import named_faults
+from .inputs import StepBuffer
+from .model_state import ModelState
+from .sampling.base import Sampling
+from .sampling.logprobs import TopLogprobs, top_logprobs
 
 _LOGITS_AT_ONCE = 256
 """Rows of logits that are computed together for logprobs of prompts: each takes half a megabyte and more."""

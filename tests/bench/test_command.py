@@ -10,7 +10,7 @@ import pytest
 import typer
 from typer.testing import CliRunner, Result
 
-from bench.command import bench
+from paceline_bench.command import bench
 from tests.patience import PATIENCE
 
 from .server import StreamServer
@@ -83,7 +83,7 @@ def test_wrong_loads_are_refused(wrong: tuple[str, ...]) -> None:
 def test_ctrl_c_reports_what_was_measured(tmp_path: Path) -> None:
     data = tmp_path / "out.json"
     handler = "signal.signal(signal.SIGINT, signal.default_int_handler)"  # a background job starts with it ignored
-    code = f"import signal, typer; from bench.command import bench; {handler}; typer.run(bench)"
+    code = f"import signal, typer; from paceline_bench.command import bench; {handler}; typer.run(bench)"
     with StreamServer(hold_after=6) as server:  # one to warm up, five that are measured
         options = ["--concurrency", "2", "--input-len", "2", "--output-len", "2", "--json", str(data)]
         process = subprocess.Popen(

@@ -5,10 +5,10 @@ import random
 import numpy as np
 import pytest
 
-from bench.client import Record
-from bench.report import Distribution, summarize
-from bench.runner import Run
-from bench.workload import Workload
+from paceline_bench.client import Record
+from paceline_bench.report import Distribution, summarize
+from paceline_bench.runner import Run
+from paceline_bench.workload import Workload
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 10, 99, 1000])

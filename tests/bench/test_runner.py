@@ -2,11 +2,11 @@
 
 import pytest
 
-from bench.client import Server, stream_request
-from bench.errors import BenchError
-from bench.report import summarize
-from bench.runner import Run
-from bench.workload import Endpoint, Workload
+from paceline_bench.client import Server, stream_request
+from paceline_bench.errors import BenchError
+from paceline_bench.report import summarize
+from paceline_bench.runner import Run
+from paceline_bench.workload import Endpoint, Workload
 
 from .server import TOKEN_SECONDS, StreamServer
 

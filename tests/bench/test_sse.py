@@ -5,7 +5,7 @@ import itertools
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bench.sse import EventParser
+from paceline_bench.sse import EventParser
 
 STREAM = (
     ": a comment\r\n\r\n"

@@ -6,7 +6,7 @@ import statistics
 
 import pytest
 
-from bench.workload import Workload
+from paceline_bench.workload import Workload
 
 
 def test_arrivals_are_poisson_and_repeatable() -> None:

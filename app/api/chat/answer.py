@@ -4,15 +4,15 @@ from typing import Literal
 
 from msgspec import UNSET, UnsetType
 
-from app.api.chat.schema import ChatRequest
-from app.api.edge.answer import AnswerBody, encode_json
-from app.api.edge.request_log import Usage
-from app.api.generation.answer import ChoicesAnswer, Chunk, CompletionUsage, ended_by
-from app.api.generation.blocks import new_call_id
-from app.api.generation.logprobs import TokenLogprob, describe
-from app.api.service import Service
-from app.text.message_parser import MessageDelta, MessageParser, PlainText
-from app.text.output_processor import TextDelta
+from ...text.message_parser import MessageDelta, MessageParser, PlainText
+from ...text.output_processor import TextDelta
+from ..edge.answer import AnswerBody, encode_json
+from ..edge.request_log import Usage
+from ..generation.answer import ChoicesAnswer, Chunk, CompletionUsage, ended_by
+from ..generation.blocks import new_call_id
+from ..generation.logprobs import TokenLogprob, describe
+from ..service import Service
+from .schema import ChatRequest
 
 FinishedBy = Literal["stop", "length", "tool_calls"]
 

@@ -4,8 +4,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from app.api.edge.body import Label, RequestBody, Unsupported, hints, refused
-from app.errors import InvalidRequestError, UnsupportedError
+from ...errors import InvalidRequestError, UnsupportedError
+from ..edge.body import Label, RequestBody, Unsupported, hints, refused
 
 _HINTS = hints("annotations cache_control index parsed reasoning_details")
 """What clients make of an answer, and send back with it, and wishes to cache."""

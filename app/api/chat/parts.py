@@ -7,8 +7,8 @@ from typing import Any
 
 from pydantic_core import from_json
 
-from app.api.generation.fields import TokenFields
-from app.errors import InvalidRequestError
+from ...errors import InvalidRequestError
+from ..generation.fields import TokenFields
 
 Fields = dict[str, Any]
 

@@ -4,17 +4,17 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from app.api.chat.schema import ChatFields, ChatRequest, NamedToolChoice, Tool
-from app.api.generation.choices import Choice, TokenLimit, check_count, check_logprobs, check_num_choices, make_choices
-from app.api.generation.prompts import LONG_TEXT, check_length, check_token_ids, in_thread
-from app.api.generation.reasoning import ReasoningBudget
-from app.api.generation.structured import Constraint, grammar_of
-from app.api.service import Service
-from app.errors import UnsupportedError
-from app.grammar.reasoning import reasoning_prefix
-from app.grammar.tool_calls import tool_calls
-from app.text.message_parser import MessageParser, PlainText
-from app.text.tools.formats import format_of_required_calls
+from ...errors import UnsupportedError
+from ...grammar.reasoning import reasoning_prefix
+from ...grammar.tool_calls import tool_calls
+from ...text.message_parser import MessageParser, PlainText
+from ...text.tools.formats import format_of_required_calls
+from ..generation.choices import Choice, TokenLimit, check_count, check_logprobs, check_num_choices, make_choices
+from ..generation.prompts import LONG_TEXT, check_length, check_token_ids, in_thread
+from ..generation.reasoning import ReasoningBudget
+from ..generation.structured import Constraint, grammar_of
+from ..service import Service
+from .schema import ChatFields, ChatRequest, NamedToolChoice, Tool
 
 
 class ChatPrompt(NamedTuple):

@@ -5,13 +5,13 @@ from typing import Annotated
 from fastapi import APIRouter, Depends, Request
 from starlette.responses import Response
 
-from app.api.chat.answer import ChatAnswer, ChatChunk, ChatCompletion
-from app.api.chat.prepare import prepare_chat
-from app.api.chat.schema import ChatRequest
-from app.api.deps import ADMITTED, ServiceDep, body_of
-from app.api.edge.body import body_schema
-from app.api.edge.document import RUNS, answers
-from app.api.edge.errors import ErrorAnswer
+from ..deps import ADMITTED, ServiceDep, body_of
+from ..edge.body import body_schema
+from ..edge.document import RUNS, answers
+from ..edge.errors import ErrorAnswer
+from .answer import ChatAnswer, ChatChunk, ChatCompletion
+from .prepare import prepare_chat
+from .schema import ChatRequest
 
 router = APIRouter()
 

@@ -4,11 +4,11 @@ from typing import Annotated, Any, Literal
 
 from pydantic import ConfigDict, Field, model_validator
 
-from app.api.chat.message import Message
-from app.api.edge.body import RequestBody
-from app.api.generation.fields import HINTS, UNSUPPORTED, Effort, SamplingFields
-from app.api.generation.structured import StructuredFields
-from app.errors import InvalidRequestError, UnsupportedError
+from ...errors import InvalidRequestError, UnsupportedError
+from ..edge.body import RequestBody
+from ..generation.fields import HINTS, UNSUPPORTED, Effort, SamplingFields
+from ..generation.structured import StructuredFields
+from .message import Message
 
 FunctionName = Annotated[str, Field(pattern=r"^[a-zA-Z0-9_.-]{1,128}$")]
 """OpenAI's API allows 64 characters, Anthropic's and MCP 128."""

@@ -2,16 +2,16 @@
 
 from typing import Literal
 
-from app.api.completions.schema import CompletionRequest
-from app.api.edge.answer import AnswerBody, encode_json
-from app.api.edge.request_log import Usage
-from app.api.generation.answer import ChoicesAnswer, Chunk, CompletionUsage, ended_by
-from app.api.generation.choices import Choice
-from app.api.generation.logprobs import finite, num_characters, token_name
-from app.api.generation.prompts import as_list
-from app.api.service import Service
-from app.core.sampling import Logprobs
-from app.text.output_processor import TextDelta
+from ...core.sampling import Logprobs
+from ...text.output_processor import TextDelta
+from ..edge.answer import AnswerBody, encode_json
+from ..edge.request_log import Usage
+from ..generation.answer import ChoicesAnswer, Chunk, CompletionUsage, ended_by
+from ..generation.choices import Choice
+from ..generation.logprobs import finite, num_characters, token_name
+from ..generation.prompts import as_list
+from ..service import Service
+from .schema import CompletionRequest
 
 
 class TextLogprobs(AnswerBody):

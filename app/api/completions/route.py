@@ -5,16 +5,16 @@ from typing import Annotated
 from fastapi import APIRouter, Depends, Request
 from starlette.responses import Response
 
-from app.api.completions.answer import Completion, CompletionChunk, TextAnswer
-from app.api.completions.schema import DEFAULT_MAX_TOKENS, CompletionRequest
-from app.api.deps import ADMITTED, ServiceDep, body_of
-from app.api.edge.body import body_schema
-from app.api.edge.document import RUNS, answers
-from app.api.edge.errors import ErrorAnswer
-from app.api.generation.choices import TokenLimit, check_logprobs, check_num_choices, make_choices
-from app.api.generation.prompts import as_list, check_token_ids, encode_texts
-from app.api.generation.structured import grammar_of
-from app.api.service import Service
+from ..deps import ADMITTED, ServiceDep, body_of
+from ..edge.body import body_schema
+from ..edge.document import RUNS, answers
+from ..edge.errors import ErrorAnswer
+from ..generation.choices import TokenLimit, check_logprobs, check_num_choices, make_choices
+from ..generation.prompts import as_list, check_token_ids, encode_texts
+from ..generation.structured import grammar_of
+from ..service import Service
+from .answer import Completion, CompletionChunk, TextAnswer
+from .schema import DEFAULT_MAX_TOKENS, CompletionRequest
 
 router = APIRouter()
 

@@ -2,9 +2,9 @@
 
 from pydantic import ConfigDict, Field
 
-from app.api.generation.fields import Prompt, SamplingFields
-from app.api.generation.structured import StructuredFields
-from app.errors import InvalidRequestError, UnsupportedError
+from ...errors import InvalidRequestError, UnsupportedError
+from ..generation.fields import Prompt, SamplingFields
+from ..generation.structured import StructuredFields
 
 DEFAULT_MAX_TOKENS = 16
 """As in OpenAI's API."""

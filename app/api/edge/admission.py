@@ -8,17 +8,17 @@ from dataclasses import dataclass
 
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from app.api.edge.errors import error_response
-from app.api.edge.request_log import RequestLog
-from app.errors import (
+from ...errors import (
     ApiError,
     AuthenticationError,
     InvalidRequestError,
     RateLimitError,
     StartupError,
 )
-from app.settings import Settings
-from app.tenants import EVERYBODY, Tenant, read_tenants
+from ...settings import Settings
+from ...tenants import EVERYBODY, Tenant, read_tenants
+from .errors import error_response
+from .request_log import RequestLog
 
 log = logging.getLogger(__name__)
 

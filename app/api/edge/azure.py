@@ -5,8 +5,8 @@ from urllib.parse import quote
 
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from app.api.edge.errors import error_response
-from app.errors import ApiError
+from ...errors import ApiError
+from .errors import error_response
 
 _PATH = re.compile(
     r"/openai(?:/v1|/deployments/(?P<model>.+?)(?=/completions$|/chat/completions$|/embeddings$))?(?P<rest>/.+)"

@@ -13,8 +13,8 @@ from pydantic import BaseModel, ConfigDict, Field, GetJsonSchemaHandler, Validat
 from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema, ErrorDetails
 
-from app.api.edge.strict_json import check_items, parse_json
-from app.errors import InvalidRequestError, UnsupportedError
+from ...errors import InvalidRequestError, UnsupportedError
+from .strict_json import check_items, parse_json
 
 Label = Annotated[str, Field(max_length=1024)]
 Unsupported = dict[str, tuple[Any, ...]]

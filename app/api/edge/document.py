@@ -7,8 +7,8 @@ import msgspec
 from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 
-from app.api.edge.answer import AnswerBody
-from app.api.edge.errors import ErrorAnswer
+from .answer import AnswerBody
+from .errors import ErrorAnswer
 
 Answers = dict[int | str, dict[str, Any]]
 

@@ -5,7 +5,7 @@ import zlib
 
 from starlette.types import Message, Receive, Scope
 
-from app.errors import InvalidRequestError, UnsupportedEncodingError
+from ...errors import InvalidRequestError, UnsupportedEncodingError
 
 _GZIP = 16 + zlib.MAX_WBITS
 """For zlib: a gzip header and trailer, and any window."""

@@ -8,9 +8,9 @@ from msgspec import UNSET, UnsetType
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
-from app.api.edge.answer import AnswerBody, NamedEvent, json_response
-from app.api.edge.request_log import RequestLog
-from app.errors import ApiError, ErrorType, InvalidRequestError, NotFoundError
+from ...errors import ApiError, ErrorType, InvalidRequestError, NotFoundError
+from .answer import AnswerBody, NamedEvent, json_response
+from .request_log import RequestLog
 
 
 class ErrorDetails(AnswerBody):

@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Any
 
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
-from app.api.edge.answer import encode_json
-from app.api.edge.errors import error_body
-from app.errors import ApiError, HeadTooLargeError, InvalidRequestError, RequestTimeoutError
-from app.settings import ServerSettings
+from ...errors import ApiError, HeadTooLargeError, InvalidRequestError, RequestTimeoutError
+from ...settings import ServerSettings
+from .answer import encode_json
+from .errors import error_body
 
 if TYPE_CHECKING:
     from uvicorn._types import ASGI3Application, ASGISendEvent

@@ -11,15 +11,15 @@ from urllib.parse import quote
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from app.api.edge.encoding import decoded
-from app.api.edge.errors import error_response
-from app.api.edge.request_log import RequestLog
-from app.errors import DrainingError, InternalError, PayloadTooLargeError, is_fault
+from ...errors import DrainingError, InternalError, PayloadTooLargeError, is_fault
+from .encoding import decoded
+from .errors import error_response
+from .request_log import RequestLog
 
 if TYPE_CHECKING:
-    from app.api.edge.tracing import Tracing
+    from .tracing import Tracing
 
-log = logging.getLogger("app.api.access")
+log = logging.getLogger(f"{__package__}.access")
 
 _QUIET = {"/health", "/health/live", "/health/ready", "/health/deep", "/metrics"}
 """Paths of probes. They are answered while the server drains, and logged at level debug."""

@@ -5,11 +5,11 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from app.core.request import FinishReason
-from app.core.sampling import SamplingParams
-from app.core.wire import RequestTiming
-from app.errors import ApiError
-from app.tenants import EVERYBODY, Tenant
+from ...core.request import FinishReason
+from ...core.sampling import SamplingParams
+from ...core.wire import RequestTiming
+from ...errors import ApiError
+from ...tenants import EVERYBODY, Tenant
 
 
 @dataclass

@@ -10,9 +10,9 @@ from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
 from functools import partial
 
-from app.errors import InvalidRequestError, NotFoundError, QueueFullError, UnsupportedError
-from app.settings import Settings
-from app.tenants import FairMemory
+from ...errors import InvalidRequestError, NotFoundError, QueueFullError, UnsupportedError
+from ...settings import Settings
+from ...tenants import FairMemory
 
 
 class ResumableStreams:

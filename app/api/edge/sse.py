@@ -8,9 +8,9 @@ from contextlib import aclosing
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from app.api.edge.answer import AnswerBody, NamedEvent, encode_json, wait_for_disconnect
-from app.api.edge.errors import error_body
-from app.errors import ApiError, InternalError, is_fault
+from ...errors import ApiError, InternalError, is_fault
+from .answer import AnswerBody, NamedEvent, encode_json, wait_for_disconnect
+from .errors import error_body
 
 log = logging.getLogger(__name__)
 

@@ -5,7 +5,7 @@ from typing import Any
 
 from pydantic_core import from_json
 
-from app.errors import InvalidRequestError
+from ...errors import InvalidRequestError
 
 _MOST_TOKEN_IDS = 2**22
 

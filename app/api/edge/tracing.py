@@ -21,10 +21,10 @@ from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapProp
 from opentelemetry.util.types import AttributeValue
 from starlette.types import Scope
 
-from app import __version__
-from app.api.edge.request_log import RequestLog
-from app.core.sampling import SamplingParams
-from app.core.wire import RequestTiming
+from ... import __version__
+from ...core.sampling import SamplingParams
+from ...core.wire import RequestTiming
+from .request_log import RequestLog
 
 _OPERATIONS = {
     "/v1/chat/completions": "chat",

@@ -7,10 +7,10 @@ import numpy as np
 from msgspec import UNSET, UnsetType
 from numpy.typing import NDArray
 
-from app.api.edge.answer import AnswerBody
-from app.api.encoders.run import Vectors
-from app.checkpoint.encoders import EncoderConfig
-from app.errors import InvalidRequestError
+from ...checkpoint.encoders import EncoderConfig
+from ...errors import InvalidRequestError
+from ..edge.answer import AnswerBody
+from .run import Vectors
 
 
 class EncoderUsage(AnswerBody, kw_only=True):

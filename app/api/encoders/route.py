@@ -6,11 +6,15 @@ import numpy as np
 from fastapi import APIRouter, Depends, Request
 from starlette.responses import Response
 
-from app.api.deps import ADMITTED, ServiceDep, body_of
-from app.api.edge.answer import run_unless_disconnected
-from app.api.edge.body import body_schema
-from app.api.edge.document import RUNS, answers
-from app.api.encoders.answer import (
+from ...checkpoint.encoders import EncoderConfig
+from ...errors import InvalidRequestError, UnsupportedError
+from ..deps import ADMITTED, ServiceDep, body_of
+from ..edge.answer import run_unless_disconnected
+from ..edge.body import body_schema
+from ..edge.document import RUNS, answers
+from ..generation.prompts import as_list
+from ..service import Service
+from .answer import (
     Classifications,
     Embeddings,
     EncoderUsage,
@@ -23,12 +27,8 @@ from app.api.encoders.answer import (
     rank,
     scores,
 )
-from app.api.encoders.run import Encoded, Text, encode
-from app.api.encoders.schema import ClassifyRequest, EmbeddingRequest, EncoderFields, RerankRequest, ScoreRequest
-from app.api.generation.prompts import as_list
-from app.api.service import Service
-from app.checkpoint.encoders import EncoderConfig
-from app.errors import InvalidRequestError, UnsupportedError
+from .run import Encoded, Text, encode
+from .schema import ClassifyRequest, EmbeddingRequest, EncoderFields, RerankRequest, ScoreRequest
 
 router = APIRouter()
 

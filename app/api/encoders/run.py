@@ -11,14 +11,14 @@ import numpy as np
 from fastapi import Request
 from numpy.typing import NDArray
 
-from app.api.edge.request_log import RequestLog, Usage
-from app.api.encoders.schema import EncoderFields
-from app.api.generation.prompts import in_thread
-from app.api.service import Service
-from app.core.request import FinishReason
-from app.core.wire import EncodeCommand, RequestOutput, RequestTiming
-from app.errors import ContextLengthError, InvalidRequestError
-from app.text.tokenizer import EncoderInput
+from ...core.request import FinishReason
+from ...core.wire import EncodeCommand, RequestOutput, RequestTiming
+from ...errors import ContextLengthError, InvalidRequestError
+from ...text.tokenizer import EncoderInput
+from ..edge.request_log import RequestLog, Usage
+from ..generation.prompts import in_thread
+from ..service import Service
+from .schema import EncoderFields
 
 Vectors = list[NDArray[np.float32]]
 Text = str | list[int] | tuple[str, str]

@@ -4,8 +4,8 @@ from typing import Literal
 
 from pydantic import ConfigDict, Field
 
-from app.api.edge.body import Label, RequestBody, Unsupported, refused
-from app.api.generation.fields import Prompt
+from ..edge.body import Label, RequestBody, Unsupported, refused
+from ..generation.fields import Prompt
 
 _UNSUPPORTED: Unsupported = refused("max_tokens_per_doc messages") | {
     "add_special_tokens": (True,),

@@ -11,16 +11,16 @@ from fastapi import Request
 from msgspec import UNSET, UnsetType
 from starlette.responses import Response
 
-from app.api.edge.answer import AnswerBody, run_unless_disconnected
-from app.api.edge.request_log import RequestLog, Usage
-from app.api.edge.sse import EventStream, done, ended, event
-from app.api.generation.choices import Choice
-from app.api.generation.fields import SamplingFields
-from app.api.generation.run import Generation
-from app.api.service import Service
-from app.core.request import FinishReason
-from app.errors import ApiError
-from app.text.output_processor import TextDelta
+from ...core.request import FinishReason
+from ...errors import ApiError
+from ...text.output_processor import TextDelta
+from ..edge.answer import AnswerBody, run_unless_disconnected
+from ..edge.request_log import RequestLog, Usage
+from ..edge.sse import EventStream, done, ended, event
+from ..service import Service
+from .choices import Choice
+from .fields import SamplingFields
+from .run import Generation
 
 
 class Answer(ABC):

@@ -10,12 +10,12 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from app.api.generation.answer import Answer
-from app.api.service import Service
-from app.core.request import FinishReason
-from app.core.sampling import Logprobs
-from app.text.message_parser import MessageDelta, MessageParser
-from app.text.output_processor import TextDelta
+from ...core.request import FinishReason
+from ...core.sampling import Logprobs
+from ...text.message_parser import MessageDelta, MessageParser
+from ...text.output_processor import TextDelta
+from ..service import Service
+from .answer import Answer
 
 
 def new_call_id() -> str:

@@ -4,12 +4,12 @@ import hashlib
 import secrets
 from dataclasses import dataclass
 
-from app.api.generation.fields import SamplingFields
-from app.api.generation.reasoning import ReasoningBudget
-from app.api.service import Service
-from app.core.sampling import SamplingParams
-from app.errors import ContextLengthError, InvalidRequestError, UnsupportedError
-from app.text.output_processor import StopConditions
+from ...core.sampling import SamplingParams
+from ...errors import ContextLengthError, InvalidRequestError, UnsupportedError
+from ...text.output_processor import StopConditions
+from ..service import Service
+from .fields import SamplingFields
+from .reasoning import ReasoningBudget
 
 _SEED_BITS = 63
 _PROMPTS_PER_N = 8

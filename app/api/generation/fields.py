@@ -4,8 +4,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Discriminator, Field, Tag
 
-from app.api.edge.body import Label, RequestBody, Unsupported, hints, refused
-from app.errors import InvalidRequestError
+from ...errors import InvalidRequestError
+from ..edge.body import Label, RequestBody, Unsupported, hints, refused
 
 MAX_STOP_LENGTH = 1024
 MAX_STOP_TOKEN_IDS = 4096

@@ -7,8 +7,8 @@ from pydantic import ConfigDict, Discriminator, GetJsonSchemaHandler
 from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema
 
-from app.api.edge.body import RequestBody
-from app.errors import UnsupportedError
+from ...errors import UnsupportedError
+from ..edge.body import RequestBody
 
 
 class Unknown(RequestBody):

@@ -1,8 +1,8 @@
 """Tokens and their log probabilities in the form of OpenAI's API."""
 
-from app.api.edge.answer import AnswerBody
-from app.core.sampling import Logprobs
-from app.text.tokenizer import Tokenizer
+from ...core.sampling import Logprobs
+from ...text.tokenizer import Tokenizer
+from ..edge.answer import AnswerBody
 
 _LOWEST = -9999.0
 

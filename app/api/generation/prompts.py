@@ -4,8 +4,8 @@ import asyncio
 from collections.abc import Callable
 from typing import Any, TypeVar
 
-from app.api.service import Service
-from app.errors import ContextLengthError, InvalidRequestError
+from ...errors import ContextLengthError, InvalidRequestError
+from ..service import Service
 
 T = TypeVar("T")
 

@@ -4,12 +4,12 @@ from codecs import getincrementaldecoder
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 
-from app.core.engine_client import EngineClient
-from app.core.request import FinishReason
-from app.core.sampling import Logprobs
-from app.core.wire import GenerateCommand, Progress, RequestOutput
-from app.text.reasoning import ReasoningTags
-from app.text.tokenizer import Tokenizer
+from ...core.engine_client import EngineClient
+from ...core.request import FinishReason
+from ...core.sampling import Logprobs
+from ...core.wire import GenerateCommand, Progress, RequestOutput
+from ...text.reasoning import ReasoningTags
+from ...text.tokenizer import Tokenizer
 
 
 @dataclass(frozen=True)

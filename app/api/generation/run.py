@@ -6,14 +6,14 @@ from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
 
-from app.api.edge.request_log import RequestLog, Usage
-from app.api.generation.choices import Choice
-from app.api.generation.reasoning import BoundedReasoning
-from app.api.service import Service
-from app.core.engine_client import EngineClient
-from app.core.request import FinishReason
-from app.core.wire import GenerateCommand, RequestOutput, RequestTiming
-from app.text.output_processor import OutputProcessor, TextDelta
+from ...core.engine_client import EngineClient
+from ...core.request import FinishReason
+from ...core.wire import GenerateCommand, RequestOutput, RequestTiming
+from ...text.output_processor import OutputProcessor, TextDelta
+from ..edge.request_log import RequestLog, Usage
+from ..service import Service
+from .choices import Choice
+from .reasoning import BoundedReasoning
 
 
 class Generation:

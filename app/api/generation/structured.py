@@ -6,12 +6,12 @@ from typing import Annotated, Any, Literal, NamedTuple
 
 from pydantic import Field
 
-from app.api.edge.body import RequestBody, Unsupported, refused
-from app.api.generation.fields import SamplingFields
-from app.api.service import Service
-from app.errors import InvalidRequestError, UnsupportedError
-from app.grammar import constraint
-from app.grammar.constraint import GrammarError
+from ...errors import InvalidRequestError, UnsupportedError
+from ...grammar import constraint
+from ...grammar.constraint import GrammarError
+from ..edge.body import RequestBody, Unsupported, refused
+from ..service import Service
+from .fields import SamplingFields
 
 _UNSUPPORTED: Unsupported = refused("structural_tag whitespace_pattern") | {
     "disable_additional_properties": (False,),

@@ -4,17 +4,17 @@ from typing import Any, Literal
 
 from msgspec import UNSET, UnsetType, structs
 
-from app.api.chat.parts import arguments_so_far
-from app.api.chat.prepare import Chat
-from app.api.chat.schema import ChatRequest
-from app.api.edge.answer import AnswerBody, NamedEvent
-from app.api.edge.errors import anthropic_error_body
-from app.api.edge.request_log import Usage
-from app.api.edge.sse import named_event
-from app.api.generation.blocks import Block, BlocksAnswer, Change, Kind
-from app.api.messages.schema import MessagesRequest
-from app.api.service import Service
-from app.errors import ApiError
+from ...errors import ApiError
+from ..chat.parts import arguments_so_far
+from ..chat.prepare import Chat
+from ..chat.schema import ChatRequest
+from ..edge.answer import AnswerBody, NamedEvent
+from ..edge.errors import anthropic_error_body
+from ..edge.request_log import Usage
+from ..edge.sse import named_event
+from ..generation.blocks import Block, BlocksAnswer, Change, Kind
+from ..service import Service
+from .schema import MessagesRequest
 
 StopReason = Literal["end_turn", "max_tokens", "stop_sequence", "tool_use", "model_context_window_exceeded"]
 

@@ -4,10 +4,10 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, Tag
 
-from app.api.chat.schema import FunctionName
-from app.api.edge.body import Label, RequestBody, hints
-from app.api.generation.kinds import HostedTool, Unknown, by_type, refuse_unknown
-from app.errors import InvalidRequestError
+from ...errors import InvalidRequestError
+from ..chat.schema import FunctionName
+from ..edge.body import Label, RequestBody, hints
+from ..generation.kinds import HostedTool, Unknown, by_type, refuse_unknown
 
 _IN_BLOCKS = hints("cache_control caller citations signature toolset_name")
 _IN_TOOLS = hints("cache_control defer_loading eager_input_streaming")

@@ -5,17 +5,17 @@ from typing import Annotated
 from fastapi import APIRouter, Depends, Request
 from starlette.responses import Response
 
-from app.api.chat.parts import rename_errors
-from app.api.chat.prepare import encode_chat, prepare_chat
-from app.api.deps import ADMITTED, ServiceDep, body_of
-from app.api.edge.answer import json_response
-from app.api.edge.body import body_schema
-from app.api.edge.document import READS_BODY, RUNS, answers
-from app.api.edge.errors import AnthropicErrorAnswer
-from app.api.generation.choices import TokenLimit
-from app.api.messages.answer import AnthropicMessage, MessageAnswer, MessageEvent, TokenCount
-from app.api.messages.schema import CountTokensRequest, MessagesRequest
-from app.api.messages.translate import NAMES, to_chat
+from ..chat.parts import rename_errors
+from ..chat.prepare import encode_chat, prepare_chat
+from ..deps import ADMITTED, ServiceDep, body_of
+from ..edge.answer import json_response
+from ..edge.body import body_schema
+from ..edge.document import READS_BODY, RUNS, answers
+from ..edge.errors import AnthropicErrorAnswer
+from ..generation.choices import TokenLimit
+from .answer import AnthropicMessage, MessageAnswer, MessageEvent, TokenCount
+from .schema import CountTokensRequest, MessagesRequest
+from .translate import NAMES, to_chat
 
 router = APIRouter()
 

@@ -4,12 +4,12 @@ from typing import Annotated, Any, Literal
 
 from pydantic import ConfigDict, Field
 
-from app.api.chat.schema import FunctionName
-from app.api.edge.body import Label, RequestBody, Unsupported, hints, refused
-from app.api.generation.fields import Effort, TokenFields
-from app.api.generation.kinds import refuse_unknown
-from app.api.messages.blocks import TextBlock, Tool, Turn
-from app.errors import InvalidRequestError
+from ...errors import InvalidRequestError
+from ..chat.schema import FunctionName
+from ..edge.body import Label, RequestBody, Unsupported, hints, refused
+from ..generation.fields import Effort, TokenFields
+from ..generation.kinds import refuse_unknown
+from .blocks import TextBlock, Tool, Turn
 
 _HINTS = hints(
     "billing_policy cache_control diagnostics fallback_credit_token fallbacks metadata service_tier speed "

@@ -3,7 +3,8 @@
 import json
 from typing import Any
 
-from app.api.chat.parts import (
+from ...errors import InvalidRequestError
+from ..chat.parts import (
     Fields,
     assistant_message,
     function_tool,
@@ -13,9 +14,9 @@ from app.api.chat.parts import (
     token_fields,
     tool_call,
 )
-from app.api.chat.schema import ChatRequest
-from app.api.edge.body import validate
-from app.api.messages.blocks import (
+from ..chat.schema import ChatRequest
+from ..edge.body import validate
+from .blocks import (
     CustomTool,
     DefinedTool,
     NamedTool,
@@ -27,8 +28,7 @@ from app.api.messages.blocks import (
     ToolUseBlock,
     Turn,
 )
-from app.api.messages.schema import ConversationFields, MessagesRequest, ToolChoice
-from app.errors import InvalidRequestError
+from .schema import ConversationFields, MessagesRequest, ToolChoice
 
 NAMES = {
     "stop_token_ids": "stop_token_ids",

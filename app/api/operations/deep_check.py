@@ -3,11 +3,11 @@
 import asyncio
 import time
 
-from app.api.service import Service
-from app.core.request import FinishReason
-from app.core.sampling import SamplingParams
-from app.core.wire import EncodeCommand, GenerateCommand, RequestCommand
-from app.errors import ApiError
+from ...core.request import FinishReason
+from ...core.sampling import SamplingParams
+from ...core.wire import EncodeCommand, GenerateCommand, RequestCommand
+from ...errors import ApiError
+from ..service import Service
 
 _TIMEOUT = 10.0
 _KEPT_SECONDS = 5.0

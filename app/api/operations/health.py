@@ -4,11 +4,11 @@ from fastapi import APIRouter, Request
 from fastapi.responses import PlainTextResponse
 from starlette.responses import Response
 
-from app import __version__
-from app.api.deps import ServiceDep
-from app.api.edge.answer import AnswerBody, json_response
-from app.api.edge.document import answers
-from app.metrics import CONTENT_TYPE
+from ... import __version__
+from ...metrics import CONTENT_TYPE
+from ..deps import ServiceDep
+from ..edge.answer import AnswerBody, json_response
+from ..edge.document import answers
 
 router = APIRouter()
 

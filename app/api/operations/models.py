@@ -5,10 +5,10 @@ from typing import Literal
 from fastapi import APIRouter
 from starlette.responses import Response
 
-from app.api.deps import ServiceDep
-from app.api.edge.answer import AnswerBody, json_response
-from app.api.edge.document import ANY, answers
-from app.api.service import Service
+from ..deps import ServiceDep
+from ..edge.answer import AnswerBody, json_response
+from ..edge.document import ANY, answers
+from ..service import Service
 
 router = APIRouter()
 

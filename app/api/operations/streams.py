@@ -5,11 +5,11 @@ from typing import Annotated
 from fastapi import APIRouter, Header, Request
 from starlette.responses import Response
 
-from app.api.deps import ServiceDep
-from app.api.edge.document import ANY, answers
-from app.api.edge.errors import ErrorAnswer
-from app.api.edge.sse import EventStream
-from app.api.generation.answer import Chunk
+from ..deps import ServiceDep
+from ..edge.document import ANY, answers
+from ..edge.errors import ErrorAnswer
+from ..edge.sse import EventStream
+from ..generation.answer import Chunk
 
 router = APIRouter()
 

@@ -6,16 +6,16 @@ from fastapi import APIRouter, Depends
 from pydantic import ConfigDict, Field
 from starlette.responses import Response
 
-from app.api.chat.message import Message
-from app.api.chat.prepare import encode_chat
-from app.api.chat.schema import ChatFields
-from app.api.deps import ServiceDep, body_of
-from app.api.edge.answer import AnswerBody, json_response
-from app.api.edge.body import Label, RequestBody, body_schema
-from app.api.edge.document import READS_BODY, answers
-from app.api.generation.fields import TokenId
-from app.api.generation.prompts import check_token_ids, encode_texts
-from app.errors import InvalidRequestError
+from ...errors import InvalidRequestError
+from ..chat.message import Message
+from ..chat.prepare import encode_chat
+from ..chat.schema import ChatFields
+from ..deps import ServiceDep, body_of
+from ..edge.answer import AnswerBody, json_response
+from ..edge.body import Label, RequestBody, body_schema
+from ..edge.document import READS_BODY, answers
+from ..generation.fields import TokenId
+from ..generation.prompts import check_token_ids, encode_texts
 
 router = APIRouter()
 

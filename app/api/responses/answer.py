@@ -6,16 +6,19 @@ from typing import Any, NamedTuple
 
 from msgspec import UNSET, structs
 
-from app.api.chat.parts import Fields
-from app.api.chat.prepare import Chat
-from app.api.chat.schema import ChatRequest
-from app.api.edge.request_log import Usage
-from app.api.edge.sse import named_event
-from app.api.generation.blocks import Block, BlocksAnswer, Change, Kind
-from app.api.generation.choices import Choice
-from app.api.generation.logprobs import TokenLogprob, describe
-from app.api.responses.items import Status, wrap_reasoning
-from app.api.responses.response import (
+from ...core.sampling import Logprobs
+from ...errors import ApiError
+from ..chat.parts import Fields
+from ..chat.prepare import Chat
+from ..chat.schema import ChatRequest
+from ..edge.request_log import Usage
+from ..edge.sse import named_event
+from ..generation.blocks import Block, BlocksAnswer, Change, Kind
+from ..generation.choices import Choice
+from ..generation.logprobs import TokenLogprob, describe
+from ..service import Service
+from .items import Status, wrap_reasoning
+from .response import (
     IncompleteDetails,
     OutputCustomCall,
     OutputFunctionCall,
@@ -29,11 +32,8 @@ from app.api.responses.response import (
     ResponseObject,
     ResponseUsage,
 )
-from app.api.responses.schema import ENCRYPTED, ReasoningConfig, ResponsesRequest
-from app.api.responses.toolset import ToolSet, text_of
-from app.api.service import Service
-from app.core.sampling import Logprobs
-from app.errors import ApiError
+from .schema import ENCRYPTED, ReasoningConfig, ResponsesRequest
+from .toolset import ToolSet, text_of
 
 
 class _Form(NamedTuple):

@@ -2,11 +2,11 @@
 
 import asyncio
 
-from app.api.edge.request_log import RequestLog
-from app.api.edge.resumable import Feed, ResumableStreams
-from app.api.generation.choices import Choice
-from app.api.responses.answer import ResponseAnswer
-from app.api.responses.response import ResponseObject
+from ..edge.request_log import RequestLog
+from ..edge.resumable import Feed, ResumableStreams
+from ..generation.choices import Choice
+from .answer import ResponseAnswer
+from .response import ResponseObject
 
 
 class Background:

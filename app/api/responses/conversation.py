@@ -4,12 +4,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from app.api.chat.parts import Fields
-from app.api.responses.items import ITEMS, InputItem, ItemReference, MessageItem, ToolsItem
-from app.api.responses.schema import ConversationFields
-from app.api.responses.store import ResponseStore
-from app.api.responses.toolset import ToolSet
-from app.errors import InvalidRequestError, NotFoundError
+from ...errors import InvalidRequestError, NotFoundError
+from ..chat.parts import Fields
+from .items import ITEMS, InputItem, ItemReference, MessageItem, ToolsItem
+from .schema import ConversationFields
+from .store import ResponseStore
+from .toolset import ToolSet
 
 
 @dataclass(frozen=True)

@@ -4,9 +4,9 @@ from typing import Annotated
 
 from fastapi import Depends, Request
 
-from app.api.edge.request_log import RequestLog
-from app.api.responses.background import Background
-from app.api.responses.store import ResponseStore
+from ..edge.request_log import RequestLog
+from .background import Background
+from .store import ResponseStore
 
 
 def _store(request: Request) -> ResponseStore:

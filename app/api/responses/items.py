@@ -6,9 +6,9 @@ from typing import Annotated, Any, Literal, get_args
 
 from pydantic import Field, Tag, TypeAdapter
 
-from app.api.edge.body import Label, RequestBody, Unsupported, hints
-from app.api.generation.kinds import Unknown, by_type, refuse_unknown
-from app.api.responses.tools import Tool, check_tools
+from ..edge.body import Label, RequestBody, Unsupported, hints
+from ..generation.kinds import Unknown, by_type, refuse_unknown
+from .tools import Tool, check_tools
 
 _IN_ITEMS: Unsupported = {
     "async": (False,),

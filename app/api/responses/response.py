@@ -4,11 +4,11 @@ from typing import Any, Literal
 
 from msgspec import UNSET, UnsetType
 
-from app.api.edge.answer import AnswerBody, NamedEvent
-from app.api.edge.request_log import Usage
-from app.api.generation.fields import Effort
-from app.api.generation.logprobs import TokenLogprob
-from app.api.responses.items import Status
+from ..edge.answer import AnswerBody, NamedEvent
+from ..edge.request_log import Usage
+from ..generation.fields import Effort
+from ..generation.logprobs import TokenLogprob
+from .items import Status
 
 Nothing = tuple[()]
 ResponseStatus = Status | Literal["queued", "failed", "cancelled"]

@@ -7,23 +7,23 @@ from uuid import uuid4
 from fastapi import APIRouter, Depends, Request
 from starlette.responses import Response
 
-from app.api.chat.parts import rename_errors
-from app.api.chat.prepare import encode_chat, prepare_chat
-from app.api.deps import ADMITTED, ServiceDep, body_of
-from app.api.edge.answer import json_response
-from app.api.edge.body import body_schema
-from app.api.edge.document import READS_BODY, RUNS, answers
-from app.api.edge.sse import EventStream
-from app.api.generation.choices import TokenLimit
-from app.api.responses.answer import ResponseAnswer
-from app.api.responses.conversation import Conversation
-from app.api.responses.deps import BackgroundDep, OwnerDep, StoreDep
-from app.api.responses.response import InputTokens, ResponseEvent, ResponseObject
-from app.api.responses.schema import InputTokensRequest, ResponsesRequest
-from app.api.responses.store import ResponseStore
-from app.api.responses.translate import NAMES, to_chat
-from app.api.service import Service
-from app.errors import InvalidRequestError, UnsupportedError
+from ...errors import InvalidRequestError, UnsupportedError
+from ..chat.parts import rename_errors
+from ..chat.prepare import encode_chat, prepare_chat
+from ..deps import ADMITTED, ServiceDep, body_of
+from ..edge.answer import json_response
+from ..edge.body import body_schema
+from ..edge.document import READS_BODY, RUNS, answers
+from ..edge.sse import EventStream
+from ..generation.choices import TokenLimit
+from ..service import Service
+from .answer import ResponseAnswer
+from .conversation import Conversation
+from .deps import BackgroundDep, OwnerDep, StoreDep
+from .response import InputTokens, ResponseEvent, ResponseObject
+from .schema import InputTokensRequest, ResponsesRequest
+from .store import ResponseStore
+from .translate import NAMES, to_chat
 
 router = APIRouter()
 

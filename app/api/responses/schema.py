@@ -4,12 +4,12 @@ from typing import Annotated, Any, Literal
 
 from pydantic import ConfigDict, Field
 
-from app.api.edge.body import Label, RequestBody, Unsupported, hints, refused
-from app.api.generation.fields import Effort, TokenFields
-from app.api.generation.kinds import Unknown, refuse_unknown
-from app.api.responses.items import InputItem, check_item
-from app.api.responses.tools import Tool, ToolChoice, check_tools
-from app.errors import InvalidRequestError, UnsupportedError
+from ...errors import InvalidRequestError, UnsupportedError
+from ..edge.body import Label, RequestBody, Unsupported, hints, refused
+from ..generation.fields import Effort, TokenFields
+from ..generation.kinds import Unknown, refuse_unknown
+from .items import InputItem, check_item
+from .tools import Tool, ToolChoice, check_tools
 
 _IN_REQUESTS: Unsupported = refused("access_programs background_options conversation image moderation prompt") | {
     "context_management": ([],),

@@ -5,11 +5,11 @@ from dataclasses import dataclass
 
 import msgspec
 
-from app.api.chat.parts import Fields
-from app.api.edge.answer import AnswerBody, encode_json
-from app.errors import NotFoundError
-from app.settings import ServerSettings
-from app.tenants import FairMemory
+from ...errors import NotFoundError
+from ...settings import ServerSettings
+from ...tenants import FairMemory
+from ..chat.parts import Fields
+from ..edge.answer import AnswerBody, encode_json
 
 _decode = msgspec.json.Decoder().decode
 

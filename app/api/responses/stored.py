@@ -6,13 +6,13 @@ import msgspec
 from fastapi import APIRouter, Query
 from starlette.responses import Response
 
-from app.api.deps import ServiceDep
-from app.api.edge.answer import encode_json, json_response
-from app.api.edge.document import ANY, answers
-from app.api.edge.sse import EventStream
-from app.api.responses.deps import BackgroundDep, OwnerDep, StoreDep
-from app.api.responses.response import DeletedResponse, InputItems, ResponseEvent, ResponseObject
-from app.errors import InvalidRequestError, NotFoundError
+from ...errors import InvalidRequestError, NotFoundError
+from ..deps import ServiceDep
+from ..edge.answer import encode_json, json_response
+from ..edge.document import ANY, answers
+from ..edge.sse import EventStream
+from .deps import BackgroundDep, OwnerDep, StoreDep
+from .response import DeletedResponse, InputItems, ResponseEvent, ResponseObject
 
 router = APIRouter()
 _NAMED = (*ANY, 404)

@@ -5,10 +5,10 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, Tag
 
-from app.api.chat.parts import Fields, function_tool
-from app.api.chat.schema import FunctionName
-from app.api.edge.body import RequestBody, Unsupported, hints
-from app.api.generation.kinds import HostedTool, Unknown, by_type, refuse_unknown
+from ..chat.parts import Fields, function_tool
+from ..chat.schema import FunctionName
+from ..edge.body import RequestBody, Unsupported, hints
+from ..generation.kinds import HostedTool, Unknown, by_type, refuse_unknown
 
 _IN_TOOLS: Unsupported = {
     "allowed_callers": (["direct"],),

@@ -3,10 +3,10 @@
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
-from app.api.chat.parts import Fields, arguments_so_far, named_choice
-from app.api.generation.kinds import Unknown
-from app.api.responses.tools import AllowedTools, CustomTool, FunctionTool, NamedTool, Namespace, Tool, ToolChoice
-from app.errors import InvalidRequestError, UnsupportedError
+from ...errors import InvalidRequestError, UnsupportedError
+from ..chat.parts import Fields, arguments_so_far, named_choice
+from ..generation.kinds import Unknown
+from .tools import AllowedTools, CustomTool, FunctionTool, NamedTool, Namespace, Tool, ToolChoice
 
 
 class Given(NamedTuple):

@@ -3,11 +3,11 @@
 from collections.abc import Sequence
 from typing import TypeGuard
 
-from app.api.chat.parts import Fields, assistant_message, json_schema_format, message, token_fields, tool_call
-from app.api.chat.schema import ChatRequest
-from app.api.edge.body import validate
-from app.api.responses.conversation import Conversation
-from app.api.responses.items import (
+from ..chat.parts import Fields, assistant_message, json_schema_format, message, token_fields, tool_call
+from ..chat.schema import ChatRequest
+from ..edge.body import validate
+from .conversation import Conversation
+from .items import (
     CallOutputItem,
     Content,
     CustomCallItem,
@@ -19,8 +19,8 @@ from app.api.responses.items import (
     TextPart,
     reasoning_of,
 )
-from app.api.responses.schema import ConversationFields, ResponsesRequest, TextFormat
-from app.api.responses.toolset import name_for_model, text_arguments
+from .schema import ConversationFields, ResponsesRequest, TextFormat
+from .toolset import name_for_model, text_arguments
 
 NAMES = {
     "messages": "input",

@@ -8,8 +8,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from app.attention.config import AttentionConfig, HeadNorms, LayerCache
-from app.attention.step import StepInput, StepShape
+from ..config import AttentionConfig, HeadNorms, LayerCache
+from ..step import StepInput, StepShape
 
 Metadata = TypeVar("Metadata")
 """How a backend wants to have a step described."""

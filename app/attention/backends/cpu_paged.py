@@ -7,11 +7,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from app.attention.backends.torch_paged import AttentionMetadata, TorchPagedBackend
-from app.attention.config import HeadNorms, LayerCache
-from app.kernels.cpu.fused import rotate_and_store
-from app.kernels.cpu.numerics import array, constant
-from app.kernels.cpu.paged_decode import paged_decode
+from ...kernels.cpu.fused import rotate_and_store
+from ...kernels.cpu.numerics import array, constant
+from ...kernels.cpu.paged_decode import paged_decode
+from ..config import HeadNorms, LayerCache
+from .torch_paged import AttentionMetadata, TorchPagedBackend
 
 
 class CpuPagedBackend(TorchPagedBackend):

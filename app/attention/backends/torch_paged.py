@@ -20,9 +20,9 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from app.attention.config import AttentionConfig, HeadNorms, LayerCache
-from app.attention.step import StepInput, StepShape
-from app.kernels.ops import rms_norm, rotate
+from ...kernels.ops import rms_norm, rotate
+from ..config import AttentionConfig, HeadNorms, LayerCache
+from ..step import StepInput, StepShape
 
 
 @dataclass

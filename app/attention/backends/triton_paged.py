@@ -12,10 +12,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from app.attention.config import AttentionConfig, HeadNorms, LayerCache
-from app.attention.step import StepInput, StepShape
-from app.kernels.gpu.fused import rotate_and_store, store
-from app.kernels.gpu.paged_attention import chunks, decode
+from ...kernels.gpu.fused import rotate_and_store, store
+from ...kernels.gpu.paged_attention import chunks, decode
+from ..config import AttentionConfig, HeadNorms, LayerCache
+from ..step import StepInput, StepShape
 
 _QUERIES_OF_A_TILE = 64
 """Query heads times tokens that one program takes: measured on an H100, for prompts of 512 to 4096 tokens."""

@@ -3,7 +3,7 @@
 import math
 from typing import Any
 
-from app.checkpoint.gguf.file import GgufFile
+from .file import GgufFile
 
 _SIZES = {
     "context_length": "max_position_embeddings",

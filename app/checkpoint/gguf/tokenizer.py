@@ -5,8 +5,8 @@ from typing import Any
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, normalizers, pre_tokenizers, processors
 from tokenizers.models import BPE
 
-from app.checkpoint.gguf.file import GgufFile
-from app.checkpoint.gguf.pre_tokenizers import PRE_TOKENIZERS
+from .file import GgufFile
+from .pre_tokenizers import PRE_TOKENIZERS
 
 _UNKNOWN, _CONTROL, _USER_DEFINED = 2, 3, 4
 """Types of tokens."""

@@ -9,7 +9,7 @@ import torch
 from numba import prange
 from torch import Tensor
 
-from app.kernels.cpu.numerics import array, constant, exp, from_float, inline, kernel, to_float
+from .numerics import array, constant, exp, from_float, inline, kernel, to_float
 
 _WORTH_A_THREAD = 65536
 """How many numbers an input has when several threads are faster than one."""

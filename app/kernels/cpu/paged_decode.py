@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numba import prange
 
-from app.kernels.cpu.numerics import exp, from_float, inline, kernel, to_float
+from .numerics import exp, from_float, inline, kernel, to_float
 
 
 @inline

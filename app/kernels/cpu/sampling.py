@@ -10,7 +10,7 @@ import numpy as np
 from numba import prange
 from numpy.typing import NDArray
 
-from app.kernels.cpu.numerics import inline, kernel
+from .numerics import inline, kernel
 
 Uints = NDArray[np.uint32]
 Floats = NDArray[np.float32]

@@ -5,7 +5,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from app.kernels.gpu.launch import launch, wait_for_input
+from .launch import launch, wait_for_input
 
 MOST_ROWS = 64
 """With more rows cuBLAS is as fast, or faster."""

@@ -12,7 +12,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from app.kernels.gpu.launch import launch, wait_for_input
+from .launch import launch, wait_for_input
 
 _LOG2_E = 1.4426950408889634
 

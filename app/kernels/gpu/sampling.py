@@ -22,7 +22,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from app.kernels.gpu.launch import launch
+from .launch import launch
 
 
 @dataclass(frozen=True)

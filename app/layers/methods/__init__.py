@@ -2,11 +2,11 @@
 
 import torch
 
-from app.checkpoint.folder import ModelFolder
-from app.errors import ModelError
-from app.layers.linear import LinearMethod
-from app.layers.methods.onednn import OneDnn, has_bfloat16
-from app.layers.methods.plain import PLAIN
+from ...checkpoint.folder import ModelFolder
+from ...errors import ModelError
+from ..linear import LinearMethod
+from .onednn import OneDnn, has_bfloat16
+from .plain import PLAIN
 
 
 def choose(folder: ModelFolder, device: torch.device, dtype: torch.dtype) -> LinearMethod:

@@ -3,9 +3,9 @@
 import torch
 from torch import Tensor
 
-from app.kernels.ops import refine_largest
-from app.layers.linear import Linear
-from app.layers.methods.plain import Plain
+from ...kernels.ops import refine_largest
+from ..linear import Linear
+from .plain import Plain
 
 
 def has_bfloat16() -> bool:

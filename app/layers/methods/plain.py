@@ -3,9 +3,9 @@
 import torch
 from torch import Tensor, nn
 
-from app.kernels.ops import linear, logits
-from app.layers.linear import Linear
-from app.layers.sources import Target
+from ...kernels.ops import linear, logits
+from ..linear import Linear
+from ..sources import Target
 
 
 class Plain:

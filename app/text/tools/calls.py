@@ -4,9 +4,9 @@ import json
 import re
 from collections.abc import Callable, Mapping
 
-from app.text.message_parser import Scanner, ToolCallDelta, length_before
-from app.text.tools.arguments import Schema
-from app.text.tools.brackets import JSON, LENIENT_JSON, BracketScanner
+from ..message_parser import Scanner, ToolCallDelta, length_before
+from .arguments import Schema
+from .brackets import JSON, LENIENT_JSON, BracketScanner
 
 _SPACE = r"\s{0,99}"
 _HEAD = re.compile(

@@ -5,9 +5,9 @@ import logging
 from collections.abc import Iterable, Sequence
 from itertools import chain
 
-from app.text.chat_template import ChatTemplate
-from app.text.probe import FUNCTION, KEY, VALUES
-from app.text.tools.formats import FORMATS, ToolFormat
+from ..chat_template import ChatTemplate
+from ..probe import FUNCTION, KEY, VALUES
+from .formats import FORMATS, ToolFormat
 
 log = logging.getLogger(__name__)
 

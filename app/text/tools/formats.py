@@ -3,12 +3,12 @@
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-from app.text.message_parser import MessageParser
-from app.text.tools.hermes import HermesParser
-from app.text.tools.llama import LlamaParser
-from app.text.tools.mistral import MistralParser
-from app.text.tools.pythonic import PythonicParser
-from app.text.tools.tagged import TaggedParser
+from ..message_parser import MessageParser
+from .hermes import HermesParser
+from .llama import LlamaParser
+from .mistral import MistralParser
+from .pythonic import PythonicParser
+from .tagged import TaggedParser
 
 
 @dataclass(frozen=True)

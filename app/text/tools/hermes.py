@@ -1,6 +1,6 @@
 """The format of Hermes and Qwen: <tool_call>{"name": ..., "arguments": ...}</tool_call>."""
 
-from app.text.tools.calls import CallScanner
+from .calls import CallScanner
 
 _OPEN, _CLOSE = "<tool_call>", "</tool_call>"
 

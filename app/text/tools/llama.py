@@ -2,8 +2,8 @@
 
 from collections.abc import Mapping
 
-from app.text.tools.arguments import Schema
-from app.text.tools.calls import CallScanner
+from .arguments import Schema
+from .calls import CallScanner
 
 _MARKER = "<|python_tag|>"
 

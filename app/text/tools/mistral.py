@@ -2,7 +2,7 @@
 
 import re
 
-from app.text.tools.calls import CallScanner
+from .calls import CallScanner
 
 _MARKER, _ARGS = "[TOOL_CALLS]", "[ARGS]"
 _NAME = re.compile(r"([\w.-]{1,99})(?:\[CALL_ID\][\w-]{0,99})?\s{0,9}(?:\[ARGS\])?\s{0,9}(?=\{)")

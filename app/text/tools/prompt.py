@@ -4,7 +4,7 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-from app.text.tools.formats import HERMES
+from .formats import HERMES
 
 Message = dict[str, Any]
 

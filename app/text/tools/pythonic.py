@@ -7,9 +7,9 @@ import warnings
 from collections.abc import Mapping
 from typing import Any
 
-from app.text.tools.arguments import Schema
-from app.text.tools.brackets import PYTHON, BracketScanner
-from app.text.tools.calls import CallScanner
+from .arguments import Schema
+from .brackets import PYTHON, BracketScanner
+from .calls import CallScanner
 
 _BEGINNING = re.compile(r"\[\s{0,99}[A-Za-z_][\w.]{0,99}\(")
 _BEGUN = re.compile(r"\[?\s{0,99}([A-Za-z_][\w.]{0,99})?$")

@@ -3,9 +3,9 @@
 import json
 import re
 
-from app.text.message_parser import ToolCallDelta, length_before
-from app.text.tools.arguments import Schema, as_json, property_of, types_of
-from app.text.tools.hermes import HermesParser
+from ..message_parser import ToolCallDelta, length_before
+from .arguments import Schema, as_json, property_of, types_of
+from .hermes import HermesParser
 
 FUNCTION, END_OF_FUNCTION = "<function=", "</function>"
 PARAMETER, END_OF_PARAMETER = "<parameter=", "</parameter>"

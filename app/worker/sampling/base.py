@@ -17,8 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from app.core.step import NewRequest
-from app.worker.batch import Entries
+from ...core.step import NewRequest
+from ..batch import Entries
 
 
 class Sampling(Protocol):

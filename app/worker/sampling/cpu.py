@@ -9,10 +9,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from app.core.sampling import SamplingParams
-from app.core.step import NOT_A_NUMBER, NewRequest
-from app.kernels.cpu.sampling import race, race_keys
-from app.worker.batch import Entries
+from ...core.sampling import SamplingParams
+from ...core.step import NOT_A_NUMBER, NewRequest
+from ...kernels.cpu.sampling import race, race_keys
+from ..batch import Entries
 
 _CANDIDATES = (64, 1024)
 """Top-k and top-p look at this many most probable tokens first: sorting the whole vocabulary is slow."""

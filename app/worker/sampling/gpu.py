@@ -8,10 +8,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from app.core.sampling import SamplingParams
-from app.core.step import NewRequest
-from app.kernels.gpu.sampling import RowMemory, SamplingTensors, Scratch, adjust, choose
-from app.worker.batch import Entries
+from ...core.sampling import SamplingParams
+from ...core.step import NewRequest
+from ...kernels.gpu.sampling import RowMemory, SamplingTensors, Scratch, adjust, choose
+from ..batch import Entries
 
 _PARAMETERS: dict[str, tuple[type[np.generic], float]] = {
     "seed": (np.int64, 0),

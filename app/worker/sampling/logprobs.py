@@ -5,7 +5,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from app.core.sampling import Logprobs
+from ...core.sampling import Logprobs
 
 
 class TopLogprobs(NamedTuple):

@@ -9,8 +9,8 @@ from typing import Any, Self
 import httpx
 import msgspec
 
-from bench.errors import BenchError
-from bench.sse import EventParser
+from .errors import BenchError
+from .sse import EventParser
 
 _CONNECT_TIMEOUT = 10.0  # seconds
 

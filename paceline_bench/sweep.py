@@ -6,12 +6,12 @@ from dataclasses import dataclass, replace
 
 from rich.console import Console
 
-from bench.client import Server, stream_request
-from bench.errors import BenchError
-from bench.live import shown
-from bench.report import Summary, summarize
-from bench.runner import Run
-from bench.workload import Workload
+from .client import Server, stream_request
+from .errors import BenchError
+from .live import shown
+from .report import Summary, summarize
+from .runner import Run
+from .workload import Workload
 
 _WARMUP = -1  # a request's number that no run uses
 

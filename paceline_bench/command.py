@@ -3,17 +3,17 @@
 import json
 from datetime import UTC, datetime
 from enum import StrEnum
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, TypeVar
 
 import typer
 
-from app import __version__
-from bench.errors import BenchError
+from .errors import BenchError
 
 if TYPE_CHECKING:
-    from bench.sweep import SweepResult
-    from bench.workload import Workload
+    from .sweep import SweepResult
+    from .workload import Workload
 
 _DEFAULT_CONCURRENCY = "8"
 _DEFAULT_NUM_REQUESTS = 64
@@ -100,9 +100,9 @@ def bench(
     # Other modules are imported here, because the command line imports this module for every command.
     from rich.console import Console
 
-    from bench.plot import require_matplotlib
-    from bench.sweep import sweep
-    from bench.workload import Workload
+    from .plot import require_matplotlib
+    from .sweep import sweep
+    from .workload import Workload
 
     if num_requests is None and duration is None:
         num_requests = _DEFAULT_NUM_REQUESTS
@@ -168,14 +168,14 @@ def _write(
     """Print the tables and write the files."""
     from rich.console import Console
 
-    from bench.plot import write_plot
-    from bench.report import print_report, to_json
+    from .plot import write_plot
+    from .report import print_report, to_json
 
     print_report(result.summaries, Console())
     if json_file:
         first = workloads[0]
         content = {
-            "paceline": __version__,
+            "paceline": version("paceline"),
             "when": datetime.now(UTC).isoformat(timespec="seconds"),
             "url": url,
             "model": result.model,

@@ -5,8 +5,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from bench.errors import BenchError
-from bench.report import Distribution, Summary
+from .errors import BenchError
+from .report import Distribution, Summary
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -19,8 +19,8 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from bench.client import Record
-from bench.runner import Run
+from .client import Record
+from .runner import Run
 
 _MAX_ERRORS = 5
 _SATURATED = 0.9

@@ -4,8 +4,8 @@ import asyncio
 import math
 from time import perf_counter, process_time
 
-from bench.client import Record, Server, stream_request
-from bench.workload import Workload
+from .client import Record, Server, stream_request
+from .workload import Workload
 
 
 class Run:

@@ -7,7 +7,7 @@ from contextlib import asynccontextmanager, suppress
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
-from bench.runner import Run
+from .runner import Run
 
 _BAR_INTERVAL = 0.2  # seconds
 _LINE_INTERVAL = 5.0
