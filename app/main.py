@@ -5,6 +5,7 @@ The process serves HTTP and starts an engine as its child. Settings come from PA
 """
 
 import asyncio
+import atexit
 import logging
 import os
 import signal
@@ -55,6 +56,9 @@ def make_app() -> FastAPI:
                 watching = asyncio.create_task(_watch(engine))
                 yield
                 watching.cancel()
+        except StartupError as error:
+            atexit.register(_print_reason, error)  # behind the last words of the server
+            raise
         finally:
             engine.stop()
 
@@ -88,12 +92,17 @@ async def _watch(engine: EngineProcess) -> None:
         os.kill(os.getpid(), signal.SIGTERM)
 
 
+def _print_reason(error: StartupError) -> None:
+    """Print why there is no service, as `paceline serve` does."""
+    print(f"paceline: {error}", file=sys.stderr)
+
+
 def __getattr__(name: str) -> Any:
     """Make `app` when a server asks for it, not when this module is imported."""
     if name == "app":
         try:
             return make_app()
-        except StartupError as error:  # one line, as `paceline serve` prints it, instead of the server's traceback
-            print(f"paceline: {error}", file=sys.stderr)
+        except StartupError as error:  # instead of the server's traceback
+            _print_reason(error)
             sys.exit(EXIT_STARTUP_ERROR)
     raise AttributeError(name)

@@ -5,11 +5,18 @@ import re
 import signal
 import subprocess
 import sys
+from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
+import uvicorn
+from fastapi import FastAPI
+from uvicorn.lifespan.on import LifespanOn
 
+from app.api.app import create_app
 from app.checkpoint.source import find_model
 from app.engine.build import build_engine
 from app.errors import StartupError
@@ -121,11 +128,38 @@ def test_uvicorn_runs_the_asgi_app() -> None:
         process.wait(timeout=PATIENCE)
 
 
-def test_uvicorn_says_in_one_line_what_is_wrong_with_the_model() -> None:
-    code, _, log = run("-m", "uvicorn", "app.main:app", "--port", "0", PACELINE_MODEL="/nowhere")
-    assert code == 2
-    assert "paceline: no such model" in log
+@pytest.mark.parametrize(
+    ("setting", "value", "words", "exit_code"),
+    [
+        ("MODEL", "/nowhere", "no such model", 2),
+        ("MAX_MODEL_LEN", "100000", "more than the 8192", 3),  # the engine knows that; the code is uvicorn's own
+    ],
+)
+def test_uvicorn_says_last_and_in_one_line_why_it_does_not_start(
+    setting: str, value: str, words: str, exit_code: int
+) -> None:
+    code, _, log = run("-m", "uvicorn", "app.main:app", "--port", "0", **{f"PACELINE_{setting}": value})
+    assert code == exit_code
+    assert re.fullmatch(f"paceline: .*{words}.*", log.splitlines()[-1])
     assert "Traceback" not in log
+
+
+async def test_any_server_is_told_in_one_line_why_the_application_does_not_start() -> None:
+    """As Ray does it: it runs the lifespan with uvicorn's class, in a thread of its own."""
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        raise StartupError("the model is broken")
+        yield
+
+    app = create_app(load_settings(), lifespan)
+    assert isinstance(app, FastAPI)
+    told = []
+    host = LifespanOn(uvicorn.Config(app, log_config=None))
+    host.logger = Mock(error=told.append)
+    await host.startup()
+    assert host.should_exit
+    assert told[0] == "the model is broken"
 
 
 def test_several_api_workers_share_a_socket_and_count_together() -> None:

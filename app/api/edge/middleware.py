@@ -2,6 +2,7 @@
 
 import logging
 import re
+import sys
 import time
 import uuid
 from functools import partial
@@ -11,7 +12,7 @@ from urllib.parse import quote
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from ...errors import DrainingError, InternalError, PayloadTooLargeError, is_fault
+from ...errors import DrainingError, InternalError, PayloadTooLargeError, StartupError, is_fault
 from .encoding import decoded
 from .errors import error_response
 from .request_log import RequestLog
@@ -81,7 +82,7 @@ class RequestMiddleware:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """See ASGI."""
         if scope["type"] != "http":
-            await self._app(scope, receive, send)
+            await self._app(scope, receive, _with_short_reason(send))
             return
         entry = RequestLog(_request_id(scope), arrived_at=time.monotonic(), record=partial(self._record, scope))
         scope["request_log"] = entry
@@ -134,6 +135,17 @@ class RequestMiddleware:
         level = logging.DEBUG if scope["path"] in _QUIET else logging.INFO
         request = {"method": scope["method"], "path": quote(scope["path"]), "status": entry.status}
         log.log(level, "%(method)s %(path)s %(status)d", request, extra={"fields": fields})
+
+
+def _with_short_reason(send: Send) -> Send:
+    """A `send` that tells the server why the application cannot start: Starlette would tell it a traceback."""
+
+    async def send_reason(message: Message) -> None:
+        if message["type"] == "lifespan.startup.failed" and isinstance(error := sys.exception(), StartupError):
+            message["message"] = str(error)
+        await send(message)
+
+    return send_reason
 
 
 def _ignored(entry: RequestLog) -> bytes:
