@@ -5,6 +5,7 @@ import json
 from typing import Any
 
 import pytest
+from backports import zstd
 
 from app.core.request import FinishReason
 from app.core.wire import GenerateCommand, RequestOutput
@@ -300,16 +301,17 @@ def test_other_content_types_are_refused(server: Server) -> None:
     assert answer.json()["error"]["type"] == "invalid_request_error"
 
 
-def test_a_byte_order_mark_is_skipped_and_gzip_is_unpacked(server: Server) -> None:
+def test_a_byte_order_mark_is_skipped_and_compressed_bodies_are_unpacked(server: Server) -> None:
     body = b"\xef\xbb\xbf" + json.dumps({"prompt": "Hi"}).encode()
-    for content, headers in ((body, {}), (gzip.compress(body), {"Content-Encoding": "gzip"})):
+    packed = {"gzip": gzip.compress(body), "X-Gzip": gzip.compress(body), "zstd": zstd.compress(body)}
+    for content, headers in [(body, {}), *((data, {"Content-Encoding": name}) for name, data in packed.items())]:
         answer = server.post(
             "/v1/completions", content=content, headers={"Content-Type": "application/json", **headers}
         )
         assert answer.json()["choices"][0]["text"] == "Hello"
 
 
-@pytest.mark.parametrize("encoding", ["zstd", "br", "deflate", "gzip, gzip"])
+@pytest.mark.parametrize("encoding", ["br", "deflate", "gzip, gzip", "zstd, gzip"])
 def test_other_encodings_are_refused_by_name(server: Server, encoding: str) -> None:
     answer = server.post("/v1/completions", {"prompt": "Hi"}, headers={"Content-Encoding": encoding})
     assert answer.status_code == 415

@@ -8,6 +8,7 @@ from typing import Any
 
 import psutil
 import pytest
+from backports import zstd
 
 from tests import web
 from tests.security.test_hostile_clients import POST, Server, ask, body_request, connect, server, unharmed
@@ -117,6 +118,27 @@ def test_a_compressed_body_is_bounded_by_what_it_unpacks_to(server: Server) -> N
     assert code(b"{}") == b"400"
     empty_blocks = b"\x00\x00\x00\xff\xff" * 4_000_000  # 20 MB of gzip that unpack to nothing
     assert code(member[:10] + empty_blocks) == b"413"
+
+
+def test_zstd_is_bounded_as_gzip_is(server: Server) -> None:
+    def code(body: bytes) -> bytes:
+        return ask(server, body_request(body, b"Content-Encoding: zstd"))[9:12]
+
+    def with_window(log: int) -> bytes:
+        packer = zstd.ZstdCompressor(options={zstd.CompressionParameter.window_log: log})
+        return packer.compress(b'{"prompt": "x", "max_tokens": 1}') + packer.flush()
+
+    assert code(with_window(23)) == b"200"
+    assert code(with_window(27)) == b"400"  # 128 MiB
+    packer = zstd.ZstdCompressor()
+    bomb = b"".join(packer.compress(b" " * 10_000_000) for _ in range(200)) + packer.flush()
+    assert len(bomb) < 200_000  # of two gigabytes
+    assert code(bomb) == b"413"
+    frame = zstd.compress(b" ")
+    for body in (frame * 100_000, frame[:-1], b"{}", b""):
+        assert code(body) == b"400"
+    empty_blocks = b"\0\0\0" * 7_000_000  # 21 MB that unpack to nothing
+    assert code(frame[:6] + empty_blocks) == b"413"
 
 
 def test_a_hundred_megabytes_are_refused(server: Server) -> None:

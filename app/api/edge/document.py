@@ -18,7 +18,7 @@ _ERRORS = {
     404: "There is no such model, response, stream or path",
     408: "The body did not arrive within client_timeout",
     413: "The body is larger than max_body_size",
-    415: "The body has a Content-Encoding other than gzip",
+    415: "The body has a Content-Encoding other than gzip and zstd",
     429: "The queue is full, or the tenant's limits are reached",
     500: "The request's own work failed",
     503: "The engine is loading, draining or dead",
