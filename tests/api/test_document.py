@@ -228,7 +228,7 @@ PROVOKE: dict[str, Callable[[Server, str], httpx.Response]] = {
     "400": lambda server, path: server.post(path, {}),
     "404": lambda server, path: server.post(path, {**BODIES[path], "model": "other"}),
     "413": lambda server, path: server.post(path, {**BODIES[path], "user": "x" * 200_000}),
-    "415": lambda server, path: server.post(path, BODIES[path], headers={"Content-Encoding": "zstd"}),
+    "415": lambda server, path: server.post(path, BODIES[path], headers={"Content-Encoding": "br"}),
     "429": _full,
     "500": _broken,
     "503": _gone,
