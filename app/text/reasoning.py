@@ -1,5 +1,6 @@
 """Reasoning: the text between two tags in front of an answer."""
 
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from .message_parser import MessageDelta, MessageParser, Scanner, length_before
@@ -18,6 +19,48 @@ class ReasoningTags(NamedTuple):
 
 THINK = ReasoningTags("<think>", "</think>")
 TAGS = {"think": THINK, "mistral": ReasoningTags("[THINK]", "[/THINK]")}
+
+
+class ReasoningTokens:
+    """Counts the tokens of a text's reasoning, and finds its end."""
+
+    def __init__(self, tags: ReasoningTags, is_open: bool, token_bytes: Callable[[int], bytes]) -> None:
+        """`is_open`: the prompt ends inside of reasoning. `token_bytes`: the text of a token."""
+        self._open, self._close = (tag.encode() for tag in tags)
+        self._token_bytes = token_bytes
+        self._text = b""
+        """What may be a part of a tag."""
+        self._num_undecided = 0
+        """Tokens of what may become the opening tag."""
+        self.is_open = is_open
+        """Whether the text is inside of its reasoning now."""
+        self.is_over = False
+        """Whether the reasoning has ended, or there is none."""
+
+    def count(self, token_ids: Sequence[int]) -> int:
+        """How many tokens are known to be reasoning with these, the next ones. Those of the tags are among them."""
+        found = 0
+        for token_id in token_ids:
+            if self.is_over:
+                break
+            self._num_undecided += 1
+            self._text += self._token_bytes(token_id)
+            if not self.is_open:
+                self._look_for_the_beginning()
+            if self.is_open:
+                found += self._num_undecided
+                self._num_undecided = 0
+                self.is_over = self._close in self._text
+                self.is_open = not self.is_over
+                self._text = self._text[1 - len(self._close) :]
+        return found
+
+    def _look_for_the_beginning(self) -> None:
+        begun = self._text.lstrip()
+        if begun.startswith(self._open):
+            self.is_open, self._text = True, begun[len(self._open) :]
+        else:
+            self.is_over = not self._open.startswith(begun)
 
 
 class ReasoningParser(Scanner):

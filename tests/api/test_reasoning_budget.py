@@ -1,4 +1,4 @@
-"""A budget of reasoning is kept: the reasoning is closed at its bound, and the model goes on with the answer."""
+"""Tokens of reasoning are counted. Where a budget of them is used up, the model goes on with the answer."""
 
 import dataclasses
 from collections.abc import Callable
@@ -6,6 +6,7 @@ from typing import Any
 
 import anthropic
 import msgspec
+import openai
 import pytest
 
 from app.core.request import FinishReason
@@ -90,6 +91,44 @@ def test_reasoning_beyond_its_budget_is_closed(server: Server, per_output: int, 
     assert server.engine.aborted.get_nowait() == first.request_id != second.request_id
 
 
+@pytest.mark.parametrize("per_output", [1, 3, 7, 99])
+@pytest.mark.parametrize(
+    ("thoughts", "answer", "in_prompt", "num_tokens"),
+    [
+        ("Hm", "Yes", False, len("<think>Hm</think>")),
+        ("a<b </thin", "<think>", False, len("<think>a<b </thin</think>")),
+        ("", "Yes", False, len("<think></think>")),
+        ("Hm", "Yes", True, len("Hm</think>")),
+        (None, "<thin", False, 0),
+        (None, "Hm", True, len("Hm") + 1),  # it never answers; the token that ends the text is within
+    ],
+)
+def test_the_tokens_of_reasoning_are_counted(
+    server: Server,
+    monkeypatch: pytest.MonkeyPatch,
+    per_output: int,
+    thoughts: str | None,
+    answer: str,
+    in_prompt: bool,
+    num_tokens: int,
+) -> None:
+    """In a stream and without, whatever the engine sends at once, and for all choices together."""
+    monkeypatch.setattr(type(server.service.message_format), "ends_in_reasoning", lambda *_: in_prompt)
+    text = answer if thoughts is None else f"{'' if in_prompt else '<think>'}{thoughts}</think>{answer}"
+    server.engine.script = say([*text.encode(), IM_END], per_output=per_output, reason=FinishReason.STOP)
+    with openai.OpenAI(base_url=f"{server.url}/v1", api_key="-", max_retries=0) as client:
+        whole = client.chat.completions.create(model=MODEL, messages=HI, n=2)
+        assert whole.usage.completion_tokens_details.reasoning_tokens == 2 * num_tokens
+        counting: Any = {"include_usage": True, "continuous_usage_stats": True}
+        chunks = client.chat.completions.create(model=MODEL, messages=HI, stream=True, stream_options=counting)
+        usages = [chunk.usage for chunk in chunks]
+        counts = [usage.completion_tokens_details.reasoning_tokens for usage in usages]
+        assert counts == sorted(counts)
+        assert counts[-1] == num_tokens
+        response = client.responses.create(model=MODEL, input="Hi")
+        assert response.usage.output_tokens_details.reasoning_tokens == num_tokens
+
+
 @pytest.mark.parametrize("budget", [26, 27, 1000])
 @pytest.mark.parametrize("per_output", [1, 99])
 def test_reasoning_within_its_budget_is_left_alone(server: Server, budget: int, per_output: int) -> None:
@@ -147,6 +186,7 @@ def test_the_thinking_budget_of_messages(server: Server) -> None:
     budget: Any = {"type": "enabled", "budget_tokens": 3}
     with anthropic.Anthropic(base_url=server.url, api_key="-", max_retries=0) as client:
         answer = client.messages.create(thinking=budget, **options)
+    assert answer.usage.output_tokens_details.thinking_tokens == len("<think>abc</think>")
     assert [(block.type, getattr(block, block.type)) for block in answer.content] == [
         ("thinking", "abc"),
         ("text", "Yes"),

@@ -1,5 +1,6 @@
 """/v1/responses through OpenAI's client, over a real socket."""
 
+import dataclasses
 import itertools
 import json
 from typing import Any
@@ -17,8 +18,7 @@ from app.api.responses.schema import ResponsesRequest
 from app.api.responses.store import ResponseStore
 from app.core.request import FinishReason
 from app.errors import NotFoundError, QueueFullError
-from app.text.message_format import MessageFormat
-from app.text.reasoning import ReasoningParser
+from app.text.reasoning import THINK
 from tests.api.conftest import IM_END, MODEL, Server, start_server
 from tests.api.fake_engine import READY, say
 
@@ -51,7 +51,8 @@ def client(server: Server):
 @pytest.fixture
 def thinks(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     """The model reasons, calls tools, and has room for their descriptions."""
-    monkeypatch.setattr(MessageFormat, "parser", lambda self, *_: ReasoningParser(self.tools.parser(), False))
+    format_ = dataclasses.replace(server.service.message_format, reasoning=THINK)
+    monkeypatch.setitem(vars(server.service), "message_format", format_)
     server.engine.ready = msgspec.structs.replace(READY, max_model_len=2048)
 
 
@@ -131,7 +132,7 @@ def test_every_event_of_a_stream(client: openai.OpenAI, server: Server) -> None:
     assert (reasoning.content[0].text, message.content[0].text) == ("Hm", "Yo")
     assert [(call.name, call.arguments) for call in (add, sub)] == [("add", '{"a": 1}'), ("sub", "{}")]
     assert add.call_id != sub.call_id
-    assert 2 <= final.usage.output_tokens_details.reasoning_tokens <= len("<think>Hm</think>")
+    assert final.usage.output_tokens_details.reasoning_tokens == len("<think>Hm</think>")
     done = [event for event in events if event.type == "response.output_item.done"]
     assert [event.item for event in done] == final.output
     pieces: dict[str, str] = {}

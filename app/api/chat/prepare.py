@@ -11,7 +11,7 @@ from ...text.message_parser import MessageParser, PlainText
 from ...text.tools.formats import format_of_required_calls
 from ..generation.choices import Choice, TokenLimit, check_count, check_logprobs, check_num_choices, make_choices
 from ..generation.prompts import LONG_TEXT, check_length, check_token_ids, in_thread
-from ..generation.reasoning import ReasoningBudget
+from ..generation.reasoning import Reasoning
 from ..generation.structured import Constraint, grammar_of
 from ..service import Service
 from .schema import ChatFields, ChatRequest, NamedToolChoice, Tool
@@ -99,7 +99,7 @@ async def prepare_chat(service: Service, body: ChatRequest, limit: TokenLimit | 
         logprobs=(body.top_logprobs or 0) if body.logprobs else None,
         grammar=grammar,
         shown=service.message_format.shown(service.tokenizer, bool(schemas)),
-        reasoning=None if is_only_format else _budget(service, body, in_reasoning),
+        reasoning=None if is_only_format else _reasoning(service, body, in_reasoning),
     )
     if calls:
         return Chat(choices, lambda: service.message_format.parser_of_required_calls(schemas, in_reasoning, or_answer))
@@ -108,11 +108,9 @@ async def prepare_chat(service: Service, body: ChatRequest, limit: TokenLimit | 
     return Chat(choices, lambda: service.message_format.parser(schemas, in_reasoning))
 
 
-def _budget(service: Service, body: ChatRequest, in_reasoning: bool) -> ReasoningBudget | None:
+def _reasoning(service: Service, body: ChatRequest, in_reasoning: bool) -> Reasoning | None:
     tags = service.message_format.reasoning
-    if body.thinking_token_budget is None or tags is None:
-        return None
-    return ReasoningBudget(body.thinking_token_budget, tags, in_reasoning)
+    return None if tags is None else Reasoning(tags, in_reasoning, body.thinking_token_budget)
 
 
 def _limit(body: ChatRequest) -> TokenLimit:

@@ -156,6 +156,12 @@ class PromptTokensDetails(AnswerBody):
     cached_tokens: int
 
 
+class CompletionTokensDetails(AnswerBody):
+    """Of the completion's tokens."""
+
+    reasoning_tokens: int
+
+
 class CompletionUsage(AnswerBody):
     """How many tokens were read and written."""
 
@@ -163,12 +169,19 @@ class CompletionUsage(AnswerBody):
     completion_tokens: int
     total_tokens: int
     prompt_tokens_details: PromptTokensDetails
+    completion_tokens_details: CompletionTokensDetails
 
     @classmethod
     def of(cls, usage: Usage) -> "CompletionUsage":
         """In the form of OpenAI's API."""
         total = usage.prompt_tokens + usage.completion_tokens
-        return cls(usage.prompt_tokens, usage.completion_tokens, total, PromptTokensDetails(usage.cached_tokens))
+        return cls(
+            usage.prompt_tokens,
+            usage.completion_tokens,
+            total,
+            PromptTokensDetails(usage.cached_tokens),
+            CompletionTokensDetails(usage.reasoning_tokens),
+        )
 
 
 class Chunk(AnswerBody, kw_only=True):

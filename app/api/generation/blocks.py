@@ -127,8 +127,6 @@ class BlocksAnswer(Answer):
         self._parser = parser
         self._blocks = Blocks(several_calls)
         self._ending: TextDelta | None = None
-        self._num_reasoning_tokens = 0
-        """Tokens that came while the model was reasoning."""
 
     def take(self, index: int, delta: TextDelta) -> None:  # noqa: ARG002 - there is one choice
         """See `Answer`."""
@@ -141,8 +139,6 @@ class BlocksAnswer(Answer):
 
     def _changes(self, delta: TextDelta) -> Iterator[Change]:
         yield from self._blocks.take(self._parser.feed(delta.text), delta.logprobs)
-        if self._blocks.open is not None and self._blocks.open.kind is Kind.REASONING:
-            self._num_reasoning_tokens += len(delta.token_ids)
         if delta.finish_reason is not None:
             yield from self._blocks.take(self._parser.finish())
             self._ending = delta

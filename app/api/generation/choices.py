@@ -9,7 +9,7 @@ from ...errors import ContextLengthError, InvalidRequestError, UnsupportedError
 from ...text.output_processor import StopConditions
 from ..service import Service
 from .fields import SamplingFields
-from .reasoning import ReasoningBudget
+from .reasoning import Reasoning
 
 _SEED_BITS = 63
 _PROMPTS_PER_N = 8
@@ -26,8 +26,8 @@ class Choice:
     prompt_token_ids: list[int]
     sampling: SamplingParams
     conditions: StopConditions
-    reasoning: ReasoningBudget | None = None
-    """None if it may reason as long as it wants, or does not reason."""
+    reasoning: Reasoning | None = None
+    """None if reasoning is not told from the answer."""
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ def make_choices(
     prompt_logprobs: int | None = None,
     grammar: str = "",
     shown: frozenset[int] = frozenset(),
-    reasoning: ReasoningBudget | None = None,
+    reasoning: Reasoning | None = None,
 ) -> list[Choice]:
     """`n` choices for each prompt (token ids). Raises InvalidRequestError that names the field."""
     check_count("stop", len(request.stop_strings), service.settings.request_limits.max_stop)

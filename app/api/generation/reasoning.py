@@ -1,4 +1,4 @@
-"""A bound on reasoning: where its tokens are used up, it is closed, and the model goes on with the answer."""
+"""The reasoning of a choice. Where its budget of tokens is used up, it is closed, and the model goes on to answer."""
 
 from codecs import getincrementaldecoder
 from collections.abc import AsyncIterator
@@ -8,19 +8,24 @@ from ...core.engine_client import EngineClient
 from ...core.request import FinishReason
 from ...core.sampling import Logprobs
 from ...core.wire import GenerateCommand, Progress, RequestOutput
-from ...text.reasoning import ReasoningTags
+from ...text.reasoning import ReasoningTags, ReasoningTokens
 from ...text.tokenizer import Tokenizer
 
 
 @dataclass(frozen=True)
-class ReasoningBudget:
-    """How long a choice may reason."""
+class Reasoning:
+    """How a choice reasons."""
 
-    num_tokens: int
-    """Tokens between the markers, at least 1. Where they would cut a character, it is completed: up to three more."""
     tags: ReasoningTags
     is_open: bool
     """Whether the prompt ends inside the reasoning. Otherwise the model may begin with it."""
+    budget: int | None = None
+    """Tokens between the tags, at least 1. Where they would cut a character, it is completed: up to three more. None if
+    it may reason as long as it wants."""
+
+    def new_count(self, tokenizer: Tokenizer) -> ReasoningTokens:
+        """A count of the tokens of the reasoning."""
+        return ReasoningTokens(self.tags, self.is_open, tokenizer.token_bytes)
 
 
 class BoundedReasoning(AsyncIterator[RequestOutput]):
@@ -31,15 +36,15 @@ class BoundedReasoning(AsyncIterator[RequestOutput]):
     """
 
     def __init__(
-        self, engine: EngineClient, command: GenerateCommand, budget: ReasoningBudget, tokenizer: Tokenizer
+        self, engine: EngineClient, command: GenerateCommand, reasoning: Reasoning, budget: int, tokenizer: Tokenizer
     ) -> None:
         """Submit the request. Raises what `EngineClient.generate` raises."""
         self._engine = engine
         self._command = command
         self._outputs = engine.generate(command)
         self._progress = Progress()
-        self._watch = _Watch(budget, tokenizer)
-        self._closing = _tokens_of(budget.tags.close, tokenizer)
+        self._watch = _Watch(reasoning, budget, tokenizer)
+        self._closing = _tokens_of(reasoning.tags.close, tokenizer)
 
     async def __anext__(self) -> RequestOutput:
         output = await anext(self._outputs)
@@ -74,15 +79,12 @@ class BoundedReasoning(AsyncIterator[RequestOutput]):
 
 
 class _Watch:
-    """Follows the reasoning, token by token."""
+    """Follows the reasoning up to its end or its budget, token by token."""
 
-    def __init__(self, budget: ReasoningBudget, tokenizer: Tokenizer) -> None:
+    def __init__(self, reasoning: Reasoning, budget: int, tokenizer: Tokenizer) -> None:
         self._tokenizer = tokenizer
-        self._open, self._close = (tag.encode() for tag in budget.tags)
-        self._left = budget.num_tokens
-        self._is_open = budget.is_open
-        self._text = b""
-        """What may be a part of a marker."""
+        self._tokens = reasoning.new_count(tokenizer)
+        self._left = budget
         self._decoder = getincrementaldecoder("utf-8")("replace")
         self.is_over = False
         """Whether the reasoning has ended, or there is none."""
@@ -90,29 +92,16 @@ class _Watch:
     def num_within(self, token_ids: list[int]) -> int | None:
         """How many of the next tokens are within the budget, if it is used up with them and the reasoning is open."""
         for index, token_id in enumerate(token_ids):
-            piece = self._tokenizer.token_bytes(token_id)
-            self._text += piece
-            self._decoder.decode(piece)
-            if not self._is_open:
-                self._look_for_the_beginning()
-            else:
-                self._left -= 1
-                is_closed = self._close in self._text
-                is_whole_text = not self._decoder.getstate()[0]
-                self.is_over = is_closed or (self._left <= 0 and is_whole_text)
-                self._text = self._text[1 - len(self._close) :]
-                if self.is_over and not is_closed:
-                    return index + 1
-            if self.is_over:
+            self._left -= self._tokens.is_open
+            self._tokens.count([token_id])
+            self._decoder.decode(self._tokenizer.token_bytes(token_id))
+            if self._tokens.is_over:
+                self.is_over = True
                 break
+            if self._left <= 0 and not self._decoder.getstate()[0]:  # which would be a part of a character
+                self.is_over = True
+                return index + 1
         return None
-
-    def _look_for_the_beginning(self) -> None:
-        begun = self._text.lstrip()
-        if begun.startswith(self._open):
-            self._is_open, self._text = True, b""
-        elif not self._open.startswith(begun):
-            self.is_over = True
 
 
 def _tokens_of(marker: str, tokenizer: Tokenizer) -> list[int]:

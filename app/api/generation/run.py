@@ -10,6 +10,7 @@ from ...core.engine_client import EngineClient
 from ...core.request import FinishReason
 from ...core.wire import GenerateCommand, RequestOutput, RequestTiming
 from ...text.output_processor import OutputProcessor, TextDelta
+from ...text.reasoning import ReasoningTokens
 from ..edge.request_log import RequestLog, Usage
 from ..service import Service
 from .choices import Choice
@@ -62,12 +63,14 @@ class Generation:
             arrived_at=self._entry.arrived_at,
         )
         processor = OutputProcessor(self._service.tokenizer, choice.prompt_token_ids, choice.conditions)
+        reasoning, tokenizer = choice.reasoning, self._service.tokenizer
         outputs = (
             self._engine.generate(command)
-            if choice.reasoning is None
-            else BoundedReasoning(self._engine, command, choice.reasoning, self._service.tokenizer)
+            if reasoning is None or reasoning.budget is None
+            else BoundedReasoning(self._engine, command, reasoning, reasoning.budget, tokenizer)
         )
-        self._open[index] = _OpenChoice(index, command, outputs, processor, counts_prompt)
+        count = None if reasoning is None else reasoning.new_count(tokenizer)
+        self._open[index] = _OpenChoice(index, command, outputs, processor, count, counts_prompt)
 
     def _expire(self) -> None:
         for choice in self._open.values():
@@ -149,6 +152,8 @@ class Generation:
                 metrics.record_token_gap(now - choice.last_at, len(delta.token_ids))
             choice.last_at = now
             self.usage.completion_tokens += len(delta.token_ids)
+            if choice.reasoning is not None:
+                self.usage.reasoning_tokens += choice.reasoning.count(delta.token_ids)
             self._service.use_tokens(self._entry.tenant, "generation", len(delta.token_ids))
         if delta.finish_reason is not None:
             del self._open[choice.index]
@@ -175,6 +180,7 @@ class _OpenChoice:
     command: GenerateCommand
     outputs: AsyncIterator[RequestOutput]
     processor: OutputProcessor
+    reasoning: ReasoningTokens | None
     counts_prompt: bool
     """Whether the cached tokens of its prompt are still to be counted: with the first output of one of n choices."""
     last_at: float | None = None

@@ -49,6 +49,12 @@ class MessageToolUse(ContentBlock, kw_only=True):
     input: dict[str, Any]
 
 
+class MessageTokensDetails(AnswerBody):
+    """Of the output's tokens."""
+
+    thinking_tokens: int
+
+
 class MessageUsage(AnswerBody):
     """How many tokens were read and written. Cached tokens are counted apart from the other input tokens."""
 
@@ -56,11 +62,18 @@ class MessageUsage(AnswerBody):
     cache_creation_input_tokens: int
     cache_read_input_tokens: int
     output_tokens: int
+    output_tokens_details: MessageTokensDetails
 
     @classmethod
     def of(cls, usage: Usage) -> "MessageUsage":
         """In the form of Anthropic's API."""
-        return cls(usage.prompt_tokens - usage.cached_tokens, 0, usage.cached_tokens, usage.completion_tokens)
+        return cls(
+            usage.prompt_tokens - usage.cached_tokens,
+            0,
+            usage.cached_tokens,
+            usage.completion_tokens,
+            MessageTokensDetails(usage.reasoning_tokens),
+        )
 
 
 class AppliedEdits(AnswerBody):

@@ -94,7 +94,7 @@ class ResponseAnswer(BlocksAnswer):
             response = self._response("incomplete", incomplete_details=IncompleteDetails())
         else:
             response = self._response("completed", completed_at=int(time.time()))
-        response.usage = ResponseUsage.of(usage, self._num_reasoning_tokens)
+        response.usage = ResponseUsage.of(usage)
         return self._ended(response)
 
     def _response(self, status: str, **fields: Any) -> ResponseObject:

@@ -105,13 +105,13 @@ class ResponseUsage(AnswerBody):
     total_tokens: int
 
     @classmethod
-    def of(cls, usage: Usage, num_reasoning_tokens: int) -> "ResponseUsage":
+    def of(cls, usage: Usage) -> "ResponseUsage":
         """In the form of this API."""
         return cls(
             usage.prompt_tokens,
             InputTokensDetails(usage.cached_tokens),
             usage.completion_tokens,
-            OutputTokensDetails(num_reasoning_tokens),
+            OutputTokensDetails(usage.reasoning_tokens),
             usage.prompt_tokens + usage.completion_tokens,
         )
 
