@@ -109,6 +109,11 @@ NO_CALLS = [
     '[f(**{"a": 1})]',
     "[f(), (lambda: 0)()]",
     "[f(x=1e999)]",
+    "[f(x={[]})]",
+    "[f(x={{}: 1})]",
+    r'<tool_call>{"name": "\ud800", "arguments": {}}</tool_call>',
+    r'{"name": "\udc00", "parameters": {}}',
+    r'{"parameters": {}, "name": "\ud800"}',
     "<tool_call>\n<function",
     "<tool_call>\n<function=two words>",
     "I write <function= and </function>.",
@@ -138,6 +143,20 @@ def test_calls_one_behind_the_other(name: str, text: str) -> None:
         content, _, calls = parse(PARSERS[name](), pieces)
         assert [(function, json.loads(arguments)) for function, arguments in calls] == CALLS
         assert content == ""
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "arguments"),
+    [
+        ("hermes", r'<tool_call>{"arguments": {"a": "\ud800é"}, "name": "f"}</tool_call>', r'{"a": "\ud800é"}'),
+        ("hermes", r'<tool_call>{"arguments": "{\"a\": \"\udfff\"}", "name": "f"}</tool_call>', r'{"a": "\udfff"}'),
+        ("hermes", r'<tool_call>{"arguments": {"a": "\ud83d\ude00"}, "name": "f"}</tool_call>', '{"a": "😀"}'),
+        ("pythonic", r"[f(a='\ud800é')]", r'{"a": "\ud800é"}'),
+    ],
+)
+def test_half_of_a_surrogate_pair_stays_an_escape(name: str, text: str, arguments: str) -> None:
+    """As a character it could not be sent: it has no UTF-8."""
+    assert parse(FORMATS[name].parser(), [text]) == ("", "", [("f", arguments)])
 
 
 @pytest.mark.parametrize("text", NO_CALLS)

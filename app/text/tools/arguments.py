@@ -1,12 +1,28 @@
 """Arguments that models write as plain text: the tool's schema says what JSON they are."""
 
 import json
+import re
 from typing import Any
 
 Schema = dict[str, Any]
 _NAMES = {"true": "true", "false": "false", "null": "null", "none": "null"}
 """Constants as models write them in JSON or in Python, in small letters."""
 _MAX_DEPTH = 16
+_SURROGATE = re.compile(r"[\ud800-\udfff]")
+
+
+def to_json(value: Any) -> str:
+    """A value as JSON text in which other letters than ASCII stand as they are.
+
+    Half of a surrogate pair, which is no text but can be written in JSON, stays an escape. Raises ValueError for NaN
+    and infinity.
+    """
+    return escape_surrogates(json.dumps(value, ensure_ascii=False, allow_nan=False))
+
+
+def escape_surrogates(json_text: str) -> str:
+    """JSON text that can be sent, with an escape for each half of a surrogate pair."""
+    return _SURROGATE.sub(lambda half: f"\\u{ord(half[0]):04x}", json_text)
 
 
 def property_of(schema: Schema, name: str) -> Any:

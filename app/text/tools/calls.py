@@ -3,9 +3,10 @@
 import json
 import re
 from collections.abc import Callable, Mapping
+from typing import Any
 
 from ..message_parser import Scanner, ToolCallDelta, length_before
-from .arguments import Schema
+from .arguments import Schema, escape_surrogates, to_json
 from .brackets import JSON, LENIENT_JSON, BracketScanner
 
 _SPACE = r"\s{0,99}"
@@ -118,7 +119,7 @@ class CallScanner(Scanner):
         """Wait for the name, or for the whole object if it does not begin with the name."""
         if match := _HEAD.match(self._buffer):
             try:
-                name = json.loads(match[1])
+                name = _name(json.loads(match[1]))
             except ValueError:
                 return self._give_up()
             self._take(match.end())
@@ -197,11 +198,17 @@ def _read_call(text: str) -> tuple[str, str]:
     Some models write the arguments as JSON in a string, or leave them out.
     """
     call = json.loads(text)
-    name, arguments = call["name"], call.get("arguments", call.get("parameters"))
-    if not isinstance(name, str):
-        raise ValueError("a name is a string")
+    name, arguments = _name(call["name"]), call.get("arguments", call.get("parameters"))
     if arguments is None and call.keys() - {"name", "id", "type", "arguments", "parameters"}:
         raise ValueError("other data that has a name")
     if isinstance(arguments, str):
-        return name, arguments
-    return name, json.dumps({} if arguments is None else arguments, ensure_ascii=False, allow_nan=False)
+        return name, escape_surrogates(arguments)
+    return name, to_json({} if arguments is None else arguments)
+
+
+def _name(value: Any) -> str:
+    """The name of a function. Raises ValueError for what is no text."""
+    if not isinstance(value, str):
+        raise ValueError("a name is a string")
+    value.encode()  # JSON can also write half of a surrogate pair
+    return value

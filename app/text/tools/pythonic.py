@@ -1,13 +1,12 @@
 """The format of Llama 3.2 and 4: a message that begins with [name(key="value", ...), ...], as in Python."""
 
 import ast
-import json
 import re
 import warnings
 from collections.abc import Mapping
 from typing import Any
 
-from .arguments import Schema
+from .arguments import Schema, to_json
 from .brackets import PYTHON, BracketScanner
 from .calls import CallScanner
 
@@ -44,7 +43,7 @@ class PythonicParser(CallScanner):
             return (self._ended or self._brackets.is_broken) and self._give_up()
         try:
             calls = _parse(self._buffer[:end])
-        except (SyntaxError, ValueError, RecursionError, MemoryError):
+        except (SyntaxError, ValueError, TypeError, RecursionError, MemoryError):
             return self._give_up()
         self._take(end)
         for name, arguments in calls:
@@ -62,7 +61,8 @@ class PythonicParser(CallScanner):
 
 
 def _parse(text: str) -> list[tuple[str, str]]:
-    """Names, and arguments as JSON. Raises ValueError or SyntaxError if it is not a list of calls with literals."""
+    """Names, and arguments as JSON. Raises ValueError, TypeError or SyntaxError for what is no list of calls with
+    literals."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Python's warnings about "\d" and the like
         tree = ast.parse(text, mode="eval").body
@@ -83,7 +83,7 @@ def _call(node: ast.expr) -> tuple[str, str]:
         if given.arg is None:
             raise ValueError("arguments have names")
         arguments[given.arg] = _literal(given.value)
-    return name, json.dumps(arguments, ensure_ascii=False, allow_nan=False)
+    return name, to_json(arguments)
 
 
 def _literal(node: ast.expr) -> Any:
