@@ -57,7 +57,10 @@ def test_what_loading_needs_is_checked_when_a_folder_is_opened(
         ModelFolder.open(tmp_path)
 
 
-@pytest.mark.parametrize(("content", "words"), [("[1]", "is not a JSON object"), ("{", "is not readable JSON")])
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [("[1]", "is not a JSON object"), ("{", "is not readable JSON"), ("[" * 100_000, "is not readable JSON")],
+)
 def test_a_file_that_is_no_object_is_named(content: str, words: str, tmp_path: Path) -> None:
     assert ModelFolder(tmp_path).read_object("generation_config.json") == {}
     (tmp_path / "generation_config.json").write_text(content)

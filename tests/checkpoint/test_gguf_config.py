@@ -2,6 +2,7 @@
 
 import json
 import math
+import struct
 from pathlib import Path
 from typing import Any
 
@@ -130,11 +131,30 @@ def test_metadata_as_transformers_writes_it(
         ("llama", {"vocab_size": 100}, "vocab_size"),
         ("llama", {"attention.head_count": [4, 2]}, "num_attention_heads is"),
         ("llama", {"context_length": [1, 2]}, "max_position_embeddings is"),
+        ("llama", {"attention.head_count": 0}, "num_attention_heads is 0"),
+        ("llama", {"attention.key_length": 0, "attention.value_length": 0}, "key_length is 0"),
     ],
 )
 def test_what_a_family_cannot_do_is_named(family: str, keys: dict[str, Any], words: str, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=words):
         describe(tmp_path, family, **keys)
+
+
+def test_a_file_that_cannot_be_read_says_so(tmp_path: Path) -> None:
+    def key(name: bytes, kind: int, value: bytes) -> bytes:
+        return struct.pack(f"<Q{len(name)}sI", len(name), name, kind) + value
+
+    file = tmp_path / "model.gguf"
+    for content, words in (
+        (key(b"general.alignment", 4, struct.pack("<I", 0)), "alignment is 0"),
+        (key(b"general.alignment", 6, struct.pack("<f", 32)), "alignment is 32.0"),
+        (key(b"a", 9, struct.pack("<IQ", 9, 1) * 5000), "not a readable GGUF file"),  # lists of lists of lists
+        (key(b"a", 9, struct.pack("<IQ", 4, 2**62)), "not a readable GGUF file"),
+        (key(b"a", 8, struct.pack("<Q", 2**63)), "ends within a text"),
+    ):
+        file.write_bytes(struct.pack("<4sIQQ", b"GGUF", 3, 0, 1) + content)
+        with pytest.raises(ValueError, match=words):
+            GgufFile(file)
 
 
 @pytest.mark.parametrize(

@@ -45,9 +45,11 @@ def model_config(file: GgufFile) -> dict[str, Any] | None:
     model_type, architecture = _FAMILIES[family]
     config: dict[str, Any] = {field: file.of_model(key) for key, field in _SIZES.items()}
     config["num_key_value_heads"] = config["num_key_value_heads"] or config["num_attention_heads"]
-    if odd := [field for field, value in config.items() if type(value) not in (int, float)]:
+    if odd := [field for field, value in config.items() if type(value) not in (int, float) or value <= 0]:
         raise ValueError(f"{odd[0]} is {config[odd[0]]!r}")
     head_dim = file.of_model("attention.key_length", config["hidden_size"] // config["num_attention_heads"])
+    if type(head_dim) is not int or head_dim < 1:
+        raise ValueError(f"attention.key_length is {head_dim!r}")
     if file.of_model("attention.value_length", head_dim) != head_dim:
         raise ValueError("values of another length than keys are not supported")
     config |= {

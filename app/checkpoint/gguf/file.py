@@ -43,9 +43,12 @@ class GgufFile:
             try:
                 reader = _Reader(content)
                 self._metadata, self.tensors = reader.metadata, reader.tensors
-            except (struct.error, KeyError, UnicodeDecodeError, OverflowError) as error:
+            except (struct.error, KeyError, UnicodeDecodeError, OverflowError, RecursionError) as error:
                 raise ValueError(f"{path} is not a readable GGUF file: {error!r}") from error
-        self._data_at = -(-reader.at // self.get("general.alignment", 32)) * self.get("general.alignment", 32)
+        alignment = self.get("general.alignment", 32)
+        if type(alignment) is not int or alignment < 1:
+            raise ValueError(f"general.alignment is {alignment!r}")
+        self._data_at = -(-reader.at // alignment) * alignment
         self.architecture = str(self.get("general.architecture"))
         """llama.cpp's name of the family."""
 
