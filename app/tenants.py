@@ -100,12 +100,15 @@ def read_tenants(source: str) -> Tenants:
     is_content = source.lstrip().startswith("{")
     name = "the value" if is_content else source
     try:
-        given = yaml.safe_load(source if is_content else Path(source).read_text())
-        tenants = _File.model_validate(given).tenants
-    except (OSError, UnicodeDecodeError) as error:
+        text = source if is_content else Path(source).read_text(encoding="utf-8")
+    except (OSError, ValueError) as error:
         raise StartupError(f"api_keys: {name} cannot be read: {type(error).__name__}") from None
-    except (yaml.YAMLError, RecursionError):
+    try:
+        given = yaml.safe_load(text)
+    except Exception:  # of the YAML library, or of what it makes of values such as dates
         raise StartupError(f"api_keys: {name} is not YAML or JSON") from None
+    try:
+        tenants = _File.model_validate(given).tenants
     except ValidationError as error:
         problems = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors(include_input=False))
         raise StartupError(f"api_keys: {name}: {problems}") from None

@@ -185,6 +185,9 @@ def test_a_request_ends_when_its_time_is_over(server: Server) -> None:
     [
         ("tenants: []", "tenants"),
         ("{", "not YAML or JSON"),
+        ("tenants: !!float ''", "not YAML or JSON"),
+        ("tenants: 2001-99-99", "not YAML or JSON"),
+        ("[" * 10_000, "not YAML or JSON"),
         ("tenants: [{name: a, keys: [sk-plain]}]", "SHA-256"),
         ("tenants: [{name: a, colour: red}]", "colour"),
         ("tenants: [{name: a}, {name: a}]", "same name"),
