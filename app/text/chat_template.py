@@ -1,5 +1,6 @@
 """Renders chat messages to the text that a model was trained on, by the model's own Jinja template."""
 
+import logging
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -15,6 +16,8 @@ from .probe import calls_as_shown, find_shape
 from .sandbox import compile_template, run_template
 from .shape import REASONING_NAMES, Message
 from .tokenizer import Tokenizer
+
+log = logging.getLogger(__name__)
 
 _RESERVED = {"messages", "tools", "documents", "add_generation_prompt", "continue_final_message", "chat_template"}
 _KEPT_OVERRIDES = 16
@@ -84,13 +87,16 @@ class ChatTemplate:
     def from_folder(cls, folder: Path, tokenizer: Tokenizer) -> "ChatTemplate":
         """Read the templates of a model folder."""
         named = read_chat_templates(ModelFolder(folder))
-        return cls(
+        template = cls(
             named.get("default"),
             tokenizer.special_tokens,
             tokenizer.control_tokens,
             named.get("tool_use"),
             tokenizer.other_tokens,
         )
+        if template._program is not None and not template._program.shape.system:
+            log.info("the chat template has no system role: a system message goes in front of the first user message")
+        return template
 
     @property
     def describes_tools(self) -> bool:

@@ -10,7 +10,7 @@ from typing import Any, Literal
 from pydantic_core import from_json
 
 from .tools.prompt import calls_in_words, join_results, tell_tools, text_of
-from .turns import system_first, users_together
+from .turns import system_as_user, system_first, users_together
 
 Message = dict[str, Any]
 _ROLES = frozenset({"system", "developer", "user", "assistant", "tool"})
@@ -28,7 +28,7 @@ class Shape:
     part_roles: frozenset[str] = frozenset()
     """Roles of whose content, where it is a list of parts, every part is read."""
     system: bool = True
-    """Whether there may be a system message."""
+    """Whether there may be a system message. If not, then what it says is put in front of the first user message."""
     later_systems: bool = True
     """Whether there may be several system messages, also behind other messages, as agents send them."""
     users_apart: bool = True
@@ -65,6 +65,7 @@ class Shape:
         described = list(tools) if self.tools else []
         if tools and not described:
             chat = tell_tools(chat, tools, self.system)
+        chat = chat if self.system else system_as_user(chat)
         if self.calls == "in words" or len(described) < len(tools):
             chat = calls_in_words(chat, self.user_after_results)
         else:

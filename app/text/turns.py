@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from itertools import takewhile
 from typing import Any
 
-from .tools.prompt import text_of
+from .tools.prompt import text_of, told_by_user
 
 Message = dict[str, Any]
 
@@ -14,6 +14,13 @@ def system_first(chat: Sequence[Message]) -> list[Message]:
     leading = list(takewhile(lambda message: message["role"] == "system", chat))
     rest = [message | {"role": "user"} if message["role"] == "system" else message for message in chat[len(leading) :]]
     return [_joined(leading), *rest] if leading else rest
+
+
+def system_as_user(chat: Sequence[Message]) -> list[Message]:
+    """The chat with what the system message at its beginning says in front of the first user message."""
+    if not chat or chat[0]["role"] != "system":
+        return list(chat)
+    return told_by_user(chat[1:], text_of(chat[0].get("content")))
 
 
 def users_together(chat: Sequence[Message]) -> list[Message]:

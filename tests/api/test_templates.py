@@ -75,6 +75,21 @@ def test_tools_where_there_is_no_system_role(path: str, model: Model) -> None:
     assert '"get_weather"' in prompt
 
 
+@pytest.mark.parametrize("path", ASKED)
+def test_a_system_message_where_there_is_no_system_role(path: str, model: Model) -> None:
+    chat = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Rain?"}]
+    system: dict[str, Any] = {
+        "/v1/chat/completions": {"messages": chat},
+        "/v1/responses": {"instructions": "Be brief."},
+        "/v1/messages": {"system": "Be brief."},
+    }[path]
+    prompt = model.prompt(NO_SYSTEM, path, ASKED[path] | system)
+    assert prompt.startswith("<t>user\nBe brief.\n\nYou can call functions.")
+    assert prompt.endswith("\n\nRain?<t>model")
+    prompt = model.prompt(NO_SYSTEM, path, ASKED[path] | system | {"tools": []})
+    assert prompt == "<t>user\nBe brief.\n\nRain?<t>model"
+
+
 @pytest.mark.parametrize(("template", "prompt"), [(EITHER, "OneTwo"), (ONLY_TEXT, "<user>One\nTwo")])
 @pytest.mark.parametrize("path", ASKED)
 def test_content_in_parts(path: str, template: str, prompt: str, model: Model) -> None:

@@ -53,6 +53,14 @@ CHATS = {
 }
 
 
+def with_roles_of(family: str, chat: list[Message]) -> list[Message]:
+    """The chat as one writes it who knows that the family has no system role: the user says it."""
+    if family not in NO_SYSTEM or chat[0]["role"] != "system":
+        return chat
+    system, user, *rest = chat
+    return [user | {"content": f"{system['content']}\n\n{user['content']}"}, *rest]
+
+
 def in_parts(message: Message, *more: str) -> Message:
     """The message with its content, and more texts, as parts."""
     return message | {"content": [{"type": "text", "text": text} for text in (message["content"], *more)]}

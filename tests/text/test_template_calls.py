@@ -113,10 +113,8 @@ ALTERNATE = {"gemma2", "gemma3", "llama2"}
 IN_WORDS = sorted(set(FAMILIES) - DESCRIBE_TOOLS)
 
 
-@pytest.mark.parametrize(
-    ("family", "first"),
-    [(family, first) for family in IN_WORDS for first in ([], [SYSTEM]) if not first or family not in NO_SYSTEM],
-)
+@pytest.mark.parametrize("family", IN_WORDS)
+@pytest.mark.parametrize("first", [[], [SYSTEM]])
 def test_tools_and_calls_in_words(
     family: str, first: list[Message], ours: Callable[..., str], theirs: Callable[..., str]
 ) -> None:
@@ -130,7 +128,8 @@ def test_tools_and_calls_in_words(
     results = [f"<tool_response>\nrain {index}\n</tool_response>" for index in range(2)]
     asked = USER
     if family in NO_SYSTEM:
-        first, asked = [], {"role": "user", "content": f"{description}\n\n{USER['content']}"}
+        said = [*(one["content"] for one in first), description, USER["content"]]
+        first, asked = [], {"role": "user", "content": "\n\n".join(said)}
     else:
         first = [{"role": "system", "content": "\n\n".join([*(one["content"] for one in first), description])}]
     called_ = {"role": "assistant", "content": "\n".join(calls)}
@@ -187,8 +186,9 @@ def test_developers_are_the_system_where_the_role_is_not_known(ours: Callable[..
 
 
 def test_tools_in_words_where_nobody_has_said_anything(ours: Callable[..., str]) -> None:
-    with pytest.raises(InvalidRequestError, match="System role"):
-        ours("gemma2", [SYSTEM, USER], tools=[TOOL])  # the client's own system message stays an error
+    assert ours("gemma2", [SYSTEM], tools=[TOOL]).startswith(
+        "<|im_start|><start_of_turn>user\nBe brief.\n\nYou can call"
+    )
     assert "You can call" in ours("smollm2", [ANSWER], tools=[TOOL])
 
 

@@ -11,34 +11,27 @@ from tests.text.families import (
     ANSWER,
     CHATS,
     FAMILIES,
-    NO_SYSTEM,
     ONLY_PARTS,
     PART_ROLES,
     SYSTEM,
     USER,
     in_parts,
+    with_roles_of,
 )
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("name", CHATS)
 def test_texts(family: str, name: str, ours: Callable[..., str], theirs: Callable[..., str]) -> None:
-    chat = [message for message in CHATS[name] if message["role"] != "system" or family not in NO_SYSTEM]
-    known = [in_parts(message) for message in chat] if family in ONLY_PARTS else chat
+    chat = CHATS[name]
+    known = [in_parts(message) for message in chat] if family in ONLY_PARTS else with_roles_of(family, chat)
     assert ours(family, chat) == theirs(family, known)
     assert ours(family, chat, add_generation_prompt=False) == theirs(family, known, add_generation_prompt=False)
     assert all(message["content"].strip() in ours(family, chat) for message in chat)
 
 
-@pytest.mark.parametrize(
-    ("family", "role"),
-    [
-        (family, role)
-        for family in FAMILIES
-        for role in ("system", "user", "assistant")
-        if role != "system" or family not in NO_SYSTEM
-    ],
-)
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("role", ["system", "user", "assistant"])
 def test_parts(family: str, role: str, ours: Callable[..., str], theirs: Callable[..., str]) -> None:
     chats = {"system": [SYSTEM, USER], "user": [USER], "assistant": [USER, ANSWER, USER]}
     chat = [in_parts(one, "Again.") if one["role"] == role else one for one in chats[role]]
@@ -46,7 +39,7 @@ def test_parts(family: str, role: str, ours: Callable[..., str], theirs: Callabl
     if family in ONLY_PARTS:
         known = [in_parts(one) if isinstance(one["content"], str) else one for one in chat]
     else:
-        known = chat if role in PART_ROLES.get(family, ()) else text
+        known = chat if role in PART_ROLES.get(family, ()) else with_roles_of(family, text)
     rendered = ours(family, chat)
     assert rendered == theirs(family, known)
     assert "Again." in rendered

@@ -14,6 +14,21 @@ def text_of(content: str | list[Message] | None) -> str:
     return "\n".join(part["text"] for part in content) if isinstance(content, list) else content or ""
 
 
+def told_by_user(chat: Sequence[Message], text: str) -> list[Message]:
+    """The chat with a text in front of its first user message, or as the user's first if there is none."""
+    roles = [message["role"] for message in chat]
+    if "user" not in roles:
+        at = roles[:1].count("system")
+        return [*chat[:at], {"role": "user", "content": text}, *chat[at:]]
+    at = roles.index("user")
+    content, before = chat[at].get("content"), f"{text}\n\n"
+    if isinstance(content, list) and content:
+        said: Any = [content[0] | {"text": before + content[0]["text"]}, *content[1:]]
+    else:
+        said = before + text_of(content)
+    return [*chat[:at], chat[at] | {"content": said}, *chat[at + 1 :]]
+
+
 def tell_tools(chat: Sequence[Message], tools: Sequence[Message], in_system: bool) -> list[Message]:
     """The chat with a description of tools in its system message, or else in front of its first user message."""
     text = (
@@ -26,12 +41,7 @@ def tell_tools(chat: Sequence[Message], tools: Sequence[Message], in_system: boo
         if chat and chat[0]["role"] in ("system", "developer"):
             return [chat[0] | {"content": f"{text_of(chat[0].get('content'))}\n\n{text}"}, *chat[1:]]
         return [{"role": "system", "content": text}, *chat]
-    roles = [message["role"] for message in chat]
-    if "user" not in roles:
-        return [{"role": "user", "content": text}, *chat]
-    at = roles.index("user")
-    user = chat[at] | {"content": f"{text}\n\n{text_of(chat[at].get('content'))}"}
-    return [*chat[:at], user, *chat[at + 1 :]]
+    return told_by_user(chat, text)
 
 
 def calls_in_words(chat: Sequence[Message], apart: bool) -> list[Message]:
