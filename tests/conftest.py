@@ -1,7 +1,9 @@
 """Configuration of all tests: which of them are quick, the embedded model, and the log."""
 
+import json
 import logging
 import os
+import shutil
 import sys
 from collections.abc import Iterator
 from contextlib import suppress
@@ -12,7 +14,7 @@ from hypothesis import HealthCheck, settings
 
 from app.checkpoint.source import find_model
 from app.errors import ModelError
-from app.settings import cache_folder
+from app.settings import ENV_PREFIX, cache_folder
 
 # Hypothesis must not fail a property because the machine is slow.
 settings.register_profile("patient", deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -39,7 +41,13 @@ processes share the files, neither should begin a long one at the end, while the
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Without a GPU, the GPU's kernels run in Triton's interpreter. It has to be chosen before they are imported."""
+    """Choose what torch and Triton read when they are imported.
+
+    Two test processes share two cores, and tiny models gain nothing from a second thread: threads that wait for each
+    other take the other process's time. What may go wrong between threads has tests with `two_threads`. Without a GPU,
+    the GPU's kernels run in Triton's interpreter.
+    """
+    os.environ |= {"OMP_NUM_THREADS": "1", f"{ENV_PREFIX}CPU_THREADS": "1"}
     if config.option.markexpr != "quick":
         import torch
 
@@ -111,6 +119,24 @@ def embedded_model() -> Path:
 
 
 @pytest.fixture(scope="session")
+def tiny_model(embedded_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random model with the embedded model's tokenizer and chat template, for tests that any text serves.
+
+    A token takes it about a millisecond, so what has to be running still while something else happens asks for
+    thousands of tokens. Even its greedy output hardly repeats a token, so that equal answers mean something.
+    """
+    from tests.models.families import write_checkpoint
+
+    folder = tmp_path_factory.mktemp("tiny")
+    vocab_size = json.loads((embedded_model / "config.json").read_text())["vocab_size"]
+    size = {"vocab_size": vocab_size, "num_hidden_layers": 2, "max_position_embeddings": 32768}
+    write_checkpoint("Llama", size, folder)
+    for name in ("tokenizer.json", "tokenizer_config.json", "generation_config.json"):
+        shutil.copy(embedded_model / name, folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
 def compiled_kernels() -> None:
     """Keep compiled CPU kernels in the cache folder, for tests that use them without a worker."""
     import torch
@@ -118,6 +144,16 @@ def compiled_kernels() -> None:
     from app.kernels.ops import keep_compiled
 
     keep_compiled(cache_folder(), torch.device("cpu"))
+
+
+@pytest.fixture
+def two_threads() -> Iterator[None]:
+    """Compute in two threads."""
+    import torch
+
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(1)
 
 
 @pytest.fixture(autouse=True)

@@ -12,7 +12,7 @@ from app.attention.backends.cpu_paged import CpuPagedBackend
 from app.attention.backends.torch_paged import AttentionMetadata, TorchPagedBackend
 from app.attention.config import AttentionConfig, LayerCache
 
-pytestmark = pytest.mark.usefixtures("compiled_kernels")
+pytestmark = pytest.mark.usefixtures("compiled_kernels", "two_threads")
 BLOCK = 16
 NUM_BLOCKS = 200
 TOLERANCE = {torch.float32: 5e-6, torch.bfloat16: 2e-2}

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 
@@ -10,8 +11,8 @@ from tests.server.process import free_ports
 
 
 @pytest.fixture(scope="package")
-def replicas() -> Iterator[list[Replica]]:
-    both = [Replica(port) for port in free_ports(2)]
+def replicas(tiny_model: Path) -> Iterator[list[Replica]]:
+    both = [Replica(port, tiny_model) for port in free_ports(2)]
     try:
         with ThreadPoolExecutor() as pool:
             list(pool.map(Replica.start, both))

@@ -20,14 +20,13 @@ READY_PATH = re.findall(r"/health/\w+", (REPOSITORY / "Dockerfile").read_text())
 class Replica:
     """A server with a port of its own."""
 
-    def __init__(self, port: int) -> None:
-        self.port = port
+    def __init__(self, port: int, model: Path) -> None:
+        self.port, self._model = port, model
         self._stack = ExitStack()
 
     def start(self) -> None:
         """Start the server, and return as soon as its health check succeeds."""
-        arguments = ("--port", str(self.port), "--max-model-len", "1024", "--num-kv-blocks", "1000")
-        arguments += ("--dtype", "float32")  # which is faster where the processor has no instructions for bfloat16
+        arguments = ("--port", str(self.port), "--model", str(self._model), "--max-model-len", "1024")
         self.process = self._stack.enter_context(popen("-m", "app.cli", "serve", *arguments))
         self.server = Server(self.process)
         self.server.url = f"http://127.0.0.1:{self.port}"

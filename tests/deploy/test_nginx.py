@@ -67,7 +67,7 @@ def url(replicas: list[Replica], tmp_path_factory: pytest.TempPathFactory) -> It
 
 
 def test_events_come_as_they_are_made(url: str) -> None:
-    body = {"prompt": "Once", "max_tokens": 50, "ignore_eos": True, "stream": True}
+    body = {"prompt": "Once", "max_tokens": 200, "ignore_eos": True, "stream": True}
     with web.stream("POST", f"{url}/v1/completions", json=body) as stream:
         assert stream.headers["content-type"].startswith("text/event-stream")
         pieces = [piece for piece in stream.iter_raw() if b"data:" in piece]
@@ -204,8 +204,8 @@ def test_what_nginx_refuses_itself_has_the_form_of_the_api(url: str, replicas: l
         assert refused.headers["retry-after"] == "1"
 
 
-def test_without_any_replica_the_answer_says_so(tmp_path: Path) -> None:
-    nobody = [Replica(port) for port in free_ports(2)]
+def test_without_any_replica_the_answer_says_so(tiny_model: Path, tmp_path: Path) -> None:
+    nobody = [Replica(port, tiny_model) for port in free_ports(2)]
     with running_nginx(tmp_path, nobody) as url:
         for path in ("/v1/models", "/v1/streams/x"):
             answer = web.get(f"{url}{path}")

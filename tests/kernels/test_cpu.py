@@ -7,7 +7,7 @@ from torch import Tensor
 
 from app.kernels import ops
 
-pytestmark = pytest.mark.usefixtures("compiled_kernels")
+pytestmark = pytest.mark.usefixtures("compiled_kernels", "two_threads")
 TOLERANCE = {torch.float32: 2e-6, torch.bfloat16: 2**-8}
 """Relative to the largest number: a few roundings in float32, one in bfloat16."""
 

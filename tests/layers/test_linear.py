@@ -7,7 +7,7 @@ from app.layers.linear import Head, Linear, LinearMethod, MergedLinear, attach, 
 from app.layers.methods.onednn import OneDnn, has_bfloat16
 from app.layers.methods.plain import PLAIN, adopt_all
 
-pytestmark = pytest.mark.usefixtures("compiled_kernels")
+pytestmark = pytest.mark.usefixtures("compiled_kernels", "two_threads")
 needs_bfloat16 = pytest.mark.skipif(not has_bfloat16(), reason="oneDNN wants a CPU with instructions for bfloat16")
 PACKED = [torch.float32, pytest.param(torch.bfloat16, marks=needs_bfloat16)]
 

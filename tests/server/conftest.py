@@ -10,5 +10,6 @@ from tests.server.process import Server, running_server
 @pytest.fixture(scope="session")
 def server() -> Iterator[Server]:
     # float32, so that texts can be compared however requests are batched.
-    with running_server("--dtype", "float32", "--max-model-len", "2048", "--reasoning-parser", "think") as running:
+    flags = ("--dtype", "float32", "--max-model-len", "2048", "--reasoning-parser", "think", "--cpu-threads", "2")
+    with running_server(*flags) as running:
         yield running

@@ -1,11 +1,13 @@
 """The benchmarks that kill processes and break off requests, with fewer rounds."""
 
+from pathlib import Path
+
 from tests.patience import PATIENCE
 from tests.server.process import run
 
 
-def test_every_stream_survives_eight_deaths_of_its_engine() -> None:
-    options = ("--kills", "8", "--tokens", "16", "--no-result")
+def test_every_stream_survives_eight_deaths_of_its_engine(tiny_model: Path) -> None:
+    options = ("--kills", "8", "--clients", "16", "--tokens", "24", "--no-result", "--", "--model", str(tiny_model))
     code, output, log = run("benchmarks/chaos.py", *options, patience=5 * PATIENCE)  # it starts an engine nine times
     assert code == 0, output + log[-5000:]
     assert "| equal | " in output

@@ -1,4 +1,4 @@
-"""What the service survives, and how it ends, with real processes and the real model."""
+"""What the service survives, and how it ends, with real processes and a tiny model."""
 
 import json
 import os
@@ -20,13 +20,15 @@ from tests.server.process import Server, free_ports, popen, running_server
 
 
 @pytest.fixture(scope="module")
-def server() -> Iterator[Server]:
+def server(tiny_model: Path) -> Iterator[Server]:
     """A server whose processes are stopped and killed."""
-    with running_server("--dtype", "float32", "--max-model-len", "1024", "--step-timeout", "3") as running:
+    with running_server("--model", str(tiny_model), "--step-timeout", "3") as running:
         yield running
 
 
-BODY = {"prompt": "Once upon a time", "max_tokens": 60, "temperature": 0, "ignore_eos": True, "stream": True}
+BODY = {"prompt": "Once upon a time", "max_tokens": 1000, "temperature": 0, "ignore_eos": True, "stream": True}
+LONG = {**BODY, "max_tokens": 30000}
+"""More than anything that is done meanwhile takes."""
 
 
 @contextmanager
@@ -48,9 +50,9 @@ def engines(server: Server) -> float:
 
 
 def test_an_engine_that_hangs_is_ended_and_replaced(server: Server) -> None:
-    before = engines(server)
+    before, engine = engines(server), server.children()["engine"]
     with begun(server, BODY) as lines:
-        os.kill(server.children()["engine"], signal.SIGSTOP)
+        os.kill(engine, signal.SIGSTOP)
         wait_until(lambda: server.get("/health/live").json() == {"status": "stuck"})
         assert server.get("/health/live").status_code == 503
         server.wait_for("the engine has been silent for .* what its threads are doing")
@@ -76,7 +78,7 @@ def test_the_engine_says_what_its_threads_do(server: Server) -> None:
 
 
 def test_an_api_worker_that_dies_is_replaced_and_its_work_is_ended(server: Server) -> None:
-    with begun(server, {**BODY, "max_tokens": 900}) as lines:
+    with begun(server, LONG) as lines:
         os.kill(server.children()["api"], signal.SIGKILL)
         with pytest.raises(httpx.RemoteProtocolError):
             list(lines)
@@ -104,26 +106,29 @@ def test_a_restart_counts_although_the_api_worker_died_with_the_engine(server: S
     assert engines(server) == before + 1
 
 
-def test_sigterm_lets_streams_end_and_refuses_new_requests() -> None:
-    with popen("-m", "app.cli", "serve", "--port", "0", "--max-model-len", "1024") as process:
+def test_sigterm_lets_streams_end_and_refuses_new_requests(tiny_model: Path) -> None:
+    with popen("-m", "app.cli", "serve", "--port", "0", "--model", str(tiny_model)) as process:
         server = Server(process)
         server.url = server.wait_for(r"ready at (http://\S+)")[1]
+        engine = server.children()["engine"]
         with begun(server, BODY) as lines:
+            os.kill(engine, signal.SIGSTOP)  # so that the stream lasts for as long as needed
             process.send_signal(signal.SIGTERM)
             wait_until(lambda: server.get("/health/ready").json() == {"status": "draining"})
             refused = server.post("/v1/completions", BODY)
             assert refused.status_code == 503
             assert refused.headers["connection"] == "close"
             assert int(refused.headers["retry-after"]) > 0
+            os.kill(engine, signal.SIGCONT)
             assert sum(1 for _ in lines) == BODY["max_tokens"]  # less the first, and [DONE]
         assert process.wait(timeout=PATIENCE) == 0
 
 
-def test_a_second_signal_ends_now() -> None:
-    with popen("-m", "app.cli", "serve", "--port", "0", "--max-model-len", "1024") as process:
+def test_a_second_signal_ends_now(tiny_model: Path) -> None:
+    with popen("-m", "app.cli", "serve", "--port", "0", "--model", str(tiny_model)) as process:
         server = Server(process)
         server.url = server.wait_for(r"ready at (http://\S+)")[1]
-        with begun(server, {**BODY, "max_tokens": 900}) as lines:
+        with begun(server, LONG) as lines:
             process.send_signal(signal.SIGTERM)
             server.wait_for("draining")
             process.send_signal(signal.SIGTERM)
@@ -200,10 +205,8 @@ def test_nothing_is_left_when_the_supervisor_is_killed_while_its_children_start(
         assert not folder.exists()
 
 
-def test_an_engine_that_cannot_start_again_ends_the_service(tmp_path: Path) -> None:
-    from app.checkpoint.source import find_model
-
-    for path in find_model("embedded").iterdir():
+def test_an_engine_that_cannot_start_again_ends_the_service(tiny_model: Path, tmp_path: Path) -> None:
+    for path in tiny_model.iterdir():
         (tmp_path / path.name).symlink_to(path)
     arguments = ("--port", "0", "--model", str(tmp_path), "--max-restarts", "1", "--max-model-len", "512")
     with popen("-m", "app.cli", "serve", *arguments) as process:
