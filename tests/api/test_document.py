@@ -51,9 +51,9 @@ BODIES = {**GENERATING, **ENCODING, **READING}
 GETS = ["/v1/models", "/health", "/health/ready", "/health/live", "/health/deep", "/metrics", "/version"]
 
 
-@pytest.fixture
-def document(server: Server) -> Any:
-    return server.get("/openapi.json").json()
+@pytest.fixture(scope="module")
+def document(_shared_server: Server) -> Any:
+    return _shared_server.get("/openapi.json").json()
 
 
 def _check(document: Any, answer: httpx.Response, status: int, path: str | None = None) -> None:

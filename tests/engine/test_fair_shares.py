@@ -164,7 +164,7 @@ def test_yield_steps_are_as_many_as_is_due_by_weight() -> None:
 
 
 @given(st.integers(40, 400), st.sampled_from([1.0, 4.0]))
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=20, deadline=None)
 def test_nobody_yields_a_step_to_prompts_that_find_no_memory(num_blocks: int, weight: float) -> None:
     traffic = Traffic(num_blocks=num_blocks, max_itl=0.05, rows=64, budget=512)
     for _ in range(40):
@@ -191,7 +191,7 @@ def test_a_tenant_that_is_gone_costs_nothing() -> None:
 
 
 @given(st.tuples(st.sampled_from([0.5, 1.0, 3.0]), st.integers(1, 100), st.integers(1, 60), st.integers(1, 60)))
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=20, deadline=None)
 def test_tenants_that_all_want_more_get_service_by_weight(case: tuple[float, int, int, int]) -> None:
     weight, prompt, first_output, second_output = case
     traffic = Traffic()
@@ -221,7 +221,7 @@ bursts = st.tuples(
     num_blocks=st.sampled_from([40, 1000]),
     max_itl=st.sampled_from([0.1, 1000.0]),
 )
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=100, deadline=None)
 def test_random_traffic_is_served_by_weight(
     events: list[tuple[int, str, int, int] | int], num_blocks: int, max_itl: float
 ) -> None:

@@ -111,12 +111,12 @@ def _random_walk(matcher: LLMatcher, rng: random.Random, vocab_size: int, eos: f
     """Random tokens that the grammar allows, until it may end or sometimes a little further."""
     token_ids: list[int] = []
     while not (matcher.is_accepting() and rng.random() < 0.5):
-        words = np.frombuffer(matcher.compute_bitmask(), dtype=np.int32)
+        bits = np.unpackbits(np.frombuffer(matcher.compute_bitmask(), dtype=np.uint8), bitorder="little")
         if rng.random() < 0.2 and matcher.validate_tokens(_END_OF_TEXT) == len(_END_OF_TEXT):
             assert matcher.consume_tokens(_END_OF_TEXT)
             token_ids += _END_OF_TEXT
             continue
-        allowed = [id_ for id_ in range(vocab_size) if words[id_ // 32] >> (id_ % 32) & 1 and id_ not in eos]
+        allowed = [id_ for id_ in np.flatnonzero(bits[:vocab_size]).tolist() if id_ not in eos]
         if not allowed:
             break
         token_ids.append(rng.choice(allowed))
