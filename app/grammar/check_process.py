@@ -20,7 +20,7 @@ from llguidance import LLMatcher, LLTokenizer
 from llguidance.gbnf_to_lark import gbnf_to_lark
 
 from ..text.tokenizer import Tokenizer
-from .checker import FRAME_BYTES, MOST_CPU_SECONDS, Verdict
+from .checker import FRAME_BYTES, MOST_CPU_SECONDS, Question, Verdict
 from .compiler import compile_grammar, vocabulary_of
 from .constraint import GrammarError
 
@@ -35,19 +35,27 @@ _PRIME = 7919
 _GBNF = re.compile(r"^\s*[\w-]+\s*::=", re.MULTILINE)
 
 
-def check(vocabulary: LLTokenizer, grammar: str) -> Verdict:
+def check(vocabulary: LLTokenizer, question: Question) -> Verdict:
     """Compile a grammar, and match some tokens."""
+    grammar = question.grammar.decode(errors="surrogatepass")
     try:
         if _GBNF.search(grammar):
             grammar = gbnf_to_lark(grammar)
-        _match(compile_grammar(vocabulary, grammar))
+        matcher = compile_grammar(vocabulary, grammar)
+        allows_beginning = any(_allows(vocabulary, matcher, text) for text in question.beginnings)
+        _match(matcher)
     except (GrammarError, ValueError, RecursionError) as error:
         return Verdict(error=str(error)[:1000])
     except MemoryError:
         return Verdict(error="it takes too much memory to compile")
     except Exception as error:  # the converter's own, for what is no GBNF
         return Verdict(error=f"{type(error).__name__}: {error}"[:1000])
-    return Verdict(grammar)
+    return Verdict(grammar, allows_beginning=allows_beginning)
+
+
+def _allows(vocabulary: LLTokenizer, matcher: LLMatcher, text: str) -> bool:
+    tokens = vocabulary.tokenize_bytes(text.encode())
+    return bool(matcher.validate_tokens(tokens) == len(tokens))
 
 
 def _match(matcher: LLMatcher) -> None:
@@ -75,9 +83,9 @@ def _limit_memory() -> None:
 def _serve(vocabulary: LLTokenizer) -> None:
     _send(Verdict())  # ready
     while length := os.read(sys.stdin.fileno(), FRAME_BYTES):
-        grammar = _read(int.from_bytes(length)).decode(errors="surrogatepass")
+        question = msgspec.msgpack.decode(_read(int.from_bytes(length)), type=Question)
         signal.setitimer(signal.ITIMER_PROF, MOST_CPU_SECONDS)  # whose signal ends the process
-        verdict = check(vocabulary, grammar)
+        verdict = check(vocabulary, question)
         signal.setitimer(signal.ITIMER_PROF, 0)
         _send(verdict)
 

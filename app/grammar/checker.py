@@ -9,6 +9,7 @@ import logging
 import signal
 from asyncio.subprocess import DEVNULL, PIPE, Process
 from collections import OrderedDict
+from collections.abc import Iterable
 from pathlib import Path
 
 import msgspec
@@ -29,6 +30,14 @@ FRAME_BYTES = 4
 """Messages between the two processes begin with their length."""
 
 
+class Question(msgspec.Struct, frozen=True):
+    """What is to be checked."""
+
+    grammar: bytes
+    """In UTF-8, in which halves of surrogate pairs are let through."""
+    beginnings: tuple[str, ...] = ()
+
+
 class Verdict(msgspec.Struct):
     """What came of a check."""
 
@@ -36,6 +45,8 @@ class Verdict(msgspec.Struct):
     """The grammar as the engine is to compile it."""
     error: str = ""
     """Why it cannot; empty if it can."""
+    allows_beginning: bool = False
+    """Whether a text of the grammar may begin with one of the question's beginnings."""
 
 
 class GrammarChecker:
@@ -46,24 +57,32 @@ class GrammarChecker:
         self._folder = folder
         self._process: Process | None = None
         self._turn = asyncio.Lock()
-        self._checks: OrderedDict[str, asyncio.Task[Verdict]] = OrderedDict()
+        self._checks: OrderedDict[Question, asyncio.Task[Verdict]] = OrderedDict()
 
     async def check(self, grammar: str) -> str:
         """The grammar as the engine is to compile it. Raises GrammarError if it cannot be compiled safely."""
-        check = self._checks.get(grammar)
+        return (await self._verdict(grammar)).grammar
+
+    async def allows_beginning(self, grammar: str, beginnings: Iterable[str]) -> bool:
+        """Whether a text of the grammar may begin with one of these. Raises GrammarError as `check` does."""
+        return (await self._verdict(grammar, *beginnings)).allows_beginning
+
+    async def _verdict(self, grammar: str, *beginnings: str) -> Verdict:
+        question = Question(grammar.encode(errors="surrogatepass"), beginnings)
+        check = self._checks.get(question)
         if check is None:
-            check = self._checks[grammar] = asyncio.create_task(self._check(grammar))
+            check = self._checks[question] = asyncio.create_task(self._check(question))
             while len(self._checks) > _MOST_KEPT:
                 self._checks.popitem(last=False)
-        self._checks.move_to_end(grammar)
+        self._checks.move_to_end(question)
         try:
             verdict = await asyncio.shield(check)  # others may wait for it, too
         except InternalError:
-            self._checks.pop(grammar, None)
+            self._checks.pop(question, None)
             raise
         if verdict.error:
             raise GrammarError(verdict.error)
-        return verdict.grammar
+        return verdict
 
     async def close(self) -> None:
         """End the process."""
@@ -73,21 +92,20 @@ class GrammarChecker:
         if self._process is not None:
             await self._end(self._process)
 
-    async def _check(self, grammar: str) -> Verdict:
+    async def _check(self, question: Question) -> Verdict:
         async with self._turn:
             process = self._process or await self._start()
             assert process.stdin is not None
             try:
                 async with asyncio.timeout(_MOST_SECONDS):
-                    message = grammar.encode(errors="surrogatepass")
+                    message = msgspec.msgpack.encode(question)
                     process.stdin.write(len(message).to_bytes(FRAME_BYTES) + message)
                     await process.stdin.drain()
                     return msgspec.msgpack.decode(await _receive(process), type=Verdict)
             except (TimeoutError, EOFError, ConnectionError):
                 code = await self._end(process)
-                log.warning(
-                    "a grammar of %d characters ended the process that checks grammars (%d)", len(grammar), code
-                )
+                size = len(question.grammar)
+                log.warning("a grammar of %d bytes ended the process that checks grammars (%d)", size, code)
                 is_slow = code in (-signal.SIGPROF, -signal.SIGKILL)
                 return Verdict(error=f"it takes too {'long' if is_slow else 'much memory or stack'} to compile")
 

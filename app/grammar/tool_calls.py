@@ -42,10 +42,41 @@ def tool_calls(
         if tagged is not None:
             lines += tagged
             continue
+        if answer and format_.looks_like_json:
+            lines.append(f"call{index}: {json_rule(_call_schema(format_, name, schema))}")
+            continue
         head = literal(f"{format_.before_name}{json.dumps(name)}{format_.before_arguments}")
         lines.append(f"call{index}: {_join(head, f'args{index}', literal(format_.after_arguments))}")
         lines.append(f"args{index}: {json_rule({**schema, 'type': 'object'})}")
     return "\n".join(lines)
+
+
+def _call_schema(format_: ToolFormat, name: str, schema: dict[str, Any]) -> dict[str, Any]:
+    """A schema of whole calls.
+
+    A call beside an answer that is JSON, too, has to be made of the same lexemes: the library takes the longest lexeme,
+    so that it would never find the answer behind the beginning of a literal.
+    """
+    call = json.loads(f"{format_.before_name}{json.dumps(name)}{format_.before_arguments}{{}}{format_.after_arguments}")
+    (key,) = (key for key, value in call.items() if value == {})
+    arguments = {**_moved(schema, f"#/properties/{key}"), "type": "object"}
+    properties = {one: arguments if one == key else {"const": value} for one, value in call.items()}
+    return {"type": "object", "properties": properties, "required": [*call], "additionalProperties": False}
+
+
+def _moved(schema: Any, place: str) -> Any:
+    """A schema whose references hold where it stands at a place in another schema."""
+    if isinstance(schema, list):
+        return [_moved(one, place) for one in schema]
+    if not isinstance(schema, Mapping):
+        return schema
+    return {key: _moved_keyword(key, value, place) for key, value in schema.items()}
+
+
+def _moved_keyword(key: str, value: Any, place: str) -> Any:
+    if key == "$ref" and isinstance(value, str) and (value == "#" or value.startswith("#/")):
+        return place + value[1:]
+    return value if key in ("const", "enum") else _moved(value, place)
 
 
 def _literal(text: str, format_: ToolFormat, tokenizer: Tokenizer) -> str:

@@ -11,6 +11,7 @@ from .tokenizer import Tokenizer
 from .tools.arguments import Schema
 from .tools.choose import choose_format
 from .tools.formats import ToolFormat, format_of_required_calls
+from .tools.or_answer import CallsOrAnswer
 from .tools.prompt import text_of
 
 
@@ -56,8 +57,13 @@ class MessageFormat:
         self, schemas: Mapping[str, Schema], in_reasoning: bool, or_answer: bool = False
     ) -> MessageParser:
         """A parser of text that a grammar constrains to calls, or to an answer, with reasoning in front of them."""
-        parser = format_of_required_calls(self.tools).parser(schemas)
-        return self._behind_reasoning(parser if or_answer else WithoutContent(parser), in_reasoning)
+        format_ = format_of_required_calls(self.tools)
+        parser = format_.parser(schemas)
+        if format_.looks_like_json or not or_answer:
+            parser = WithoutContent(parser)
+        if format_.looks_like_json and or_answer:
+            parser = CallsOrAnswer(parser, format_.beginnings(schemas))
+        return self._behind_reasoning(parser, in_reasoning)
 
     def _behind_reasoning(self, parser: MessageParser, in_reasoning: bool) -> MessageParser:
         return parser if self.reasoning is None else ReasoningParser(parser, in_reasoning, self.reasoning)

@@ -1,8 +1,10 @@
 """OpenAI's client against a real socket: sync and async, streaming and not."""
 
+import dataclasses
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import openai
@@ -15,6 +17,7 @@ from pydantic import BaseModel
 from app.core.request import FinishReason
 from app.grammar import constraint
 from app.grammar.compiler import GrammarCompiler
+from app.text.tools.formats import FORMATS
 from tests.api.conftest import IM_END, IM_START, MODEL, Server, start_server
 from tests.api.fake_engine import READY, say
 
@@ -303,6 +306,53 @@ def test_tools_are_called_before_an_answer_that_has_a_format(
     server.engine.script = say([*CALL.encode(), IM_END], reason=FinishReason.STOP)
     required = client.chat.completions.create(**options, tool_choice="required").choices[0]
     assert required.message.tool_calls[0].function.name == "weather"
+
+
+@pytest.mark.parametrize("name", ["llama3_json", "pythonic"])
+def test_tools_are_called_before_an_answer_that_has_a_format_where_both_are_json(
+    name: str, thinking_client: tuple[openai.OpenAI, Server], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client, server = thinking_client
+    format_ = dataclasses.replace(server.service.message_format, tools=FORMATS[name])
+    monkeypatch.setitem(vars(server.service), "message_format", format_)
+    closed = {
+        "type": "object",
+        "properties": {"name": {"type": "string"}},
+        "required": ["name"],
+        "additionalProperties": False,
+    }
+    options = {"model": MODEL, "messages": MESSAGES, "tools": [WEATHER], "max_tokens": 200}
+
+    def typed(schema: dict[str, Any]) -> dict[str, Any]:
+        return {"type": "json_schema", "json_schema": {"name": "city", "schema": schema}}
+
+    answer, call = '{"name": "weather"}', '{"name": "weather", "parameters": {"city": "Köln"}}'
+    for text in (answer, call):
+        server.engine.script = say([*text.encode(), IM_END], reason=FinishReason.STOP)
+        choice = client.chat.completions.create(**options, response_format=typed(closed)).choices[0]
+        with client.chat.completions.stream(**options, response_format=typed(closed)) as stream:
+            streamed = stream.get_final_completion().choices[0]
+        for one in (choice, streamed):
+            assert (one.message.content or None) == (answer if text == answer else None)
+            assert one.finish_reason == ("stop" if text == answer else "tool_calls")
+            calls = [json.loads(made.function.arguments) for made in one.message.tool_calls or []]
+            assert calls == ([] if text == answer else [{"city": "Köln"}])
+        grammar = server.engine.last_command().sampling.grammar
+        assert matcher_of(server, grammar).consume_tokens([*text.encode()])
+    for both in (typed({"type": "object"}), {"type": "json_object"}):
+        with pytest.raises(openai.BadRequestError, match="begin as calls of tools") as refusal:
+            client.chat.completions.create(**options, response_format=both)
+        assert refusal.value.param == "response_format"
+        for choice_ in ("none", "required"):
+            client.chat.completions.create(**options, response_format=both, tool_choice=choice_)
+    with pytest.raises(openai.BadRequestError) as refusal:
+        client.responses.create(
+            model=MODEL,
+            input="Hi",
+            tools=[{"type": "function", **WEATHER["function"]}],
+            text={"format": {"type": "json_object"}},
+        )
+    assert refusal.value.param == "text.format"
 
 
 def test_reasoning_alone(thinking_client: tuple[openai.OpenAI, Server]) -> None:

@@ -64,6 +64,24 @@ async def test_a_requester_who_leaves_does_not_mix_up_the_others(checker: Gramma
     assert results[1::2] == texts[1::2]
 
 
+async def test_whether_a_text_may_begin_so(checker: GrammarChecker) -> None:
+    beginnings = ['{"name": "f", "parameters": {', '{"name": "g", "parameters": {']
+    text = {"type": "string"}
+    for schema, is_allowed in [
+        ({"properties": {"name": text}}, True),
+        ({"properties": {"name": {"const": "g"}, "parameters": {}}, "additionalProperties": False}, True),
+        ({"properties": {"name": {"const": "h"}, "parameters": {}}, "additionalProperties": False}, False),
+        ({"properties": {"name": text, "parameters": text}, "additionalProperties": False}, False),
+        ({"properties": {"name": text, "city": text}, "required": ["name", "city"]}, False),
+        ({"properties": {"city": text}, "required": ["city"]}, False),
+    ]:
+        grammar = constraint.json_schema({"type": "object", **schema})
+        assert await checker.allows_beginning(grammar, beginnings) is is_allowed, schema
+        assert await checker.check(grammar) == grammar
+    with pytest.raises(GrammarError):
+        await checker.allows_beginning(CRASH, beginnings)
+
+
 async def test_gbnf_becomes_lark(checker: GrammarChecker) -> None:
     grammar = await checker.check('root ::= "yes" | "no" digit\ndigit ::= [0-9]+')
     assert "start:" in grammar

@@ -13,6 +13,7 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
 from app.api.chat.schema import FunctionDefinition
 from app.grammar.compiler import GrammarCompiler
+from app.grammar.constraint import json_rule
 from app.grammar.reasoning import reasoning_prefix
 from app.grammar.tool_calls import tool_calls
 from app.text.detokenizer import make_detokenizer
@@ -147,11 +148,55 @@ def test_a_call_has_no_arguments_that_its_schema_does_not_name(
 
 
 @pytest.mark.parametrize("name", FORMATS)
-def test_an_answer_in_json_is_told_from_calls_or_known_not_to_be(name: str) -> None:
-    answer = '{"name": "cancel"}'
-    format_ = MessageFormat(FORMATS[name])
-    content, _, calls = parse(format_.parser_of_required_calls(SCHEMAS, False, or_answer=True), [answer])
-    assert (content == answer and not calls) is not format_of_required_calls(FORMATS[name]).looks_like_json
+@pytest.mark.parametrize("size", [1, 3, 999])
+def test_an_answer_in_json_is_told_from_calls(name: str, size: int) -> None:
+    """Also one with the name of a function, or that was cut there: a call begins as the grammar of calls has it."""
+    format_ = MessageFormat(FORMATS[name], THINK)
+
+    def parsed(text: str) -> Whole:
+        pieces = [text[at : at + size] for at in range(0, len(text), size)]
+        return parse(format_.parser_of_required_calls(SCHEMAS, False, or_answer=True), pieces)
+
+    for answer in ('{"name": "cancel"}', '{"name": "can', '{"name": "cancel", "parameters": 3}', "[]", "3", ""):
+        assert parsed(answer) == (answer, "", [])
+        assert parsed(f"<think>Hm</think>{answer}") == (answer, "Hm", [])
+    calls = format_of_required_calls(format_.tools)
+    one = f'{calls.before_name}"cancel"{calls.before_arguments}{{}}{calls.after_arguments}'
+    text = f"{calls.begin}{one}{calls.between}{one}{calls.end}"
+    assert parsed(text) == ("", "", [("cancel", "{}")] * 2)
+    if calls.looks_like_json:
+        assert parsed('\n{ "name":"cancel" ,\n"parameters" : {}\n}; ') == ("", "", [("cancel", "{}")])
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_a_grammar_allows_calls_or_the_answer(name: str, tokenizer: PacelineTokenizer) -> None:
+    """The answer begins as the calls do where these are JSON, and references of arguments hold."""
+    answer = json_rule(
+        {
+            "type": "object",
+            "properties": {"name": {"type": "string"}},
+            "required": ["name"],
+            "additionalProperties": False,
+        }
+    )
+    format_ = format_of_required_calls(FORMATS[name])
+    grammar = tool_calls(format_, {"book.table": SCHEMAS["book.table"]}, True, tokenizer, answer=answer)
+    compiler = GrammarCompiler(lambda: tokenizer, tokenizer.vocab_size)
+
+    def is_allowed(text: str) -> bool:
+        matcher = compiler.matcher(grammar)
+        return bool(matcher.consume_tokens(tokenizer.encode(text, False)) and matcher.is_accepting())
+
+    for name_ in ("book.table", "book", "x"):
+        assert is_allowed(json.dumps({"name": name_}))
+    if format_.tagged:
+        return
+    for tag, is_valid in (("; é", True), ("other", False)):
+        arguments = json.dumps({"seats": 2, "name": "Ann", "tags": [tag]}, ensure_ascii=False)
+        one = f'{format_.before_name}"book.table"{format_.before_arguments}{arguments}{format_.after_arguments}'
+        for calls in (one, f"{one}{format_.between}{one}"):
+            assert is_allowed(f"{format_.begin}{calls}{format_.end}") == is_valid
+        assert not is_allowed(f'{one}{{"name": "x"}}')
 
 
 def test_markers_are_hidden_where_nobody_reads_them(tokenizer: PacelineTokenizer) -> None:

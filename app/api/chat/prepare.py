@@ -86,8 +86,10 @@ async def prepare_chat(service: Service, body: ChatRequest, limit: TokenLimit | 
     prompt = await encode_chat(service, body)
     check_token_ids(prompt.token_ids, ready.vocab_size, "messages")
     schemas, in_reasoning = _schemas(body.usable_tools), prompt.ends_in_reasoning
-    constraint, or_answer = body.constraint(), _may_call_or_answer(service, body)
+    constraint, or_answer = body.constraint(), _may_call_or_answer(body)
     grammar = await grammar_of(service, body, constraint)
+    if or_answer:
+        await _check_that_calls_are_no_answers(service, schemas, grammar)
     if calls := _calls(service, body, in_reasoning, grammar if or_answer else ""):
         grammar = await grammar_of(service, body, calls)
     is_only_format = constraint is not None and calls is None  # which leaves no room for reasoning
@@ -123,11 +125,21 @@ def _schemas(tools: list[Tool]) -> dict[str, dict[str, Any]]:
     return {tool.function.name: tool.function.schema_of_arguments() for tool in tools}
 
 
-def _may_call_or_answer(service: Service, body: ChatRequest) -> bool:
-    """Whether the model may call tools or give an answer that has a format, as the two can be told apart."""
+def _may_call_or_answer(body: ChatRequest) -> bool:
+    """Whether the model may call tools or give an answer that has a format."""
     has_format = body.response_format is not None and body.response_format.type != "text"
-    is_free = bool(body.usable_tools) and not body.wanted_tools
-    return has_format and is_free and not format_of_required_calls(service.message_format.tools).looks_like_json
+    return has_format and bool(body.usable_tools) and not body.wanted_tools
+
+
+async def _check_that_calls_are_no_answers(service: Service, schemas: dict[str, Any], answer: str) -> None:
+    """Raise UnsupportedError if an answer may begin as a call does, so that nobody could tell what it is."""
+    format_ = format_of_required_calls(service.message_format.tools)
+    if format_.looks_like_json and await service.grammars.allows_beginning(answer, format_.beginnings(schemas)):
+        raise UnsupportedError(
+            "response_format: it allows answers that begin as calls of tools do, which this model writes as "
+            '{"name": ..., "parameters": ...}. Give a schema without these properties, or tool_choice none or required',
+            "response_format",
+        )
 
 
 def _calls(service: Service, body: ChatRequest, in_reasoning: bool, answer: str) -> Constraint | None:

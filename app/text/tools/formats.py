@@ -1,6 +1,7 @@
 """The formats of tool calls, and which of them a model was trained on."""
 
-from collections.abc import Callable
+import json
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 
 from ..message_parser import MessageParser
@@ -34,8 +35,12 @@ class ToolFormat:
 
     @property
     def looks_like_json(self) -> bool:
-        """Whether required calls cannot be told from an answer that is JSON."""
+        """Whether required calls may be told from an answer that is JSON by their beginnings only."""
         return f"{self.begin}{self.before_name}".startswith("{")
+
+    def beginnings(self, names: Iterable[str]) -> tuple[str, ...]:
+        """What a required call of one of these functions begins with, up to the brace of its arguments."""
+        return tuple(f"{self.begin}{self.before_name}{json.dumps(name)}{self.before_arguments}{{" for name in names)
 
 
 HERMES = ToolFormat(
