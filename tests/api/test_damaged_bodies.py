@@ -80,6 +80,45 @@ MESSAGES: Any = {
     "stop_sequences": ["x"],
     "stream": False,
 }
+CHAT: Any = {
+    "model": None,
+    "messages": [
+        {"role": "system", "content": "Be brief"},
+        {"role": "user", "content": [{"type": "text", "text": "Hi"}]},
+        {
+            "role": "assistant",
+            "content": None,
+            "reasoning_content": "Hm",
+            "tool_calls": [{"id": "c", "type": "function", "function": {"name": "f", "arguments": '{"a": 1}'}}],
+        },
+        {"role": "tool", "tool_call_id": "c", "content": "1"},
+        {"role": "user", "content": "So?", "name": "me"},
+    ],
+    "tools": [{"type": "function", "function": {"name": "f", "description": "d", "parameters": PARAMETERS}}],
+    "tool_choice": "auto",
+    "parallel_tool_calls": False,
+    "response_format": {"type": "text"},
+    "max_tokens": 5,
+    "temperature": 0.5,
+    "stop": ["x"],
+    "logprobs": True,
+    "top_logprobs": 1,
+    "logit_bias": {"5": 1},
+    "n": 2,
+    "stream": False,
+}
+COMPLETION: Any = {
+    "model": None,
+    "prompt": ["a", "b"],
+    "max_tokens": 5,
+    "echo": True,
+    "logprobs": 1,
+    "stop": "x",
+    "seed": 1,
+    "logit_bias": {"5": 1},
+    "stream_options": None,
+    "stream": False,
+}
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(max_size=5),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(["type", "text", "name"]), inner),
@@ -95,7 +134,12 @@ def places(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
         yield from places(item, (*path, key))
 
 
-CALLS = [("/v1/responses", RESPONSES), ("/v1/messages", MESSAGES)]
+CALLS = [
+    ("/v1/responses", RESPONSES),
+    ("/v1/messages", MESSAGES),
+    ("/v1/chat/completions", CHAT),
+    ("/v1/completions", COMPLETION),
+]
 
 
 @pytest.fixture

@@ -29,6 +29,7 @@ def parse(parser: MessageParser, pieces: Sequence[str]) -> Whole:
             assert call.index == len(calls) - 1
             calls[-1][1] += call.arguments
     content, reasoning = ("".join(getattr(delta, kind) for delta in deltas) for kind in ("content", "reasoning"))
+    json.dumps([content, reasoning, calls], ensure_ascii=False).encode()  # else it could not be sent
     return content, reasoning, [(name, arguments) for name, arguments in calls]
 
 
@@ -208,7 +209,15 @@ def test_parsing_takes_time_in_proportion_to_the_text(name: str, piece: str) -> 
         assert time.process_time() - started < 5
 
 
-@given(st.text('<tool_call>{}"name:,argumets[TOOL_CALLS]\\/thinkf(x=1)|py ;\n', max_size=60))
+FRAGMENTS = [
+    *'<tool_call>{}"name:,argumets[TOOL_CALLS]\\/thinkf(x=1)|py ;\n',
+    *("<tool_call>", "</tool_call>", "[TOOL_CALLS]", "[ARGS]", "<|python_tag|>", "<think>", "</think>", "[f(x="),
+    *("<function=f>", "</function>", "<parameter=x>", "</parameter>", '{"name": "f", "arguments": ', '"name"'),
+    *(r"\ud800", "{[]}", "{{}: 1}", "1e999", "0x" + "f" * 4000, "-" * 50, "f'{x}'", "\x1c", "\x00", "\u2028"),
+]
+
+
+@given(st.lists(st.sampled_from(FRAGMENTS), max_size=30).map("".join))
 @pytest.mark.parametrize("name", PARSERS)
 def test_nothing_is_lost_or_made_up(name: str, text: str) -> None:
     content, reasoning, calls = parse(PARSERS[name](), list(text))
