@@ -23,7 +23,9 @@ def tagged_call(rule: str, name: str, schema: Schema, literal: Callable[[str], s
     properties, required = schema.get("properties", {}), schema.get("required", [])
     if set(schema) - _OF_AN_OBJECT - set(_DEFINITIONS) - _COMMENTS or not isinstance(properties, dict):
         return None
-    if set(required) - set(properties) or any(set(key) & set("<>\n") for key in properties):
+    if not isinstance(required, list) or any(key not in list(properties) for key in required):
+        return None
+    if any(set(key) & set("<>\n") for key in properties):
         return None
     if _OTHER_REFERENCE.search(json.dumps(schema)):
         return None
@@ -63,11 +65,11 @@ def _texts(schema: Any, definitions: Schema) -> list[str] | None:
     if set(said) == {"$ref"}:
         return _texts(resolve(said["$ref"], definitions), {})  # without definitions, so that it ends
     kinds = said.pop("type", "string")
-    if set([kinds] if isinstance(kinds, str) else kinds) - {"string", "null"}:
+    if any(kind not in ("string", "null") for kind in (kinds if isinstance(kinds, list) else [kinds])):
         return None
     if not said:
         return []
-    if set(said) == {"anyOf"} and all(_texts(one, definitions) == [] for one in said["anyOf"]):
-        return []
+    if set(said) == {"anyOf"} and isinstance(said["anyOf"], list):
+        return [] if all(_texts(one, definitions) == [] for one in said["anyOf"]) else None
     texts = said["enum"] if set(said) == {"enum"} else [said["const"]] if set(said) == {"const"} else None
-    return texts if texts and all(isinstance(text, str) for text in texts) else None
+    return texts if isinstance(texts, list) and texts and all(isinstance(text, str) for text in texts) else None

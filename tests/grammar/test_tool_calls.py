@@ -2,12 +2,15 @@
 
 import json
 import random
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import jsonschema
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from llguidance import LLMatcher
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
@@ -238,3 +241,26 @@ def test_required_calls_have_the_tags_that_the_template_shows(tokenizer: Pacelin
     assert not is_allowed('<tool_call>\n{"name": "note"')
     assert not is_allowed("<tool_call>\n<function=book.table>")
     assert not is_allowed(note.format("", "a") + "</function>")
+
+
+VALUES = st.sampled_from([None, True, 5, "", "string", "integer", "#/$defs/a", "#/properties/a", [], {}])
+KEYS = ["type", "properties", "required", "$defs", "$ref", "anyOf", "oneOf", "allOf", "enum", "const", "a", "title"]
+ODD = st.recursive(
+    VALUES, lambda inner: st.lists(inner, max_size=2) | st.dictionaries(st.sampled_from(KEYS), inner), max_leaves=6
+)
+CALL = "<tool_call>\n<function=f>\n<parameter=a>\n1\n</parameter>\n</function>\n</tool_call>"
+
+
+@given(
+    st.dictionaries(st.sampled_from(KEYS), ODD),
+    st.none() | st.dictionaries(st.just("a"), st.dictionaries(st.sampled_from(KEYS), ODD, min_size=1), min_size=1),
+)
+def test_a_schema_that_makes_no_sense_is_no_fault_of_the_server(
+    tokenizer: PacelineTokenizer, schema: dict[str, Any], properties: dict[str, Any] | None
+) -> None:
+    """It may be refused as a ValueError, when a grammar is made of it. Calls that nobody asked for are parsed."""
+    schema = schema if properties is None else schema | {"properties": properties}
+    with suppress(ValueError):
+        tool_calls(FORMATS["qwen3_coder"], {"f": schema}, True, tokenizer)
+    content, _, ((name, arguments),) = parse(FORMATS["qwen3_coder"].parser({"f": schema}), [CALL])
+    assert (content, name, str(json.loads(arguments)["a"])) == ("", "f", "1")

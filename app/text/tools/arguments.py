@@ -41,7 +41,7 @@ def types_of(schema: Any, root: Schema, depth: int = 0) -> frozenset[str]:
     if "$ref" in schema:
         return types_of(resolve(schema["$ref"], root), root, depth + 1)
     if (named := schema.get("type")) is not None:
-        return frozenset([named] if isinstance(named, str) else named if isinstance(named, list) else [])
+        return frozenset(kind for kind in (named if isinstance(named, list) else [named]) if isinstance(kind, str))
     if "const" in schema or isinstance(schema.get("enum"), list):
         return frozenset(map(_type_of, [schema["const"]] if "const" in schema else schema["enum"]))
     for key in ("anyOf", "oneOf"):
