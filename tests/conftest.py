@@ -27,17 +27,18 @@ SLOW_FOLDERS = {
 """Folders whose tests import torch or start processes. Such tests elsewhere are marked one by one."""
 
 LONGEST_FILES = [
-    "server/test_chaos.py",
-    "worker/test_gpu_runner.py",
-    "models/test_oracle.py",
-    "server/test_pressure.py",
-    "server/test_service.py",
     "server/test_reliability.py",
+    "server/test_chaos.py",
+    "models/test_oracle.py",
     "deploy/test_nginx.py",
     "kernels/test_gpu.py",
+    "server/test_pressure.py",
+    "worker/test_gpu_runner.py",
+    "server/test_service.py",
+    "attention/test_backends.py",
 ]
-"""They take one to three minutes each, and run first. A file's tests stay in one process (`scripts/test`): when two
-processes share the files, neither should begin a long one at the end, while the other has nothing left to do."""
+"""They take half a minute to two minutes each, and run first. A file's tests stay in one process (`scripts/test`): when
+two processes share the files, neither should begin a long one at the end, while the other has nothing left to do."""
 
 
 def pytest_configure(config: pytest.Config) -> None:
