@@ -48,7 +48,8 @@ def pytest_configure(config: pytest.Config) -> None:
     other take the other process's time. What may go wrong between threads has tests with `two_threads`. Without a GPU,
     the GPU's kernels run in Triton's interpreter.
     """
-    os.environ |= {"OMP_NUM_THREADS": "1", f"{ENV_PREFIX}CPU_THREADS": "1"}
+    if config.option.markexpr != "clients":  # whose servers are alone, with the embedded model
+        os.environ |= {"OMP_NUM_THREADS": "1", f"{ENV_PREFIX}CPU_THREADS": "1"}
     if config.option.markexpr != "quick":
         import torch
 
