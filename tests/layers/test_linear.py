@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from app.layers.linear import Head, Linear, LinearMethod, MergedLinear, attach, finish
+from app.layers.linear import Head, Linear, LinearMethod, MergedLinear, assign, attach, finish
 from app.layers.methods.onednn import OneDnn, has_bfloat16
 from app.layers.methods.plain import PLAIN, adopt_all
 
@@ -14,12 +14,18 @@ PACKED = [torch.float32, pytest.param(torch.bfloat16, marks=needs_bfloat16)]
 
 def filled(layer: Linear, dtype: torch.dtype) -> Linear:
     """A layer with random weights."""
-    attach(layer, PLAIN)
+    attach(layer, lambda *_: PLAIN)
     generator = torch.Generator().manual_seed(0)
     layer.to(dtype)
     for parameter in layer.parameters():
         parameter.copy_(torch.randn(parameter.shape, generator=generator))
     return layer
+
+
+def use(model: torch.nn.Module, method: LinearMethod) -> None:
+    """Have filled layers multiply by a method."""
+    assign(model, lambda *_: method)
+    finish(model)
 
 
 @pytest.mark.parametrize("dtype", PACKED, ids=str)
@@ -30,7 +36,7 @@ def test_a_packed_layer_computes_the_same(tokens: int, bias: bool, dtype: torch.
     x = torch.randn(tokens, 96, generator=torch.Generator().manual_seed(1)).to(dtype)
     expected = x.float() @ layer.weight.float().T + (layer.bias.float() if layer.bias is not None else 0.0)
     plain = layer(x)
-    finish(layer, OneDnn())
+    use(layer, OneDnn())
     assert layer.weight.numel() == 0  # not held twice
     for out in (plain, layer(x)):
         assert out.shape == expected.shape
@@ -42,7 +48,7 @@ def test_the_largest_logit_is_not_rounded(method: LinearMethod) -> None:
     layer = filled(Head(64, 5000, tied=None), torch.bfloat16)
     x = torch.randn(40, 64, generator=torch.Generator().manual_seed(1)).bfloat16()
     exact = x.double() @ layer.weight.double().T
-    finish(layer, method)
+    use(layer, method)
     logits = layer(x)
     assert logits.dtype is torch.float32
     assert torch.equal(logits.argmax(-1), exact.argmax(-1))
@@ -57,6 +63,6 @@ def test_layers_of_another_library_share_their_memory() -> None:
     assert isinstance(model[0], Linear)
     assert model[0].weight.data_ptr() == weight.data_ptr()
     assert torch.equal(model(x), expected)
-    finish(model, OneDnn())
+    use(model, OneDnn())
     torch.testing.assert_close(model(x), expected)
     assert weight.numel() == 32  # theirs

@@ -1,0 +1,148 @@
+"""What `quantization_config` in config.json says: the scheme in which each weight is stored. Without torch."""
+
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+Kind = Literal["gptq", "awq", "packed", "int8", "float8"]
+
+
+@dataclass(frozen=True)
+class Scheme:
+    """How one layer's weight is stored. `kind` names the reader in `app.layers.formats`."""
+
+    kind: Kind
+    bits: int
+    group: int | None = None
+    """Inputs that share a scale; None: all inputs of an output do."""
+    block: tuple[int, int] | None = None
+    """Outputs and inputs that share a scale, of FP8 weights."""
+    is_whole: bool = False
+    """Whether the whole weight has one scale."""
+    has_zeros: bool = False
+    is_sorted: bool = False
+    """Whether a tensor says which group each input is in, since groups are not runs of neighbours."""
+    zero_offset: int = 0
+    """What is missing in stored zero points."""
+    scale_name: str = "weight_scale"
+    has_input_scale: bool = False
+    """Whether there is a scale for activations. It is not used: they are scaled by their own size."""
+
+
+@dataclass(frozen=True)
+class Quantization:
+    """The scheme of each layer, by its name in the checkpoint, such as `model.layers.0.mlp.up_proj`."""
+
+    method: str
+    _scheme_of: Callable[[str], Scheme | None]
+
+    def scheme(self, name: str) -> Scheme | None:
+        """None for a layer whose weight is plain numbers."""
+        return self._scheme_of(name)
+
+
+def parse_quantization(config: dict[str, Any]) -> Quantization:
+    """ValueError names what is not supported."""
+    method = str(config.get("quant_method"))
+    parsers = {"awq": _awq, "gptq": _gptq, "compressed-tensors": _compressed, "fp8": _fp8}
+    if method not in parsers:
+        raise ValueError(f"quant_method {method!r} is not supported: it is none of {', '.join(parsers)}")
+    return Quantization(method, parsers[method](config))
+
+
+def _outside(scheme: Scheme, config: dict[str, Any], plain: Sequence[str]) -> Callable[[str], Scheme | None]:
+    """The scheme, but for layers whose names contain one of these parts."""
+    left_out = (*plain, *(config.get("modules_to_not_convert") or ()))
+    return lambda name: None if any(part in name for part in left_out) else scheme
+
+
+def _awq(config: dict[str, Any]) -> Callable[[str], Scheme | None]:
+    if (version := str(config.get("version", "gemm")).lower()) != "gemm":
+        raise ValueError(f"version {version!r} of AWQ is not supported: it is not 'gemm'")
+    if (bits := config.get("bits", config.get("w_bit"))) != 4:
+        raise ValueError(f"AWQ with {bits} bits is not supported")
+    scheme = Scheme("awq", 4, _group(config.get("group_size", config.get("q_group_size"))), has_zeros=True)
+    return _outside(scheme, config, ("lm_head",))
+
+
+def _gptq(config: dict[str, Any]) -> Callable[[str], Scheme | None]:
+    if (bits := config.get("bits")) not in (2, 4, 8):
+        raise ValueError(f"GPTQ with {bits} bits is not supported")
+    if config.get("dynamic"):
+        raise ValueError("GPTQ with rules for single layers ('dynamic') is not supported")
+    offset = 0 if config.get("checkpoint_format") == "gptq_v2" else 1
+    scheme = Scheme("gptq", bits, _group(config.get("group_size")), has_zeros=True, zero_offset=offset)
+    return _outside(scheme, config, () if config.get("lm_head") else ("lm_head",))
+
+
+def _fp8(config: dict[str, Any]) -> Callable[[str], Scheme | None]:
+    size = config.get("weight_block_size")
+    block = None if size is None else (int(size[0]), int(size[1]))
+    is_static = config.get("activation_scheme") == "static"
+    scheme = Scheme(
+        "float8", 8, block=block, is_whole=block is None, scale_name="weight_scale_inv", has_input_scale=is_static
+    )
+    return _outside(scheme, config, ("lm_head",))
+
+
+def _compressed(config: dict[str, Any]) -> Callable[[str], Scheme | None]:
+    """The schemes of compressed-tensors: groups of layers, each with its targets."""
+    if (config.get("sparsity_config") or {}).get("format", "dense") != "dense":
+        raise ValueError("sparse weights of compressed-tensors are not supported")
+    groups = [
+        ([str(target) for target in group.get("targets") or ()], _compressed_scheme(group, config))
+        for group in (config.get("config_groups") or {}).values()
+    ]
+    ignored = [str(name) for name in config.get("ignore") or ()]
+
+    def scheme_of(name: str) -> Scheme | None:
+        if any(_matches(target, name) for target in ignored):
+            return None
+        return next((scheme for targets, scheme in groups if any(_matches(t, name) for t in targets)), None)
+
+    return scheme_of
+
+
+def _compressed_scheme(group: dict[str, Any], config: dict[str, Any]) -> Scheme:
+    weights, inputs = group.get("weights") or {}, group.get("input_activations") or {}
+    kind, bits, strategy = weights.get("type", "int"), weights.get("num_bits"), weights.get("strategy")
+    if inputs and (inputs.get("num_bits"), inputs.get("type", "int")) != (8, kind):
+        raise ValueError(f"compressed-tensors with activations of {inputs.get('num_bits')} bits is not supported")
+    if strategy not in ("tensor", "channel", "group", "block"):
+        raise ValueError(f"strategy {strategy!r} of compressed-tensors is not supported")
+    form = group.get("format") or config.get("format")
+    form = {"naive-quantized": f"{kind}-quantized"}.get(str(form), form)
+    kinds: dict[Any, Kind] = {
+        ("float-quantized", "float", 8): "float8",
+        ("int-quantized", "int", 8): "int8",
+        **{("pack-quantized", "int", bits): "packed" for bits in (2, 4, 8)},
+    }
+    has_zeros = not weights.get("symmetric", True)
+    if type(bits) is not int or (form, kind, bits) not in kinds or (form != "pack-quantized" and has_zeros):
+        raise ValueError(f"format {form!r} of compressed-tensors with {kind}{bits} weights is not supported")
+    rows, columns = weights.get("block_structure") or (0, 0)
+    return Scheme(
+        kinds[form, kind, bits],
+        bits,
+        group=_group(weights.get("group_size")) if strategy == "group" else None,
+        block=(int(rows), int(columns)) if strategy == "block" else None,
+        is_whole=strategy == "tensor",
+        has_zeros=has_zeros,
+        is_sorted=weights.get("actorder") == "group",
+        has_input_scale=bool(inputs) and not inputs.get("dynamic"),
+    )
+
+
+def _matches(target: str, name: str) -> bool:
+    """Whether a target of compressed-tensors means a linear layer: by class, by name, or by a regular expression."""
+    if target.startswith("re:"):
+        return re.match(target.removeprefix("re:"), name) is not None
+    return target == "Linear" or name == target or name.startswith(f"{target}.")
+
+
+def _group(size: object) -> int | None:
+    """A group's size; -1 is a whole row."""
+    if type(size) is not int or (size < 1 and size != -1):
+        raise ValueError(f"group_size is {size!r}")
+    return None if size == -1 else size

@@ -1,0 +1,69 @@
+"""What a format is: the tensors that stand for a layer's weight in a checkpoint, and how they are read."""
+
+from collections.abc import Mapping
+from typing import NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+from .codes import Codes
+
+WORD = 32
+"""Bits of an int32 in which codes are packed."""
+
+
+class Stored(NamedTuple):
+    """A tensor of a checkpoint. One of dtype float32 here may have any other dtype of plain numbers there."""
+
+    shape: tuple[int, ...]
+    dtype: torch.dtype = torch.float32
+
+
+class Format(Protocol):
+    """How a checkpoint stores the weight of a linear layer."""
+
+    def tensors(self, out_features: int, in_features: int) -> dict[str, Stored]:
+        """The tensors of a layer, by what follows its name; ValueError if a weight of this size cannot be stored so."""
+        ...
+
+    def decode(self, tensors: Mapping[str, Tensor]) -> Codes | Tensor:
+        """The weight: as codes without loss, or as float32 (out_features, in_features) where it is no codes.
+
+        ValueError for numbers that cannot be.
+        """
+        ...
+
+
+def words(size: int, bits: int, what: str) -> int:
+    """How many words hold so many codes; ValueError if they would not be full."""
+    return whole_parts(size, WORD // bits, what)
+
+
+def whole_parts(size: int, part: int, what: str) -> int:
+    """`size / part`; ValueError if that is no whole number."""
+    if size % part:
+        raise ValueError(f"{size} {what} are not whole groups of {part}")
+    return size // part
+
+
+def unpack(packed: Tensor, bits: int) -> Tensor:
+    """From (rows, words) int32 to codes (rows, words * codes of a word) uint8, the lowest bits first."""
+    shifts = torch.arange(0, WORD, bits, dtype=torch.int32, device=packed.device)
+    codes = (packed.unsqueeze(-1) >> shifts) & (2**bits - 1)
+    return codes.to(torch.uint8).flatten(1)
+
+
+def code_bits(bits: int) -> int:
+    """What codes of so many bits are stored in: 4 or 8."""
+    return 4 if bits <= 4 else 8
+
+
+def by_group(index: Tensor, num_groups: int, group: int) -> Tensor | None:
+    """The inputs sorted by the group that each is in (in_features,); None if they are sorted already.
+
+    ValueError if the groups are not as large as they should be.
+    """
+    if index.min() < 0 or index.max() >= num_groups or (index.bincount(minlength=num_groups) != group).any():
+        raise ValueError(f"g_idx does not divide the inputs into {num_groups} groups of {group}")
+    order = index.argsort(stable=True)
+    return None if torch.equal(order, torch.arange(len(order), device=order.device)) else order

@@ -1,0 +1,66 @@
+"""The one form that quantized weights have in memory, whatever format they come in."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Codes:
+    """A weight as small whole numbers: `weight[o, i] = scales[o, i // group] * codes[o, i] + zeros[o, i // group]`.
+
+    Where a checkpoint's groups are not runs of neighbours (GPTQ's act-order), the inputs are sorted by group, and
+    `order` says which input each column belongs to.
+    """
+
+    codes: Tensor
+    """(out_features, in_features) uint8, each less than 2 ** bits."""
+    scales: Tensor
+    """(out_features, groups) float32"""
+    zeros: Tensor
+    """(out_features, groups) float32"""
+    bits: int
+    """4 or 8: what a code is stored in."""
+    order: Tensor | None = None
+    """(in_features,) int64; None if column i belongs to input i."""
+
+    @property
+    def group(self) -> int:
+        """Inputs that share a scale and a zero."""
+        return self.codes.shape[1] // self.scales.shape[1]
+
+    def dense(self) -> Tensor:
+        """The weight that this stands for, (out_features, in_features) float32, rounded once."""
+        spread = torch.repeat_interleave
+        product = spread(self.scales, self.group, 1) * self.codes
+        weight = product + spread(self.zeros, self.group, 1)
+        if self.order is None:
+            return weight
+        out = torch.empty_like(weight)
+        out[:, self.order] = weight
+        return out
+
+
+def symmetric(numbers: Tensor, scales: Tensor, bits: int) -> Codes:
+    """Codes for `scales * numbers`, whose numbers (out_features, in_features) are signed and have so many bits."""
+    middle = 2 ** (bits - 1)
+    codes = (numbers.to(torch.int16) + middle).to(torch.uint8)
+    return Codes(codes, scales, -middle * scales, bits)
+
+
+def quantize(weight: Tensor, bits: int, group: int) -> Codes:
+    """Round a weight (out_features, in_features) to the nearest codes: a group's largest number decides its scale.
+
+    With 8 bits the range is symmetric; with 4, whose codes are few, it goes from a group's least number to its largest.
+    """
+    groups = weight.float().unflatten(1, (-1, group))
+    if bits == 8:
+        scales = groups.abs().amax(-1) / 127
+        numbers = groups / scales.clamp(min=torch.finfo(torch.float32).tiny).unsqueeze(-1)
+        return symmetric(numbers.round().flatten(1), scales, 8)
+    least, most = groups.amin(-1).clamp(max=0), groups.amax(-1).clamp(min=0)
+    levels = 2**bits - 1
+    scales = (most - least) / levels
+    codes = (groups - least.unsqueeze(-1)) / scales.clamp(min=torch.finfo(torch.float32).tiny).unsqueeze(-1)
+    return Codes(codes.round().clamp(0, levels).to(torch.uint8).flatten(1), scales, least, bits)
