@@ -1,6 +1,6 @@
 """Linear layers. A `LinearMethod` says how they keep their weights and multiply by them."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import accumulate
 from typing import Protocol
 
@@ -93,17 +93,29 @@ class MergedLinear(Linear):
         return dict(zip(self.names, outputs, strict=True)) if self.names else super().parts(name)
 
 
-def attach(model: nn.Module, method: LinearMethod) -> None:
-    """Give a method to all linear layers of a model, and with it the parameters that are to be filled."""
-    for layer in model.modules():
-        if isinstance(layer, Linear):
-            layer.method = method
-            method.create(layer)
+Choice = Callable[[Linear, Sequence[str]], LinearMethod]
+"""The method of a layer, which a checkpoint has as layers of these names."""
 
 
-def finish(model: nn.Module, method: LinearMethod) -> None:
-    """Make the filled layers of a model ready to multiply; those that `fill` made plain get the method now."""
+def attach(model: nn.Module, choice: Choice) -> None:
+    """Give all linear layers of a model their methods, and with these the parameters that are to be filled."""
+    for layer in assign(model, choice):
+        layer.method.create(layer)
+
+
+def assign(model: nn.Module, choice: Choice) -> list[Linear]:
+    """Give all linear layers of a model, which may be filled already, their methods. Returns the layers."""
+    layers = []
+    for path, layer in model.named_modules():
+        if isinstance(layer, Linear):
+            parent, _, name = path.rpartition(".")
+            layer.method = choice(layer, [f"{parent}.{part}".lstrip(".") for part in layer.parts(name)])
+            layers.append(layer)
+    return layers
+
+
+def finish(model: nn.Module) -> None:
+    """Make the filled layers of a model ready to multiply."""
     for layer in model.modules():
         if isinstance(layer, Linear):
-            layer.method = method
-            method.finish(layer)
+            layer.method.finish(layer)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from ..layers.linear import MergedLinear
-from ..layers.methods.plain import adopt, fill
+from ..layers.methods.plain import PLAIN, adopt, fill
 from ..layers.norm import OffsetRMSNorm, RMSNorm
 
 log = logging.getLogger(__name__)
@@ -82,6 +82,7 @@ def _merge(parent: nn.Module, names: tuple[str, ...]) -> bool:
     merged = _Merged(layers[0].in_features, [layer.out_features for layer in layers], has_bias)
     bias = torch.cat([layer.bias for layer in layers]) if has_bias else None
     fill(merged, torch.cat([layer.weight for layer in layers]), bias)
+    merged.method = PLAIN
     slices = [_Slice(merged, index) for index in range(len(layers) - 1)]
     return _swap(parent, dict(zip(names, [merged, *slices], strict=True)), layers[0].in_features)
 

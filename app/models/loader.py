@@ -13,11 +13,11 @@ from ..attention.layer import Attention
 from ..checkpoint.families import FAMILIES, NotCarriedError, parse_decoder_config
 from ..checkpoint.folder import ModelFolder
 from ..errors import ModelError
-from ..layers.linear import LinearMethod, attach, finish
+from ..layers.linear import Choice, assign, attach, finish
 from ..layers.methods import choose
 from ..settings import ModelSettings
 from .decoder import Decoder
-from .weights import has_own_head, load_weights
+from .weights import has_own_head, load_weights, refuse_quantized
 
 log = logging.getLogger(__name__)
 
@@ -42,10 +42,12 @@ def load_model(
 
     Raises ModelError for what cannot be loaded.
     """
-    method = choose(folder, device, dtype)  # before anything slow, since it may refuse the checkpoint
+    choice = choose(
+        folder, device, dtype, settings.quantization
+    )  # before anything slow, since it may refuse the checkpoint
     model: Any = None
     if settings.model_impl != "generic":
-        model = _try_decoder(folder, settings, method, dtype, device, max_model_len)
+        model = _try_decoder(folder, settings, choice, dtype, device, max_model_len)
     used = "decoder" if model is not None else "generic"
     if model is None:
         # Imported here because importing transformers takes seconds.
@@ -55,8 +57,10 @@ def load_model(
             raise ModelError(
                 f"load_format: dummy weights are for the decoder, which does not run {folder.architecture}"
             )
+        refuse_quantized(folder)
         model = load_generic(folder, dtype, device)
-    finish(model, method)
+        assign(model, choice)
+    finish(model)
     layers = [module for module in model.modules() if isinstance(module, Attention)]
     return LoadedModel(model.eval().requires_grad_(False), used, model.vocab_size, layers)
 
@@ -64,7 +68,7 @@ def load_model(
 def _try_decoder(
     folder: ModelFolder,
     settings: ModelSettings,
-    method: LinearMethod,
+    choice: Choice,
     dtype: torch.dtype,
     device: torch.device,
     max_model_len: int,
@@ -81,7 +85,7 @@ def _try_decoder(
             config = replace(config, tie_word_embeddings=False)
         with torch.device(device), _default_dtype(dtype):
             model = Decoder(config, max_model_len)
-            attach(model, method)
+            attach(model, choice)
     except NotCarriedError as reason:
         if impl == "decoder":
             raise ModelError(f"the decoder does not carry {reason}; try --model-impl generic") from None

@@ -6,6 +6,7 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from math import prod
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -30,6 +31,7 @@ _CODES = {
     "I8": torch.int8,
     "U8": torch.uint8,
     "I32": torch.int32,
+    "I64": torch.int64,
     "F8_E4M3": torch.float8_e4m3fn,
     "F8_E5M2": torch.float8_e5m2,
 }
@@ -49,8 +51,8 @@ class _Piece(NamedTuple):
 
     def load(self) -> None:
         with _reading(self.file) as tensors:
-            if not self.memory.dim():
-                part = tensors.get_tensor(self.name)
+            if self.memory.numel() == 1:
+                part = tensors.get_tensor(self.name).view(self.memory.shape)
             else:
                 whole = tensors.get_slice(self.name)
                 part = whole[self.rows] if self.columns is None else whole[self.rows, self.columns]
@@ -121,6 +123,15 @@ def _refuse_missing(folder: ModelFolder, names: list[str]) -> None:
         raise ModelError(f"{folder.path} lacks {len(names)} tensors of the model, {min(names)} for one")
 
 
+def refuse_quantized(folder: ModelFolder) -> None:
+    """ModelError for a checkpoint with quantized weights, of which transformers' own modules would not be filled."""
+    if folder.quantization is not None:
+        raise ModelError(
+            f"{folder.path / 'config.json'}: quantization_config ({folder.quantization.get('quant_method')}): "
+            f"quantized weights are for the decoder, which does not run {folder.architecture}"
+        )
+
+
 def refuse_codes(folder: ModelFolder) -> None:
     """ModelError names a quantized weight, which transformers would silently convert as if it held plain numbers."""
     for file in folder.weight_files:
@@ -153,13 +164,14 @@ def _misfit(shape: list[int], dtype: str, target: Target) -> str:
         return f"is of dtype {dtype}, which cannot be converted to {str(memory.dtype).removeprefix('torch.')}"
     cuts = (target.rows, target.columns, *[None] * len(shape))
     taken = tuple(size if cut is None else len(range(size)[cut]) for size, cut in zip(shape, cuts, strict=False))
-    return "" if taken == tuple(memory.shape) else f"has shape {taken}, not {tuple(memory.shape)}"
+    is_one_number = memory.numel() == 1 == prod(shape)  # with or without a dimension
+    return "" if is_one_number or taken == tuple(memory.shape) else f"has shape {taken}, not {tuple(memory.shape)}"
 
 
 def _pieces(file: Path, name: str, target: Target) -> list[_Piece]:
     """A tensor in pieces of whole rows, each of at most _PIECE_BYTES if a row has no more."""
     memory = target.memory
-    if not memory.dim():
+    if memory.numel() == 1:
         return [_Piece(file, name, slice(0), None, memory)]
     first = target.rows.start if target.rows else 0
     rows = max(1, _PIECE_BYTES * len(memory) // max(1, memory.nbytes))

@@ -14,11 +14,11 @@ from ..checkpoint.folder import ModelFolder
 from ..core.sampling import SamplingParams
 from ..core.step import BuiltWorker, NewRequest
 from ..errors import ModelError
-from ..layers.linear import finish
+from ..layers.linear import assign, finish
 from ..layers.methods import choose
-from ..layers.methods.plain import PLAIN, adopt_all
+from ..layers.methods.plain import adopt_all
 from ..models.pooling import Pooler
-from ..models.weights import refuse_codes, refuse_unmatched
+from ..models.weights import refuse_codes, refuse_quantized, refuse_unmatched
 from ..settings import Settings
 from .encoder_runner import EncoderRunner
 from .resolve import Resolved, resolve
@@ -38,17 +38,19 @@ def build_encoder(settings: Settings, path: Path, config: EncoderConfig) -> Buil
     """Load the encoder in a folder. Raises StartupError."""
     folder, began = ModelFolder.open(path), time.monotonic()
     resolved = resolve(settings, folder)
-    method = choose(folder, resolved.device, resolved.dtype)
+    refuse_quantized(folder)
     refuse_codes(folder)
+    choice = choose(folder, resolved.device, resolved.dtype, settings.quantization)
     try:
         model = _load(folder, config, resolved)
     except ModelError:
         raise
     except Exception as error:  # the library's, of many kinds
         raise ModelError(f"{path} cannot be loaded: {' '.join(str(error).split())[:_LONGEST_QUOTE]}") from error
-    if method is not PLAIN:  # such are transformers' own layers
+    if resolved.device.type == "cpu":  # elsewhere transformers' own layers are as fast
         adopt_all(model)
-        finish(model, method)
+        assign(model, choice)
+        finish(model)
     max_len = min(config.max_len, settings.max_model_len or config.max_len)
     max_tokens = max(max_len, settings.max_num_batched_tokens or _TOKENS)
     limits = replace(

@@ -55,7 +55,11 @@ CODE = {"AutoConfig": "configuration.Mine", "AutoModelForCausalLM": "modeling.Mi
         ({"architectures": []}, "architectures is []"),
         ({"architectures": None}, "architectures is None"),
         ({"text_config": "none"}, "text_config is 'none'"),
-        ({"quantization_config": {"quant_method": "gptq", "bits": 4}}, "quantization_config (gptq)"),
+        ({"quantization_config": {"quant_method": "gptq", "bits": 4}}, "quantization_config: group_size is None"),
+        (
+            {"quantization_config": {"quant_method": "quip"}},
+            "quantization_config: quant_method 'quip' is not supported",
+        ),
         ({"max_position_embeddings": "many"}, "max_position_embeddings is 'many'"),
         ({"max_position_embeddings": 1}, "max_position_embeddings is 1"),
         ({"num_attention_heads": 0}, "num_attention_heads is 0"),

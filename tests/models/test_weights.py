@@ -77,7 +77,7 @@ def test_a_part_that_is_not_there_is_named(tmp_path: Path) -> None:
 
 def test_merged_layers_are_filled_part_by_part_or_whole(tmp_path: Path) -> None:
     model = nn.ModuleDict({"parts": MergedLinear(4, (3, 2), True, ("x", "y")), "whole": MergedLinear(4, (3, 2), False)})
-    attach(model, PLAIN)
+    attach(model, lambda *_: PLAIN)
     x, y = torch.randn(3, 4), torch.randn(2, 4)
     biases = {"x.bias": torch.randn(3), "y.bias": torch.randn(2)}
     load_weights(model, write(tmp_path, {"x.weight": x, "y.weight": y, **biases, "whole.weight": torch.ones(5, 4)}))
@@ -90,7 +90,7 @@ def test_merged_layers_are_filled_part_by_part_or_whole(tmp_path: Path) -> None:
 def test_one_of_several_names_of_the_same_memory_is_enough(names: tuple[str, ...], tmp_path: Path) -> None:
     model = nn.ModuleDict({"a": nn.Embedding(3, 4), "b": Linear(4, 3, bias=False)})
     model["b"].tied = model["a"].weight.data
-    attach(model, PLAIN)
+    attach(model, lambda *_: PLAIN)
     tensors = {f"{name}.weight": torch.full((3, 4), float(index)) for index, name in enumerate(names)}
     load_weights(model, write(tmp_path, tensors))
     assert torch.equal(model["a"].weight, torch.zeros(3, 4))

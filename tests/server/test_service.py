@@ -54,7 +54,7 @@ async def test_many_clients_at_once_get_what_each_gets_alone(server: Server) -> 
             stream = await api.completions.create(
                 model="SmolLM2-135M-Instruct",
                 prompt=words[index],
-                max_tokens=16,
+                max_tokens=24,
                 seed=index,
                 stream=True,
                 temperature=0.8,

@@ -40,7 +40,6 @@ PLAIN = Plain()
 
 def fill(layer: Linear, weight: Tensor, bias: Tensor | None) -> None:
     """Give a layer a weight and a bias that exist already."""
-    layer.method = PLAIN
     layer.weight = nn.Parameter(weight, requires_grad=False)
     layer.bias = None if bias is None else nn.Parameter(bias, requires_grad=False)
 
@@ -58,4 +57,5 @@ def adopt(layer: nn.Linear) -> Linear:
     """A layer of Paceline's that shares the memory of another library's."""
     ours = Linear(layer.in_features, layer.out_features, layer.bias is not None)
     fill(ours, layer.weight.data, None if layer.bias is None else layer.bias.data)
+    ours.method = PLAIN
     return ours

@@ -1,0 +1,52 @@
+"""Weights as small whole numbers, multiplied as they are, by the CPU's kernel for them."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ...kernels.cpu import integer
+from ..formats.codes import Codes
+from ..linear import Linear
+from .plain import Plain
+
+
+class _Piece(NamedTuple):
+    """The weight of some neighbouring outputs."""
+
+    weight: integer.Packed
+    order: Tensor | None
+    """Of the inputs; see `Codes`."""
+
+
+class Integer(Plain):
+    """The method of one layer, whose outputs are made up of pieces: a checkpoint may store them in different forms."""
+
+    def __init__(self, pieces: Sequence[Codes]) -> None:
+        self._pieces = [
+            _Piece(integer.pack(piece.codes, piece.scales, piece.zeros, piece.bits), piece.order) for piece in pieces
+        ]
+
+    def apply(self, layer: Linear, x: Tensor) -> Tensor:
+        """See `LinearMethod`."""
+        inputs = x.reshape(-1, layer.in_features)
+        out = torch.empty(len(inputs), layer.out_features, dtype=layer.out_dtype or x.dtype)
+        first, rows, kind = 0, None, None
+        for weight, order in self._pieces:
+            if rows is None or kind != (weight.part, order is None) or order is not None:
+                rows = integer.quantize_rows(inputs if order is None else inputs[:, order], weight.part)
+                kind = weight.part, order is None
+            integer.multiply(weight, rows, layer.bias, first, out)
+            first += weight.outputs
+        return out.view(*x.shape[:-1], layer.out_features)
+
+
+def has_kernel(device: torch.device) -> bool:
+    """Whether there is a kernel for a device."""
+    return device.type == "cpu" and integer.can_run()
+
+
+def fits(piece: Codes | Tensor) -> bool:
+    """Whether the kernel can multiply by a weight."""
+    return isinstance(piece, Codes) and integer.can_pack(piece.codes.shape[1], piece.group)

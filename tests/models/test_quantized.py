@@ -1,0 +1,182 @@
+"""Quantized checkpoints generate what transformers generates with the weights that they stand for."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from compressed_tensors.compressors import BaseCompressor
+from compressed_tensors.quantization import QuantizationArgs, QuantizationScheme
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from app.checkpoint.folder import ModelFolder
+from app.core.wire import RequestOutput
+from app.errors import ModelError
+from app.kernels.cpu import integer
+from app.layers.methods.integer import Integer
+from app.models.loader import load_model
+from app.settings import load_settings
+from tests.layers.packing import awq_tensors, gptq_tensors
+from tests.models.families import write_checkpoint
+from tests.models.test_oracle import make_engine, make_requests, run_crowd, tiny_settings, tokens_of
+
+needs_kernel = pytest.mark.skipif(not integer.can_run(), reason="the processor has no AVX2")
+SIZES = {"hidden_size": 64, "intermediate_size": 128, "attention_bias": True}
+COMPRESSED: dict[str, tuple[str, dict[str, Any]]] = {
+    "W4A16": ("pack-quantized", {"num_bits": 4, "strategy": "group", "group_size": 32, "symmetric": False}),
+    "W8A8": ("int-quantized", {"num_bits": 8, "strategy": "channel"}),
+    "FP8": ("float-quantized", {"num_bits": 8, "type": "float", "strategy": "channel"}),
+    "FP8 in blocks": (
+        "float-quantized",
+        {"num_bits": 8, "type": "float", "strategy": "block", "block_structure": [48, 64]},
+    ),
+}
+OTHERS = {
+    "AWQ": {"quant_method": "awq", "bits": 4, "group_size": 32, "version": "gemm", "zero_point": True},
+    "GPTQ": {"quant_method": "gptq", "bits": 4, "group_size": 32},
+    "GPTQ with act-order": {"quant_method": "gptq", "bits": 8, "group_size": 64, "desc_act": True},
+}
+
+
+def write_quantized(name: str, folder: Path) -> PreTrainedModel:
+    """A checkpoint in a format, and transformers' model with the weights that the checkpoint stands for."""
+    model = write_checkpoint("Llama", SIZES, folder)
+    tensors = load_file(folder / "model.safetensors")
+    layers = [key.removesuffix(".weight") for key in tensors if key.endswith("_proj.weight")]
+    config: dict[str, Any]
+    for layer in layers:
+        weight = tensors.pop(f"{layer}.weight")
+        if name in COMPRESSED:
+            stored, dense, config = _compressed(weight, *COMPRESSED[name])
+        else:
+            config = OTHERS[name]
+            write = awq_tensors if name == "AWQ" else gptq_tensors
+            stored, dense = write(weight, config["group_size"], config["bits"], bool(config.get("desc_act")))
+        tensors |= {f"{layer}.{kind}": tensor.contiguous() for kind, tensor in stored.items()}
+        model.get_submodule(layer).weight.data = dense  # type: ignore[union-attr]
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    content = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(content | {"quantization_config": config}))
+    return model
+
+
+def _compressed(weight: Tensor, form: str, options: dict[str, Any]) -> tuple[dict[str, Tensor], Tensor, dict[str, Any]]:
+    scheme = QuantizationScheme(targets=["Linear"], weights=QuantizationArgs(**options), format=form)
+    rows, columns = weight.shape
+    largest = {4: 7, 8: 448 if options.get("type") == "float" else 127}[options["num_bits"]]
+    if options["strategy"] == "block":
+        high, wide = options["block_structure"]
+        padded = torch.nn.functional.pad(weight, (0, -columns % wide, 0, -rows % high))
+        scale = padded.unflatten(1, (-1, wide)).unflatten(0, (-1, high)).abs().amax((1, 3)) / largest
+    else:
+        size = options.get("group_size", columns)
+        scale = weight.unflatten(1, (-1, size)).abs().amax(-1) / largest
+    state = {"weight": weight, "weight_scale": scale.bfloat16().float()}
+    if not options.get("symmetric", True):
+        state["weight_zero_point"] = torch.ones(scale.shape, dtype=torch.int8)
+    compressor = BaseCompressor.get_value_from_registry(form)
+    stored = compressor.compress(state, scheme)
+    dense = compressor.decompress(stored, scheme)["weight"]
+    group = scheme.model_dump()
+    config = {
+        "quant_method": "compressed-tensors",
+        "format": form,
+        "config_groups": {"group_0": group},
+        "ignore": ["lm_head"],
+    }
+    return stored, dense, config
+
+
+def greedy(folder: Path, quantization: str) -> dict[str, list[RequestOutput]]:
+    """What a crowd gets, with the logarithms of probabilities."""
+    core = make_engine(folder, tiny_settings(quantization=quantization))
+    outputs, _ = run_crowd(core, make_requests(6, temperature=0.0, logprobs=0, prompt_logprobs=0))
+    return outputs
+
+
+@torch.inference_mode()
+def log_probabilities(model: PreTrainedModel, tokens: list[int]) -> Tensor:
+    """Of all tokens but the first, given those before."""
+    logits = torch.log_softmax(model(torch.tensor([tokens])).logits[0].float(), -1)
+    return logits[:-1].gather(1, torch.tensor(tokens[1:])[:, None])[:, 0]
+
+
+def errors(model: PreTrainedModel, outputs: dict[str, list[RequestOutput]]) -> Tensor:
+    """The differences between the engine's and the model's logarithms of probabilities."""
+    found, expected = [], []
+    for name, (prompt, _) in make_requests(6, temperature=0.0).items():
+        entries = [e for o in outputs[name] for e in o.prompt_logprobs] + [e for o in outputs[name] for e in o.logprobs]
+        found += [entry.logprobs[0] for entry in entries]
+        expected.append(log_probabilities(model, prompt + tokens_of(outputs[name])))
+    return (torch.tensor(found) - torch.cat(expected)).abs()
+
+
+@pytest.mark.parametrize("name", [*COMPRESSED, *OTHERS])
+def test_plain_numbers_are_what_is_stored(name: str, tmp_path: Path) -> None:
+    model = write_quantized(name, tmp_path)
+    assert float(errors(model, greedy(tmp_path, "none")).max()) < 1e-4
+
+
+@needs_kernel
+@pytest.mark.parametrize("name", ["W4A16", "W8A8", "GPTQ with act-order"])
+def test_codes_are_multiplied_as_they_are(name: str, tmp_path: Path) -> None:
+    """Only activations are rounded, to 8 bits. The texts of a crowd are those of each request alone."""
+    model = write_quantized(name, tmp_path)
+    outputs = greedy(tmp_path, "auto")
+    assert 0 < float(errors(model, outputs).mean()) < 0.02
+    for alone, request in make_requests(6, temperature=0.0).items():
+        core = make_engine(tmp_path, tiny_settings(quantization="auto"))
+        found, _ = run_crowd(core, {alone: request})
+        assert tokens_of(found[alone]) == tokens_of(outputs[alone])
+
+
+@needs_kernel
+@pytest.mark.parametrize(("quantization", "tolerance"), [("int8", 0.03), ("int4", 0.3)])
+def test_plain_weights_are_rounded_at_the_start(quantization: str, tolerance: float, tmp_path: Path) -> None:
+    model = write_checkpoint("Llama", SIZES, tmp_path)
+    assert float(errors(model, greedy(tmp_path, quantization)).mean()) < tolerance
+    loaded = load_model(
+        ModelFolder.open(tmp_path), load_settings(quantization=quantization), torch.float32, torch.device("cpu"), 200
+    )
+    layers = [layer for layer in loaded.model.modules() if hasattr(layer, "method")]
+    assert layers
+    assert all(isinstance(layer.method, Integer) and layer.weight.numel() == 0 for layer in layers)
+
+
+def test_what_cannot_be_read_is_refused_by_name(tmp_path: Path) -> None:
+    write_quantized("GPTQ", tmp_path)
+    tensors = load_file(tmp_path / "model.safetensors")
+    key = "model.layers.1.mlp.up_proj"
+    broken: dict[str, tuple[Tensor | None, str]] = {
+        "scales": (torch.full_like(tensors[f"{key}.scales"], torch.nan), f"{key} has scales that are no numbers"),
+        "g_idx": (torch.full_like(tensors[f"{key}.g_idx"], 99), "up_proj: g_idx"),
+        "qweight": (tensors[f"{key}.qweight"][:5], rf"{key}.qweight has shape"),
+        "qzeros": (None, "qzeros"),
+    }
+    for kind, (tensor, words) in broken.items():
+        others = {name: t for name, t in tensors.items() if name != f"{key}.{kind}"}
+        save_file(
+            others if tensor is None else others | {f"{key}.{kind}": tensor.contiguous()},
+            tmp_path / "model.safetensors",
+        )
+        with pytest.raises(ModelError, match=words):
+            make_engine(tmp_path, tiny_settings())
+
+
+@pytest.mark.parametrize(("config", "words"), [({"bits": 3}, "3 bits"), ({"group_size": 48}, "whole groups of 48")])
+def test_a_scheme_that_does_not_fit_is_refused(config: dict[str, Any], words: str, tmp_path: Path) -> None:
+    write_quantized("GPTQ", tmp_path)
+    content = json.loads((tmp_path / "config.json").read_text())
+    content["quantization_config"] |= config
+    (tmp_path / "config.json").write_text(json.dumps(content))
+    with pytest.raises(ModelError, match=words):
+        make_engine(tmp_path, tiny_settings())
+
+
+def test_a_quantized_checkpoint_is_not_rounded_again(tmp_path: Path) -> None:
+    write_quantized("GPTQ", tmp_path)
+    with pytest.raises(ModelError, match="quantized already"):
+        make_engine(tmp_path, tiny_settings(quantization="int8"))
