@@ -21,6 +21,7 @@ class Scheme:
     is_whole: bool = False
     """Whether the whole weight has one scale."""
     has_zeros: bool = False
+    """Whether there are zero points, where a format can also do without."""
     is_sorted: bool = False
     """Whether a tensor says which group each input is in, since groups are not runs of neighbours."""
     zero_offset: int = 0
@@ -34,7 +35,6 @@ class Scheme:
 class Quantization:
     """The scheme of each layer, by its name in the checkpoint, such as `model.layers.0.mlp.up_proj`."""
 
-    method: str
     _scheme_of: Callable[[str], Scheme | None]
 
     def scheme(self, name: str) -> Scheme | None:
@@ -48,7 +48,7 @@ def parse_quantization(config: dict[str, Any]) -> Quantization:
     parsers = {"awq": _awq, "gptq": _gptq, "compressed-tensors": _compressed, "fp8": _fp8}
     if method not in parsers:
         raise ValueError(f"quant_method {method!r} is not supported: it is none of {', '.join(parsers)}")
-    return Quantization(method, parsers[method](config))
+    return Quantization(parsers[method](config))
 
 
 def _outside(scheme: Scheme, config: dict[str, Any], plain: Sequence[str]) -> Callable[[str], Scheme | None]:
@@ -62,7 +62,7 @@ def _awq(config: dict[str, Any]) -> Callable[[str], Scheme | None]:
         raise ValueError(f"version {version!r} of AWQ is not supported: it is not 'gemm'")
     if (bits := config.get("bits", config.get("w_bit"))) != 4:
         raise ValueError(f"AWQ with {bits} bits is not supported")
-    scheme = Scheme("awq", 4, _group(config.get("group_size", config.get("q_group_size"))), has_zeros=True)
+    scheme = Scheme("awq", 4, _group(config.get("group_size", config.get("q_group_size"))))
     return _outside(scheme, config, ("lm_head",))
 
 
@@ -72,7 +72,7 @@ def _gptq(config: dict[str, Any]) -> Callable[[str], Scheme | None]:
     if config.get("dynamic"):
         raise ValueError("GPTQ with rules for single layers ('dynamic') is not supported")
     offset = 0 if config.get("checkpoint_format") == "gptq_v2" else 1
-    scheme = Scheme("gptq", bits, _group(config.get("group_size")), has_zeros=True, zero_offset=offset)
+    scheme = Scheme("gptq", bits, _group(config.get("group_size")), zero_offset=offset)
     return _outside(scheme, config, () if config.get("lm_head") else ("lm_head",))
 
 

@@ -42,9 +42,8 @@ def load_model(
 
     Raises ModelError for what cannot be loaded.
     """
-    choice = choose(
-        folder, device, dtype, settings.quantization
-    )  # before anything slow, since it may refuse the checkpoint
+    # Before anything slow, since it may refuse the checkpoint.
+    choice = choose(folder, device, dtype, settings.quantization)
     model: Any = None
     if settings.model_impl != "generic":
         model = _try_decoder(folder, settings, choice, dtype, device, max_model_len)

@@ -153,7 +153,7 @@ def test_awq() -> None:
     ("index", "reason"), [([4] * 128 + [0] * 128, "g_idx"), ([-1] * 64 + [0] * 192, "g_idx"), ([0] * 256, "g_idx")]
 )
 def test_groups_that_cannot_be_are_refused(index: list[int], reason: str) -> None:
-    scheme = Scheme("gptq", 4, 64, has_zeros=True, zero_offset=1)
+    scheme = Scheme("gptq", 4, 64, zero_offset=1)
     tensors = {name: torch.ones(t.shape, dtype=t.dtype) for name, t in format_of(scheme).tensors(_OUT, _IN).items()}
     with pytest.raises(ValueError, match=reason):
         format_of(scheme).decode(tensors | {"g_idx": torch.tensor(index, dtype=torch.int32)})

@@ -9,10 +9,7 @@ import torch
 from numba import prange
 from torch import Tensor
 
-from .numerics import array, constant, exp, from_float, inline, kernel, to_float
-
-_WORTH_A_THREAD = 65536
-"""How many numbers an input has when several threads are faster than one."""
+from .numerics import WORTH_A_THREAD, array, constant, exp, from_float, inline, kernel, to_float
 
 
 @inline
@@ -32,7 +29,7 @@ def _norm_row(x, weight, offset, eps, adds, residual, out):  # type: ignore[no-u
 
 @kernel
 def _rms_norm(x, weight, offset, eps, adds, residual, out):  # type: ignore[no-untyped-def]
-    if x.size < _WORTH_A_THREAD:
+    if x.size < WORTH_A_THREAD:
         for row in range(x.shape[0]):
             _norm_row(x[row], weight, offset, eps, adds, residual[row], out[row])
     else:
@@ -88,7 +85,7 @@ def _silu_mul_row(gate_up, out):  # type: ignore[no-untyped-def]
 
 @kernel
 def _silu_mul(gate_up, out):  # type: ignore[no-untyped-def]
-    if gate_up.size < _WORTH_A_THREAD:
+    if gate_up.size < WORTH_A_THREAD:
         for row in range(out.shape[0]):
             _silu_mul_row(gate_up[row], out[row])
     else:
@@ -127,7 +124,7 @@ def _rotate_and_store_token(x, cos, sin, block, offset, q, k_cache, v_cache):  #
 
 @kernel
 def _rotate_and_store(qkv, cos, sin, slots, block_size, q, k_cache, v_cache):  # type: ignore[no-untyped-def]
-    if qkv.size < _WORTH_A_THREAD:
+    if qkv.size < WORTH_A_THREAD:
         for t in range(qkv.shape[0]):
             block, offset = slots[t] // block_size, slots[t] % block_size
             _rotate_and_store_token(qkv[t], cos[t], sin[t], block, offset, q[t], k_cache, v_cache)
@@ -160,7 +157,7 @@ def _rotate_token(x, cos, sin, out):  # type: ignore[no-untyped-def]
 
 @kernel
 def _rotate(x, cos, sin, out):  # type: ignore[no-untyped-def]
-    if x.size < _WORTH_A_THREAD:
+    if x.size < WORTH_A_THREAD:
         for token in range(x.shape[0]):
             _rotate_token(x[token], cos[token], sin[token], out[token])
     else:

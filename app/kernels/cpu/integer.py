@@ -24,7 +24,7 @@ from numba.extending import intrinsic
 from numpy.typing import NDArray
 from torch import Tensor
 
-from .numerics import array, constant, from_float, inline, kernel, to_float
+from .numerics import WORTH_A_THREAD, array, constant, from_float, inline, kernel, to_float
 
 GROUP = 32
 """Activations that share a scale."""
@@ -32,8 +32,6 @@ LANES = 8
 """Outputs of a panel: they are computed together, one in each lane of a vector."""
 TILE = 4
 """Rows that are computed together, so that a panel's codes are unpacked once for all of them."""
-_WORTH_A_THREAD = 65536
-"""How many numbers an input has when several threads are faster than one."""
 
 _I8, _I16, _I32, _I64 = (ir.IntType(size) for size in (8, 16, 32, 64))
 _F16, _F32 = ir.HalfType(), ir.FloatType()
@@ -91,11 +89,9 @@ class _Code:
                     pairs = self._intrinsic("llvm.x86.avx2.pmadd.ub.sw", words16, codes_of, numbers)
                     sums[row] = pairs if sums[row] is None else b.add(sums[row], pairs)
         total = [self._sum_of_pairs(sums, 1) for sums in low]
-        return (
-            total
-            if self.bits == 4
-            else [b.add(one, self._sum_of_pairs(two, 16)) for one, two in zip(total, high, strict=True)]
-        )
+        if self.bits == 4:
+            return total
+        return [b.add(one, self._sum_of_pairs(two, 16)) for one, two in zip(total, high, strict=True)]
 
     def _sum_of_pairs(self, sums: Any, factor: int) -> Any:
         """Sums of neighbours <16 x i16>, times a factor: <8 x i32>."""
@@ -209,7 +205,7 @@ def _quantize_row(x, part, q, factors, sums):  # type: ignore[no-untyped-def]
 
 @kernel
 def _quantize(x, part, q, factors, sums):  # type: ignore[no-untyped-def]
-    if x.size < _WORTH_A_THREAD:
+    if x.size < WORTH_A_THREAD:
         for row in range(x.shape[0]):
             _quantize_row(x[row], part, q[row], factors[row], sums[row])
     else:

@@ -23,6 +23,8 @@ log = logging.getLogger(__name__)
 
 _FAST = {"reassoc", "contract", "arcp", "nsz"}
 """Sums in any order, so that loops become vector instructions. "nnan" and "ninf" are not set: NaN has to stay NaN."""
+WORTH_A_THREAD = 65536
+"""How many numbers an input has when several threads are faster than one."""
 _LOG2_E = np.float32(1.4426950408889634)
 
 _kernels: list[Any] = []

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from ...checkpoint.quantization import Scheme
 from .base import Stored, unpack, whole_parts, words
-from .codes import Codes
+from .codes import Codes, around
 
 _PLACES = (0, 4, 1, 5, 2, 6, 3, 7)
 """Where in its word the code of each of eight neighbours is. The order suits AWQ's own kernels."""
@@ -33,7 +33,7 @@ class Awq:
         """See `Format`."""
         scales = tensors["scales"].T.float()
         zero_points = _in_order(tensors["qzeros"]).float()
-        return Codes(_in_order(tensors["qweight"]), scales.contiguous(), -scales * zero_points, 4)
+        return around(_in_order(tensors["qweight"]), scales.contiguous(), zero_points, 4)
 
 
 def _in_order(packed: Tensor) -> Tensor:

@@ -58,12 +58,16 @@ def code_bits(bits: int) -> int:
     return 4 if bits <= 4 else 8
 
 
-def by_group(index: Tensor, num_groups: int, group: int) -> Tensor | None:
-    """The inputs sorted by the group that each is in (in_features,); None if they are sorted already.
+def sorted_by_group(codes: Tensor, index: Tensor, num_groups: int) -> tuple[Tensor, Tensor | None]:
+    """Codes (out_features, in_features) with their inputs sorted by the group that `index` says each is in.
 
-    ValueError if the groups are not as large as they should be.
+    Also the order of the inputs (in_features,); None if they are sorted already. ValueError if the groups are not
+    equally large.
     """
+    group = codes.shape[1] // num_groups
     if index.min() < 0 or index.max() >= num_groups or (index.bincount(minlength=num_groups) != group).any():
         raise ValueError(f"g_idx does not divide the inputs into {num_groups} groups of {group}")
     order = index.argsort(stable=True)
-    return None if torch.equal(order, torch.arange(len(order), device=order.device)) else order
+    if torch.equal(order, torch.arange(len(order), device=order.device)):
+        return codes, None
+    return codes[:, order], order

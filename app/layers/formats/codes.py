@@ -42,11 +42,14 @@ class Codes:
         return out
 
 
-def symmetric(numbers: Tensor, scales: Tensor, bits: int) -> Codes:
-    """Codes for `scales * numbers`, whose numbers (out_features, in_features) are signed and have so many bits."""
-    middle = 2 ** (bits - 1)
-    codes = (numbers.to(torch.int16) + middle).to(torch.uint8)
-    return Codes(codes, scales, -middle * scales, bits)
+def around(codes: Tensor, scales: Tensor, zero_points: Tensor | int, bits: int, order: Tensor | None = None) -> Codes:
+    """Codes for `scales * (code - zero_point)`; one zero point for all, or (out_features, groups)."""
+    return Codes(codes, scales, -zero_points * scales, bits, order)
+
+
+def signed(numbers: Tensor, scales: Tensor) -> Codes:
+    """Codes of 8 bits for `scales * numbers`, whose numbers (out_features, in_features) are from -128 to 127."""
+    return around((numbers.to(torch.int16) + 128).to(torch.uint8), scales, 128, 8)
 
 
 def quantize(weight: Tensor, bits: int, group: int) -> Codes:
@@ -58,7 +61,7 @@ def quantize(weight: Tensor, bits: int, group: int) -> Codes:
     if bits == 8:
         scales = groups.abs().amax(-1) / 127
         numbers = groups / scales.clamp(min=torch.finfo(torch.float32).tiny).unsqueeze(-1)
-        return symmetric(numbers.round().flatten(1), scales, 8)
+        return signed(numbers.round().flatten(1), scales)
     least, most = groups.amin(-1).clamp(max=0), groups.amax(-1).clamp(min=0)
     levels = 2**bits - 1
     scales = (most - least) / levels

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from ...checkpoint.quantization import Scheme
-from .base import Stored, by_group, code_bits, unpack, whole_parts, words
-from .codes import Codes, symmetric
+from .base import Stored, code_bits, sorted_by_group, unpack, whole_parts, words
+from .codes import Codes, around, signed
 
 
 class Packed:
@@ -43,11 +43,8 @@ class Packed:
             zero_points = torch.full_like(scales, 2 ** (self._bits - 1))
         order = None
         if self._scheme.is_sorted:
-            index = tensors["weight_g_idx"].long()
-            order = by_group(index, scales.shape[1], len(index) // scales.shape[1])
-        if order is not None:
-            codes = codes[:, order]
-        return Codes(codes, scales, -scales * zero_points, code_bits(self._bits), order)
+            codes, order = sorted_by_group(codes, tensors["weight_g_idx"], scales.shape[1])
+        return around(codes, scales, zero_points, code_bits(self._bits), order)
 
 
 class Int8:
@@ -69,4 +66,4 @@ class Int8:
         weight, scales = tensors["weight"], tensors["weight_scale"].float()
         if self._scheme.is_whole:
             scales = scales.expand(len(weight), 1)
-        return symmetric(weight, scales.contiguous(), 8)
+        return signed(weight, scales.contiguous())

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .codes import Codes, symmetric
+from .codes import Codes, around, signed
 
 _Reader = Callable[[Tensor], Codes]
 
@@ -25,12 +25,6 @@ class BlockType(NamedTuple):
     """Bytes of a block."""
     read: _Reader
     """From (out_features, blocks, size) uint8 to codes."""
-
-    def row_bytes(self, in_features: int) -> int:
-        """Bytes of a row; ValueError if it is not made of whole blocks."""
-        if in_features % self.inputs:
-            raise ValueError(f"{in_features} inputs are not whole blocks of {self.inputs}")
-        return in_features // self.inputs * self.size
 
     def decode(self, data: Tensor) -> Codes:
         """Codes of rows of blocks (out_features, row_bytes) uint8."""
@@ -54,7 +48,7 @@ def _fifth_bits(data: Tensor) -> Tensor:
 
 
 def _q4_0(blocks: Tensor) -> Codes:
-    return _around(_nibbles(blocks[..., 2:]), _half(blocks, 0), 8, 4)
+    return around(_nibbles(blocks[..., 2:]).flatten(1), _half(blocks, 0), 8, 4)
 
 
 def _q4_1(blocks: Tensor) -> Codes:
@@ -63,7 +57,7 @@ def _q4_1(blocks: Tensor) -> Codes:
 
 def _q5_0(blocks: Tensor) -> Codes:
     codes = _nibbles(blocks[..., 6:]) | _fifth_bits(blocks[..., 2:6])
-    return _around(codes, _half(blocks, 0), 16, 8)
+    return around(codes.flatten(1), _half(blocks, 0), 16, 8)
 
 
 def _q5_1(blocks: Tensor) -> Codes:
@@ -72,7 +66,7 @@ def _q5_1(blocks: Tensor) -> Codes:
 
 
 def _q8_0(blocks: Tensor) -> Codes:
-    return symmetric(blocks[..., 2:].flatten(1).view(torch.int8), _half(blocks, 0), 8)
+    return signed(blocks[..., 2:].flatten(1).view(torch.int8), _half(blocks, 0))
 
 
 def _q2_k(blocks: Tensor) -> Codes:
@@ -89,7 +83,7 @@ def _q3_k(blocks: Tensor) -> Codes:
     low = _nibbles(packed[..., :8])
     high = ((packed[..., None, 8:] >> shifts[:8:2, None]) & 3).flatten(-2)
     scales = _half(blocks, 108).unsqueeze(-1) * ((low | high << 4).float() - 32)
-    return _around(codes, _flat(scales), 4, 4)
+    return around(codes.flatten(1), _flat(scales), 4, 4)
 
 
 def _q4_k(blocks: Tensor) -> Codes:
@@ -111,12 +105,7 @@ def _q6_k(blocks: Tensor) -> Codes:
     high = (blocks[..., 128:192].unflatten(-1, (2, 1, 32)) >> shifts[:, None]) & 3
     codes = (low | high.flatten(-2) << 4).flatten(-2)
     scales = _half(blocks, 208).unsqueeze(-1) * blocks[..., 192:208].contiguous().view(torch.int8)
-    return _around(codes, _flat(scales), 32, 8)
-
-
-def _around(codes: Tensor, scales: Tensor, middle: int, bits: int) -> Codes:
-    """Codes of which `middle` stands for zero."""
-    return Codes(codes.flatten(1), scales, -middle * scales, bits)
+    return around(codes.flatten(1), _flat(scales), 32, 8)
 
 
 def _flat(scales: Tensor) -> Tensor:

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from ...checkpoint.quantization import Scheme
-from .base import Stored, by_group, code_bits, unpack, whole_parts, words
-from .codes import Codes
+from .base import Stored, code_bits, sorted_by_group, unpack, whole_parts, words
+from .codes import Codes, around
 
 
 class Gptq:
@@ -33,8 +33,5 @@ class Gptq:
         codes = unpack(tensors["qweight"].T, self._bits)
         zero_points = unpack(tensors["qzeros"], self._bits).T.float() + self._zero_offset
         scales = tensors["scales"].T.float()
-        index = tensors["g_idx"].long()
-        order = by_group(index, scales.shape[1], len(index) // scales.shape[1])
-        if order is not None:
-            codes = codes[:, order]
-        return Codes(codes, scales.contiguous(), -scales * zero_points, code_bits(self._bits), order)
+        codes, order = sorted_by_group(codes, tensors["g_idx"], scales.shape[1])
+        return around(codes, scales.contiguous(), zero_points, code_bits(self._bits), order)

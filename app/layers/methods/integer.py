@@ -32,11 +32,14 @@ class Integer(Plain):
         """See `LinearMethod`."""
         inputs = x.reshape(-1, layer.in_features)
         out = torch.empty(len(inputs), layer.out_features, dtype=layer.out_dtype or x.dtype)
-        first, rows, kind = 0, None, None
+        first, in_own_order = 0, dict[int, integer.Rows]()  # by parts: most pieces share them
         for weight, order in self._pieces:
-            if rows is None or kind != (weight.part, order is None) or order is not None:
-                rows = integer.quantize_rows(inputs if order is None else inputs[:, order], weight.part)
-                kind = weight.part, order is None
+            if order is not None:
+                rows = integer.quantize_rows(inputs[:, order], weight.part)
+            elif weight.part in in_own_order:
+                rows = in_own_order[weight.part]
+            else:
+                rows = in_own_order[weight.part] = integer.quantize_rows(inputs, weight.part)
             integer.multiply(weight, rows, layer.bias, first, out)
             first += weight.outputs
         return out.view(*x.shape[:-1], layer.out_features)

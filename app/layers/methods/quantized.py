@@ -99,6 +99,4 @@ class Rounded(Plain):
             self._fallback.finish(layer)
             return
         layer.method = Integer([codes])
-        if layer.tied is None:
-            weight.untyped_storage().resize_(0)
         layer.weight.data = weight.new_empty(0)
