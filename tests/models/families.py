@@ -34,7 +34,7 @@ _WINDOW = {"sliding_window": 20}
 
 DECODER: dict[str, dict[str, Any]] = {
     "Llama": {"rope_parameters": _LLAMA3_ROPE, "attention_bias": True, "mlp_bias": True},
-    "Mistral": {**_WINDOW, "head_dim": 32},
+    "Mistral": {**_WINDOW, "head_dim": 24},
     "Qwen2": {**_WINDOW, "use_sliding_window": True, "max_window_layers": 1, "tie_word_embeddings": True},
     "Qwen3": {"head_dim": 24},
     "SmolLM3": {},
