@@ -5,12 +5,19 @@ import pytest
 import torch
 
 from app.kernels.cpu import integer
+from app.kernels.cpu.vector_code import lanes_of_processor
 from app.layers.formats.codes import Codes, quantize
 
 pytestmark = [
-    pytest.mark.skipif(not integer.can_run(), reason="the processor has no AVX2"),
+    pytest.mark.skipif(not lanes_of_processor(), reason="the processor has no AVX2"),
     pytest.mark.usefixtures("compiled_kernels"),
 ]
+
+
+@pytest.fixture(params=lanes_of_processor(), ids={8: "AVX2", 16: "AVX512-VNNI"}.get)
+def lanes(request: pytest.FixtureRequest) -> int:
+    """Each of the instruction sets that this processor has."""
+    return request.param
 
 
 def _codes(outputs: int, inputs: int, bits: int, group: int, seed: int = 0) -> Codes:
@@ -20,8 +27,8 @@ def _codes(outputs: int, inputs: int, bits: int, group: int, seed: int = 0) -> C
     return Codes(codes, scales, torch.randn(scales.shape, generator=chance), bits)
 
 
-def _product(codes: Codes, x: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
-    packed = integer.pack(codes.codes, codes.scales, codes.zeros, codes.bits)
+def _product(codes: Codes, x: torch.Tensor, lanes: int, bias: torch.Tensor | None = None) -> torch.Tensor:
+    packed = integer.pack(codes.codes, codes.scales, codes.zeros, codes.bits, lanes)
     out = torch.full((len(x), len(codes.codes)), torch.nan)
     integer.multiply(packed, integer.quantize_rows(x, packed.part), bias, 0, out)
     return out
@@ -39,7 +46,7 @@ def _rounded(x: torch.Tensor) -> torch.Tensor:
     ("outputs", "inputs", "group"), [(24, 64, 32), (13, 160, 16), (8, 96, 96), (5, 100, 100), (40, 256, 128)]
 )
 @pytest.mark.parametrize("bits", [4, 8])
-def test_products_are_those_of_float64(bits: int, outputs: int, inputs: int, group: int, rows: int) -> None:
+def test_products_are_those_of_float64(bits: int, outputs: int, inputs: int, group: int, rows: int, lanes: int) -> None:
     codes = _codes(outputs, inputs, bits, group)
     chance = torch.Generator().manual_seed(rows)
     x = torch.randn(rows, inputs, generator=chance)
@@ -48,11 +55,11 @@ def test_products_are_those_of_float64(bits: int, outputs: int, inputs: int, gro
     bias = torch.randn(outputs, generator=chance)
     expected = _rounded(x) @ codes.dense().double().T + bias
     # Numbers halfway between two whole ones may be rounded to either, since the kernel rounds in float32.
-    torch.testing.assert_close(_product(codes, x, bias).double(), expected, rtol=1e-4, atol=2e-2)
+    torch.testing.assert_close(_product(codes, x, lanes, bias).double(), expected, rtol=1e-4, atol=2e-2)
 
 
 @pytest.mark.parametrize("bits", [4, 8])
-def test_whole_numbers_are_exact(bits: int) -> None:
+def test_whole_numbers_are_exact(bits: int, lanes: int) -> None:
     """With scales of 1 and activations that are whole numbers up to 127, nothing is rounded."""
     chance = np.random.default_rng(0)
     codes = _codes(32, 512, bits, 32)
@@ -60,42 +67,49 @@ def test_whole_numbers_are_exact(bits: int) -> None:
     x = chance.integers(-127, 128, (9, 512))
     x[:, ::32] = 127
     expected = x @ (codes.codes.numpy().astype(np.int64).T - 8)
-    np.testing.assert_array_equal(_product(codes, torch.from_numpy(x).float()).numpy(), expected)
+    np.testing.assert_array_equal(_product(codes, torch.from_numpy(x).float(), lanes).numpy(), expected)
 
 
 @pytest.mark.parametrize("bits", [4, 8])
-def test_the_largest_sums_do_not_overflow(bits: int) -> None:
+def test_the_largest_sums_do_not_overflow(bits: int, lanes: int) -> None:
     codes = Codes(torch.full((8, 64), 2**bits - 1, dtype=torch.uint8), torch.ones(8, 2), torch.zeros(8, 2), bits)
     x = torch.tensor([[127.0], [-127.0]]).expand(2, 64).contiguous()
     expected = torch.tensor([[1.0], [-1.0]]) * 127 * 64 * (2**bits - 1)
-    assert torch.equal(_product(codes, x), expected.expand(2, 8))
+    assert torch.equal(_product(codes, x, lanes), expected.expand(2, 8))
 
 
 @pytest.mark.parametrize("bits", [4, 8])
-def test_a_row_has_the_same_result_in_every_batch(bits: int) -> None:
+def test_a_row_has_the_same_result_in_every_batch(bits: int, lanes: int) -> None:
     codes = quantize(torch.randn(104, 192, generator=torch.Generator().manual_seed(0)), bits, 32)
     x = torch.randn(37, 192, generator=torch.Generator().manual_seed(1))
-    together = _product(codes, x)
+    together = _product(codes, x, lanes)
     for row in range(37):
-        assert torch.equal(_product(codes, x[row : row + 1])[0], together[row])
-    assert torch.equal(_product(codes, x[5:11]), together[5:11])
+        assert torch.equal(_product(codes, x[row : row + 1], lanes)[0], together[row])
+    assert torch.equal(_product(codes, x[5:11], lanes), together[5:11])
 
 
-def test_what_is_no_number_stays_so() -> None:
+def test_all_instruction_sets_give_the_same_numbers() -> None:
+    codes = _codes(45, 160, 4, 32)
+    x = torch.randn(5, 160, generator=torch.Generator().manual_seed(0))
+    results = [_product(codes, x, lanes) for lanes in lanes_of_processor()]
+    assert all(torch.equal(result, results[0]) for result in results)
+
+
+def test_what_is_no_number_stays_so(lanes: int) -> None:
     codes = _codes(8, 64, 4, 32)
     x = torch.ones(3, 64)
     x[0, 5], x[1, 40] = torch.nan, torch.inf
-    out = _product(codes, x)
+    out = _product(codes, x, lanes)
     assert out[:2].isnan().all()
     assert out[2].isfinite().all()
 
 
-def test_bfloat16_is_read_and_written() -> None:
+def test_bfloat16_is_read_and_written(lanes: int) -> None:
     codes = _codes(24, 64, 8, 32)
     x = torch.randn(5, 64, generator=torch.Generator().manual_seed(0)).bfloat16()
-    packed = integer.pack(codes.codes, codes.scales, codes.zeros, codes.bits)
+    packed = integer.pack(codes.codes, codes.scales, codes.zeros, codes.bits, lanes)
     out = torch.empty(5, 30, dtype=torch.bfloat16).fill_(7)
     integer.multiply(packed, integer.quantize_rows(x, packed.part), None, 3, out)
-    assert torch.equal(out[:, 3:27], _product(codes, x.float()).bfloat16())
+    assert torch.equal(out[:, 3:27], _product(codes, x.float(), lanes).bfloat16())
     assert (out[:, :3] == 7).all()
     assert (out[:, 27:] == 7).all()

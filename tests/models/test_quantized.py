@@ -23,7 +23,7 @@ from tests.layers.packing import awq_tensors, gptq_tensors
 from tests.models.families import write_checkpoint
 from tests.models.test_oracle import make_engine, make_requests, run_crowd, tiny_settings, tokens_of
 
-needs_kernel = pytest.mark.skipif(not integer.can_run(), reason="the processor has no AVX2")
+needs_kernel = pytest.mark.skipif(not integer.lanes(), reason="the processor has no AVX2")
 SIZES = {"hidden_size": 64, "intermediate_size": 128, "attention_bias": True}
 COMPRESSED: dict[str, tuple[str, dict[str, Any]]] = {
     "W4A16": ("pack-quantized", {"num_bits": 4, "strategy": "group", "group_size": 32, "symmetric": False}),

@@ -1,0 +1,241 @@
+"""Vector instructions for products of whole numbers, which LLVM does not find by itself.
+
+Two instruction sets are known. `vpdpbusd` of AVX512-VNNI multiplies unsigned by signed bytes and adds four products
+to a sum of 32 bits. `vpmaddubsw` of AVX2 adds two products in 16 bits: these overflow with codes of 8 bits, but not
+with nibbles, and a code of 8 bits is two nibbles.
+"""
+
+from typing import Any
+
+import llvmlite.binding
+from llvmlite import ir
+from numba import types
+from numba.core import cgutils
+from numba.extending import intrinsic
+
+_I8, _I16, _I32, _I64 = (ir.IntType(size) for size in (8, 16, 32, 64))
+_F16, _F32 = ir.HalfType(), ir.FloatType()
+
+
+class _Code:
+    """Emits what all instruction sets share. A panel is `lanes` outputs, one in each lane of a vector."""
+
+    lanes: int
+
+    def __init__(self, builder: ir.IRBuilder, bits: int, part: int, rows: int) -> None:
+        self.b = builder
+        self.bits = bits
+        self.part = part
+        self.rows = rows
+        self.bytes = ir.VectorType(_I8, 4 * self.lanes)
+        self.words = ir.VectorType(_I32, self.lanes)
+        self.floats = ir.VectorType(_F32, self.lanes)
+
+    def intrinsic(self, name: str, result: ir.Type, *arguments: Any) -> Any:
+        kind = ir.FunctionType(result, [argument.type for argument in arguments])
+        return self.b.call(cgutils.get_or_insert_function(self.b.module, kind, name), arguments)
+
+    def load(self, kind: ir.Type, base: Any, offset: Any) -> Any:
+        """A value at an address that is `offset` bytes from another, with any alignment."""
+        if isinstance(offset, int):
+            offset = ir.Constant(_I64, offset)
+        value = self.b.load(self.b.inttoptr(self.b.add(base, offset), kind.as_pointer()))
+        value.align = 1
+        return value
+
+    def spread(self, value: Any) -> Any:
+        """A vector with the same value in all lanes."""
+        kind = ir.VectorType(value.type, self.lanes)
+        one = self.b.insert_element(ir.Constant(kind, ir.Undefined), value, ir.Constant(_I32, 0))
+        return self.b.shuffle_vector(one, ir.Constant(kind, ir.Undefined), ir.Constant(self.words, [0] * self.lanes))
+
+    def fma(self, a: Any, b: Any, c: Any) -> Any:
+        return self.intrinsic(f"llvm.fma.v{self.lanes}f32", self.floats, a, b, c)
+
+    def rounded(self, value: Any) -> Any:
+        """Floats as bfloat16 is kept: the upper halves, rounded to the nearest, and to even between two."""
+        one, sixteen, half = (ir.Constant(self.words, [number] * self.lanes) for number in (1, 16, 0x7FFF))
+        bits = self.b.bitcast(value, self.words)
+        odd = self.b.and_(self.b.lshr(bits, sixteen), one)
+        upper = self.b.lshr(self.b.add(self.b.add(bits, half), odd), sixteen)
+        return self.b.trunc(upper, ir.VectorType(_I16, self.lanes))
+
+    def nibbles(self, packed: Any) -> tuple[Any, Any]:
+        """The lower and the upper halves of bytes."""
+        low, four = (ir.Constant(self.bytes, [number] * 4 * self.lanes) for number in (15, 4))
+        return self.b.and_(packed, low), self.b.lshr(packed, four)
+
+    def quad(self, x: Any, ld_x: Any, row: int, index: int) -> Any:
+        """Four neighbouring activations of a row, in all lanes: bytes."""
+        at = self.b.add(self.b.mul(ld_x, ir.Constant(_I64, row)), ir.Constant(_I64, 4 * index))
+        return self.b.bitcast(self.spread(self.load(_I32, x, at)), self.bytes)
+
+    def dots(self, codes: Any, x: Any, ld_x: Any) -> list[Any]:
+        """For each row, the dot products of a part with the panel's outputs: `words`."""
+        raise NotImplementedError
+
+
+class _Vnni(_Code):
+    lanes = 16
+
+    def dots(self, codes: Any, x: Any, ld_x: Any) -> list[Any]:
+        sums = [ir.Constant(self.words, [0] * self.lanes)] * self.rows
+        num_vectors = self.part * self.bits // 32
+        for vector in range(num_vectors):
+            packed = self.load(self.bytes, codes, 4 * self.lanes * vector)
+            # With 4 bits, the upper nibbles are codes of other inputs.
+            parts = self.nibbles(packed) if self.bits == 4 else (packed,)
+            for place, codes_of in enumerate(parts):
+                for row in range(self.rows):
+                    numbers = self.quad(x, ld_x, row, vector + place * num_vectors)
+                    operands = sums[row], self.b.bitcast(codes_of, self.words), self.b.bitcast(numbers, self.words)
+                    sums[row] = self.intrinsic("llvm.x86.avx512.vpdpbusd.512", self.words, *operands)
+        return sums
+
+
+class _Avx2(_Code):
+    lanes = 8
+
+    def dots(self, codes: Any, x: Any, ld_x: Any) -> list[Any]:
+        """Sums of nibbles times activations stay in 16 bits: 2 * 4 * 15 * 127 < 2**15."""
+        low: list[Any] = [None] * self.rows
+        high: list[Any] = [None] * self.rows
+        num_vectors = self.part * self.bits // 32
+        for vector in range(num_vectors):
+            packed = self.load(self.bytes, codes, 4 * self.lanes * vector)
+            # With 4 bits, the upper nibbles are codes of other inputs; with 8 they belong to the same code.
+            quads = (vector, vector + num_vectors) if self.bits == 4 else (vector, vector)
+            for row in range(self.rows):
+                halves = (low, low if self.bits == 4 else high)
+                for sums, codes_of, quad in zip(halves, self.nibbles(packed), quads, strict=True):
+                    numbers = self.quad(x, ld_x, row, quad)
+                    kind = ir.VectorType(_I16, 2 * self.lanes)
+                    pairs = self.intrinsic("llvm.x86.avx2.pmadd.ub.sw", kind, codes_of, numbers)
+                    sums[row] = pairs if sums[row] is None else self.b.add(sums[row], pairs)
+        total = [self._sum_of_pairs(sums, 1) for sums in low]
+        if self.bits == 4:
+            return total
+        return [self.b.add(one, self._sum_of_pairs(two, 16)) for one, two in zip(total, high, strict=True)]
+
+    def _sum_of_pairs(self, sums: Any, factor: int) -> Any:
+        """Sums of neighbours, times a factor: `words`."""
+        factors = ir.Constant(ir.VectorType(_I16, 2 * self.lanes), [factor] * 2 * self.lanes)
+        return self.intrinsic("llvm.x86.avx2.pmadd.wd", self.words, sums, factors)
+
+
+_BY_LANES = {kind.lanes: kind for kind in (_Vnni, _Avx2)}
+
+
+def lanes_of_processor() -> list[int]:
+    """Outputs of a panel for each of the instruction sets that this processor has, the fastest first."""
+    try:
+        features = llvmlite.binding.get_host_cpu_features()
+    except RuntimeError:  # LLVM does not know how to ask it
+        return []
+    wanted = {_Vnni.lanes: ("avx512f", "avx512bw", "avx512vnni"), _Avx2.lanes: ("avx2", "fma", "f16c")}
+    return [lanes for lanes, names in wanted.items() if all(features.get(name) for name in names)]
+
+
+@intrinsic(prefer_literal=True)
+def tile(_context, lanes, bits, part, scale_bytes, rows, addresses, results):  # type: ignore[no-untyped-def]
+    """One panel of a product for `rows` rows. All arguments but the last two are compiled in.
+
+    The addresses are of codes, scales and zeros of the panel; of the rows' first whole number, and how many bytes apart
+    rows are; of their factors and sums; then there are the number of parts and the parts of a group; the address of
+    what is added to each output, float32; and that of the results, which are of the kind of the array `results`, and
+    how many bytes apart their rows are. See `app.kernels.cpu.integer`.
+    """
+    num_lanes, bits_of_code, inputs, size, num_rows = (
+        kind.literal_value for kind in (lanes, bits, part, scale_bytes, rows)
+    )
+    number = _F16 if size == 2 else _F32
+
+    def generate(_target, builder, signature, arguments):  # type: ignore[no-untyped-def]
+        places = cgutils.unpack_tuple(builder, arguments[5], len(signature.args[5]))
+        codes, scales, zeros, x, ld_x, factors, sums, parts, step, added, out, ld_out = places
+        code = _BY_LANES[num_lanes](builder, bits_of_code, inputs, num_rows)
+        start = code.load(code.floats, added, 0)
+        accumulators = [cgutils.alloca_once(builder, code.floats) for _ in range(num_rows)]
+        for accumulator in accumulators:
+            builder.store(start, accumulator)
+
+        def times(value: Any, factor: int) -> Any:
+            return builder.mul(value, ir.Constant(_I64, factor))
+
+        with cgutils.for_range(builder, parts) as loop:
+            index = loop.index
+            of_part = builder.add(codes, times(index, inputs * num_lanes * bits_of_code // 8))
+            dots = code.dots(of_part, builder.add(x, times(index, inputs)), ld_x)
+            at_scale = times(builder.udiv(index, step), num_lanes * size)
+            scale, zero = (code.load(ir.VectorType(number, num_lanes), base, at_scale) for base in (scales, zeros))
+            if size == 2:
+                scale, zero = (builder.fpext(value, code.floats) for value in (scale, zero))
+            for row in range(num_rows):
+                at = builder.add(times(parts, 4 * row), times(index, 4))
+                factor, total = (code.spread(code.load(_F32, base, at)) for base in (factors, sums))
+                value = builder.fmul(builder.sitofp(dots[row], code.floats), factor)
+                value = code.fma(scale, value, builder.load(accumulators[row]))
+                builder.store(code.fma(zero, total, value), accumulators[row])
+        for row in range(num_rows):
+            value = builder.load(accumulators[row])
+            value = code.rounded(value) if results.dtype == types.uint16 else value
+            pointer = builder.inttoptr(builder.add(out, times(ld_out, row)), value.type.as_pointer())
+            builder.store(value, pointer).align = 1
+        return _target.get_dummy_value()
+
+    return types.void(lanes, bits, part, scale_bytes, rows, addresses, results), generate
+
+
+@intrinsic(prefer_literal=True)
+def quantize_group(_context, count, part, addresses, numbers):  # type: ignore[no-untyped-def]
+    """Quantize `count` activations to 8 bits, with their largest as 127; count and part are compiled in.
+
+    The addresses are of the activations, which are of the kind of the array `numbers`; of the whole numbers; and of the
+    factor and the sum of each part, float32. They are no numbers if an activation is none, or infinite.
+    """
+    size, length, is_bfloat16 = count.literal_value, part.literal_value, numbers.dtype == types.uint16
+
+    def generate(_target, builder, signature, arguments):  # type: ignore[no-untyped-def]
+        source, out, factors, sums = cgutils.unpack_tuple(builder, arguments[2], len(signature.args[2]))
+        floats, words = ir.VectorType(_F32, size), ir.VectorType(_I32, size)
+
+        def constant(number: float) -> Any:
+            return ir.Constant(_F32, number)
+
+        def call(name: str, result: ir.Type, *operands: Any) -> Any:
+            kind = ir.FunctionType(result, [operand.type for operand in operands])
+            return builder.call(cgutils.get_or_insert_function(builder.module, kind, name), operands)
+
+        def spread(value: Any) -> Any:
+            one = builder.insert_element(ir.Constant(floats, ir.Undefined), value, ir.Constant(_I32, 0))
+            return builder.shuffle_vector(one, ir.Constant(floats, ir.Undefined), ir.Constant(words, [0] * size))
+
+        def store(value: Any, address: Any, offset: int) -> None:
+            place = builder.add(address, ir.Constant(_I64, offset))
+            builder.store(value, builder.inttoptr(place, value.type.as_pointer())).align = 1
+
+        stored = ir.VectorType(_I16, size) if is_bfloat16 else floats
+        x = builder.load(builder.inttoptr(source, stored.as_pointer()))
+        x.align = 1
+        if is_bfloat16:  # the upper half of a float32
+            upper = builder.shl(builder.zext(x, words), ir.Constant(words, [16] * size))
+            x = builder.bitcast(upper, floats)
+        # Without their signs, floats have the order of their bits, and what is no number is the largest of all.
+        unsigned = builder.and_(builder.bitcast(x, words), ir.Constant(words, [0x7FFFFFFF] * size))
+        largest = builder.bitcast(call(f"llvm.vector.reduce.umax.v{size}i32", _I32, unsigned), _F32)
+        factor = builder.fdiv(largest, constant(127.0))
+        is_small = builder.fcmp_unordered("<=", factor, constant(1e-35))
+        inverse = builder.select(is_small, constant(0.0), builder.fdiv(constant(1.0), factor))
+        whole = call(f"llvm.rint.v{size}f32", floats, builder.fmul(x, spread(inverse)))
+        whole = builder.fptosi(whole, words)
+        store(builder.trunc(whole, ir.VectorType(_I8, size)), out, 0)
+        factor = builder.fadd(factor, builder.fmul(largest, constant(0.0)))  # infinity becomes no number
+        for at in range(size // length):
+            of_part = ir.Constant(ir.VectorType(_I32, length), list(range(at * length, (at + 1) * length)))
+            summed = builder.shuffle_vector(whole, whole, of_part)
+            total = call(f"llvm.vector.reduce.add.v{length}i32", _I32, summed)
+            store(factor, factors, 4 * at)
+            store(builder.fmul(factor, builder.sitofp(total, _F32)), sums, 4 * at)
+        return _target.get_dummy_value()
+
+    return types.void(count, part, addresses, numbers), generate
