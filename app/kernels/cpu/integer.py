@@ -31,8 +31,9 @@ _HALF = GROUP // 2
 """The other size that a part may have."""
 _WORTH_A_THREAD = 2**18
 """How many activations there are when several threads quantize them faster than one."""
-_TILES = {8: 4, 16: 8}
-"""Rows that are computed together, so that a panel's codes are read once for all of them; by the lanes of a vector."""
+_TILE = 4
+"""Rows that are computed together, so that a panel's codes are read once for all of them. With more, LLVM runs out of
+registers: it loads activations long before they are used."""
 
 
 @lru_cache
@@ -47,14 +48,13 @@ def _product(lanes: int, bits: int, part: int, scale_bytes: int) -> Any:
     - out (rows, all outputs), float32 or as bfloat16 is kept, of which it fills `outputs` columns from `first` on,
     - pieces: how many runs of panels the work is divided into.
     """
-    most = _TILES[lanes]
 
     @inline
     def some_panels(begin, end, weight, rows, step, bias, has_bias, first, outputs, out):  # type: ignore[no-untyped-def]
         """Panels from `begin` to before `end`."""
         codes, scales, zeros = weight
         x, factors, sums = rows
-        added, last = np.zeros(lanes, np.float32), np.empty((most, lanes), out.dtype)
+        added, last = np.zeros(lanes, np.float32), np.empty((_TILE, lanes), out.dtype)
         for panel in range(begin, end):
             of_panel = codes[panel].ctypes.data, scales[panel].ctypes.data, zeros[panel].ctypes.data
             column, row = first + panel * lanes, 0
@@ -69,9 +69,9 @@ def _product(lanes: int, bits: int, part: int, scale_bytes: int) -> Any:
                 results = target[row if width == lanes else 0 :].ctypes.data, target.strides[0]
                 addresses = (*of_panel, *of_rows, codes.shape[1], step, added.ctypes.data, *results)
                 left = out.shape[0] - row
-                if left >= most:
-                    count = most
-                    tile(lanes, bits, part, scale_bytes, most, addresses, out)  # type: ignore[call-arg]
+                if left >= _TILE:
+                    count = _TILE
+                    tile(lanes, bits, part, scale_bytes, _TILE, addresses, out)  # type: ignore[call-arg]
                 elif left >= 2:
                     count = 2
                     tile(lanes, bits, part, scale_bytes, 2, addresses, out)  # type: ignore[call-arg]
