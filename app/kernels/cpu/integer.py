@@ -32,8 +32,7 @@ _HALF = GROUP // 2
 _WORTH_A_THREAD = 2**18
 """How many activations there are when several threads quantize them faster than one."""
 _TILE = 4
-"""Rows that are computed together, so that a panel's codes are read once for all of them. With more, LLVM runs out of
-registers: it loads activations long before they are used."""
+"""Rows that are computed together, so that a panel's codes are read once for all of them."""
 
 
 @lru_cache
