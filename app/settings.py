@@ -44,9 +44,9 @@ class ModelSettings(BaseModel):
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
         "auto", description="type of weights and KV cache; auto: the checkpoint's, if the device computes it well"
     )
-    quantization: Literal["auto", "none", "int8", "int4"] = Field(
+    quantization: Literal["auto", "none", "int8", "int4", "fp8"] = Field(
         "auto",
-        description="of weights; auto: as they are stored; none: to plain numbers; int8, int4: rounded at the start",
+        description="of weights; auto: as they are stored; none: to plain numbers; others: rounded at the start",
     )
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: cuda if there is a GPU")
     cpu_threads: int | None = Field(

@@ -104,12 +104,14 @@ def main() -> None:
     parser.add_argument("--max-num-batched-tokens", type=int, default=8192)
     parser.add_argument("--max-model-len", type=int, default=8192)
     parser.add_argument("--profile", action="store_true")
+    parser.add_argument("--quantization", default="auto", help="see the setting")
     parser.add_argument("--sampled", action="store_true", help="temperature 0.8, top-k 50, top-p 0.95 beside greedy")
     args = parser.parse_args()
     bandwidth = copy_bandwidth()
     settings = load_settings(
         model=str(args.model),
         load_format="dummy",
+        quantization=args.quantization,
         block_size=args.block_size,
         max_num_batched_tokens=args.max_num_batched_tokens,
         max_model_len=args.max_model_len,
@@ -118,6 +120,7 @@ def main() -> None:
     runner = built.worker
     model = runner.model  # type: ignore[attr-defined]
     weights = sum(p.nbytes for p in {id(p): p for p in model.parameters()}.values())
+    weights += sum(module.scales.nbytes for module in model.modules() if hasattr(module, "scales"))
     if not model.config.tie_word_embeddings:
         weights -= model.embed_tokens.weight.nbytes
     caches = [(layer.cache.k, layer.cache.v) for layer in model.modules() if isinstance(layer, Attention)]

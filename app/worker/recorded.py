@@ -15,8 +15,8 @@ from torch import Tensor
 
 from ..attention.step import StepInput, StepShape
 from ..core.step import ModelRunnerOutput, StepHandle
+from ..kernels.gpu.float8 import MOST_ROWS
 from ..kernels.gpu.launch import compiling
-from ..kernels.gpu.linear import MOST_ROWS
 from .execution import StepMemory, Steps, Work
 from .faults import named_faults
 from .graphs import Closures, CudaGraphs, Graphs, decode_sizes, fitting, token_sizes

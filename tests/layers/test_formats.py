@@ -12,7 +12,7 @@ from gguf.quants import dequantize as gguf_dequantize
 
 from app.checkpoint.quantization import Scheme, parse_quantization
 from app.layers.formats import format_of
-from app.layers.formats.codes import Codes, quantize
+from app.layers.formats.codes import quantize
 from app.layers.formats.gguf import BLOCK_TYPES, BlockType
 from tests.layers.packing import AWQ_PLACES, packed
 
@@ -97,8 +97,7 @@ def _decoded(scheme: Scheme, tensors: dict[str, torch.Tensor]) -> torch.Tensor:
     reader = format_of(scheme)
     wanted = reader.tensors(_OUT, _IN)
     assert {name: (tuple(t.shape), t.dtype) for name, t in tensors.items()} == {k: tuple(v) for k, v in wanted.items()}
-    weight = reader.decode(tensors)
-    return weight.dense() if isinstance(weight, Codes) else weight
+    return reader.decode(tensors).dense()
 
 
 # ---------------------------------------------------------------------- AWQ and GPTQ, packed number by number

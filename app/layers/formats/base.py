@@ -6,8 +6,6 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from .codes import Codes
-
 WORD = 32
 """Bits of an int32 in which codes are packed."""
 
@@ -19,6 +17,18 @@ class Stored(NamedTuple):
     dtype: torch.dtype = torch.float32
 
 
+class Weight(Protocol):
+    """A quantized weight in memory."""
+
+    def dense(self) -> Tensor:
+        """The weight that this stands for, (out_features, in_features) float32, rounded once."""
+        ...
+
+    def is_finite(self) -> bool:
+        """Whether all of its numbers are."""
+        ...
+
+
 class Format(Protocol):
     """How a checkpoint stores the weight of a linear layer."""
 
@@ -26,11 +36,8 @@ class Format(Protocol):
         """The tensors of a layer, by what follows its name; ValueError if a weight of this size cannot be stored so."""
         ...
 
-    def decode(self, tensors: Mapping[str, Tensor]) -> Codes | Tensor:
-        """The weight: as codes without loss, or as float32 (out_features, in_features) where it is no codes.
-
-        ValueError for numbers that cannot be.
-        """
+    def decode(self, tensors: Mapping[str, Tensor]) -> Weight:
+        """The weight, without loss. ValueError for numbers that cannot be."""
         ...
 
 

@@ -30,6 +30,10 @@ class Codes:
         """Inputs that share a scale and a zero."""
         return self.codes.shape[1] // self.scales.shape[1]
 
+    def is_finite(self) -> bool:
+        """Whether all numbers are."""
+        return bool(self.scales.isfinite().all() and self.zeros.isfinite().all())
+
     def dense(self) -> Tensor:
         """The weight that this stands for, (out_features, in_features) float32, rounded once."""
         spread = torch.repeat_interleave

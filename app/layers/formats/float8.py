@@ -1,12 +1,33 @@
 """FP8 weights (e4m3; Micikevicius et al., 2022) with a scale for each output, for blocks, or for all."""
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from ...checkpoint.quantization import Scheme
 from .base import Stored
+
+
+@dataclass(frozen=True)
+class Float8Weight:
+    """A weight in FP8: `weight[o, i] = scales[o, i // group] * values[o, i]`."""
+
+    values: Tensor
+    """(out_features, in_features) float8_e4m3fn"""
+    scales: Tensor
+    """(out_features, groups) float32"""
+    group: int
+    """Inputs that share a scale; the last group may have fewer."""
+
+    def dense(self) -> Tensor:
+        """The weight that this stands for, (out_features, in_features) float32, rounded once."""
+        return self.values.float() * self.scales.repeat_interleave(self.group, 1)[:, : self.values.shape[1]]
+
+    def is_finite(self) -> bool:
+        """Whether all numbers are."""
+        return bool(self.scales.isfinite().all()) and not bool((self.values.view(torch.uint8) & 0x7F == 0x7F).any())
 
 
 class Float8:
@@ -27,11 +48,20 @@ class Float8:
         }
         return tensors | ({"input_scale": Stored((1,))} if scheme.has_input_scale else {})
 
-    def decode(self, tensors: Mapping[str, Tensor]) -> Tensor:
-        """See `Format`."""
-        weight, scale = tensors["weight"].float(), tensors[self._scheme.scale_name].float()
-        if self._scheme.block is not None:
-            rows, columns = self._scheme.block
-            scale = scale.repeat_interleave(rows, 0)[: weight.shape[0]].repeat_interleave(columns, 1)
-            scale = scale[:, : weight.shape[1]]
-        return weight * scale
+    def decode(self, tensors: Mapping[str, Tensor]) -> Float8Weight:
+        """See `Format`. Scales are spread over the outputs that share them."""
+        values, scales = tensors["weight"], tensors[self._scheme.scale_name].float()
+        rows, group = self._scheme.block or (1, values.shape[1])
+        if self._scheme.is_whole:
+            scales = scales.expand(len(values), 1)
+        return Float8Weight(values, scales.repeat_interleave(rows, 0)[: len(values)].contiguous(), group)
+
+
+LARGEST = torch.finfo(torch.float8_e4m3fn).max
+
+
+def quantize(weight: Tensor) -> Float8Weight:
+    """Round a weight (out_features, in_features): an output's largest number becomes the largest of e4m3."""
+    numbers = weight.float()
+    scales = numbers.abs().amax(1, keepdim=True).clamp(min=torch.finfo(torch.float32).tiny * LARGEST) / LARGEST
+    return Float8Weight((numbers / scales).to(torch.float8_e4m3fn), scales, weight.shape[1])

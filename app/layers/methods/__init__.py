@@ -1,7 +1,7 @@
 """The methods of linear layers, each in a file of its own, and the choice between them."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 
@@ -9,41 +9,93 @@ from ...checkpoint.folder import ModelFolder
 from ...checkpoint.quantization import Quantization, parse_quantization
 from ...errors import ModelError
 from ..formats import format_of
-from ..linear import Choice, Linear, LinearMethod
-from .integer import has_kernel
+from ..formats.base import Weight
+from ..formats.codes import Codes, quantize
+from ..formats.float8 import Float8Weight
+from ..formats.float8 import quantize as to_float8
+from ..linear import Choice, Head, Linear, LinearMethod
+from . import float8, integer
 from .onednn import OneDnn, has_bfloat16
 from .plain import PLAIN
-from .quantized import Rounded, Stored
+from .quantized import Keeper, Rounded, Rounder, Stored
 
 log = logging.getLogger(__name__)
 
-_BITS = {"int8": 8, "int4": 4}
+_GROUP = 32
+"""Inputs that share a scale, of weights that are rounded to whole numbers when they are loaded."""
 
 
 def choose(folder: ModelFolder, device: torch.device, dtype: torch.dtype, quantization: str) -> Choice:
     """The methods for a model's linear layers. ModelError names what is not supported."""
     plain, stored = _plain_method(folder, device, dtype), _stored(folder)
-    if quantization in _BITS:
+    if quantization in _ROUNDERS:
         if stored is not None:
             raise ModelError(f"quantization: the weights in {folder.path} are quantized already; take auto")
-        if not has_kernel(device):
-            raise ModelError(f"quantization: {quantization} needs a CPU with AVX2 instructions")
-        rounded = Rounded(_BITS[quantization], plain)
+        to, kind, needs = _ROUNDERS[quantization]
+        if (keep_rounded := _keepers(device).get(kind)) is None:
+            raise ModelError(f"quantization: {quantization} needs {needs}")
+        rounded = Rounded(to, keep_rounded, plain)
         log.info("weights are rounded to %s", quantization)
         return lambda _layer, _names: rounded
     if stored is None:
         return lambda _layer, _names: plain
-    is_kept = quantization == "auto" and has_kernel(device)
-    log.info("weights are %s", "multiplied as they are stored" if is_kept else "converted to plain numbers")
+    keepers = _keepers(device) if quantization == "auto" else {}
+
+    def keep(layer: Linear, pieces: Sequence[Weight]) -> LinearMethod | None:
+        kept_by = keepers.get(type(pieces[0]))
+        return kept_by(layer, pieces) if kept_by else None
+
+    log.info("weights are %s", _what_becomes_of(keepers))
 
     def choice(layer: Linear, names: Sequence[str]) -> LinearMethod:
         schemes = {name: stored.scheme(name) for name in map(_in_checkpoint, names) if layer.tied is None}
         formats = {name: format_of(scheme) for name, scheme in schemes.items() if scheme is not None}
         if formats and len(formats) < len(schemes):
             raise ModelError(f"{', '.join(names)} are one layer here, and only some of them are quantized")
-        return Stored(formats, plain, is_kept) if formats else plain
+        return Stored(formats, plain, keep) if formats else plain
 
     return choice
+
+
+def _keepers(device: torch.device) -> dict[type, Keeper]:
+    """What multiplies quantized weights as they are on a device, by their form."""
+    keepers: dict[type, Keeper] = {}
+    if integer.has_kernel(device):
+        keepers[Codes] = integer.keep
+    if float8.has_kernel(device):
+        keepers[Float8Weight] = float8.keep
+    return keepers
+
+
+def _what_becomes_of(keepers: Mapping[type, Keeper]) -> str:
+    if not keepers:
+        return "converted to plain numbers"
+    kinds = " and ".join({Codes: "codes", Float8Weight: "FP8"}[kind] for kind in keepers)
+    return f"multiplied as they are stored, if they are {kinds}, else converted to plain numbers"
+
+
+def _to_codes(bits: int) -> Rounder:
+    """The last layer always has 8 bits: with 4, small models choose other words."""
+
+    def to(layer: Linear) -> Codes:
+        size = layer.in_features
+        group = _GROUP if size % _GROUP == 0 else size
+        return quantize(layer.weight.data, 8 if isinstance(layer, Head) else bits, group)
+
+    return to
+
+
+def _to_float8(layer: Linear) -> Float8Weight | None:
+    """The last layer stays as it is."""
+    return None if isinstance(layer, Head) else to_float8(layer.weight.data)
+
+
+_ROUNDERS: dict[str, tuple[Rounder, type, str]] = {
+    "int8": (_to_codes(8), Codes, "a CPU with AVX2 instructions"),
+    "int4": (_to_codes(4), Codes, "a CPU with AVX2 instructions"),
+    "fp8": (_to_float8, Float8Weight, "a GPU of compute capability 8.9 or more"),
+}
+"""What `quantization` rounds to, the form that this is, and what it needs."""
 
 
 def _in_checkpoint(name: str) -> str:

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from ...kernels.cpu import integer
+from ..formats.base import Weight
 from ..formats.codes import Codes
 from ..linear import Linear
 from .plain import Plain
@@ -50,6 +51,8 @@ def has_kernel(device: torch.device) -> bool:
     return device.type == "cpu" and integer.lanes() > 0
 
 
-def fits(piece: Codes | Tensor) -> bool:
-    """Whether the kernel can multiply by a weight."""
-    return isinstance(piece, Codes) and integer.can_pack(piece.codes.shape[1], piece.group)
+def keep(_layer: Linear, pieces: Sequence[Weight]) -> Integer | None:
+    """See `Keeper`."""
+    codes = [piece for piece in pieces if isinstance(piece, Codes)]
+    fit = [piece for piece in codes if integer.can_pack(piece.codes.shape[1], piece.group)]
+    return Integer(fit) if len(fit) == len(pieces) else None

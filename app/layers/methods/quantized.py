@@ -1,20 +1,23 @@
 """Weights that a checkpoint stores quantized, and weights that are quantized when they are loaded."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
 
 from ...errors import ModelError
-from ..formats.base import Format
-from ..formats.codes import Codes, quantize
-from ..linear import Head, Linear, LinearMethod
+from ..formats.base import Format, Weight
+from ..linear import Linear, LinearMethod
 from ..sources import Target
-from .integer import Integer, fits
 from .plain import Plain, fill
 
-_GROUP = 32
-"""Inputs that share a scale, of weights that are quantized when they are loaded."""
+Keeper = Callable[[Linear, Sequence[Weight]], LinearMethod | None]
+"""The method by which a layer, whose outputs are made up of these pieces, multiplies by them as they are.
+
+None if there is none. The method may keep the weight in the layer.
+"""
+Rounder = Callable[[Linear], Weight | None]
+"""What a layer's plain weight becomes; None if it stays as it is."""
 
 
 class Stored:
@@ -23,11 +26,11 @@ class Stored:
     Where there is no kernel for the weights, they become plain numbers, and the layer gets the fallback.
     """
 
-    def __init__(self, formats: Mapping[str, Format], fallback: LinearMethod, is_kept: bool) -> None:
-        """`formats`: of each part of the layer, by its name. `is_kept`: whether there is a kernel for codes."""
+    def __init__(self, formats: Mapping[str, Format], fallback: LinearMethod, keep: Keeper) -> None:
+        """`formats`: of each part of the layer, by its name."""
         self._formats = formats
         self._fallback = fallback
-        self._is_kept = is_kept
+        self._keep = keep
         self._parts: list[tuple[str, Format, dict[str, Tensor]]] = []
 
     def create(self, layer: Linear) -> None:
@@ -52,13 +55,12 @@ class Stored:
 
     def finish(self, layer: Linear) -> None:
         """See `LinearMethod`."""
-        pieces = [_decode(*part) for part in self._parts]
+        pieces = [_decode(*part, self._like.device) for part in self._parts]
         self._parts.clear()
-        if self._is_kept and all(fits(piece) for piece in pieces):
-            layer.method = Integer([piece for piece in pieces if isinstance(piece, Codes)])
+        if method := self._keep(layer, pieces):
+            layer.method = method
             return
-        weight = torch.cat([piece.dense() if isinstance(piece, Codes) else piece for piece in pieces])
-        fill(layer, weight.to(self._like), layer.bias)
+        fill(layer, torch.cat([piece.dense().to(self._like) for piece in pieces]), layer.bias)
         layer.method = self._fallback
         self._fallback.finish(layer)
 
@@ -67,36 +69,30 @@ class Stored:
         raise NotImplementedError
 
 
-def _decode(name: str, form: Format, tensors: dict[str, Tensor]) -> Codes | Tensor:
+def _decode(name: str, form: Format, tensors: dict[str, Tensor], device: torch.device) -> Weight:
     try:
-        piece = form.decode(tensors)
+        piece = form.decode({kind: tensor.to(device) for kind, tensor in tensors.items()})
     except ValueError as error:
         raise ModelError(f"{name}: {error}") from None
-    numbers = (piece.scales, piece.zeros) if isinstance(piece, Codes) else (piece,)
-    if not all(bool(part.isfinite().all()) for part in numbers):
+    if not piece.is_finite():
         raise ModelError(f"{name} has scales that are no numbers")
     return piece
 
 
 class Rounded(Plain):
-    """Rounds plain weights to whole numbers of 8 or 4 bits, in groups of 32 inputs, once they are loaded.
+    """Rounds plain weights once they are loaded. Layers that no kernel takes keep them."""
 
-    The last layer always has 8 bits: with 4, small models choose other words. Layers that the kernel does not take keep
-    plain weights.
-    """
-
-    def __init__(self, bits: int, fallback: LinearMethod) -> None:
-        self._bits = bits
+    def __init__(self, to: Rounder, keep: Keeper, fallback: LinearMethod) -> None:
+        self._to = to
+        self._keep = keep
         self._fallback = fallback
 
     def finish(self, layer: Linear) -> None:
         """See `LinearMethod`."""
-        weight = layer.weight.data
-        group = _GROUP if weight.shape[1] % _GROUP == 0 else weight.shape[1]
-        codes = quantize(weight, 8 if isinstance(layer, Head) else self._bits, group)
-        if not fits(codes):
-            layer.method = self._fallback
+        plain, rounded = layer.weight, self._to(layer)
+        method = None if rounded is None else self._keep(layer, [rounded])
+        layer.method = method or self._fallback
+        if method is None:
             self._fallback.finish(layer)
-            return
-        layer.method = Integer([codes])
-        layer.weight.data = weight.new_empty(0)
+        elif layer.weight is plain:
+            plain.data = plain.data.new_empty(0)

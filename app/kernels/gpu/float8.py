@@ -1,0 +1,230 @@
+"""Products of weights in FP8 (e4m3; Micikevicius et al., 2022), by the GPU's instructions for it where rows are many.
+
+A weight has a scale for each output and each group of inputs; the group may be all inputs. So have activations, for
+each row and group. One row is bound by memory alone, and its activations stay as they are.
+"""
+
+from typing import NamedTuple
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from .launch import launch, wait_for_input
+
+MOST_ROWS = 256
+"""With more rows and one group, cuBLAS is faster."""
+_PROGRAMS = 132
+"""With more programs than that, and more than 32 rows, cuBLAS is faster: a large GPU has so many multiprocessors."""
+_PIECE = 1024
+"""Inputs of one row that a program takes at once."""
+_LARGEST = 448.0
+"""Of e4m3."""
+
+
+class Weight(NamedTuple):
+    """`scales[o, i // group] * values[o, i]`."""
+
+    values: Tensor
+    """(outputs, inputs) float8_e4m3fn"""
+    scales: Tensor
+    """(outputs, groups) float32"""
+    group: int
+    """Inputs that share a scale."""
+
+
+class Rows(NamedTuple):
+    """Activations: `scales[i // group, r] * values[r, i]`."""
+
+    values: Tensor
+    """(rows, inputs) float8_e4m3fn"""
+    scales: Tensor
+    """(groups, rows) float32"""
+
+
+@triton.jit
+def _quantize(
+    x, values, scales, ROWS, K, GROUP, LARGEST,
+    GROUPS: tl.constexpr, BLOCK: tl.constexpr, OVERLAPS: tl.constexpr = False,
+):  # fmt: skip
+    """GROUPS groups of one row, each of at most BLOCK inputs."""
+    wait_for_input(OVERLAPS, LETS_NEXT=True)
+    row = tl.program_id(0).to(tl.int64)
+    group = tl.program_id(1) * GROUPS + tl.arange(0, GROUPS)
+    within = tl.arange(0, BLOCK)[None, :]
+    at = group[:, None] * GROUP + within
+    mask = (within < GROUP) & (at < K)
+    numbers = tl.load(x + row * K + at, mask=mask, other=0.0).to(tl.float32)
+    scale = tl.maximum(tl.max(tl.abs(numbers), axis=1), 1e-30) / LARGEST
+    tl.store(values + row * K + at, (numbers / scale[:, None]).to(values.dtype.element_ty), mask=mask)
+    tl.store(scales + group * ROWS + row, scale, mask=group * GROUP < K)
+
+
+def quantize(x: Tensor, group: int) -> Rows:
+    """Round x (rows, inputs): the largest number of a row's group becomes the largest of e4m3."""
+    rows, size = x.shape
+    out = Rows(
+        torch.empty(rows, size, dtype=torch.float8_e4m3fn, device=x.device),
+        torch.empty(triton.cdiv(size, group), rows, dtype=torch.float32, device=x.device),
+    )
+    block = triton.next_power_of_2(group)
+    at_once = max(1, 1024 // block)
+    launch(
+        _quantize, (rows, triton.cdiv(size, group * at_once)),
+        x.contiguous(), out.values, out.scales, rows, size, group, _LARGEST,
+        GROUPS=at_once, BLOCK=block, overlaps=rows == 1, num_warps=min(8, max(1, block * at_once // 1024)),
+    )  # fmt: skip
+    return out
+
+
+@triton.jit
+def _to_float(numbers, IS_PACKED: tl.constexpr):
+    """e4m3 as float32. IS_PACKED: four at once, for which Triton's own conversion would take three times as long."""
+    if not IS_PACKED:
+        return numbers.to(tl.float32)
+    return tl.inline_asm_elementwise(
+        """
+        {
+            .reg .b16 pair<2>, half<4>;
+            .reg .b32 halves<2>;
+            mov.b32 {pair0, pair1}, $4;
+            cvt.rn.f16x2.e4m3x2 halves0, pair0;
+            cvt.rn.f16x2.e4m3x2 halves1, pair1;
+            mov.b32 {half0, half1}, halves0;
+            mov.b32 {half2, half3}, halves1;
+            cvt.f32.f16 $0, half0;
+            cvt.f32.f16 $1, half1;
+            cvt.f32.f16 $2, half2;
+            cvt.f32.f16 $3, half3;
+        }
+        """,
+        "=f,=f,=f,=f,r", [numbers], dtype=tl.float32, is_pure=True, pack=4,
+    )  # fmt: skip
+
+
+@triton.jit
+def _one_row(
+    x, weight, scales, bias, out, N, K, GROUP,
+    BLOCK_N: tl.constexpr, GROUPS: tl.constexpr, BLOCK: tl.constexpr, IS_GROUPED: tl.constexpr,
+    HAS_BIAS: tl.constexpr, IS_PACKED: tl.constexpr, OVERLAPS: tl.constexpr = False,
+):  # fmt: skip
+    """BLOCK_N outputs of one row of x. Inputs are taken in pieces of BLOCK, which are groups if IS_GROUPED."""
+    n = (tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N))[:, None, None]
+    piece, within = tl.arange(0, GROUPS)[None, :, None], tl.arange(0, BLOCK)[None, None, :]
+    k = piece * GROUP + within
+    is_row, is_mine = n < N, within < GROUP
+    weights = weight + n.to(tl.int64) * K + k
+    of_piece = scales + n * tl.cdiv(K, GROUP) + piece
+    w = tl.load(weights, mask=is_row & is_mine & (k < K), other=0.0)
+    wait_for_input(OVERLAPS, LETS_NEXT=False)
+    xs = tl.load(x + k, mask=is_mine & (k < K), other=0.0).to(tl.float32)
+    if IS_GROUPED:
+        xs *= tl.load(of_piece, mask=is_row & (piece * GROUP < K), other=0.0)
+    acc = _to_float(w, IS_PACKED) * xs
+    for start in range(GROUPS * GROUP, K, GROUPS * GROUP):
+        is_column = is_mine & (start + k < K)
+        xs = tl.load(x + start + k, mask=is_column, other=0.0).to(tl.float32)
+        if IS_GROUPED:
+            xs *= tl.load(of_piece + start // GROUP, mask=is_row & (start + piece * GROUP < K), other=0.0)
+        acc += _to_float(tl.load(weights + start, mask=is_row & is_column, other=0.0), IS_PACKED) * xs
+    n = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
+    is_row = n < N
+    result = tl.sum(tl.sum(acc, axis=2), axis=1)
+    if not IS_GROUPED:
+        result *= tl.load(scales + n, mask=is_row, other=0.0)
+    if HAS_BIAS:
+        result += tl.load(bias + n, mask=is_row, other=0.0).to(tl.float32)
+    tl.store(out + n, result.to(out.dtype.element_ty), mask=is_row)
+
+
+@triton.jit(do_not_specialize=["M"])
+def _few_rows(
+    x, x_scales, weight, scales, bias, out, M, N, K,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, IS_GROUPED: tl.constexpr,
+    HAS_BIAS: tl.constexpr,
+):  # fmt: skip
+    """BLOCK_N outputs of BLOCK_M rows. The weight is the left factor, because it has more rows.
+
+    IS_GROUPED: a group is BLOCK_K inputs.
+    """
+    n, m = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N), tl.program_id(1) * BLOCK_M + tl.arange(0, BLOCK_M)
+    k = tl.arange(0, BLOCK_K)
+    is_row, is_token = n < N, m < M
+    weights = weight + n[:, None].to(tl.int64) * K + k[None, :]
+    xs = x + m[None, :].to(tl.int64) * K + k[:, None]
+    acc = tl.zeros([BLOCK_N, BLOCK_M], tl.float32)
+    for start in range(0, K, BLOCK_K):
+        is_column = start + k < K
+        w = tl.load(weights + start, mask=is_row[:, None] & is_column[None, :], other=0.0)
+        values = tl.load(xs + start, mask=is_token[None, :] & is_column[:, None], other=0.0)
+        if IS_GROUPED:
+            group = start // BLOCK_K
+            factor = tl.load(scales + n * tl.cdiv(K, BLOCK_K) + group, mask=is_row, other=0.0)[:, None]
+            acc += tl.dot(w, values) * (factor * tl.load(x_scales + group * M + m, mask=is_token, other=0.0)[None, :])
+        else:
+            acc = tl.dot(w, values, acc)
+    if not IS_GROUPED:
+        factor = tl.load(x_scales + m, mask=is_token, other=0.0)[None, :]
+        acc *= factor * tl.load(scales + n, mask=is_row, other=0.0)[:, None]
+    if HAS_BIAS:
+        acc += tl.load(bias + n, mask=is_row, other=0.0).to(tl.float32)[:, None]
+    place = m[None, :].to(tl.int64) * N + n[:, None]
+    tl.store(out + place, acc.to(out.dtype.element_ty), mask=is_token[None, :] & is_row[:, None])
+
+
+def one_row(x: Tensor, weight: Weight, bias: Tensor | None, dtype: torch.dtype) -> Tensor:
+    """`x @ weight.T + bias` (1, outputs) in `dtype`, for x (1, inputs) as it is."""
+    outputs, size = weight.values.shape
+    out = torch.empty(1, outputs, dtype=dtype, device=x.device)
+    is_grouped = weight.group < size
+    group = weight.group if is_grouped else _PIECE
+    block = triton.next_power_of_2(group)
+    launch(
+        _one_row, (outputs,),
+        x.contiguous(), weight.values, weight.scales, weight.values if bias is None else bias, out, outputs, size,
+        group, BLOCK_N=1, GROUPS=max(1, _PIECE // block), BLOCK=block, IS_GROUPED=is_grouped,
+        HAS_BIAS=bias is not None, IS_PACKED=x.is_cuda, overlaps=True, num_warps=2,
+    )  # fmt: skip
+    return out
+
+
+def few_rows(x: Rows, weight: Weight, bias: Tensor | None, dtype: torch.dtype) -> Tensor:
+    """`x @ weight.T + bias` (rows, outputs) in `dtype`. Groups are of a power of two, or all inputs."""
+    rows, (outputs, size) = len(x.values), weight.values.shape
+    out = torch.empty(rows, outputs, dtype=dtype, device=x.values.device)
+    is_grouped = weight.group < size
+    block_m, block_n, block_k, warps, stages = _tile(rows, weight.group if is_grouped else None)
+    launch(
+        _few_rows, (triton.cdiv(outputs, block_n), triton.cdiv(rows, block_m)),
+        x.values, x.scales, weight.values, weight.scales, weight.values if bias is None else bias, out,
+        rows, outputs, size, BLOCK_M=block_m, BLOCK_N=block_n, BLOCK_K=block_k, IS_GROUPED=is_grouped,
+        HAS_BIAS=bias is not None, num_warps=warps, num_stages=stages,
+    )  # fmt: skip
+    return out
+
+
+def _tile(rows: int, group: int | None) -> tuple[int, int, int, int, int]:
+    """Rows, outputs and inputs that a program takes at once, its warps, and stages of its loop."""
+    # Measured on an H200: a program needs many bytes under way, as a small weight makes few programs.
+    block_m = min(128, max(16, triton.next_power_of_2(rows)))
+    return block_m, 64, group or 256, 4, 6 if block_m <= 64 else 4
+
+
+def many_rows(x: Rows, weight: Weight, bias: Tensor | None, dtype: torch.dtype) -> Tensor:
+    """The same by cuBLAS, for one group; inputs and outputs are multiples of 16."""
+    out = torch._scaled_mm(
+        x.values, weight.values.t(), x.scales.t(), weight.scales.t(), out_dtype=dtype, use_fast_accum=True
+    )
+    return out if bias is None else out.add_(bias)
+
+
+def multiply(x: Tensor, weight: Weight, bias: Tensor | None, dtype: torch.dtype) -> Tensor:
+    """`x @ weight.T + bias` (rows, outputs) in `dtype`, for x (rows, inputs)."""
+    rows, (outputs, size) = len(x), weight.values.shape
+    if rows == 1:
+        return one_row(x, weight, bias, dtype)
+    quantized = quantize(x, min(weight.group, size))
+    fits = x.is_cuda and weight.group >= size and outputs % 16 == 0 and size % 16 == 0 and dtype is torch.bfloat16
+    is_faster = rows > MOST_ROWS or (rows > 32 and triton.cdiv(outputs, 64) * triton.cdiv(rows, 128) > _PROGRAMS)
+    return (many_rows if fits and is_faster else few_rows)(quantized, weight, bias, dtype)

@@ -1,0 +1,50 @@
+"""Weights in FP8, multiplied as they are by the GPU's kernels for them."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from ...kernels.ops import HAS_TRITON
+from ..formats.base import Weight
+from ..formats.float8 import Float8Weight
+from ..linear import Linear
+from .plain import Plain
+
+_LEAST_GROUP = 32
+"""Inputs that the GPU's product in FP8 takes at once."""
+
+
+class Float8(Plain):
+    """Keeps e4m3 as `weight`, and the scales beside it. Activations are rounded to e4m3 by token, but for one alone."""
+
+    def __init__(self, group: int) -> None:
+        """`group`: inputs that share a scale."""
+        self._group = group
+
+    def apply(self, layer: Linear, x: Tensor) -> Tensor:
+        """See `LinearMethod`."""
+        from ...kernels.gpu import float8
+
+        weight = float8.Weight(layer.weight, layer.get_buffer("scales"), self._group)
+        out = float8.multiply(x.reshape(-1, layer.in_features), weight, layer.bias, layer.out_dtype or x.dtype)
+        return out.view(*x.shape[:-1], layer.out_features)
+
+
+def has_kernel(device: torch.device) -> bool:
+    """Whether a device multiplies FP8, which takes compute capability 8.9."""
+    return device.type == "cuda" and HAS_TRITON and torch.cuda.get_device_capability(device) >= (8, 9)
+
+
+def keep(layer: Linear, pieces: Sequence[Weight]) -> Float8 | None:
+    """See `Keeper`."""
+    weights = [piece for piece in pieces if isinstance(piece, Float8Weight)]
+    groups = {weight.group for weight in weights}
+    if len(weights) < len(pieces) or len(groups) > 1:
+        return None
+    group = groups.pop()
+    if group < layer.in_features and (group < _LEAST_GROUP or group.bit_count() > 1):
+        return None
+    layer.weight = nn.Parameter(torch.cat([weight.values for weight in weights]), requires_grad=False)
+    layer.register_buffer("scales", torch.cat([weight.scales for weight in weights]), persistent=False)
+    return Float8(group)

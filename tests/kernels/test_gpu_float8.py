@@ -1,0 +1,94 @@
+"""The GPU's kernels for FP8 weights, against float64 and the numbers that weights and activations stand for."""
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+pytest.importorskip("triton")
+
+from triton.runtime import interpreter
+
+from app.kernels.gpu import float8
+from app.kernels.gpu.float8 import Rows, Weight
+from tests.kernels.test_gpu import DEVICE, HALF, close, randn
+
+LARGEST = 448.0
+
+
+@pytest.fixture(autouse=True)
+def rounding(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have the interpreter round to e4m3 as GPUs do: its own rounding makes a number just below a power of two half."""
+    own = interpreter._convert_float
+
+    def convert(numbers: Any, source: Any, target: Any, mode: Any) -> Any:
+        if target.name != "fp8e4nv":
+            return own(numbers, source, target, mode)
+        rounded = torch.from_numpy(numbers.view("float32")).clamp(-LARGEST, LARGEST).to(torch.float8_e4m3fn)
+        return rounded.view(torch.uint8).numpy()
+
+    if DEVICE.type == "cpu":
+        monkeypatch.setattr(interpreter, "_convert_float", convert)
+    torch.manual_seed(0)
+
+
+def spread(scales: Tensor, group: int, size: int) -> Tensor:
+    return scales.double().repeat_interleave(group, 1)[:, :size]
+
+
+def a_weight(outputs: int, inputs: int, group: int) -> tuple[Weight, Tensor]:
+    """A weight with all e4m3 has, and what it stands for."""
+    values = (100 * torch.randn(outputs, inputs)).clamp(-LARGEST, LARGEST).to(torch.float8_e4m3fn).to(DEVICE)
+    scales = (torch.rand(outputs, -(-inputs // group)) / 100).to(DEVICE)
+    return Weight(values, scales, group), values.double() * spread(scales, group, inputs)
+
+
+def dense(rows: Rows, group: int) -> Tensor:
+    values = rows.values.double()
+    return values * spread(rows.scales.T, group, values.shape[1])
+
+
+@pytest.mark.parametrize(("rows", "inputs", "group"), [(1, 64, 64), (5, 576, 576), (3, 300, 128), (4, 4096, 128)])
+def test_activations_are_rounded_by_their_own_size(rows: int, inputs: int, group: int) -> None:
+    x = randn(rows, inputs, dtype=HALF)
+    x[0, 0] *= 1000
+    x[-1, :group] = 0
+    found = float8.quantize(x, group)
+    scales = torch.stack([part.abs().amax(1).float().clamp(min=1e-30) / LARGEST for part in x.split(group, 1)])
+    assert torch.equal(found.scales, scales)
+    exact = (x.float() / spread(scales.T, group, inputs).float()).to(torch.float8_e4m3fn)
+    assert torch.equal(found.values.view(torch.uint8), exact.view(torch.uint8))
+
+
+SHAPES = [(64, 256, 256), (40, 80, 80), (130, 2100, 2100), (96, 384, 128), (33, 200, 128)]
+
+
+@pytest.mark.parametrize(("outputs", "inputs", "group"), SHAPES)
+@pytest.mark.parametrize("has_bias", [False, True])
+def test_one_row(outputs: int, inputs: int, group: int, has_bias: bool) -> None:
+    weight, stands_for = a_weight(outputs, inputs, group)
+    x, bias = randn(1, inputs, dtype=HALF), randn(outputs, dtype=HALF)
+    expected = x.double() @ stands_for.T + (bias.double() if has_bias else 0.0)
+    for dtype in (HALF, torch.float32):
+        close(float8.one_row(x, weight, bias if has_bias else None, dtype), expected)
+
+
+@pytest.mark.parametrize("rows", [2, 17, 70, 130])
+@pytest.mark.parametrize(("outputs", "inputs", "group"), SHAPES)
+def test_few_rows(rows: int, outputs: int, inputs: int, group: int) -> None:
+    weight, stands_for = a_weight(outputs, inputs, group)
+    bias = randn(outputs, dtype=HALF)
+    x = float8.quantize(randn(rows, inputs, dtype=HALF), group)
+    expected = dense(x, group) @ stands_for.T + bias.double()
+    # GPUs add products in FP8 with 14 bits or so.
+    close(float8.few_rows(x, weight, bias, HALF), expected)
+    close(float8.few_rows(x, weight, None, torch.float32), expected - bias.double(), 2000)
+
+
+@pytest.mark.skipif(DEVICE.type == "cpu", reason="cuBLAS wants a GPU")
+def test_many_rows() -> None:
+    weight, stands_for = a_weight(256, 512, 512)
+    bias = randn(256, dtype=HALF)
+    x = float8.quantize(randn(300, 512, dtype=HALF), 512)
+    close(float8.many_rows(x, weight, bias, HALF), dense(x, 512) @ stands_for.T + bias.double())

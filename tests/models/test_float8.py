@@ -1,0 +1,67 @@
+"""Checkpoints in FP8, and weights rounded to it, multiplied by the GPU's kernels, here in Triton's interpreter."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+pytest.importorskip("triton")
+
+from app.checkpoint.folder import ModelFolder
+from app.errors import ModelError
+from app.layers.linear import Head, Linear
+from app.layers.methods import choose, float8
+from app.models.loader import load_model
+from app.settings import load_settings
+from tests.kernels.test_gpu_float8 import rounding  # noqa: F401 - used by all tests
+from tests.models.families import write_checkpoint
+from tests.models.test_quantized import SIZES, write_quantized
+
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+@pytest.fixture
+def has_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(float8, "has_kernel", lambda _device: True)
+
+
+def layers(folder: Path, quantization: str) -> dict[str, Linear]:
+    settings = load_settings(quantization=quantization)
+    loaded = load_model(ModelFolder.open(folder), settings, torch.float32, DEVICE, 200)
+    return {name: layer for name, layer in loaded.model.named_modules() if isinstance(layer, Linear)}
+
+
+@pytest.mark.usefixtures("has_kernel")
+@pytest.mark.parametrize("name", ["FP8", "FP8 in blocks"])
+def test_a_checkpoint_is_multiplied_as_it_is_stored(name: str, tmp_path: Path) -> None:
+    write_quantized(name, tmp_path)
+    kept, plain = layers(tmp_path, "auto"), layers(tmp_path, "none")
+    for path, layer in kept.items():
+        assert isinstance(layer.method, float8.Float8) == (not isinstance(layer, Head)), path
+        for rows in (1, 5):
+            x = torch.randn(rows, layer.in_features, generator=torch.Generator().manual_seed(0)).to(DEVICE)
+            out, expected = layer(x), plain[path](x)
+            error = float((out - expected).norm() / expected.norm())
+            assert error < (0.04 if rows > 1 else 1e-5), path
+
+
+@pytest.mark.usefixtures("has_kernel")
+def test_plain_weights_are_rounded_by_output(tmp_path: Path) -> None:
+    write_checkpoint("Llama", SIZES, tmp_path)
+    rounded, plain = layers(tmp_path, "fp8"), layers(tmp_path, "auto")
+    for path, layer in rounded.items():
+        if isinstance(layer, Head):
+            assert torch.equal(layer.weight, plain[path].weight)
+            continue
+        dense = layer.weight.float() * layer.get_buffer("scales")
+        largest = plain[path].weight.abs().amax(1, keepdim=True)
+        assert layer.weight.dtype is torch.float8_e4m3fn
+        assert bool(
+            ((dense - plain[path].weight).abs() <= (plain[path].weight.abs() / 16).clamp(min=largest / 2**17)).all()
+        )
+
+
+def test_without_the_kernel_nothing_is_rounded_to_fp8(tmp_path: Path) -> None:
+    write_checkpoint("Llama", SIZES, tmp_path)
+    with pytest.raises(ModelError, match=r"compute capability 8\.9"):
+        choose(ModelFolder.open(tmp_path), torch.device("cpu"), torch.float32, "fp8")
