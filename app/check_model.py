@@ -3,13 +3,14 @@
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from rich.console import Console
 
 from .checkpoint.encoders import EncoderConfig
 from .checkpoint.folder import ModelFolder
+from .checkpoint.gguf.file import GgufFile
 from .checkpoint.source import find_model
 from .core.sampling import SamplingParams
 from .core.wire import EncodeCommand, EngineReady, GenerateCommand
@@ -18,6 +19,9 @@ from .engine.core import EngineCore
 from .errors import StartupError
 from .models.pooling import Pooler
 from .settings import load_settings
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 _NUM_TOKENS = 48
 _TOLERANCE = 1e-3
@@ -50,11 +54,15 @@ def check(model: str) -> bool:
 def _of_generator(console: Console, model: str, folder: Path) -> Iterator[bool]:
     """Report on each implementation that can run a generating model, and yield whether it agrees."""
     # Chunks of one block, in float32: paging, chunking and the cache take part, and rounding does not matter.
-    settings = load_settings(model=model, dtype="float32", device="cpu", max_model_len=_NUM_TOKENS + 2)
+    # Quantized weights are taken for the numbers that they stand for, as transformers takes them.
+    settings = load_settings(
+        model=model, dtype="float32", device="cpu", max_model_len=_NUM_TOKENS + 2, quantization="none"
+    )
     settings = settings.model_copy(update={"max_num_batched_tokens": 16, "max_num_seqs": 4})
     core, ready = build_engine(settings, folder)
     _say_how(console, model, ready)
-    for impl in _paths(ready.model_impl):
+    is_quantized = ModelFolder(folder).quantization is not None
+    for impl in _paths(ready.model_impl, is_quantized):
         if impl != ready.model_impl:
             core, ready = build_engine(settings.model_copy(update={"model_impl": impl}), folder)
         difference = _largest_difference(core, folder, ready.vocab_size)
@@ -81,9 +89,9 @@ def _report(console: Console, impl: str, what: str, difference: float, tolerance
     return agrees
 
 
-def _paths(default: str) -> list[str]:
-    """The implementations that can run the model. The generic path runs whatever the decoder runs."""
-    return ["decoder", "generic"] if default == "decoder" else ["generic"]
+def _paths(default: str, is_quantized: bool) -> list[str]:
+    """The implementations that can run the model. The generic path runs whatever the decoder runs, unquantized."""
+    return ["decoder", "generic"] if default == "decoder" and not is_quantized else [default]
 
 
 # ---------------------------------------------------------------------- models that generate
@@ -109,12 +117,30 @@ def _largest_difference(core: EngineCore, folder: Path, vocab_size: int) -> floa
 @torch.inference_mode()
 def _reference(folder: Path, prompt: list[int]) -> torch.Tensor:
     """Log probabilities (tokens - 1,) of all tokens but the first, by transformers' own model."""
-    from transformers import AutoModelForCausalLM
-
-    # Eager, because some faster attentions of transformers leave out features of models, such as soft-capping.
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager")
-    logits = model(torch.tensor([prompt])).logits[0, :-1].float()
+    logits = transformers_model(folder)(torch.tensor([prompt])).logits[0, :-1].float()
     return torch.log_softmax(logits, -1).gather(1, torch.tensor(prompt[1:])[:, None])[:, 0]
+
+
+def transformers_model(
+    folder: Path, dtype: torch.dtype = torch.float32, attn_implementation: str = "eager"
+) -> "PreTrainedModel":
+    """transformers' own model for a folder.
+
+    Attention is eager, unless another is asked for: some faster ones leave out features of models, such as
+    soft-capping.
+    """
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    options: dict[str, Any] = {"dtype": dtype, "attn_implementation": attn_implementation}
+    if (file := ModelFolder(folder).gguf_file) is not None:
+        # It needs to be told the model's configuration, of which it reads less from the file than Paceline.
+        config = {key: value for key, value in ModelFolder(folder).config.items() if key != "quantization_config"}
+        is_tied = "output.weight" not in GgufFile(file).tensors
+        shape = AutoConfig.for_model(**config | {"tie_word_embeddings": is_tied})
+        options |= {"gguf_file": file.name, "config": shape}
+    model: Any = AutoModelForCausalLM.from_pretrained(folder, **options)
+    loaded: PreTrainedModel = model.eval()
+    return loaded
 
 
 # ---------------------------------------------------------------------- encoders

@@ -74,10 +74,10 @@ def _by_loadgen(
 def static_batches(batches: list[int], input_len: int, output_len: int) -> list[float]:
     """Output tokens a second of transformers, for each batch size; runs in a process of its own."""
     import torch
-    from transformers import AutoModelForCausalLM
 
-    loaded: Any = AutoModelForCausalLM.from_pretrained(find_model("embedded"), dtype=torch.bfloat16)
-    model = loaded.eval()
+    from app.check_model import transformers_model
+
+    model: Any = transformers_model(find_model("embedded"), torch.bfloat16, "sdpa")
 
     def generate(batch: int, num_tokens: int) -> float:
         prompts = torch.randint(*_TOKEN_IDS, (batch, input_len))

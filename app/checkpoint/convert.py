@@ -1,4 +1,4 @@
-"""GGUF to safetensors: `python -m app.checkpoint.convert FILE FOLDER`, run once per model in a process of its own.
+"""From a GGUF file to a model folder: `python -m app.checkpoint.convert FILE FOLDER`, run once in a process of its own.
 
 Progress goes to stderr. If the file cannot be converted, the exit code is 1 and stdout says why, in one line.
 """
@@ -16,8 +16,10 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from ..core.parent import when_parent_ends
+from .folder import GGUF_FILE
 from .gguf.config import model_config, other_config
 from .gguf.file import GgufFile
+from .gguf.tensors import StoredTensor, decoder_tensors, split
 from .gguf.tokenizer import GgufTokenizer
 
 _STORED_DTYPES = {0: "float32", 1: "float16"}
@@ -60,37 +62,63 @@ def _write_at_once(gguf: Path, target: Path) -> None:
 
 
 def _write(gguf: Path, folder: Path) -> None:
-    """Read a GGUF file, its weights through transformers, and write the files of a model folder."""
-    _say(f"converting {gguf.name}, once: [1/4] loading transformers")
-    import torch
-    from safetensors.torch import save_file
-    from transformers import AutoConfig, AutoModelForCausalLM
-
-    _say("[2/4] converting the tokenizer")
+    """Write the files of a model folder for a GGUF file."""
+    _say(f"converting the tokenizer of {gguf.name}, once")
     file = GgufFile(gguf)
     tokenizer = GgufTokenizer(file)
     tokenizer.fast.save(str(folder / "tokenizer.json"))
     _write_json(folder / "tokenizer_config.json", tokenizer.config())
     _write_json(folder / "generation_config.json", {"eos_token_id": tokenizer.end_ids()})
+    config = model_config(file)
+    tensors = decoder_tensors(file, config) if config else f"the decoder does not run {file.architecture}"
+    if config and isinstance(tensors, dict):
+        _link(file, config, tensors, folder)
+        return
+    _say(f"converting the weights, once ({gguf.stat().st_size / 2**20:.0f} MiB): {tensors}; [1/3] loading transformers")
+    _convert_weights(file, config, folder)
 
-    _say(f"[3/4] converting the weights ({gguf.stat().st_size / 2**20:.0f} MiB)")
-    dtype = getattr(torch, _STORED_DTYPES.get(file.get("general.file_type", -1), "bfloat16"))
-    source: dict[str, Any] = {"pretrained_model_name_or_path": str(gguf.parent), "gguf_file": gguf.name}
-    config = model_config(file) or other_config(file, AutoConfig.from_pretrained(**source).to_dict(), _keys(file))
-    kind = config["model_type"]
+
+def _link(file: GgufFile, config: dict[str, Any], tensors: dict[str, StoredTensor], folder: Path) -> None:
+    """Write a folder whose weights are those in the file, and which says where they lie."""
+    _refuse_unread(file, config["model_type"])
+    parts = split(tensors)
+    is_tied = config["tie_word_embeddings"] and "lm_head" not in parts["blocks"]
+    quantization = {"quant_method": "gguf"} | parts
+    own = {"dtype": _dtype(file), "tie_word_embeddings": is_tied, "quantization_config": quantization}
+    _write_json(folder / "config.json", config | own)
+    (folder / GGUF_FILE).symlink_to(file.path.absolute())
+
+
+def _dtype(file: GgufFile) -> str:
+    return _STORED_DTYPES.get(file.get("general.file_type", -1), "bfloat16")
+
+
+def _refuse_unread(file: GgufFile, kind: str, is_read: Callable[[str], bool] = lambda _name: False) -> None:
+    if unread := file.unread(is_read):
+        raise ValueError(f"the file says what {kind} models here do not know: {', '.join(unread[:5])}")
+
+
+def _convert_weights(file: GgufFile, known: dict[str, Any] | None, folder: Path) -> None:
+    """Read the weights through transformers, and write them as plain numbers."""
+    import torch
+    from safetensors.torch import save_file
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    _say("[2/3] converting")
+    dtype = getattr(torch, _dtype(file))
+    source: dict[str, Any] = {"pretrained_model_name_or_path": str(file.path.parent), "gguf_file": file.path.name}
+    config = known or other_config(file, AutoConfig.from_pretrained(**source).to_dict(), _keys(file))
     shape = AutoConfig.for_model(**config)
     loaded: Any = AutoModelForCausalLM.from_pretrained(**source, config=shape, dtype=dtype, output_loading_info=True)
     model, info = loaded
     if missing := sorted(info["missing_keys"]):  # transformers has filled them with random numbers
         raise ValueError(f"the file lacks {len(missing)} tensors of the model, {missing[0]} for one")
-    if unread := file.unread(_tensors_of(model, file, config)):
-        raise ValueError(f"the file says what {kind} models here do not know: {', '.join(unread[:5])}")
+    _refuse_unread(file, config["model_type"], _tensors_of(model, file, config))
 
-    _say("[4/4] writing")
+    _say("[3/3] writing")
     # model.save_pretrained refuses models from GGUF files, although their weights are plain tensors by now.
     save_file(_unique_tensors(model), folder / "model.safetensors", metadata={"format": "pt"})
-    dtypes = {"dtype": str(dtype).removeprefix("torch."), "architectures": [type(model).__name__]}
-    _write_json(folder / "config.json", config | dtypes)
+    _write_json(folder / "config.json", config | {"dtype": _dtype(file), "architectures": [type(model).__name__]})
 
 
 def _keys(file: GgufFile) -> list[str]:

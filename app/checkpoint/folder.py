@@ -11,6 +11,8 @@ from .encoders import EncoderConfig, parse_encoder_config
 from .families import max_position_embeddings
 
 _DTYPES = ("float32", "bfloat16", "float16")
+GGUF_FILE = "model.gguf"
+"""The GGUF file in a folder that the converter has written, or a link to it."""
 _OTHER_WEIGHTS = ("*.bin", "*.pt", "*.pth", "*.gguf")
 
 
@@ -64,7 +66,9 @@ class ModelFolder:
 
     @property
     def weight_files(self) -> list[Path]:
-        """The safetensors files that hold the weights. A folder may hold the same weights again, in another form."""
+        """The files that hold the weights: one GGUF file, or safetensors. Others may hold the same weights again."""
+        if self.gguf_file is not None:
+            return [self.gguf_file]
         present = sorted(self.path.glob("*.safetensors"))
         if not present:
             others = sorted(file.name for pattern in _OTHER_WEIGHTS for file in self.path.glob(pattern))
@@ -81,6 +85,15 @@ class ModelFolder:
         if missing := [file.name for file in named if not file.is_file()]:
             raise ModelError(f"{self.path} has no {', '.join(missing)}, although {index} names it")
         return named
+
+    @property
+    def gguf_file(self) -> Path | None:
+        """The GGUF file that holds the weights; None if safetensors files hold them."""
+        if (self.quantization or {}).get("quant_method") != "gguf":
+            return None
+        if not (file := self.path / GGUF_FILE).is_file():
+            raise ModelError(f"{self.path} has no {GGUF_FILE}, although config.json names it")
+        return file
 
     # ------------------------------------------------------------------ what config.json says
 

@@ -5,7 +5,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-Kind = Literal["gptq", "awq", "packed", "int8", "float8"]
+from .gguf.tensors import StoredTensor
+
+Kind = Literal["gptq", "awq", "packed", "int8", "float8", "gguf"]
 
 
 @dataclass(frozen=True)
@@ -13,7 +15,7 @@ class Scheme:
     """How one layer's weight is stored. `kind` names the reader in `app.layers.formats`."""
 
     kind: Kind
-    bits: int
+    bits: int = 8
     group: int | None = None
     """Inputs that share a scale; None: all inputs of an output do."""
     block: tuple[int, int] | None = None
@@ -26,6 +28,8 @@ class Scheme:
     """Whether a tensor says which group each input is in, since groups are not runs of neighbours."""
     zero_offset: int = 0
     """What is missing in stored zero points."""
+    block_type: str = ""
+    """ggml's name of the type of blocks."""
     scale_name: str = "weight_scale"
     has_input_scale: bool = False
     """Whether there is a scale for activations. It is not used: they are scaled by their own size."""
@@ -45,7 +49,7 @@ class Quantization:
 def parse_quantization(config: dict[str, Any]) -> Quantization:
     """ValueError names what is not supported."""
     method = str(config.get("quant_method"))
-    parsers = {"awq": _awq, "gptq": _gptq, "compressed-tensors": _compressed, "fp8": _fp8}
+    parsers = {"awq": _awq, "gptq": _gptq, "compressed-tensors": _compressed, "fp8": _fp8, "gguf": _gguf}
     if method not in parsers:
         raise ValueError(f"quant_method {method!r} is not supported: it is none of {', '.join(parsers)}")
     return Quantization(parsers[method](config))
@@ -132,6 +136,25 @@ def _compressed_scheme(group: dict[str, Any], config: dict[str, Any]) -> Scheme:
         is_sorted=weights.get("actorder") == "group",
         has_input_scale=bool(inputs) and not inputs.get("dynamic"),
     )
+
+
+def _gguf(config: dict[str, Any]) -> Callable[[str], Scheme | None]:
+    types = {name: Scheme("gguf", block_type=stored.kind) for name, stored in gguf_tensors(config, "blocks").items()}
+    return types.get
+
+
+def gguf_tensors(config: dict[str, Any], part: Literal["blocks", "numbers"]) -> dict[str, StoredTensor]:
+    """What the converter has written: layers by their names, as blocks, or tensors by theirs, as plain numbers.
+
+    ValueError for what it has not.
+    """
+    try:
+        tensors = {name: StoredTensor(**stored) for name, stored in config[part].items()}
+    except (TypeError, KeyError, AttributeError) as error:
+        raise ValueError(f"{part}: {error!r}") from error
+    for name, stored in tensors.items():
+        stored.check(name)
+    return tensors
 
 
 def _matches(target: str, name: str) -> bool:

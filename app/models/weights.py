@@ -1,11 +1,12 @@
-"""Fills a model from a checkpoint's safetensors files."""
+"""Fills a model from a checkpoint's files."""
 
 import logging
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import partial
 from math import prod
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,6 +18,7 @@ from torch import Tensor, nn
 from ..checkpoint.folder import ModelFolder
 from ..errors import ModelError
 from ..layers.sources import Filled, Target
+from .gguf_tensors import GgufTensors
 
 log = logging.getLogger(__name__)
 
@@ -40,17 +42,21 @@ _LEFTOVERS = re.compile(r"(^|\.)(rotary_emb\.inv_freq|position_ids|attn\.(masked
 """Tensors of old checkpoints that models compute today: frequencies, positions and causal masks."""
 
 
-class _Piece(NamedTuple):
-    """Some rows of a tensor in a file, and the memory that they fill."""
+_Open = Callable[[], AbstractContextManager[Any]]
+"""Opens a file: what it gives has `keys`, `get_slice` and `get_tensor`, as `safetensors.safe_open` has them."""
 
-    file: Path
+
+class _Piece(NamedTuple):
+    """Some rows of a tensor in a file, which `open` opens, and the memory that they fill."""
+
+    open: _Open
     name: str
     rows: slice
     columns: slice | None
     memory: Tensor
 
     def load(self) -> None:
-        with _reading(self.file) as tensors:
+        with self.open() as tensors:
             if self.memory.numel() == 1:
                 part = tensors.get_tensor(self.name).view(self.memory.shape)
             else:
@@ -65,8 +71,8 @@ def load_weights(model: nn.Module, folder: ModelFolder) -> None:
     """Fill every parameter of a model. ModelError names a tensor that is missing, unknown, or does not fit."""
     targets = _targets(model)
     found: dict[str, list[_Piece]] = {}
-    for file in folder.weight_files:
-        with _reading(file) as tensors:
+    for open_file in _files(folder):
+        with open_file() as tensors:
             for name in tensors.keys():  # noqa: SIM118 - not a dict
                 key = name.removeprefix("model.")
                 if key not in targets and _LEFTOVERS.search(key):
@@ -78,7 +84,7 @@ def load_weights(model: nn.Module, folder: ModelFolder) -> None:
                 stored = tensors.get_slice(name)
                 if problem := _misfit(stored.get_shape(), stored.get_dtype(), targets[key]):
                     raise ModelError(f"{folder.path}: {name} {problem}")
-                found[key] = _pieces(file, name, targets[key])
+                found[key] = _pieces(open_file, name, targets[key])
     # Names with the same memory are alternatives. If a checkpoint has several, the model's first is loaded.
     pieces: dict[int, list[_Piece]] = {}
     missing: dict[int, str] = {}
@@ -95,8 +101,8 @@ def load_weights(model: nn.Module, folder: ModelFolder) -> None:
 def has_own_head(folder: ModelFolder) -> bool:
     """Whether the output embedding differs from the input embedding, even if config.json says that they are one."""
     found: dict[str, Tensor] = {}
-    for file in folder.weight_files:
-        with _reading(file) as tensors:
+    for open_file in _files(folder):
+        with open_file() as tensors:
             for name in tensors.keys():  # noqa: SIM118 - not a dict
                 if (key := name.removeprefix("model.")) in ("embed_tokens.weight", "lm_head.weight"):
                     found[key] = tensors.get_tensor(name)
@@ -134,8 +140,8 @@ def refuse_quantized(folder: ModelFolder) -> None:
 
 def refuse_codes(folder: ModelFolder) -> None:
     """ModelError names a quantized weight, which transformers would silently convert as if it held plain numbers."""
-    for file in folder.weight_files:
-        with _reading(file) as tensors:
+    for open_file in _files(folder):
+        with open_file() as tensors:
             for name in tensors.keys():  # noqa: SIM118 - not a dict
                 dtype = tensors.get_slice(name).get_dtype()
                 if name.endswith("weight") and dtype not in _NUMBERS:
@@ -168,15 +174,15 @@ def _misfit(shape: list[int], dtype: str, target: Target) -> str:
     return "" if is_one_number or taken == tuple(memory.shape) else f"has shape {taken}, not {tuple(memory.shape)}"
 
 
-def _pieces(file: Path, name: str, target: Target) -> list[_Piece]:
+def _pieces(open_file: _Open, name: str, target: Target) -> list[_Piece]:
     """A tensor in pieces of whole rows, each of at most _PIECE_BYTES if a row has no more."""
     memory = target.memory
     if memory.numel() == 1:
-        return [_Piece(file, name, slice(0), None, memory)]
+        return [_Piece(open_file, name, slice(0), None, memory)]
     first = target.rows.start if target.rows else 0
     rows = max(1, _PIECE_BYTES * len(memory) // max(1, memory.nbytes))
     return [
-        _Piece(file, name, slice(first + start, first + start + len(part)), target.columns, part)
+        _Piece(open_file, name, slice(first + start, first + start + len(part)), target.columns, part)
         for start, part in zip(range(0, len(memory), rows), memory.split(rows), strict=True)
     ]
 
@@ -192,6 +198,14 @@ def _load(pieces: list[_Piece]) -> None:
                 log.info("loading weights: %.1f of %.1f GiB", done / 2**30, total / 2**30)
     if any(piece.memory.is_cuda for piece in pieces):
         torch.cuda.synchronize()
+
+
+def _files(folder: ModelFolder) -> list[_Open]:
+    """The files that hold a folder's weights."""
+    if (file := folder.gguf_file) is not None:
+        tensors = GgufTensors(file, folder.quantization or {})
+        return [partial(nullcontext, tensors)]
+    return [partial(_reading, file) for file in folder.weight_files]
 
 
 @contextmanager

@@ -12,6 +12,7 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedModel
 
+from app.check_model import transformers_model
 from app.checkpoint.source import find_model
 from app.core.sampling import SamplingParams
 from app.core.step import KVGroup
@@ -254,12 +255,12 @@ def test_unsupported_kinds_are_refused_by_name(family: str, tmp_path: Path) -> N
 
 
 def test_the_embedded_model_on_real_prompts() -> None:
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoTokenizer
 
     folder = find_model("embedded")
     tokenizer = AutoTokenizer.from_pretrained(folder)
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
-    core = make_engine(folder, tiny_settings(cpu_threads=2))
+    model = transformers_model(folder)
+    core = make_engine(folder, tiny_settings(cpu_threads=2, quantization="none"))
     prompts = ["The capital of France is", "def fibonacci(n):\n", "Once upon a time", "2 + 2 =", "Die Hauptstadt von"]
     requests = {
         prompt: (tokenizer(prompt).input_ids, SamplingParams(max_tokens=24, seed=0, temperature=0.0, logprobs=0))

@@ -11,10 +11,12 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+import gguf
 import httpx
 import pytest
 
 from tests import web
+from tests.checkpoint.conftest import write_gguf
 from tests.patience import PATIENCE, wait_until
 from tests.server.process import Server, free_ports, popen, running_server
 
@@ -140,17 +142,18 @@ def test_a_second_signal_ends_now(tiny_model: Path) -> None:
 
 def test_sigterm_ends_at_once_what_still_converts_its_model(tmp_path: Path) -> None:
     (port,) = free_ports(1)
-    arguments = ("-m", "app.cli", "serve", "--port", str(port))
+    model = write_gguf(tmp_path / "odd.gguf", gguf.GGMLQuantizationType.IQ4_NL)
+    arguments = ("-m", "app.cli", "serve", "--port", str(port), "--model", str(model))
     with popen(*arguments, XDG_CACHE_HOME=str(tmp_path)) as process:
         server = Server(process)
-        server.wait_for(r"converting .* loading transformers")
+        server.wait_for(r"converting the weights .* loading transformers")
         converter = server.children()["checkpoint"]
         with pytest.raises(httpx.ConnectError):  # rather than to wait for an answer
             web.get(f"http://127.0.0.1:{port}/health/live")
         process.send_signal(signal.SIGTERM)
         assert process.wait(timeout=PATIENCE) == 0
         wait_until(lambda: has_ended(converter))
-        folders = [path for path in tmp_path.glob("paceline/models/SmolLM2*") if path.is_dir()]
+        folders = [path for path in tmp_path.glob("paceline/models/odd*") if path.is_dir()]
         assert not folders  # it did not end because it was done
 
 

@@ -24,7 +24,7 @@ def smol_folder(embedded_model: Path, tmp_path_factory: pytest.TempPathFactory) 
     """The embedded model's tokenizer (byte-level BPE), as transformers has saved it."""
     folder = tmp_path_factory.mktemp("smol")
     for file in embedded_model.iterdir():
-        if file.suffix != ".safetensors":
+        if file.suffix != ".gguf":
             shutil.copy(file, folder)
     return folder
 

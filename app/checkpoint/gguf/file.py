@@ -40,6 +40,7 @@ class GgufFile:
         self.path = path
         self._read: set[str] = set()
         with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+            self._size = len(content)
             try:
                 reader = _Reader(content)
                 self._metadata, self.tensors = reader.metadata, reader.tensors
@@ -73,16 +74,23 @@ class GgufFile:
         """The numbers of a small tensor; None if there is none of this name. ValueError if they are not float32."""
         if name not in self.tensors:
             return None
-        self._read.add(name)
         info = self.tensors[name]
         if info.kind != _FLOAT32:
             raise ValueError(f"{name} is not of type F32")
         count = int(np.prod(info.shape))
-        values: list[float] = np.fromfile(self.path, "<f4", count, offset=self._data_at + info.offset).tolist()
+        values: list[float] = np.fromfile(self.path, "<f4", count, offset=self.begin_of(name, 4 * count)).tolist()
         return values
 
+    def begin_of(self, name: str, num_bytes: int) -> int:
+        """The byte at which a tensor's data begin. ValueError if the file ends before all of them."""
+        self._read.add(name)
+        begin: int = self._data_at + self.tensors[name].offset
+        if begin + num_bytes > self._size:
+            raise ValueError(f"the file ends within {name}")
+        return begin
+
     def unread(self, tensors: Callable[[str], bool]) -> list[str]:
-        """Keys and tensors that nobody has read. `tensors` says which names of tensors are somebody's."""
+        """Keys and tensors that nobody has read. `tensors` says of names whether somebody else reads these tensors."""
         keys = [key for key in self._metadata if key not in self._read and not key.startswith(_DESCRIPTIONS)]
         return keys + [name for name in self.tensors if name not in self._read and not tensors(name)]
 

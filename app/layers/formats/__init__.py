@@ -5,14 +5,16 @@ from .awq import Awq
 from .base import Format
 from .compressed import Int8, Packed
 from .float8 import Float8
+from .gguf import Gguf
 from .gptq import Gptq
 
-_FORMATS: dict[Kind, type[Awq | Gptq | Packed | Int8 | Float8]] = {
+_FORMATS: dict[Kind, type[Awq | Gptq | Packed | Int8 | Float8 | Gguf]] = {
     "awq": Awq,
     "gptq": Gptq,
     "packed": Packed,
     "int8": Int8,
     "float8": Float8,
+    "gguf": Gguf,
 }
 
 

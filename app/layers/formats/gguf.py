@@ -4,31 +4,35 @@ A row of a tensor is a run of blocks. Each block stands for 32 or 256 neighbouri
 scales, in float16, and its codes, whose bits are spread over the block.
 """
 
-from collections.abc import Callable
-from typing import NamedTuple
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor
 
+from ...checkpoint.gguf.tensors import KIND_OF, row_bytes
+from ...checkpoint.quantization import Scheme
+from .base import Stored
 from .codes import Codes, around, signed
 
-_Reader = Callable[[Tensor], Codes]
+
+class Gguf:
+    """Rows of blocks of one type."""
+
+    def __init__(self, scheme: Scheme) -> None:
+        self._kind = scheme.block_type
+
+    def tensors(self, out_features: int, in_features: int) -> dict[str, Stored]:
+        """See `Format`."""
+        return {"blocks": Stored((out_features, row_bytes(self._kind, in_features)), torch.uint8)}
+
+    def decode(self, tensors: Mapping[str, Tensor]) -> Codes:
+        """See `Format`."""
+        return read_blocks(self._kind, tensors["blocks"])
 
 
-class BlockType(NamedTuple):
-    """How a type of tensor is cut into blocks, and how blocks are read."""
-
-    name: str
-    inputs: int
-    """A block stands for so many inputs."""
-    size: int
-    """Bytes of a block."""
-    read: _Reader
-    """From (out_features, blocks, size) uint8 to codes."""
-
-    def decode(self, data: Tensor) -> Codes:
-        """Codes of rows of blocks (out_features, row_bytes) uint8."""
-        return self.read(data.unflatten(1, (-1, self.size)))
+def read_blocks(kind: str, data: Tensor) -> Codes:
+    """Codes of rows of blocks (out_features, row_bytes) uint8."""
+    return _READERS[kind](data.unflatten(1, (-1, KIND_OF[kind].size)))
 
 
 def _half(blocks: Tensor, at: int) -> Tensor:
@@ -134,16 +138,16 @@ def _scales_of_eight(blocks: Tensor) -> tuple[Tensor, Tensor]:
     return _flat(d * scales), _flat(-of_least * least)
 
 
-BLOCK_TYPES = {
-    2: BlockType("Q4_0", 32, 18, _q4_0),
-    3: BlockType("Q4_1", 32, 20, _q4_1),
-    6: BlockType("Q5_0", 32, 22, _q5_0),
-    7: BlockType("Q5_1", 32, 24, _q5_1),
-    8: BlockType("Q8_0", 32, 34, _q8_0),
-    10: BlockType("Q2_K", 256, 84, _q2_k),
-    11: BlockType("Q3_K", 256, 110, _q3_k),
-    12: BlockType("Q4_K", 256, 144, _q4_k),
-    13: BlockType("Q5_K", 256, 176, _q5_k),
-    14: BlockType("Q6_K", 256, 210, _q6_k),
+_READERS: dict[str, Callable[[Tensor], Codes]] = {
+    "Q4_0": _q4_0,
+    "Q4_1": _q4_1,
+    "Q5_0": _q5_0,
+    "Q5_1": _q5_1,
+    "Q8_0": _q8_0,
+    "Q2_K": _q2_k,
+    "Q3_K": _q3_k,
+    "Q4_K": _q4_k,
+    "Q5_K": _q5_k,
+    "Q6_K": _q6_k,
 }
-"""By ggml's number of the type."""
+"""From blocks of a type, (out_features, blocks, bytes of a block) uint8."""

@@ -1,0 +1,176 @@
+"""Where the tensors of the decoder lie in a GGUF file, so that they need not be converted."""
+
+import re
+from collections.abc import Iterable
+from math import prod
+from typing import Any, NamedTuple
+
+from ..families import FAMILIES, NotCarriedError, parse_decoder_config
+from .file import GgufFile
+
+
+class Kind(NamedTuple):
+    """A type of tensors. Each run of `inputs` numbers of a row takes `size` bytes."""
+
+    name: str
+    inputs: int
+    size: int
+
+
+KINDS = {
+    0: Kind("F32", 1, 4),
+    1: Kind("F16", 1, 2),
+    30: Kind("BF16", 1, 2),
+    2: Kind("Q4_0", 32, 18),
+    3: Kind("Q4_1", 32, 20),
+    6: Kind("Q5_0", 32, 22),
+    7: Kind("Q5_1", 32, 24),
+    8: Kind("Q8_0", 32, 34),
+    10: Kind("Q2_K", 256, 84),
+    11: Kind("Q3_K", 256, 110),
+    12: Kind("Q4_K", 256, 144),
+    13: Kind("Q5_K", 256, 176),
+    14: Kind("Q6_K", 256, 210),
+}
+"""The types that are read, by ggml's number of the type."""
+KIND_OF = {kind.name: kind for kind in KINDS.values()}
+"""The same by their names."""
+_PLAIN = ("F32", "F16", "BF16")
+"""The types of plain numbers."""
+
+_IN_LAYER = re.compile(r"blk\.\d+\.(.+)")
+_OF_MODEL = {"token_embd": "model.embed_tokens", "output_norm": "model.norm", "output": "lm_head"}
+_OF_LAYER = {
+    "attn_q": "self_attn.q_proj",
+    "attn_k": "self_attn.k_proj",
+    "attn_v": "self_attn.v_proj",
+    "attn_qkv": "self_attn.qkv_proj",
+    "attn_output": "self_attn.o_proj",
+    "attn_q_norm": "self_attn.q_norm",
+    "attn_k_norm": "self_attn.k_norm",
+    "ffn_gate": "mlp.gate_proj",
+    "ffn_up": "mlp.up_proj",
+    "ffn_down": "mlp.down_proj",
+    "attn_norm": "input_layernorm",
+    "ffn_norm": "post_attention_layernorm",
+}
+_OF_PHI3 = {"ffn_up": "mlp.gate_up_proj"}
+_OF_GEMMA = {
+    "post_attention_norm": "post_attention_layernorm",
+    "ffn_norm": "pre_feedforward_layernorm",
+    "post_ffw_norm": "post_feedforward_layernorm",
+}
+_NAMES_OF_LAYER = {"phi3": _OF_LAYER | _OF_PHI3, "gemma2": _OF_LAYER | _OF_GEMMA, "gemma3": _OF_LAYER | _OF_GEMMA}
+"""From llama.cpp's names to a checkpoint's, by family; for all others _OF_LAYER."""
+
+
+class StoredTensor(NamedTuple):
+    """Where a tensor of a checkpoint lies in a file, and how it differs there."""
+
+    kind: str
+    """The name of its type, one of KINDS."""
+    shape: tuple[int, ...]
+    """In torch's order."""
+    begin: int
+    """The byte of the file at which it begins."""
+    heads: int = 0
+    """In each of so many heads, rows of the first and of the second half alternate; 0: rows are in their own order."""
+    added: float = 0.0
+    """What the file has added to the checkpoint's numbers."""
+
+    def check(self, name: str) -> None:
+        """ValueError for what no tensor can be."""
+        sizes = [*self.shape, self.begin + 1]
+        if self.kind not in KIND_OF or len(sizes) < 2 or any(type(size) is not int or size < 1 for size in sizes):
+            raise ValueError(f"{name} is of type {self.kind} and shape {self.shape}, from byte {self.begin} on")
+        if self.heads and (self.heads < 0 or self.shape[0] % (2 * self.heads)):
+            raise ValueError(f"{name} has {self.shape[0]} rows, which are no whole halves of {self.heads} heads")
+
+
+def decoder_tensors(file: GgufFile, config: dict[str, Any]) -> dict[str, StoredTensor] | str:
+    """The tensors of a model, by their names in a checkpoint; or why the decoder cannot read them as they are.
+
+    `config` is the model's config.json. ValueError for a file that is broken.
+    """
+    if config["model_type"] not in FAMILIES:
+        return f"the decoder does not run {config['model_type']}"
+    try:
+        parse_decoder_config(config)
+    except NotCarriedError as reason:
+        return f"the decoder does not carry {reason}"
+    tensors: dict[str, StoredTensor] = {}
+    names = _names(file, config["num_hidden_layers"])
+    _refuse_missing(names, config["num_hidden_layers"])
+    for name, ours in names.items():
+        info = file.tensors[name]
+        if info.kind not in KINDS:
+            return f"it cannot read {name}, whose type has the number {info.kind}"
+        kind = KINDS[info.kind].name
+        begin = file.begin_of(name, info.shape[0] * row_bytes(kind, prod(info.shape[1:])))
+        tensors[ours] = StoredTensor(kind, info.shape, begin, _heads(file, name, config), _added(file, name))
+    return tensors
+
+
+def split(tensors: dict[str, StoredTensor]) -> dict[str, dict[str, Any]]:
+    """What `app.checkpoint.quantization.gguf_tensors` reads: tensors of quantized layers ("blocks"), and all others
+    ("numbers").
+
+    Embeddings that are also the last layer's weight are among both: a row of them is read as plain numbers.
+    """
+    blocks = {name.removesuffix(".weight"): stored for name, stored in tensors.items() if _is_quantized(name, stored)}
+    numbers = {name: stored for name, stored in tensors.items() if not _is_quantized(name, stored)}
+    embeddings = tensors.get("model.embed_tokens.weight")
+    if "lm_head.weight" not in tensors and embeddings is not None and embeddings.kind not in _PLAIN:
+        blocks["lm_head"] = embeddings
+    return {
+        "blocks": {name: stored._asdict() for name, stored in blocks.items()},
+        "numbers": {name: stored._asdict() for name, stored in numbers.items()},
+    }
+
+
+def _is_quantized(name: str, stored: StoredTensor) -> bool:
+    """Whether a tensor is the weight of a linear layer, in blocks."""
+    return stored.kind not in _PLAIN and name.endswith(("_proj.weight", "lm_head.weight"))
+
+
+def row_bytes(kind: str, inputs: int) -> int:
+    """What a row of a type takes. ValueError for one that is no whole number of blocks."""
+    _, block, size = KIND_OF[kind]
+    if inputs % block:
+        raise ValueError(f"{inputs} inputs are not whole blocks of {kind}, which have {block}")
+    return inputs // block * size
+
+
+def _names(file: GgufFile, num_layers: int) -> dict[str, str]:
+    """Names of the file's tensors, and what checkpoints call them."""
+    of_layer = _NAMES_OF_LAYER.get(file.architecture, _OF_LAYER)
+    wanted = dict(_OF_MODEL)
+    for layer in range(num_layers):
+        wanted |= {f"blk.{layer}.{name}": f"model.layers.{layer}.{ours}" for name, ours in of_layer.items()}
+    split_names = {name: name.rpartition(".") for name in file.tensors}
+    return {
+        name: f"{wanted[module]}.{kind}"
+        for name, (module, _, kind) in split_names.items()
+        if module in wanted and kind in ("weight", "bias")
+    }
+
+
+def _refuse_missing(names: Iterable[str], num_layers: int) -> None:
+    """ValueError names a tensor that one layer has and another has not."""
+    matches = [match for name in names if (match := _IN_LAYER.fullmatch(name))]
+    every = {f"blk.{layer}.{match[1]}" for match in matches for layer in range(num_layers)}
+    if missing := sorted((every | {"output_norm.weight"}) - set(names)):
+        raise ValueError(f"the file lacks {len(missing)} tensors of the model, {missing[0]} for one")
+
+
+def _heads(file: GgufFile, name: str, config: dict[str, Any]) -> int:
+    """See `StoredTensor.heads`: llama.cpp has its own order of rows for Llama only."""
+    if file.architecture != "llama":
+        return 0
+    heads = {".attn_q.": config["num_attention_heads"], ".attn_k.": config["num_key_value_heads"]}
+    return next((number for part, number in heads.items() if part in name), 0)
+
+
+def _added(file: GgufFile, name: str) -> float:
+    """See `StoredTensor.added`: Gemma's norms have weights that are added to one, and llama.cpp has added it."""
+    return 1.0 if file.architecture.startswith("gemma") and name.endswith("norm.weight") else 0.0

@@ -1,0 +1,91 @@
+"""Reads the tensors of a GGUF file, in the place of safetensors' reader."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..checkpoint.gguf.tensors import StoredTensor, row_bytes
+from ..checkpoint.quantization import gguf_tensors
+from ..errors import ModelError
+from ..layers.formats.gguf import read_blocks
+
+_DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+"""Of plain numbers."""
+
+
+class GgufTensors:
+    """What `safetensors.safe_open` gives, for a GGUF file that a folder's quantization_config describes.
+
+    A layer that is quantized has a tensor `blocks`. Others that are, such as embeddings, are given as float32.
+    """
+
+    def __init__(self, file: Path, quantization: dict[str, Any]) -> None:
+        try:
+            data = np.memmap(file, np.uint8, "r")
+            blocks, numbers = (gguf_tensors(quantization, part) for part in ("blocks", "numbers"))
+            tensors = {f"{name}.blocks": _Tensor(_rows_of(data, at), at, True) for name, at in blocks.items()}
+            self._tensors = tensors | {name: _Tensor(_rows_of(data, at), at, False) for name, at in numbers.items()}
+        except (OSError, ValueError, LookupError, TypeError) as error:
+            raise ModelError(f"{file} is not the GGUF file that config.json describes: {error}") from error
+
+    def keys(self) -> Sequence[str]:
+        """The names of all tensors."""
+        return list(self._tensors)
+
+    def get_slice(self, name: str) -> "_Tensor":
+        """A tensor, of which the rows that an index names will be read."""
+        return self._tensors[name]
+
+    def get_tensor(self, name: str) -> Tensor:
+        """A whole tensor."""
+        return self._tensors[name][:]
+
+
+@dataclass(frozen=True)
+class _Tensor:
+    """A tensor of the file, of which rows are read when they are asked for."""
+
+    data: Any
+    """(rows, bytes of a row), memory-mapped. A vector has a number in each row."""
+    stored: StoredTensor
+    is_blocks: bool
+    """Whether it is given as it is stored."""
+
+    def get_shape(self) -> list[int]:
+        """In torch's order."""
+        return list(self.data.shape if self.is_blocks else self.stored.shape)
+
+    def get_dtype(self) -> str:
+        """safetensors' name of it."""
+        if self.is_blocks:
+            return "U8"
+        return self.stored.kind if self.stored.kind in _DTYPES and not self.stored.added else "F32"
+
+    def __getitem__(self, rows: slice) -> Tensor:
+        """Some of the rows."""
+        stored = self.stored
+        chosen = rows if not stored.heads else _checkpoints_order(len(self.data), stored.heads)[rows]
+        data = torch.from_numpy(np.array(self.data[chosen]))
+        if self.is_blocks:
+            return data
+        plain = data.view(_DTYPES[stored.kind]) if stored.kind in _DTYPES else read_blocks(stored.kind, data).dense()
+        shaped = plain.view(-1, *stored.shape[1:])
+        return shaped.float() - stored.added if stored.added else shaped
+
+
+def _checkpoints_order(rows: int, heads: int) -> Any:
+    """Which row of the file each row of the checkpoint is; see `StoredTensor.heads`."""
+    return np.arange(rows).reshape(heads, -1, 2).swapaxes(1, 2).flatten()
+
+
+def _rows_of(data: Any, stored: StoredTensor) -> Any:
+    """The bytes of a tensor: (rows, bytes of a row)."""
+    rows = stored.shape[0]
+    size = row_bytes(stored.kind, prod(stored.shape[1:]))
+    return data[stored.begin : stored.begin + rows * size].reshape(rows, size)

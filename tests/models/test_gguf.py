@@ -1,0 +1,110 @@
+"""GGUF files run from the file: their tensors are those that transformers reads, and their blocks are multiplied."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from gguf import GGMLQuantizationType
+from transformers import AutoModelForCausalLM
+
+from app.checkpoint.convert import convert
+from app.checkpoint.folder import ModelFolder
+from app.core.wire import EngineReady
+from app.engine.build import build_engine
+from app.errors import ModelError
+from app.kernels.cpu import integer
+from app.layers.formats.gguf import read_blocks
+from app.layers.methods.integer import Integer
+from app.models.gguf_tensors import GgufTensors
+from app.models.loader import load_model
+from app.settings import load_settings
+from tests.checkpoint.conftest import write_gguf
+from tests.models.test_quantized import errors, greedy
+
+KINDS = ["F32", "F16", "BF16", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0"]
+"""What the library `gguf` can write."""
+
+
+@pytest.fixture(params=KINDS)
+def kind(request: pytest.FixtureRequest) -> str:
+    name: str = request.param
+    return name
+
+
+def write(kind: str, folder: Path) -> tuple[Path, Path]:
+    """A file whose weights are of a type, and the model folder for it."""
+    file = write_gguf(folder / "written.gguf", GGMLQuantizationType[kind])
+    convert(file, folder / "model")
+    return file, folder / "model"
+
+
+def test_tensors_are_those_that_transformers_reads(kind: str, tmp_path: Path) -> None:
+    file, folder = write(kind, tmp_path)
+    expected = AutoModelForCausalLM.from_pretrained(tmp_path, gguf_file=file.name, dtype=torch.float32).state_dict()
+    opened = ModelFolder.open(folder)
+    tensors = GgufTensors(folder / "model.gguf", opened.quantization or {})
+    for name in tensors.keys():  # noqa: SIM118 - not a dict
+        found = tensors.get_tensor(name)
+        if name.endswith(".blocks"):
+            name = name.removesuffix("blocks") + "weight"
+            found = read_blocks(kind, found).dense()
+        assert torch.equal(found.float(), expected.pop(name) if name != "lm_head.weight" else expected[name]), name
+    assert expected.keys() <= {"lm_head.weight"}
+
+
+def test_some_rows_are_those_of_the_whole(kind: str, tmp_path: Path) -> None:
+    _, folder = write(kind, tmp_path)
+    tensors = GgufTensors(folder / "model.gguf", ModelFolder.open(folder).quantization or {})
+    for name in tensors.keys():  # noqa: SIM118 - not a dict
+        assert torch.equal(tensors.get_slice(name)[5:9], tensors.get_tensor(name)[5:9])
+
+
+@pytest.mark.parametrize("quantization", ["none", "auto"])
+@pytest.mark.parametrize("kind", ["F16", "Q4_0", "Q8_0"])
+def test_a_crowd_gets_what_transformers_computes(kind: str, quantization: str, tmp_path: Path) -> None:
+    file, folder = write(kind, tmp_path)
+    model = AutoModelForCausalLM.from_pretrained(tmp_path, gguf_file=file.name, dtype=torch.float32).eval()
+    found = errors(model, greedy(folder, quantization))
+    is_rounded = quantization == "auto" and kind != "F16" and integer.can_run()
+    assert float(found.max()) < 1e-4 or (is_rounded and 0 < float(found.mean()) < 0.02)
+
+
+@pytest.mark.skipif(not integer.can_run(), reason="the processor has no AVX2")
+def test_blocks_are_multiplied_as_they_are(tmp_path: Path) -> None:
+    _, folder = write("Q4_1", tmp_path)
+    loaded = load_model(ModelFolder.open(folder), load_settings(), torch.float32, torch.device("cpu"), 200)
+    layers = [layer for layer in loaded.model.modules() if hasattr(layer, "method")]
+    assert len(layers) == 9  # the head too, although its weight is that of the embeddings
+    assert all(isinstance(layer.method, Integer) for layer in layers)
+
+
+def test_a_file_that_has_become_shorter_is_refused(tmp_path: Path) -> None:
+    file, folder = write("Q4_1", tmp_path)
+    file.write_bytes(file.read_bytes()[:-1000])
+    with pytest.raises(ModelError, match=r"is not the GGUF file that config\.json describes"):
+        started(folder)
+
+
+def test_a_file_that_is_gone_is_named(tmp_path: Path) -> None:
+    file, folder = write("Q4_1", tmp_path)
+    file.unlink()
+    with pytest.raises(ModelError, match=r"has no model\.gguf"):
+        started(folder)
+
+
+@pytest.mark.parametrize(
+    "change", [{"kind": "Q9"}, {"begin": -5}, {"shape": [2**40, 64]}, {"shape": []}, {"more": 1}, {"heads": 7}]
+)
+def test_a_folder_that_says_nonsense_of_its_file_is_refused(change: dict[str, object], tmp_path: Path) -> None:
+    _, folder = write("Q4_1", tmp_path)
+    config = json.loads((folder / "config.json").read_text())
+    config["quantization_config"]["blocks"]["model.layers.1.self_attn.k_proj"] |= change
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ModelError, match=r"k_proj|GGUF|quantization_config"):
+        started(folder)
+
+
+def started(folder: Path) -> EngineReady:
+    settings = load_settings(device="cpu", dtype="float32", num_kv_blocks=32, max_model_len=60)
+    return build_engine(settings, folder)[1]
