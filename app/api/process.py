@@ -45,7 +45,7 @@ from .service import Service
 
 log = logging.getLogger(__spec__.name)  # since this runs as __main__
 
-_CHAT = '{"temperature": 0, "messages": [{"role": "user", "content": "What is the capital of France?"}]}'
+_CHAT = '{"temperature": 0, "messages": [{"role": "user", "content": "Name the capital of France."}]}'
 
 _BACKLOG = 2048
 """How many connections may wait to be accepted."""

@@ -197,7 +197,7 @@ def growth(cluster: Cluster) -> Load:
 
 def ask(client: openai.OpenAI) -> str:
     """What a real client reads from a stream."""
-    question: Any = [{"role": "user", "content": "What is the capital of France?"}]
+    question: Any = [{"role": "user", "content": "Name the capital of France."}]
     model = client.models.list().data[0].id
     with client.chat.completions.create(model=model, messages=question, temperature=0, stream=True) as stream:
         return "".join(chunk.choices[0].delta.content or "" for chunk in stream if chunk.choices)

@@ -45,7 +45,7 @@ def test_generate_fails_with_the_requests_error(
 
 
 def test_generate_without_a_server_reads_stdin_and_logs_nothing() -> None:
-    code, output, log = run("-m", "app.cli", "generate", "-", given="What is the capital of France?")
+    code, output, log = run("-m", "app.cli", "generate", "-", given="Name the capital of France.")
     assert (code, log) == (0, "")
     assert "Paris" in output
 

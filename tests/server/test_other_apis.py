@@ -10,7 +10,7 @@ from app.checkpoint.source import find_model
 from tests.server.process import Server
 
 MODEL = "SmolLM2-135M-Instruct"
-QUESTION = "What is the capital of France?"
+QUESTION = "Name the capital of France."
 TOOL: Any = {
     "name": "get_weather",
     "description": "The weather of a city",

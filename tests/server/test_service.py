@@ -15,7 +15,7 @@ from tests import web
 from tests.patience import wait_until
 from tests.server.process import Server
 
-QUESTION = [{"role": "user", "content": "What is the capital of France?"}]
+QUESTION = [{"role": "user", "content": "Name the capital of France."}]
 
 
 def client(server: Server) -> openai.OpenAI:
