@@ -6,6 +6,7 @@ FUZZ_EXAMPLES=N tries N random grammars instead of a few.
 import asyncio
 import json
 import os
+import re
 from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
@@ -44,14 +45,14 @@ async def test_a_grammar_that_ends_the_process_is_an_error_and_the_next_one_is_c
     good = constraint.json_object()
     for hostile, words in (
         (CRASH, "stack"),
-        (SLOW, "too long"),
+        (SLOW, "too long|memory"),  # a fast machine reaches the other limit first
         (LARGE, "memory"),
         (SLOW_MASKS, "allows take too long"),
     ):
         results = await asyncio.gather(*(checker.check(one) for one in (good, hostile, good)), return_exceptions=True)
         assert results[0] == results[2] == good
         assert isinstance(results[1], GrammarError)
-        assert words in str(results[1])
+        assert re.search(words, str(results[1]))
 
 
 async def test_a_requester_who_leaves_does_not_mix_up_the_others(checker: GrammarChecker) -> None:

@@ -64,7 +64,7 @@ async def test_many_clients_at_once_get_what_each_gets_alone(server: Server) -> 
         crowd = await asyncio.gather(*(complete(index) for index in range(len(words))))
         alone = [await complete(index) for index in range(len(words))]
     assert crowd == alone
-    assert not any("\ufffd" in text for text in crowd)
+    assert not any("\ufffd" in text.rstrip("\ufffd") for text in crowd)  # `max_tokens` may cut an emoji
 
 
 def test_a_client_that_goes_away_is_aborted_and_its_blocks_are_free(server: Server) -> None:
