@@ -20,6 +20,7 @@ from common import print_table, write_result
 from app.attention.layer import Attention
 from app.core.sampling import SamplingParams
 from app.core.step import BuiltWorker, NewRequest, SchedulerOutput
+from app.layers.linear import Linear
 from app.settings import load_settings
 from app.worker.factory import build_worker
 
@@ -120,7 +121,8 @@ def main() -> None:
     runner = built.worker
     model = runner.model  # type: ignore[attr-defined]
     weights = sum(p.nbytes for p in {id(p): p for p in model.parameters()}.values())
-    weights += sum(module.scales.nbytes for module in model.modules() if hasattr(module, "scales"))
+    linears = [module for module in model.modules() if isinstance(module, Linear)]
+    weights += sum(buffer.nbytes for layer in linears for buffer in layer.buffers(recurse=False))
     if not model.config.tie_word_embeddings:
         weights -= model.embed_tokens.weight.nbytes
     caches = [(layer.cache.k, layer.cache.v) for layer in model.modules() if isinstance(layer, Attention)]

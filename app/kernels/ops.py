@@ -11,6 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .rows import Rows
+
 CPU_DTYPES = (torch.float32, torch.bfloat16)
 """The dtypes of tensors that the CPU kernels take."""
 HAS_TRITON = find_spec("triton") is not None
@@ -63,6 +65,12 @@ def rms_norm(x: Tensor, weight: Tensor, offset: float, eps: float, residual: Ten
     return F.rms_norm(x, weight.shape, weight, eps)
 
 
+def rounded_rms_norm(x: Tensor, weight: Tensor, offset: float, eps: float, residual: Tensor | None, group: int) -> Rows:
+    """`rms_norm` rounded to FP8 in groups, on a GPU that has the kernel."""
+    out: Rows = _gpu().rms_norm(x, weight, offset, eps, residual, group)
+    return out
+
+
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """`x @ weight.T + bias` of x (..., in) and weight (out, in)."""
     if skinny := _skinny(x):
@@ -107,6 +115,12 @@ def gated(gate_up: Tensor, activation: str) -> Tensor:
         return out
     gate, up = gate_up.chunk(2, dim=-1)
     return ACTIVATIONS[activation](gate) * up
+
+
+def rounded_gated(gate_up: Tensor, activation: str, group: int) -> Rows:
+    """`gated` rounded to FP8 in groups, on a GPU that has the kernel."""
+    out: Rows = _gpu().gated(gate_up, activation, group)
+    return out
 
 
 ACTIVATIONS = {

@@ -25,8 +25,18 @@ class LinearMethod(Protocol):
         """Bring the filled parameters into the form that `apply` reads, and free what is no longer needed."""
         ...
 
+    def group_for(self, layer: "Linear", like: Tensor) -> int | None:
+        """How many neighbouring inputs share a scale, if `apply` would round activations to FP8.
+
+        What computes them may do that then. They have as many rows as `like` (rows, ...), and are where it is.
+        """
+        ...
+
     def apply(self, layer: "Linear", x: Tensor) -> Tensor:
-        """`x @ weight.T + bias` for x (..., in_features): (..., out_features) of the layer's `out_dtype`."""
+        """`x @ weight.T + bias` for x (..., in_features): (..., out_features) of the layer's `out_dtype`.
+
+        Where `group_for` asks for them, x may be `Rows` instead.
+        """
         ...
 
 
@@ -50,6 +60,10 @@ class Linear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.method.apply(self, x)
+
+    def group_for(self, like: Tensor) -> int | None:
+        """See `LinearMethod`."""
+        return self.method.group_for(self, like)
 
     def parts(self, name: str) -> dict[str, slice]:
         """The layers of a checkpoint that make up this one, which is called `name` here, and their outputs in it."""

@@ -3,7 +3,9 @@
 import torch
 from torch import Tensor, nn
 
-from ..kernels.ops import rms_norm
+from ..kernels.ops import rms_norm, rounded_rms_norm
+from ..kernels.rows import Rows
+from .linear import Linear
 
 
 class RMSNorm(nn.Module):
@@ -16,8 +18,14 @@ class RMSNorm(nn.Module):
         self.weight = nn.Parameter(torch.empty(size))
         self.eps = eps
 
-    def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
-        """The norm of x. If there is a residual, x is added to it in place, and the norm is that of the sum."""
+    def forward(self, x: Tensor, residual: Tensor | None = None, into: Linear | None = None) -> Tensor | Rows:
+        """The norm of x. If there is a residual, x is added to it in place, and the norm is that of the sum.
+
+        If only one layer reads it, `into`, it has the form that the layer takes.
+        """
+        group = None if into is None else into.group_for(x)
+        if group is not None:
+            return rounded_rms_norm(x, self.weight, self.offset, self.eps, residual, group)
         return rms_norm(x, self.weight, self.offset, self.eps, residual)
 
 

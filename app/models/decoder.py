@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from ..attention.config import AttentionConfig, HeadNorms
 from ..attention.layer import Attention
 from ..checkpoint.families import DecoderConfig, NotCarriedError
-from ..kernels.ops import ACTIVATIONS, gated
+from ..kernels.ops import ACTIVATIONS, gated, rounded_gated
+from ..kernels.rows import Rows
 from ..layers.linear import Head, Linear, MergedLinear
 from ..layers.norm import OffsetRMSNorm, RMSNorm
 from ..layers.rotary import RotaryEmbedding
@@ -49,7 +50,7 @@ class DecoderAttention(nn.Module):
             )
         )
 
-    def forward(self, x: Tensor, rope: RopeTables) -> Tensor:
+    def forward(self, x: Tensor | Rows, rope: RopeTables) -> Tensor:
         qkv = self.qkv_proj(x)
         if self.norm_whole:
             sizes = self.qkv_proj.sizes
@@ -78,8 +79,12 @@ class DecoderMLP(nn.Module):
             raise NotCarriedError(f"activation {config.activation}")
         self.activation = config.activation
 
-    def forward(self, x: Tensor) -> Tensor:
-        out: Tensor = self.down_proj(gated(self.gate_up_proj(x), self.activation))
+    def forward(self, x: Tensor | Rows) -> Tensor:
+        gate_up = self.gate_up_proj(x)
+        if group := self.down_proj.group_for(gate_up):
+            out: Tensor = self.down_proj(rounded_gated(gate_up, self.activation, group))
+        else:
+            out = self.down_proj(gated(gate_up, self.activation))
         return out
 
 
@@ -112,15 +117,17 @@ class DecoderLayer(nn.Module):
         The sum is left to the next norm, which has to read both parts anyway.
         """
         if self.placement == "pre":
-            normed = self.input_layernorm(x, stream)
+            normed = self.input_layernorm(x, stream, self.self_attn.qkv_proj)
             stream = x if stream is None else stream
-            normed = self.post_attention_layernorm(self.self_attn(normed, rope), stream)
+            normed = self.post_attention_layernorm(self.self_attn(normed, rope), stream, self.mlp.gate_up_proj)
             return self.mlp(normed), stream
         if self.placement == "post":
             x = x + self.post_attention_layernorm(self.self_attn(x, rope))
             return x + self.post_feedforward_layernorm(self.mlp(x)), None
-        x = x + self.post_attention_layernorm(self.self_attn(self.input_layernorm(x), rope))
-        return x + self.post_feedforward_layernorm(self.mlp(self.pre_feedforward_layernorm(x))), None
+        normed = self.input_layernorm(x, into=self.self_attn.qkv_proj)
+        x = x + self.post_attention_layernorm(self.self_attn(normed, rope))
+        normed = self.pre_feedforward_layernorm(x, into=self.mlp.gate_up_proj)
+        return x + self.post_feedforward_layernorm(self.mlp(normed)), None
 
 
 class Decoder(nn.Module):

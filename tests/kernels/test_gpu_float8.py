@@ -10,8 +10,9 @@ pytest.importorskip("triton")
 
 from triton.runtime import interpreter
 
-from app.kernels.gpu import float8
-from app.kernels.gpu.float8 import Rows, Weight
+from app.kernels.gpu import float8, fused
+from app.kernels.gpu.float8 import Weight
+from app.kernels.rows import Rows
 from tests.kernels.test_gpu import DEVICE, HALF, close, randn
 
 LARGEST = 448.0
@@ -41,7 +42,7 @@ def a_weight(outputs: int, inputs: int, group: int) -> tuple[Weight, Tensor]:
     """A weight with all e4m3 has, and what it stands for."""
     values = (100 * torch.randn(outputs, inputs)).clamp(-LARGEST, LARGEST).to(torch.float8_e4m3fn).to(DEVICE)
     scales = (torch.rand(outputs, -(-inputs // group)) / 100).to(DEVICE)
-    return Weight(values, scales, group), values.double() * spread(scales, group, inputs)
+    return Weight(values, scales.T.contiguous(), group), values.double() * spread(scales, group, inputs)
 
 
 def dense(rows: Rows, group: int) -> Tensor:
@@ -92,3 +93,22 @@ def test_many_rows() -> None:
     bias = randn(256, dtype=HALF)
     x = float8.quantize(randn(300, 512, dtype=HALF), 512)
     close(float8.many_rows(x, weight, bias, HALF), dense(x, 512) @ stands_for.T + bias.double())
+
+
+@pytest.mark.parametrize(("size", "group"), [(576, 576), (300, 128), (64, 64), (4096, 4096)])
+def test_what_comes_before_a_product_rounds_as_well(size: int, group: int) -> None:
+    x, residual, weight = randn(5, size, dtype=HALF), randn(5, size, dtype=HALF), randn(size, dtype=HALF)
+    copy = residual.clone()
+    gate_up = randn(5, 2 * size, dtype=HALF)
+    pairs = [
+        (fused.rms_norm(x, weight, 0.0, 1e-5, group=group), fused.rms_norm(x, weight, 0.0, 1e-5)),
+        (fused.rms_norm(x, weight, 0.0, 1e-5, copy, group), fused.rms_norm(x, weight, 0.0, 1e-5, residual)),
+        (fused.gated(gate_up, "silu", group), fused.gated(gate_up, "silu")),
+    ]
+    assert torch.equal(copy, residual)
+    for rounded, plain in pairs:
+        assert isinstance(rounded, Rows)
+        assert isinstance(plain, Tensor)
+        expected = float8.quantize(plain, group)
+        assert torch.equal(rounded.values.view(torch.uint8), expected.values.view(torch.uint8))
+        assert torch.equal(rounded.scales, expected.scales)

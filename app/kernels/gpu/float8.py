@@ -11,7 +11,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .launch import launch, wait_for_input
+from ..rows import Rows
+from .launch import OVERLAPPING_ROWS, launch, wait_for_input
 
 MOST_ROWS = 256
 """With more rows and one group, cuBLAS is faster."""
@@ -19,61 +20,70 @@ _PROGRAMS = 132
 """With more programs than that, and more than 32 rows, cuBLAS is faster: a large GPU has so many multiprocessors."""
 _PIECE = 1024
 """Inputs of one row that a program takes at once."""
-_LARGEST = 448.0
-"""Of e4m3."""
 
 
 class Weight(NamedTuple):
-    """`scales[o, i // group] * values[o, i]`."""
+    """`scales[i // group, o] * values[o, i]`."""
 
     values: Tensor
     """(outputs, inputs) float8_e4m3fn"""
     scales: Tensor
-    """(outputs, groups) float32"""
+    """(groups, outputs) float32"""
     group: int
     """Inputs that share a scale."""
 
 
-class Rows(NamedTuple):
-    """Activations: `scales[i // group, r] * values[r, i]`."""
-
-    values: Tensor
-    """(rows, inputs) float8_e4m3fn"""
-    scales: Tensor
-    """(groups, rows) float32"""
+@triton.jit
+def store_rounded(numbers, values, scales, row, ROWS, SIZE, first, GROUPS: tl.constexpr):
+    """Round some whole groups of a row, numbers (inputs,) from input `first` on; they are 0 behind its last input."""
+    BLOCK: tl.constexpr = numbers.shape[0] // GROUPS
+    numbers = tl.reshape(numbers, [GROUPS, BLOCK])
+    scale = tl.maximum(tl.max(tl.abs(numbers), axis=1), 1e-30) / 448.0  # the largest number of e4m3
+    at = first + tl.arange(0, GROUPS)[:, None] * BLOCK + tl.arange(0, BLOCK)[None, :]
+    tl.store(values + row * SIZE + at, (numbers / scale[:, None]).to(values.dtype.element_ty), mask=at < SIZE)
+    group = first // BLOCK + tl.arange(0, GROUPS)
+    tl.store(scales + group * ROWS + row, scale, mask=group * BLOCK < SIZE)
 
 
 @triton.jit
 def _quantize(
-    x, values, scales, ROWS, K, GROUP, LARGEST,
-    GROUPS: tl.constexpr, BLOCK: tl.constexpr, OVERLAPS: tl.constexpr = False,
+    x, values, scales, ROWS, SIZE, BLOCK: tl.constexpr, GROUPS: tl.constexpr, OVERLAPS: tl.constexpr = False
 ):  # fmt: skip
-    """GROUPS groups of one row, each of at most BLOCK inputs."""
+    """BLOCK inputs of one row, which are GROUPS groups."""
     wait_for_input(OVERLAPS, LETS_NEXT=True)
     row = tl.program_id(0).to(tl.int64)
-    group = tl.program_id(1) * GROUPS + tl.arange(0, GROUPS)
-    within = tl.arange(0, BLOCK)[None, :]
-    at = group[:, None] * GROUP + within
-    mask = (within < GROUP) & (at < K)
-    numbers = tl.load(x + row * K + at, mask=mask, other=0.0).to(tl.float32)
-    scale = tl.maximum(tl.max(tl.abs(numbers), axis=1), 1e-30) / LARGEST
-    tl.store(values + row * K + at, (numbers / scale[:, None]).to(values.dtype.element_ty), mask=mask)
-    tl.store(scales + group * ROWS + row, scale, mask=group * GROUP < K)
+    first = tl.program_id(1) * BLOCK
+    at = first + tl.arange(0, BLOCK)
+    numbers = tl.load(x + row * SIZE + at, mask=at < SIZE, other=0.0).to(tl.float32)
+    store_rounded(numbers, values, scales, row, ROWS, SIZE, first, GROUPS)
+
+
+def empty_rows(rows: int, size: int, group: int, like: Tensor) -> Rows:
+    """Activations (rows, size) that are not computed yet."""
+    values = torch.empty(rows, size, dtype=torch.float8_e4m3fn, device=like.device)
+    scales = torch.empty(triton.cdiv(size, group), rows, dtype=torch.float32, device=like.device)
+    return Rows(values, scales, like.dtype)
+
+
+def blocks_of(size: int, group: int, most: int) -> tuple[int, int]:
+    """Inputs that a program takes at once, about `most` of them, and groups that these are."""
+    block = triton.next_power_of_2(group)
+    groups = max(1, min(most, triton.next_power_of_2(size)) // block)
+    return block * groups, groups
 
 
 def quantize(x: Tensor, group: int) -> Rows:
-    """Round x (rows, inputs): the largest number of a row's group becomes the largest of e4m3."""
+    """Round x (rows, inputs): the largest number of a row's group becomes the largest of e4m3.
+
+    Groups are of a power of two, or all inputs.
+    """
     rows, size = x.shape
-    out = Rows(
-        torch.empty(rows, size, dtype=torch.float8_e4m3fn, device=x.device),
-        torch.empty(triton.cdiv(size, group), rows, dtype=torch.float32, device=x.device),
-    )
-    block = triton.next_power_of_2(group)
-    at_once = max(1, 1024 // block)
+    out = empty_rows(rows, size, group, x)
+    block, groups = blocks_of(size, group, 1024)
     launch(
-        _quantize, (rows, triton.cdiv(size, group * at_once)),
-        x.contiguous(), out.values, out.scales, rows, size, group, _LARGEST,
-        GROUPS=at_once, BLOCK=block, overlaps=rows == 1, num_warps=min(8, max(1, block * at_once // 1024)),
+        _quantize, (rows, triton.cdiv(size, block)),
+        x.contiguous(), out.values, out.scales, rows, size,
+        BLOCK=block, GROUPS=groups, overlaps=rows <= OVERLAPPING_ROWS, num_warps=min(8, max(1, block // 1024)),
     )  # fmt: skip
     return out
 
@@ -115,7 +125,7 @@ def _one_row(
     k = piece * GROUP + within
     is_row, is_mine = n < N, within < GROUP
     weights = weight + n.to(tl.int64) * K + k
-    of_piece = scales + n * tl.cdiv(K, GROUP) + piece
+    of_piece = scales + piece * N + n
     w = tl.load(weights, mask=is_row & is_mine & (k < K), other=0.0)
     wait_for_input(OVERLAPS, LETS_NEXT=False)
     xs = tl.load(x + k, mask=is_mine & (k < K), other=0.0).to(tl.float32)
@@ -126,7 +136,7 @@ def _one_row(
         is_column = is_mine & (start + k < K)
         xs = tl.load(x + start + k, mask=is_column, other=0.0).to(tl.float32)
         if IS_GROUPED:
-            xs *= tl.load(of_piece + start // GROUP, mask=is_row & (start + piece * GROUP < K), other=0.0)
+            xs *= tl.load(of_piece + start // GROUP * N, mask=is_row & (start + piece * GROUP < K), other=0.0)
         acc += _to_float(tl.load(weights + start, mask=is_row & is_column, other=0.0), IS_PACKED) * xs
     n = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
     is_row = n < N
@@ -142,7 +152,7 @@ def _one_row(
 def _few_rows(
     x, x_scales, weight, scales, bias, out, M, N, K,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, IS_GROUPED: tl.constexpr,
-    HAS_BIAS: tl.constexpr,
+    HAS_BIAS: tl.constexpr, OVERLAPS: tl.constexpr = False,
 ):  # fmt: skip
     """BLOCK_N outputs of BLOCK_M rows. The weight is the left factor, because it has more rows.
 
@@ -154,19 +164,25 @@ def _few_rows(
     weights = weight + n[:, None].to(tl.int64) * K + k[None, :]
     xs = x + m[None, :].to(tl.int64) * K + k[:, None]
     acc = tl.zeros([BLOCK_N, BLOCK_M], tl.float32)
+    wait_for_input(OVERLAPS, LETS_NEXT=False)
+    factor = tl.load(scales + n, mask=is_row, other=0.0)
+    x_factor = tl.load(x_scales + m, mask=is_token, other=0.0)
     for start in range(0, K, BLOCK_K):
         is_column = start + k < K
         w = tl.load(weights + start, mask=is_row[:, None] & is_column[None, :], other=0.0)
         values = tl.load(xs + start, mask=is_token[None, :] & is_column[:, None], other=0.0)
-        if IS_GROUPED:
-            group = start // BLOCK_K
-            factor = tl.load(scales + n * tl.cdiv(K, BLOCK_K) + group, mask=is_row, other=0.0)[:, None]
-            acc += tl.dot(w, values) * (factor * tl.load(x_scales + group * M + m, mask=is_token, other=0.0)[None, :])
+        if IS_GROUPED:  # the next group's scales are on their way while this one is multiplied
+            following = start + BLOCK_K
+            is_next = is_row & (following + 0 * n < K)
+            next_factor = tl.load(scales + following // BLOCK_K * N + n, mask=is_next, other=0.0)
+            is_next = is_token & (following + 0 * m < K)
+            next_x_factor = tl.load(x_scales + following // BLOCK_K * M + m, mask=is_next, other=0.0)
+            acc += tl.dot(w, values) * (factor[:, None] * x_factor[None, :])
+            factor, x_factor = next_factor, next_x_factor
         else:
             acc = tl.dot(w, values, acc)
     if not IS_GROUPED:
-        factor = tl.load(x_scales + m, mask=is_token, other=0.0)[None, :]
-        acc *= factor * tl.load(scales + n, mask=is_row, other=0.0)[:, None]
+        acc *= factor[:, None] * x_factor[None, :]
     if HAS_BIAS:
         acc += tl.load(bias + n, mask=is_row, other=0.0).to(tl.float32)[:, None]
     place = m[None, :].to(tl.int64) * N + n[:, None]
@@ -180,11 +196,13 @@ def one_row(x: Tensor, weight: Weight, bias: Tensor | None, dtype: torch.dtype) 
     is_grouped = weight.group < size
     group = weight.group if is_grouped else _PIECE
     block = triton.next_power_of_2(group)
+    # Measured on an H200: a small weight wants programs with more under way, a large one has enough of them.
+    at_once, warps = (4, 2) if outputs <= 4096 and not is_grouped else (1, 1 + is_grouped)
     launch(
-        _one_row, (outputs,),
+        _one_row, (triton.cdiv(outputs, at_once),),
         x.contiguous(), weight.values, weight.scales, weight.values if bias is None else bias, out, outputs, size,
-        group, BLOCK_N=1, GROUPS=max(1, _PIECE // block), BLOCK=block, IS_GROUPED=is_grouped,
-        HAS_BIAS=bias is not None, IS_PACKED=x.is_cuda, overlaps=True, num_warps=2,
+        group, BLOCK_N=at_once, GROUPS=max(1, _PIECE // block), BLOCK=block, IS_GROUPED=is_grouped,
+        HAS_BIAS=bias is not None, IS_PACKED=x.is_cuda, overlaps=True, num_warps=warps,
     )  # fmt: skip
     return out
 
@@ -194,37 +212,40 @@ def few_rows(x: Rows, weight: Weight, bias: Tensor | None, dtype: torch.dtype) -
     rows, (outputs, size) = len(x.values), weight.values.shape
     out = torch.empty(rows, outputs, dtype=dtype, device=x.values.device)
     is_grouped = weight.group < size
-    block_m, block_n, block_k, warps, stages = _tile(rows, weight.group if is_grouped else None)
+    block_m, block_n, block_k, warps, stages = _tile(rows, outputs, weight.group if is_grouped else None)
     launch(
         _few_rows, (triton.cdiv(outputs, block_n), triton.cdiv(rows, block_m)),
         x.values, x.scales, weight.values, weight.scales, weight.values if bias is None else bias, out,
         rows, outputs, size, BLOCK_M=block_m, BLOCK_N=block_n, BLOCK_K=block_k, IS_GROUPED=is_grouped,
-        HAS_BIAS=bias is not None, num_warps=warps, num_stages=stages,
+        HAS_BIAS=bias is not None, overlaps=rows <= OVERLAPPING_ROWS, num_warps=warps, num_stages=stages,
     )  # fmt: skip
     return out
 
 
-def _tile(rows: int, group: int | None) -> tuple[int, int, int, int, int]:
+def _tile(rows: int, outputs: int, group: int | None) -> tuple[int, int, int, int, int]:
     """Rows, outputs and inputs that a program takes at once, its warps, and stages of its loop."""
-    # Measured on an H200: a program needs many bytes under way, as a small weight makes few programs.
     block_m = min(128, max(16, triton.next_power_of_2(rows)))
-    return block_m, 64, group or 256, 4, 6 if block_m <= 64 else 4
+    # Measured on an H200: a small weight makes few programs, each of which needs many bytes under way.
+    is_small = outputs <= 8192 and group is None
+    return block_m, 64, group or 256, 4, 6 if block_m <= 64 and is_small else 4
 
 
 def many_rows(x: Rows, weight: Weight, bias: Tensor | None, dtype: torch.dtype) -> Tensor:
     """The same by cuBLAS, for one group; inputs and outputs are multiples of 16."""
     out = torch._scaled_mm(
-        x.values, weight.values.t(), x.scales.t(), weight.scales.t(), out_dtype=dtype, use_fast_accum=True
+        x.values, weight.values.t(), x.scales.t(), weight.scales, out_dtype=dtype, use_fast_accum=True
     )
     return out if bias is None else out.add_(bias)
 
 
-def multiply(x: Tensor, weight: Weight, bias: Tensor | None, dtype: torch.dtype) -> Tensor:
+def multiply(x: Tensor | Rows, weight: Weight, bias: Tensor | None, dtype: torch.dtype) -> Tensor:
     """`x @ weight.T + bias` (rows, outputs) in `dtype`, for x (rows, inputs)."""
-    rows, (outputs, size) = len(x), weight.values.shape
-    if rows == 1:
-        return one_row(x, weight, bias, dtype)
-    quantized = quantize(x, min(weight.group, size))
-    fits = x.is_cuda and weight.group >= size and outputs % 16 == 0 and size % 16 == 0 and dtype is torch.bfloat16
+    outputs, size = weight.values.shape
+    if not isinstance(x, Rows):
+        if len(x) == 1:
+            return one_row(x, weight, bias, dtype)
+        x = quantize(x, weight.group)
+    rows = len(x.values)
+    fits = x.values.is_cuda and weight.group == size and dtype is torch.bfloat16 and not (outputs % 16 or size % 16)
     is_faster = rows > MOST_ROWS or (rows > 32 and triton.cdiv(outputs, 64) * triton.cdiv(rows, 128) > _PROGRAMS)
-    return (many_rows if fits and is_faster else few_rows)(quantized, weight, bias, dtype)
+    return (many_rows if fits and is_faster else few_rows)(x, weight, bias, dtype)

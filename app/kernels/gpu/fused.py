@@ -5,15 +5,20 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .launch import launch, wait_for_input
+from ..rows import Rows
+from .float8 import blocks_of, empty_rows, store_rounded
+from .launch import OVERLAPPING_ROWS, launch, wait_for_input
 
 
 @triton.jit
 def _rms_norm(
-    x, residual, weight, out, eps, offset,
-    SIZE: tl.constexpr, BLOCK: tl.constexpr, ADDS: tl.constexpr, OVERLAPS: tl.constexpr = False,
+    x, residual, weight, out, scales, ROWS, eps, offset,
+    SIZE: tl.constexpr, BLOCK: tl.constexpr, ADDS: tl.constexpr, GROUPS: tl.constexpr, OVERLAPS: tl.constexpr = False,
 ):  # fmt: skip
-    """One row of SIZE numbers. With ADDS, it is x plus residual, and the sum is written to residual."""
+    """One row of SIZE numbers. With ADDS, it is x plus residual, and the sum is written to residual.
+
+    The result is rounded to FP8 in GROUPS groups, if they are any.
+    """
     row = tl.program_id(0).to(tl.int64) * SIZE
     at = tl.arange(0, BLOCK)
     mask = at < SIZE
@@ -22,26 +27,32 @@ def _rms_norm(
     values = tl.load(x + row + at, mask=mask, other=0.0)
     if ADDS:
         added = values.to(tl.float32) + tl.load(residual + row + at, mask=mask, other=0.0).to(tl.float32)
-        values = added.to(out.dtype.element_ty)
+        values = added.to(x.dtype.element_ty)
         tl.store(residual + row + at, values, mask=mask)
     values = values.to(tl.float32)
     factor = tl.rsqrt(tl.sum(values * values, axis=0) / SIZE + eps)
-    tl.store(out + row + at, (values * factor * scale).to(out.dtype.element_ty), mask=mask)
+    result = (values * factor * scale).to(x.dtype.element_ty)
+    if GROUPS == 0:
+        tl.store(out + row + at, result, mask=mask)
+    else:
+        store_rounded(result.to(tl.float32), out, scales, row // SIZE, ROWS, SIZE, 0, GROUPS)
 
 
-def rms_norm(x: Tensor, weight: Tensor, offset: float, eps: float, residual: Tensor | None = None) -> Tensor:
+def rms_norm(
+    x: Tensor, weight: Tensor, offset: float, eps: float, residual: Tensor | None = None, group: int | None = None
+) -> Tensor | Rows:
     """See `app.kernels.ops.rms_norm`."""
     x = x.contiguous()
-    out = torch.empty_like(x)
     size = x.shape[-1]
-    block = triton.next_power_of_2(size)
+    rows, block = x.numel() // size, triton.next_power_of_2(size)
+    out = Rows(torch.empty_like(x), x, x.dtype) if group is None else empty_rows(rows, size, group, x)
     launch(
-        _rms_norm, (x.numel() // size,),
-        x, x if residual is None else residual, weight, out, eps, offset,
-        SIZE=size, BLOCK=block, ADDS=residual is not None,
-        overlaps=x.numel() == size, num_warps=min(8, max(1, block // 512)),
+        _rms_norm, (rows,),
+        x, x if residual is None else residual, weight, out.values, out.scales, rows, eps, offset,
+        SIZE=size, BLOCK=block, ADDS=residual is not None, GROUPS=blocks_of(size, group, block)[1] if group else 0,
+        overlaps=rows <= OVERLAPPING_ROWS, num_warps=min(8, max(1, block // 512)),
     )  # fmt: skip
-    return out
+    return out.values if group is None else out
 
 
 @triton.jit
@@ -51,8 +62,11 @@ def _tanh(x):
 
 @triton.jit
 def _gated(
-    gate_up, out, SIZE: tl.constexpr, BLOCK: tl.constexpr, ACTIVATION: tl.constexpr, OVERLAPS: tl.constexpr = False
+    gate_up, out, scales, ROWS,
+    SIZE: tl.constexpr, BLOCK: tl.constexpr, ACTIVATION: tl.constexpr, GROUPS: tl.constexpr,
+    OVERLAPS: tl.constexpr = False,
 ):  # fmt: skip
+    """BLOCK numbers of one row, rounded to FP8 in GROUPS groups, if they are any."""
     wait_for_input(OVERLAPS, LETS_NEXT=True)
     row = tl.program_id(0).to(tl.int64)
     at = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
@@ -65,25 +79,27 @@ def _gated(
         gate = 0.5 * gate * (1 + tl.erf(gate * 0.7071067811865476))
     else:
         gate = 0.5 * gate * (1 + _tanh(0.7978845608028654 * (gate + 0.044715 * gate * gate * gate)))
-    tl.store(out + row * SIZE + at, (gate * up).to(out.dtype.element_ty), mask=mask)
+    result = (gate * up).to(gate_up.dtype.element_ty)
+    if GROUPS == 0:
+        tl.store(out + row * SIZE + at, result, mask=mask)
+    else:
+        store_rounded(result.to(tl.float32), out, scales, row, ROWS, SIZE, tl.program_id(1) * BLOCK, GROUPS)
 
 
-def gated(gate_up: Tensor, activation: str) -> Tensor:
+def gated(gate_up: Tensor, activation: str, group: int | None = None) -> Tensor | Rows:
     """See `app.kernels.ops.gated`."""
-    size = gate_up.shape[1] // 2
-    out = gate_up.new_empty(gate_up.shape[0], size)
+    rows, size = gate_up.shape[0], gate_up.shape[1] // 2
+    if group is None:  # there are no scales then, but the kernel has a place for them
+        out = Rows(gate_up.new_empty(rows, size), gate_up, gate_up.dtype)
+    else:
+        out = empty_rows(rows, size, group, gate_up)
+    block, groups = blocks_of(size, group, 1024) if group else (1024, 0)
     launch(
-        _gated,
-        (gate_up.shape[0], triton.cdiv(size, 1024)),
-        gate_up,
-        out,
-        SIZE=size,
-        BLOCK=1024,
-        ACTIVATION=activation,
-        overlaps=gate_up.shape[0] == 1,
-        num_warps=4,
-    )
-    return out
+        _gated, (rows, triton.cdiv(size, block)),
+        gate_up, out.values, out.scales, rows, SIZE=size, BLOCK=block, ACTIVATION=activation, GROUPS=groups,
+        overlaps=rows <= OVERLAPPING_ROWS, num_warps=min(16, max(4, block // 1024)),
+    )  # fmt: skip
+    return out.values if group is None else out
 
 
 @triton.jit
@@ -158,7 +174,7 @@ def rotate_and_store(
         qkv, cos, sin, q_weight, k_weight, out, k_cache, v_cache, slots, eps, offset,
         HEADS=num_heads, KV_HEADS=(heads - num_heads) // 2, DIM=dim, BLOCK=triton.next_power_of_2(dim),
         AT_ONCE=at_once, ROTARY=cos.shape[-1] if rope else 0, BLOCK_SIZE=k_cache.shape[2], NORMS=norms is not None,
-        overlaps=tokens == 1, num_warps=4,
+        overlaps=tokens <= OVERLAPPING_ROWS, num_warps=4,
     )  # fmt: skip
     return out
 

@@ -20,6 +20,8 @@ import triton.language as tl
 
 _asked_for: set[Hashable] | None = None
 """Signatures of the kernels that were asked for within `compiling`; None outside of it, where kernels are started."""
+OVERLAPPING_ROWS = 64
+"""With more rows, kernels have so many programs that few of them would be early."""
 _COMPILE_SECONDS = 60
 """How long to wait for a process that compiles."""
 

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from ...kernels.ops import HAS_TRITON
+from ...kernels.rows import Rows
 from ..formats.base import Weight
 from ..formats.float8 import Float8Weight
 from ..linear import Linear
@@ -22,12 +23,19 @@ class Float8(Plain):
         """`group`: inputs that share a scale."""
         self._group = group
 
-    def apply(self, layer: Linear, x: Tensor) -> Tensor:
+    def group_for(self, layer: Linear, like: Tensor) -> int | None:  # noqa: ARG002
+        """See `LinearMethod`."""
+        return self._group if like.is_cuda and len(like) > 1 else None
+
+    def apply(self, layer: Linear, x: Tensor | Rows) -> Tensor:
         """See `LinearMethod`."""
         from ...kernels.gpu import float8
 
         weight = float8.Weight(layer.weight, layer.get_buffer("scales"), self._group)
-        out = float8.multiply(x.reshape(-1, layer.in_features), weight, layer.bias, layer.out_dtype or x.dtype)
+        dtype = layer.out_dtype or x.dtype
+        if isinstance(x, Rows):
+            return float8.multiply(x, weight, layer.bias, dtype)
+        out = float8.multiply(x.reshape(-1, layer.in_features), weight, layer.bias, dtype)
         return out.view(*x.shape[:-1], layer.out_features)
 
 
@@ -42,9 +50,9 @@ def keep(layer: Linear, pieces: Sequence[Weight]) -> Float8 | None:
     groups = {weight.group for weight in weights}
     if len(weights) < len(pieces) or len(groups) > 1:
         return None
-    group = groups.pop()
+    group = min(groups.pop(), layer.in_features)
     if group < layer.in_features and (group < _LEAST_GROUP or group.bit_count() > 1):
         return None
     layer.weight = nn.Parameter(torch.cat([weight.values for weight in weights]), requires_grad=False)
-    layer.register_buffer("scales", torch.cat([weight.scales for weight in weights]), persistent=False)
+    layer.register_buffer("scales", torch.cat([weight.scales for weight in weights]).T.contiguous(), persistent=False)
     return Float8(group)

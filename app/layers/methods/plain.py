@@ -28,6 +28,10 @@ class Plain:
     def finish(self, layer: Linear) -> None:
         """See `LinearMethod`."""
 
+    def group_for(self, layer: Linear, like: Tensor) -> int | None:  # noqa: ARG002
+        """See `LinearMethod`."""
+        return None
+
     def apply(self, layer: Linear, x: Tensor) -> Tensor:
         """See `LinearMethod`."""
         if layer.out_dtype is None:

@@ -64,6 +64,10 @@ class Stored:
         layer.method = self._fallback
         self._fallback.finish(layer)
 
+    def group_for(self, layer: Linear, like: Tensor) -> int | None:
+        """A layer has another method when it multiplies."""
+        raise NotImplementedError
+
     def apply(self, layer: Linear, x: Tensor) -> Tensor:
         """A layer has another method when it multiplies."""
         raise NotImplementedError
