@@ -82,7 +82,7 @@ class GgufFile:
         return values
 
     def begin_of(self, name: str, num_bytes: int) -> int:
-        """The byte at which a tensor's data begin. ValueError if the file ends before all of them."""
+        """The byte at which a tensor's data begin, for who reads them. ValueError if the file ends before their end."""
         self._read.add(name)
         begin: int = self._data_at + self.tensors[name].offset
         if begin + num_bytes > self._size:

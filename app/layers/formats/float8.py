@@ -9,6 +9,9 @@ from torch import Tensor
 from ...checkpoint.quantization import Scheme
 from .base import Stored
 
+_LARGEST = torch.finfo(torch.float8_e4m3fn).max
+"""The largest number of e4m3: 448."""
+
 
 @dataclass(frozen=True)
 class Float8Weight:
@@ -57,11 +60,8 @@ class Float8:
         return Float8Weight(values, scales.repeat_interleave(rows, 0)[: len(values)].contiguous(), group)
 
 
-LARGEST = torch.finfo(torch.float8_e4m3fn).max
-
-
 def quantize(weight: Tensor) -> Float8Weight:
     """Round a weight (out_features, in_features): an output's largest number becomes the largest of e4m3."""
     numbers = weight.float()
-    scales = numbers.abs().amax(1, keepdim=True).clamp(min=torch.finfo(torch.float32).tiny * LARGEST) / LARGEST
+    scales = numbers.abs().amax(1, keepdim=True).clamp(min=torch.finfo(torch.float32).tiny * _LARGEST) / _LARGEST
     return Float8Weight((numbers / scales).to(torch.float8_e4m3fn), scales, weight.shape[1])
