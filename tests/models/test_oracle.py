@@ -3,6 +3,7 @@
 import json
 import random
 import time
+from concurrent.futures import wait
 from pathlib import Path
 
 import msgspec
@@ -175,6 +176,8 @@ def check_grammars(core: EngineCore, model: PreTrainedModel, folder: Path, promp
         if grammar:
             sampling = msgspec.structs.replace(sampling, stop_token_ids=frozenset([VOCAB_SIZE - 1]))
         requests[name] = [(7 * index + at) % 190 for at in range(prompt_len)], sampling
+    # Kept from now on: requests that waited long for their grammars would find the others gone, and memory enough.
+    wait([core.worker.compile_grammar(grammar) for grammar in asked.values() if grammar])
     outputs, preemptions = run_crowd(core, requests)
     assert preemptions > 0
     for name, (prompt, sampling) in requests.items():
