@@ -59,7 +59,7 @@ def load_model(
         refuse_quantized(folder)
         model = load_generic(folder, dtype, device)
         assign(model, choice)
-    finish(model)
+        finish(model)
     layers = [module for module in model.modules() if isinstance(module, Attention)]
     return LoadedModel(model.eval().requires_grad_(False), used, model.vocab_size, layers)
 
@@ -112,9 +112,10 @@ def _default_dtype(dtype: torch.dtype) -> Iterator[None]:
 
 @torch.no_grad()
 def _fill_with_noise(model: Decoder) -> None:
-    """Fill a model with the weights of one before its training, so that its activations are ordinary numbers."""
+    """Give a model the weights of one before its training, so that its activations are ordinary numbers."""
     for parameter in model.parameters():
         if parameter.dim() > 1:
             parameter.normal_(0.0, 0.02)
         else:
             parameter.fill_(1.0)
+    finish(model)

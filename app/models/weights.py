@@ -1,15 +1,13 @@
 """Fills a model from a checkpoint's files."""
 
-import logging
 import re
-import time
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections import deque
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from math import prod
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -18,15 +16,9 @@ from torch import Tensor, nn
 from ..checkpoint.folder import ModelFolder
 from ..errors import ModelError
 from ..layers.sources import Filled, Target
+from .filling import Filling, Open, Piece, fill, pieces_of
 from .gguf_tensors import GgufTensors
 
-log = logging.getLogger(__name__)
-
-_READERS = 8
-_PIECE_BYTES = 64 * 2**20
-"""The size of what a reader copies at once."""
-_LOG_SECONDS = 2.0
-"""The time between two lines about the progress of loading."""
 _NUMBERS = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 """Dtypes, by safetensors' names, that may be converted into each other."""
 _CODES = {
@@ -42,35 +34,39 @@ _LEFTOVERS = re.compile(r"(^|\.)(rotary_emb\.inv_freq|position_ids|attn\.(masked
 """Tensors of old checkpoints that models compute today: frequencies, positions and causal masks."""
 
 
-_Open = Callable[[], AbstractContextManager[Any]]
-"""Opens a file: what it gives has `keys`, `get_slice` and `get_tensor`, as `safetensors.safe_open` has them."""
-
-
-class _Piece(NamedTuple):
-    """Some rows of a tensor in a file, which `open` opens, and the memory that they fill."""
-
-    open: _Open
-    name: str
-    rows: slice
-    columns: slice | None
-    memory: Tensor
-
-    def load(self) -> None:
-        with self.open() as tensors:
-            if self.memory.numel() == 1:
-                part = tensors.get_tensor(self.name).view(self.memory.shape)
-            else:
-                whole = tensors.get_slice(self.name)
-                part = whole[self.rows] if self.columns is None else whole[self.rows, self.columns]
-        if self.memory.is_cuda:
-            part = part.pin_memory()  # the GPU copies it while other pieces are read
-        self.memory.copy_(part, non_blocking=True)
-
-
 def load_weights(model: nn.Module, folder: ModelFolder) -> None:
-    """Fill every parameter of a model. ModelError names a tensor that is missing, unknown, or does not fit."""
-    targets = _targets(model)
-    found: dict[str, list[_Piece]] = {}
+    """Fill every parameter of a model, and make its linear layers ready to multiply, one after the other.
+
+    ModelError names a tensor that is missing, unknown, or does not fit.
+    """
+    fill(_plan(model, folder))
+
+
+def _plan(model: nn.Module, folder: ModelFolder) -> deque[Filling]:
+    """What fills each module. Nothing else refers to the memory, so that a module can free it."""
+    of_modules = _targets(model)
+    targets = {name: target for _, of_module in of_modules for name, target in of_module.items()}
+    found = _match(targets, folder)
+    # Names with the same memory are alternatives. If a checkpoint has several, the model's first is loaded.
+    pieces: dict[int, list[Piece]] = {}
+    missing: dict[int, str] = {}
+    for key, target in targets.items():
+        address = target.memory.data_ptr()
+        if key in found:
+            pieces.setdefault(address, found[key])
+        else:
+            missing.setdefault(address, key)
+    _refuse_missing(folder, [key for address, key in missing.items() if address not in pieces])
+    fillings = deque[Filling]()
+    for module, of_module in of_modules:
+        addresses = dict.fromkeys(target.memory.data_ptr() for target in of_module.values())
+        fillings.append(Filling(module, [piece for address in addresses for piece in pieces.pop(address, ())]))
+    return fillings
+
+
+def _match(targets: dict[str, Target], folder: ModelFolder) -> dict[str, list[Piece]]:
+    """The pieces of each tensor that a folder has, by its name without the prefix "model."."""
+    found: dict[str, list[Piece]] = {}
     for open_file in _files(folder):
         with open_file() as tensors:
             for name in tensors.keys():  # noqa: SIM118 - not a dict
@@ -84,18 +80,8 @@ def load_weights(model: nn.Module, folder: ModelFolder) -> None:
                 stored = tensors.get_slice(name)
                 if problem := _misfit(stored.get_shape(), stored.get_dtype(), targets[key]):
                     raise ModelError(f"{folder.path}: {name} {problem}")
-                found[key] = _pieces(open_file, name, targets[key])
-    # Names with the same memory are alternatives. If a checkpoint has several, the model's first is loaded.
-    pieces: dict[int, list[_Piece]] = {}
-    missing: dict[int, str] = {}
-    for key, target in targets.items():
-        address = target.memory.data_ptr()
-        if key in found:
-            pieces.setdefault(address, found[key])
-        else:
-            missing.setdefault(address, key)
-    _refuse_missing(folder, [key for address, key in missing.items() if address not in pieces])
-    _load([piece for of_tensor in pieces.values() for piece in of_tensor])
+                found[key] = pieces_of(open_file, name, targets[key])
+    return found
 
 
 def has_own_head(folder: ModelFolder) -> bool:
@@ -148,9 +134,9 @@ def refuse_codes(folder: ModelFolder) -> None:
                     raise ModelError(f"{folder.path}: {name} is of dtype {dtype}, and nothing says how to read it")
 
 
-def _targets(model: nn.Module) -> dict[str, Target]:
-    """What fills a model, by all names that a checkpoint's tensors may have, without the prefix "model."."""
-    targets: dict[str, Target] = {}
+def _targets(model: nn.Module) -> list[tuple[nn.Module, dict[str, Target]]]:
+    """What fills each module, by all names that a checkpoint's tensors may have, without the prefix "model."."""
+    targets = []
     for path, module in model.named_modules():
         parent, _, name = path.rpartition(".")
         if isinstance(module, Filled):
@@ -158,7 +144,7 @@ def _targets(model: nn.Module) -> dict[str, Target]:
         else:
             own = module.named_parameters(recurse=False)
             sources = {f"{name}.{kind}": Target(parameter.data) for kind, parameter in own}
-        targets |= {f"{parent}.{key}".lstrip("."): target for key, target in sources.items()}
+        targets.append((module, {f"{parent}.{key}".lstrip("."): target for key, target in sources.items()}))
     return targets
 
 
@@ -174,33 +160,7 @@ def _misfit(shape: list[int], dtype: str, target: Target) -> str:
     return "" if is_one_number or taken == tuple(memory.shape) else f"has shape {taken}, not {tuple(memory.shape)}"
 
 
-def _pieces(open_file: _Open, name: str, target: Target) -> list[_Piece]:
-    """A tensor in pieces of whole rows, each of at most _PIECE_BYTES if a row has no more."""
-    memory = target.memory
-    if memory.numel() == 1:
-        return [_Piece(open_file, name, slice(0), None, memory)]
-    first = target.rows.start if target.rows else 0
-    rows = max(1, _PIECE_BYTES * len(memory) // max(1, memory.nbytes))
-    return [
-        _Piece(open_file, name, slice(first + start, first + start + len(part)), target.columns, part)
-        for start, part in zip(range(0, len(memory), rows), memory.split(rows), strict=True)
-    ]
-
-
-def _load(pieces: list[_Piece]) -> None:
-    """Load several pieces at once: reading a file, copying and sending to a GPU can overlap."""
-    logged_at, done, total = time.monotonic(), 0, sum(piece.memory.nbytes for piece in pieces)
-    with ThreadPoolExecutor(_READERS) as pool:
-        for piece, _ in zip(pieces, pool.map(_Piece.load, pieces), strict=True):
-            done += piece.memory.nbytes
-            if time.monotonic() - logged_at > _LOG_SECONDS:
-                logged_at = time.monotonic()
-                log.info("loading weights: %.1f of %.1f GiB", done / 2**30, total / 2**30)
-    if any(piece.memory.is_cuda for piece in pieces):
-        torch.cuda.synchronize()
-
-
-def _files(folder: ModelFolder) -> list[_Open]:
+def _files(folder: ModelFolder) -> list[Open]:
     """The files that hold a folder's weights."""
     if (file := folder.gguf_file) is not None:
         tensors = GgufTensors(file, folder.quantization or {})

@@ -1,19 +1,26 @@
 """Tensors of a checkpoint are matched by name, checked, cut and copied."""
 
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from torch.multiprocessing.reductions import StorageWeakRef
 
+from app.checkpoint.families import parse_decoder_config
 from app.checkpoint.folder import ModelFolder
 from app.engine.build import build_engine
 from app.errors import ModelError
+from app.layers.formats.codes import Codes, quantize
 from app.layers.linear import Linear, MergedLinear, attach
 from app.layers.methods.plain import PLAIN
+from app.layers.methods.quantized import Rounded
 from app.layers.sources import Target
-from app.models import weights
+from app.models import filling
+from app.models.decoder import Decoder
 from app.models.weights import load_weights
 from app.settings import load_settings
 from app.worker.encoder_factory import build_encoder
@@ -57,7 +64,7 @@ def write(folder: Path, tensors: dict[str, Tensor]) -> ModelFolder:
 def test_a_part_is_cut_out_piece_by_piece(
     rows: slice | None, columns: slice | None, shape: tuple[int, int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(weights, "_PIECE_BYTES", 150)
+    monkeypatch.setattr(filling, "_PIECE_BYTES", 150)
     whole = torch.randn(50, 12)
     codes = torch.tensor([-128, -1, 0, 127], dtype=torch.int8)
     folder = write(tmp_path, {"model.a.weight": whole, "beside.codes": codes, "a.scale": torch.tensor(0.5)})
@@ -98,6 +105,47 @@ def test_one_of_several_names_of_the_same_memory_is_enough(names: tuple[str, ...
     assert torch.equal(model["b"].weight, torch.zeros(3, 4))
     with pytest.raises(ModelError, match=r"lacks 1 tensors of the model, a\.weight for one"):
         load_weights(model, write(tmp_path, {}))
+
+
+class AtOnce(ThreadPoolExecutor):
+    """Readers that are done before anything else happens."""
+
+    def submit(self, load: Callable[[], None]) -> "Future[None]":  # type: ignore[override]
+        done: Future[None] = Future()
+        done.set_result(load())
+        return done
+
+
+def test_layers_are_rounded_as_they_come(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """When a layer is rounded, little is read that comes behind it, and the plain weights before it are freed."""
+    write_checkpoint("Llama", {"num_hidden_layers": 8}, tmp_path)
+    folder, ahead, load = ModelFolder.open(tmp_path), 100_000, filling.Piece.load
+    model = Decoder(parse_decoder_config(folder.config), 64)
+    layers = [module for module in model.modules() if isinstance(module, Linear)]
+    unread = (tmp_path / "model.safetensors").stat().st_size
+    rounded = 0
+
+    def note_and_load(piece: filling.Piece) -> None:
+        nonlocal unread
+        unread -= piece.memory.nbytes
+        load(piece)
+
+    def to(layer: Linear) -> Codes:
+        nonlocal rounded
+        assert layer is layers[rounded]
+        assert [weight.expired() for weight in weights] == [index < rounded for index in range(len(weights))]
+        rounded += 1
+        behind = sum(layer.weight.nbytes for layer in layers[rounded:])
+        assert behind - unread <= ahead
+        return quantize(layer.weight.data, 8, 16)
+
+    attach(model, lambda *_: Rounded(to, lambda *_: PLAIN, PLAIN, torch.device("cpu")))
+    weights = [StorageWeakRef(layer.weight.untyped_storage()) for layer in layers]
+    monkeypatch.setattr(filling, "_AHEAD_BYTES", ahead)
+    monkeypatch.setattr(filling, "ThreadPoolExecutor", AtOnce)
+    monkeypatch.setattr(filling.Piece, "load", note_and_load)
+    load_weights(model, folder)
+    assert rounded == len(layers) == 8 * 4 + 1
 
 
 @pytest.mark.parametrize("dtype", [torch.int8, torch.uint8, torch.float8_e4m3fn], ids=str)

@@ -1,11 +1,13 @@
 """What a format is: the tensors that stand for a layer's weight in a checkpoint, and how they are read."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
+_AT_ONCE = 2**20
+"""Numbers of a weight that are converted together. It is enough to keep all cores busy."""
 WORD = 32
 """Bits of an int32 in which codes are packed."""
 
@@ -53,11 +55,18 @@ def whole_parts(size: int, part: int, what: str) -> int:
     return size // part
 
 
+def some_rows(weight: Tensor) -> Iterator[slice]:
+    """A weight (rows, columns), a few rows at a time: what is computed on the way takes several times their memory."""
+    size = max(1, _AT_ONCE // weight.shape[1])
+    return (slice(start, start + size) for start in range(0, len(weight), size))
+
+
 def unpack(packed: Tensor, bits: int) -> Tensor:
     """From (rows, words) int32 to codes (rows, words * codes of a word) uint8, the lowest bits first."""
-    shifts = torch.arange(0, WORD, bits, dtype=torch.int32, device=packed.device)
-    codes = (packed.unsqueeze(-1) >> shifts) & (2**bits - 1)
-    return codes.to(torch.uint8).flatten(1)
+    codes = torch.empty(*packed.shape, WORD // bits, dtype=torch.uint8, device=packed.device)
+    for place in range(codes.shape[-1]):
+        codes[..., place] = (packed >> place * bits) & (2**bits - 1)
+    return codes.flatten(1)
 
 
 def code_bits(bits: int) -> int:

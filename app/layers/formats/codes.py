@@ -5,6 +5,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from .base import some_rows
+
 
 @dataclass(frozen=True)
 class Codes:
@@ -61,6 +63,16 @@ def quantize(weight: Tensor, bits: int, group: int) -> Codes:
 
     With 8 bits the range is symmetric; with 4, whose codes are few, it goes from a group's least number to its largest.
     """
+    out_features, in_features = weight.shape
+    scales = torch.empty(out_features, in_features // group, device=weight.device)
+    codes = Codes(torch.empty_like(weight, dtype=torch.uint8), scales, torch.empty_like(scales), bits)
+    for rows in some_rows(weight):
+        part = _quantize(weight[rows], bits, group)
+        codes.codes[rows], codes.scales[rows], codes.zeros[rows] = part.codes, part.scales, part.zeros
+    return codes
+
+
+def _quantize(weight: Tensor, bits: int, group: int) -> Codes:
     groups = weight.float().unflatten(1, (-1, group))
     if bits == 8:
         scales = groups.abs().amax(-1) / 127

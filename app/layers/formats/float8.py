@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from ...checkpoint.quantization import Scheme
-from .base import Stored
+from .base import Stored, some_rows
 
 _LARGEST = torch.finfo(torch.float8_e4m3fn).max
 """The largest number of e4m3: 448."""
@@ -62,6 +62,9 @@ class Float8:
 
 def quantize(weight: Tensor) -> Float8Weight:
     """Round a weight (out_features, in_features): an output's largest number becomes the largest of e4m3."""
-    numbers = weight.float()
-    scales = numbers.abs().amax(1, keepdim=True).clamp(min=torch.finfo(torch.float32).tiny * _LARGEST) / _LARGEST
-    return Float8Weight((numbers / scales).to(torch.float8_e4m3fn), scales, weight.shape[1])
+    scales = weight.abs().amax(1, keepdim=True).float()
+    scales = scales.clamp(min=torch.finfo(torch.float32).tiny * _LARGEST) / _LARGEST
+    values = torch.empty_like(weight, dtype=torch.float8_e4m3fn)
+    for rows in some_rows(weight):
+        values[rows] = (weight[rows].float() / scales[rows]).to(torch.float8_e4m3fn)
+    return Float8Weight(values, scales, weight.shape[1])

@@ -34,7 +34,7 @@ def choose(folder: ModelFolder, device: torch.device, dtype: torch.dtype, quanti
         to, kind, needs = _ROUNDERS[quantization]
         if (keep_rounded := _keepers(device).get(kind)) is None:
             raise ModelError(f"quantization: {quantization} needs {needs}")
-        rounded = Rounded(to, keep_rounded, plain)
+        rounded = Rounded(to, keep_rounded, plain, device)
         log.info("weights are rounded to %s", quantization)
         return lambda _layer, _names: rounded
     if stored is None:

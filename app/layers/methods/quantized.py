@@ -84,16 +84,29 @@ def _decode(name: str, form: Format, tensors: dict[str, Tensor], device: torch.d
 
 
 class Rounded(Plain):
-    """Rounds plain weights once they are loaded. Layers that no kernel takes keep them."""
+    """Rounds plain weights once they are loaded. Layers that no kernel takes keep them.
 
-    def __init__(self, to: Rounder, keep: Keeper, fallback: LinearMethod) -> None:
+    Until then a weight is in memory of the CPU, which takes no room before it is filled. So few are there at a time.
+    """
+
+    def __init__(self, to: Rounder, keep: Keeper, fallback: LinearMethod, device: torch.device) -> None:
+        """`device`: where weights are rounded and kept."""
         self._to = to
         self._keep = keep
         self._fallback = fallback
+        self._device = device
+
+    def create(self, layer: Linear) -> None:
+        """See `LinearMethod`."""
+        size = layer.out_features, layer.in_features
+        weight = torch.empty(size, device="cpu") if layer.tied is None else layer.tied
+        fill(layer, weight, torch.empty(layer.out_features) if layer.has_bias else None)
 
     def finish(self, layer: Linear) -> None:
         """See `LinearMethod`."""
-        plain, rounded = layer.weight, self._to(layer)
+        plain = layer.weight
+        plain.data = plain.data.to(self._device)
+        rounded = self._to(layer)
         method = None if rounded is None else self._keep(layer, [rounded])
         layer.method = method or self._fallback
         if method is None:
