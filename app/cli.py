@@ -1,7 +1,9 @@
-"""The command line: `paceline serve | generate | bench | check-model | hash-key`."""
+"""The command line: `paceline serve | generate | bench | check-model | quality | hash-key`."""
 
 import inspect
 import sys
+from collections.abc import Collection
+from pathlib import Path
 from types import NoneType
 from typing import Annotated, Any, Literal, get_args, get_origin
 
@@ -24,6 +26,8 @@ cli = typer.Typer(
 )
 
 
+_OF_QUALITY = ("model_impl", "attention_backend", "dtype", "quantization", "device", "cpu_threads")
+"""Settings that change what a model computes."""
 _METAVARS: dict[Any, str] = {int: "INTEGER", float: "NUMBER", ByteSize: "SIZE", RequestLimits: "JSON"}
 
 
@@ -54,13 +58,17 @@ def _metavar(annotation: Any) -> str:
     return _METAVARS.get(kinds[0] if kinds else annotation, "TEXT")
 
 
-def _with_settings(command: Any, groups: tuple[type, ...]) -> Any:
-    """Give a command one option for each setting of these groups. The command gets them as keyword arguments."""
+def _with_settings(command: Any, groups: tuple[type, ...], names: Collection[str] | None = None) -> Any:
+    """Give a command one option for each setting of these groups. The command gets them as keyword arguments.
+
+    `names`: the only settings that are meant; None: all of them.
+    """
     own = list(inspect.signature(command).parameters.values())[:-1]
     options = [
         _option(name, field, group.__doc__ or "")
         for group in groups
         for name, field in group.model_fields.items()  # type: ignore[attr-defined]
+        if names is None or name in names
     ]
     command.__signature__ = inspect.Signature([*own, *options])
     return command
@@ -104,6 +112,26 @@ def check_model(
     sys.exit(0 if check(model) else 1)
 
 
+def quality(
+    model: Annotated[str, typer.Argument(help="a folder, a GGUF file, a hub id, or 'embedded'")],
+    against: Annotated[
+        str | None, typer.Option(metavar="MODEL", help="compare with this model, run with --quantization none")
+    ] = None,
+    text: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="measure on this text; default: prose about Paceline")
+    ] = None,
+    json_file: Annotated[Path | None, typer.Option("--json", metavar="FILE", help="write all figures here")] = None,
+    **flags: Any,
+) -> None:
+    """Measure a model's perplexity over a text, and how far it is from another model, such as itself unquantized.
+
+    See docs/models.md#quality.
+    """
+    from .quality import measure
+
+    measure(model, against, text, json_file, **flags)
+
+
 def hash_key(
     from_stdin: Annotated[
         bool, typer.Option("--stdin", help="read a key from stdin instead of making a new one")
@@ -136,6 +164,7 @@ def root(
 cli.command()(_with_settings(serve, GROUPS))
 cli.command()(_with_settings(generate, GROUPS[:3]))
 cli.command()(check_model)
+cli.command()(_with_settings(quality, GROUPS[:1], _OF_QUALITY))
 cli.command()(bench)
 cli.command()(hash_key)
 

@@ -168,6 +168,25 @@ class ModelRunner:
         logits: Tensor = self.model.compute_logits(self._hidden[at])
         return logits
 
+    # ------------------------------------------------------------------ without an engine
+
+    @torch.inference_mode()
+    def logits_of(self, token_ids: list[int], start: int) -> Tensor:
+        """Logits (n, vocab) float32 behind each token of a text from index `start` on, of which there are few.
+
+        The text is one step's prompt, in row 0 and in the first KV blocks: this is for a runner that serves nobody.
+        """
+        length = len(token_ids)
+        request = NewRequest(
+            row=0,
+            token_ids=token_ids,
+            num_prompt_tokens=length,
+            block_ids=[list(range(-(-length // self.batch.block_size)))] * len(self.batch.block_tables),
+            sampling=SamplingParams(max_tokens=1, seed=0, temperature=0.0),
+        )
+        self.submit(SchedulerOutput([request], [], [0], ["text"], [length])).result()
+        return self._logits(torch.arange(start, length, device=self.device))
+
     # ------------------------------------------------------------------ before the first request, see `Steps`
 
     @torch.inference_mode()

@@ -30,10 +30,14 @@ def foreign(tmp_path: Path) -> Path:
 
 
 def test_every_file_is_installed_and_no_other_name(installed: Path) -> None:
-    own = {path.relative_to(REPOSITORY / "app") for path in (REPOSITORY / "app").rglob("*.py")}
-    assert {path.relative_to(installed / "paceline") for path in (installed / "paceline").rglob("*.py")} == own
+    assert _files(installed / "paceline") == _files(REPOSITORY / "app")
     names = {path.name for path in installed.iterdir() if not path.name.endswith(".dist-info")}
     assert names == {"paceline", "paceline_bench", "bin"}
+
+
+def _files(folder: Path) -> set[Path]:
+    """All but what Python compiles."""
+    return {path.relative_to(folder) for path in folder.rglob("*") if path.is_file() and path.suffix != ".pyc"}
 
 
 def test_the_service_runs_beside_a_foreign_app(installed: Path, foreign: Path) -> None:
