@@ -181,7 +181,9 @@ def _print(figures: dict[str, Any]) -> None:
     for role in ("model", "against"):
         if told := figures[role]:
             how = f"{told['model_impl']}, quantization {told['quantization']}, {told['dtype']} on {told['device']}"
-            console.print(f"{role:8} [bold]{told['model']}[/bold]: {told['architecture']}, {how}", highlight=False)
+            console.print(
+                f"{role:8} [bold]{told['model']}[/bold]: {told['architecture']}, {how}", highlight=False, soft_wrap=True
+            )
     table = Table(box=SIMPLE, show_header=False)
     windows = f"of {figures['text']}, in {figures['windows']} windows of {figures['window']}"
     table.add_row("tokens scored", f"{figures['scored_tokens']:,}", windows)

@@ -79,6 +79,13 @@ def test_blocks_are_multiplied_as_they_are(tmp_path: Path) -> None:
     assert all(isinstance(layer.method, Integer) for layer in layers)
 
 
+@pytest.mark.skipif(not integer.lanes(), reason="the processor has no AVX2")
+def test_plain_numbers_are_rounded_at_the_start(tmp_path: Path) -> None:
+    file, folder = write("F16", tmp_path)
+    model = AutoModelForCausalLM.from_pretrained(tmp_path, gguf_file=file.name, dtype=torch.float32).eval()
+    assert 0 < float(errors(model, greedy(folder, "int8")).mean()) < 0.03
+
+
 def test_a_file_that_has_become_shorter_is_refused(tmp_path: Path) -> None:
     file, folder = write("Q4_1", tmp_path)
     file.write_bytes(file.read_bytes()[:-1000])

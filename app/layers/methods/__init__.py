@@ -110,7 +110,7 @@ def _plain_method(folder: ModelFolder, device: torch.device, dtype: torch.dtype)
 
 
 def _stored(folder: ModelFolder) -> Quantization | None:
-    if folder.quantization is None:
+    if folder.quantization is None or folder.quantization.get("blocks") == {}:  # a GGUF file of plain numbers
         return None
     try:
         return parse_quantization(folder.quantization)
