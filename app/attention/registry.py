@@ -4,7 +4,7 @@ import logging
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
@@ -27,8 +27,8 @@ class Capabilities:
     """From the configurations of all layers and the number of KV groups; imports what the backend needs."""
     devices: tuple[str, ...]
     dtypes: tuple[torch.dtype, ...]
-    is_recordable: bool
-    """Whether its steps can be CUDA graphs."""
+    recordable: Literal["nothing", "decodes", "steps"]
+    """What can be recorded once and replayed: see `AttentionBackend.metadata`."""
     reason: str
     """Why it is the one to take where it fits."""
 
@@ -39,22 +39,22 @@ def _make_triton(configs: list[AttentionConfig], num_groups: int) -> AttentionBa
     return TritonPagedBackend(configs, num_groups)
 
 
-def _make_cpu(_configs: list[AttentionConfig], _num_groups: int) -> AttentionBackend[Any]:
+def _make_cpu(_configs: list[AttentionConfig], num_groups: int) -> AttentionBackend[Any]:
     from .backends.cpu_paged import CpuPagedBackend  # Numba is for the CPU only
 
-    return CpuPagedBackend()
+    return CpuPagedBackend(num_groups)
 
 
 BACKENDS = {
     "triton": Capabilities(
-        _make_triton, ("cuda",) if HAS_TRITON else (), _ALL_DTYPES, True, "kernels that CUDA graphs can hold"
+        _make_triton, ("cuda",) if HAS_TRITON else (), _ALL_DTYPES, "steps", "kernels that CUDA graphs can hold"
     ),
-    "cpu": Capabilities(_make_cpu, ("cpu",), CPU_DTYPES, False, "kernels that read KV blocks in place"),
+    "cpu": Capabilities(_make_cpu, ("cpu",), CPU_DTYPES, "decodes", "kernels that read KV blocks in place"),
     "torch": Capabilities(
         lambda _configs, _num_groups: TorchPagedBackend(),
         ("cpu", "cuda"),
         _ALL_DTYPES,
-        False,
+        "nothing",
         "no other kernels for this device and dtype",
     ),
 }

@@ -24,9 +24,9 @@ def keep_compiled(folder: Path, device: torch.device) -> None:
     if device.type == "cuda":
         os.environ.setdefault("TRITON_CACHE_DIR", str(folder / "triton"))
     else:
-        from .cpu import numerics
+        from .cpu import kernel
 
-        numerics.keep_compiled(folder / "kernels")
+        kernel.keep_compiled(folder / "kernels")
 
 
 @cache

@@ -63,7 +63,7 @@ def _build_runner(
     groups = group_layers(layers, limits.max_model_len, settings.block_size, resolved.kv_dtype)
     backend = chosen.make([layer.config for layer in layers], len(groups))
     max_entries = limits.max_num_seqs + MAX_DRAFTS
-    execution, sampling = _execution(chosen.is_recordable, limits, backend, loaded.vocab_size, max_entries, device)
+    execution, sampling = _execution(chosen.recordable, limits, backend, loaded.vocab_size, max_entries, device)
     runner = ModelRunner(
         loaded=loaded,
         state=NoState(),
@@ -88,7 +88,7 @@ def _build_runner(
 
 
 def _execution(
-    is_recordable: bool,
+    recordable: str,
     limits: Limits,
     backend: AttentionBackend[Any],
     vocab_size: int,
@@ -96,7 +96,7 @@ def _execution(
     device: torch.device,
 ) -> tuple[Execution, Sampling]:
     """How steps run, and what samples. Each imports kernels that only its device has."""
-    if is_recordable:
+    if recordable == "steps":
         from .recorded import Recorded
         from .sampling.gpu import GpuSampling
 
@@ -110,8 +110,12 @@ def _execution(
         return recorded, GpuSampling(limits.max_num_seqs, max_entries, vocab_size, device)
     from .sampling.cpu import CpuSampling
 
-    eager = Eager(limits.max_num_seqs, limits.max_num_batched_tokens)
-    return eager, CpuSampling(limits.max_num_seqs, max_entries, vocab_size, device)
+    sampling = CpuSampling(limits.max_num_seqs, max_entries, vocab_size, device)
+    if recordable == "decodes":
+        from .taped import Taped
+
+        return Taped(limits.max_num_seqs, limits.max_num_batched_tokens), sampling
+    return Eager(limits.max_num_seqs, limits.max_num_batched_tokens), sampling
 
 
 class _PhaseClock:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from app.attention.backends.base import AttentionBackend
-from app.attention.backends.cpu_paged import CpuPagedBackend
+from app.attention.backends.cpu_paged import CpuMetadata, CpuPagedBackend
 from app.attention.backends.torch_paged import AttentionMetadata, TorchPagedBackend
 from app.attention.config import AttentionConfig, LayerCache
 
@@ -52,13 +52,18 @@ def make_step(config: AttentionConfig, cache: LayerCache, work: list[tuple[int, 
         new_v.append(v[known:])
         q.append(torch.randn(new, config.num_heads, config.head_dim).to(dtype))
         starts.append(starts[-1] + new)
-    metadata = AttentionMetadata(
+    tables, lengths = torch.nn.utils.rnn.pad_sequence(blocks, batch_first=True), [sum(pair) for pair in work]
+    num_decodes = sum(new == 1 for _, new in work)
+    metadata = CpuMetadata(
         slot_mappings=[torch.cat(slots)],
-        block_tables=[torch.nn.utils.rnn.pad_sequence(blocks, batch_first=True)],
+        block_tables=[tables],
         query_starts=starts,
-        seq_lens=[sum(pair) for pair in work],
-        num_decodes=sum(new == 1 for _, new in work),
+        seq_lens=lengths,
+        num_decodes=num_decodes,
         block_size=BLOCK,
+        all_tables=[tables],
+        decode_rows=torch.arange(num_decodes),
+        decode_lens=torch.tensor(lengths[:num_decodes]),
     )
     return Step(torch.cat(q), torch.cat(new_k), torch.cat(new_v), metadata, past)
 
@@ -84,7 +89,7 @@ def reference(step: Step, config: AttentionConfig) -> Tensor:
 
 # A kernel is compiled for its sizes and its type, which takes seconds. Types differ in how numbers are read and written
 # alone, so one configuration meets both.
-@pytest.mark.parametrize("backend", [TorchPagedBackend(), CpuPagedBackend()], ids=lambda b: type(b).__name__)
+@pytest.mark.parametrize("backend", [TorchPagedBackend(), CpuPagedBackend(1)], ids=lambda b: type(b).__name__)
 @pytest.mark.parametrize(
     ("config", "dtype"),
     [

@@ -6,10 +6,13 @@ computing some ten thousand numbers.
 
 import numpy as np
 import torch
-from numba import prange
 from torch import Tensor
 
-from .numerics import WORTH_A_THREAD, array, constant, exp, from_float, inline, kernel, to_float
+from .kernel import constant, kernel
+from .numerics import exp, from_float, inline, to_float
+
+_WORTH_A_THREAD = 65536
+"""How many numbers an input has when several threads are faster than one."""
 
 
 @inline
@@ -28,13 +31,9 @@ def _norm_row(x, weight, offset, eps, adds, residual, out):  # type: ignore[no-u
 
 
 @kernel
-def _rms_norm(x, weight, offset, eps, adds, residual, out):  # type: ignore[no-untyped-def]
-    if x.size < WORTH_A_THREAD:
-        for row in range(x.shape[0]):
-            _norm_row(x[row], weight, offset, eps, adds, residual[row], out[row])
-    else:
-        for row in prange(x.shape[0]):
-            _norm_row(x[row], weight, offset, eps, adds, residual[row], out[row])
+def _rms_norm(begin, end, x, weight, offset, eps, adds, residual, out):  # type: ignore[no-untyped-def]
+    for row in range(begin, end):
+        _norm_row(x[row], weight, offset, eps, adds, residual[row], out[row])
 
 
 def rms_norm(x: Tensor, weight: Tensor, offset: float, eps: float, residual: Tensor | None = None) -> Tensor:
@@ -44,15 +43,15 @@ def rms_norm(x: Tensor, weight: Tensor, offset: float, eps: float, residual: Ten
     if x.dim() != 2:
         x = x.view(-1, size)
     out = torch.empty_like(x)
-    rows = array(x)
-    added = rows if residual is None else array(residual.view_as(x))
-    _rms_norm(rows, constant(weight), np.float32(offset), np.float32(eps), residual is not None, added, array(out))
+    added = x if residual is None else residual.view_as(x)
+    is_large = x.numel() >= _WORTH_A_THREAD
+    _rms_norm(len(x), is_large, x, constant(weight), float(offset), float(eps), residual is not None, added, out)
     return out if len(shape) == 2 else out.view(shape)
 
 
 @kernel
-def _refine_largest(rounded, x, weight, out):  # type: ignore[no-untyped-def]
-    for row in prange(out.shape[0]):
+def _refine_largest(begin, end, rounded, x, weight, out):  # type: ignore[no-untyped-def]
+    for row in range(begin, end):
         largest = to_float(rounded[row, 0])
         for i in range(out.shape[1]):
             value = to_float(rounded[row, i])
@@ -70,7 +69,7 @@ def _refine_largest(rounded, x, weight, out):  # type: ignore[no-untyped-def]
 def refine_largest(rounded: Tensor, x: Tensor, weight: Tensor) -> Tensor:
     """See `app.kernels.ops.refine_largest`. All that rounding may have moved above or below a row's largest count."""
     out = torch.empty(rounded.shape, dtype=torch.float32)
-    _refine_largest(array(rounded), array(x.contiguous()), constant(weight), array(out))
+    _refine_largest(len(out), True, rounded, x.contiguous(), constant(weight), out)
     return out
 
 
@@ -84,19 +83,15 @@ def _silu_mul_row(gate_up, out):  # type: ignore[no-untyped-def]
 
 
 @kernel
-def _silu_mul(gate_up, out):  # type: ignore[no-untyped-def]
-    if gate_up.size < WORTH_A_THREAD:
-        for row in range(out.shape[0]):
-            _silu_mul_row(gate_up[row], out[row])
-    else:
-        for row in prange(out.shape[0]):
-            _silu_mul_row(gate_up[row], out[row])
+def _silu_mul(begin, end, gate_up, out):  # type: ignore[no-untyped-def]
+    for row in range(begin, end):
+        _silu_mul_row(gate_up[row], out[row])
 
 
 def gated(gate_up: Tensor, _activation: str) -> Tensor:
     """See `app.kernels.ops.gated`; for silu only."""
     out = gate_up.new_empty(gate_up.shape[0], gate_up.shape[1] // 2)
-    _silu_mul(array(gate_up.contiguous()), array(out))
+    _silu_mul(len(out), gate_up.numel() >= _WORTH_A_THREAD, gate_up.contiguous(), out)
     return out
 
 
@@ -112,41 +107,89 @@ def _rotate_head(x, cos, sin, out):  # type: ignore[no-untyped-def]
 
 
 @inline
-def _rotate_and_store_token(x, cos, sin, block, offset, q, k_cache, v_cache):  # type: ignore[no-untyped-def]
-    heads, kv_heads = q.shape[0], k_cache.shape[0]
-    for head in range(heads):
-        _rotate_head(x[head], cos, sin, q[head])
-    for head in range(kv_heads):
-        _rotate_head(x[heads + head], cos, sin, k_cache[head, block, offset])
-        for i in range(x.shape[1]):
-            v_cache[head, block, offset, i] = x[heads + kv_heads + head, i]
+def _norm_and_rotate_head(x, norms, weight, offset, eps, rotates, cos, sin, normed, out):  # type: ignore[no-untyped-def]
+    if norms:
+        _norm_row(x, weight, offset, eps, False, x, normed)
+    else:
+        for i in range(x.shape[0]):
+            normed[i] = to_float(x[i])
+    if rotates:
+        _rotate_head(normed, cos, sin, out)
+    else:
+        for i in range(x.shape[0]):
+            out[i] = from_float(normed[i], out)
 
 
 @kernel
-def _rotate_and_store(qkv, cos, sin, slots, block_size, q, k_cache, v_cache):  # type: ignore[no-untyped-def]
-    if qkv.size < WORTH_A_THREAD:
-        for t in range(qkv.shape[0]):
-            block, offset = slots[t] // block_size, slots[t] % block_size
-            _rotate_and_store_token(qkv[t], cos[t], sin[t], block, offset, q[t], k_cache, v_cache)
-    else:
-        for t in prange(qkv.shape[0]):
-            block, offset = slots[t] // block_size, slots[t] % block_size
-            _rotate_and_store_token(qkv[t], cos[t], sin[t], block, offset, q[t], k_cache, v_cache)
+def _rotate_and_store(  # type: ignore[no-untyped-def]
+    begin, end, qkv, norms, q_weight, k_weight, offset, eps, rotates, cos, sin, slots, q, k_cache, v_cache
+):
+    heads, kv_heads, block_size = q.shape[1], k_cache.shape[0], k_cache.shape[2]
+    normed = np.empty(qkv.shape[2], np.float32)
+    for t in range(begin, end):
+        block, place = slots[t] // block_size, slots[t] % block_size
+        x, cosine, sine = qkv[t], cos[t], sin[t]
+        for h in range(heads):
+            _norm_and_rotate_head(x[h], norms, q_weight, offset, eps, rotates, cosine, sine, normed, q[t, h])
+        for h in range(kv_heads):
+            of_k, k = x[heads + h], k_cache[h, block, place]
+            _norm_and_rotate_head(of_k, norms, k_weight, offset, eps, rotates, cosine, sine, normed, k)
+            of_v, v = x[heads + kv_heads + h], v_cache[h, block, place]
+            for i in range(v.shape[0]):
+                v[i] = of_v[i]
 
 
 def rotate_and_store(
-    qkv: Tensor, num_heads: int, cos: Tensor, sin: Tensor, k_cache: Tensor, v_cache: Tensor, slots: Tensor
+    qkv: Tensor,
+    num_heads: int,
+    rope: tuple[Tensor, Tensor] | None,
+    norms: tuple[Tensor, Tensor, float, float] | None,
+    k_cache: Tensor,
+    v_cache: Tensor,
+    slots: Tensor,
 ) -> Tensor:
-    """Rotate queries and keys, write K and V to their slots, and return the queries.
+    """Norm and rotate queries and keys, write K and V to their slots, and return the queries.
 
-    qkv: (tokens, heads + 2 * kv_heads, head_dim); cos, sin: (tokens, rotary_dim); caches: (kv_heads, blocks,
-    block_size, head_dim); slots: (tokens,) int64.
+    qkv: (tokens, heads + 2 * kv_heads, head_dim); rope: cosine and sine, each (tokens, rotary_dim); norms: weights
+    (head_dim,) for queries and for keys, what is added to these, and epsilon; caches: (kv_heads, blocks, block_size,
+    head_dim); slots: (tokens,).
     """
     q = qkv.new_empty(qkv.shape[0], num_heads, qkv.shape[2])
-    tables = array(cos), array(sin), array(slots)
-    caches = constant(k_cache), constant(v_cache)
-    _rotate_and_store(array(qkv), *tables, k_cache.shape[2], array(q), *caches)
+    unused = qkv[0, 0]
+    q_weight, k_weight, offset, eps = norms or (unused, unused, 0.0, 0.0)
+    tables, caches = rope or (qkv[:, 0], qkv[:, 0]), (constant(k_cache), constant(v_cache))
+    is_large = qkv.numel() >= _WORTH_A_THREAD
+    _rotate_and_store(
+        len(qkv),
+        is_large,
+        qkv,
+        norms is not None,
+        q_weight,
+        k_weight,
+        float(offset),
+        float(eps),
+        rope is not None,
+        *tables,
+        slots,
+        q,
+        *caches,
+    )
     return q
+
+
+@kernel
+def _store(begin, end, new, slots, cache):  # type: ignore[no-untyped-def]
+    block_size = cache.shape[2]
+    for t in range(begin, end):
+        for h in range(cache.shape[0]):
+            to = cache[h, slots[t] // block_size, slots[t] % block_size]
+            for i in range(to.shape[0]):
+                to[i] = new[t, h, i]
+
+
+def store(new: Tensor, cache: Tensor, slots: Tensor) -> None:
+    """Write K or V (tokens, kv_heads, head_dim) to slots (tokens,) of a cache; see `rotate_and_store`."""
+    _store(len(new), new.numel() >= _WORTH_A_THREAD, new, slots, constant(cache))
 
 
 @inline
@@ -156,17 +199,13 @@ def _rotate_token(x, cos, sin, out):  # type: ignore[no-untyped-def]
 
 
 @kernel
-def _rotate(x, cos, sin, out):  # type: ignore[no-untyped-def]
-    if x.size < WORTH_A_THREAD:
-        for token in range(x.shape[0]):
-            _rotate_token(x[token], cos[token], sin[token], out[token])
-    else:
-        for token in prange(x.shape[0]):
-            _rotate_token(x[token], cos[token], sin[token], out[token])
+def _rotate(begin, end, x, cos, sin, out):  # type: ignore[no-untyped-def]
+    for token in range(begin, end):
+        _rotate_token(x[token], cos[token], sin[token], out[token])
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """See `app.kernels.ops.rotate`. `x` may be part of a wider row."""
     out = torch.empty(x.shape, dtype=x.dtype)
-    _rotate(array(x), array(cos), array(sin), array(out))
+    _rotate(len(x), x.numel() >= _WORTH_A_THREAD, x, cos, sin, out)
     return out

@@ -16,11 +16,10 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 import torch.nn.functional as F
-from numba import prange
-from numpy.typing import NDArray
 from torch import Tensor
 
-from .numerics import array, constant, inline, kernel, to_float
+from .kernel import Argument, constant, describe, kernel
+from .numerics import inline, to_float
 from .vector_code import lanes_of_processor, quantize_group, tile
 
 log = logging.getLogger(__name__)
@@ -44,15 +43,13 @@ def _product(lanes: int, bits: int, part: int, scale_bytes: int) -> Any:
       by, and what the part adds up to,
     - step: parts of a group,
     - bias (all outputs,), and whether there is one,
-    - out (rows, all outputs), float32 or as bfloat16 is kept, of which it fills `outputs` columns from `first` on,
-    - pieces: how many runs of panels the work is divided into.
+    - out (rows, all outputs), float32 or as bfloat16 is kept, of which it fills `outputs` columns from `first` on.
+
+    Its tasks are panels.
     """
 
-    @inline
-    def some_panels(begin, end, weight, rows, step, bias, has_bias, first, outputs, out):  # type: ignore[no-untyped-def]
-        """Panels from `begin` to before `end`."""
-        codes, scales, zeros = weight
-        x, factors, sums = rows
+    @kernel
+    def run(begin, end, codes, scales, zeros, x, factors, sums, step, bias, has_bias, first, outputs, out):  # type: ignore[no-untyped-def]
         added, last = np.zeros(lanes, np.float32), np.empty((_TILE, lanes), out.dtype)
         for panel in range(begin, end):
             of_panel = codes[panel].ctypes.data, scales[panel].ctypes.data, zeros[panel].ctypes.data
@@ -81,14 +78,6 @@ def _product(lanes: int, bits: int, part: int, scale_bytes: int) -> Any:
                     out[row : row + count, column : column + width] = last[:count, :width]
                 row += count
 
-    @kernel
-    def run(codes, scales, zeros, x, factors, sums, step, bias, has_bias, first, outputs, out, pieces):  # type: ignore[no-untyped-def]
-        panels = codes.shape[0]
-        for piece in prange(pieces):
-            begin, end = piece * panels // pieces, (piece + 1) * panels // pieces
-            weight, rows = (codes, scales, zeros), (x, factors, sums)
-            some_panels(begin, end, weight, rows, step, bias, has_bias, first, outputs, out)
-
     return run
 
 
@@ -115,27 +104,26 @@ def _quantize_at(x, begin, part, q, factors, sums):  # type: ignore[no-untyped-d
 
 
 @kernel
-def _quantize(x, part, q, factors, sums):  # type: ignore[no-untyped-def]
-    if x.size < _WORTH_A_THREAD:
-        for row in range(x.shape[0]):
-            _quantize_row(x[row], part, q[row], factors[row], sums[row])
-    else:
-        for row in prange(x.shape[0]):
-            _quantize_row(x[row], part, q[row], factors[row], sums[row])
+def _quantize(begin, end, x, part, q, factors, sums):  # type: ignore[no-untyped-def]
+    for row in range(begin, end):
+        _quantize_row(x[row], part, q[row], factors[row], sums[row])
 
 
 class Packed(NamedTuple):
     """A weight in the order in which the kernel reads it."""
 
-    codes: NDArray[Any]
-    scales: NDArray[Any]
-    zeros: NDArray[Any]
+    codes: Argument
+    scales: Argument
+    zeros: Argument
     bits: int
     part: int
     """Inputs whose whole numbers are added up before a scale is applied: 16 or 32."""
     step: int
     """Parts of a group."""
     outputs: int
+    width: int
+    """Outputs of a panel."""
+    scale_bytes: int
 
 
 @cache
@@ -170,36 +158,39 @@ def pack(codes: Tensor, scales: Tensor, zeros: Tensor, bits: int, width: int = 0
         panels = panels[:, :, :half] | panels[:, :, half:] << 4
     is_half = all(torch.equal(numbers.half().float(), numbers) for numbers in (scales, zeros))
 
-    def of_groups(numbers: Tensor) -> NDArray[Any]:
+    def of_groups(numbers: Tensor) -> Argument:
         turned = F.pad(numbers, (0, 0, 0, -outputs % width)).view(-1, width, numbers.shape[1]).transpose(1, 2)
-        return (turned.contiguous().half().view(torch.uint16) if is_half else turned.contiguous()).numpy()
+        return describe(turned.contiguous().half() if is_half else turned.contiguous())
 
     return Packed(
-        panels.flatten(2).contiguous().numpy(),
+        describe(panels.flatten(2).contiguous()),
         of_groups(scales),
         of_groups(zeros),
         bits,
         part,
         -(-group // part),
         outputs,
+        width,
+        2 if is_half else 4,
     )
 
 
 class Rows(NamedTuple):
     """Activations as the kernel reads them; see `_product`."""
 
-    x: NDArray[Any]
-    factors: NDArray[Any]
-    sums: NDArray[Any]
+    x: Tensor
+    factors: Tensor
+    sums: Tensor
 
 
 def quantize_rows(x: Tensor, part: int) -> Rows:
     """Activations (rows, inputs) in whole numbers, for weights with parts of this size."""
     rows, inputs = x.shape
     padded = -(-inputs // GROUP) * GROUP
-    q, factors = np.empty((rows, padded), np.int8), np.empty((2, rows, padded // part), np.float32)
-    _quantize(array(x), part, q, factors[0], factors[1])
-    return Rows(q, factors[0], factors[1])
+    q = torch.empty(rows, padded, dtype=torch.int8)
+    factors, sums = torch.empty(2, rows, padded // part, dtype=torch.float32)
+    _quantize(rows, x.numel() >= _WORTH_A_THREAD, x, part, q, factors, sums)
+    return Rows(q, factors, sums)
 
 
 def multiply(weight: Packed, rows: Rows, bias: Tensor | None, first: int, out: Tensor) -> None:
@@ -207,9 +198,10 @@ def multiply(weight: Packed, rows: Rows, bias: Tensor | None, first: int, out: T
 
     The bias is that of all columns of `out`.
     """
-    run = _product(weight.scales.shape[2], weight.bits, weight.part, weight.scales.itemsize)
+    run = _product(weight.width, weight.bits, weight.part, weight.scale_bytes)
     added = rows.factors[0] if bias is None else constant(bias)
+    panels = -(-weight.outputs // weight.width)
     run(
-        weight.codes, weight.scales, weight.zeros, *rows, weight.step, added, bias is not None, first, weight.outputs,
-        array(out), torch.get_num_threads(),
+        panels, True, weight.codes, weight.scales, weight.zeros, *rows, weight.step, added, bias is not None, first,
+        weight.outputs, out,
     )  # fmt: skip

@@ -1,80 +1,25 @@
-"""What all CPU kernels share: how they are compiled, and how they read and write numbers.
+"""What all CPU kernels share: how they read, write and compute numbers.
 
 Numba has no bfloat16. Kernels get such tensors as uint16, compute in float32, and convert when they read and write: a
 bfloat16 is the upper half of a float32.
 """
 
-import logging
-import os
 from collections.abc import Callable
-from functools import lru_cache
-from pathlib import Path
 from typing import Any
 
 import numba
 import numpy as np
-import torch
 from numba import types
 from numba.extending import overload
-from numpy.typing import NDArray
-from torch import Tensor
 
-log = logging.getLogger(__name__)
-
-_FAST = {"reassoc", "contract", "arcp", "nsz"}
+FAST = {"reassoc", "contract", "arcp", "nsz"}
 """Sums in any order, so that loops become vector instructions. "nnan" and "ninf" are not set: NaN has to stay NaN."""
-WORTH_A_THREAD = 65536
-"""How many numbers an input has when several threads are faster than one."""
 _LOG2_E = np.float32(1.4426950408889634)
-
-_kernels: list[Any] = []
-"""All kernels of this process."""
-_are_kept = False
-
-
-def keep_compiled(folder: Path) -> None:
-    """Keep compiled kernels in a folder, if it can be written to, because compiling takes seconds.
-
-    It is called before the first kernel runs. Numba's keys name the processor, so machines can share the folder.
-    """
-    global _are_kept
-    # One pool of threads for torch, which computes with OpenMP, and Numba: two would compete for the same cores.
-    numba.config.THREADING_LAYER_PRIORITY = ["omp", "workqueue", "tbb"]  # type: ignore[attr-defined]
-    if not folder.is_dir():
-        log.info("compiling the CPU's kernels, once: this takes some ten seconds")
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError:
-        return
-    if not os.access(folder, os.W_OK):
-        return
-    numba.config.CACHE_DIR = str(folder)  # type: ignore[attr-defined]
-    _are_kept = True
-    for compiled in _kernels:
-        compiled.enable_caching()
-
-
-def kernel(function: Callable[..., Any]) -> Any:
-    """A kernel, compiled from a function at its first call. Its `prange` loops are divided among all threads."""
-    compiled = numba.njit(parallel=True, fastmath=_FAST, nogil=True, error_model="numpy", cache=_are_kept)(function)
-    _kernels.append(compiled)
-    return compiled
 
 
 def inline(function: Callable[..., Any]) -> Any:
     """A function that is compiled into the kernels that call it, with their constants."""
-    return numba.njit(inline="always", fastmath=_FAST, error_model="numpy")(function)
-
-
-def array(tensor: Tensor) -> NDArray[Any]:
-    """A tensor's memory as kernels take it. For tensors with gaps between rows, a kernel is compiled a second time."""
-    return (tensor.view(torch.uint16) if tensor.dtype is torch.bfloat16 else tensor).numpy()
-
-
-@lru_cache(maxsize=4096)
-def constant(tensor: Tensor) -> NDArray[Any]:
-    """`array` for tensors that live as long as the model: weights and caches."""
-    return array(tensor)
+    return numba.njit(inline="always", fastmath=FAST, error_model="numpy")(function)
 
 
 def to_float(_number: Any) -> np.float32:

@@ -7,9 +7,9 @@ from functools import lru_cache
 from typing import Any
 
 import numpy as np
-from numba import prange
 
-from .numerics import exp, from_float, inline, kernel, to_float
+from .kernel import kernel
+from .numerics import exp, from_float, inline, to_float
 
 
 @inline
@@ -73,31 +73,34 @@ def _combine(weights, values, table, first, length, sizes, result):  # type: ign
 def paged_decode(group: int, head_dim: int, v_head_dim: int, block_size: int) -> Any:
     """The kernel for `group` query heads to each K/V head. Sizes are compiled in: then loops become vectors.
 
-    The kernel takes
+    There is a task for each request and K/V head. The kernel takes
     - q (requests, num_kv_heads * group, head_dim),
     - k_cache (num_kv_heads, num_blocks, block_size, head_dim), v_cache alike with v_head_dim,
-    - block_tables (requests, blocks) int64, firsts and lengths (requests,) int64: the range of positions seen,
+    - block_tables (rows, blocks), of which each request's is that of its row in rows (requests,),
+    - lengths (requests,), and window: each sees the last `window` of its positions, or all if that is 0,
     - scale and softcap (0: none), float32,
     - out (requests, num_kv_heads * group, v_head_dim), which it fills.
     """
 
     @kernel
-    def run(q, k_cache, v_cache, block_tables, firsts, lengths, scale, softcap, out):  # type: ignore[no-untyped-def]
+    def run(begin, end, q, k_cache, v_cache, block_tables, rows, lengths, window, scale, softcap, out):  # type: ignore[no-untyped-def]
         sizes = (group, head_dim, v_head_dim, block_size)
         requests, num_kv_heads = q.shape[0], k_cache.shape[0]
-        for task in prange(requests * num_kv_heads):
+        for task in range(begin, end):
             # Each thread takes a run of tasks, and requests come sorted by length: take long and short ones in turn.
             order, head = task // num_kv_heads, task % num_kv_heads
             r = order // 2 if order % 2 == 0 else requests - 1 - order // 2
+            table, length = block_tables[rows[r]], np.int64(lengths[r])
+            first = max(0, length - window) if window > 0 else 0
             query = np.empty((group, head_dim), np.float32)
             for g in range(group):
                 for d in range(head_dim):
                     query[g, d] = to_float(q[r, head * group + g, d])
-            scores = np.empty((group, lengths[r] - firsts[r]), np.float32)
-            _scores(query, k_cache[head], block_tables[r], firsts[r], lengths[r], sizes, scale, softcap, scores)
+            scores = np.empty((group, length - first), np.float32)
+            _scores(query, k_cache[head], table, first, length, sizes, scale, softcap, scores)
             _softmax(scores)
             result = np.zeros((group, v_head_dim), np.float32)
-            _combine(scores, v_cache[head], block_tables[r], firsts[r], lengths[r], sizes, result)
+            _combine(scores, v_cache[head], table, first, length, sizes, result)
             for g in range(group):
                 for d in range(v_head_dim):
                     out[r, head * group + g, d] = from_float(result[g, d], out)

@@ -7,10 +7,10 @@ the first one wins (the Gumbel-max trick: Gumbel, 1954; Maddison et al., "A* Sam
 import math
 
 import numpy as np
-from numba import prange
 from numpy.typing import NDArray
 
-from .numerics import inline, kernel
+from .kernel import kernel
+from .numerics import inline
 
 Uints = NDArray[np.uint32]
 Floats = NDArray[np.float32]
@@ -54,8 +54,8 @@ def _winner(logits, tokens, temperature, low, high):  # type: ignore[no-untyped-
 
 
 @kernel
-def _race(logits, tokens, temperature, low, high, winners):  # type: ignore[no-untyped-def]
-    for row in prange(logits.shape[0]):
+def _race(begin, end, logits, tokens, temperature, low, high, winners):  # type: ignore[no-untyped-def]
+    for row in range(begin, end):
         runners = tokens[np.int64(row) % tokens.shape[0]]
         winners[row] = _winner(logits[row], runners, temperature[row], low[row], high[row])
 
@@ -69,7 +69,7 @@ def race(
     have the same; temperature (rows,), above 0; keys: see `race_keys`.
     """
     winners = np.empty(len(logits), dtype=np.int64)
-    _race(np.ascontiguousarray(logits), tokens, temperature, *keys, winners)
+    _race(len(logits), True, np.ascontiguousarray(logits), tokens, temperature, *keys, winners)
     return winners
 
 
