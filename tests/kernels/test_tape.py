@@ -15,7 +15,7 @@ pytestmark = pytest.mark.usefixtures("compiled_kernels", "two_threads")
 
 @kernel
 def add_all_of_before(begin, end, numbers, stage):  # type: ignore[no-untyped-def]
-    """Each number of a stage (one column) becomes the sum of the whole stage before it, modulo a prime, plus its own."""
+    """A number of a stage, which is one column, becomes the sum of the whole stage before it, plus its place."""
     for task in range(begin, end):
         total = task
         for other in range(numbers.shape[0]):
