@@ -50,6 +50,14 @@ def _kernels(x: Tensor) -> ModuleType | None:
     return _cpu() if x.is_cpu and x.dtype in CPU_DTYPES else None
 
 
+def take_rows(table: Tensor, at: Tensor, dtype: torch.dtype) -> Tensor:
+    """Rows `at` (n,) of a table (rows, size) in some dtype."""
+    if table.is_cpu and {table.dtype, dtype} <= set(CPU_DTYPES):
+        out: Tensor = _cpu().take_rows(table, at, dtype)
+        return out
+    return table[at].to(dtype)
+
+
 def rms_norm(x: Tensor, weight: Tensor, offset: float, eps: float, residual: Tensor | None = None) -> Tensor:
     """`x / rms(x) * (weight + offset)` over the last dimension (Zhang and Sennrich, 2019), rounded at the end.
 

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from ..checkpoint.families import RopeConfig
+from ..kernels.ops import take_rows
 
 
 def inverse_frequencies(config: RopeConfig) -> Tensor:
@@ -36,6 +37,4 @@ class RotaryEmbedding(nn.Module):
 
     def tables(self, positions: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         """Cosine and sine, each (tokens, rotary_dim), for positions (tokens,)."""
-        cos: Tensor = self.cos[positions]
-        sin: Tensor = self.sin[positions]
-        return cos.to(dtype), sin.to(dtype)
+        return take_rows(self.cos, positions, dtype), take_rows(self.sin, positions, dtype)

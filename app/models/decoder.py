@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from ..attention.config import AttentionConfig, HeadNorms
 from ..attention.layer import Attention
 from ..checkpoint.families import DecoderConfig, NotCarriedError
-from ..kernels.ops import ACTIVATIONS, gated, rounded_gated
+from ..kernels.ops import ACTIVATIONS, gated, rounded_gated, take_rows
 from ..kernels.rows import Rows
 from ..layers.linear import Head, Linear, MergedLinear
 from ..layers.norm import OffsetRMSNorm, RMSNorm
@@ -152,7 +152,7 @@ class Decoder(nn.Module):
 
     def forward(self, input_ids: Tensor, positions: Tensor) -> Tensor:
         """Hidden states after the last norm (tokens, hidden_size), for input_ids and positions (tokens,)."""
-        x = self.embed_tokens(input_ids)
+        x = take_rows(self.embed_tokens.weight, input_ids, self.embed_tokens.weight.dtype)
         if self.config.embedding_scale != 1.0:
             # The factor is rounded to the model's dtype, as it was in training.
             x = x * self.embedding_scale

@@ -15,6 +15,20 @@ _WORTH_A_THREAD = 65536
 """How many numbers an input has when several threads are faster than one."""
 
 
+@kernel
+def _take_rows(begin, end, table, at, out):  # type: ignore[no-untyped-def]
+    for row in range(begin, end):
+        for i in range(out.shape[1]):
+            out[row, i] = from_float(to_float(table[at[row], i]), out)
+
+
+def take_rows(table: Tensor, at: Tensor, dtype: torch.dtype) -> Tensor:
+    """See `app.kernels.ops.take_rows`."""
+    out = torch.empty(len(at), table.shape[1], dtype=dtype)
+    _take_rows(len(out), out.numel() >= _WORTH_A_THREAD, constant(table), at, out)
+    return out
+
+
 @inline
 def _norm_row(x, weight, offset, eps, adds, residual, out):  # type: ignore[no-untyped-def]
     if adds:

@@ -96,15 +96,17 @@ class CpuSampling:
             state = self._rows[row]
             if state is not None and state.adjusts:
                 self._adjust(logits[index], state, int(entries.positions[index]) + 1)
-        largest, tokens = logits.max(dim=-1)
+        # Small arrays are NumPy's, which needs a tenth of torch's time for them.
+        largest, tokens = (part.numpy() for part in logits.max(dim=-1))
         drawn = np.flatnonzero(self._temperature[entries.rows] > 0)
         if len(drawn):
-            tokens[torch.from_numpy(drawn)] = self._draw(logits, entries, drawn)
-        is_number = largest.isfinite()  # NaN anywhere is the largest of all
-        valid = torch.where(is_number, tokens, 0)  # a row that has just failed may be in the next step all the same
+            tokens[drawn] = self._draw(logits, entries, drawn).numpy()
+        is_number = np.isfinite(largest)  # NaN anywhere is the largest of all
+        valid = np.where(is_number, tokens, 0)  # a row that has just failed may be in the next step all the same
         self._count(valid, entries.rows)
-        self.tokens[: len(tokens)] = torch.where(is_number, tokens, NOT_A_NUMBER)
-        self.last_sampled[torch.from_numpy(entries.rows)] = valid.to(self.last_sampled.device)
+        self.tokens[: len(tokens)] = torch.from_numpy(np.where(is_number, tokens, NOT_A_NUMBER))
+        rows = torch.from_numpy(entries.rows)
+        self.last_sampled[rows] = torch.from_numpy(valid).to(self.last_sampled.device)
 
     def _adjust(self, logits: Tensor, state: _Row, num_tokens: int) -> None:
         """Penalties, bias and minimum length: changes (vocab,) logits of one row in place."""
@@ -121,7 +123,7 @@ class CpuSampling:
         if state.stop_token_ids is not None and num_tokens - state.num_prompt_tokens < sampling.min_tokens:
             logits[state.stop_token_ids] = float("-inf")
 
-    def _count(self, tokens: Tensor, rows: NDArray[np.int64]) -> None:
+    def _count(self, tokens: NDArray[np.int64], rows: NDArray[np.int64]) -> None:
         """Remember what was generated, for the rows with penalties."""
         for index, row in enumerate(rows):
             state = self._rows[row]
