@@ -1,6 +1,7 @@
 """Shared by all benchmarks: a server as a child process, the description of the machine, tables and result files."""
 
 import argparse
+import asyncio
 import json
 import os
 import platform
@@ -25,6 +26,12 @@ import psutil
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(REPOSITORY))  # `import app` works without an installation
+
+from paceline_bench.client import Server  # noqa: E402
+from paceline_bench.report import Summary, summarize  # noqa: E402
+from paceline_bench.runner import Run  # noqa: E402
+from paceline_bench.workload import Workload  # noqa: E402
+
 RESULTS = REPOSITORY / "benchmarks" / "results"
 
 _READY_TIMEOUT = 300.0  # seconds; the first start converts the model
@@ -73,23 +80,63 @@ def paceline_serve(*flags: str) -> Iterator[ServerProcess]:
 
     Raises RuntimeError with the end of its log if it does not get ready.
     """
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # so that the server is stopped then, too
     port = _free_port()
+    with _serve([*_paceline(), "serve", "--port", str(port), *flags], port, "/health/ready") as server:
+        yield server
+
+
+@contextmanager
+def llama_serve(binary: Path, model: Path, *flags: str) -> Iterator[ServerProcess]:
+    """The same for llama.cpp's `llama-server`, with a GGUF file."""
+    port = _free_port()
+    command = [str(binary), "-m", str(model), "--host", "127.0.0.1", "--port", str(port), *flags]
+    with _serve(command, port, "/health") as server:
+        yield server
+
+
+@contextmanager
+def _serve(command: list[str], port: int, ready: str) -> Iterator[ServerProcess]:
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # so that the server is stopped then, too
     url = f"http://127.0.0.1:{port}"
     with tempfile.TemporaryFile() as log:
         began = time.perf_counter()
         process = subprocess.Popen(
-            [*_paceline(), "serve", "--port", str(port), *flags],
+            command,
             cwd=REPOSITORY,
             stdout=log,
             stderr=subprocess.STDOUT,
             start_new_session=True,  # so that its children can be stopped with it
         )
         try:
-            _wait_ready(process, url, log)
+            _wait_ready(process, url + ready, log)
             yield ServerProcess(url, process, time.perf_counter() - began)
         finally:
             _stop(process)
+
+
+def load(
+    server: ServerProcess, concurrency: int, num_requests: int, input_len: int, output_len: int, seed: int
+) -> Summary:
+    """Send prompts of random tokens, so many at a time. Other seeds send others, which no prefix cache knows."""
+    workload = Workload(
+        concurrency=concurrency,
+        num_requests=num_requests,
+        model=server.model(),
+        input_len=input_len,
+        output_len=output_len,
+        seed=seed,
+    )
+    run = Run(workload)
+
+    async def execute() -> None:
+        async with Server(server.url) as target:
+            await run.execute(target)
+
+    asyncio.run(execute())
+    summary = summarize(run)
+    if summary.failed or summary.short_outputs:
+        raise RuntimeError(f"{summary.failed} failed, {summary.short_outputs} short outputs: {summary.errors}")
+    return summary
 
 
 def forget_shapes() -> None:
@@ -117,7 +164,7 @@ def _wait_ready(process: subprocess.Popen[bytes], url: str, log: IO[bytes]) -> N
     with httpx.Client(trust_env=False) as http:
         while time.perf_counter() < deadline and process.poll() is None:
             try:
-                if http.get(f"{url}/health/ready").status_code == httpx.codes.OK:
+                if http.get(url).status_code == httpx.codes.OK:
                     return
             except httpx.TransportError:
                 pass  # does not listen yet

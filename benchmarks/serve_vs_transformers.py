@@ -6,7 +6,6 @@ and end together, without HTTP.
 """
 
 import argparse
-import asyncio
 import json
 import multiprocessing
 import statistics
@@ -17,13 +16,9 @@ import time
 from pathlib import Path
 from typing import Any
 
-from common import ServerProcess, paceline_serve, print_table, write_result
+from common import ServerProcess, load, paceline_serve, print_table, write_result
 
 from app.checkpoint.source import find_model
-from paceline_bench.client import Server
-from paceline_bench.report import summarize
-from paceline_bench.runner import Run
-from paceline_bench.workload import Workload
 
 _TOKEN_IDS = (100, 32_000)
 _WARMUP_TOKENS = 4
@@ -34,26 +29,7 @@ def served(server: ServerProcess, concurrency: int, seed: int, args: argparse.Na
     num_requests = max(4, args.waves * concurrency)
     if args.loadgen:
         return _by_loadgen(server, concurrency, num_requests, seed, args)
-    run = Run(
-        Workload(
-            concurrency=concurrency,
-            num_requests=num_requests,
-            model=server.model(),
-            input_len=args.input_len,
-            output_len=args.output_len,
-            seed=seed,
-        )
-    )
-
-    async def execute() -> None:
-        async with Server(server.url) as target:
-            await run.execute(target)
-
-    asyncio.run(execute())
-    summary = summarize(run)
-    if summary.failed or summary.short_outputs:
-        raise RuntimeError(f"{summary.failed} failed, {summary.short_outputs} short outputs: {summary.errors}")
-    return summary.out_tok_s
+    return load(server, concurrency, num_requests, args.input_len, args.output_len, seed).out_tok_s
 
 
 def _by_loadgen(
