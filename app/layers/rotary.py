@@ -28,6 +28,9 @@ def inverse_frequencies(config: RopeConfig) -> Tensor:
 class RotaryEmbedding(nn.Module):
     """Tables of the cosines and sines of every position."""
 
+    cos: Tensor
+    sin: Tensor
+
     def __init__(self, config: RopeConfig, max_positions: int) -> None:
         super().__init__()
         angles = torch.arange(max_positions, dtype=torch.float32)[:, None] * inverse_frequencies(config)
