@@ -1,4 +1,4 @@
-"""The command line: `paceline serve | generate | bench | check-model | quality | hash-key`."""
+"""The command line: `paceline serve | generate | bench | check-model | quality | quantize | hash-key`."""
 
 import inspect
 import sys
@@ -132,6 +132,20 @@ def quality(
     measure(model, against, text, json_file, **flags)
 
 
+def quantize(
+    model: Annotated[str, typer.Argument(help="a folder or a hub id, with plain weights")],
+    out: Annotated[Path, typer.Argument(help="the folder to write: a new or an empty one")],
+    to: Annotated[Literal["int8", "int4", "fp8"], typer.Option("--format", help="what weights are rounded to")],
+) -> None:
+    """Write a model with rounded weights, which Paceline, vLLM and transformers read.
+
+    See docs/models.md#writing-quantized-weights.
+    """
+    from .quantize import quantize as run
+
+    print(run(model, out, to))
+
+
 def hash_key(
     from_stdin: Annotated[
         bool, typer.Option("--stdin", help="read a key from stdin instead of making a new one")
@@ -165,6 +179,7 @@ cli.command()(_with_settings(serve, GROUPS))
 cli.command()(_with_settings(generate, GROUPS[:3]))
 cli.command()(check_model)
 cli.command()(_with_settings(quality, GROUPS[:1], _OF_QUALITY))
+cli.command()(quantize)
 cli.command()(bench)
 cli.command()(hash_key)
 

@@ -12,12 +12,13 @@ APP = REPOSITORY / "app"
 
 EVERYBODY = {"core", "settings", "errors"}
 MAY_IMPORT = {
-    "cli": {"supervisor", "offline", "check_model", "quality", "tenants"},
+    "cli": {"supervisor", "offline", "check_model", "quality", "quantize", "tenants"},
     "main": {"api", "supervisor", "checkpoint", "log"},
     "supervisor": {"checkpoint", "log", "metrics", "tenants"},
     "offline": {"engine", "checkpoint", "text", "log"},
     "check_model": {"engine", "checkpoint", "models"},
     "quality": {"worker", "checkpoint", "text"},
+    "quantize": {"models", "layers", "checkpoint"},
     "api": {"engine", "grammar", "text", "checkpoint", "metrics", "log", "tenants"},
     "engine": {"fairness", "checkpoint", "log"},
     "fairness": set(),

@@ -6,6 +6,7 @@ from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager
+from ctypes import CDLL
 from typing import Any, NamedTuple
 
 import torch
@@ -66,6 +67,16 @@ class Filling(NamedTuple):
         """Make the filled module ready."""
         if isinstance(self.module, Linear):
             self.module.method.finish(self.module)
+            _give_back()
+
+
+def _give_back() -> None:
+    """Return free memory to the system. What a layer takes on the way would else remain as holes between the weights.
+
+    Only glibc can do this.
+    """
+    if trim := getattr(CDLL(None), "malloc_trim", None):
+        trim(0)
 
 
 def pieces_of(open_file: Open, name: str, target: Target) -> list[Piece]:

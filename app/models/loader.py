@@ -72,31 +72,39 @@ def _try_decoder(
     device: torch.device,
     max_model_len: int,
 ) -> Decoder | None:
-    impl, is_dummy = settings.model_impl, settings.load_format == "dummy"
-    kind = folder.model_type
-    if kind not in FAMILIES or not folder.architecture.endswith("ForCausalLM"):
-        if impl == "decoder":
-            raise ModelError(f"the decoder does not know {folder.architecture} ({kind}); try --model-impl generic")
-        return None
+    is_dummy = settings.load_format == "dummy"
     try:
-        config = parse_decoder_config(folder.config)
-        if config.tie_word_embeddings and not is_dummy and has_own_head(folder):
-            config = replace(config, tie_word_embeddings=False)
         with torch.device(device), _default_dtype(dtype):
-            model = Decoder(config, max_model_len)
-            attach(model, choice)
+            model = make_decoder(folder, choice, max_model_len, not is_dummy)
     except NotCarriedError as reason:
-        if impl == "decoder":
+        if settings.model_impl == "decoder":
             raise ModelError(f"the decoder does not carry {reason}; try --model-impl generic") from None
         log.info("using transformers' model: the decoder does not carry %s", reason)
         return None
-    except (ValueError, LookupError, ArithmeticError, TypeError, AttributeError) as error:
-        reason_text = str(error) if type(error) is ValueError else f"{type(error).__name__}: {error}"
-        raise folder.unusable(reason_text) from error
     if is_dummy:
         _fill_with_noise(model)
     else:
         load_weights(model, folder)
+    return model
+
+
+def make_decoder(folder: ModelFolder, choice: Choice, max_model_len: int, has_weights: bool = True) -> Decoder:
+    """The decoder for a folder, to be filled, with torch's default dtype and on its default device.
+
+    NotCarriedError if it cannot run the model. ModelError for a config.json that makes no sense.
+    """
+    kind = folder.model_type
+    if kind not in FAMILIES or not folder.architecture.endswith("ForCausalLM"):
+        raise NotCarriedError(f"{folder.architecture} ({kind})")
+    try:
+        config = parse_decoder_config(folder.config)
+        if config.tie_word_embeddings and has_weights and has_own_head(folder):
+            config = replace(config, tie_word_embeddings=False)
+        model = Decoder(config, max_model_len)
+        attach(model, choice)
+    except (ValueError, LookupError, ArithmeticError, TypeError, AttributeError) as error:
+        reason = str(error) if type(error) is ValueError else f"{type(error).__name__}: {error}"
+        raise folder.unusable(reason) from error
     return model
 
 

@@ -44,9 +44,9 @@ def load_weights(model: nn.Module, folder: ModelFolder) -> None:
 
 def _plan(model: nn.Module, folder: ModelFolder) -> deque[Filling]:
     """What fills each module. Nothing else refers to the memory, so that a module can free it."""
-    of_modules = _targets(model)
+    of_modules = targets_of(model)
     targets = {name: target for _, of_module in of_modules for name, target in of_module.items()}
-    found = _match(targets, folder)
+    found = match(targets, folder)
     # Names with the same memory are alternatives. If a checkpoint has several, the model's first is loaded.
     pieces: dict[int, list[Piece]] = {}
     missing: dict[int, str] = {}
@@ -64,10 +64,10 @@ def _plan(model: nn.Module, folder: ModelFolder) -> deque[Filling]:
     return fillings
 
 
-def _match(targets: dict[str, Target], folder: ModelFolder) -> dict[str, list[Piece]]:
+def match(targets: dict[str, Target], folder: ModelFolder) -> dict[str, list[Piece]]:
     """The pieces of each tensor that a folder has, by its name without the prefix "model."."""
     found: dict[str, list[Piece]] = {}
-    for open_file in _files(folder):
+    for open_file in open_files(folder):
         with open_file() as tensors:
             for name in tensors.keys():  # noqa: SIM118 - not a dict
                 key = name.removeprefix("model.")
@@ -87,7 +87,7 @@ def _match(targets: dict[str, Target], folder: ModelFolder) -> dict[str, list[Pi
 def has_own_head(folder: ModelFolder) -> bool:
     """Whether the output embedding differs from the input embedding, even if config.json says that they are one."""
     found: dict[str, Tensor] = {}
-    for open_file in _files(folder):
+    for open_file in open_files(folder):
         with open_file() as tensors:
             for name in tensors.keys():  # noqa: SIM118 - not a dict
                 if (key := name.removeprefix("model.")) in ("embed_tokens.weight", "lm_head.weight"):
@@ -126,7 +126,7 @@ def refuse_quantized(folder: ModelFolder) -> None:
 
 def refuse_codes(folder: ModelFolder) -> None:
     """ModelError names a quantized weight, which transformers would silently convert as if it held plain numbers."""
-    for open_file in _files(folder):
+    for open_file in open_files(folder):
         with open_file() as tensors:
             for name in tensors.keys():  # noqa: SIM118 - not a dict
                 dtype = tensors.get_slice(name).get_dtype()
@@ -134,7 +134,7 @@ def refuse_codes(folder: ModelFolder) -> None:
                     raise ModelError(f"{folder.path}: {name} is of dtype {dtype}, and nothing says how to read it")
 
 
-def _targets(model: nn.Module) -> list[tuple[nn.Module, dict[str, Target]]]:
+def targets_of(model: nn.Module) -> list[tuple[nn.Module, dict[str, Target]]]:
     """What fills each module, by all names that a checkpoint's tensors may have, without the prefix "model."."""
     targets = []
     for path, module in model.named_modules():
@@ -160,7 +160,7 @@ def _misfit(shape: list[int], dtype: str, target: Target) -> str:
     return "" if is_one_number or taken == tuple(memory.shape) else f"has shape {taken}, not {tuple(memory.shape)}"
 
 
-def _files(folder: ModelFolder) -> list[Open]:
+def open_files(folder: ModelFolder) -> list[Open]:
     """The files that hold a folder's weights."""
     if (file := folder.gguf_file) is not None:
         tensors = GgufTensors(file, folder.quantization or {})

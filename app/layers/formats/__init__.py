@@ -2,7 +2,7 @@
 
 from ...checkpoint.quantization import Kind, Scheme
 from .awq import Awq
-from .base import Format
+from .base import Encoder, Format
 from .compressed import Int8, Packed
 from .float8 import Float8
 from .gguf import Gguf
@@ -18,6 +18,14 @@ _FORMATS: dict[Kind, type[Awq | Gptq | Packed | Int8 | Float8 | Gguf]] = {
 }
 
 
+_ENCODERS: dict[Kind, type[Packed | Float8]] = {"packed": Packed, "float8": Float8}
+
+
 def format_of(scheme: Scheme) -> Format:
     """What reads a weight that is stored in a scheme."""
     return _FORMATS[scheme.kind](scheme)
+
+
+def encoder_of(scheme: Scheme) -> Encoder:
+    """What also writes one, in a scheme that Paceline writes."""
+    return _ENCODERS[scheme.kind](scheme)

@@ -8,6 +8,8 @@ from torch import Tensor
 
 _AT_ONCE = 2**20
 """Numbers of a weight that are converted together. It is enough to keep all cores busy."""
+BYTE = 8
+"""Bits of a byte."""
 WORD = 32
 """Bits of an int32 in which codes are packed."""
 
@@ -43,6 +45,14 @@ class Format(Protocol):
         ...
 
 
+class Encoder(Format, Protocol):
+    """A format that is written, too."""
+
+    def encode(self, weight: Tensor) -> dict[str, Tensor]:
+        """The tensors for a weight (out_features, in_features), rounded to what they can stand for."""
+        ...
+
+
 def words(size: int, bits: int, what: str) -> int:
     """How many words hold so many codes; ValueError if they would not be full."""
     return whole_parts(size, WORD // bits, what)
@@ -63,10 +73,21 @@ def some_rows(weight: Tensor) -> Iterator[slice]:
 
 def unpack(packed: Tensor, bits: int) -> Tensor:
     """From (rows, words) int32 to codes (rows, words * codes of a word) uint8, the lowest bits first."""
-    codes = torch.empty(*packed.shape, WORD // bits, dtype=torch.uint8, device=packed.device)
-    for place in range(codes.shape[-1]):
-        codes[..., place] = (packed >> place * bits) & (2**bits - 1)
+    data = packed.contiguous().view(torch.uint8)
+    codes = torch.empty(*data.shape, BYTE // bits, dtype=torch.uint8, device=data.device)
+    for place in range(BYTE // bits):
+        codes[..., place] = (data >> place * bits) & (2**bits - 1)
     return codes.flatten(1)
+
+
+def pack(codes: Tensor, bits: int) -> Tensor:
+    """From codes (rows, n) uint8 to (rows, words) int32, the lowest bits first. The last word may not be full."""
+    padded = torch.nn.functional.pad(codes, (0, -codes.shape[1] % (WORD // bits)))
+    places = padded.unflatten(1, (-1, BYTE // bits))
+    data = places[..., 0].clone(memory_format=torch.contiguous_format)
+    for place in range(1, BYTE // bits):
+        data |= places[..., place] << place * bits
+    return data.view(torch.int32)
 
 
 def code_bits(bits: int) -> int:

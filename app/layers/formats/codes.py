@@ -7,6 +7,9 @@ from torch import Tensor
 
 from .base import some_rows
 
+GROUP = 32
+"""Inputs that share a scale, of weights that Paceline rounds to whole numbers."""
+
 
 @dataclass(frozen=True)
 class Codes:
@@ -58,28 +61,36 @@ def signed(numbers: Tensor, scales: Tensor) -> Codes:
     return around((numbers.to(torch.int16) + 128).to(torch.uint8), scales, 128, 8)
 
 
-def quantize(weight: Tensor, bits: int, group: int) -> Codes:
+def quantize(weight: Tensor, bits: int, group: int, stored: torch.dtype | None = None) -> Codes:
     """Round a weight (out_features, in_features) to the nearest codes: a group's largest number decides its scale.
 
     With 8 bits the range is symmetric; with 4, whose codes are few, it goes from a group's least number to its largest.
+    Codes for a file have scales that are numbers of the dtype `stored`, and zeros that are whole codes.
     """
     out_features, in_features = weight.shape
     scales = torch.empty(out_features, in_features // group, device=weight.device)
     codes = Codes(torch.empty_like(weight, dtype=torch.uint8), scales, torch.empty_like(scales), bits)
     for rows in some_rows(weight):
-        part = _quantize(weight[rows], bits, group)
+        part = _quantize(weight[rows].float().unflatten(1, (-1, group)), bits, stored)
         codes.codes[rows], codes.scales[rows], codes.zeros[rows] = part.codes, part.scales, part.zeros
     return codes
 
 
-def _quantize(weight: Tensor, bits: int, group: int) -> Codes:
-    groups = weight.float().unflatten(1, (-1, group))
+def _quantize(groups: Tensor, bits: int, stored: torch.dtype | None) -> Codes:
+    """The same for weights (out_features, groups, inputs of a group) float32."""
     if bits == 8:
-        scales = groups.abs().amax(-1) / 127
-        numbers = groups / scales.clamp(min=torch.finfo(torch.float32).tiny).unsqueeze(-1)
-        return signed(numbers.round().flatten(1), scales)
+        scales = _scales(groups.abs().amax(-1) / 127, stored)
+        return signed((groups / scales.unsqueeze(-1)).round().clamp(-127, 127).flatten(1), scales)
     least, most = groups.amin(-1).clamp(max=0), groups.amax(-1).clamp(min=0)
     levels = 2**bits - 1
-    scales = (most - least) / levels
-    codes = (groups - least.unsqueeze(-1)) / scales.clamp(min=torch.finfo(torch.float32).tiny).unsqueeze(-1)
+    scales = _scales((most - least) / levels, stored)
+    if stored is not None:
+        least = (least / scales).round().clamp(min=-levels) * scales
+    codes = (groups - least.unsqueeze(-1)) / scales.unsqueeze(-1)
     return Codes(codes.round().clamp(0, levels).to(torch.uint8).flatten(1), scales, least, bits)
+
+
+def _scales(scales: Tensor, stored: torch.dtype | None) -> Tensor:
+    """What a file can say of scales. One of groups that are all zeros may be anything, but zero."""
+    scales = scales.to(stored).float() if stored else scales
+    return torch.where(scales == 0, 1.0, scales)

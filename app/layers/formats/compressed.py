@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from ...checkpoint.quantization import Scheme
-from .base import Stored, code_bits, sorted_by_group, unpack, whole_parts, words
-from .codes import Codes, around, signed
+from .base import WORD, Stored, code_bits, pack, sorted_by_group, unpack, whole_parts, words
+from .codes import Codes, around, quantize, signed
 
 
 class Packed:
@@ -26,7 +26,7 @@ class Packed:
             "weight_shape": Stored((2,), torch.int64),
         }
         if self._scheme.has_zeros:
-            num_words = words(out_features, self._bits, "outputs")
+            num_words = -(-out_features // (WORD // self._bits))
             tensors["weight_zero_point"] = Stored((num_words, num_groups), torch.int32)
         if self._scheme.is_sorted:
             tensors["weight_g_idx"] = Stored((in_features,), torch.int32)
@@ -38,13 +38,26 @@ class Packed:
         if tuple(tensors["weight_shape"].tolist()) != tuple(codes.shape):
             raise ValueError(f"weight_shape is {tensors['weight_shape'].tolist()}, not {list(codes.shape)}")
         if self._scheme.has_zeros:
-            zero_points = unpack(tensors["weight_zero_point"].T, self._bits).T.float()
+            zero_points = unpack(tensors["weight_zero_point"].T, self._bits).T[: len(codes)].float()
         else:
             zero_points = torch.full_like(scales, 2 ** (self._bits - 1))
         order = None
         if self._scheme.is_sorted:
             codes, order = sorted_by_group(codes, tensors["weight_g_idx"], scales.shape[1])
         return around(codes, scales, zero_points, code_bits(self._bits), order)
+
+    def encode(self, weight: Tensor) -> dict[str, Tensor]:
+        """See `Encoder`."""
+        codes = quantize(weight, self._bits, self._scheme.group or weight.shape[1], weight.dtype)
+        tensors = {
+            "weight_packed": pack(codes.codes, self._bits),
+            "weight_scale": codes.scales.to(weight.dtype),
+            "weight_shape": torch.tensor(weight.shape),
+        }
+        if self._scheme.has_zeros:
+            zero_points = (-codes.zeros / codes.scales).round().to(torch.uint8)
+            tensors["weight_zero_point"] = pack(zero_points.T, self._bits).T.contiguous()
+        return tensors
 
 
 class Int8:

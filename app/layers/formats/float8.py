@@ -59,11 +59,19 @@ class Float8:
             scales = scales.expand(len(values), 1)
         return Float8Weight(values, scales.repeat_interleave(rows, 0)[: len(values)].contiguous(), group)
 
+    def encode(self, weight: Tensor) -> dict[str, Tensor]:
+        """See `Encoder`."""
+        rounded = quantize(weight, weight.dtype)
+        return {"weight": rounded.values, self._scheme.scale_name: rounded.scales.to(weight.dtype)}
 
-def quantize(weight: Tensor) -> Float8Weight:
-    """Round a weight (out_features, in_features): an output's largest number becomes the largest of e4m3."""
-    scales = weight.abs().amax(1, keepdim=True).float()
-    scales = scales.clamp(min=torch.finfo(torch.float32).tiny * _LARGEST) / _LARGEST
+
+def quantize(weight: Tensor, stored: torch.dtype = torch.float32) -> Float8Weight:
+    """Round a weight (out_features, in_features): an output's largest number becomes the largest of e4m3.
+
+    Scales are numbers of the dtype `stored`, as a file has them.
+    """
+    scales = weight.abs().amax(1, keepdim=True).float() / _LARGEST
+    scales = scales.clamp(min=torch.finfo(stored).tiny).to(stored).float()
     values = torch.empty_like(weight, dtype=torch.float8_e4m3fn)
     for rows in some_rows(weight):
         values[rows] = (weight[rows].float() / scales[rows]).to(torch.float8_e4m3fn)

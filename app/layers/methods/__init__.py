@@ -10,7 +10,7 @@ from ...checkpoint.quantization import Quantization, parse_quantization
 from ...errors import ModelError
 from ..formats import format_of
 from ..formats.base import Weight
-from ..formats.codes import Codes, quantize
+from ..formats.codes import GROUP, Codes, quantize
 from ..formats.float8 import Float8Weight
 from ..formats.float8 import quantize as to_float8
 from ..linear import Choice, Head, Linear, LinearMethod
@@ -20,9 +20,6 @@ from .plain import PLAIN
 from .quantized import Keeper, Rounded, Rounder, Stored
 
 log = logging.getLogger(__name__)
-
-_GROUP = 32
-"""Inputs that share a scale, of weights that are rounded to whole numbers when they are loaded."""
 
 
 def choose(folder: ModelFolder, device: torch.device, dtype: torch.dtype, quantization: str) -> Choice:
@@ -79,7 +76,7 @@ def _to_codes(bits: int) -> Rounder:
 
     def to(layer: Linear) -> Codes:
         size = layer.in_features
-        group = _GROUP if size % _GROUP == 0 else size
+        group = GROUP if size % GROUP == 0 else size
         return quantize(layer.weight.data, 8 if isinstance(layer, Head) else bits, group)
 
     return to
