@@ -120,6 +120,11 @@ class _Recorder(TorchDispatchMode):
         self.tape = Tape()
         self._arena = arena
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """Asked by torch, whose compiler has no part in this: importing it, so that it would skip this, takes seconds."""
+        return False
+
     def add(self, code: int, words: "array[int]", arguments: list[Argument], tasks: int, pieces: int) -> None:
         """See `app.kernels.cpu.kernel.Recorder`."""
         owners = [argument.owner for argument in arguments if argument.owner is not None]
