@@ -122,7 +122,7 @@ class _Recorder(TorchDispatchMode):
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
-        """Asked by torch, whose compiler has no part in this: importing it, so that it would skip this, takes seconds."""
+        """Torch asks this. Its compiler has no part here, and importing it so that it skips this takes a second."""
         return False
 
     def add(self, code: int, words: "array[int]", arguments: list[Argument], tasks: int, pieces: int) -> None:
