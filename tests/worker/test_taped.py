@@ -27,13 +27,16 @@ class Looking(torch.nn.Module):
         return hidden + float(hidden.sum().item() * 0) if self.looks else hidden
 
 
-@pytest.mark.parametrize("family", ["Llama", "Gemma3Text", "Qwen3"])
-def test_recorded_decodes_say_what_decodes_that_cannot_be_recorded_say(family: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("family", "dtype"),
+    [("Llama", "float32"), ("Llama", "bfloat16"), ("Gemma3Text", "float32"), ("Qwen3", "float32")],
+)
+def test_recorded_decodes_say_what_decodes_that_cannot_be_recorded_say(family: str, dtype: str, tmp_path: Path) -> None:
     write_checkpoint(family, DECODER[family], tmp_path)
     requests = make_requests(10, temperature=0.7)
     texts, passes = [], []
     for looks in (False, True):
-        core = make_engine(tmp_path, tiny_settings(model_impl="decoder"))
+        core = make_engine(tmp_path, tiny_settings(model_impl="decoder").model_copy(update={"dtype": dtype}))
         core.worker.model = Looking(core.worker.model, looks)
         core.worker.execution._tapes = type(core.worker.execution)(1, 1)._tapes  # without the warm-up's
         outputs, _ = run_crowd(core, requests)

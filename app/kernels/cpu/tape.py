@@ -142,7 +142,7 @@ class _Recorder(TorchDispatchMode):
             self.tape.add_call(lambda: function(*args, **kwargs))
             return result
         tensors = list(result) if isinstance(result, (tuple, list)) else [result]
-        memory = {_memory(tensor) for tensor in _tensors((args, kwargs))}
+        memory = {_memory(tensor) for tensor in _tensors((args, kwargs)) if not tensor.is_mkldnn}  # those have no views
         if any(_memory(tensor) not in memory for tensor in tensors):  # others are views, which are there already
             self.tape.add_call(lambda: _refill(tensors, function(*args, **kwargs)))
         return result
