@@ -61,8 +61,8 @@ def _of_generator(console: Console, model: str, folder: Path) -> Iterator[bool]:
     settings = settings.model_copy(update={"max_num_batched_tokens": 16, "max_num_seqs": 4})
     core, ready = build_engine(settings, folder)
     _say_how(console, model, ready)
-    is_quantized = ModelFolder(folder).quantization is not None
-    for impl in _paths(ready.model_impl, is_quantized):
+    is_gguf = ModelFolder(folder).gguf_file is not None
+    for impl in _paths(ready.model_impl, is_gguf):
         if impl != ready.model_impl:
             core, ready = build_engine(settings.model_copy(update={"model_impl": impl}), folder)
         difference = _largest_difference(core, folder, ready.vocab_size)
@@ -71,7 +71,7 @@ def _of_generator(console: Console, model: str, folder: Path) -> Iterator[bool]:
 
 def _of_encoder(console: Console, model: str, folder: Path, config: EncoderConfig) -> Iterator[bool]:
     """The same for an encoder, which has one implementation."""
-    core, ready = build_engine(load_settings(model=model, dtype="float32", device="cpu"), folder)
+    core, ready = build_engine(load_settings(model=model, dtype="float32", device="cpu", quantization="none"), folder)
     _say_how(console, model, ready)
     ours, theirs = _encode(core, folder, config, ready.vocab_size)
     what = "logits" if config.task == "classify" else f"{'+'.join(config.modules.pooling)} embeddings of length 1"
@@ -89,9 +89,9 @@ def _report(console: Console, impl: str, what: str, difference: float, tolerance
     return agrees
 
 
-def _paths(default: str, is_quantized: bool) -> list[str]:
-    """The implementations that can run the model. The generic path runs whatever the decoder runs, unquantized."""
-    return ["decoder", "generic"] if default == "decoder" and not is_quantized else [default]
+def _paths(default: str, is_gguf: bool) -> list[str]:
+    """The implementations that can run the model. The generic path runs what the decoder runs, but for GGUF."""
+    return ["decoder", "generic"] if default == "decoder" and not is_gguf else [default]
 
 
 # ---------------------------------------------------------------------- models that generate

@@ -81,12 +81,12 @@ def quantize(model: str, out: Path, to: WrittenFormat) -> str:
 def _projections(folder: ModelFolder) -> dict[str, tuple[int, int]]:
     """The sizes of the linear layers that are to be rounded, by their names in the checkpoint."""
     if folder.encoder is not None:
-        raise ModelError(f"{folder.architecture} is an encoder, and quantized encoders are not supported")
+        raise ModelError(f"{folder.architecture} is an encoder, and only models that generate are written")
     try:
         with torch.device("meta"):
             decoder = make_decoder(folder, lambda *_: PLAIN, 1)
     except NotCarriedError as reason:
-        raise ModelError(f"quantized weights are for the decoder, which does not carry {reason}") from None
+        raise ModelError(f"only models of the decoder are written, which does not carry {reason}") from None
     of_modules = targets_of(decoder)
     found = match({name: target for _, targets in of_modules for name, target in targets.items()}, folder)
     shapes = {}

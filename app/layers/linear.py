@@ -128,6 +128,14 @@ def assign(model: nn.Module, choice: Choice) -> list[Linear]:
     return layers
 
 
+def change(model: nn.Module, old: LinearMethod, new: LinearMethod) -> None:
+    """Give the filled layers that have one method another, by which they are ready to multiply."""
+    for layer in model.modules():
+        if isinstance(layer, Linear) and layer.method is old:
+            layer.method = new
+            new.finish(layer)
+
+
 def finish(model: nn.Module) -> None:
     """Make the filled layers of a model ready to multiply."""
     for layer in model.modules():

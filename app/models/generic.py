@@ -18,8 +18,10 @@ from ..attention.context import ForwardContext, forward_context
 from ..attention.layer import Attention
 from ..checkpoint.folder import ModelFolder
 from ..errors import ModelError
+from ..layers.methods import Methods
 from .fusion import fuse
-from .weights import refuse_codes, refuse_unmatched
+from .stored import finish_stored, load_pretrained
+from .weights import refuse_unmatched
 
 _NAME = "paceline"
 _OWN_CODE = "code that comes with a checkpoint (auto_map) is not run"
@@ -138,7 +140,7 @@ class GenericModel(nn.Module):
         return logits.float()
 
 
-def load_generic(folder: ModelFolder, dtype: torch.dtype, device: torch.device) -> GenericModel:
+def load_generic(folder: ModelFolder, methods: Methods, dtype: torch.dtype, device: torch.device) -> GenericModel:
     """Load a checkpoint through transformers. ModelError names what is not supported, or quotes transformers."""
     path, kind = folder.path, folder.model_type
     file = path / "config.json"
@@ -151,8 +153,7 @@ def load_generic(folder: ModelFolder, dtype: torch.dtype, device: torch.device) 
         if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
             raise ModelError(f"{file}: transformers {version} has no {kind} that generates from text alone{own_code}")
         _refuse_unsupported(config)
-        refuse_codes(folder)
-        model = _load(folder, config, dtype).to(device).eval().requires_grad_(False)
+        model = _load(folder, methods, config, dtype).to(device).eval().requires_grad_(False)
         fuse(model)
         return _split(model)
     except ModelError:
@@ -164,21 +165,12 @@ def load_generic(folder: ModelFolder, dtype: torch.dtype, device: torch.device) 
         raise ModelError(f"transformers cannot load {path}: {type(error).__name__}: {reason}") from error
 
 
-def _load(folder: ModelFolder, config: Any, dtype: torch.dtype) -> Any:
+def _load(folder: ModelFolder, methods: Methods, config: Any, dtype: torch.dtype) -> Any:
     """transformers' model with Paceline's attention, and every tensor of the checkpoint in it."""
     ALL_ATTENTION_FUNCTIONS.register(_NAME, _attention)
-    loaded: Any = AutoModelForCausalLM.from_pretrained(
-        folder.path,
-        config=config,
-        dtype=dtype,
-        attn_implementation=_NAME,
-        use_safetensors=True,
-        device_map=None,
-        trust_remote_code=False,
-        output_loading_info=True,
-    )
-    model, info = loaded
+    model, info = load_pretrained(AutoModelForCausalLM, folder, methods, config, dtype, attn_implementation=_NAME)
     refuse_unmatched(folder, info)
+    finish_stored(model)
     if getattr(model, "_is_stateful", False):
         raise ModelError(f"{config.model_type} keeps a recurrent state, which is not supported")
     return model

@@ -13,11 +13,12 @@ from ..attention.layer import Attention
 from ..checkpoint.families import FAMILIES, NotCarriedError, parse_decoder_config
 from ..checkpoint.folder import ModelFolder
 from ..errors import ModelError
-from ..layers.linear import Choice, assign, attach, finish
+from ..layers.linear import Choice, attach, change, finish
 from ..layers.methods import choose
+from ..layers.methods.plain import PLAIN
 from ..settings import ModelSettings
 from .decoder import Decoder
-from .weights import has_own_head, load_weights, refuse_quantized
+from .weights import has_own_head, load_weights
 
 log = logging.getLogger(__name__)
 
@@ -43,10 +44,10 @@ def load_model(
     Raises ModelError for what cannot be loaded.
     """
     # Before anything slow, since it may refuse the checkpoint.
-    choice = choose(folder, device, dtype, settings.quantization)
+    methods = choose(folder, device, dtype, settings.quantization)
     model: Any = None
     if settings.model_impl != "generic":
-        model = _try_decoder(folder, settings, choice, dtype, device, max_model_len)
+        model = _try_decoder(folder, settings, methods.choice, dtype, device, max_model_len)
     used = "decoder" if model is not None else "generic"
     if model is None:
         # Imported here because importing transformers takes seconds.
@@ -56,10 +57,8 @@ def load_model(
             raise ModelError(
                 f"load_format: dummy weights are for the decoder, which does not run {folder.architecture}"
             )
-        refuse_quantized(folder)
-        model = load_generic(folder, dtype, device)
-        assign(model, choice)
-        finish(model)
+        model = load_generic(folder, methods, dtype, device)
+        change(model, PLAIN, methods.plain)
     layers = [module for module in model.modules() if isinstance(module, Attention)]
     return LoadedModel(model.eval().requires_grad_(False), used, model.vocab_size, layers)
 

@@ -115,13 +115,16 @@ def _refuse_missing(folder: ModelFolder, names: list[str]) -> None:
         raise ModelError(f"{folder.path} lacks {len(names)} tensors of the model, {min(names)} for one")
 
 
-def refuse_quantized(folder: ModelFolder) -> None:
-    """ModelError for a checkpoint with quantized weights, of which transformers' own modules would not be filled."""
-    if folder.quantization is not None:
-        raise ModelError(
-            f"{folder.path / 'config.json'}: quantization_config ({folder.quantization.get('quant_method')}): "
-            f"quantized weights are for the decoder, which does not run {folder.architecture}"
-        )
+def plain_matrices(folder: ModelFolder) -> set[str]:
+    """The names of the layers whose weights are matrices of plain numbers."""
+    names = set()
+    for open_file in open_files(folder):
+        with open_file() as tensors:
+            for name in tensors.keys():  # noqa: SIM118 - not a dict
+                stored = tensors.get_slice(name)
+                if name.endswith(".weight") and stored.get_dtype() in _NUMBERS and len(stored.get_shape()) == 2:
+                    names.add(name.removesuffix(".weight"))
+    return names
 
 
 def refuse_codes(folder: ModelFolder) -> None:

@@ -14,11 +14,12 @@ from ..checkpoint.folder import ModelFolder
 from ..core.sampling import SamplingParams
 from ..core.step import BuiltWorker, NewRequest
 from ..errors import ModelError
-from ..layers.linear import assign, finish
-from ..layers.methods import choose
-from ..layers.methods.plain import adopt_all
+from ..layers.linear import change
+from ..layers.methods import Methods, choose
+from ..layers.methods.plain import PLAIN, adopt_all
 from ..models.pooling import Pooler
-from ..models.weights import refuse_codes, refuse_quantized, refuse_unmatched
+from ..models.stored import finish_stored, load_pretrained
+from ..models.weights import refuse_unmatched
 from ..settings import Settings
 from .encoder_runner import EncoderRunner
 from .resolve import Resolved, resolve
@@ -38,19 +39,16 @@ def build_encoder(settings: Settings, path: Path, config: EncoderConfig) -> Buil
     """Load the encoder in a folder. Raises StartupError."""
     folder, began = ModelFolder.open(path), time.monotonic()
     resolved = resolve(settings, folder)
-    refuse_quantized(folder)
-    refuse_codes(folder)
-    choice = choose(folder, resolved.device, resolved.dtype, settings.quantization)
+    methods = choose(folder, resolved.device, resolved.dtype, settings.quantization)
     try:
-        model = _load(folder, config, resolved)
+        model = _load(folder, methods, config, resolved)
     except ModelError:
         raise
     except Exception as error:  # the library's, of many kinds
         raise ModelError(f"{path} cannot be loaded: {' '.join(str(error).split())[:_LONGEST_QUOTE]}") from error
     if resolved.device.type == "cpu":  # elsewhere transformers' own layers are as fast
         adopt_all(model)
-        assign(model, choice)
-        finish(model)
+        change(model, PLAIN, methods.plain)
     max_len = min(config.max_len, settings.max_model_len or config.max_len)
     max_tokens = max(max_len, settings.max_num_batched_tokens or _TOKENS)
     limits = replace(
@@ -76,7 +74,7 @@ def build_encoder(settings: Settings, path: Path, config: EncoderConfig) -> Buil
     )
 
 
-def _load(folder: ModelFolder, config: EncoderConfig, resolved: Resolved) -> Any:
+def _load(folder: ModelFolder, methods: Methods, config: EncoderConfig, resolved: Resolved) -> Any:
     """transformers' model, with every tensor of the checkpoint in it that has to do with its task."""
     shape = AutoConfig.from_pretrained(folder.path, trust_remote_code=False)
     kind: Any = AutoModelForSequenceClassification if config.task == "classify" else AutoModel
@@ -84,20 +82,14 @@ def _load(folder: ModelFolder, config: EncoderConfig, resolved: Resolved) -> Any
         kind = getattr(transformers, folder.architecture)
     elif shape.is_encoder_decoder:
         raise ModelError(f"{folder.model_type} is an encoder-decoder model, which is not supported")
-    model, info = kind.from_pretrained(
-        folder.path,
-        config=shape,
-        dtype=resolved.dtype,
-        use_safetensors=True,
-        trust_remote_code=False,
-        output_loading_info=True,
-    )
+    model, info = load_pretrained(kind, folder, methods, shape, resolved.dtype)
     if config.task == "embed":  # what stands behind the hidden states is not read
         info["missing_keys"] = {key for key in info["missing_keys"] if not key.startswith("pooler.")}
         if not folder.architecture.endswith("Model"):
             parts = {name for name, _ in model.named_children()}
             info["unexpected_keys"] = {key for key in info["unexpected_keys"] if key.split(".")[0] in parts}
     refuse_unmatched(folder, info)
+    finish_stored(model)
     return model.to(resolved.device).eval().requires_grad_(False)
 
 

@@ -1,6 +1,7 @@
 """Quantized checkpoints generate what transformers generates with the weights that they stand for."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ from compressed_tensors.compressors import BaseCompressor
 from compressed_tensors.quantization import QuantizationArgs, QuantizationScheme
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+from torch.nn import Module
 from transformers import PreTrainedModel
 
 from app.checkpoint.folder import ModelFolder
@@ -41,13 +43,17 @@ OTHERS = {
 }
 
 
-def write_quantized(name: str, folder: Path) -> PreTrainedModel:
+def write_quantized(name: str, folder: Path) -> Any:
     """A checkpoint in a format, and transformers' model with the weights that the checkpoint stands for."""
-    model = write_checkpoint("Llama", SIZES, folder)
+    return quantize_folder(name, folder, write_checkpoint("Llama", SIZES, folder))
+
+
+def quantize_folder(name: str, folder: Path, model: Module, layers: str = r".*_proj") -> Any:
+    """Quantize the layers of a checkpoint whose names match a pattern. Returns `model` with what they stand for."""
     tensors = load_file(folder / "model.safetensors")
-    layers = [key.removesuffix(".weight") for key in tensors if key.endswith("_proj.weight")]
+    matching = [key.removesuffix(".weight") for key in tensors if re.fullmatch(rf"{layers}\.weight", key)]
     config: dict[str, Any]
-    for layer in layers:
+    for layer in matching:
         weight = tensors.pop(f"{layer}.weight")
         if name in COMPRESSED:
             stored, dense, config = _compressed(weight, *COMPRESSED[name])

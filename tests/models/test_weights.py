@@ -169,11 +169,3 @@ def test_codes_of_an_encoder_are_not_taken_for_numbers(tmp_path: Path) -> None:
     save_file(tensors | {name: tensors[name].to(torch.int8)}, tmp_path / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(ModelError, match=rf"{name} is of dtype I8"):
         build_encoder(load_settings(device="cpu"), tmp_path, config)
-
-
-def test_a_quantized_encoder_is_refused_by_name(tmp_path: Path) -> None:
-    write_encoder(tmp_path, "Bert", "Model", quantization_config={"quant_method": "awq", "bits": 4})
-    config = ModelFolder(tmp_path).encoder
-    assert config is not None
-    with pytest.raises(ModelError, match=r"config\.json: quantization_config \(awq\)"):
-        build_encoder(load_settings(device="cpu"), tmp_path, config)

@@ -2,8 +2,10 @@
 
 import logging
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
 from ...checkpoint.folder import ModelFolder
 from ...checkpoint.quantization import Quantization, parse_quantization
@@ -13,7 +15,7 @@ from ..formats.base import Weight
 from ..formats.codes import GROUP, Codes, quantize
 from ..formats.float8 import Float8Weight
 from ..formats.float8 import quantize as to_float8
-from ..linear import Choice, Head, Linear, LinearMethod
+from ..linear import Head, Linear, LinearMethod
 from . import float8, integer
 from .onednn import OneDnn, has_bfloat16
 from .plain import PLAIN
@@ -22,36 +24,52 @@ from .quantized import Keeper, Rounded, Rounder, Stored
 log = logging.getLogger(__name__)
 
 
-def choose(folder: ModelFolder, device: torch.device, dtype: torch.dtype, quantization: str) -> Choice:
-    """The methods for a model's linear layers. ModelError names what is not supported."""
+@dataclass(frozen=True)
+class Methods:
+    """The methods for a model's linear layers."""
+
+    plain: LinearMethod
+    """Of layers whose weights are plain numbers in the checkpoint."""
+    quantization: Quantization | None
+    """How the others are stored; None if there are none."""
+    _keep: Keeper
+    _like: Tensor
+
+    def choice(self, layer: Linear, names: Sequence[str]) -> LinearMethod:
+        """See `Choice`, for names without the prefix "model."."""
+        method = self.stored([_in_checkpoint(name) for name in names]) if layer.tied is None else None
+        return method or self.plain
+
+    def stored(self, names: Sequence[str]) -> Stored | None:
+        """Of a layer that a checkpoint has as quantized layers of these names; None if they are not quantized."""
+        schemes = {name: self.quantization.scheme(name) for name in names} if self.quantization else {}
+        formats = {name: format_of(scheme) for name, scheme in schemes.items() if scheme is not None}
+        if formats and len(formats) < len(schemes):
+            raise ModelError(f"{', '.join(names)} are one layer here, and only some of them are quantized")
+        return Stored(formats, self.plain, self._keep, self._like) if formats else None
+
+
+def choose(folder: ModelFolder, device: torch.device, dtype: torch.dtype, quantization: str) -> Methods:
+    """The methods for the layers of a model in a folder. ModelError names what is not supported."""
     plain, stored = _plain_method(folder, device, dtype), _stored(folder)
+    like = torch.empty(0, dtype=dtype, device=device)
     if quantization in _ROUNDERS:
         if stored is not None:
             raise ModelError(f"quantization: the weights in {folder.path} are quantized already; take auto")
         to, kind, needs = _ROUNDERS[quantization]
         if (keep_rounded := _keepers(device).get(kind)) is None:
             raise ModelError(f"quantization: {quantization} needs {needs}")
-        rounded = Rounded(to, keep_rounded, plain, device)
         log.info("weights are rounded to %s", quantization)
-        return lambda _layer, _names: rounded
-    if stored is None:
-        return lambda _layer, _names: plain
+        return Methods(Rounded(to, keep_rounded, plain, device), None, keep_rounded, like)
     keepers = _keepers(device) if quantization == "auto" else {}
 
     def keep(layer: Linear, pieces: Sequence[Weight]) -> LinearMethod | None:
         kept_by = keepers.get(type(pieces[0]))
         return kept_by(layer, pieces) if kept_by else None
 
-    log.info("weights are %s", _what_becomes_of(keepers))
-
-    def choice(layer: Linear, names: Sequence[str]) -> LinearMethod:
-        schemes = {name: stored.scheme(name) for name in map(_in_checkpoint, names) if layer.tied is None}
-        formats = {name: format_of(scheme) for name, scheme in schemes.items() if scheme is not None}
-        if formats and len(formats) < len(schemes):
-            raise ModelError(f"{', '.join(names)} are one layer here, and only some of them are quantized")
-        return Stored(formats, plain, keep) if formats else plain
-
-    return choice
+    if stored is not None:
+        log.info("weights are %s", _what_becomes_of(keepers))
+    return Methods(plain, stored, keep, like)
 
 
 def _keepers(device: torch.device) -> dict[type, Keeper]:

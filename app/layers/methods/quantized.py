@@ -26,35 +26,53 @@ class Stored:
     Where there is no kernel for the weights, they become plain numbers, and the layer gets the fallback.
     """
 
-    def __init__(self, formats: Mapping[str, Format], fallback: LinearMethod, keep: Keeper) -> None:
-        """`formats`: of each part of the layer, by its name."""
+    def __init__(self, formats: Mapping[str, Format], fallback: LinearMethod, keep: Keeper, like: Tensor) -> None:
+        """`formats`: of each part of the layer, by its name. `like`: of the dtype and where plain numbers will be."""
         self._formats = formats
         self._fallback = fallback
         self._keep = keep
+        self._like = like
         self._parts: list[tuple[str, Format, dict[str, Tensor]]] = []
 
     def create(self, layer: Linear) -> None:
         """See `LinearMethod`."""
-        self._like = torch.empty(0)
         layer.bias = nn.Parameter(torch.empty(layer.out_features), requires_grad=False) if layer.has_bias else None
 
     def sources(self, layer: Linear, name: str) -> dict[str, Target]:
         """See `LinearMethod`. The tensors are read into memory of the CPU."""
         targets: dict[str, Target] = {}
         for (part, outputs), (full_name, form) in zip(layer.parts(name).items(), self._formats.items(), strict=True):
-            try:
-                wanted = form.tensors(outputs.stop - outputs.start, layer.in_features)
-            except ValueError as error:
-                raise ModelError(f"{full_name} cannot be quantized as config.json says: {error}") from None
-            tensors = {kind: torch.empty(shape, dtype=dtype, device="cpu") for kind, (shape, dtype) in wanted.items()}
-            self._parts.append((full_name, form, tensors))
+            tensors = self._add(full_name, form, outputs.stop - outputs.start, layer.in_features)
             targets |= {f"{part}.{kind}": Target(tensor) for kind, tensor in tensors.items()}
             if layer.bias is not None:
                 targets[f"{part}.bias"] = Target(layer.bias.data[outputs])
         return targets
 
+    def register(self, layer: Linear) -> None:
+        """In the place of `create` and `sources`, for a loader that fills parameters by their names.
+
+        The layer has one part. Parameters are on the device "meta", as those of models are that wait for such a loader.
+        """
+        for name, form in self._formats.items():
+            for kind, tensor in self._add(name, form, layer.out_features, layer.in_features).items():
+                layer.register_parameter(kind, nn.Parameter(tensor.to("meta"), requires_grad=False))
+
+    def _add(self, name: str, form: Format, out_features: int, in_features: int) -> dict[str, Tensor]:
+        """Memory for the tensors of a part."""
+        try:
+            wanted = form.tensors(out_features, in_features)
+        except ValueError as error:
+            raise ModelError(f"{name} cannot be quantized as config.json says: {error}") from None
+        tensors = {kind: torch.empty(shape, dtype=dtype, device="cpu") for kind, (shape, dtype) in wanted.items()}
+        self._parts.append((name, form, tensors))
+        return tensors
+
     def finish(self, layer: Linear) -> None:
         """See `LinearMethod`."""
+        for _, _, tensors in self._parts:
+            for kind in tensors.keys() & dict(layer.named_parameters()).keys():  # see `register`
+                tensors[kind] = layer.get_parameter(kind).data
+                delattr(layer, kind)
         pieces = [_decode(*part, self._like.device) for part in self._parts]
         self._parts.clear()
         if method := self._keep(layer, pieces):
