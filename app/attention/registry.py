@@ -39,10 +39,10 @@ def _make_triton(configs: list[AttentionConfig], num_groups: int) -> AttentionBa
     return TritonPagedBackend(configs, num_groups)
 
 
-def _make_cpu(_configs: list[AttentionConfig], num_groups: int) -> AttentionBackend[Any]:
+def _make_cpu(configs: list[AttentionConfig], num_groups: int) -> AttentionBackend[Any]:
     from .backends.cpu_paged import CpuPagedBackend  # Numba is for the CPU only
 
-    return CpuPagedBackend(num_groups)
+    return CpuPagedBackend(configs, num_groups)
 
 
 BACKENDS = {

@@ -1,16 +1,20 @@
 """Attention backends against attention in float64 over each request's own tokens."""
 
 import math
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
 from app.attention.backends.base import AttentionBackend
-from app.attention.backends.cpu_paged import CpuMetadata, CpuPagedBackend
-from app.attention.backends.torch_paged import AttentionMetadata, TorchPagedBackend
+from app.attention.backends.cpu_paged import CpuPagedBackend
+from app.attention.backends.torch_paged import TorchPagedBackend
 from app.attention.config import AttentionConfig, LayerCache
+from app.attention.step import StepInput, StepShape
 
 pytestmark = pytest.mark.usefixtures("compiled_kernels", "two_threads")
 BLOCK = 16
@@ -26,53 +30,79 @@ class Step:
     q: Tensor
     k: Tensor
     v: Tensor
-    metadata: AttentionMetadata
+    input: StepInput
+    metadata: Any
     past: list[tuple[Tensor, Tensor]]
 
 
-def make_step(config: AttentionConfig, cache: LayerCache, work: list[tuple[int, int]], dtype: torch.dtype) -> Step:
+def describe(backend: AttentionBackend[Any], spans: list[tuple[int, int]], tables: Tensor) -> tuple[StepInput, Any]:
+    """A step with the positions (from, to before) of each row, and a backend's metadata. Decodes come first."""
+    positions = [np.arange(*span) for span in spans]
+    starts = np.cumsum([0, *(len(of_row) for of_row in positions)])
+    slots = [tables[row].numpy()[at // BLOCK] * BLOCK + at % BLOCK for row, at in enumerate(positions)]
+    count = int(starts[-1])
+    step = StepInput(
+        order=np.arange(len(spans)),
+        rows=np.arange(len(spans)),
+        input_ids=np.zeros(count, dtype=np.int64),
+        input_is_sampled=np.zeros(count, dtype=np.bool_),
+        token_rows=np.repeat(np.arange(len(spans)), np.diff(starts)),
+        positions=np.concatenate(positions),
+        slot_mappings=[np.concatenate(slots)],
+        query_starts=starts,
+        seq_lens=np.array([end for _, end in spans]),
+        num_decodes=sum(end - start == 1 for start, end in spans),
+        block_size=BLOCK,
+    )
+    shape = StepShape(count, step.num_decodes, len(spans) - step.num_decodes)
+    numbers = {name: np.zeros(size, dtype=np.int32) for name, size in backend.fields(shape).items()}
+    backend.write(step, numbers)
+    on_device = {name: torch.from_numpy(part) for name, part in numbers.items()}
+    return step, backend.metadata(step, shape, on_device, [tables])
+
+
+def make_step(
+    backend: AttentionBackend[Any],
+    config: AttentionConfig,
+    cache: LayerCache,
+    work: list[tuple[int, int]],
+    dtype: torch.dtype,
+) -> Step:
     """`work`: (tokens in the cache already, new tokens) of each request. Fills the layer's cache with the past."""
-    slots, past, starts = [], [], [0]
     counts = [-(-sum(pair) // BLOCK) for pair in work]
-    blocks = (1 + torch.randperm(NUM_BLOCKS - 1)[: sum(counts)]).split(counts)
-    q, new_k, new_v = [], [], []
-    for (known, new), table in zip(work, blocks, strict=True):
-        total = known + new
+    blocks = (1 + torch.randperm(NUM_BLOCKS - 1, dtype=torch.int32)[: sum(counts)]).split(counts)
+    firsts = []
+    for (known, _), table in zip(work, blocks, strict=True):
         behind = 0 if config.window is None else max(0, known + 1 - config.window) // BLOCK
         table[:behind] = 0  # blocks behind the window were given back: this one is somebody else's
-        first = behind * BLOCK
-        k = torch.randn(total, config.num_kv_heads, config.head_dim).to(dtype)
-        v = torch.randn(total, config.num_kv_heads, config.v_head_dim).to(dtype)
-        places = (table[:, None] * BLOCK + torch.arange(BLOCK)).flatten()[:total]
-        cache.k.flatten(1, 2)[:, places[first:known]] = k[first:known].transpose(0, 1)
-        cache.v.flatten(1, 2)[:, places[first:known]] = v[first:known].transpose(0, 1)
-        slots.append(places[known:])
-        past.append((k, v))
-        new_k.append(k[known:])
-        new_v.append(v[known:])
-        q.append(torch.randn(new, config.num_heads, config.head_dim).to(dtype))
-        starts.append(starts[-1] + new)
-    tables, lengths = torch.nn.utils.rnn.pad_sequence(blocks, batch_first=True), [sum(pair) for pair in work]
-    num_decodes = sum(new == 1 for _, new in work)
-    metadata = CpuMetadata(
-        slot_mappings=[torch.cat(slots)],
-        block_tables=[tables],
-        query_starts=starts,
-        seq_lens=lengths,
-        num_decodes=num_decodes,
-        block_size=BLOCK,
-        all_tables=[tables],
-        decode_rows=torch.arange(num_decodes),
-        decode_lens=torch.tensor(lengths[:num_decodes]),
-    )
-    return Step(torch.cat(q), torch.cat(new_k), torch.cat(new_v), metadata, past)
+        firsts.append(behind * BLOCK)
+    tables = torch.nn.utils.rnn.pad_sequence(blocks, batch_first=True)
+    past = [
+        (
+            torch.randn(sum(pair), config.num_kv_heads, config.head_dim).to(dtype),
+            torch.randn(sum(pair), config.num_kv_heads, config.v_head_dim).to(dtype),
+        )
+        for pair in work
+    ]
+    known = [(first, pair[0]) for first, pair in zip(firsts, work, strict=True)]
+    for row, (first, end) in enumerate(known):
+        if end > first:
+            _, metadata = describe(backend, [(0, 0)] * row + [(first, end)], tables)
+            backend.store(cache, *(part[first:end] for part in past[row]), metadata)
+    step, metadata = describe(backend, [(pair[0], sum(pair)) for pair in work], tables)
+    q = torch.randn(step.num_tokens, config.num_heads, config.head_dim).to(dtype)
+    new = [
+        torch.cat([part[pair[0] :] for part, pair in zip(parts, work, strict=True)])
+        for parts in zip(*past, strict=True)
+    ]
+    return Step(q, *new, step, metadata, past)
 
 
 def reference(step: Step, config: AttentionConfig) -> Tensor:
     """Softmax attention, written out."""
     outputs = []
     for index, (k, v) in enumerate(step.past):
-        q = step.q[step.metadata.query_starts[index] : step.metadata.query_starts[index + 1]].double()
+        q = step.q[step.input.query_starts[index] : step.input.query_starts[index + 1]].double()
         repeats = config.num_heads // config.num_kv_heads
         keys, values = (t.double().repeat_interleave(repeats, dim=1) for t in (k, v))
         scores = torch.einsum("qhd,khd->hqk", q, keys) * config.scale
@@ -89,7 +119,9 @@ def reference(step: Step, config: AttentionConfig) -> Tensor:
 
 # A kernel is compiled for its sizes and its type, which takes seconds. Types differ in how numbers are read and written
 # alone, so one configuration meets both.
-@pytest.mark.parametrize("backend", [TorchPagedBackend(), CpuPagedBackend(1)], ids=lambda b: type(b).__name__)
+@pytest.mark.parametrize(
+    "make", [lambda _config: TorchPagedBackend(), lambda config: CpuPagedBackend([config], 1)], ids=["torch", "cpu"]
+)
 @pytest.mark.parametrize(
     ("config", "dtype"),
     [
@@ -104,16 +136,34 @@ def reference(step: Step, config: AttentionConfig) -> Tensor:
     ids=["grouped", "grouped bfloat16", "values of another size", "window and softcap"],
 )
 def test_a_step_of_decodes_and_chunks(
-    config: AttentionConfig, backend: AttentionBackend[AttentionMetadata], dtype: torch.dtype
+    config: AttentionConfig, make: Callable[[AttentionConfig], AttentionBackend[Any]], dtype: torch.dtype
 ) -> None:
     torch.manual_seed(0)
+    backend = make(config)
     cache = LayerCache(config, *backend.allocate(config, NUM_BLOCKS, BLOCK, dtype, torch.device("cpu")))
     for memory in (cache.k, cache.v):
         memory.fill_(math.nan)  # what other requests left behind
     decodes = [(known, 1) for known in (0, 1, 14, 15, 16, 31, 40, 100, 500)]
     chunks = [(0, 2), (0, 33), (16, 16), (45, 20)]
-    step = make_step(config, cache, decodes + chunks, dtype)
+    step = make_step(backend, config, cache, decodes + chunks, dtype)
     backend.store(cache, step.k, step.v, step.metadata)
     actual = backend.attend(cache, step.q, step.metadata).double()
     error = (actual - reference(step, config)).abs().max()
     assert error < TOLERANCE[dtype], error
+
+
+@pytest.mark.parametrize("window", [None, 20])
+def test_on_the_cpu_a_token_is_computed_alike_in_a_prompt_and_in_a_decode(window: int | None) -> None:
+    torch.manual_seed(0)
+    config = replace(GROUPED, window=window, softcap=None if window is None else 5.0)
+    backend, length = CpuPagedBackend([config], 1), 75
+    cache = LayerCache(config, *backend.allocate(config, NUM_BLOCKS, BLOCK, torch.float32, torch.device("cpu")))
+    step = make_step(backend, config, cache, [(0, length)], torch.float32)
+    backend.store(cache, step.k, step.v, step.metadata)
+    whole = backend.attend(cache, step.q, step.metadata)
+    tables = torch.from_numpy(step.input.slot_mappings[0][::BLOCK].astype(np.int32) // BLOCK)[None]
+    for size in (1, 7, 32):
+        for start in range(0, length, size):
+            end = min(length, start + size)
+            _, metadata = describe(backend, [(start, end)], tables)
+            assert torch.equal(backend.attend(cache, step.q[start:end], metadata), whole[start:end])

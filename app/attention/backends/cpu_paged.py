@@ -1,7 +1,11 @@
-"""Paged attention on the CPU: decodes by a kernel that reads the blocks in place, prefills by torch."""
+"""Paged attention on the CPU, by kernels that read the blocks in place.
+
+Cache layout: K (num_kv_heads, num_blocks, head_dim, block_size), so that one vector holds a dimension of a block's
+keys; V (num_kv_heads, num_blocks, block_size, v_head_dim).
+"""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -10,63 +14,79 @@ from torch import Tensor
 
 from ...kernels.cpu.fused import rotate_and_store, store
 from ...kernels.cpu.kernel import constant
-from ...kernels.cpu.paged_decode import paged_decode
-from ..config import HeadNorms, LayerCache
+from ...kernels.cpu.paged_attention import paged_attention
+from ..config import AttentionConfig, HeadNorms, LayerCache
 from ..step import StepInput, StepShape
-from .torch_paged import AttentionMetadata, TorchPagedBackend
+from .memory import zeros
+from .tiles import write_tiles
+
+_QUERIES_OF_A_TILE = 16
+"""Query heads times tokens that one task takes."""
 
 
-@dataclass
-class CpuMetadata(AttentionMetadata):
-    """Decodes are described by numbers in the step's buffer, so that steps that only decode can be recorded.
+@dataclass(frozen=True)
+class CpuMetadata:
+    """Where to find what a step is: all numbers are int32, and may change when a recorded step is replayed."""
 
-    In these, the block tables, `query_starts` and `seq_lens` of the base class are empty.
+    slot_mappings: list[Tensor]
+    """(tokens,) for each KV group: where each token's K/V is written, block id * block size + offset."""
+    block_tables: Sequence[Tensor]
+    """(rows, blocks) for each KV group: the blocks of every row, in this step or not."""
+    tiles: Tensor
+    """(tiles, 4): pieces of chunks of prompts, and decodes; see `app.kernels.cpu.paged_attention`."""
+
+
+class CpuPagedBackend:
+    """For float32 and bfloat16. How a token is computed depends neither on its neighbours nor on how it is reached:
+    in a chunk of a prompt or in a decode.
     """
 
-    all_tables: Sequence[Tensor] = ()
-    """(rows, blocks) for each KV group: the blocks of every row, in this step or not."""
-    decode_rows: Tensor = field(default_factory=lambda: torch.empty(0))
-    """(decodes,): row of each decode."""
-    decode_lens: Tensor = field(default_factory=lambda: torch.empty(0))
-    """(decodes,): tokens that each decode sees, its own included."""
+    long_past = 2**62
 
-
-class CpuPagedBackend(TorchPagedBackend):
-    """For float32 and bfloat16. How a request is computed never depends on its neighbours."""
-
-    def __init__(self, num_groups: int) -> None:
+    def __init__(self, configs: Sequence[AttentionConfig], num_groups: int) -> None:
+        """`configs`: of all layers."""
+        largest_group = max(config.num_heads // config.num_kv_heads for config in configs)
+        self._tile_tokens = max(1, _QUERIES_OF_A_TILE // largest_group)
+        """Most tokens of a tile."""
         self._slots = [f"slots of group {group}" for group in range(num_groups)]
 
     def fields(self, shape: StepShape) -> dict[str, int]:
-        """See `AttentionBackend.fields`."""
-        sizes = {"decode_rows": shape.decodes, "decode_lens": shape.decodes}
-        return dict.fromkeys(self._slots, shape.tokens) | sizes
+        """See `AttentionBackend.fields`. Each chunk may end with a tile that is not full."""
+        tiles = shape.decodes + (shape.tokens // self._tile_tokens + shape.chunks if shape.chunks else 0)
+        return dict.fromkeys(self._slots, shape.tokens) | {"tiles": 4 * tiles}
 
     def write(self, step: StepInput, to: Mapping[str, NDArray[np.int32]]) -> None:
-        """See `AttentionBackend.write`. There is no padding."""
+        """See `AttentionBackend.write`. There is no padding but that of tiles."""
         for name, slots in zip(self._slots, step.slot_mappings, strict=True):
             to[name][:] = slots
-        to["decode_rows"][:] = step.rows[: step.num_decodes]
-        to["decode_lens"][:] = step.seq_lens[: step.num_decodes]
+        tiles, decodes = to["tiles"].reshape(-1, 4), step.num_decodes
+        tiles[:decodes, 0] = step.rows[:decodes]
+        tiles[:decodes, 1] = np.arange(decodes)
+        tiles[:decodes, 2] = 1
+        tiles[:decodes, 3] = step.positions[:decodes]
+        write_tiles(step, self._tile_tokens, tiles[decodes:])
 
     def metadata(
-        self, step: StepInput, shape: StepShape, numbers: Mapping[str, Tensor], tables: Sequence[Tensor]
+        self,
+        step: StepInput,  # noqa: ARG002
+        shape: StepShape,  # noqa: ARG002
+        numbers: Mapping[str, Tensor],
+        tables: Sequence[Tensor],
     ) -> CpuMetadata:
         """See `AttentionBackend.metadata`."""
-        if shape.chunks:
-            base = super().metadata(step, shape, numbers, tables)
-        else:
-            base = AttentionMetadata([], [], [], [], shape.decodes, step.block_size)
-        base.slot_mappings = [numbers[name] for name in self._slots]
-        return CpuMetadata(
-            **vars(base), all_tables=tables, decode_rows=numbers["decode_rows"], decode_lens=numbers["decode_lens"]
-        )
+        return CpuMetadata([numbers[name] for name in self._slots], tables, numbers["tiles"].view(-1, 4))
 
-    def store(self, cache: LayerCache, k: Tensor, v: Tensor, metadata: AttentionMetadata) -> None:
+    def allocate(
+        self, config: AttentionConfig, num_blocks: int, block_size: int, dtype: torch.dtype, device: torch.device
+    ) -> tuple[Tensor, Tensor]:
+        """See `AttentionBackend.allocate`."""
+        shape = config.num_kv_heads, num_blocks
+        k_cache = zeros((*shape, config.head_dim, block_size), dtype, device)
+        return k_cache, zeros((*shape, block_size, config.v_head_dim), dtype, device)
+
+    def store(self, cache: LayerCache, k: Tensor, v: Tensor, metadata: CpuMetadata) -> None:
         """See `AttentionBackend.store`."""
-        slots = metadata.slot_mappings[cache.group]
-        store(k, cache.k, slots)
-        store(v, cache.v, slots)
+        store(k, v, cache.k, cache.v, metadata.slot_mappings[cache.group])
 
     def rotate_and_store(
         self,
@@ -74,21 +94,21 @@ class CpuPagedBackend(TorchPagedBackend):
         qkv: Tensor,
         rope: tuple[Tensor, Tensor] | None,
         norms: HeadNorms | None,
-        metadata: AttentionMetadata,
+        metadata: CpuMetadata,
     ) -> Tensor:
         """See `AttentionBackend.rotate_and_store`."""
         slots = metadata.slot_mappings[cache.group]
         return rotate_and_store(qkv, cache.config.num_heads, rope, norms, cache.k, cache.v, slots)
 
-    def decode(self, cache: LayerCache, q: Tensor, metadata: AttentionMetadata, out: Tensor) -> None:
-        """See `TorchPagedBackend.decode`."""
-        assert isinstance(metadata, CpuMetadata)
+    def attend(self, cache: LayerCache, q: Tensor, metadata: CpuMetadata) -> Tensor:
+        """See `AttentionBackend.attend`."""
         config = cache.config
-        group = config.num_heads // config.num_kv_heads
-        run = paged_decode(group, config.head_dim, config.v_head_dim, metadata.block_size)
-        caches, table = (constant(cache.k), constant(cache.v)), metadata.all_tables[cache.group]
-        step = table, metadata.decode_rows, metadata.decode_lens
+        group, block_size = config.num_heads // config.num_kv_heads, cache.k.shape[3]
+        out = torch.empty(len(q), config.num_heads, config.v_head_dim, dtype=q.dtype)
+        run = paged_attention(group, config.head_dim, config.v_head_dim, block_size)
+        caches = constant(cache.k), constant(cache.v)
         run(
-            len(q) * config.num_kv_heads, True, q.contiguous(), *caches, *step, config.window or 0,
-            float(config.scale), float(config.softcap or 0.0), out,
+            len(metadata.tiles) * config.num_kv_heads, True, q, *caches, metadata.block_tables[cache.group],
+            metadata.tiles, config.window or 0, float(config.scale), float(config.softcap or 0.0), out,
         )  # fmt: skip
+        return out.flatten(1)

@@ -5,11 +5,8 @@ gives (num_kv_heads, requests, tokens, head_dim), which is what torch's attentio
 transposition.
 """
 
-import math
-import mmap
 import sys
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any, NamedTuple
@@ -23,6 +20,7 @@ from torch import Tensor
 from ...kernels.ops import rms_norm, rotate
 from ..config import AttentionConfig, HeadNorms, LayerCache
 from ..step import StepInput, StepShape
+from .memory import zeros
 
 
 @dataclass
@@ -94,7 +92,7 @@ class TorchPagedBackend:
     ) -> tuple[Tensor, Tensor]:
         """See `AttentionBackend.allocate`."""
         shape = (config.num_kv_heads, num_blocks, block_size)
-        return _zeros((*shape, config.head_dim), dtype, device), _zeros((*shape, config.v_head_dim), dtype, device)
+        return zeros((*shape, config.head_dim), dtype, device), zeros((*shape, config.v_head_dim), dtype, device)
 
     def store(self, cache: LayerCache, k: Tensor, v: Tensor, metadata: AttentionMetadata) -> None:
         """See `AttentionBackend.store`."""
@@ -240,17 +238,3 @@ def _attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, config: AttentionConf
 def _mask(seen: Tensor, dtype: torch.dtype) -> Tensor:
     """0 where something is seen, else -inf."""
     return torch.zeros(seen.shape, dtype=dtype, device=seen.device).masked_fill_(~seen, float("-inf"))
-
-
-def _zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
-    """A tensor of zeros. On the CPU it takes memory only as it is written to, while torch.zeros would write all of it.
-
-    Blocks are small and lie anywhere: with pages of 2 MiB, finding them misses the processor's table less often.
-    """
-    if device.type != "cpu":
-        return torch.zeros(shape, dtype=dtype, device=device)
-    memory = mmap.mmap(-1, math.prod(shape) * dtype.itemsize, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-    if hasattr(mmap, "MADV_HUGEPAGE"):
-        with suppress(OSError):  # a kernel without them
-            memory.madvise(mmap.MADV_HUGEPAGE)
-    return torch.frombuffer(memory, dtype=dtype).view(shape)

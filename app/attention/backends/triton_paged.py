@@ -16,6 +16,7 @@ from ...kernels.gpu.fused import rotate_and_store, store
 from ...kernels.gpu.paged_attention import chunks, decode
 from ..config import AttentionConfig, HeadNorms, LayerCache
 from ..step import StepInput, StepShape
+from .tiles import write_tiles
 
 _QUERIES_OF_A_TILE = 64
 """Query heads times tokens that one program takes: measured on an H100, for prompts of 512 to 4096 tokens."""
@@ -78,21 +79,7 @@ class TritonPagedBackend:
         to["decode_rows"][decodes:] = 0
         to["decode_lens"][:decodes] = step.seq_lens[:decodes]
         to["decode_lens"][decodes:] = 0
-        to["tiles"][:] = 0
-        self._write_tiles(step, to["tiles"].reshape(-1, 4))
-
-    def _write_tiles(self, step: StepInput, tiles: NDArray[np.int32]) -> None:
-        """Cut the chunks of prompts into tiles (tiles, 4); see `app.kernels.gpu.paged_attention.chunks`."""
-        at = 0
-        for index in range(step.num_decodes, len(step.rows)):
-            start, end = int(step.query_starts[index]), int(step.query_starts[index + 1])
-            first = np.arange(start, end, self._tile_tokens)
-            part = tiles[at : at + len(first)]
-            part[:, 0] = step.rows[index]
-            part[:, 1] = first
-            part[:, 2] = np.minimum(end - first, self._tile_tokens)
-            part[:, 3] = step.positions[first]
-            at += len(first)
+        write_tiles(step, self._tile_tokens, to["tiles"].reshape(-1, 4))
 
     def metadata(
         self,

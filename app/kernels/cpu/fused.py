@@ -138,7 +138,7 @@ def _norm_and_rotate_head(x, norms, weight, offset, eps, rotates, cos, sin, norm
 def _rotate_and_store(  # type: ignore[no-untyped-def]
     begin, end, qkv, norms, q_weight, k_weight, offset, eps, rotates, cos, sin, slots, q, k_cache, v_cache
 ):
-    heads, kv_heads, block_size = q.shape[1], k_cache.shape[0], k_cache.shape[2]
+    heads, kv_heads, block_size = q.shape[1], k_cache.shape[0], v_cache.shape[2]
     normed = np.empty(qkv.shape[2], np.float32)
     for t in range(begin, end):
         block, place = slots[t] // block_size, slots[t] % block_size
@@ -146,7 +146,7 @@ def _rotate_and_store(  # type: ignore[no-untyped-def]
         for h in range(heads):
             _norm_and_rotate_head(x[h], norms, q_weight, offset, eps, rotates, cosine, sine, normed, q[t, h])
         for h in range(kv_heads):
-            of_k, k = x[heads + h], k_cache[h, block, place]
+            of_k, k = x[heads + h], k_cache[h, block, :, place]
             _norm_and_rotate_head(of_k, norms, k_weight, offset, eps, rotates, cosine, sine, normed, k)
             of_v, v = x[heads + kv_heads + h], v_cache[h, block, place]
             for i in range(v.shape[0]):
@@ -165,8 +165,8 @@ def rotate_and_store(
     """Norm and rotate queries and keys, write K and V to their slots, and return the queries.
 
     qkv: (tokens, heads + 2 * kv_heads, head_dim); rope: cosine and sine, each (tokens, rotary_dim); norms: weights
-    (head_dim,) for queries and for keys, what is added to these, and epsilon; caches: (kv_heads, blocks, block_size,
-    head_dim); slots: (tokens,).
+    (head_dim,) for queries and for keys, what is added to these, and epsilon; caches: see
+    `app.kernels.cpu.paged_attention`; slots: (tokens,).
     """
     q = qkv.new_empty(qkv.shape[0], num_heads, qkv.shape[2])
     unused = qkv[0, 0]
@@ -192,18 +192,21 @@ def rotate_and_store(
 
 
 @kernel
-def _store(begin, end, new, slots, cache):  # type: ignore[no-untyped-def]
-    block_size = cache.shape[2]
+def _store(begin, end, k, v, slots, k_cache, v_cache):  # type: ignore[no-untyped-def]
+    block_size = v_cache.shape[2]
     for t in range(begin, end):
-        for h in range(cache.shape[0]):
-            to = cache[h, slots[t] // block_size, slots[t] % block_size]
-            for i in range(to.shape[0]):
-                to[i] = new[t, h, i]
+        block, place = slots[t] // block_size, slots[t] % block_size
+        for h in range(k_cache.shape[0]):
+            for i in range(k.shape[2]):
+                k_cache[h, block, i, place] = k[t, h, i]
+            for i in range(v.shape[2]):
+                v_cache[h, block, place, i] = v[t, h, i]
 
 
-def store(new: Tensor, cache: Tensor, slots: Tensor) -> None:
-    """Write K or V (tokens, kv_heads, head_dim) to slots (tokens,) of a cache; see `rotate_and_store`."""
-    _store(len(new), new.numel() >= _WORTH_A_THREAD, new, slots, constant(cache))
+def store(k: Tensor, v: Tensor, k_cache: Tensor, v_cache: Tensor, slots: Tensor) -> None:
+    """Write k and v (tokens, kv_heads, dimensions) to slots (tokens,); see `rotate_and_store`."""
+    is_large = k.numel() >= _WORTH_A_THREAD
+    _store(len(k), is_large, k, v, slots, constant(k_cache), constant(v_cache))
 
 
 @inline

@@ -13,64 +13,27 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
+from .emitter import F16, F32, I8, I16, I32, I64, Emitter
+
 llvmlite.binding.initialize_native_asmparser()  # LLVM reads the one instruction that is written as text with it
 
-_I8, _I16, _I32, _I64 = (ir.IntType(size) for size in (8, 16, 32, 64))
-_F16, _F32 = ir.HalfType(), ir.FloatType()
 
-
-class _Code:
-    """Emits what all instruction sets share. A panel is `lanes` outputs, one in each lane of a vector."""
+class _Code(Emitter):
+    """Emits what all instruction sets share. A panel is as many outputs as a vector has lanes, one in each."""
 
     lanes: int
 
     def __init__(self, builder: ir.IRBuilder, bits: int, part: int, rows: int) -> None:
-        self.b = builder
+        super().__init__(builder, self.lanes)
         self.bits = bits
         self.part = part
         self.rows = rows
-        self.bytes = ir.VectorType(_I8, 4 * self.lanes)
-        self.words = ir.VectorType(_I32, self.lanes)
-        self.floats = ir.VectorType(_F32, self.lanes)
-
-    def intrinsic(self, name: str, result: ir.Type, *arguments: Any) -> Any:
-        kind = ir.FunctionType(result, [argument.type for argument in arguments])
-        return self.b.call(cgutils.get_or_insert_function(self.b.module, kind, name), arguments)
-
-    def load(self, kind: ir.Type, base: Any, offset: Any) -> Any:
-        """A value at an address that is `offset` bytes from another, with any alignment."""
-        if isinstance(offset, int):
-            offset = ir.Constant(_I64, offset)
-        value = self.b.load(self.b.inttoptr(self.b.add(base, offset), kind.as_pointer()))
-        value.align = 1
-        return value
-
-    def spread(self, value: Any) -> Any:
-        """A vector with the same value in all lanes."""
-        kind = ir.VectorType(value.type, self.lanes)
-        one = self.b.insert_element(ir.Constant(kind, ir.Undefined), value, ir.Constant(_I32, 0))
-        return self.b.shuffle_vector(one, ir.Constant(kind, ir.Undefined), ir.Constant(self.words, [0] * self.lanes))
-
-    def fma(self, a: Any, b: Any, c: Any) -> Any:
-        return self.intrinsic(f"llvm.fma.v{self.lanes}f32", self.floats, a, b, c)
-
-    def rounded(self, value: Any) -> Any:
-        """Floats as bfloat16 is kept: the upper halves, rounded to the nearest, and to even between two."""
-        one, sixteen, half = (ir.Constant(self.words, [number] * self.lanes) for number in (1, 16, 0x7FFF))
-        bits = self.b.bitcast(value, self.words)
-        odd = self.b.and_(self.b.lshr(bits, sixteen), one)
-        upper = self.b.lshr(self.b.add(self.b.add(bits, half), odd), sixteen)
-        return self.b.trunc(upper, ir.VectorType(_I16, self.lanes))
+        self.bytes = ir.VectorType(I8, 4 * self.lanes)
 
     def nibbles(self, packed: Any) -> tuple[Any, Any]:
         """The lower and the upper halves of bytes."""
         low, four = (ir.Constant(self.bytes, [number] * 4 * self.lanes) for number in (15, 4))
         return self.b.and_(packed, low), self.b.lshr(packed, four)
-
-    def quad(self, x: Any, ld_x: Any, row: int, index: int) -> Any:
-        """Four neighbouring activations of a row, in all lanes: bytes."""
-        at = self.b.add(self.b.mul(ld_x, ir.Constant(_I64, row)), ir.Constant(_I64, 4 * index))
-        return self.b.bitcast(self.spread(self.load(_I32, x, at)), self.bytes)
 
     def dots(self, codes: Any, x: Any, ld_x: Any) -> list[Any]:
         """For each row, the dot products of a part with the panel's outputs: `words`."""
@@ -89,7 +52,7 @@ class _Vnni(_Code):
             parts = self.nibbles(packed) if self.bits == 4 else (packed,)
             for place, codes_of in enumerate(parts):
                 for row in range(self.rows):
-                    of_row = self.b.add(x, self.b.mul(ld_x, ir.Constant(_I64, row)))
+                    of_row = self.b.add(x, self.b.mul(ld_x, ir.Constant(I64, row)))
                     quad = vector + place * num_vectors
                     sums[row] = self._add_products(sums[row], self.b.bitcast(codes_of, self.words), of_row, quad)
         return sums
@@ -100,7 +63,7 @@ class _Vnni(_Code):
         Given the intrinsic function, LLVM loads all activations of a part beforehand and runs out of registers, which
         takes twice as long.
         """
-        kind = ir.FunctionType(self.words, [self.words, self.words, _I64])
+        kind = ir.FunctionType(self.words, [self.words, self.words, I64])
         code = f"vpdpbusd {4 * quad}($3){{1to16}}, $2, $0"
         return self.b.asm(kind, code, "=v,0,v,r", (sums, codes, of_row), False)
 
@@ -120,8 +83,8 @@ class _Avx2(_Code):
             for row in range(self.rows):
                 halves = (low, low if self.bits == 4 else high)
                 for sums, codes_of, quad in zip(halves, self.nibbles(packed), quads, strict=True):
-                    numbers = self.quad(x, ld_x, row, quad)
-                    kind = ir.VectorType(_I16, 2 * self.lanes)
+                    numbers = self._quad(x, ld_x, row, quad)
+                    kind = ir.VectorType(I16, 2 * self.lanes)
                     pairs = self.intrinsic("llvm.x86.avx2.pmadd.ub.sw", kind, codes_of, numbers)
                     sums[row] = pairs if sums[row] is None else self.b.add(sums[row], pairs)
         total = [self._sum_of_pairs(sums, 1) for sums in low]
@@ -129,9 +92,14 @@ class _Avx2(_Code):
             return total
         return [self.b.add(one, self._sum_of_pairs(two, 16)) for one, two in zip(total, high, strict=True)]
 
+    def _quad(self, x: Any, ld_x: Any, row: int, index: int) -> Any:
+        """Four neighbouring activations of a row, in all lanes: bytes."""
+        at = self.at(self.times(ld_x, row), 4 * index)
+        return self.b.bitcast(self.spread(self.load(I32, x, at)), self.bytes)
+
     def _sum_of_pairs(self, sums: Any, factor: int) -> Any:
         """Sums of neighbours, times a factor: `words`."""
-        factors = ir.Constant(ir.VectorType(_I16, 2 * self.lanes), [factor] * 2 * self.lanes)
+        factors = ir.Constant(ir.VectorType(I16, 2 * self.lanes), [factor] * 2 * self.lanes)
         return self.intrinsic("llvm.x86.avx2.pmadd.wd", self.words, sums, factors)
 
 
@@ -160,7 +128,7 @@ def tile(_context, lanes, bits, part, scale_bytes, rows, addresses, results):  #
     num_lanes, bits_of_code, inputs, size, num_rows = (
         kind.literal_value for kind in (lanes, bits, part, scale_bytes, rows)
     )
-    number = _F16 if size == 2 else _F32
+    number = F16 if size == 2 else F32
 
     def generate(_target, builder, signature, arguments):  # type: ignore[no-untyped-def]
         places = cgutils.unpack_tuple(builder, arguments[5], len(signature.args[5]))
@@ -171,28 +139,24 @@ def tile(_context, lanes, bits, part, scale_bytes, rows, addresses, results):  #
         for accumulator in accumulators:
             builder.store(start, accumulator)
 
-        def times(value: Any, factor: int) -> Any:
-            return builder.mul(value, ir.Constant(_I64, factor))
-
         with cgutils.for_range(builder, parts) as loop:
             index = loop.index
-            of_part = builder.add(codes, times(index, inputs * num_lanes * bits_of_code // 8))
-            dots = code.dots(of_part, builder.add(x, times(index, inputs)), ld_x)
-            at_scale = times(builder.udiv(index, step), num_lanes * size)
+            of_part = builder.add(codes, code.times(index, inputs * num_lanes * bits_of_code // 8))
+            dots = code.dots(of_part, builder.add(x, code.times(index, inputs)), ld_x)
+            at_scale = code.times(builder.udiv(index, step), num_lanes * size)
             scale, zero = (code.load(ir.VectorType(number, num_lanes), base, at_scale) for base in (scales, zeros))
             if size == 2:
                 scale, zero = (builder.fpext(value, code.floats) for value in (scale, zero))
             for row in range(num_rows):
-                at = builder.add(times(parts, 4 * row), times(index, 4))
-                factor, total = (code.spread(code.load(_F32, base, at)) for base in (factors, sums))
+                at = builder.add(code.times(parts, 4 * row), code.times(index, 4))
+                factor, total = (code.spread(code.load(F32, base, at)) for base in (factors, sums))
                 value = builder.fmul(builder.sitofp(dots[row], code.floats), factor)
                 value = code.fma(scale, value, builder.load(accumulators[row]))
                 builder.store(code.fma(zero, total, value), accumulators[row])
         for row in range(num_rows):
             value = builder.load(accumulators[row])
             value = code.rounded(value) if results.dtype == types.uint16 else value
-            pointer = builder.inttoptr(builder.add(out, times(ld_out, row)), value.type.as_pointer())
-            builder.store(value, pointer).align = 1
+            code.store(value, out, code.times(ld_out, row))
         return _target.get_dummy_value()
 
     return types.void(lanes, bits, part, scale_bytes, rows, addresses, results), generate
@@ -209,45 +173,28 @@ def quantize_group(_context, count, part, addresses, numbers):  # type: ignore[n
 
     def generate(_target, builder, signature, arguments):  # type: ignore[no-untyped-def]
         source, out, factors, sums = cgutils.unpack_tuple(builder, arguments[2], len(signature.args[2]))
-        floats, words = ir.VectorType(_F32, size), ir.VectorType(_I32, size)
+        code = Emitter(builder, size)
 
         def constant(number: float) -> Any:
-            return ir.Constant(_F32, number)
+            return ir.Constant(F32, number)
 
-        def call(name: str, result: ir.Type, *operands: Any) -> Any:
-            kind = ir.FunctionType(result, [operand.type for operand in operands])
-            return builder.call(cgutils.get_or_insert_function(builder.module, kind, name), operands)
-
-        def spread(value: Any) -> Any:
-            one = builder.insert_element(ir.Constant(floats, ir.Undefined), value, ir.Constant(_I32, 0))
-            return builder.shuffle_vector(one, ir.Constant(floats, ir.Undefined), ir.Constant(words, [0] * size))
-
-        def store(value: Any, address: Any, offset: int) -> None:
-            place = builder.add(address, ir.Constant(_I64, offset))
-            builder.store(value, builder.inttoptr(place, value.type.as_pointer())).align = 1
-
-        stored = ir.VectorType(_I16, size) if is_bfloat16 else floats
-        x = builder.load(builder.inttoptr(source, stored.as_pointer()))
-        x.align = 1
-        if is_bfloat16:  # the upper half of a float32
-            upper = builder.shl(builder.zext(x, words), ir.Constant(words, [16] * size))
-            x = builder.bitcast(upper, floats)
+        x = code.load_floats(source, 0, is_bfloat16)
         # Without their signs, floats have the order of their bits, and what is no number is the largest of all.
-        unsigned = builder.and_(builder.bitcast(x, words), ir.Constant(words, [0x7FFFFFFF] * size))
-        largest = builder.bitcast(call(f"llvm.vector.reduce.umax.v{size}i32", _I32, unsigned), _F32)
+        unsigned = builder.and_(builder.bitcast(x, code.words), ir.Constant(code.words, [0x7FFFFFFF] * size))
+        largest = builder.bitcast(code.intrinsic(f"llvm.vector.reduce.umax.v{size}i32", I32, unsigned), F32)
         factor = builder.fdiv(largest, constant(127.0))
         is_small = builder.fcmp_unordered("<=", factor, constant(1e-35))
         inverse = builder.select(is_small, constant(0.0), builder.fdiv(constant(1.0), factor))
-        whole = call(f"llvm.rint.v{size}f32", floats, builder.fmul(x, spread(inverse)))
-        whole = builder.fptosi(whole, words)
-        store(builder.trunc(whole, ir.VectorType(_I8, size)), out, 0)
+        whole = code.intrinsic(f"llvm.rint.v{size}f32", code.floats, builder.fmul(x, code.spread(inverse)))
+        whole = builder.fptosi(whole, code.words)
+        code.store(builder.trunc(whole, ir.VectorType(I8, size)), out, 0)
         factor = builder.fadd(factor, builder.fmul(largest, constant(0.0)))  # infinity becomes no number
         for at in range(size // length):
-            of_part = ir.Constant(ir.VectorType(_I32, length), list(range(at * length, (at + 1) * length)))
+            of_part = ir.Constant(ir.VectorType(I32, length), list(range(at * length, (at + 1) * length)))
             summed = builder.shuffle_vector(whole, whole, of_part)
-            total = call(f"llvm.vector.reduce.add.v{length}i32", _I32, summed)
-            store(factor, factors, 4 * at)
-            store(builder.fmul(factor, builder.sitofp(total, _F32)), sums, 4 * at)
+            total = code.intrinsic(f"llvm.vector.reduce.add.v{length}i32", I32, summed)
+            code.store(factor, factors, 4 * at)
+            code.store(builder.fmul(factor, builder.sitofp(total, F32)), sums, 4 * at)
         return _target.get_dummy_value()
 
     return types.void(count, part, addresses, numbers), generate
