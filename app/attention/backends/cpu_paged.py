@@ -4,6 +4,7 @@ Cache layout: K (num_kv_heads, num_blocks, head_dim, block_size), so that one ve
 keys; V (num_kv_heads, num_blocks, block_size, v_head_dim).
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -20,8 +21,8 @@ from ..step import StepInput, StepShape
 from .memory import zeros
 from .tiles import write_tiles
 
-_QUERIES_OF_A_TILE = 16
-"""Query heads times tokens that one task takes."""
+_AT_ONCE = 8
+"""Query heads that the kernel computes together."""
 
 
 @dataclass(frozen=True)
@@ -46,8 +47,8 @@ class CpuPagedBackend:
     def __init__(self, configs: Sequence[AttentionConfig], num_groups: int) -> None:
         """`configs`: of all layers."""
         largest_group = max(config.num_heads // config.num_kv_heads for config in configs)
-        self._tile_tokens = max(1, _QUERIES_OF_A_TILE // largest_group)
-        """Most tokens of a tile."""
+        self._tile_tokens = max(2, _AT_ONCE // math.gcd(_AT_ONCE, largest_group))
+        """Most tokens of a tile, whose query heads can be divided into groups of that size."""
         self._slots = [f"slots of group {group}" for group in range(num_groups)]
 
     def fields(self, shape: StepShape) -> dict[str, int]:

@@ -11,9 +11,6 @@ from numba.extending import intrinsic
 
 from .emitter import F32, Emitter
 
-MOST_ROWS = 4
-"""Rows that are computed together, so that K and V are read once for all of them."""
-
 
 @intrinsic(prefer_literal=True)
 def scores_of_block(_context, rows, block_size, addresses, keys):  # type: ignore[no-untyped-def]
@@ -46,31 +43,35 @@ def scores_of_block(_context, rows, block_size, addresses, keys):  # type: ignor
 
 @intrinsic(prefer_literal=True)
 def add_values_of_block(_context, rows, dims, addresses, values):  # type: ignore[no-untyped-def]
-    """Add the weighted values of a block to the results of `rows` queries, for `dims` dimensions; both are compiled in.
+    """Add the weighted values of a block to the results of `rows` queries, `dims` dimensions at a time: both are
+    compiled in.
 
     The addresses are of the weights (rows, positions) float32, and how many bytes apart rows are; of the values of the
     first of these positions, which are of the kind of the array `values`, how many bytes apart positions are, and how
-    many positions there are; and of the results (rows, dims) float32, and how many bytes apart rows are.
+    many positions there are; of the results float32, and how many bytes apart rows are; and how many times `dims` there
+    are dimensions.
     """
     num_rows, lanes = rows.literal_value, dims.literal_value
-    is_bfloat16 = values.dtype == types.uint16
+    is_bfloat16, size = values.dtype == types.uint16, values.dtype.bitwidth // 8
 
     def generate(target, builder, _signature, arguments):  # type: ignore[no-untyped-def]
-        places = cgutils.unpack_tuple(builder, arguments[2], 7)
-        weights, ld_weights, block, ld_values, count, results, ld_results = places
+        places = cgutils.unpack_tuple(builder, arguments[2], 8)
+        weights, ld_weights, block, ld_values, count, results, ld_results, slices = places
         code = Emitter(builder, lanes)
-        sums = []
-        for row in range(num_rows):
-            start = code.load(code.floats, results, code.times(ld_results, row))
-            sums.append(cgutils.alloca_once_value(builder, start))
-        with cgutils.for_range(builder, count) as loop:
-            value = code.load_floats(block, builder.mul(loop.index, ld_values), is_bfloat16)
+        sums = [cgutils.alloca_once(builder, code.floats) for _ in range(num_rows)]
+        with cgutils.for_range(builder, slices) as part:
+            result = builder.add(results, code.times(part.index, 4 * lanes))
+            of_slice = builder.add(block, code.times(part.index, size * lanes))
             for row, total in enumerate(sums):
-                at = builder.add(code.times(ld_weights, row), code.times(loop.index, 4))
-                weight = code.spread(code.load(F32, weights, at))
-                builder.store(code.fma(weight, value, builder.load(total)), total)
-        for row, total in enumerate(sums):
-            code.store(builder.load(total), results, code.times(ld_results, row))
+                builder.store(code.load(code.floats, result, code.times(ld_results, row)), total)
+            with cgutils.for_range(builder, count) as loop:
+                value = code.load_floats(of_slice, builder.mul(loop.index, ld_values), is_bfloat16)
+                for row, total in enumerate(sums):
+                    at = builder.add(code.times(ld_weights, row), code.times(loop.index, 4))
+                    weight = code.spread(code.load(F32, weights, at))
+                    builder.store(code.fma(weight, value, builder.load(total)), total)
+            for row, total in enumerate(sums):
+                code.store(builder.load(total), result, code.times(ld_results, row))
         return target.get_dummy_value()
 
     return types.void(rows, dims, addresses, values), generate

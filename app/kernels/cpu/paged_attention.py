@@ -8,12 +8,12 @@ from typing import Any
 
 import numpy as np
 
-from .attention_code import MOST_ROWS, add_values_of_block, scores_of_block
+from .attention_code import add_values_of_block, scores_of_block
 from .kernel import kernel
 from .numerics import exp, from_float, inline, to_float
 
 _SLICE = 16
-"""Dimensions of V that are computed together."""
+"""Dimensions of V, or scores, that are computed together."""
 
 
 @inline
@@ -29,8 +29,16 @@ def _softmax(scores, low, high, scale, softcap):  # type: ignore[no-untyped-def]
     if softcap > 0:
         for i in range(seen.shape[0]):
             seen[i] = softcap * np.tanh(seen[i] / softcap)
+    # LLVM makes no vectors of one running maximum, since that of what is no number depends on the order.
+    maxima = np.full(_SLICE, seen[0])
+    whole = seen.shape[0] // _SLICE * _SLICE
+    for first in range(0, whole, _SLICE):
+        for i in range(_SLICE):
+            maxima[i] = max(maxima[i], seen[first + i])
     largest = seen[0]
-    for i in range(seen.shape[0]):
+    for i in range(_SLICE):
+        largest = max(largest, maxima[i])
+    for i in range(whole, seen.shape[0]):
         largest = max(largest, seen[i])
     total = np.float32(0)
     for i in range(seen.shape[0]):
@@ -59,38 +67,55 @@ def paged_attention(group: int, head_dim: int, v_head_dim: int, block_size: int)
     whole, rest = v_head_dim // _SLICE, v_head_dim % _SLICE
 
     @inline
-    def scores_of(rows, queries, keys, scores, at):  # type: ignore[no-untyped-def]
-        """For all rows, the scores of a block, from place `at` on."""
-        for first in range(0, rows, MOST_ROWS):
-            addresses = (
-                queries[first].ctypes.data, queries.strides[0], keys.ctypes.data, head_dim,
-                scores[first, at:].ctypes.data, scores.strides[0],
-            )  # fmt: skip
-            if rows - first >= 4:
+    def scores_of(queries, block, keys, scores, at):  # type: ignore[no-untyped-def]
+        """For all rows, the scores of the block at an address, from place `at` on.
+
+        Numba frees an array when it is used no more, and knows nothing of addresses: so they are asked for here.
+        """
+        row, rows, ld_scores = 0, queries.shape[0], scores.strides[0]
+        while row < rows:
+            left = rows - row
+            of_queries = queries.ctypes.data + row * 4 * head_dim
+            to = scores.ctypes.data + row * ld_scores + 4 * at
+            addresses = (of_queries, 4 * head_dim, block, head_dim, to, ld_scores)
+            if left >= 8:
+                scores_of_block(8, block_size, addresses, keys)  # type: ignore[call-arg]
+                row += 8
+            elif left >= 4:
                 scores_of_block(4, block_size, addresses, keys)  # type: ignore[call-arg]
-            elif rows - first == 3:
-                scores_of_block(3, block_size, addresses, keys)  # type: ignore[call-arg]
-            elif rows - first == 2:
+                row += 4
+            elif left >= 2:
                 scores_of_block(2, block_size, addresses, keys)  # type: ignore[call-arg]
+                row += 2
             else:
                 scores_of_block(1, block_size, addresses, keys)  # type: ignore[call-arg]
+                row += 1
 
     @inline
-    def add_slice(rows, dims, weights, at, values, dim, results):  # type: ignore[no-untyped-def]
-        """For all rows, add the weighted values (positions, v_head_dim), whose weights begin at place `at`."""
-        for first in range(0, rows, MOST_ROWS):
-            addresses = (
-                weights[first, at:].ctypes.data, weights.strides[0], values[0, dim:].ctypes.data, values.strides[0],
-                values.shape[0], results[first, dim:].ctypes.data, results.strides[0],
-            )  # fmt: skip
-            if rows - first >= 4:
+    def add_slices(dims, weights, at, block, values, count, results, first, slices):  # type: ignore[no-untyped-def]
+        """For all rows, add the weighted values of `count` positions, which lie at an address, from a dimension on.
+
+        The weights begin at place `at`.
+        """
+        row, rows, ld_weights = 0, results.shape[0], weights.strides[0]
+        while row < rows:
+            left = rows - row
+            of_weights = weights.ctypes.data + row * ld_weights + 4 * at
+            to = results.ctypes.data + 4 * (row * v_head_dim + first)
+            of_values = block + first * values.itemsize
+            addresses = (of_weights, ld_weights, of_values, values.strides[2], count, to, 4 * v_head_dim, slices)
+            if left >= 8:
+                add_values_of_block(8, dims, addresses, values)  # type: ignore[call-arg]
+                row += 8
+            elif left >= 4:
                 add_values_of_block(4, dims, addresses, values)  # type: ignore[call-arg]
-            elif rows - first == 3:
-                add_values_of_block(3, dims, addresses, values)  # type: ignore[call-arg]
-            elif rows - first == 2:
+                row += 4
+            elif left >= 2:
                 add_values_of_block(2, dims, addresses, values)  # type: ignore[call-arg]
+                row += 2
             else:
                 add_values_of_block(1, dims, addresses, values)  # type: ignore[call-arg]
+                row += 1
 
     @kernel
     def run(begin, end, q, k_cache, v_cache, block_tables, tiles, window, scale, softcap, out):  # type: ignore[no-untyped-def]
@@ -113,8 +138,10 @@ def paged_attention(group: int, head_dim: int, v_head_dim: int, block_size: int)
             base = first // block_size
             blocks = (last + block_size - 1) // block_size - base
             scores = np.empty((rows, blocks * block_size), np.float32)
+            of_keys, of_values = k_cache[head].ctypes.data, v_cache[head].ctypes.data
             for block in range(blocks):
-                scores_of(rows, queries, k_cache[head, table[base + block]], scores, block * block_size)
+                keys = of_keys + table[base + block] * k_cache.strides[1]
+                scores_of(queries, keys, k_cache, scores, block * block_size)
             for t in range(count):
                 seen = position + t + 1
                 low = max(0, seen - window) - base * block_size if window > 0 else 0
@@ -122,13 +149,14 @@ def paged_attention(group: int, head_dim: int, v_head_dim: int, block_size: int)
                     _softmax(scores[t * group + g], low, seen - base * block_size, scale, softcap)
             results = np.zeros((rows, v_head_dim), np.float32)
             for block in range(blocks):
-                # Positions that the tile does not see may hold anything.
-                at = max(first - (base + block) * block_size, 0)
-                values = v_cache[head, table[base + block], at : min(block_size, last - (base + block) * block_size)]
-                for part in range(whole):
-                    add_slice(rows, _SLICE, scores, block * block_size + at, values, part * _SLICE, results)
+                begins = (base + block) * block_size
+                skipped = max(first - begins, 0)  # positions that the tile does not see may hold anything
+                seen, at = min(block_size, last - begins) - skipped, block * block_size + skipped
+                values = of_values + table[base + block] * v_cache.strides[1] + skipped * v_cache.strides[2]
+                if whole > 0:
+                    add_slices(_SLICE, scores, at, values, v_cache, seen, results, 0, whole)
                 if rest > 0:
-                    add_slice(rows, rest, scores, block * block_size + at, values, whole * _SLICE, results)
+                    add_slices(rest, scores, at, values, v_cache, seen, results, whole * _SLICE, 1)
             for t in range(count):
                 for g in range(group):
                     for d in range(v_head_dim):
