@@ -134,10 +134,3 @@ def change(model: nn.Module, old: LinearMethod, new: LinearMethod) -> None:
         if isinstance(layer, Linear) and layer.method is old:
             layer.method = new
             new.finish(layer)
-
-
-def finish(model: nn.Module) -> None:
-    """Make the filled layers of a model ready to multiply."""
-    for layer in model.modules():
-        if isinstance(layer, Linear):
-            layer.method.finish(layer)

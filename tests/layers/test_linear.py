@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from app.layers.linear import Head, Linear, LinearMethod, MergedLinear, assign, attach, finish
+from app.layers.linear import Head, Linear, LinearMethod, MergedLinear, assign, attach
 from app.layers.methods.onednn import OneDnn, has_bfloat16
 from app.layers.methods.plain import PLAIN, adopt_all
 
@@ -25,7 +25,9 @@ def filled(layer: Linear, dtype: torch.dtype) -> Linear:
 def use(model: torch.nn.Module, method: LinearMethod) -> None:
     """Have filled layers multiply by a method."""
     assign(model, lambda *_: method)
-    finish(model)
+    for layer in model.modules():
+        if isinstance(layer, Linear):
+            layer.method.finish(layer)
 
 
 @pytest.mark.parametrize("dtype", PACKED, ids=str)
