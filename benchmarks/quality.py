@@ -61,7 +61,8 @@ def _moves(tensor: ReaderTensor, numbers: NDArray[Any], rng: np.random.Generator
     blocks = numbers.reshape(len(numbers), -1, 32)
     kind = tensor.tensor_type.name
     reach = np.ptp(blocks, -1, keepdims=True) if kind == "Q4_1" else 2 * np.abs(blocks).max(-1, keepdims=True)
-    return (rng.uniform(-0.5, 0.5, blocks.shape) * reach / _LEVELS[kind]).reshape(numbers.shape)
+    moves: NDArray[Any] = rng.uniform(-0.5, 0.5, blocks.shape) * reach / _LEVELS[kind]
+    return moves.reshape(numbers.shape)
 
 
 class Llama:
@@ -119,6 +120,13 @@ def run(folder: Path, llama: Llama | None, args: argparse.Namespace) -> list[dic
     return rows
 
 
+def _cells(figures: dict[str, float]) -> tuple[str, ...]:
+    """What the table says of one row's figures by one program."""
+    loss = f"{figures['perplexity_ratio'] - 1:+.2%} ± {figures['perplexity_ratio_error']:.2%}"
+    divergences = f"{figures['kl_divergence']:.4f}", f"{figures['kl_divergence_p99']:.3f}"
+    return f"{figures['perplexity']:.2f}", loss, *divergences, f"{figures['same_greedy_token']:.1%}"
+
+
 def main() -> None:
     """Measure, print the table, write the result."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -131,13 +139,10 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         os.environ["XDG_CACHE_HOME"] = folder  # for what Paceline keeps of these files
         rows = run(Path(folder), Llama(args.llama) if args.llama else None, args)
-    table = [
-        (row["weights"], by, *(row[by][name] for name in _FIGURES))
-        for row in rows
-        for by in (*args.dtypes, "llama.cpp")
-        if by in row
-    ]
-    print_table(("weights", "by", *_FIGURES), table)
+    print_table(
+        ("weights", "by", "perplexity", "loss", "KL divergence", "99th percentile", "equal greedy tokens"),
+        [(row["weights"], by, *_cells(row[by])) for row in rows for by in (*args.dtypes, "llama.cpp") if by in row],
+    )
     write_result(args, {"text": TEXT.name, "figures": rows})
 
 
