@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, NamedTuple
 
 import httpx
 import psutil
@@ -28,7 +28,7 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(REPOSITORY))  # `import app` works without an installation
 
 from paceline_bench.client import Server  # noqa: E402
-from paceline_bench.report import Summary, summarize  # noqa: E402
+from paceline_bench.report import summarize  # noqa: E402
 from paceline_bench.runner import Run  # noqa: E402
 from paceline_bench.workload import Workload  # noqa: E402
 
@@ -114,10 +114,30 @@ def _serve(command: list[str], port: int, ready: str) -> Iterator[ServerProcess]
             _stop(process)
 
 
+class Load(NamedTuple):
+    """What clients saw."""
+
+    out_tok_s: float
+    """Output tokens a second."""
+    ttft_ms: float
+    """The median time to the first token."""
+
+
 def load(
-    server: ServerProcess, concurrency: int, num_requests: int, input_len: int, output_len: int, seed: int
-) -> Summary:
-    """Send prompts of random tokens, so many at a time. Other seeds send others, which no prefix cache knows."""
+    server: ServerProcess,
+    concurrency: int,
+    num_requests: int,
+    input_len: int,
+    output_len: int,
+    seed: int,
+    loadgen: Path | None = None,
+) -> Load:
+    """Send prompts of random tokens, so many at a time. Other seeds send others, which no prefix cache knows.
+
+    `loadgen`: an external load generator, instead of Paceline's own.
+    """
+    if loadgen:
+        return _external_load(loadgen, server, concurrency, num_requests, input_len, output_len, seed)
     workload = Workload(
         concurrency=concurrency,
         num_requests=num_requests,
@@ -134,9 +154,30 @@ def load(
 
     asyncio.run(execute())
     summary = summarize(run)
-    if summary.failed or summary.short_outputs:
+    if summary.failed or summary.short_outputs or not summary.ttft_ms:
         raise RuntimeError(f"{summary.failed} failed, {summary.short_outputs} short outputs: {summary.errors}")
-    return summary
+    return Load(summary.out_tok_s, summary.ttft_ms.p50)
+
+
+def _external_load(
+    loadgen: Path,
+    server: ServerProcess,
+    concurrency: int,
+    num_requests: int,
+    input_len: int,
+    output_len: int,
+    seed: int,
+) -> Load:
+    spec = {"name": "x", "n": num_requests, "concurrency": concurrency, "in": input_len, "out": output_len}
+    with tempfile.NamedTemporaryFile(suffix=".json") as out:
+        command = [sys.executable, str(loadgen), "--base-url", server.url, "--model", server.model()]
+        command += ["--workloads", "", "--custom", json.dumps(spec), "--seed", str(seed), "--out", out.name]
+        command += ["--warmup", "0", "--workers", "1"]
+        subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+        result = json.loads(Path(out.name).read_text())["workloads"]["x"]
+    if result["failed"] or result["short_outputs"]:
+        raise RuntimeError(f"{result['failed']} failed, {result['short_outputs']} short outputs: {result['errors']}")
+    return Load(result["out_tok_s"], result["ttft_ms"]["p50"])
 
 
 def forget_shapes() -> None:

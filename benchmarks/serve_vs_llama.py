@@ -43,13 +43,11 @@ def measure(side: str, round_number: int, args: argparse.Namespace) -> dict[str,
     with serve(side, args) as server:
         figures["start, s"] = server.startup_s
         for concurrency in args.concurrency:
-            load(server, concurrency, concurrency, args.input_len, 4, 1000 + round_number)  # to warm up
-            count = max(4, 2 * concurrency)
-            summary = load(server, concurrency, count, args.input_len, args.output_len, round_number)
-            figures[f"tok/s, {concurrency} clients"] = summary.out_tok_s
-        summary = load(server, 1, _LONG_PROMPTS, _LONG_PROMPT, 2, round_number)
-        assert summary.ttft_ms
-        figures["first token of 512, ms"] = summary.ttft_ms.p50
+            load(server, concurrency, concurrency, args.input_len, 4, 1000 + round_number, args.loadgen)  # to warm up
+            asked = concurrency, max(4, 2 * concurrency), args.input_len, args.output_len
+            figures[f"tok/s, {concurrency} clients"] = load(server, *asked, round_number, args.loadgen).out_tok_s
+        long = load(server, 1, _LONG_PROMPTS, _LONG_PROMPT, 2, round_number, args.loadgen)
+        figures["first token of 512, ms"] = long.ttft_ms
         main = psutil.Process(server.process.pid)
         largest = max([main, *main.children(recursive=True)], key=lambda process: process.memory_info().rss)
         figures["memory of the model's process, MB"] = largest.memory_info().rss / 1e6
@@ -69,6 +67,7 @@ def main() -> None:
     parser.add_argument("--input-len", type=int, default=128)
     parser.add_argument("--output-len", type=int, default=128)
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--loadgen", type=Path, help="an external load generator, instead of Paceline's own")
     parser.add_argument("--flags", nargs="*", default=[], help="more flags for Paceline, without their dashes: a=b")
     args = parser.parse_args()
     args.flags = [f"--{flag}" for flag in args.flags]

@@ -6,12 +6,8 @@ and end together, without HTTP.
 """
 
 import argparse
-import json
 import multiprocessing
 import statistics
-import subprocess
-import sys
-import tempfile
 import time
 from pathlib import Path
 from typing import Any
@@ -27,24 +23,7 @@ _WARMUP_TOKENS = 4
 def served(server: ServerProcess, concurrency: int, seed: int, args: argparse.Namespace) -> float:
     """Output tokens a second of the server. Other seeds send other prompts, which no prefix cache knows."""
     num_requests = max(4, args.waves * concurrency)
-    if args.loadgen:
-        return _by_loadgen(server, concurrency, num_requests, seed, args)
-    return load(server, concurrency, num_requests, args.input_len, args.output_len, seed).out_tok_s
-
-
-def _by_loadgen(
-    server: ServerProcess, concurrency: int, num_requests: int, seed: int, args: argparse.Namespace
-) -> float:
-    spec = {"name": "x", "n": num_requests, "concurrency": concurrency, "in": args.input_len, "out": args.output_len}
-    with tempfile.NamedTemporaryFile(suffix=".json") as out:
-        command = [sys.executable, str(args.loadgen), "--base-url", server.url, "--model", server.model()]
-        command += ["--workloads", "", "--custom", json.dumps(spec), "--seed", str(seed), "--out", out.name]
-        command += ["--warmup", "0", "--workers", "1"]
-        subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
-        result = json.loads(Path(out.name).read_text())["workloads"]["x"]
-    if result["failed"] or result["short_outputs"]:
-        raise RuntimeError(f"{result['failed']} failed, {result['short_outputs']} short outputs: {result['errors']}")
-    return float(result["out_tok_s"])
+    return load(server, concurrency, num_requests, args.input_len, args.output_len, seed, args.loadgen).out_tok_s
 
 
 def static_batches(batches: list[int], input_len: int, output_len: int) -> list[float]:

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from torch import Tensor, nn
+from torch import nn
 
 from ..checkpoint.folder import ModelFolder
 from ..errors import ModelError
@@ -86,14 +86,19 @@ def match(targets: dict[str, Target], folder: ModelFolder) -> dict[str, list[Pie
 
 def has_own_head(folder: ModelFolder) -> bool:
     """Whether the output embedding differs from the input embedding, even if config.json says that they are one."""
-    found: dict[str, Tensor] = {}
+    found: dict[str, tuple[Open, str]] = {}
     for open_file in open_files(folder):
         with open_file() as tensors:
             for name in tensors.keys():  # noqa: SIM118 - not a dict
                 if (key := name.removeprefix("model.")) in ("embed_tokens.weight", "lm_head.weight"):
-                    found[key] = tensors.get_tensor(name)
-    ours = list(found.values())
-    return len(ours) == 2 and not (ours[0].dtype is ours[1].dtype and torch.equal(*ours))
+                    found[key] = open_file, name
+    if len(found) < 2:
+        return False
+    weights = []
+    for open_file, name in found.values():
+        with open_file() as tensors:
+            weights.append(tensors.get_tensor(name))
+    return not (weights[0].dtype is weights[1].dtype and torch.equal(*weights))
 
 
 def refuse_unmatched(folder: ModelFolder, info: dict[str, Any]) -> None:

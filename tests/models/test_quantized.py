@@ -15,6 +15,7 @@ from torch.nn import Module
 from transformers import PreTrainedModel
 
 from app.checkpoint.folder import ModelFolder
+from app.core.sampling import SamplingParams
 from app.core.wire import RequestOutput
 from app.errors import ModelError
 from app.kernels.cpu import integer
@@ -22,7 +23,7 @@ from app.layers.methods.integer import Integer
 from app.models.loader import load_model
 from app.settings import load_settings
 from tests.layers.packing import awq_tensors, gptq_tensors
-from tests.models.families import write_checkpoint
+from tests.models.families import DECODER, write_checkpoint
 from tests.models.test_oracle import make_engine, make_requests, run_crowd, tiny_settings, tokens_of
 
 needs_kernel = pytest.mark.skipif(not integer.lanes(), reason="the processor has no AVX2")
@@ -186,3 +187,26 @@ def test_a_quantized_checkpoint_is_not_rounded_again(tmp_path: Path) -> None:
     write_quantized("GPTQ", tmp_path)
     with pytest.raises(ModelError, match="quantized already"):
         make_engine(tmp_path, tiny_settings(quantization="int8"))
+
+
+@needs_kernel
+def test_a_stream_goes_on_with_its_own_text_behind_what_another_engine_has_said(tmp_path: Path) -> None:
+    """With default settings, in bfloat16: what is said becomes a prompt, and the rest is the same, token for token."""
+    write_checkpoint("Llama", DECODER["Llama"], tmp_path)
+    core = make_engine(tmp_path, tiny_settings(quantization="int8").model_copy(update={"dtype": "bfloat16"}))
+    requests = {
+        str(seed): ([3 + (7 * seed + at) % 190 for at in range(20 + seed)], _until(40, seed, 0.9 * (seed % 2)))
+        for seed in range(8)
+    }
+    whole = {name: tokens_of(news) for name, news in run_crowd(core, requests)[0].items()}
+    said = {name: 5 + 4 * int(name) for name in requests}
+    rest = {
+        name: (prompt + whole[name][: said[name]], _until(40 - said[name], sampling.seed, sampling.temperature))
+        for name, (prompt, sampling) in requests.items()
+    }
+    for name, news in run_crowd(core, rest, seed=1)[0].items():
+        assert tokens_of(news) == whole[name][said[name] :], name
+
+
+def _until(tokens: int, seed: int, temperature: float) -> SamplingParams:
+    return SamplingParams(max_tokens=tokens, seed=seed, temperature=temperature)

@@ -23,6 +23,8 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
+from .emitter import I32, I64
+
 log = logging.getLogger(__name__)
 
 WORDS = 5
@@ -34,7 +36,6 @@ _TAKEN, _DONE, _FAILED, _PLAN = 8, 16, 24, 32
 _UNUSED = [0] * (_PLAN - 4)
 _SPINS = 64
 """How often a thread looks for work before it lets other programs have its core for a moment."""
-_I32, _I64 = ir.IntType(32), ir.IntType(64)
 
 
 class Entry(NamedTuple):
@@ -55,15 +56,15 @@ def entry(compiled: Any) -> Entry:
     kind = target.call_conv.get_function_type(compiled.fndesc.restype, compiled.fndesc.argtypes)
     library = target.codegen().create_library("entry")
     module = library.create_ir_module("entry")
-    function = ir.Function(module, ir.FunctionType(_I32, [_I64, _I64, _I64.as_pointer()]), "entry_of_kernel")
+    function = ir.Function(module, ir.FunctionType(I32, [I64, I64, I64.as_pointer()]), "entry_of_kernel")
     builder = ir.IRBuilder(function.append_basic_block())
     begin, end, words = function.args
     results = [builder.alloca(pointer.pointee) for pointer in kind.args[:2]]
     arguments = [
-        _read(builder, builder.gep(words, [ir.Constant(_I64, at)]), wanted) for at, wanted in enumerate(kind.args[4:])
+        _read(builder, builder.gep(words, [ir.Constant(I64, at)]), wanted) for at, wanted in enumerate(kind.args[4:])
     ]
     code = compiled.library.get_pointer_to_function(compiled.fndesc.llvm_func_name)
-    to_call = builder.inttoptr(ir.Constant(_I64, code), kind.as_pointer())
+    to_call = builder.inttoptr(ir.Constant(I64, code), kind.as_pointer())
     builder.ret(builder.call(to_call, [*results, begin, end, *arguments]))
     library.add_ir_module(module)
     library.finalize()
@@ -152,7 +153,7 @@ def _words_at(_context, _address):  # type: ignore[no-untyped-def]
     """The words at an address."""
 
     def generate(_target, builder, _signature, arguments):  # type: ignore[no-untyped-def]
-        return builder.inttoptr(arguments[0], _I64.as_pointer())
+        return builder.inttoptr(arguments[0], I64.as_pointer())
 
     return _WORDS_AT(types.int64), generate
 
@@ -162,10 +163,10 @@ def _call(_context, _code, _begin, _end, _words):  # type: ignore[no-untyped-def
     """Call an `Entry`, given its address: 0 if all went well."""
 
     def generate(_target, builder, _signature, arguments):  # type: ignore[no-untyped-def]
-        kind = ir.FunctionType(_I32, [_I64, _I64, _I64.as_pointer()])
+        kind = ir.FunctionType(I32, [I64, I64, I64.as_pointer()])
         code = builder.inttoptr(arguments[0], kind.as_pointer())
-        words = builder.inttoptr(arguments[3], _I64.as_pointer())
-        return builder.sext(builder.call(code, [arguments[1], arguments[2], words]), _I64)
+        words = builder.inttoptr(arguments[3], I64.as_pointer())
+        return builder.sext(builder.call(code, [arguments[1], arguments[2], words]), I64)
 
     return types.int64(*[types.int64] * 4), generate
 
@@ -176,7 +177,7 @@ def _take(_context, _words, _at, _ticket):  # type: ignore[no-untyped-def]
 
     def generate(_target, builder, _signature, arguments):  # type: ignore[no-untyped-def]
         words, at, ticket = arguments
-        more = builder.add(ticket, ir.Constant(_I64, 1))
+        more = builder.add(ticket, ir.Constant(I64, 1))
         return builder.extract_value(builder.cmpxchg(builder.gep(words, [at]), ticket, more, "seq_cst", "seq_cst"), 1)
 
     return types.boolean(_WORDS_AT, types.int64, types.int64), generate
@@ -187,7 +188,7 @@ def _add(_context, _words, _at):  # type: ignore[no-untyped-def]
     """Add one to a word that all threads see. Who sees it sees all that was written before."""
 
     def generate(_target, builder, _signature, arguments):  # type: ignore[no-untyped-def]
-        builder.atomic_rmw("add", builder.gep(arguments[0], [arguments[1]]), ir.Constant(_I64, 1), "seq_cst")
+        builder.atomic_rmw("add", builder.gep(arguments[0], [arguments[1]]), ir.Constant(I64, 1), "seq_cst")
         return _target.get_dummy_value()
 
     return types.void(_WORDS_AT, types.int64), generate
@@ -203,7 +204,7 @@ def _look(_context, _words, _at, _rests):  # type: ignore[no-untyped-def]
             nothing = ir.FunctionType(ir.VoidType(), [])
             builder.call(cgutils.get_or_insert_function(builder.module, nothing, "llvm.x86.sse2.pause"), [])
         with builder.if_then(rests, likely=False):
-            builder.call(cgutils.get_or_insert_function(builder.module, ir.FunctionType(_I32, []), "sched_yield"), [])
+            builder.call(cgutils.get_or_insert_function(builder.module, ir.FunctionType(I32, []), "sched_yield"), [])
         return builder.load_atomic(builder.gep(words, [at]), "seq_cst", 8)
 
     return types.int64(_WORDS_AT, types.int64, types.boolean), generate
