@@ -2,6 +2,7 @@
 
 import argparse
 import statistics
+from functools import partial
 
 import torch
 from common import print_table, write_result
@@ -10,6 +11,7 @@ from gpu_decode import decode, prefill
 from app.checkpoint.source import find_model
 from app.core.sampling import SamplingParams
 from app.settings import load_settings
+from app.worker.execution import Eager
 from app.worker.factory import build_worker
 from app.worker.taped import Taped
 
@@ -43,13 +45,13 @@ def main() -> None:
         built = build_worker(settings, find_model(settings.model))
         execution = built.worker.execution
         assert isinstance(execution, Taped)
-        tapes = execution._tapes
+        ways = {"recorded": execution.run, "not recorded": partial(Eager.run, execution)}
         for sampling in asked:
             for batch in args.batch:
-                times = {"recorded": [], "not recorded": []}
+                times = {way: [] for way in ways}
                 for _ in range(args.rounds):
                     for way, of_way in times.items():
-                        execution._tapes = tapes if way == "recorded" else None
+                        execution.run = ways[way]
                         prefill(built, batch, args, sampling)
                         of_way += decode(built, batch, args.steps)[2:]
                 ms = {way: 1000 * statistics.median(seconds) for way, seconds in times.items()}

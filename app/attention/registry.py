@@ -16,6 +16,7 @@ from .config import AttentionConfig
 
 log = logging.getLogger(__name__)
 
+Recordable = Literal["nothing", "decodes", "steps"]
 _ALL_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
@@ -27,7 +28,7 @@ class Capabilities:
     """From the configurations of all layers and the number of KV groups; imports what the backend needs."""
     devices: tuple[str, ...]
     dtypes: tuple[torch.dtype, ...]
-    recordable: Literal["nothing", "decodes", "steps"]
+    recordable: Recordable
     """What can be recorded once and replayed: see `AttentionBackend.metadata`."""
     reason: str
     """Why it is the one to take where it fits."""

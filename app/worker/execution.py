@@ -1,4 +1,6 @@
-"""How a step's work reaches the device. There are two ways: step by step in a thread, and as recorded CUDA graphs."""
+"""How a step's work reaches the device. There are three ways: step by step in a thread, so with recorded
+decodes on a CPU (`app.worker.taped`), and as recorded CUDA graphs.
+"""
 
 from collections.abc import Callable, Hashable
 from concurrent.futures import Future, ThreadPoolExecutor

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from ..attention.backends.base import AttentionBackend
-from ..attention.registry import choose_backend
+from ..attention.registry import Recordable, choose_backend
 from ..checkpoint.folder import ModelFolder
 from ..core.step import MAX_DRAFTS, BuiltWorker, Limits, Worker
 from ..errors import StartupError
@@ -88,7 +88,7 @@ def _build_runner(
 
 
 def _execution(
-    recordable: str,
+    recordable: Recordable,
     limits: Limits,
     backend: AttentionBackend[Any],
     vocab_size: int,

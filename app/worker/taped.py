@@ -4,7 +4,7 @@ import logging
 from collections.abc import Hashable
 
 from ..attention.step import StepShape
-from ..kernels.cpu.tape import NotRecordableError, Tapes
+from ..kernels.cpu.tape import Tapes
 from .execution import Eager, Work
 
 log = logging.getLogger(__name__)
@@ -18,23 +18,25 @@ class Taped(Eager):
 
     def __init__(self, max_num_seqs: int, max_num_batched_tokens: int) -> None:
         super().__init__(max_num_seqs, max_num_batched_tokens)
-        self._tapes: Tapes | None = Tapes()
+        self._tapes = Tapes()
+        self._not_recordable: set[Hashable] = set()
 
     def run(self, name: Hashable, work: Work) -> None:
         """See `Execution.run`."""
-        if self._tapes is None or not _is_to_record(name):
-            work()
-        elif name in self._tapes:
+        if name in self._tapes:
             self._tapes.replay(name)
+        elif name in self._not_recordable or not _is_to_record(name):
+            work()
         else:
-            self._record(self._tapes, name, work)
+            self._record(name, work)
 
-    def _record(self, tapes: Tapes, name: Hashable, work: Work) -> None:
+    def _record(self, name: Hashable, work: Work) -> None:
         try:
-            tapes.record(name, work)
-        except NotRecordableError as error:
-            log.info("this model's decodes are not recorded, and take a little longer: %s", error)
-            self._tapes = None
+            self._tapes.record(name, work)
+        except Exception as error:  # whatever it is: what is wrong with the work itself shows without recording, too
+            if not self._not_recordable:
+                log.info("this model's decodes are not all recorded, and take a little longer: %s", error)
+            self._not_recordable.add(name)
             work()
 
 

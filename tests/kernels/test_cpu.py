@@ -6,6 +6,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from app.kernels import ops
+from app.kernels.cpu import fused
 
 pytestmark = pytest.mark.usefixtures("compiled_kernels", "two_threads")
 TOLERANCE = {torch.float32: 2e-6, torch.bfloat16: 2**-8}
@@ -78,3 +79,37 @@ def test_numbers_are_rounded_to_bfloat16_as_torch_does() -> None:
     assert torch.equal(
         ops.rotate(x[None].to(torch.bfloat16), halves.to(torch.bfloat16), sin.to(torch.bfloat16))[0], expected
     )
+
+
+@pytest.mark.parametrize("rotary_dim", [64, 24, 0])
+@pytest.mark.parametrize("norms", [False, True])
+def test_rotate_and_store(rotary_dim: int, norms: bool, dtype: torch.dtype) -> None:
+    heads, kv_heads, dim, slots, block_size = 6, 2, 64, [5, 16, 47], 16
+    qkv = torch.randn(3, heads + 2 * kv_heads, dim).to(dtype)
+    angles = torch.randn(3, rotary_dim // 2).repeat(1, 2)
+    cos, sin = angles.cos().to(dtype), angles.sin().to(dtype)
+    weights = torch.randn(dim).to(dtype), torch.randn(dim).to(dtype)
+    k_cache = torch.zeros(kv_heads, 3, dim, block_size, dtype=dtype)
+    v_cache = torch.zeros(kv_heads, 3, block_size, dim, dtype=dtype)
+    rope, of_heads = (cos, sin) if rotary_dim else None, (*weights, 1.0, 1e-6) if norms else None
+    q = fused.rotate_and_store(qkv, heads, rope, of_heads, k_cache, v_cache, torch.tensor(slots))
+    exact_q, exact_k, v = qkv.double().split((heads, kv_heads, kv_heads), dim=1)
+    if norms:
+        exact_q, exact_k = (
+            F.rms_norm(x, (dim,), w.double() + 1.0, 1e-6) for x, w in ((exact_q, weights[0]), (exact_k, weights[1]))
+        )
+    if rotary_dim:
+        exact_q, exact_k = (turned(x, cos.double(), sin.double()) for x in (exact_q, exact_k))
+    close(q, exact_q)
+    for token, slot in enumerate(slots):
+        block, place = divmod(slot, block_size)
+        close(k_cache[:, block, :, place], exact_k[token])
+        assert torch.equal(v_cache[:, block, place].double(), v[token])
+
+
+def turned(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """x (tokens, heads, head_dim), the first of whose dimensions are rotated by tables (tokens, rotary_dim)."""
+    size = cos.shape[1]
+    first, second = x[..., :size].chunk(2, dim=-1)
+    rotated = x[..., :size] * cos[:, None] + torch.cat((-second, first), dim=-1) * sin[:, None]
+    return torch.cat((rotated, x[..., size:]), dim=-1)

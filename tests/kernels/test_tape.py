@@ -84,11 +84,28 @@ def test_what_is_replayed_is_what_would_be_done_again() -> None:
         lambda x: x[x > 0].exp(),
         lambda x: x.nonzero() + 1,
         lambda x: x + 1 if x.sum() > 0 else x - 1,
+        lambda x: x * x.tolist()[0],
+        lambda x: x + torch.from_numpy(x.numpy() * 2),
     ],
-    ids=["a number", "a mask", "places", "a branch"],
+    ids=["a number", "a mask", "places", "a branch", "a list", "an array"],
 )
 def test_work_that_looks_at_what_it_computes_is_not_recorded(work: Callable[[Tensor], Tensor]) -> None:
     tapes = Tapes()
     with pytest.raises(NotRecordableError):
         tapes.record("work", lambda: work(torch.randn(4)))
     assert "work" not in tapes
+
+
+def test_tapes_share_the_memory_of_what_is_computed_on_the_way() -> None:
+    tapes, out = Tapes(), torch.zeros(64)
+
+    def work(rows: int) -> None:
+        x = out[:rows]
+        for _ in range(30):
+            x = (x.view(1, -1) * torch.ones(50_000, 1)).sum(0) + 1  # 13 MB on the way, at most
+        out[:rows].copy_(x)
+
+    for rows in range(1, 65):
+        tapes.record(rows, lambda rows=rows: work(rows))  # type: ignore[misc]
+    assert tapes._arena is not None
+    assert tapes._arena._used < 2**26

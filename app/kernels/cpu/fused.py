@@ -1,6 +1,6 @@
 """The operations between the large products of a decoder layer, each in one pass over its input.
 
-Each function computes row by row. It uses all threads only for large inputs, because waking a thread takes as long as
+Each function computes row by row. Most use all threads only for large inputs, because waking a thread takes as long as
 computing some ten thousand numbers.
 """
 
@@ -117,7 +117,7 @@ def _rotate_head(x, cos, sin, out):  # type: ignore[no-untyped-def]
         out[i] = from_float(first * to_float(cos[i]) - second * to_float(sin[i]), out)
         out[half + i] = from_float(second * to_float(cos[i]) + first * to_float(sin[i]), out)
     for i in range(2 * half, x.shape[0]):
-        out[i] = x[i]
+        out[i] = from_float(to_float(x[i]), out)
 
 
 @inline

@@ -186,6 +186,7 @@ class Rows(NamedTuple):
 def quantize_rows(x: Tensor, part: int) -> Rows:
     """Activations (rows, inputs) in whole numbers, for weights with parts of this size."""
     rows, inputs = x.shape
+    x = x if x.stride(1) == 1 else x.contiguous()
     padded = -(-inputs // GROUP) * GROUP
     q = torch.empty(rows, padded, dtype=torch.int8)
     factors, sums = torch.empty(2, rows, padded // part, dtype=torch.float32)
@@ -198,6 +199,8 @@ def multiply(weight: Packed, rows: Rows, bias: Tensor | None, first: int, out: T
 
     The bias is that of all columns of `out`.
     """
+    if not len(out):
+        return
     run = _product(weight.width, weight.bits, weight.part, weight.scale_bytes)
     added = rows.factors[0] if bias is None else constant(bias)
     panels = -(-weight.outputs // weight.width)

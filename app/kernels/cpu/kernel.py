@@ -4,6 +4,7 @@ A kernel is a function of tasks, from `begin` to before `end`, and of arrays and
 call, for the kinds of its arguments, and it runs without Python's lock in torch's threads (`app.kernels.cpu.team`).
 """
 
+import hashlib
 import logging
 import os
 import struct
@@ -28,15 +29,16 @@ log = logging.getLogger(__name__)
 
 _PIECES_OF_A_THREAD = 2
 """So that a thread that is held up leaves work to the others."""
-_are_kept = False
 
 
 def keep_compiled(folder: Path) -> None:
     """Keep compiled kernels in a folder, if it can be written to, because compiling takes seconds.
 
-    It is called before the first kernel runs. Numba's keys name the processor, so machines can share the folder.
+    It is called before the first kernel runs. Numba's keys name the processor, so machines can share the folder. They
+    name only the file in which a kernel stands, so each state of all of these files has a folder of its own.
     """
-    global _are_kept
+    sources = b"".join(file.read_bytes() for file in sorted(Path(__file__).parent.glob("*.py")))
+    folder = folder / hashlib.sha256(sources).hexdigest()[:12]
     if not folder.is_dir():
         log.info("compiling the CPU's kernels, once: this takes some ten seconds")
     try:
@@ -45,7 +47,6 @@ def keep_compiled(folder: Path) -> None:
         return
     if os.access(folder, os.W_OK):
         numba.config.CACHE_DIR = str(folder)  # type: ignore[attr-defined]
-        _are_kept = True
 
 
 class Argument(NamedTuple):
@@ -93,7 +94,7 @@ class Kernel:
             of_thread.recorder.add(code.address, words, described, tasks, pieces)
 
     def _compile(self, kinds: tuple[Hashable, ...]) -> team.Entry:
-        source = numba.njit(nogil=True, fastmath=FAST, error_model="numpy", cache=_are_kept)(self._source)
+        source = numba.njit(nogil=True, fastmath=FAST, error_model="numpy", cache=team.keeps_compiled())(self._source)
         signature = types.int64, types.int64, *map(_numba_type, kinds)
         with global_compiler_lock:
             source.compile(signature)
@@ -145,4 +146,4 @@ def describe(value: Any) -> Argument:
 @lru_cache(maxsize=4096)
 def constant(tensor: Tensor) -> Argument:
     """A tensor that lives as long as the model, such as a weight or a cache, described once."""
-    return describe(tensor)
+    return describe(tensor.detach())  # it keeps this memory, even if the tensor is given another

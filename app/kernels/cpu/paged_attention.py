@@ -50,6 +50,57 @@ def _softmax(scores, low, high, scale, softcap):  # type: ignore[no-untyped-def]
         seen[i] *= factor
 
 
+@inline
+def _scores_of_block(queries, block, block_size, keys, scores, at):  # type: ignore[no-untyped-def]
+    """For all rows of queries, the scores of the block at an address, from place `at` on.
+
+    Numba frees an array when it is used no more, and knows nothing of addresses: so they are asked for here.
+    """
+    row, rows, ld_queries, ld_scores = 0, queries.shape[0], queries.strides[0], scores.strides[0]
+    while row < rows:
+        left, of_queries = rows - row, queries.ctypes.data + row * ld_queries
+        to = scores.ctypes.data + row * ld_scores + 4 * at
+        addresses = (of_queries, ld_queries, block, queries.shape[1], to, ld_scores)
+        if left >= 8:
+            scores_of_block(8, block_size, addresses, keys)  # type: ignore[call-arg]
+            row += 8
+        elif left >= 4:
+            scores_of_block(4, block_size, addresses, keys)  # type: ignore[call-arg]
+            row += 4
+        elif left >= 2:
+            scores_of_block(2, block_size, addresses, keys)  # type: ignore[call-arg]
+            row += 2
+        else:
+            scores_of_block(1, block_size, addresses, keys)  # type: ignore[call-arg]
+            row += 1
+
+
+@inline
+def _add_values(dims, weights, at, block, values, count, results, first, slices):  # type: ignore[no-untyped-def]
+    """For all rows, add the weighted values of `count` positions, which lie at an address, from a dimension on.
+
+    The weights begin at place `at`. There are `slices` times `dims` dimensions.
+    """
+    row, rows, ld_weights, ld_results = 0, results.shape[0], weights.strides[0], results.strides[0]
+    of_values = block + first * values.itemsize
+    while row < rows:
+        left, of_weights = rows - row, weights.ctypes.data + row * ld_weights + 4 * at
+        to = results.ctypes.data + row * ld_results + 4 * first
+        addresses = (of_weights, ld_weights, of_values, values.strides[2], count, to, ld_results, slices)
+        if left >= 8:
+            add_values_of_block(8, dims, addresses, values)  # type: ignore[call-arg]
+            row += 8
+        elif left >= 4:
+            add_values_of_block(4, dims, addresses, values)  # type: ignore[call-arg]
+            row += 4
+        elif left >= 2:
+            add_values_of_block(2, dims, addresses, values)  # type: ignore[call-arg]
+            row += 2
+        else:
+            add_values_of_block(1, dims, addresses, values)  # type: ignore[call-arg]
+            row += 1
+
+
 @lru_cache
 def paged_attention(group: int, head_dim: int, v_head_dim: int, block_size: int) -> Any:
     """The kernel for `group` query heads to each K/V head. Sizes are compiled in.
@@ -65,57 +116,6 @@ def paged_attention(group: int, head_dim: int, v_head_dim: int, block_size: int)
     - out (tokens, num_kv_heads * group, v_head_dim), which it fills.
     """
     whole, rest = v_head_dim // _SLICE, v_head_dim % _SLICE
-
-    @inline
-    def scores_of(queries, block, keys, scores, at):  # type: ignore[no-untyped-def]
-        """For all rows, the scores of the block at an address, from place `at` on.
-
-        Numba frees an array when it is used no more, and knows nothing of addresses: so they are asked for here.
-        """
-        row, rows, ld_scores = 0, queries.shape[0], scores.strides[0]
-        while row < rows:
-            left = rows - row
-            of_queries = queries.ctypes.data + row * 4 * head_dim
-            to = scores.ctypes.data + row * ld_scores + 4 * at
-            addresses = (of_queries, 4 * head_dim, block, head_dim, to, ld_scores)
-            if left >= 8:
-                scores_of_block(8, block_size, addresses, keys)  # type: ignore[call-arg]
-                row += 8
-            elif left >= 4:
-                scores_of_block(4, block_size, addresses, keys)  # type: ignore[call-arg]
-                row += 4
-            elif left >= 2:
-                scores_of_block(2, block_size, addresses, keys)  # type: ignore[call-arg]
-                row += 2
-            else:
-                scores_of_block(1, block_size, addresses, keys)  # type: ignore[call-arg]
-                row += 1
-
-    @inline
-    def add_slices(dims, weights, at, block, values, count, results, first, slices):  # type: ignore[no-untyped-def]
-        """For all rows, add the weighted values of `count` positions, which lie at an address, from a dimension on.
-
-        The weights begin at place `at`.
-        """
-        row, rows, ld_weights = 0, results.shape[0], weights.strides[0]
-        while row < rows:
-            left = rows - row
-            of_weights = weights.ctypes.data + row * ld_weights + 4 * at
-            to = results.ctypes.data + 4 * (row * v_head_dim + first)
-            of_values = block + first * values.itemsize
-            addresses = (of_weights, ld_weights, of_values, values.strides[2], count, to, 4 * v_head_dim, slices)
-            if left >= 8:
-                add_values_of_block(8, dims, addresses, values)  # type: ignore[call-arg]
-                row += 8
-            elif left >= 4:
-                add_values_of_block(4, dims, addresses, values)  # type: ignore[call-arg]
-                row += 4
-            elif left >= 2:
-                add_values_of_block(2, dims, addresses, values)  # type: ignore[call-arg]
-                row += 2
-            else:
-                add_values_of_block(1, dims, addresses, values)  # type: ignore[call-arg]
-                row += 1
 
     @kernel
     def run(begin, end, q, k_cache, v_cache, block_tables, tiles, window, scale, softcap, out):  # type: ignore[no-untyped-def]
@@ -141,7 +141,7 @@ def paged_attention(group: int, head_dim: int, v_head_dim: int, block_size: int)
             of_keys, of_values = k_cache[head].ctypes.data, v_cache[head].ctypes.data
             for block in range(blocks):
                 keys = of_keys + table[base + block] * k_cache.strides[1]
-                scores_of(queries, keys, k_cache, scores, block * block_size)
+                _scores_of_block(queries, keys, block_size, k_cache, scores, block * block_size)
             for t in range(count):
                 seen = position + t + 1
                 low = max(0, seen - window) - base * block_size if window > 0 else 0
@@ -154,9 +154,9 @@ def paged_attention(group: int, head_dim: int, v_head_dim: int, block_size: int)
                 seen, at = min(block_size, last - begins) - skipped, block * block_size + skipped
                 values = of_values + table[base + block] * v_cache.strides[1] + skipped * v_cache.strides[2]
                 if whole > 0:
-                    add_slices(_SLICE, scores, at, values, v_cache, seen, results, 0, whole)
+                    _add_values(_SLICE, scores, at, values, v_cache, seen, results, 0, whole)
                 if rest > 0:
-                    add_slices(rest, scores, at, values, v_cache, seen, results, whole * _SLICE, 1)
+                    _add_values(rest, scores, at, values, v_cache, seen, results, whole * _SLICE, 1)
             for t in range(count):
                 for g in range(group):
                     for d in range(v_head_dim):

@@ -9,21 +9,21 @@ same with what then lies at these addresses. Kernels that follow each other run 
 import mmap
 import weakref
 from array import array
-from collections import OrderedDict
 from collections.abc import Callable, Hashable, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves, tree_map_only
 
 from . import team
 from .kernel import Argument, of_thread
 
 _ARENA_BYTES = 2**30
 """Of addresses; memory is taken only where something is written."""
-_MOST_TAPES = 64
 _SMALLEST_CHUNK = 64
 """Bytes: a line of the cache."""
 _ALLOCATIONS = {
@@ -36,7 +36,7 @@ _ALLOCATIONS = {
 
 
 class NotRecordableError(RuntimeError):
-    """The work looks at numbers that it computes, so that it may do something else the next time."""
+    """The work looks at numbers that it computes, so that it may do something else another time. Or it is too large."""
 
 
 class Arena:
@@ -53,18 +53,30 @@ class Arena:
         self._free: dict[int, list[int]] = {}
         """Where chunks begin, by their size."""
 
-    def take(self, size: int) -> Tensor:
-        """Bytes (size,). Raises NotRecordableError if there is no room."""
+    def like(self, tensor: Tensor) -> Tensor:
+        """Memory for a tensor of this shape and kind. Raises NotRecordableError if there is no room."""
+        size = tensor.untyped_storage().nbytes()
         chunk = max(_SMALLEST_CHUNK, 1 << (size - 1).bit_length())
         free = self._free.setdefault(chunk, [])
-        begin = free.pop() if free else self._used
-        if begin == self._used:
+        if not free:
+            if self._used + chunk > _ARENA_BYTES:
+                raise NotRecordableError("it needs too much memory")
+            free.append(self._used)
             self._used += chunk
-        if self._used > _ARENA_BYTES:
-            raise NotRecordableError("it needs too much memory")
+        begin = free.pop()
         view = self._memory[begin : begin + size]
         weakref.finalize(view, free.append, begin).atexit = False
-        return torch.from_numpy(view)
+        return torch.from_numpy(view).view(tensor.dtype).as_strided(tensor.shape, tensor.stride())
+
+    def borrowed(self, tensor: Tensor) -> Tensor:
+        """The same tensor, but for one of the arena without a hold on its chunk."""
+        if not (tensor.is_cpu and not tensor.is_mkldnn and tensor.data_ptr() in self) or not tensor.numel():
+            return tensor
+        steps = zip(tensor.shape, tensor.stride(), strict=True)
+        last = sum((size - 1) * step for size, step in steps)
+        begin = tensor.data_ptr() - self._start
+        memory = self._memory[begin : begin + (last + 1) * tensor.element_size()]
+        return torch.from_numpy(memory).view(tensor.dtype).as_strided(tensor.shape, tensor.stride())
 
     def __contains__(self, address: int) -> bool:
         return self._start <= address < self._start + _ARENA_BYTES
@@ -133,26 +145,38 @@ class _Recorder(TorchDispatchMode):
 
     def __torch_dispatch__(self, function: Any, _types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        if function in _ALLOCATIONS:
-            return self._allocated(function(*args, **kwargs))
         if _looks_at_numbers(function, args):
             raise NotRecordableError(f"{function} looks at what was computed")
         result = function(*args, **kwargs)
+        if function in _ALLOCATIONS:
+            return self._of_arena(result)
+        held_args, held_kwargs = tree_map_only(Tensor, self._arena.borrowed, (args, kwargs))
         if function._schema.is_mutable:
-            self.tape.add_call(lambda: function(*args, **kwargs))
+            self.tape.add_call(lambda: function(*held_args, **held_kwargs))
             return result
-        tensors = list(result) if isinstance(result, (tuple, list)) else [result]
-        memory = {_memory(tensor) for tensor in _tensors((args, kwargs)) if not tensor.is_mkldnn}  # those have no views
-        if any(_memory(tensor) not in memory for tensor in tensors):  # others are views, which are there already
-            self.tape.add_call(lambda: _refill(tensors, function(*args, **kwargs)))
-        return result
+        memory = {_memory(tensor) for tensor in tree_leaves((args, kwargs)) if isinstance(tensor, Tensor)}
+        new = [tensor for tensor in tree_leaves(result) if isinstance(tensor, Tensor) and _memory(tensor) not in memory]
+        if not new:  # views, which are there already, and what is no tensor
+            return result
+        mine = tree_map_only(Tensor, self._of_arena, result)
+        places = [self._arena.borrowed(tensor) for tensor in tree_leaves(mine)]
+        self.tape.add_call(lambda: _refill(places, function(*held_args, **held_kwargs)))
+        _refill(places, result)
+        return mine
 
-    def _allocated(self, like: Tensor) -> Tensor:
-        size = like.untyped_storage().nbytes()
-        if not size or not like.is_cpu:
-            return like
-        memory = self._arena.take(size).view(like.dtype)
-        return memory.as_strided(like.shape, like.stride())
+    def _of_arena(self, tensor: Tensor) -> Tensor:
+        if not tensor.is_cpu or tensor.is_mkldnn:
+            raise NotRecordableError("it computes tensors of another kind")
+        return self._arena.like(tensor) if tensor.untyped_storage().nbytes() else tensor
+
+
+class _Watch(TorchFunctionMode):
+    """Finds out what is read past the dispatcher."""
+
+    def __torch_function__(self, function: Any, _types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if function in (Tensor.tolist, Tensor.numpy, Tensor.__array__):
+            raise NotRecordableError(f"{function.__name__} looks at what was computed")
+        return function(*args, **(kwargs or {}))
 
 
 def _looks_at_numbers(function: Any, args: Any) -> bool:
@@ -162,47 +186,38 @@ def _looks_at_numbers(function: Any, args: Any) -> bool:
 
 
 def _memory(tensor: Tensor) -> int:
-    return tensor.untyped_storage().data_ptr()
+    """What equals that of another tensor if the two share memory. Weights in oneDNN's form share none."""
+    return id(tensor) if tensor.is_mkldnn else tensor.untyped_storage().data_ptr()
 
 
-def _tensors(values: Any) -> list[Tensor]:
-    if isinstance(values, Tensor):
-        return [values]
-    if isinstance(values, dict):
-        values = values.values()
-    return [tensor for value in values for tensor in _tensors(value)] if isinstance(values, (list, tuple)) else []
-
-
-def _refill(tensors: Sequence[Tensor], result: Any) -> None:
-    for tensor, new in zip(tensors, result if isinstance(result, (tuple, list)) else [result], strict=True):
-        tensor.copy_(new)
+def _refill(places: Sequence[Tensor], result: Any) -> None:
+    for place, new in zip(places, tree_leaves(result), strict=True):
+        place.copy_(new)
 
 
 class Tapes:
-    """Tapes by name, of which those that were used last are kept."""
+    """Tapes by name."""
 
     def __init__(self) -> None:
-        self._arena = Arena()
-        self._tapes: OrderedDict[Hashable, Tape] = OrderedDict()
+        self._arena: Arena | None = None
+        self._tapes: dict[Hashable, Tape] = {}
 
     def record(self, name: Hashable, work: Callable[[], None]) -> None:
         """Do a piece of work and record it. NotRecordableError if that cannot be: then it was not done to the end."""
+        self._arena = self._arena or Arena()
         recorder = _Recorder(self._arena)
         of_thread.recorder = recorder
         try:
-            with recorder:
+            with recorder, _Watch():
                 work()
         finally:
             of_thread.recorder = None
         recorder.tape.finish()
         self._tapes[name] = recorder.tape
-        while len(self._tapes) > _MOST_TAPES:
-            self._tapes.popitem(last=False)
 
     def __contains__(self, name: Hashable) -> bool:
         return name in self._tapes
 
     def replay(self, name: Hashable) -> None:
         """Do a recorded piece of work; KeyError if there is none of the name."""
-        self._tapes.move_to_end(name)
         self._tapes[name].replay()

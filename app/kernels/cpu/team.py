@@ -42,8 +42,8 @@ class Entry(NamedTuple):
     """Compiled code that takes begin, end, and the address of its arguments, each a word of 64 bits."""
 
     address: int
-    library: Any
-    """Holds the code in memory."""
+    holds: Any
+    """What keeps the code in memory."""
 
 
 def entry(compiled: Any) -> Entry:
@@ -68,7 +68,7 @@ def entry(compiled: Any) -> Entry:
     builder.ret(builder.call(to_call, [*results, begin, end, *arguments]))
     library.add_ir_module(module)
     library.finalize()
-    return Entry(library.get_pointer_to_function("entry_of_kernel"), library)
+    return Entry(library.get_pointer_to_function("entry_of_kernel"), (library, compiled))
 
 
 def _read(builder: ir.IRBuilder, place: Any, kind: ir.Type) -> Any:
@@ -86,7 +86,7 @@ def run(operations: int, count: int, threads: int) -> None:
     else:
         parallel(code.compiled.address, plan.buffer_info()[0], threads, 0)
     if plan[_FAILED]:
-        raise MemoryError(f"operation {plan[_FAILED] - 1} of a step on the CPU failed, for want of memory")
+        raise MemoryError("a kernel failed on the CPU, for want of memory")
 
 
 @cache
@@ -105,6 +105,11 @@ def _parallel() -> Any:
     return parallel
 
 
+def keeps_compiled() -> bool:
+    """Whether Numba has a folder for what it compiles."""
+    return bool(numba.config.CACHE_DIR)  # type: ignore[attr-defined]
+
+
 class _Code(NamedTuple):
     compiled: Any
     call: Any
@@ -114,8 +119,7 @@ class _Code(NamedTuple):
 @cache
 def _code() -> _Code:
     """`_take_part` as a function of C."""
-    is_kept = bool(numba.config.CACHE_DIR)  # type: ignore[attr-defined]
-    compiled = numba.cfunc(types.void(_WORDS_AT), cache=is_kept)(_take_part)
+    compiled = numba.cfunc(types.void(_WORDS_AT), cache=keeps_compiled())(_take_part)
     return _Code(compiled, ctypes.CFUNCTYPE(None, ctypes.c_void_p)(compiled.address or 0))
 
 
@@ -138,7 +142,7 @@ def _take_part(plan):  # type: ignore[no-untyped-def]
         while at < plan[1] and operation[4] == first:
             tasks, pieces, piece = operation[2], operation[3], ticket - first
             if _call(operation[0], piece * tasks // pieces, (piece + 1) * tasks // pieces, operation[1]) != 0:
-                plan[_FAILED] = at + 1
+                plan[_FAILED] = 1
             at += 1
             operation = _words_at(plan[0] + 8 * WORDS * at)
         at = begins

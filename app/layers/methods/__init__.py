@@ -57,11 +57,11 @@ def choose(folder: ModelFolder, device: torch.device, dtype: torch.dtype, quanti
         if stored is not None:
             raise ModelError(f"quantization: the weights in {folder.path} are quantized already; take auto")
         to, kind, needs = _ROUNDERS[quantization]
-        if (keep_rounded := _keepers(device).get(kind)) is None:
+        if (keep_rounded := _keepers(device, dtype).get(kind)) is None:
             raise ModelError(f"quantization: {quantization} needs {needs}")
         log.info("weights are rounded to %s", quantization)
         return Methods(Rounded(to, keep_rounded, plain, device), None, keep_rounded, like)
-    keepers = _keepers(device) if quantization == "auto" else {}
+    keepers = _keepers(device, dtype) if quantization == "auto" else {}
 
     def keep(layer: Linear, pieces: Sequence[Weight]) -> LinearMethod | None:
         kept_by = keepers.get(type(pieces[0]))
@@ -72,10 +72,10 @@ def choose(folder: ModelFolder, device: torch.device, dtype: torch.dtype, quanti
     return Methods(plain, stored, keep, like)
 
 
-def _keepers(device: torch.device) -> dict[type, Keeper]:
-    """What multiplies quantized weights as they are on a device, by their form."""
+def _keepers(device: torch.device, dtype: torch.dtype) -> dict[type, Keeper]:
+    """What multiplies quantized weights as they are on a device, for activations of a dtype, by their form."""
     keepers: dict[type, Keeper] = {}
-    if integer.has_kernel(device):
+    if integer.has_kernel(device, dtype):
         keepers[Codes] = integer.keep
     if float8.has_kernel(device):
         keepers[Float8Weight] = float8.keep
@@ -106,8 +106,8 @@ def _to_float8(layer: Linear) -> Float8Weight | None:
 
 
 _ROUNDERS: dict[str, tuple[Rounder, type, str]] = {
-    "int8": (_to_codes(8), Codes, "a CPU with AVX2 instructions"),
-    "int4": (_to_codes(4), Codes, "a CPU with AVX2 instructions"),
+    "int8": (_to_codes(8), Codes, "a CPU with AVX2 instructions, and bfloat16 or float32"),
+    "int4": (_to_codes(4), Codes, "a CPU with AVX2 instructions, and bfloat16 or float32"),
     "fp8": (_to_float8, Float8Weight, "a GPU of compute capability 8.9 or more"),
 }
 """What `quantization` rounds to, the form that this is, and what it needs."""

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from ...kernels.cpu import integer
+from ...kernels.ops import CPU_DTYPES
 from ..formats.base import Weight
 from ..formats.codes import Codes
 from ..linear import Linear
@@ -46,9 +47,9 @@ class Integer(Plain):
         return out.view(*x.shape[:-1], layer.out_features)
 
 
-def has_kernel(device: torch.device) -> bool:
-    """Whether there is a kernel for a device."""
-    return device.type == "cpu" and integer.lanes() > 0
+def has_kernel(device: torch.device, dtype: torch.dtype) -> bool:
+    """Whether there is a kernel for a device, and for activations of a dtype."""
+    return device.type == "cpu" and dtype in CPU_DTYPES and integer.lanes() > 0
 
 
 def keep(_layer: Linear, pieces: Sequence[Weight]) -> Integer | None:
