@@ -174,20 +174,9 @@ def rotate_and_store(
     tables, caches = rope or (qkv[:, 0], qkv[:, 0]), (constant(k_cache), constant(v_cache))
     is_large = qkv.numel() >= _WORTH_A_THREAD
     _rotate_and_store(
-        len(qkv),
-        is_large,
-        qkv,
-        norms is not None,
-        q_weight,
-        k_weight,
-        float(offset),
-        float(eps),
-        rope is not None,
-        *tables,
-        slots,
-        q,
-        *caches,
-    )
+        len(qkv), is_large, qkv, norms is not None, q_weight, k_weight, float(offset), float(eps), rope is not None,
+        *tables, slots, q, *caches,
+    )  # fmt: skip
     return q
 
 

@@ -56,23 +56,10 @@ def _scores_of_block(queries, block, block_size, keys, scores, at):  # type: ign
 
     Numba frees an array when it is used no more, and knows nothing of addresses: so they are asked for here.
     """
-    row, rows, ld_queries, ld_scores = 0, queries.shape[0], queries.strides[0], scores.strides[0]
-    while row < rows:
-        left, of_queries = rows - row, queries.ctypes.data + row * ld_queries
-        to = scores.ctypes.data + row * ld_scores + 4 * at
-        addresses = (of_queries, ld_queries, block, queries.shape[1], to, ld_scores)
-        if left >= 8:
-            scores_of_block(8, block_size, addresses, keys)  # type: ignore[call-arg]
-            row += 8
-        elif left >= 4:
-            scores_of_block(4, block_size, addresses, keys)  # type: ignore[call-arg]
-            row += 4
-        elif left >= 2:
-            scores_of_block(2, block_size, addresses, keys)  # type: ignore[call-arg]
-            row += 2
-        else:
-            scores_of_block(1, block_size, addresses, keys)  # type: ignore[call-arg]
-            row += 1
+    rows, head_dim = queries.shape
+    of_queries, to = queries.ctypes.data, scores.ctypes.data + 4 * at
+    addresses = (rows, of_queries, queries.strides[0], block, head_dim, to, scores.strides[0])
+    scores_of_block(block_size, addresses, keys)  # type: ignore[call-arg]
 
 
 @inline
@@ -81,24 +68,11 @@ def _add_values(dims, weights, at, block, values, count, results, first, slices)
 
     The weights begin at place `at`. There are `slices` times `dims` dimensions.
     """
-    row, rows, ld_weights, ld_results = 0, results.shape[0], weights.strides[0], results.strides[0]
-    of_values = block + first * values.itemsize
-    while row < rows:
-        left, of_weights = rows - row, weights.ctypes.data + row * ld_weights + 4 * at
-        to = results.ctypes.data + row * ld_results + 4 * first
-        addresses = (of_weights, ld_weights, of_values, values.strides[2], count, to, ld_results, slices)
-        if left >= 8:
-            add_values_of_block(8, dims, addresses, values)  # type: ignore[call-arg]
-            row += 8
-        elif left >= 4:
-            add_values_of_block(4, dims, addresses, values)  # type: ignore[call-arg]
-            row += 4
-        elif left >= 2:
-            add_values_of_block(2, dims, addresses, values)  # type: ignore[call-arg]
-            row += 2
-        else:
-            add_values_of_block(1, dims, addresses, values)  # type: ignore[call-arg]
-            row += 1
+    of_weights, of_values = weights.ctypes.data + 4 * at, block + first * values.itemsize
+    of_rows = (results.shape[0], of_weights, weights.strides[0])
+    to = results.ctypes.data + 4 * first
+    addresses = (*of_rows, of_values, values.strides[2], count, to, results.strides[0], slices)
+    add_values_of_block(dims, addresses, values)  # type: ignore[call-arg]
 
 
 @lru_cache
