@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from .gguf.tensors import StoredTensor
 
-Kind = Literal["gptq", "awq", "packed", "int8", "float8", "gguf"]
+Kind = Literal["gptq", "awq", "packed", "int8", "float8", "gguf", "rows"]
 
 
 @dataclass(frozen=True)
@@ -49,10 +49,22 @@ class Quantization:
 def parse_quantization(config: dict[str, Any]) -> Quantization:
     """ValueError names what is not supported."""
     method = str(config.get("quant_method"))
-    parsers = {"awq": _awq, "gptq": _gptq, "compressed-tensors": _compressed, "fp8": _fp8, "gguf": _gguf}
+    parsers = {
+        "awq": _awq,
+        "gptq": _gptq,
+        "compressed-tensors": _compressed,
+        "fp8": _fp8,
+        "gguf": _gguf,
+        "bitsandbytes": _bitsandbytes,
+    }
     if method not in parsers:
         raise ValueError(f"quant_method {method!r} is not supported: it is none of {', '.join(parsers)}")
     return Quantization(parsers[method](config))
+
+
+def has_four_bits(config: dict[str, Any]) -> bool:
+    """Whether weights are stored in NF4 or FP4, which are read as plain numbers."""
+    return config.get("quant_method") == "bitsandbytes" and config.get("load_in_4bit") is True
 
 
 def _outside(scheme: Scheme, config: dict[str, Any], plain: Sequence[str]) -> Callable[[str], Scheme | None]:
@@ -136,6 +148,12 @@ def _compressed_scheme(group: dict[str, Any], config: dict[str, Any]) -> Scheme:
         is_sorted=weights.get("actorder") == "group",
         has_input_scale=bool(inputs) and not inputs.get("dynamic"),
     )
+
+
+def _bitsandbytes(config: dict[str, Any]) -> Callable[[str], Scheme | None]:
+    if config.get("load_in_8bit") is not True:
+        raise ValueError("bitsandbytes without load_in_4bit and load_in_8bit is not supported")
+    return _outside(Scheme("rows"), config, config.get("llm_int8_skip_modules") or ("lm_head",))
 
 
 def _gguf(config: dict[str, Any]) -> Callable[[str], Scheme | None]:

@@ -4,6 +4,7 @@ transformers matches names, which differ between checkpoints and its modules, an
 """
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -11,10 +12,11 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from ..checkpoint.folder import ModelFolder
+from ..checkpoint.quantization import has_four_bits
 from ..errors import ModelError
 from ..layers.linear import Linear
 from ..layers.methods import Methods
-from .weights import plain_matrices, refuse_codes
+from .weights import plain_matrices, plain_tensors, refuse_codes
 
 
 def load_pretrained(
@@ -24,15 +26,19 @@ def load_pretrained(
 
     `kind`: a class of transformers' models, or one of the classes that choose one by `config`.
     """
+    place: Path | None = folder.path
     if methods.quantization is None:
         refuse_codes(folder)
+        if has_four_bits(folder.quantization or {}):
+            del config.quantization_config
+            kind, place, options = _own_class(kind, config), None, options | {"state_dict": plain_tensors(folder)}
     elif folder.gguf_file is not None:
         raise ModelError(f"{folder.path}: GGUF files are for the decoder, which does not run {folder.architecture}")
     else:
         del config.quantization_config  # it is for transformers' own quantized layers
         kind = _with_stored_layers(kind, config, methods, plain_matrices(folder))
     model, info = kind.from_pretrained(
-        folder.path,
+        place,
         config=config,
         dtype=dtype,
         use_safetensors=True,
@@ -54,16 +60,21 @@ def finish_stored(model: nn.Module) -> None:
 
 def _with_stored_layers(kind: Any, config: Any, methods: Methods, plain: set[str]) -> type[PreTrainedModel]:
     """A class of transformers' whose models have our layers in the place of those that are quantized."""
-    original: Any = kind
-    if not issubclass(kind, PreTrainedModel):
-        with torch.device("meta"):
-            original = type(kind.from_config(config))
+    original = _own_class(kind, config)
 
     def init(self: Any, *arguments: Any, **options: Any) -> None:
         original.__init__(self, *arguments, **options)
         _hold(self, methods, plain)
 
     return type(original.__name__, (original,), {"__init__": init, "__module__": original.__module__})
+
+
+def _own_class(kind: Any, config: Any) -> Any:
+    """The class of the models that a class of transformers' gives, if it chooses one by the config."""
+    if issubclass(kind, PreTrainedModel):
+        return kind
+    with torch.device("meta"):
+        return type(kind.from_config(config))
 
 
 def _hold(model: Any, methods: Methods, plain: set[str]) -> None:

@@ -14,9 +14,11 @@ from safetensors import SafetensorError, safe_open
 from torch import nn
 
 from ..checkpoint.folder import ModelFolder
+from ..checkpoint.quantization import has_four_bits
 from ..errors import ModelError
 from ..layers.sources import Filled, Target
 from .filling import Filling, Open, Piece, fill, pieces_of
+from .four_bit_tensors import FourBitTensors
 from .gguf_tensors import GgufTensors
 
 _NUMBERS = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
@@ -132,6 +134,15 @@ def plain_matrices(folder: ModelFolder) -> set[str]:
     return names
 
 
+def plain_tensors(folder: ModelFolder) -> dict[str, torch.Tensor]:
+    """All tensors of a folder as plain numbers, by their names."""
+    found: dict[str, torch.Tensor] = {}
+    for open_file in open_files(folder):
+        with open_file() as tensors:
+            found |= {name: tensors.get_tensor(name) for name in tensors.keys()}  # noqa: SIM118 - not a dict
+    return found
+
+
 def refuse_codes(folder: ModelFolder) -> None:
     """ModelError names a quantized weight, which transformers would silently convert as if it held plain numbers."""
     for open_file in open_files(folder):
@@ -173,7 +184,8 @@ def open_files(folder: ModelFolder) -> list[Open]:
     if (file := folder.gguf_file) is not None:
         tensors = GgufTensors(file, folder.quantization or {})
         return [partial(nullcontext, tensors)]
-    return [partial(_reading, file) for file in folder.weight_files]
+    reading = _reading_four_bits if has_four_bits(folder.quantization or {}) else _reading
+    return [partial(reading, file) for file in folder.weight_files]
 
 
 @contextmanager
@@ -184,3 +196,9 @@ def _reading(file: Path) -> Iterator[Any]:
             yield tensors
     except (SafetensorError, OSError) as error:
         raise ModelError(f"{file} is not a readable safetensors file: {error}") from error
+
+
+@contextmanager
+def _reading_four_bits(file: Path) -> Iterator[FourBitTensors]:
+    with _reading(file) as tensors:
+        yield FourBitTensors(tensors)

@@ -1,4 +1,6 @@
-"""Weights packed as AWQ and GPTQ files have them, number by number, as the formats' descriptions say."""
+"""Weights as AWQ, GPTQ and bitsandbytes files have them, as the formats' descriptions say."""
+
+import json
 
 import numpy as np
 import torch
@@ -58,3 +60,37 @@ def awq_tensors(weight: Tensor, group: int, bits: int, _is_sorted: bool) -> tupl
         "scales": torch.from_numpy(scales).half(),
     }
     return stored, _dense(numbers, zero_points, scales, index)
+
+
+NF4 = torch.tensor(
+    [
+        *(-1.0, -0.6961928009986877, -0.5250730514526367, -0.39491748809814453, -0.28444138169288635),
+        *(-0.18477343022823334, -0.09105003625154495, 0.0, 0.07958029955625534, 0.16093020141124725),
+        *(0.24611230194568634, 0.33791524171829224, 0.44070982933044434, 0.5626170039176941, 0.7229568362236023, 1.0),
+    ]
+)
+"""The values of NF4, of QLoRA's appendix E."""
+
+
+def nf4_tensors(weight: Tensor) -> tuple[dict[str, Tensor], Tensor]:
+    """A weight (outputs, inputs) as bitsandbytes stores it in blocks of 64, and what that stands for."""
+    blocks = weight.flatten().float().unflatten(0, (-1, 64))
+    largest = blocks.abs().amax(1, keepdim=True)
+    codes = ((blocks / largest).unsqueeze(-1) - NF4).abs().argmin(-1)
+    state = {"quant_type": "nf4", "blocksize": 64, "dtype": "float32", "shape": list(weight.shape)}
+    pairs = codes.view(-1, 2).to(torch.uint8)
+    stored = {
+        "weight": pairs[:, :1] << 4 | pairs[:, 1:],
+        "weight.absmax": largest[:, 0],
+        "weight.quant_map": NF4.clone(),
+        "weight.quant_state.bitsandbytes__nf4": torch.tensor(list(json.dumps(state).encode()), dtype=torch.uint8),
+    }
+    return stored, (NF4[codes] * largest).view(weight.shape)
+
+
+def int8_tensors(weight: Tensor) -> tuple[dict[str, Tensor], Tensor]:
+    """A weight (outputs, inputs) as LLM.int8 stores it, and what that stands for."""
+    largest = weight.abs().amax(1).float()
+    codes = (weight * 127 / largest[:, None]).round().to(torch.int8)
+    stored = {"weight": codes, "SCB": largest, "weight_format": torch.tensor(0, dtype=torch.uint8)}
+    return stored, (codes.double() * largest[:, None] / 127).float()

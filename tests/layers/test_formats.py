@@ -1,5 +1,6 @@
 """Readers of quantized weights: codes, scales and zeros stand for what other libraries read, to the last bit."""
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -9,12 +10,14 @@ from compressed_tensors.compressors import BaseCompressor
 from compressed_tensors.quantization import QuantizationArgs, QuantizationScheme
 from gguf import GGMLQuantizationType
 from gguf.quants import dequantize as gguf_dequantize
+from safetensors import safe_open
 
 from app.checkpoint.gguf.tensors import KINDS, Kind
 from app.checkpoint.quantization import Scheme, parse_quantization
 from app.layers.formats import format_of
-from app.layers.formats.codes import quantize
+from app.layers.formats.codes import Codes, quantize
 from app.layers.formats.gguf import read_blocks
+from app.models.four_bit_tensors import FourBitTensors
 from tests.layers.packing import AWQ_PLACES, packed
 
 _HALVES = {
@@ -185,3 +188,32 @@ def test_rounding_is_to_the_nearest_code(bits: int) -> None:
     step = torch.repeat_interleave(codes.scales, 32, 1)
     assert bool(((codes.dense() - weight).abs() <= step * 0.5001).all())
     assert not codes.dense()[3].any()
+
+
+# ---------------------------------------------------------------------- bitsandbytes, by its own quantizer
+
+BITSANDBYTES = Path(__file__).with_name("bitsandbytes.safetensors")
+"""Random weights that version 0.50.2 has quantized on a CPU, and as `expected` what it makes of them again."""
+
+
+@pytest.mark.parametrize("name", ["nf4", "fp4", "nested"])
+def test_four_bits_of_bitsandbytes(name: str) -> None:
+    """Blocks of 64 numbers begin in the middle of rows, and rows in the middle of bytes."""
+    with safe_open(BITSANDBYTES, "pt") as file:
+        tensors, expected = FourBitTensors(file), file.get_tensor(f"{name}.expected")
+        assert [key for key in tensors.keys() if name in key] == [f"{name}.expected", f"{name}.weight"]  # noqa: SIM118
+        weight = tensors.get_slice(f"{name}.weight")
+        for rows in (slice(None), slice(3, 8), slice(4, 5), slice(20, 99)):
+            torch.testing.assert_close(weight[rows], expected[rows], rtol=0, atol=0)
+
+
+def test_int8_of_bitsandbytes() -> None:
+    """Codes are the stored ones. `scale * code + zero` rounds more often in float32 than bitsandbytes' one product."""
+    scheme = parse_quantization({"quant_method": "bitsandbytes", "load_in_8bit": True}).scheme("model.layers.0.up_proj")
+    assert scheme is not None
+    with safe_open(BITSANDBYTES, "pt") as file:
+        tensors = {name: file.get_tensor(f"int8.{name}") for name in format_of(scheme).tensors(24, 41)}
+        codes = format_of(scheme).decode(tensors)
+        torch.testing.assert_close(codes.dense(), file.get_tensor("int8.expected"), rtol=0, atol=1e-6)
+    assert isinstance(codes, Codes)
+    assert torch.equal(codes.codes.to(torch.int16) - 128, tensors["weight"].to(torch.int16))

@@ -22,7 +22,7 @@ from app.kernels.cpu import integer
 from app.layers.methods.integer import Integer
 from app.models.loader import load_model
 from app.settings import load_settings
-from tests.layers.packing import awq_tensors, gptq_tensors
+from tests.layers.packing import awq_tensors, gptq_tensors, int8_tensors, nf4_tensors
 from tests.models.families import DECODER, write_checkpoint
 from tests.models.test_oracle import make_engine, make_requests, run_crowd, tiny_settings, tokens_of
 
@@ -42,6 +42,10 @@ OTHERS = {
     "GPTQ": {"quant_method": "gptq", "bits": 4, "group_size": 32},
     "GPTQ with act-order": {"quant_method": "gptq", "bits": 8, "group_size": 64, "desc_act": True},
 }
+BITSANDBYTES = {
+    "NF4": (nf4_tensors, {"quant_method": "bitsandbytes", "load_in_4bit": True, "load_in_8bit": False}),
+    "LLM.int8": (int8_tensors, {"quant_method": "bitsandbytes", "load_in_4bit": False, "load_in_8bit": True}),
+}
 
 
 def write_quantized(name: str, folder: Path) -> Any:
@@ -58,6 +62,9 @@ def quantize_folder(name: str, folder: Path, model: Module, layers: str = r".*_p
         weight = tensors.pop(f"{layer}.weight")
         if name in COMPRESSED:
             stored, dense, config = _compressed(weight, *COMPRESSED[name])
+        elif name in BITSANDBYTES:
+            store, config = BITSANDBYTES[name]
+            stored, dense = store(weight)
         else:
             config = OTHERS[name]
             write = awq_tensors if name == "AWQ" else gptq_tensors
@@ -121,14 +128,14 @@ def errors(model: PreTrainedModel, outputs: dict[str, list[RequestOutput]]) -> T
     return (torch.tensor(found) - torch.cat(expected)).abs()
 
 
-@pytest.mark.parametrize("name", [*COMPRESSED, *OTHERS])
+@pytest.mark.parametrize("name", [*COMPRESSED, *OTHERS, *BITSANDBYTES])
 def test_plain_numbers_are_what_is_stored(name: str, tmp_path: Path) -> None:
     model = write_quantized(name, tmp_path)
     assert float(errors(model, greedy(tmp_path, "none")).max()) < 1e-4
 
 
 @needs_kernel
-@pytest.mark.parametrize("name", ["W4A16", "W8A8", "GPTQ with act-order"])
+@pytest.mark.parametrize("name", ["W4A16", "W8A8", "GPTQ with act-order", "LLM.int8"])
 def test_codes_are_multiplied_as_they_are(name: str, tmp_path: Path) -> None:
     """Only activations are rounded, to 8 bits. The texts of a crowd are those of each request alone."""
     model = write_quantized(name, tmp_path)
@@ -171,6 +178,32 @@ def test_what_cannot_be_read_is_refused_by_name(tmp_path: Path) -> None:
         )
         with pytest.raises(ModelError, match=words):
             make_engine(tmp_path, tiny_settings())
+
+
+def test_what_bitsandbytes_says_has_to_make_sense(tmp_path: Path) -> None:
+    write_quantized("NF4", tmp_path)
+    tensors = load_file(tmp_path / "model.safetensors")
+    key = "model.layers.1.mlp.up_proj.weight"
+    state = next(name for name in tensors if name.startswith(f"{key}.quant_state"))
+    broken: dict[str, tuple[Tensor, str]] = {
+        f"{key}.absmax": (torch.full_like(tensors[f"{key}.absmax"], torch.nan), f"{key}: absmax .* no numbers"),
+        f"{key}.quant_map": (tensors[f"{key}.quant_map"][:5], f"{key}: quant_map has 5 numbers, not 16"),
+        state: (tensors[state][:-3], f"{key}: quant_state.* cannot be read"),
+        key: (tensors[key][:-3], rf"{key}: \[4093, 1\] of dtype U8 are no 128 x 64 codes"),
+    }
+    for name, (tensor, words) in broken.items():
+        save_file(tensors | {name: tensor}, tmp_path / "model.safetensors")
+        with pytest.raises(ModelError, match=words):
+            make_engine(tmp_path, tiny_settings())
+    save_file({name: t for name, t in tensors.items() if name != f"{key}.absmax"}, tmp_path / "model.safetensors")
+    with pytest.raises(ModelError, match=f"{key}: absmax is missing"):
+        make_engine(tmp_path, tiny_settings())
+
+
+@needs_kernel
+def test_nf4_is_rounded_to_codes_where_that_is_wanted(tmp_path: Path) -> None:
+    model = write_quantized("NF4", tmp_path)
+    assert 0 < float(errors(model, greedy(tmp_path, "int8")).mean()) < 0.03
 
 
 @pytest.mark.parametrize(("config", "words"), [({"bits": 3}, "3 bits"), ({"group_size": 48}, "whole groups of 48")])

@@ -19,7 +19,7 @@ from tests.worker.test_encoder_runner import alone, encode, make_requests, write
 
 SIZES = {"intermediate_size": 128, "use_qkv_bias": True}
 IN_ENCODER = r".*layer\.\d+\..*(query|key|value|dense)"
-FORMATS = ["W4A16", "W8A8", "FP8 in blocks", "AWQ", "GPTQ with act-order"]
+FORMATS = ["W4A16", "W8A8", "FP8 in blocks", "AWQ", "GPTQ with act-order", "NF4", "LLM.int8"]
 
 
 def write_generic(name: str, folder: Path) -> Any:

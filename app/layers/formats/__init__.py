@@ -3,18 +3,20 @@
 from ...checkpoint.quantization import Kind, Scheme
 from .awq import Awq
 from .base import Encoder, Format
+from .bitsandbytes import RowScaled
 from .compressed import Int8, Packed
 from .float8 import Float8
 from .gguf import Gguf
 from .gptq import Gptq
 
-_FORMATS: dict[Kind, type[Awq | Gptq | Packed | Int8 | Float8 | Gguf]] = {
+_FORMATS: dict[Kind, type[Awq | Gptq | Packed | Int8 | Float8 | Gguf | RowScaled]] = {
     "awq": Awq,
     "gptq": Gptq,
     "packed": Packed,
     "int8": Int8,
     "float8": Float8,
     "gguf": Gguf,
+    "rows": RowScaled,
 }
 
 

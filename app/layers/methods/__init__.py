@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ...checkpoint.folder import ModelFolder
-from ...checkpoint.quantization import Quantization, parse_quantization
+from ...checkpoint.quantization import Quantization, has_four_bits, parse_quantization
 from ...errors import ModelError
 from ..formats import format_of
 from ..formats.base import Weight
@@ -126,6 +126,9 @@ def _plain_method(folder: ModelFolder, device: torch.device, dtype: torch.dtype)
 
 def _stored(folder: ModelFolder) -> Quantization | None:
     if folder.quantization is None or folder.quantization.get("blocks") == {}:  # a GGUF file of plain numbers
+        return None
+    if has_four_bits(folder.quantization):
+        log.info("weights are converted to plain numbers: what bitsandbytes stores in 4 bits is on no grid")
         return None
     try:
         return parse_quantization(folder.quantization)
