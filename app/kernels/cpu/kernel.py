@@ -6,7 +6,6 @@ call, for the kinds of its arguments, and it runs without Python's lock in torch
 
 import hashlib
 import logging
-import os
 import struct
 import threading
 from array import array
@@ -19,10 +18,10 @@ import numba
 import numpy as np
 import torch
 from numba import types
-from numba.core.compiler_lock import global_compiler_lock
 from torch import Tensor
 
-from . import team
+from . import compiled, team
+from .compiled import Entry
 from .numerics import FAST
 
 log = logging.getLogger(__name__)
@@ -34,8 +33,8 @@ _PIECES_OF_A_THREAD = 2
 def keep_compiled(folder: Path) -> None:
     """Keep compiled kernels in a folder, if it can be written to, because compiling takes seconds.
 
-    It is called before the first kernel runs. Numba's keys name the processor, so machines can share the folder. They
-    name only the file in which a kernel stands, so each state of all of these files has a folder of its own.
+    It is called before the first kernel runs. The files' names depend on the processor, so machines can share the
+    folder. They do not depend on kernels' sources: each state of all of these has a folder of its own.
     """
     sources = b"".join(file.read_bytes() for file in sorted(Path(__file__).parent.glob("*.py")))
     folder = folder / hashlib.sha256(sources).hexdigest()[:12]
@@ -45,8 +44,7 @@ def keep_compiled(folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError:
         return
-    if os.access(folder, os.W_OK):
-        numba.config.CACHE_DIR = str(folder)  # type: ignore[attr-defined]
+    compiled.keep_in(folder)
 
 
 class Argument(NamedTuple):
@@ -78,7 +76,9 @@ class Kernel:
 
     def __init__(self, source: Callable[..., None]) -> None:
         self._source = source
-        self._entries: dict[tuple[Hashable, ...], team.Entry] = {}
+        outer = [cell.cell_contents for cell in source.__closure__ or ()]  # numbers that are compiled in
+        self._name = f"{source.__module__}.{source.__qualname__} {outer}"
+        self._entries: dict[tuple[Hashable, ...], Entry] = {}
 
     def __call__(self, tasks: int, is_large: bool, *arguments: Any) -> None:
         """Do all tasks, in one thread unless they are large. Arguments are tensors, arrays, `constant`s and numbers."""
@@ -93,12 +93,14 @@ class Kernel:
         if of_thread.recorder is not None:
             of_thread.recorder.add(code.address, words, described, tasks, pieces)
 
-    def _compile(self, kinds: tuple[Hashable, ...]) -> team.Entry:
-        source = numba.njit(nogil=True, fastmath=FAST, error_model="numpy", cache=team.keeps_compiled())(self._source)
-        signature = types.int64, types.int64, *map(_numba_type, kinds)
-        with global_compiler_lock:
-            source.compile(signature)
-            self._entries[kinds] = team.entry(source.overloads[signature])
+    def _compile(self, kinds: tuple[Hashable, ...]) -> Entry:
+        def compile_function() -> Any:
+            function = numba.njit(nogil=True, fastmath=FAST, error_model="numpy")(self._source)
+            signature = types.int64, types.int64, *map(_numba_type, kinds)
+            function.compile(signature)
+            return function.overloads[signature]
+
+        self._entries[kinds] = team.entry(f"{self._name} {kinds}", compile_function)
         return self._entries[kinds]
 
 

@@ -23,6 +23,8 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
+from . import compiled
+from .compiled import Compile, Entry
 from .emitter import I32, I64
 
 log = logging.getLogger(__name__)
@@ -38,37 +40,27 @@ _SPINS = 64
 """How often a thread looks for work before it lets other programs have its core for a moment."""
 
 
-class Entry(NamedTuple):
-    """Compiled code that takes begin, end, and the address of its arguments, each a word of 64 bits."""
-
-    address: int
-    holds: Any
-    """What keeps the code in memory."""
-
-
-def entry(compiled: Any) -> Entry:
-    """A way into a function that Numba has compiled for `begin`, `end` and arguments, which reads these from words.
+def entry(name: str, compile_function: Compile) -> Entry:
+    """A way into a function that takes `begin`, `end` and arguments, which reads these from words: it takes begin, end,
+    and the words' address, and gives 0 if all went well.
 
     An array is 5 words, then its shape and its strides: two of Numba's own, the number of numbers, their size, and the
-    address. Other arguments are one word each.
+    address. Other arguments are one word each. The name stands for all that the function is made of.
     """
-    target = compiled.target_context
-    kind = target.call_conv.get_function_type(compiled.fndesc.restype, compiled.fndesc.argtypes)
-    library = target.codegen().create_library("entry")
-    module = library.create_ir_module("entry")
-    function = ir.Function(module, ir.FunctionType(I32, [I64, I64, I64.as_pointer()]), "entry_of_kernel")
-    builder = ir.IRBuilder(function.append_basic_block())
-    begin, end, words = function.args
+    return compiled.entry(name, compile_function, _read_words)
+
+
+def _read_words(module: ir.Module, name: str, function: ir.Function) -> None:
+    """See `app.kernels.cpu.compiled.Wrap`."""
+    kind = function.function_type
+    outer = ir.Function(module, ir.FunctionType(I32, [I64, I64, I64.as_pointer()]), name)
+    builder = ir.IRBuilder(outer.append_basic_block())
+    begin, end, words = outer.args
     results = [builder.alloca(pointer.pointee) for pointer in kind.args[:2]]
     arguments = [
         _read(builder, builder.gep(words, [ir.Constant(I64, at)]), wanted) for at, wanted in enumerate(kind.args[4:])
     ]
-    code = compiled.library.get_pointer_to_function(compiled.fndesc.llvm_func_name)
-    to_call = builder.inttoptr(ir.Constant(I64, code), kind.as_pointer())
-    builder.ret(builder.call(to_call, [*results, begin, end, *arguments]))
-    library.add_ir_module(module)
-    library.finalize()
-    return Entry(library.get_pointer_to_function("entry_of_kernel"), (library, compiled))
+    builder.ret(builder.call(function, [*results, begin, end, *arguments]))
 
 
 def _read(builder: ir.IRBuilder, place: Any, kind: ir.Type) -> Any:
@@ -84,7 +76,7 @@ def run(operations: int, count: int, threads: int) -> None:
     if parallel is None:
         code.call(plan.buffer_info()[0])
     else:
-        parallel(code.compiled.address, plan.buffer_info()[0], threads, 0)
+        parallel(code.entry.address, plan.buffer_info()[0], threads, 0)
     if plan[_FAILED]:
         raise MemoryError("a kernel failed on the CPU, for want of memory")
 
@@ -105,13 +97,8 @@ def _parallel() -> Any:
     return parallel
 
 
-def keeps_compiled() -> bool:
-    """Whether Numba has a folder for what it compiles."""
-    return bool(numba.config.CACHE_DIR)  # type: ignore[attr-defined]
-
-
 class _Code(NamedTuple):
-    compiled: Any
+    entry: Entry
     call: Any
     """From Python, for one thread."""
 
@@ -119,8 +106,23 @@ class _Code(NamedTuple):
 @cache
 def _code() -> _Code:
     """`_take_part` as a function of C."""
-    compiled = numba.cfunc(types.void(_WORDS_AT), cache=keeps_compiled())(_take_part)
-    return _Code(compiled, ctypes.CFUNCTYPE(None, ctypes.c_void_p)(compiled.address or 0))
+
+    def compile_function() -> Any:
+        function = numba.njit(nogil=True)(_take_part)
+        function.compile((_WORDS_AT,))
+        return function.overloads[(_WORDS_AT,)]
+
+    made = compiled.entry("_take_part", compile_function, _take_plan)
+    return _Code(made, ctypes.CFUNCTYPE(None, ctypes.c_void_p)(made.address))
+
+
+def _take_plan(module: ir.Module, name: str, function: ir.Function) -> None:
+    """See `app.kernels.cpu.compiled.Wrap`."""
+    outer = ir.Function(module, ir.FunctionType(ir.VoidType(), [I64.as_pointer()]), name)
+    builder = ir.IRBuilder(outer.append_basic_block())
+    results = [builder.alloca(pointer.pointee) for pointer in function.function_type.args[:2]]
+    builder.call(function, [*results, *outer.args])
+    builder.ret_void()
 
 
 def _take_part(plan):  # type: ignore[no-untyped-def]

@@ -1,0 +1,90 @@
+"""Functions that Numba has compiled, as functions of C, and the files in which their code is kept.
+
+Numba keeps compiled functions, too. But to read one it imports all that it could compile, and makes an object that
+Python could call: with ten kernels that takes the better part of a second at every start.
+"""
+
+import hashlib
+import os
+import pickle
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import llvmlite
+import numba
+from llvmlite import ir
+from numba.core.compiler_lock import global_compiler_lock
+from numba.core.registry import cpu_target
+from numba.core.runtime.nrt import rtsys
+
+_NAME = "entry"
+
+
+class Entry(NamedTuple):
+    """A function of C."""
+
+    address: int
+    holds: Any
+    """What keeps the code in memory."""
+
+
+Compile = Callable[[], Any]
+"""Compiles a function: gives what Numba makes of it, a `CompileResult`."""
+Wrap = Callable[[ir.Module, str, ir.Function], None]
+"""Adds a function of a name to a module, which calls a compiled function as Numba's functions are called."""
+
+
+class _Folder:
+    path: Path | None = None
+
+
+def keep_in(folder: Path) -> None:
+    """Keep compiled code in a folder from now on, which whoever can write to it is trusted with."""
+    _Folder.path = folder
+
+
+def entry(name: str, compile_function: Compile, wrap: Wrap) -> Entry:
+    """The function that `wrap` makes, from its file, or compiled. The name stands for all that it is made of."""
+    with global_compiler_lock:
+        target = cpu_target.target_context
+        rtsys.initialize(target)  # what compiled functions call
+        codegen = target.codegen()
+        versions = numba.__version__, llvmlite.__version__, codegen.magic_tuple()  # the last names the processor
+        key = hashlib.sha256(repr((name, versions)).encode()).hexdigest()[:24]
+        symbol = f"{_NAME}_{key}"
+        library = _read(codegen, key)
+        if library is None:
+            library = _link(codegen, symbol, compile_function(), wrap)
+            _write(key, library)
+        return Entry(library.get_pointer_to_function(symbol), library)
+
+
+def _link(codegen: Any, symbol: str, compiled: Any, wrap: Wrap) -> Any:
+    """One library of a function and the one that calls it."""
+    library = codegen.create_library(symbol)
+    library.enable_object_caching()
+    library.add_linking_library(compiled.library)
+    module = library.create_ir_module(symbol)
+    kind = compiled.target_context.call_conv.get_function_type(compiled.fndesc.restype, compiled.fndesc.argtypes)
+    wrap(module, symbol, ir.Function(module, kind, compiled.fndesc.llvm_func_name))
+    library.add_ir_module(module)
+    library.finalize()
+    return library
+
+
+def _read(codegen: Any, key: str) -> Any:
+    try:
+        data = (_Folder.path / key).read_bytes() if _Folder.path else None
+    except OSError:
+        return None
+    return codegen.unserialize_library(pickle.loads(data)) if data else None
+
+
+def _write(key: str, library: Any) -> None:
+    """As a whole or not at all, since another process may read it now."""
+    if _Folder.path is None or not os.access(_Folder.path, os.W_OK):
+        return
+    own = _Folder.path / f"{key}.{os.getpid()}"
+    own.write_bytes(pickle.dumps(library.serialize_using_object_code()))
+    own.replace(_Folder.path / key)
