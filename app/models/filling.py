@@ -23,6 +23,9 @@ _PIECE_BYTES = 16 * 2**20
 _AHEAD_BYTES = _READERS * _PIECE_BYTES
 """How much is read of layers that are not ready. What is rounded or packed as it comes then takes the memory of its
 result and of little else."""
+_GIVE_BACK_BYTES = 64 * 2**20
+"""How much is filled before free memory is returned: until then the next layers take it, which costs less than new
+memory."""
 _LOG_SECONDS = 2.0
 """The time between two lines about the progress of loading."""
 
@@ -67,7 +70,6 @@ class Filling(NamedTuple):
         """Make the filled module ready."""
         if isinstance(self.module, Linear):
             self.module.method.finish(self.module)
-            _give_back()
 
 
 def _give_back() -> None:
@@ -100,7 +102,7 @@ def fill(fillings: deque[Filling]) -> None:
     """
     logged_at, total = time.monotonic(), sum(filling.num_bytes for filling in fillings)
     begun: deque[tuple[Filling, list[Future[None]]]] = deque()
-    done = ahead = 0
+    done = ahead = unreturned = 0
     with ThreadPoolExecutor(_READERS) as pool:
         while fillings or begun:
             if fillings and (not begun or ahead + fillings[0].num_bytes <= _AHEAD_BYTES):
@@ -111,11 +113,16 @@ def fill(fillings: deque[Filling]) -> None:
             filling, loads = begun.popleft()
             for load in loads:
                 load.result()
-            ahead, done = ahead - filling.num_bytes, done + filling.num_bytes
+            size = filling.num_bytes
+            ahead, done, unreturned = ahead - size, done + size, unreturned + size
             filling.pieces.clear()
             filling.finish()
+            if unreturned >= _GIVE_BACK_BYTES:
+                _give_back()
+                unreturned = 0
             if time.monotonic() - logged_at > _LOG_SECONDS:
                 logged_at = time.monotonic()
                 log.info("loading weights: %.1f of %.1f GiB", done / 2**30, total / 2**30)
+    _give_back()
     if torch.cuda.is_initialized():
         torch.cuda.synchronize()

@@ -27,7 +27,7 @@ class GgufTensors:
 
     def __init__(self, file: Path, quantization: dict[str, Any]) -> None:
         try:
-            data = np.memmap(file, np.uint8, "r")
+            data = np.memmap(file, np.uint8, "c")  # torch wants what could be written to; nobody does
             blocks, numbers = (gguf_tensors(quantization, part) for part in ("blocks", "numbers"))
             tensors = {f"{name}.blocks": _Tensor(_rows_of(data, at), at, True) for name, at in blocks.items()}
             self._tensors = tensors | {name: _Tensor(_rows_of(data, at), at, False) for name, at in numbers.items()}
@@ -71,7 +71,7 @@ class _Tensor:
         """Some of the rows."""
         stored = self.stored
         chosen = rows if not stored.heads else _checkpoints_order(len(self.data), stored.heads)[rows]
-        data = torch.from_numpy(np.array(self.data[chosen]))
+        data = torch.from_numpy(self.data[chosen])
         if self.is_blocks:
             return data
         plain = data.view(_DTYPES[stored.kind]) if stored.kind in _DTYPES else read_blocks(stored.kind, data).dense()

@@ -26,6 +26,8 @@ log = logging.getLogger(__name__)
 
 GROUP = 32
 """Activations that share a scale."""
+_QUAD = 4
+"""Neighbouring inputs whose codes lie in one word of 32 bits."""
 _HALF = GROUP // 2
 """The other size that a part may have."""
 _WORTH_A_THREAD = 2**18
@@ -109,6 +111,25 @@ def _quantize(begin, end, x, part, q, factors, sums):  # type: ignore[no-untyped
         _quantize_row(x[row], part, q[row], factors[row], sums[row])
 
 
+@kernel
+def _pack(begin, end, words, in_halves, panels):  # type: ignore[no-untyped-def]
+    """From words (outputs, quads of all inputs) of four codes each to panels (panels, parts, words, outputs of one)."""
+    _, parts, size, width = panels.shape
+    quads = 2 * size if in_halves else size
+    for panel in range(begin, end):
+        count = min(width, words.shape[0] - panel * width)
+        if count < width:
+            panels[panel] = 0
+        for part in range(parts):
+            for at in range(size):
+                for lane in range(count):
+                    of_output, quad = words[panel * width + lane], part * quads + at
+                    word = of_output[quad]
+                    if in_halves:
+                        word |= of_output[quad + size] << np.int32(4)
+                    panels[panel, part, at, lane] = word
+
+
 class Packed(NamedTuple):
     """A weight in the order in which the kernel reads it."""
 
@@ -149,13 +170,11 @@ def pack(codes: Tensor, scales: Tensor, zeros: Tensor, bits: int, width: int = 0
     outputs, inputs = codes.shape
     group = inputs // scales.shape[1]
     part = 16 if group % GROUP and group != inputs else GROUP
-    padding = (0, -inputs % GROUP, 0, -outputs % width)
-    # (panels, width, parts, quads, 4) to (panels, parts, quads, width, 4)
-    panels = F.pad(codes, padding).view(-1, width, -(-inputs // GROUP) * GROUP // part, part // 4, 4)
-    panels = panels.permute(0, 2, 3, 1, 4)
-    if bits == 4:
-        half = part // 8
-        panels = panels[:, :, :half] | panels[:, :, half:] << 4
+    padded = codes if inputs % GROUP == 0 else F.pad(codes, (0, -inputs % GROUP))
+    words = padded.contiguous().view(torch.int32)
+    parts = words.shape[1] * _QUAD // part
+    panels = torch.empty(-(-outputs // width), parts, part // _QUAD * bits // 8, width, dtype=torch.int32)
+    _pack(len(panels), True, words, bits == 4, panels)
     is_half = all(torch.equal(numbers.half().float(), numbers) for numbers in (scales, zeros))
 
     def of_groups(numbers: Tensor) -> Argument:
@@ -163,7 +182,7 @@ def pack(codes: Tensor, scales: Tensor, zeros: Tensor, bits: int, width: int = 0
         return describe(turned.contiguous().half() if is_half else turned.contiguous())
 
     return Packed(
-        describe(panels.flatten(2).contiguous()),
+        describe(panels.view(torch.uint8).flatten(2)),
         of_groups(scales),
         of_groups(zeros),
         bits,

@@ -57,8 +57,11 @@ def around(codes: Tensor, scales: Tensor, zero_points: Tensor | int, bits: int, 
 
 
 def signed(numbers: Tensor, scales: Tensor) -> Codes:
-    """Codes of 8 bits for `scales * numbers`, whose numbers (out_features, in_features) are from -128 to 127."""
-    return around((numbers.to(torch.int16) + 128).to(torch.uint8), scales, 128, 8)
+    """Codes of 8 bits for `scales * numbers`, whose numbers (out_features, in_features) are int8.
+
+    With 128 added, the highest bit says whether a number was positive.
+    """
+    return around(numbers.view(torch.uint8) ^ 128, scales, 128, 8)
 
 
 def quantize(weight: Tensor, bits: int, group: int, stored: torch.dtype | None = None) -> Codes:
@@ -80,7 +83,7 @@ def _quantize(groups: Tensor, bits: int, stored: torch.dtype | None) -> Codes:
     """The same for weights (out_features, groups, inputs of a group) float32."""
     if bits == 8:
         scales = _scales(groups.abs().amax(-1) / 127, stored)
-        return signed((groups / scales.unsqueeze(-1)).round().clamp(-127, 127).flatten(1), scales)
+        return signed((groups / scales.unsqueeze(-1)).round().clamp(-127, 127).to(torch.int8).flatten(1), scales)
     least, most = groups.amin(-1).clamp(max=0), groups.amax(-1).clamp(min=0)
     levels = 2**bits - 1
     scales = _scales((most - least) / levels, stored)
