@@ -7,6 +7,8 @@ from typing import Any, Literal
 
 from .gguf.tensors import StoredTensor
 
+_EMBEDDINGS = "model.embed_tokens.weight"
+
 Kind = Literal["gptq", "awq", "packed", "int8", "float8", "gguf", "rows"]
 
 
@@ -173,6 +175,17 @@ def gguf_tensors(config: dict[str, Any], part: Literal["blocks", "numbers"]) -> 
     for name, stored in tensors.items():
         stored.check(name)
     return tensors
+
+
+def embeds_by_head(config: dict[str, Any] | None) -> bool:
+    """Whether a GGUF file's embeddings are also the last layer's weight, in blocks: the converter names them twice.
+
+    ValueError for what it has not written.
+    """
+    if config is None or config.get("quant_method") != "gguf":
+        return False
+    blocks, numbers = gguf_tensors(config, "blocks"), gguf_tensors(config, "numbers")
+    return "lm_head" in blocks and blocks["lm_head"] == numbers.get(_EMBEDDINGS)
 
 
 def _matches(target: str, name: str) -> bool:

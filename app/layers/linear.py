@@ -39,6 +39,10 @@ class LinearMethod(Protocol):
         """
         ...
 
+    def rows(self, layer: "Linear", at: Tensor, dtype: torch.dtype) -> Tensor:
+        """Rows `at` (n,) of the weight of a `Head`, in some dtype: (n, in_features)."""
+        ...
+
 
 class Linear(nn.Module):
     """`x @ weight.T + bias`. A layer has no weight until `attach` gives it a method."""
@@ -86,6 +90,10 @@ class Head(Linear):
     def __init__(self, in_features: int, out_features: int, tied: Tensor | None) -> None:
         super().__init__(in_features, out_features, bias=False)
         self.tied = tied
+
+    def embeddings(self, token_ids: Tensor, dtype: torch.dtype) -> Tensor:
+        """The rows (n, in_features) of tokens (n,), for a model whose embeddings are this layer's weight."""
+        return self.method.rows(self, token_ids, dtype)
 
 
 class MergedLinear(Linear):

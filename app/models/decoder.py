@@ -133,16 +133,19 @@ class DecoderLayer(nn.Module):
 class Decoder(nn.Module):
     """Computes hidden states from token ids and positions, and logits from the hidden states that need them."""
 
-    def __init__(self, config: DecoderConfig, max_model_len: int) -> None:
+    embed_tokens: nn.Embedding | None
+    embedding_scale: Tensor
+
+    def __init__(self, config: DecoderConfig, max_model_len: int, embeds_by_head: bool = False) -> None:
+        """`embeds_by_head`: embeddings are rows of the last layer's weight, whatever form it has."""
         super().__init__()
         self.config = config
         self.vocab_size = config.vocab_size
-        self.embed_tokens = nn.Embedding(
-            config.vocab_size, config.hidden_size, _weight=torch.empty(config.vocab_size, config.hidden_size)
-        )
+        size = config.vocab_size, config.hidden_size
+        self.embed_tokens = None if embeds_by_head else nn.Embedding(*size, _weight=torch.empty(size))
         self.layers = nn.ModuleList(DecoderLayer(config, layer) for layer in range(len(config.windows)))
         self.norm = _norm(config, config.hidden_size)
-        tied = self.embed_tokens.weight.data if config.tie_word_embeddings else None
+        tied = self.embed_tokens.weight.data if self.embed_tokens and config.tie_word_embeddings else None
         self.lm_head = Head(config.hidden_size, config.vocab_size, tied)
         scale = torch.tensor(config.embedding_scale, dtype=torch.get_default_dtype())
         self.register_buffer("embedding_scale", scale, persistent=False)
@@ -152,7 +155,11 @@ class Decoder(nn.Module):
 
     def forward(self, input_ids: Tensor, positions: Tensor) -> Tensor:
         """Hidden states after the last norm (tokens, hidden_size), for input_ids and positions (tokens,)."""
-        x = take_rows(self.embed_tokens.weight, input_ids, self.embed_tokens.weight.dtype)
+        dtype = self.embedding_scale.dtype
+        if self.embed_tokens is None:
+            x = self.lm_head.embeddings(input_ids, dtype)
+        else:
+            x = take_rows(self.embed_tokens.weight, input_ids, dtype)
         if self.config.embedding_scale != 1.0:
             # The factor is rounded to the model's dtype, as it was in training.
             x = x * self.embedding_scale

@@ -12,6 +12,7 @@ from torch import nn
 from ..attention.layer import Attention
 from ..checkpoint.families import FAMILIES, NotCarriedError, parse_decoder_config
 from ..checkpoint.folder import ModelFolder
+from ..checkpoint.quantization import embeds_by_head
 from ..errors import ModelError
 from ..layers.linear import Choice, Linear, attach, change
 from ..layers.methods import choose
@@ -99,7 +100,7 @@ def make_decoder(folder: ModelFolder, choice: Choice, max_model_len: int, has_we
         config = parse_decoder_config(folder.config)
         if config.tie_word_embeddings and has_weights and has_own_head(folder):
             config = replace(config, tie_word_embeddings=False)
-        model = Decoder(config, max_model_len)
+        model = Decoder(config, max_model_len, has_weights and embeds_by_head(folder.quantization))
         attach(model, choice)
     except (ValueError, LookupError, ArithmeticError, TypeError, AttributeError) as error:
         reason = str(error) if type(error) is ValueError else f"{type(error).__name__}: {error}"

@@ -14,7 +14,7 @@ from safetensors import SafetensorError, safe_open
 from torch import nn
 
 from ..checkpoint.folder import ModelFolder
-from ..checkpoint.quantization import has_four_bits
+from ..checkpoint.quantization import embeds_by_head, has_four_bits
 from ..errors import ModelError
 from ..layers.sources import Filled, Target
 from .filling import Filling, Open, Piece, fill, pieces_of
@@ -34,6 +34,8 @@ _CODES = {
 """Dtypes of quantized weights. They mean nothing without scales, and so they only fill memory of the same dtype."""
 _LEFTOVERS = re.compile(r"(^|\.)(rotary_emb\.inv_freq|position_ids|attn\.(masked_)?bias|attention\.(masked_)?bias)$")
 """Tensors of old checkpoints that models compute today: frequencies, positions and causal masks."""
+
+_EMBEDDINGS = "embed_tokens.weight"
 
 
 def load_weights(model: nn.Module, folder: ModelFolder) -> None:
@@ -69,11 +71,12 @@ def _plan(model: nn.Module, folder: ModelFolder) -> deque[Filling]:
 def match(targets: dict[str, Target], folder: ModelFolder) -> dict[str, list[Piece]]:
     """The pieces of each tensor that a folder has, by its name without the prefix "model."."""
     found: dict[str, list[Piece]] = {}
+    is_in_head = embeds_by_head(folder.quantization)
     for open_file in open_files(folder):
         with open_file() as tensors:
             for name in tensors.keys():  # noqa: SIM118 - not a dict
                 key = name.removeprefix("model.")
-                if key not in targets and _LEFTOVERS.search(key):
+                if key not in targets and (_LEFTOVERS.search(key) or (key == _EMBEDDINGS and is_in_head)):
                     continue
                 if key not in targets:
                     raise _unread(folder, name)
@@ -92,7 +95,7 @@ def has_own_head(folder: ModelFolder) -> bool:
     for open_file in open_files(folder):
         with open_file() as tensors:
             for name in tensors.keys():  # noqa: SIM118 - not a dict
-                if (key := name.removeprefix("model.")) in ("embed_tokens.weight", "lm_head.weight"):
+                if (key := name.removeprefix("model.")) in (_EMBEDDINGS, "lm_head.weight"):
                     found[key] = open_file, name
     if len(found) < 2:
         return False

@@ -104,6 +104,22 @@ def test_what_is_no_number_stays_so(lanes: int) -> None:
     assert out[2].isfinite().all()
 
 
+@pytest.mark.parametrize("is_half", [True, False])
+@pytest.mark.parametrize(("bits", "inputs", "group"), [(4, 96, 32), (4, 64, 16), (8, 96, 32), (8, 40, 40)])
+def test_rows_are_those_of_the_weight(lanes: int, bits: int, inputs: int, group: int, is_half: bool) -> None:
+    codes = _codes(37, inputs, bits, group)
+    scales, zeros = codes.scales, codes.zeros
+    if is_half:  # also numbers so small that float16 has fewer bits for them
+        scales, zeros = (scales * 2.0**-14).half().float(), zeros.half().float()
+    packed = integer.pack(codes.codes, scales, zeros, bits, lanes)
+    assert packed.scale_bytes == (2 if is_half else 4)
+    at = torch.tensor([36, 0, 5, 5, 17])
+    expected = (scales.repeat_interleave(group, 1) * codes.codes + zeros.repeat_interleave(group, 1))[at]
+    torch.testing.assert_close(integer.take_rows(packed, inputs, at, torch.float32), expected, rtol=2e-6, atol=1e-6)
+    out = integer.take_rows(packed, inputs, at, torch.bfloat16)
+    torch.testing.assert_close(out, expected.bfloat16(), rtol=2.0**-7, atol=1e-6)
+
+
 def test_bfloat16_is_read_and_written(lanes: int) -> None:
     codes = _codes(24, 64, 8, 32)
     x = torch.randn(5, 64, generator=torch.Generator().manual_seed(0)).bfloat16()

@@ -77,6 +77,7 @@ def test_blocks_are_multiplied_as_they_are(tmp_path: Path) -> None:
     layers = [layer for layer in loaded.model.modules() if hasattr(layer, "method")]
     assert len(layers) == 9  # the head too, although its weight is that of the embeddings
     assert all(isinstance(layer.method, Integer) for layer in layers)
+    assert not any("embed" in name for name, _ in loaded.model.named_parameters())  # they are the head's, only once
 
 
 @pytest.mark.skipif(not integer.lanes(), reason="the processor has no AVX2")

@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .kernel import Argument, constant, describe, kernel
-from .numerics import inline, to_float
+from .numerics import from_float, inline, of_half, to_float
 from .vector_code import lanes_of_processor, quantize_group, tile
 
 log = logging.getLogger(__name__)
@@ -227,3 +227,26 @@ def multiply(weight: Packed, rows: Rows, bias: Tensor | None, first: int, out: T
         panels, True, weight.codes, weight.scales, weight.zeros, *rows, weight.step, added, bias is not None, first,
         weight.outputs, out,
     )  # fmt: skip
+
+
+@kernel
+def _take_rows(begin, end, codes, scales, zeros, in_halves, part, step, at, out):  # type: ignore[no-untyped-def]
+    width, quads = scales.shape[2], part // (2 * _QUAD if in_halves else _QUAD)
+    for row in range(begin, end):
+        panel, lane = at[row] // width, at[row] % width
+        for i in range(out.shape[1]):
+            of_part, quad = codes[panel, i // part], i % part // _QUAD
+            code = np.int32(of_part[(quad % quads * width + lane) * _QUAD + i % _QUAD])
+            if in_halves:
+                code = code >> 4 if quad >= quads else code & 15
+            group = i // part // step
+            scale, zero = of_half(scales[panel, group, lane]), of_half(zeros[panel, group, lane])
+            out[row, i] = from_float(scale * np.float32(code) + zero, out)
+
+
+def take_rows(weight: Packed, inputs: int, at: Tensor, dtype: torch.dtype) -> Tensor:
+    """Rows `at` (n,) of a weight with so many inputs, as numbers (n, inputs)."""
+    out = torch.empty(len(at), inputs, dtype=dtype)
+    of_weight = weight.codes, weight.scales, weight.zeros, weight.bits == 4, weight.part, weight.step
+    _take_rows(len(out), out.numel() >= _WORTH_A_THREAD, *of_weight, at, out)
+    return out

@@ -27,6 +27,11 @@ def to_float(_number: Any) -> np.float32:
     raise NotImplementedError("for kernels only")
 
 
+def of_half(_number: Any) -> np.float32:
+    """The same of an array that has float32, or float16 as uint16."""
+    raise NotImplementedError("for kernels only")
+
+
 def from_float(_number: np.float32, _like: Any) -> Any:
     """A float32 as an array of `like`'s type holds it."""
     raise NotImplementedError("for kernels only")
@@ -36,6 +41,13 @@ def from_float(_number: np.float32, _like: Any) -> Any:
 def _to_float(number):  # type: ignore[no-untyped-def]
     if number == types.uint16:
         return lambda number: np.uint32(np.uint32(number) << np.uint32(16)).view(np.float32)
+    return lambda number: np.float32(number)
+
+
+@overload(of_half)
+def _of_half(number):  # type: ignore[no-untyped-def]
+    if number == types.uint16:
+        return lambda number: _half_to_float(number)
     return lambda number: np.float32(number)
 
 
@@ -51,6 +63,14 @@ def _round_to_bfloat16(number):  # type: ignore[no-untyped-def]
     bits = np.float32(number).view(np.uint32)
     odd = (bits >> np.uint32(16)) & np.uint32(1)
     return np.uint16((bits + np.uint32(0x7FFF) + odd) >> np.uint32(16))
+
+
+@inline
+def _half_to_float(number):  # type: ignore[no-untyped-def]
+    """Of a finite number. Its bits are those of a float32 whose exponent is too small by 112."""
+    bits = np.uint32(number)
+    size = np.uint32((bits & np.uint32(0x7FFF)) << np.uint32(13)).view(np.float32) * np.float32(2.0**112)
+    return -size if bits & np.uint32(0x8000) else size
 
 
 @inline

@@ -46,6 +46,12 @@ class Integer(Plain):
             first += weight.outputs
         return out.view(*x.shape[:-1], layer.out_features)
 
+    def rows(self, layer: Linear, at: Tensor, dtype: torch.dtype) -> Tensor:
+        """See `LinearMethod`."""
+        [(weight, order)] = self._pieces
+        assert order is None  # no format of embeddings sorts inputs
+        return integer.take_rows(weight, layer.in_features, at, dtype)
+
 
 def has_kernel(device: torch.device, dtype: torch.dtype) -> bool:
     """Whether there is a kernel for a device, and for activations of a dtype."""

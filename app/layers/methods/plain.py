@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from ...kernels.ops import linear, logits
+from ...kernels.ops import linear, logits, take_rows
 from ..linear import Linear
 from ..sources import Target
 
@@ -37,6 +37,10 @@ class Plain:
         if layer.out_dtype is None:
             return linear(x, layer.weight, layer.bias)
         return logits(x, layer.weight)
+
+    def rows(self, layer: Linear, at: Tensor, dtype: torch.dtype) -> Tensor:
+        """See `LinearMethod`."""
+        return take_rows(layer.weight, at, dtype)
 
 
 PLAIN = Plain()

@@ -90,6 +90,10 @@ class Stored:
         """A layer has another method when it multiplies."""
         raise NotImplementedError
 
+    def rows(self, layer: Linear, at: Tensor, dtype: torch.dtype) -> Tensor:
+        """A layer has another method when it is read."""
+        raise NotImplementedError
+
 
 def _decode(name: str, form: Format, tensors: dict[str, Tensor], device: torch.device) -> Weight:
     try:
