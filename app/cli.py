@@ -26,7 +26,7 @@ cli = typer.Typer(
 )
 
 
-_OF_QUALITY = ("model_impl", "attention_backend", "dtype", "quantization", "device", "cpu_threads")
+_OF_QUALITY = ("model_impl", "attention_backend", "dtype", "kv_dtype", "quantization", "device", "cpu_threads")
 """Settings that change what a model computes."""
 _METAVARS: dict[Any, str] = {int: "INTEGER", float: "NUMBER", ByteSize: "SIZE", RequestLimits: "JSON"}
 
@@ -115,7 +115,7 @@ def check_model(
 def quality(
     model: Annotated[str, typer.Argument(help="a folder, a GGUF file, a hub id, or 'embedded'")],
     against: Annotated[
-        str | None, typer.Option(metavar="MODEL", help="compare with this model, run with --quantization none")
+        str | None, typer.Option(metavar="MODEL", help="compare with this model, in plain numbers")
     ] = None,
     text: Annotated[
         Path | None, typer.Option(metavar="FILE", help="measure on this text; default: prose about Paceline")
@@ -178,7 +178,7 @@ def root(
 cli.command()(_with_settings(serve, GROUPS))
 cli.command()(_with_settings(generate, GROUPS[:3]))
 cli.command()(check_model)
-cli.command()(_with_settings(quality, GROUPS[:1], _OF_QUALITY))
+cli.command()(_with_settings(quality, GROUPS[:2], _OF_QUALITY))
 cli.command()(quantize)
 cli.command()(bench)
 cli.command()(hash_key)

@@ -46,7 +46,7 @@ def measure(model: str, against: str | None, text: Path | None, json_file: Path 
     content = _read(text or TEXT)
     settings = [load_settings(model=model, **flags)]
     if against is not None:
-        settings.append(load_settings(model=against, **flags | {"quantization": "none"}))
+        settings.append(load_settings(model=against, **flags | {"quantization": "none", "kv_dtype": "auto"}))
     folders = [find_model(each.model) for each in settings]
     windows = _windows(content, folders)
     built = [_build(each, folder, windows.shape[1]) for each, folder in zip(settings, folders, strict=True)]
@@ -172,6 +172,7 @@ def _described(settings: Settings, built: BuiltWorker) -> dict[str, str]:
         "model_impl": built.model_impl,
         "quantization": settings.quantization,
         "dtype": built.dtype,
+        "kv_dtype": settings.kv_dtype,
         "device": built.device,
     }
 
@@ -181,6 +182,8 @@ def _print(figures: dict[str, Any]) -> None:
     for role in ("model", "against"):
         if told := figures[role]:
             how = f"{told['model_impl']}, quantization {told['quantization']}, {told['dtype']} on {told['device']}"
+            if told["kv_dtype"] != "auto":
+                how += f", K and V in {told['kv_dtype']}"
             console.print(
                 f"{role:8} [bold]{told['model']}[/bold]: {told['architecture']}, {how}", highlight=False, soft_wrap=True
             )

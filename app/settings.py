@@ -42,7 +42,8 @@ class ModelSettings(BaseModel):
         "auto", description="kernels of attention; auto: those made for the device, else torch"
     )
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
-        "auto", description="type of weights and KV cache; auto: the checkpoint's, if the device computes it well"
+        "auto",
+        description="type of plain weights and activations; auto: the checkpoint's, if the device computes it well",
     )
     quantization: Literal["auto", "none", "int8", "int4", "fp8"] = Field(
         "auto",
@@ -65,6 +66,9 @@ class CacheSettings(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
+    kv_dtype: Literal["auto", "int8", "fp8"] = Field(
+        "auto", description="type of K and V; auto: dtype; int8 on a CPU and fp8 on a GPU hold about twice the tokens"
+    )
     block_size: int = Field(16, ge=1, le=256, description="tokens in a KV block")
     num_kv_blocks: int | None = Field(None, ge=2, description="number of KV blocks; auto: as many as fit the memory")
     kv_cache_memory: ByteSize | None = Field(

@@ -22,9 +22,11 @@ def main() -> None:
     parser.add_argument("--model", default="", help="as for the service; default: the embedded one")
     parser.add_argument("--batch", type=int, nargs="+", default=[1, 8, 32])
     parser.add_argument("--input-len", type=int, default=128)
+    parser.add_argument("--max-model-len", type=int, default=2048)
     parser.add_argument("--steps", type=int, default=60)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--quantization", nargs="+", default=["auto"], help="see the setting")
+    parser.add_argument("--kv-dtype", default="auto", help="see the setting")
     parser.add_argument("--sampled", action="store_true", help="temperature 0.8, top-k 50, top-p 0.95 beside greedy")
     args = parser.parse_args()
     args.block_size, args.max_num_batched_tokens = 16, 512
@@ -37,7 +39,8 @@ def main() -> None:
         settings = load_settings(
             device="cpu",
             quantization=quantization,
-            max_model_len=2048,
+            kv_dtype=args.kv_dtype,
+            max_model_len=args.max_model_len,
             block_size=16,
             max_num_batched_tokens=512,
             **given,

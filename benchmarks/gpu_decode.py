@@ -20,6 +20,7 @@ from common import print_table, write_result
 from app.attention.layer import Attention
 from app.core.sampling import SamplingParams
 from app.core.step import BuiltWorker, NewRequest, SchedulerOutput
+from app.kernels.kv import bytes_of_token
 from app.layers.linear import Linear
 from app.settings import load_settings
 from app.worker.factory import build_worker
@@ -106,6 +107,7 @@ def main() -> None:
     parser.add_argument("--max-model-len", type=int, default=8192)
     parser.add_argument("--profile", action="store_true")
     parser.add_argument("--quantization", default="auto", help="see the setting")
+    parser.add_argument("--kv-dtype", default="auto", help="see the setting")
     parser.add_argument("--sampled", action="store_true", help="temperature 0.8, top-k 50, top-p 0.95 beside greedy")
     args = parser.parse_args()
     bandwidth = copy_bandwidth()
@@ -113,6 +115,7 @@ def main() -> None:
         model=str(args.model),
         load_format="dummy",
         quantization=args.quantization,
+        kv_dtype=args.kv_dtype,
         block_size=args.block_size,
         max_num_batched_tokens=args.max_num_batched_tokens,
         max_model_len=args.max_model_len,
@@ -125,8 +128,9 @@ def main() -> None:
     weights += sum(buffer.nbytes for layer in linears for buffer in layer.buffers(recurse=False))
     if not model.config.tie_word_embeddings:
         weights -= model.embed_tokens.weight.nbytes
-    caches = [(layer.cache.k, layer.cache.v) for layer in model.modules() if isinstance(layer, Attention)]
-    per_token = sum(c.nbytes // (c.shape[0] * c.shape[2]) for pair in caches for c in pair)
+    caches = [(layer.config, layer.cache.kv.k) for layer in model.modules() if isinstance(layer, Attention)]
+    per_token = sum(bytes_of_token(c.num_kv_heads, c.head_dim, c.v_head_dim, k.dtype) for c, k in caches)
+    num_blocks = built.limits.groups[0].num_blocks
     kinds = {"greedy": SamplingParams(max_tokens=10**6, seed=1, temperature=0.0)}
     if args.sampled:
         kinds["sampled"] = SamplingParams(max_tokens=10**6, seed=1, temperature=0.8, top_k=50, top_p=0.95)
@@ -144,7 +148,7 @@ def main() -> None:
         profile("one prompt", 1, partial(prefill, built, 1, args, sampling))
     header = ("batch", "sampling", "prefill s", "step ms", "floor ms", "floor / step")
     print_table(header, rows)
-    figures = {"copy_bytes_per_s": bandwidth, "startup_seconds": built.startup_seconds}
+    figures = {"copy_bytes_per_s": bandwidth, "startup_seconds": built.startup_seconds, "num_kv_blocks": num_blocks}
     figures |= {"gpu": torch.cuda.get_device_name()}
     write_result(args, figures | {"steps": [dict(zip(header, row, strict=True)) for row in rows]}, args.model.name)
 

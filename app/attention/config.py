@@ -6,6 +6,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ..kernels.kv import LayerKV
+
 
 @dataclass(frozen=True)
 class AttentionConfig:
@@ -39,7 +41,6 @@ class LayerCache:
     """One layer's K and V, in the layout of the backend that allocated them."""
 
     config: AttentionConfig
-    k: Tensor = field(default_factory=lambda: torch.empty(0))
-    v: Tensor = field(default_factory=lambda: torch.empty(0))
+    kv: LayerKV = field(default_factory=lambda: LayerKV(*torch.empty(4, 0)))
     group: int = 0
     """The KV group whose block tables say where a request's tokens lie in it."""

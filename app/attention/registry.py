@@ -28,6 +28,8 @@ class Capabilities:
     """From the configurations of all layers and the number of KV groups; imports what the backend needs."""
     devices: tuple[str, ...]
     dtypes: tuple[torch.dtype, ...]
+    kv_dtypes: tuple[torch.dtype, ...]
+    """Of K and V in the cache, besides that of all else."""
     recordable: Recordable
     """What can be recorded once and replayed: see `AttentionBackend.metadata`."""
     reason: str
@@ -48,13 +50,21 @@ def _make_cpu(configs: list[AttentionConfig], num_groups: int) -> AttentionBacke
 
 BACKENDS = {
     "triton": Capabilities(
-        _make_triton, ("cuda",) if HAS_TRITON else (), _ALL_DTYPES, "steps", "kernels that CUDA graphs can hold"
+        _make_triton,
+        ("cuda",) if HAS_TRITON else (),
+        _ALL_DTYPES,
+        (torch.float8_e4m3fn,),
+        "steps",
+        "kernels that CUDA graphs can hold",
     ),
-    "cpu": Capabilities(_make_cpu, ("cpu",), CPU_DTYPES, "decodes", "kernels that read KV blocks in place"),
+    "cpu": Capabilities(
+        _make_cpu, ("cpu",), CPU_DTYPES, (torch.int8,), "decodes", "kernels that read KV blocks in place"
+    ),
     "torch": Capabilities(
         lambda _configs, _num_groups: TorchPagedBackend(),
         ("cpu", "cuda"),
         _ALL_DTYPES,
+        (),
         "nothing",
         "no other kernels for this device and dtype",
     ),
@@ -62,9 +72,16 @@ BACKENDS = {
 """By name, the fastest first; the setting `attention_backend` names the same."""
 
 
-def choose_backend(asked: str, device: torch.device, dtype: torch.dtype) -> Capabilities:
+def choose_backend(asked: str, device: torch.device, dtype: torch.dtype, kv_dtype: torch.dtype) -> Capabilities:
     """The backend that was asked for, or with "auto" the first that fits; StartupError if it does not run here."""
-    fitting = {name: one for name, one in BACKENDS.items() if device.type in one.devices and dtype in one.dtypes}
+    running = {name: one for name, one in BACKENDS.items() if device.type in one.devices and dtype in one.dtypes}
+    fitting = {name: one for name, one in running.items() if kv_dtype in (dtype, *one.kv_dtypes)}
+    if asked == "auto" and not fitting:
+        able = {str(kind).removeprefix("torch.") for one in running.values() for kind in one.kv_dtypes}
+        raise StartupError(
+            f"kv_dtype: no attention on {device} with {dtype} keeps K and V in {kv_dtype}, only in "
+            + " or ".join([str(dtype).removeprefix("torch."), *sorted(able)])
+        )
     if asked == "auto":
         name, chosen = next(iter(fitting.items()))
         log.info("attention backend %s: %s", name, chosen.reason)
@@ -72,5 +89,7 @@ def choose_backend(asked: str, device: torch.device, dtype: torch.dtype) -> Capa
     # Triton's interpreter runs its kernels anywhere, if slowly: for tests.
     is_interpreted = asked == "triton" and HAS_TRITON and bool(os.environ.get("TRITON_INTERPRET"))
     if asked not in fitting and not is_interpreted:
-        raise StartupError(f"attention_backend: {asked} does not run on {device} with {dtype}")
+        raise StartupError(
+            f"attention_backend: {asked} does not run on {device} with {dtype}, and K and V in {kv_dtype}"
+        )
     return BACKENDS[asked]

@@ -59,7 +59,7 @@ def _build_runner(
 ) -> tuple[Worker, Limits]:
     """Put a runner together, give it its KV blocks, and have it do all that is done once."""
     device, layers, limits = resolved.device, loaded.attention_layers, resolved.limits
-    chosen = choose_backend(settings.attention_backend, device, resolved.dtype)
+    chosen = choose_backend(settings.attention_backend, device, resolved.dtype, resolved.kv_dtype)
     groups = group_layers(layers, limits.max_model_len, settings.block_size, resolved.kv_dtype)
     backend = chosen.make([layer.config for layer in layers], len(groups))
     max_entries = limits.max_num_seqs + MAX_DRAFTS

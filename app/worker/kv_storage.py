@@ -9,6 +9,7 @@ import torch
 from ..attention.backends.base import AttentionBackend
 from ..attention.layer import Attention
 from ..core.step import KVGroup
+from ..kernels.kv import bytes_of_token
 
 
 @dataclass(frozen=True)
@@ -42,11 +43,11 @@ def group_layers(
         by_window.setdefault(None if window is None or window >= max_model_len else window, []).append(layer)
     groups = []
     for index, (window, members) in enumerate(by_window.items()):
-        numbers = 0
+        of_token = 0
         for layer in members:
-            layer.cache.group = index
-            numbers += layer.config.num_kv_heads * (layer.config.head_dim + layer.config.v_head_dim)
-        groups.append(LayerGroup(members, window, numbers * block_size * kv_dtype.itemsize))
+            layer.cache.group, config = index, layer.config
+            of_token += bytes_of_token(config.num_kv_heads, config.head_dim, config.v_head_dim, kv_dtype)
+        groups.append(LayerGroup(members, window, of_token * block_size))
     return groups
 
 
@@ -74,5 +75,4 @@ def bind_kv_cache(
     """Give each layer its K/V cache. A block id means the same place in every layer of a group."""
     for group, count in zip(groups, num_blocks, strict=True):
         for layer in group.layers:
-            cache = layer.cache
-            cache.k, cache.v = backend.allocate(layer.config, count, block_size, kv_dtype, device)
+            layer.cache.kv = backend.allocate(layer.config, count, block_size, kv_dtype, device)

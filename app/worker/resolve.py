@@ -17,6 +17,7 @@ import torch
 from ..checkpoint.folder import ModelFolder
 from ..core.step import Limits
 from ..errors import StartupError
+from ..layers.methods.float8 import has_kernel as multiplies_float8
 from ..layers.methods.onednn import has_bfloat16
 from ..settings import Settings
 from .execution import StepMemory
@@ -26,6 +27,7 @@ from .limits import initial_limits, with_groups
 log = logging.getLogger(__name__)
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+_KV_DTYPES = {"int8": torch.int8, "fp8": torch.float8_e4m3fn}
 _CGROUP = Path("/sys/fs/cgroup")
 """Of this process, where it is in a container."""
 _FALLBACK_LENGTH = 2048
@@ -45,20 +47,20 @@ class Resolved:
 
     device: torch.device
     dtype: torch.dtype
+    kv_dtype: torch.dtype
+    """Of K and V in the cache."""
     limits: Limits
     """Without KV blocks, until the weights are loaded."""
-
-    @property
-    def kv_dtype(self) -> torch.dtype:
-        """Of K and V in the cache: that of the weights."""
-        return self.dtype
 
 
 def resolve(settings: Settings, folder: ModelFolder) -> Resolved:
     """Fill in what the settings leave open; StartupError for what this machine cannot do."""
     device = _device(settings)
     dtype = _dtype(settings, folder, device)
-    return Resolved(device, dtype, initial_limits(settings, _max_model_len(settings, folder), device.type == "cuda"))
+    if settings.kv_dtype == "fp8" and device.type == "cuda" and not multiplies_float8(device):
+        raise StartupError("kv_dtype: fp8 takes a GPU of compute capability 8.9 or more")
+    limits = initial_limits(settings, _max_model_len(settings, folder), device.type == "cuda")
+    return Resolved(device, dtype, _KV_DTYPES.get(settings.kv_dtype, dtype), limits)
 
 
 def _device(settings: Settings) -> torch.device:
@@ -137,9 +139,10 @@ def resolve_blocks(settings: Settings, resolved: Resolved, groups: Sequence[Laye
             reason = f"for {limits.max_num_seqs} requests of {enough // limits.max_num_seqs * block_size} tokens"
     sizes = size_groups(groups, num_blocks, most)
     log.info(
-        "%s KV blocks of %d tokens (%.2f GiB, %s)",
+        "%s KV blocks of %d tokens in %s (%.2f GiB, %s)",
         " + ".join(f"{size.num_blocks}" + (f" (window {size.window})" if size.window else "") for size in sizes),
         block_size,
+        resolved.kv_dtype,
         bytes_of(groups, sizes) / 2**30,
         reason,
     )

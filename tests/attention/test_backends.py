@@ -15,6 +15,7 @@ from app.attention.backends.cpu_paged import CpuPagedBackend
 from app.attention.backends.torch_paged import TorchPagedBackend
 from app.attention.config import AttentionConfig, LayerCache
 from app.attention.step import StepInput, StepShape
+from app.kernels.kv import LayerKV
 
 pytestmark = pytest.mark.usefixtures("compiled_kernels", "two_threads")
 BLOCK = 16
@@ -67,8 +68,12 @@ def make_step(
     cache: LayerCache,
     work: list[tuple[int, int]],
     dtype: torch.dtype,
+    draw: Callable[..., Tensor] = torch.randn,
 ) -> Step:
-    """`work`: (tokens in the cache already, new tokens) of each request. Fills the layer's cache with the past."""
+    """`work`: (tokens in the cache already, new tokens) of each request. Fills the layer's cache with the past.
+
+    `draw`: makes K and V of a shape.
+    """
     counts = [-(-sum(pair) // BLOCK) for pair in work]
     blocks = (1 + torch.randperm(NUM_BLOCKS - 1, dtype=torch.int32)[: sum(counts)]).split(counts)
     firsts = []
@@ -79,8 +84,8 @@ def make_step(
     tables = torch.nn.utils.rnn.pad_sequence(blocks, batch_first=True)
     past = [
         (
-            torch.randn(sum(pair), config.num_kv_heads, config.head_dim).to(dtype),
-            torch.randn(sum(pair), config.num_kv_heads, config.v_head_dim).to(dtype),
+            draw(sum(pair), config.num_kv_heads, config.head_dim).to(dtype),
+            draw(sum(pair), config.num_kv_heads, config.v_head_dim).to(dtype),
         )
         for pair in work
     ]
@@ -96,6 +101,19 @@ def make_step(
         for parts in zip(*past, strict=True)
     ]
     return Step(q, *new, step, metadata, past)
+
+
+def drawn_from_int8(*shape: int) -> Tensor:
+    """Numbers that int8 keeps exactly, with other scales for each token and head: powers of two."""
+    codes = torch.randint(-127, 128, shape)
+    codes[..., 3] = 127
+    return codes * 2.0 ** torch.randint(-9, -4, (*shape[:-1], 1))
+
+
+def left_behind(kv: LayerKV) -> None:
+    """Fill memory with what other requests may have left behind."""
+    for memory in kv:
+        memory.fill_(math.nan if memory.is_floating_point() else 77)
 
 
 def reference(step: Step, config: AttentionConfig) -> Tensor:
@@ -140,9 +158,8 @@ def test_a_step_of_decodes_and_chunks(
 ) -> None:
     torch.manual_seed(0)
     backend = make(config)
-    cache = LayerCache(config, *backend.allocate(config, NUM_BLOCKS, BLOCK, dtype, torch.device("cpu")))
-    for memory in (cache.k, cache.v):
-        memory.fill_(math.nan)  # what other requests left behind
+    cache = LayerCache(config, backend.allocate(config, NUM_BLOCKS, BLOCK, dtype, torch.device("cpu")))
+    left_behind(cache.kv)
     decodes = [(known, 1) for known in (0, 1, 14, 15, 16, 31, 40, 100, 500)]
     chunks = [(0, 2), (0, 33), (16, 16), (45, 20)]
     step = make_step(backend, config, cache, decodes + chunks, dtype)
@@ -152,12 +169,29 @@ def test_a_step_of_decodes_and_chunks(
     assert error < TOLERANCE[dtype], error
 
 
+@pytest.mark.parametrize("config", [GROUPED, replace(GROUPED, v_head_dim=40, window=20, softcap=3.0)])
+def test_whole_numbers_of_8_bits_with_a_scale_for_each_token_and_head(config: AttentionConfig) -> None:
+    torch.manual_seed(0)
+    backend = CpuPagedBackend([config], 1)
+    cache = LayerCache(config, backend.allocate(config, NUM_BLOCKS, BLOCK, torch.int8, torch.device("cpu")))
+    left_behind(cache.kv)
+    work = [(0, 1), (15, 1), (100, 1), (500, 1), (0, 33), (45, 20)]
+    step = make_step(backend, config, cache, work, torch.float32, drawn_from_int8)
+    backend.store(cache, step.k, step.v, step.metadata)
+    actual = backend.attend(cache, step.q, step.metadata).double()
+    error = (actual - reference(step, config)).abs().max()
+    assert error < TOLERANCE[torch.float32], error
+
+
+@pytest.mark.parametrize("kv_dtype", [torch.float32, torch.int8])
 @pytest.mark.parametrize("window", [None, 20])
-def test_on_the_cpu_a_token_is_computed_alike_in_a_prompt_and_in_a_decode(window: int | None) -> None:
+def test_on_the_cpu_a_token_is_computed_alike_in_a_prompt_and_in_a_decode(
+    window: int | None, kv_dtype: torch.dtype
+) -> None:
     torch.manual_seed(0)
     config = replace(GROUPED, window=window, softcap=None if window is None else 5.0)
     backend, length = CpuPagedBackend([config], 1), 75
-    cache = LayerCache(config, *backend.allocate(config, NUM_BLOCKS, BLOCK, torch.float32, torch.device("cpu")))
+    cache = LayerCache(config, backend.allocate(config, NUM_BLOCKS, BLOCK, kv_dtype, torch.device("cpu")))
     step = make_step(backend, config, cache, [(0, length)], torch.float32)
     backend.store(cache, step.k, step.v, step.metadata)
     whole = backend.attend(cache, step.q, step.metadata)

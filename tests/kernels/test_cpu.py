@@ -1,5 +1,7 @@
 """CPU kernels against plain torch in float64, with sizes for one thread and for several."""
 
+import math
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -7,6 +9,7 @@ from torch import Tensor
 
 from app.kernels import ops
 from app.kernels.cpu import fused
+from app.kernels.kv import LayerKV
 
 pytestmark = pytest.mark.usefixtures("compiled_kernels", "two_threads")
 TOLERANCE = {torch.float32: 2e-6, torch.bfloat16: 2**-8}
@@ -83,16 +86,18 @@ def test_numbers_are_rounded_to_bfloat16_as_torch_does() -> None:
 
 @pytest.mark.parametrize("rotary_dim", [64, 24, 0])
 @pytest.mark.parametrize("norms", [False, True])
-def test_rotate_and_store(rotary_dim: int, norms: bool, dtype: torch.dtype) -> None:
+@pytest.mark.parametrize("is_rounded", [False, True])
+def test_rotate_and_store(rotary_dim: int, norms: bool, is_rounded: bool, dtype: torch.dtype) -> None:
     heads, kv_heads, dim, slots, block_size = 6, 2, 64, [5, 16, 47], 16
     qkv = torch.randn(3, heads + 2 * kv_heads, dim).to(dtype)
     angles = torch.randn(3, rotary_dim // 2).repeat(1, 2)
     cos, sin = angles.cos().to(dtype), angles.sin().to(dtype)
     weights = torch.randn(dim).to(dtype), torch.randn(dim).to(dtype)
-    k_cache = torch.zeros(kv_heads, 3, dim, block_size, dtype=dtype)
-    v_cache = torch.zeros(kv_heads, 3, block_size, dim, dtype=dtype)
+    k_cache = torch.zeros(kv_heads, 3, dim, block_size, dtype=torch.int8 if is_rounded else dtype)
+    v_cache = torch.zeros(kv_heads, 3, block_size, dim, dtype=k_cache.dtype)
+    scales = torch.full((2, kv_heads, 3 if is_rounded else 0, block_size), math.nan)
     rope, of_heads = (cos, sin) if rotary_dim else None, (*weights, 1.0, 1e-6) if norms else None
-    q = fused.rotate_and_store(qkv, heads, rope, of_heads, k_cache, v_cache, torch.tensor(slots))
+    q = fused.rotate_and_store(qkv, heads, rope, of_heads, LayerKV(k_cache, v_cache, *scales), torch.tensor(slots))
     exact_q, exact_k, v = qkv.double().split((heads, kv_heads, kv_heads), dim=1)
     if norms:
         exact_q, exact_k = (
@@ -103,8 +108,15 @@ def test_rotate_and_store(rotary_dim: int, norms: bool, dtype: torch.dtype) -> N
     close(q, exact_q)
     for token, slot in enumerate(slots):
         block, place = divmod(slot, block_size)
-        close(k_cache[:, block, :, place], exact_k[token])
-        assert torch.equal(v_cache[:, block, place].double(), v[token])
+        k_kept, v_kept = k_cache[:, block, :, place], v_cache[:, block, place]
+        if is_rounded:
+            for kept, scale, exact in zip((k_kept, v_kept), scales[:, :, block, place], (exact_k, v), strict=True):
+                assert kept.abs().amax(1).eq(127).all()
+                error = (kept.double() * scale[:, None] - exact[token]).abs()
+                assert (error <= 0.501 * scale[:, None] + TOLERANCE[dtype]).all()
+        else:
+            close(k_kept, exact_k[token])
+            assert torch.equal(v_kept.double(), v[token])
 
 
 def turned(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:

@@ -10,18 +10,39 @@ from torch import Tensor
 
 pytest.importorskip("triton")
 
+from triton.runtime import interpreter
+
 from app.kernels.gpu import fused, linear, paged_attention, sampling
+from app.kernels.kv import LayerKV
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 TOLERANCE = {torch.float32: 2e-6, torch.bfloat16: 2**-6, torch.float16: 2**-9}
 """Relative to the largest number: a few roundings."""
 BLOCK_SIZE = 16
+LARGEST = 448.0
+"""Number of e4m3."""
 HALF = torch.bfloat16 if DEVICE.type == "cuda" else torch.float16  # the interpreter's products of bfloat16 are wrong
 pytestmark = [  # numpy's, in the interpreter
     pytest.mark.filterwarnings("ignore:overflow encountered"),
     pytest.mark.filterwarnings("ignore:divide by zero encountered"),
 ]
+
+
+@pytest.fixture(autouse=True)
+def rounding(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have the interpreter round to e4m3 as GPUs do: its own rounding makes a number just below a power of two half."""
+    own = interpreter._convert_float
+
+    def convert(numbers: Any, source: Any, target: Any, mode: Any) -> Any:
+        if target.name != "fp8e4nv":
+            return own(numbers, source, target, mode)
+        rounded = torch.from_numpy(numbers.view("float32")).clamp(-LARGEST, LARGEST).to(torch.float8_e4m3fn)
+        return rounded.view(torch.uint8).numpy()
+
+    if DEVICE.type == "cpu":
+        monkeypatch.setattr(interpreter, "_convert_float", convert)
+    torch.manual_seed(0)
 
 
 def close(actual: Tensor, expected: Tensor, factor: float = 1.0) -> None:
@@ -76,15 +97,16 @@ def rotated(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
 @pytest.mark.parametrize("rotary_dim", [64, 24, 0])
 @pytest.mark.parametrize("norms", [False, True])
-def test_rotate_and_store(rotary_dim: int, norms: bool, dtype: torch.dtype) -> None:
+@pytest.mark.parametrize("is_rounded", [False, True])
+def test_rotate_and_store(rotary_dim: int, norms: bool, is_rounded: bool, dtype: torch.dtype) -> None:
     heads, kv_heads, dim, slots = 6, 2, 64, [5, -1, 16, 47]
     qkv = randn(4, heads + 2 * kv_heads, dim, dtype=dtype)
     angles = torch.randn(4, rotary_dim // 2).repeat(1, 2)
     cos, sin = angles.cos().to(DEVICE, dtype), angles.sin().to(DEVICE, dtype)
     weights = randn(dim, dtype=dtype), randn(dim, dtype=dtype)
-    k_cache, v_cache = (torch.full((3, kv_heads, BLOCK_SIZE, dim), math.nan, dtype=dtype).to(DEVICE) for _ in "kv")
+    kv = empty_kv(3, kv_heads, dim, dim, dtype, is_rounded)
     q = fused.rotate_and_store(
-        qkv, heads, (cos, sin) if rotary_dim else None, (*weights, 1.0, 1e-6) if norms else None, k_cache, v_cache,
+        qkv, heads, (cos, sin) if rotary_dim else None, (*weights, 1.0, 1e-6) if norms else None, kv,
         torch.tensor(slots, device=DEVICE, dtype=torch.int32),
     )  # fmt: skip
     exact_q, exact_k, v = qkv.double().split((heads, kv_heads, kv_heads), dim=1)
@@ -98,9 +120,15 @@ def test_rotate_and_store(rotary_dim: int, norms: bool, dtype: torch.dtype) -> N
     for token, slot in enumerate(slots):
         if slot >= 0:
             block, offset = divmod(slot, BLOCK_SIZE)
-            close(k_cache[block, :, offset], exact_k[token], 2)
-            assert torch.equal(v_cache[block, :, offset].double(), v[token])
-    assert k_cache[:, 0, :, 0].isfinite().sum() == 3  # padding goes nowhere
+            k_kept, v_kept = (kept[block, :, offset] for kept in (kv.k, kv.v))
+            if is_rounded:
+                k_scales, v_scales = (scales[block, :, offset, None] for scales in (kv.k_scales, kv.v_scales))
+                is_float8_of(k_kept, k_scales, exact_k[token], dtype)
+                is_float8_of(v_kept, v_scales, v[token], dtype)
+            else:
+                close(k_kept, exact_k[token], 2)
+                assert torch.equal(v_kept.double(), v[token])
+    assert kv.k[:, 0, :, 0].float().isfinite().sum() == 3  # padding goes nowhere
 
 
 @pytest.mark.parametrize(("rows", "shape"), [(1, (5, 7)), (1, (64, 1500)), (3, (40, 72)), (33, (4100, 264))])
@@ -114,13 +142,36 @@ def test_product_of_few_rows(rows: int, shape: tuple[int, int], has_bias: bool, 
     close(linear.skinny(x, weight, bias if has_bias else None, torch.float32), expected)
 
 
-def test_store() -> None:
+@pytest.mark.parametrize("is_rounded", [False, True])
+def test_store(is_rounded: bool) -> None:
     new = randn(3, 8, 24)[:, 2:5]
-    cache = torch.full((3, 3, BLOCK_SIZE, 24), math.nan).to(DEVICE)
-    fused.store(new, cache, torch.tensor([17, -1, 0], device=DEVICE, dtype=torch.int32))
-    assert torch.equal(cache[1, :, 1], new[0])
-    assert torch.equal(cache[0, :, 0], new[2])
-    assert cache.isfinite().sum() == 2 * 3 * 24
+    cache, _, scales, _ = empty_kv(3, 3, 24, 24, torch.float32, is_rounded)
+    fused.store(new, cache, scales, torch.tensor([17, -1, 0], device=DEVICE, dtype=torch.int32))
+    for token, block, offset in ((0, 1, 1), (2, 0, 0)):
+        if is_rounded:
+            is_float8_of(cache[block, :, offset], scales[block, :, offset, None], new[token].double(), torch.float32)
+        else:
+            assert torch.equal(cache[block, :, offset], new[token])
+    assert cache.float().isfinite().sum() == 2 * 3 * 24
+
+
+def empty_kv(blocks: int, kv_heads: int, dim: int, v_dim: int, dtype: torch.dtype, is_rounded: bool) -> LayerKV:
+    """Memory as others may have left it behind; if it is rounded, in FP8 with scales."""
+    kept = torch.float8_e4m3fn if is_rounded else dtype
+    k, v = (torch.full((blocks, kv_heads, BLOCK_SIZE, size), math.nan, device=DEVICE).to(kept) for size in (dim, v_dim))
+    scales = torch.full((2, blocks if is_rounded else 0, kv_heads, BLOCK_SIZE), math.nan, device=DEVICE)
+    return LayerKV(k, v, *scales)
+
+
+def is_float8_of(kept: Tensor, scales: Tensor, exact: Tensor, dtype: torch.dtype) -> None:
+    """Check numbers (heads, dim) in FP8 with scales (heads, 1): e4m3 has 4 significant bits, and ends at 448.
+
+    `dtype`: what they were rounded to before.
+    """
+    assert kept.float().abs().amax(1).eq(448).all()
+    error = (kept.double() * scales - exact).abs()
+    own = (exact.abs() / 16).maximum(scales * 2**-10) * 1.01
+    assert (error <= own + 2 * TOLERANCE[dtype] * exact.abs().max()).all()
 
 
 # ---------------------------------------------------------------------- attention
@@ -138,13 +189,15 @@ class Past:
     With a window, the blocks behind it were given back: tables name one of somebody else there.
     """
 
-    def __init__(self, shape: dict[str, Any], lengths: list[int], firsts: list[int], dtype: torch.dtype) -> None:
-        """`firsts`: the first position of each request that is asked about."""
+    def __init__(
+        self, shape: dict[str, Any], lengths: list[int], firsts: list[int], dtype: torch.dtype, is_rounded: bool
+    ) -> None:
+        """`firsts`: the first position of each request that is asked about. If rounded, K and V are in FP8."""
         counts = [-(-length // BLOCK_SIZE) for length in lengths]
         num_blocks = sum(counts) + 2
         self.shape, self.lengths = shape, lengths
-        self.k_cache = torch.full((num_blocks, shape["kv_heads"], BLOCK_SIZE, shape["dim"]), math.nan, dtype=dtype)
-        self.v_cache = torch.full((num_blocks, shape["kv_heads"], BLOCK_SIZE, shape["v_dim"]), math.nan, dtype=dtype)
+        self.kv = empty_kv(num_blocks, shape["kv_heads"], shape["dim"], shape["v_dim"], dtype, is_rounded)
+        draw = drawn_from_float8 if is_rounded else torch.randn
         self.tables = torch.full((len(lengths), max(counts) + 1), num_blocks - 1, dtype=torch.int32)
         blocks = torch.randperm(num_blocks - 1)
         self.past = []
@@ -152,12 +205,18 @@ class Past:
             table, blocks = blocks[:count], blocks[count:]
             behind = 0 if shape["window"] is None else max(0, firsts[row] + 1 - shape["window"]) // BLOCK_SIZE
             self.tables[row, behind:count] = table[behind:]
-            k, v = (torch.randn(length, shape["kv_heads"], d).to(dtype) for d in (shape["dim"], shape["v_dim"]))
+            k, v = (draw(length, shape["kv_heads"], d).to(dtype) for d in (shape["dim"], shape["v_dim"]))
             for position in range(behind * BLOCK_SIZE, length):
                 place = table[position // BLOCK_SIZE], slice(None), position % BLOCK_SIZE
-                self.k_cache[place], self.v_cache[place] = k[position], v[position]
+                for numbers, kept, scales in ((k, self.kv.k, self.kv.k_scales), (v, self.kv.v, self.kv.v_scales)):
+                    if is_rounded:
+                        scale = numbers[position].abs().amax(1, keepdim=True) / 448
+                        kept[place] = (numbers[position] / scale).to(kept)
+                        scales[place] = scale[:, 0].to(scales)
+                    else:
+                        kept[place] = numbers[position].to(kept)
             self.past.append((k.double(), v.double()))
-        self.k_cache, self.v_cache, self.tables = (t.to(DEVICE) for t in (self.k_cache, self.v_cache, self.tables))
+        self.tables = self.tables.to(DEVICE)
 
     def reference(self, q: Tensor, request: int, last: int) -> Tensor:
         """Attention of q (heads, dim), at position `last`, written out."""
@@ -171,17 +230,25 @@ class Past:
         return torch.einsum("hk,khd->hd", scores.softmax(-1), v)
 
 
+def drawn_from_float8(*shape: int) -> Tensor:
+    """Numbers that e4m3 keeps exactly, with other scales for each token and head: powers of two."""
+    codes = (torch.randn(shape) * 100).clamp(-448, 448).to(torch.float8_e4m3fn).float()
+    codes[..., 3] = 448
+    return codes * 2.0 ** torch.randint(-10, -6, (*shape[:-1], 1))
+
+
 @pytest.mark.parametrize("splits", [1, 4])
 @pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
-def test_decode(shape: dict[str, Any], splits: int, dtype: torch.dtype) -> None:
+@pytest.mark.parametrize("is_rounded", [False, True])
+def test_decode(shape: dict[str, Any], splits: int, is_rounded: bool, dtype: torch.dtype) -> None:
     lengths = [1, 15, 16, 17, 64, 65, 300]
-    past = Past(shape, lengths, [length - 1 for length in lengths], dtype)
+    past = Past(shape, lengths, [length - 1 for length in lengths], dtype, is_rounded)
     rows = torch.tensor([3, 0, 6, 5, 4, 2, 1, 0], device=DEVICE, dtype=torch.int32)
     seq_lens = torch.tensor([lengths[row] for row in rows[:-1]] + [0], device=DEVICE, dtype=torch.int32)
     q = randn(8, shape["heads"], shape["dim"], dtype=dtype)
     out = torch.full((8, shape["heads"], shape["v_dim"]), math.nan, dtype=dtype, device=DEVICE)
     paged_attention.decode(
-        q, past.k_cache, past.v_cache, past.tables, rows, seq_lens, out, scale=0.2, window=shape["window"],
+        q, past.kv, past.tables, rows, seq_lens, out, scale=0.2, window=shape["window"],
         softcap=shape["softcap"], splits=splits,
     )  # fmt: skip
     expected = [past.reference(q[i], int(rows[i]), int(seq_lens[i]) - 1) for i in range(7)]
@@ -197,17 +264,19 @@ def test_decode_of_a_long_past() -> None:
     q, out = randn(1, 1, 16), torch.full((1, 1, 16), math.nan, device=DEVICE)
     row, seq_len = (torch.tensor([value], dtype=torch.int32, device=DEVICE) for value in (0, length - 3))
     paged_attention.decode(
-        q, k, v, table[None], row, seq_len, out, scale=0.2, window=None, softcap=None, splits=4, tile=1024
-    )
+        q, LayerKV(k, v, k, v), table[None], row, seq_len, out, scale=0.2, window=None, softcap=None, splits=4,
+        tile=1024,
+    )  # fmt: skip
     keys, values = (t[table.long()].view(-1, 16)[: length - 3].double() for t in (k, v))
     weights = (0.2 * keys @ q[0, 0].double()).softmax(-1)
     close(out[0, 0], weights @ values, 4)
 
 
 @pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
-def test_chunks(shape: dict[str, Any], dtype: torch.dtype) -> None:
+@pytest.mark.parametrize("is_rounded", [False, True])
+def test_chunks(shape: dict[str, Any], is_rounded: bool, dtype: torch.dtype) -> None:
     chunks = [(0, 2), (0, 33), (16, 16), (45, 20)]  # first position, tokens
-    past = Past(shape, [sum(chunk) for chunk in chunks], [first for first, _ in chunks], dtype)
+    past = Past(shape, [sum(chunk) for chunk in chunks], [first for first, _ in chunks], dtype, is_rounded)
     tiles, starts, at = [], [], 3
     for row, (first, count) in enumerate(chunks):
         starts.append(at)
@@ -217,7 +286,7 @@ def test_chunks(shape: dict[str, Any], dtype: torch.dtype) -> None:
     q = randn(at, shape["heads"], shape["dim"], dtype=dtype)
     out = torch.full((at, shape["heads"], shape["v_dim"]), math.nan, dtype=dtype, device=DEVICE)
     paged_attention.chunks(
-        q, past.k_cache, past.v_cache, past.tables, torch.tensor(tiles, device=DEVICE, dtype=torch.int32), out,
+        q, past.kv, past.tables, torch.tensor(tiles, device=DEVICE, dtype=torch.int32), out,
         scale=0.2, window=shape["window"], softcap=shape["softcap"], tile_tokens=8,
     )  # fmt: skip
     for row, ((first, count), start) in enumerate(zip(chunks, starts, strict=True)):

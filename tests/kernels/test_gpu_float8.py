@@ -1,37 +1,17 @@
 """The GPU's kernels for FP8 weights, against float64 and the numbers that weights and activations stand for."""
 
-from typing import Any
-
 import pytest
 import torch
 from torch import Tensor
 
 pytest.importorskip("triton")
 
-from triton.runtime import interpreter
-
 from app.kernels.gpu import float8, fused
 from app.kernels.gpu.float8 import Weight
 from app.kernels.rows import Rows
-from tests.kernels.test_gpu import DEVICE, HALF, close, randn
+from tests.kernels.test_gpu import DEVICE, HALF, LARGEST, close, randn, rounding
 
-LARGEST = 448.0
-
-
-@pytest.fixture(autouse=True)
-def rounding(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Have the interpreter round to e4m3 as GPUs do: its own rounding makes a number just below a power of two half."""
-    own = interpreter._convert_float
-
-    def convert(numbers: Any, source: Any, target: Any, mode: Any) -> Any:
-        if target.name != "fp8e4nv":
-            return own(numbers, source, target, mode)
-        rounded = torch.from_numpy(numbers.view("float32")).clamp(-LARGEST, LARGEST).to(torch.float8_e4m3fn)
-        return rounded.view(torch.uint8).numpy()
-
-    if DEVICE.type == "cpu":
-        monkeypatch.setattr(interpreter, "_convert_float", convert)
-    torch.manual_seed(0)
+__all__ = ["rounding"]  # a fixture that all tests use
 
 
 def spread(scales: Tensor, group: int, size: int) -> Tensor:

@@ -52,7 +52,7 @@ def test_kv_blocks_on_a_cpu_are_those_that_its_requests_can_use(
 ) -> None:
     monkeypatch.setattr(resolve, "_free_memory", lambda _device: free)
     limits = Limits(groups=(), max_model_len=context, max_num_seqs=rows, max_num_batched_tokens=512, max_itl=0.2)
-    resolved = Resolved(torch.device("cpu"), torch.bfloat16, limits)
+    resolved = Resolved(torch.device("cpu"), torch.bfloat16, torch.bfloat16, limits)
     groups = [LayerGroup(layers=[], window=None, block_bytes=2**20)]
     (group,) = resolve_blocks(Settings(), resolved, groups, StepMemory(0, 0)).groups
     assert group.num_blocks == blocks

@@ -8,6 +8,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from ...kernels.kv import LayerKV
 from ..config import AttentionConfig, HeadNorms, LayerCache
 from ..step import StepInput, StepShape
 
@@ -45,8 +46,8 @@ class AttentionBackend(Protocol[Metadata]):
 
     def allocate(
         self, config: AttentionConfig, num_blocks: int, block_size: int, dtype: torch.dtype, device: torch.device
-    ) -> tuple[Tensor, Tensor]:
-        """A layer's K and V cache."""
+    ) -> LayerKV:
+        """A layer's K and V cache, in one of the dtypes that the backend declares."""
         ...
 
     def store(self, cache: LayerCache, k: Tensor, v: Tensor, metadata: Metadata) -> None:

@@ -1,7 +1,7 @@
 """Paged attention on the CPU, by kernels that read the blocks in place.
 
 Cache layout: K (num_kv_heads, num_blocks, head_dim, block_size), so that one vector holds a dimension of a block's
-keys; V (num_kv_heads, num_blocks, block_size, v_head_dim).
+keys; V (num_kv_heads, num_blocks, block_size, v_head_dim); scales (num_kv_heads, num_blocks, block_size).
 """
 
 import math
@@ -16,6 +16,7 @@ from torch import Tensor
 from ...kernels.cpu.fused import rotate_and_store, store
 from ...kernels.cpu.kernel import constant
 from ...kernels.cpu.paged_attention import paged_attention
+from ...kernels.kv import ROUNDED_DTYPES, SCALE_DTYPE, LayerKV
 from ..config import AttentionConfig, HeadNorms, LayerCache
 from ..step import StepInput, StepShape
 from .memory import zeros
@@ -38,8 +39,10 @@ class CpuMetadata:
 
 
 class CpuPagedBackend:
-    """For float32 and bfloat16. How a token is computed depends neither on its neighbours nor on how it is reached:
-    in a chunk of a prompt or in a decode.
+    """For float32 and bfloat16, with K and V in the same or in int8.
+
+    How a token is computed depends neither on its neighbours nor on how it is reached: in a chunk of a prompt or in a
+    decode.
     """
 
     long_past = 2**62
@@ -79,15 +82,18 @@ class CpuPagedBackend:
 
     def allocate(
         self, config: AttentionConfig, num_blocks: int, block_size: int, dtype: torch.dtype, device: torch.device
-    ) -> tuple[Tensor, Tensor]:
+    ) -> LayerKV:
         """See `AttentionBackend.allocate`."""
         shape = config.num_kv_heads, num_blocks
-        k_cache = zeros((*shape, config.head_dim, block_size), dtype, device)
-        return k_cache, zeros((*shape, block_size, config.v_head_dim), dtype, device)
+        k = zeros((*shape, config.head_dim, block_size), dtype, device)
+        v = zeros((*shape, block_size, config.v_head_dim), dtype, device)
+        if dtype in ROUNDED_DTYPES:
+            return LayerKV(k, v, *(zeros((*shape, block_size), SCALE_DTYPE, device) for _ in range(2)))
+        return LayerKV(k, v, *torch.empty(2, config.num_kv_heads, 0, block_size))
 
     def store(self, cache: LayerCache, k: Tensor, v: Tensor, metadata: CpuMetadata) -> None:
         """See `AttentionBackend.store`."""
-        store(k, v, cache.k, cache.v, metadata.slot_mappings[cache.group])
+        store(k, v, cache.kv, metadata.slot_mappings[cache.group])
 
     def rotate_and_store(
         self,
@@ -99,17 +105,17 @@ class CpuPagedBackend:
     ) -> Tensor:
         """See `AttentionBackend.rotate_and_store`."""
         slots = metadata.slot_mappings[cache.group]
-        return rotate_and_store(qkv, cache.config.num_heads, rope, norms, cache.k, cache.v, slots)
+        return rotate_and_store(qkv, cache.config.num_heads, rope, norms, cache.kv, slots)
 
     def attend(self, cache: LayerCache, q: Tensor, metadata: CpuMetadata) -> Tensor:
         """See `AttentionBackend.attend`."""
         config = cache.config
-        group, block_size = config.num_heads // config.num_kv_heads, cache.k.shape[3]
+        group, block_size = config.num_heads // config.num_kv_heads, cache.kv.k.shape[3]
         out = torch.empty(len(q), config.num_heads, config.v_head_dim, dtype=q.dtype)
         run = paged_attention(group, config.head_dim, config.v_head_dim, block_size)
-        caches = constant(cache.k), constant(cache.v)
         run(
-            len(metadata.tiles) * config.num_kv_heads, True, q, *caches, metadata.block_tables[cache.group],
-            metadata.tiles, config.window or 0, float(config.scale), float(config.softcap or 0.0), out,
+            len(metadata.tiles) * config.num_kv_heads, True, q, *map(constant, cache.kv),
+            metadata.block_tables[cache.group], metadata.tiles, config.window or 0, float(config.scale),
+            float(config.softcap or 0.0), out,
         )  # fmt: skip
         return out.flatten(1)

@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
+from ...kernels.kv import LayerKV
 from ...kernels.ops import rms_norm, rotate
 from ..config import AttentionConfig, HeadNorms, LayerCache
 from ..step import StepInput, StepShape
@@ -89,14 +90,15 @@ class TorchPagedBackend:
 
     def allocate(
         self, config: AttentionConfig, num_blocks: int, block_size: int, dtype: torch.dtype, device: torch.device
-    ) -> tuple[Tensor, Tensor]:
+    ) -> LayerKV:
         """See `AttentionBackend.allocate`."""
         shape = (config.num_kv_heads, num_blocks, block_size)
-        return zeros((*shape, config.head_dim), dtype, device), zeros((*shape, config.v_head_dim), dtype, device)
+        k, v = (zeros((*shape, size), dtype, device) for size in (config.head_dim, config.v_head_dim))
+        return LayerKV(k, v, *torch.empty(2, 0))
 
     def store(self, cache: LayerCache, k: Tensor, v: Tensor, metadata: AttentionMetadata) -> None:
         """See `AttentionBackend.store`."""
-        for memory, new in ((cache.k, k), (cache.v, v)):
+        for memory, new in ((cache.kv.k, k), (cache.kv.v, v)):
             memory.flatten(1, 2).index_copy_(1, metadata.slot_mappings[cache.group], new.transpose(0, 1))
 
     def rotate_and_store(
@@ -169,15 +171,15 @@ class TorchPagedBackend:
         seen = positions < lengths
         if cache.config.window is not None:
             seen &= positions >= lengths - cache.config.window
-        mask = _mask(seen, cache.k.dtype)[None, :, None]
+        mask = _mask(seen, cache.kv.k.dtype)[None, :, None]
         return _DecodeGroup(rows, blocks, mask, ~seen[None, :, :, None])
 
     def _decode(self, cache: LayerCache, q: Tensor, group: _DecodeGroup) -> Tensor:
         """One query token per request: (requests, num_heads, head_dim) to (requests, num_heads, v_head_dim)."""
         config = cache.config
         heads, requests = config.num_kv_heads, q.shape[0]
-        k = cache.k.index_select(1, group.blocks).view(heads, requests, -1, config.head_dim)
-        v = cache.v.index_select(1, group.blocks).view(heads, requests, -1, config.v_head_dim)
+        k = cache.kv.k.index_select(1, group.blocks).view(heads, requests, -1, config.head_dim)
+        v = cache.kv.v.index_select(1, group.blocks).view(heads, requests, -1, config.v_head_dim)
         k, v = k.masked_fill_(group.unseen, 0), v.masked_fill_(group.unseen, 0)
         # Query heads that share a K/V head are as good as queries of it: (heads, requests, group, head_dim).
         q = q.unflatten(1, (heads, -1)).transpose(0, 1)
@@ -194,7 +196,7 @@ class TorchPagedBackend:
         group = config.num_heads // config.num_kv_heads
         k, v = (
             memory.index_select(1, blocks).flatten(1, 2)[:, None, :num_keys].expand(-1, group, -1, -1)
-            for memory in (cache.k, cache.v)
+            for memory in cache.kv[:2]
         )
         q = q.unflatten(1, (config.num_kv_heads, group)).permute(1, 2, 0, 3)
         return _attend(q, k, v, mask, config).permute(2, 0, 1, 3).flatten(1, 2)

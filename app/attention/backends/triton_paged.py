@@ -1,6 +1,7 @@
 """Paged attention on a GPU, by kernels that read the blocks in place and that a CUDA graph can hold.
 
 Cache layout: (num_blocks, num_kv_heads, block_size, head_dim): what one program of a kernel reads is in one piece.
+Scales lie alike, without the last dimension.
 """
 
 from collections.abc import Mapping, Sequence
@@ -14,6 +15,7 @@ from torch import Tensor
 
 from ...kernels.gpu.fused import rotate_and_store, store
 from ...kernels.gpu.paged_attention import chunks, decode
+from ...kernels.kv import ROUNDED_DTYPES, SCALE_DTYPE, LayerKV
 from ..config import AttentionConfig, HeadNorms, LayerCache
 from ..step import StepInput, StepShape
 from .tiles import write_tiles
@@ -47,7 +49,7 @@ class GpuMetadata:
 
 
 class TritonPagedBackend:
-    """For float32, bfloat16 and float16.
+    """For float32, bfloat16 and float16, with K and V in the same or in FP8.
 
     How a request is computed depends on the number of decodes beside it, and on whether any of them is long.
     """
@@ -107,17 +109,18 @@ class TritonPagedBackend:
 
     def allocate(
         self, config: AttentionConfig, num_blocks: int, block_size: int, dtype: torch.dtype, device: torch.device
-    ) -> tuple[Tensor, Tensor]:
+    ) -> LayerKV:
         """See `AttentionBackend.allocate`."""
         shape = (num_blocks, config.num_kv_heads, block_size)
-        k_cache = torch.empty(*shape, config.head_dim, dtype=dtype, device=device)
-        return k_cache, torch.empty(*shape, config.v_head_dim, dtype=dtype, device=device)
+        k, v = (torch.empty(*shape, size, dtype=dtype, device=device) for size in (config.head_dim, config.v_head_dim))
+        of_scales = shape if dtype in ROUNDED_DTYPES else (0,)
+        return LayerKV(k, v, *torch.empty(2, *of_scales, dtype=SCALE_DTYPE, device=device))
 
     def store(self, cache: LayerCache, k: Tensor, v: Tensor, metadata: GpuMetadata) -> None:
         """See `AttentionBackend.store`."""
         slots = metadata.slot_mappings[cache.group]
-        store(k, cache.k, slots)
-        store(v, cache.v, slots)
+        store(k, cache.kv.k, cache.kv.k_scales, slots)
+        store(v, cache.kv.v, cache.kv.v_scales, slots)
 
     def rotate_and_store(
         self,
@@ -129,14 +132,14 @@ class TritonPagedBackend:
     ) -> Tensor:
         """See `AttentionBackend.rotate_and_store`."""
         slots = metadata.slot_mappings[cache.group]
-        return rotate_and_store(qkv, cache.config.num_heads, rope, norms, cache.k, cache.v, slots)
+        return rotate_and_store(qkv, cache.config.num_heads, rope, norms, cache.kv, slots)
 
     def attend(self, cache: LayerCache, q: Tensor, metadata: GpuMetadata) -> Tensor:
         """See `AttentionBackend.attend`."""
         config = cache.config
         q = q.contiguous()
         out = q.new_empty(q.shape[0], config.num_heads, config.v_head_dim)
-        caches = cache.k, cache.v, metadata.block_tables[cache.group]
+        caches = cache.kv, metadata.block_tables[cache.group]
         options: dict[str, Any] = {"scale": config.scale, "window": config.window, "softcap": config.softcap}
         count = metadata.decode_rows.shape[0]
         if count:

@@ -42,13 +42,15 @@ def scores_of_block(_context, block_size, addresses, keys):  # type: ignore[no-u
     """Dot products of queries with the keys of a block, whose size is compiled in.
 
     First there is the number of queries. The addresses are of the queries, float32, and how many bytes apart rows are;
-    of the keys (head_dim, block_size), which are of the kind of the array `keys`, and head_dim; and of the scores
-    (rows, block_size) float32, and how many bytes apart rows are.
+    of the keys (head_dim, block_size), which are of the kind of the array `keys`, and head_dim; of the scale of each
+    key, float32, if keys are whole numbers; and of the scores (rows, block_size) float32, and how many bytes apart rows
+    are.
     """
-    lanes, is_bfloat16, size = block_size.literal_value, keys.dtype == types.uint16, keys.dtype.bitwidth // 8
+    lanes, size = block_size.literal_value, keys.dtype.bitwidth // 8
 
     def generate(target, builder, _signature, arguments):  # type: ignore[no-untyped-def]
-        rows, queries, ld_queries, block, head_dim, scores, ld_scores = cgutils.unpack_tuple(builder, arguments[1], 7)
+        places = cgutils.unpack_tuple(builder, arguments[1], 8)
+        rows, queries, ld_queries, block, head_dim, scales, scores, ld_scores = places
         code = Emitter(builder, lanes)
         zeros = ir.Constant(code.floats, [0.0] * lanes)
 
@@ -59,10 +61,13 @@ def scores_of_block(_context, block_size, addresses, keys):  # type: ignore[no-u
             for total in sums:
                 builder.store(zeros, total)
             with cgutils.for_range(builder, head_dim) as loop:
-                key = code.load_floats(block, code.times(loop.index, lanes * size), is_bfloat16)
+                key = code.load_floats(block, code.times(loop.index, lanes * size), keys.dtype)
                 _add_products(code, sums, of_queries, ld_queries, loop.index, key)
             for row, total in enumerate(sums):
-                code.store(builder.load(total), to, code.times(ld_scores, row))
+                score = builder.load(total)
+                if keys.dtype == types.int8:
+                    score = builder.fmul(score, code.load(code.floats, scales))
+                code.store(score, to, code.times(ld_scores, row))
 
         _some_rows(builder, rows, of_rows)
         return target.get_dummy_value()
@@ -76,14 +81,15 @@ def add_values_of_block(_context, dims, addresses, values):  # type: ignore[no-u
 
     First there is the number of rows. The addresses are of the weights (rows, positions) float32, and how many bytes
     apart rows are; of the values of the first of these positions, which are of the kind of the array `values`, how many
-    bytes apart positions are, and how many positions there are; of the results float32, and how many bytes apart rows
-    are; and how many times `dims` there are dimensions.
+    bytes apart positions are, and how many positions there are; of the scale of each position, float32, if values are
+    whole numbers; of the results float32, and how many bytes apart rows are; and how many times `dims` there are
+    dimensions.
     """
-    lanes, is_bfloat16, size = dims.literal_value, values.dtype == types.uint16, values.dtype.bitwidth // 8
+    lanes, size = dims.literal_value, values.dtype.bitwidth // 8
 
     def generate(target, builder, _signature, arguments):  # type: ignore[no-untyped-def]
-        places = cgutils.unpack_tuple(builder, arguments[1], 9)
-        rows, weights, ld_weights, block, ld_values, count, results, ld_results, slices = places
+        places = cgutils.unpack_tuple(builder, arguments[1], 10)
+        rows, weights, ld_weights, block, ld_values, count, scales, results, ld_results, slices = places
         code = Emitter(builder, lanes)
 
         def of_rows(first: Any, num_rows: int) -> None:
@@ -96,7 +102,10 @@ def add_values_of_block(_context, dims, addresses, values):  # type: ignore[no-u
                 for row, total in enumerate(sums):
                     builder.store(code.load(code.floats, result, code.times(ld_results, row)), total)
                 with cgutils.for_range(builder, count) as loop:
-                    value = code.load_floats(of_slice, builder.mul(loop.index, ld_values), is_bfloat16)
+                    value = code.load_floats(of_slice, builder.mul(loop.index, ld_values), values.dtype)
+                    if values.dtype == types.int8:
+                        scale = code.load(F32, scales, code.times(loop.index, 4))
+                        value = builder.fmul(value, code.spread(scale))
                     _add_products(code, sums, of_weights, ld_weights, loop.index, value)
                 for row, total in enumerate(sums):
                     code.store(builder.load(total), result, code.times(ld_results, row))

@@ -7,6 +7,7 @@ itself.
 from typing import Any
 
 from llvmlite import ir
+from numba import types
 from numba.core import cgutils
 
 I8, I16, I32, I64 = (ir.IntType(size) for size in (8, 16, 32, 64))
@@ -43,10 +44,12 @@ class Emitter:
         """Write a value, with any alignment."""
         self.b.store(value, self.b.inttoptr(self.at(base, offset), value.type.as_pointer())).align = 1
 
-    def load_floats(self, base: Any, offset: Any, is_bfloat16: bool) -> Any:
-        """Numbers as `floats`; bfloat16 is the upper half of a float32."""
-        if not is_bfloat16:
+    def load_floats(self, base: Any, offset: Any, kind: types.Type) -> Any:
+        """Numbers of an array's kind as `floats`; bfloat16, kept as uint16, is the upper half of a float32."""
+        if kind == types.float32:
             return self.load(self.floats, base, offset)
+        if kind == types.int8:
+            return self.b.sitofp(self.load(ir.VectorType(I8, self.lanes), base, offset), self.floats)
         halves = self.load(ir.VectorType(I16, self.lanes), base, offset)
         sixteen = ir.Constant(self.words, [16] * self.lanes)
         return self.b.bitcast(self.b.shl(self.b.zext(halves, self.words), sixteen), self.floats)

@@ -8,8 +8,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..kv import LayerKV
 from .kernel import constant, kernel
-from .numerics import exp, from_float, inline, to_float
+from .numerics import exp, from_float, inline, keep, to_float
 
 _WORTH_A_THREAD = 65536
 """How many numbers an input has when several threads are faster than one."""
@@ -136,21 +137,35 @@ def _norm_and_rotate_head(x, norms, weight, offset, eps, rotates, cos, sin, norm
 
 @kernel
 def _rotate_and_store(  # type: ignore[no-untyped-def]
-    begin, end, qkv, norms, q_weight, k_weight, offset, eps, rotates, cos, sin, slots, q, k_cache, v_cache
+    begin,
+    end,
+    qkv,
+    norms,
+    q_weight,
+    k_weight,
+    offset,
+    eps,
+    rotates,
+    cos,
+    sin,
+    slots,
+    q,
+    k_cache,
+    v_cache,
+    k_scales,
+    v_scales,
 ):
     heads, kv_heads, block_size = q.shape[1], k_cache.shape[0], v_cache.shape[2]
-    normed = np.empty(qkv.shape[2], np.float32)
+    normed, rotated = np.empty((2, qkv.shape[2]), np.float32)
     for t in range(begin, end):
         block, place = slots[t] // block_size, slots[t] % block_size
         x, cosine, sine = qkv[t], cos[t], sin[t]
         for h in range(heads):
             _norm_and_rotate_head(x[h], norms, q_weight, offset, eps, rotates, cosine, sine, normed, q[t, h])
         for h in range(kv_heads):
-            of_k, k = x[heads + h], k_cache[h, block, :, place]
-            _norm_and_rotate_head(of_k, norms, k_weight, offset, eps, rotates, cosine, sine, normed, k)
-            of_v, v = x[heads + kv_heads + h], v_cache[h, block, place]
-            for i in range(v.shape[0]):
-                v[i] = of_v[i]
+            _norm_and_rotate_head(x[heads + h], norms, k_weight, offset, eps, rotates, cosine, sine, normed, rotated)
+            keep(rotated, k_cache[h, block, :, place], k_scales[h], block, place)
+            keep(x[heads + kv_heads + h], v_cache[h, block, place], v_scales[h], block, place)
 
 
 def rotate_and_store(
@@ -158,44 +173,41 @@ def rotate_and_store(
     num_heads: int,
     rope: tuple[Tensor, Tensor] | None,
     norms: tuple[Tensor, Tensor, float, float] | None,
-    k_cache: Tensor,
-    v_cache: Tensor,
+    kv: LayerKV,
     slots: Tensor,
 ) -> Tensor:
     """Norm and rotate queries and keys, write K and V to their slots, and return the queries.
 
     qkv: (tokens, heads + 2 * kv_heads, head_dim); rope: cosine and sine, each (tokens, rotary_dim); norms: weights
-    (head_dim,) for queries and for keys, what is added to these, and epsilon; caches: see
+    (head_dim,) for queries and for keys, what is added to these, and epsilon; kv: see
     `app.kernels.cpu.paged_attention`; slots: (tokens,).
     """
     q = qkv.new_empty(qkv.shape[0], num_heads, qkv.shape[2])
     unused = qkv[0, 0]
     q_weight, k_weight, offset, eps = norms or (unused, unused, 0.0, 0.0)
-    tables, caches = rope or (qkv[:, 0], qkv[:, 0]), (constant(k_cache), constant(v_cache))
+    tables = rope or (qkv[:, 0], qkv[:, 0])
     is_large = qkv.numel() >= _WORTH_A_THREAD
     _rotate_and_store(
         len(qkv), is_large, qkv, norms is not None, q_weight, k_weight, float(offset), float(eps), rope is not None,
-        *tables, slots, q, *caches,
+        *tables, slots, q, *map(constant, kv),
     )  # fmt: skip
     return q
 
 
 @kernel
-def _store(begin, end, k, v, slots, k_cache, v_cache):  # type: ignore[no-untyped-def]
+def _store(begin, end, k, v, slots, k_cache, v_cache, k_scales, v_scales):  # type: ignore[no-untyped-def]
     block_size = v_cache.shape[2]
     for t in range(begin, end):
         block, place = slots[t] // block_size, slots[t] % block_size
         for h in range(k_cache.shape[0]):
-            for i in range(k.shape[2]):
-                k_cache[h, block, i, place] = k[t, h, i]
-            for i in range(v.shape[2]):
-                v_cache[h, block, place, i] = v[t, h, i]
+            keep(k[t, h], k_cache[h, block, :, place], k_scales[h], block, place)
+            keep(v[t, h], v_cache[h, block, place], v_scales[h], block, place)
 
 
-def store(k: Tensor, v: Tensor, k_cache: Tensor, v_cache: Tensor, slots: Tensor) -> None:
+def store(k: Tensor, v: Tensor, kv: LayerKV, slots: Tensor) -> None:
     """Write k and v (tokens, kv_heads, dimensions) to slots (tokens,); see `rotate_and_store`."""
     is_large = k.numel() >= _WORTH_A_THREAD
-    _store(len(k), is_large, k, v, slots, constant(k_cache), constant(v_cache))
+    _store(len(k), is_large, k, v, slots, *map(constant, kv))
 
 
 @inline

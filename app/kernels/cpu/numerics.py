@@ -65,6 +65,36 @@ def _round_to_bfloat16(number):  # type: ignore[no-untyped-def]
     return np.uint16((bits + np.uint32(0x7FFF) + odd) >> np.uint32(16))
 
 
+def keep(_numbers: Any, _out: Any, _scales: Any, _block: int, _place: int) -> None:
+    """Write the numbers of one token and head to a cache; as whole numbers of 8 bits, if that is its type.
+
+    Their largest becomes 127, and what that stands for becomes the scale at a block and place of the head's scales.
+    """
+    raise NotImplementedError("for kernels only")
+
+
+@overload(keep, inline="always")
+def _keep(numbers, out, scales, block, place):  # type: ignore[no-untyped-def]  # noqa: ARG001
+    if out.dtype == types.int8:
+        return _keep_rounded
+    return _keep_as_is
+
+
+def _keep_as_is(numbers, out, scales, block, place):  # type: ignore[no-untyped-def]  # noqa: ARG001
+    for i in range(out.shape[0]):
+        out[i] = from_float(to_float(numbers[i]), out)
+
+
+def _keep_rounded(numbers, out, scales, block, place):  # type: ignore[no-untyped-def]
+    largest = np.float32(0)
+    for i in range(out.shape[0]):
+        largest = max(largest, abs(to_float(numbers[i])))
+    inverse = np.float32(127) / largest if largest > np.float32(1e-30) else np.float32(0)
+    for i in range(out.shape[0]):
+        out[i] = np.int8(np.floor(to_float(numbers[i]) * inverse + np.float32(0.5)))
+    scales[block, place] = largest / np.float32(127)
+
+
 @inline
 def _half_to_float(number):  # type: ignore[no-untyped-def]
     """Of a finite number. Its bits are those of a float32 whose exponent is too small by 112."""

@@ -51,27 +51,28 @@ def _softmax(scores, low, high, scale, softcap):  # type: ignore[no-untyped-def]
 
 
 @inline
-def _scores_of_block(queries, block, block_size, keys, scores, at):  # type: ignore[no-untyped-def]
-    """For all rows of queries, the scores of the block at an address, from place `at` on.
+def _scores_of_block(queries, block, block_size, keys, scales, scores, at):  # type: ignore[no-untyped-def]
+    """For all rows of queries, the scores of the block at an address, whose scales are at another, from `at` on.
 
     Numba frees an array when it is used no more, and knows nothing of addresses: so they are asked for here.
     """
     rows, head_dim = queries.shape
     of_queries, to = queries.ctypes.data, scores.ctypes.data + 4 * at
-    addresses = (rows, of_queries, queries.strides[0], block, head_dim, to, scores.strides[0])
+    addresses = (rows, of_queries, queries.strides[0], block, head_dim, scales, to, scores.strides[0])
     scores_of_block(block_size, addresses, keys)  # type: ignore[call-arg]
 
 
 @inline
-def _add_values(dims, weights, at, block, values, count, results, first, slices):  # type: ignore[no-untyped-def]
-    """For all rows, add the weighted values of `count` positions, which lie at an address, from a dimension on.
+def _add_values(dims, weights, at, block, scales, values, count, results, first, slices):  # type: ignore[no-untyped-def]
+    """For all rows, add the weighted values of `count` positions, from dimension `first` on.
 
-    The weights begin at place `at`. There are `slices` times `dims` dimensions.
+    The weights begin at place `at`; values and scales of the first position are at addresses. There are `slices` times
+    `dims` dimensions.
     """
     of_weights, of_values = weights.ctypes.data + 4 * at, block + first * values.itemsize
     of_rows = (results.shape[0], of_weights, weights.strides[0])
     to = results.ctypes.data + 4 * first
-    addresses = (*of_rows, of_values, values.strides[2], count, to, results.strides[0], slices)
+    addresses = (*of_rows, of_values, values.strides[2], count, scales, to, results.strides[0], slices)
     add_values_of_block(dims, addresses, values)  # type: ignore[call-arg]
 
 
@@ -83,6 +84,7 @@ def paged_attention(group: int, head_dim: int, v_head_dim: int, block_size: int)
     - q (tokens, num_kv_heads * group, head_dim),
     - k_cache (num_kv_heads, num_blocks, head_dim, block_size), v_cache (num_kv_heads, num_blocks, block_size,
       v_head_dim),
+    - k_scales and v_scales (num_kv_heads, num_blocks, block_size) float32, which are read if K and V are int8,
     - block_tables (rows, blocks),
     - tiles (tiles, 4): row, first token, number of tokens (0: nothing to do), position of the first token,
     - window: each token sees the last `window` positions, or all if that is 0,
@@ -92,7 +94,9 @@ def paged_attention(group: int, head_dim: int, v_head_dim: int, block_size: int)
     whole, rest = v_head_dim // _SLICE, v_head_dim % _SLICE
 
     @kernel
-    def run(begin, end, q, k_cache, v_cache, block_tables, tiles, window, scale, softcap, out):  # type: ignore[no-untyped-def]
+    def run(  # type: ignore[no-untyped-def]
+        begin, end, q, k_cache, v_cache, k_scales, v_scales, block_tables, tiles, window, scale, softcap, out
+    ):
         num_tiles, num_kv_heads = tiles.shape[0], k_cache.shape[0]
         for task in range(begin, end):
             # Each thread takes a run of tasks, and long and short tiles stand together: take one of each in turn.
@@ -113,9 +117,11 @@ def paged_attention(group: int, head_dim: int, v_head_dim: int, block_size: int)
             blocks = (last + block_size - 1) // block_size - base
             scores = np.empty((rows, blocks * block_size), np.float32)
             of_keys, of_values = k_cache[head].ctypes.data, v_cache[head].ctypes.data
+            of_key_scales, of_value_scales = k_scales[head].ctypes.data, v_scales[head].ctypes.data
             for block in range(blocks):
                 keys = of_keys + table[base + block] * k_cache.strides[1]
-                _scores_of_block(queries, keys, block_size, k_cache, scores, block * block_size)
+                scales = of_key_scales + table[base + block] * k_scales.strides[1]
+                _scores_of_block(queries, keys, block_size, k_cache, scales, scores, block * block_size)
             for t in range(count):
                 seen = position + t + 1
                 low = max(0, seen - window) - base * block_size if window > 0 else 0
@@ -127,10 +133,11 @@ def paged_attention(group: int, head_dim: int, v_head_dim: int, block_size: int)
                 skipped = max(first - begins, 0)  # positions that the tile does not see may hold anything
                 seen, at = min(block_size, last - begins) - skipped, block * block_size + skipped
                 values = of_values + table[base + block] * v_cache.strides[1] + skipped * v_cache.strides[2]
+                scales = of_value_scales + table[base + block] * v_scales.strides[1] + skipped * v_scales.strides[2]
                 if whole > 0:
-                    _add_values(_SLICE, scores, at, values, v_cache, seen, results, 0, whole)
+                    _add_values(_SLICE, scores, at, values, scales, v_cache, seen, results, 0, whole)
                 if rest > 0:
-                    _add_values(rest, scores, at, values, v_cache, seen, results, whole * _SLICE, 1)
+                    _add_values(rest, scores, at, values, scales, v_cache, seen, results, whole * _SLICE, 1)
             for t in range(count):
                 for g in range(group):
                     for d in range(v_head_dim):

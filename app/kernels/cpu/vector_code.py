@@ -169,7 +169,7 @@ def quantize_group(_context, count, part, addresses, numbers):  # type: ignore[n
     The addresses are of the activations, which are of the kind of the array `numbers`; of the whole numbers; and of the
     factor and the sum of each part, float32. They are no numbers if an activation is none, or infinite.
     """
-    size, length, is_bfloat16 = count.literal_value, part.literal_value, numbers.dtype == types.uint16
+    size, length = count.literal_value, part.literal_value
 
     def generate(_target, builder, signature, arguments):  # type: ignore[no-untyped-def]
         source, out, factors, sums = cgutils.unpack_tuple(builder, arguments[2], len(signature.args[2]))
@@ -178,7 +178,7 @@ def quantize_group(_context, count, part, addresses, numbers):  # type: ignore[n
         def constant(number: float) -> Any:
             return ir.Constant(F32, number)
 
-        x = code.load_floats(source, 0, is_bfloat16)
+        x = code.load_floats(source, 0, numbers.dtype)
         # Without their signs, floats have the order of their bits, and what is no number is the largest of all.
         unsigned = builder.and_(builder.bitcast(x, code.words), ir.Constant(code.words, [0x7FFFFFFF] * size))
         largest = builder.bitcast(code.intrinsic(f"llvm.vector.reduce.umax.v{size}i32", I32, unsigned), F32)

@@ -5,6 +5,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from ..kv import ROUNDED_DTYPES, LayerKV
 from ..rows import Rows
 from .float8 import blocks_of, empty_rows, store_rounded
 from .launch import OVERLAPPING_ROWS, launch, wait_for_input
@@ -104,9 +105,10 @@ def gated(gate_up: Tensor, activation: str, group: int | None = None) -> Tensor 
 
 @triton.jit
 def _prepare_heads(
-    qkv, cos, sin, q_weight, k_weight, q_out, k_cache, v_cache, slots, eps, offset,
+    qkv, cos, sin, q_weight, k_weight, q_out, k_cache, v_cache, k_scales, v_scales, slots, eps, offset,
     HEADS: tl.constexpr, KV_HEADS: tl.constexpr, DIM: tl.constexpr, BLOCK: tl.constexpr, AT_ONCE: tl.constexpr,
-    ROTARY: tl.constexpr, BLOCK_SIZE: tl.constexpr, NORMS: tl.constexpr, OVERLAPS: tl.constexpr = False,
+    ROTARY: tl.constexpr, BLOCK_SIZE: tl.constexpr, NORMS: tl.constexpr, SCALED: tl.constexpr,
+    OVERLAPS: tl.constexpr = False,
 ):  # fmt: skip
     """AT_ONCE heads of one token. The heads of queries come first, then those of keys, then those of values."""
     wait_for_input(OVERLAPS, LETS_NEXT=True)
@@ -139,9 +141,21 @@ def _prepare_heads(
     slot = tl.load(slots + token).to(tl.int64)
     if slot >= 0:
         kv_head = (head - HEADS) % KV_HEADS
-        place = ((slot // BLOCK_SIZE * KV_HEADS + kv_head) * BLOCK_SIZE + slot % BLOCK_SIZE) * DIM + at
-        tl.store(k_cache + place, result, mask=mask & ~is_query & ~is_value)
-        tl.store(v_cache + place, result, mask=mask & is_value)
+        place = (slot // BLOCK_SIZE * KV_HEADS + kv_head) * BLOCK_SIZE + slot % BLOCK_SIZE
+        if SCALED:
+            result, scale = _round_heads(result, k_cache.dtype.element_ty)
+            tl.store(k_scales + place, scale, mask=~is_query & ~is_value)
+            tl.store(v_scales + place, scale, mask=is_value & (head < HEADS + 2 * KV_HEADS))
+        tl.store(k_cache + place * DIM + at, result, mask=mask & ~is_query & ~is_value)
+        tl.store(v_cache + place * DIM + at, result, mask=mask & is_value)
+
+
+@triton.jit
+def _round_heads(numbers, dtype: tl.constexpr):
+    """Numbers (heads, dim) in FP8, and scales (heads, 1): the largest number of a head becomes the largest of e4m3."""
+    numbers = numbers.to(tl.float32)
+    scale = tl.maximum(tl.max(tl.abs(numbers), axis=1), 1e-30)[:, None] / 448.0
+    return (numbers / scale).to(dtype), scale
 
 
 @triton.jit
@@ -154,14 +168,13 @@ def rotate_and_store(
     num_heads: int,
     rope: tuple[Tensor, Tensor] | None,
     norms: tuple[Tensor, Tensor, float, float] | None,
-    k_cache: Tensor,
-    v_cache: Tensor,
+    kv: LayerKV,
     slots: Tensor,
 ) -> Tensor:
     """Norm and rotate queries and keys, write K and V to their slots, and return the queries.
 
     qkv: (tokens, heads + 2 * kv_heads, head_dim); rope: cosine and sine, each (tokens, rotary_dim); norms: the weights
-    of queries and keys, each (head_dim,), offset and eps; caches: (blocks, kv_heads, block_size, head_dim); slots:
+    of queries and keys, each (head_dim,), offset and eps; kv: see `app.kernels.gpu.paged_attention`; slots:
     (tokens,), -1 for a token whose K and V go nowhere.
     """
     tokens, heads, dim = qkv.shape
@@ -171,31 +184,36 @@ def rotate_and_store(
     at_once = 8
     launch(
         _prepare_heads, (tokens, triton.cdiv(heads, at_once)),
-        qkv, cos, sin, q_weight, k_weight, out, k_cache, v_cache, slots, eps, offset,
+        qkv, cos, sin, q_weight, k_weight, out, *kv, slots, eps, offset,
         HEADS=num_heads, KV_HEADS=(heads - num_heads) // 2, DIM=dim, BLOCK=triton.next_power_of_2(dim),
-        AT_ONCE=at_once, ROTARY=cos.shape[-1] if rope else 0, BLOCK_SIZE=k_cache.shape[2], NORMS=norms is not None,
+        AT_ONCE=at_once, ROTARY=cos.shape[-1] if rope else 0, BLOCK_SIZE=kv.k.shape[2], NORMS=norms is not None,
+        SCALED=kv.k.dtype in ROUNDED_DTYPES,
         overlaps=tokens <= OVERLAPPING_ROWS, num_warps=4,
     )  # fmt: skip
     return out
 
 
 @triton.jit
-def _store(new, cache, slots, stride, KV_HEADS: tl.constexpr, DIM: tl.constexpr, BLOCK: tl.constexpr,
-           BLOCK_SIZE: tl.constexpr):  # fmt: skip
+def _store(new, cache, scales, slots, stride, KV_HEADS: tl.constexpr, DIM: tl.constexpr, BLOCK: tl.constexpr,
+           BLOCK_SIZE: tl.constexpr, SCALED: tl.constexpr):  # fmt: skip
     token, head = tl.program_id(0).to(tl.int64), tl.program_id(1)
     slot = tl.load(slots + token).to(tl.int64)
-    at = tl.arange(0, BLOCK)
+    at = tl.arange(0, BLOCK)[None, :]
     if slot >= 0:
-        place = ((slot // BLOCK_SIZE * KV_HEADS + head) * BLOCK_SIZE + slot % BLOCK_SIZE) * DIM
-        values = tl.load(new + token * stride + head * DIM + at, mask=at < DIM)
-        tl.store(cache + place + at, values, mask=at < DIM)
+        place = (slot // BLOCK_SIZE * KV_HEADS + head) * BLOCK_SIZE + slot % BLOCK_SIZE
+        values = tl.load(new + token * stride + head * DIM + at, mask=at < DIM, other=0.0)
+        if SCALED:
+            values, scale = _round_heads(values, cache.dtype.element_ty)
+            tl.store(scales + place + at, scale, mask=at == 0)
+        tl.store(cache + place * DIM + at, values, mask=at < DIM)
 
 
-def store(new: Tensor, cache: Tensor, slots: Tensor) -> None:
-    """Write (tokens, kv_heads, head_dim) to (blocks, kv_heads, block_size, head_dim); slots as above."""
+def store(new: Tensor, cache: Tensor, scales: Tensor, slots: Tensor) -> None:
+    """Write (tokens, kv_heads, head_dim) to a cache (blocks, kv_heads, block_size, head_dim); slots as above."""
     new = new if new.stride(1) == new.shape[2] and new.stride(2) == 1 else new.contiguous()
     launch(
         _store, new.shape[:2],
-        new, cache, slots, new.stride(0), KV_HEADS=new.shape[1], DIM=new.shape[2],
-        BLOCK=triton.next_power_of_2(new.shape[2]), BLOCK_SIZE=cache.shape[2], num_warps=1,
+        new, cache, scales, slots, new.stride(0), KV_HEADS=new.shape[1], DIM=new.shape[2],
+        BLOCK=triton.next_power_of_2(new.shape[2]), BLOCK_SIZE=cache.shape[2], SCALED=cache.dtype in ROUNDED_DTYPES,
+        num_warps=1,
     )  # fmt: skip

@@ -4,7 +4,7 @@ Both keep a running softmax (Milakov and Gimelshein, 2018; Dao et al., 2022), an
 head together, so that each K and V is read once. Exponents are of 2.
 
 Layouts: q (tokens, heads, head_dim); K cache (blocks, kv_heads, block_size, head_dim), V cache alike with v_head_dim;
-block tables (rows, blocks) int32.
+their scales, if they are in FP8, (blocks, kv_heads, block_size); block tables (rows, blocks) int32.
 """
 
 import torch
@@ -12,6 +12,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from ..kv import ROUNDED_DTYPES, LayerKV
 from .launch import launch, wait_for_input
 
 _LOG2_E = 1.4426950408889634
@@ -19,13 +20,15 @@ _LOG2_E = 1.4426950408889634
 
 @triton.jit
 def _attend_tile(
-    state, q, k_base, v_base, table, begin, last, seen_from, scale, softcap,
+    state, q, k_base, v_base, k_scales, v_scales, table, begin, last, seen_from, scale, softcap,
     KV_HEADS: tl.constexpr, DIM: tl.constexpr, V_DIM: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_V: tl.constexpr,
     BLOCK_SIZE: tl.constexpr, TILE: tl.constexpr, WINDOW: tl.constexpr, SOFTCAP: tl.constexpr, SLOW: tl.constexpr,
+    SCALED: tl.constexpr,
 ):  # fmt: skip
     """Take in TILE keys from position `begin`. `last`: the last position that each query (rows,) sees.
 
     `state`: the largest score (rows,), the sum of weights (rows,), the weighted sum of values (rows, BLOCK_V).
+    SCALED: K and V are in FP8, each token with a scale. Products are of the queries' type, which holds them exactly.
     """
     largest, total, acc = state
     positions = begin + tl.arange(0, TILE)
@@ -37,9 +40,11 @@ def _attend_tile(
     d, dv = tl.arange(0, BLOCK_D), tl.arange(0, BLOCK_V)
     k = tl.load(k_base + place[None, :] * DIM + d[:, None], mask=in_range[None, :] & (d[:, None] < DIM), other=0.0)
     if SLOW:
-        scores = tl.dot(q, k, input_precision="ieee") * scale
+        scores = tl.dot(q, k.to(q.dtype), input_precision="ieee") * scale
     else:
-        scores = tl.dot(q, k) * scale
+        scores = tl.dot(q, k.to(q.dtype)) * scale
+    if SCALED:
+        scores *= tl.load(k_scales + place, mask=in_range, other=0.0)[None, :]
     if SOFTCAP:
         scores = softcap * (2 * tl.sigmoid(2 * scores / softcap) - 1)
     scores *= 1.4426950408889634
@@ -55,19 +60,23 @@ def _attend_tile(
     v = tl.load(
         v_base + place[:, None] * V_DIM + dv[None, :], mask=in_range[:, None] & (dv[None, :] < V_DIM), other=0.0
     )
+    total = total * factor + tl.sum(weights, axis=1)
+    if SCALED:
+        weights *= tl.load(v_scales + place, mask=in_range, other=0.0)[None, :]
     if SLOW:
-        added = tl.dot(weights, v, input_precision="ieee")
+        added = tl.dot(weights, v.to(q.dtype), input_precision="ieee")
     else:
-        added = tl.dot(weights.to(v.dtype), v)
-    return new_largest, total * factor + tl.sum(weights, axis=1), acc * factor[:, None] + added
+        added = tl.dot(weights.to(q.dtype), v.to(q.dtype))
+    return new_largest, total, acc * factor[:, None] + added
 
 
 @triton.jit(do_not_specialize=["splits"])
 def _decode(
-    q, k_cache, v_cache, tables, rows, seq_lens, out, partial, lse, scale, softcap, table_stride, splits,
-    GROUP: tl.constexpr, ROWS: tl.constexpr, KV_HEADS: tl.constexpr, DIM: tl.constexpr, V_DIM: tl.constexpr,
+    q, k_cache, v_cache, k_scales, v_scales, tables, rows, seq_lens, out, partial, lse, scale, softcap, table_stride,
+    splits, GROUP: tl.constexpr, ROWS: tl.constexpr, KV_HEADS: tl.constexpr, DIM: tl.constexpr, V_DIM: tl.constexpr,
     BLOCK_D: tl.constexpr, BLOCK_V: tl.constexpr, BLOCK_SIZE: tl.constexpr, TILE: tl.constexpr, IS_WHOLE: tl.constexpr,
-    WINDOW: tl.constexpr, SOFTCAP: tl.constexpr, SLOW: tl.constexpr, OVERLAPS: tl.constexpr = False,
+    WINDOW: tl.constexpr, SOFTCAP: tl.constexpr, SLOW: tl.constexpr, SCALED: tl.constexpr,
+    OVERLAPS: tl.constexpr = False,
 ):  # fmt: skip
     """One K/V head of one request, and one of `splits` equal parts of its past: the whole, if IS_WHOLE."""
     wait_for_input(OVERLAPS, LETS_NEXT=False)
@@ -92,10 +101,12 @@ def _decode(
         last = tl.zeros([ROWS], tl.int32) + length - 1
         k_base = k_cache + head * BLOCK_SIZE * DIM
         v_base = v_cache + head * BLOCK_SIZE * V_DIM
+        k_scales += head * BLOCK_SIZE
+        v_scales += head * BLOCK_SIZE
         for begin in range(start, end, TILE):
             largest, total, acc = _attend_tile(
-                (largest, total, acc), queries, k_base, v_base, table, begin, last, end, scale, softcap,
-                KV_HEADS, DIM, V_DIM, BLOCK_D, BLOCK_V, BLOCK_SIZE, TILE, WINDOW, SOFTCAP, SLOW,
+                (largest, total, acc), queries, k_base, v_base, k_scales, v_scales, table, begin, last, end, scale,
+                softcap, KV_HEADS, DIM, V_DIM, BLOCK_D, BLOCK_V, BLOCK_SIZE, TILE, WINDOW, SOFTCAP, SLOW, SCALED,
             )  # fmt: skip
     result = acc / tl.where(total > 0, total, 1.0)[:, None]
     mask = is_head[:, None] & (dv[None, :] < V_DIM)
@@ -126,7 +137,7 @@ def _merge(
 
 
 def decode(
-    q: Tensor, k_cache: Tensor, v_cache: Tensor, tables: Tensor, rows: Tensor, seq_lens: Tensor, out: Tensor,
+    q: Tensor, kv: LayerKV, tables: Tensor, rows: Tensor, seq_lens: Tensor, out: Tensor,
     *, scale: float, window: int | None, softcap: float | None, splits: int, tile: int = 64, warps: int = 4,
     stages: int = 3,
 ) -> None:  # fmt: skip
@@ -136,8 +147,8 @@ def decode(
     its own included, or 0 for none, whose `out` is 0. `splits`, a power of two: parts that each past is cut into.
     """
     requests, heads, dim = q.shape
-    _, kv_heads, block_size, _ = k_cache.shape
-    v_dim, group = v_cache.shape[3], heads // kv_heads
+    _, kv_heads, block_size, _ = kv.k.shape
+    v_dim, group = kv.v.shape[3], heads // kv_heads
     partial = lse = out
     if splits > 1:
         partial = torch.empty(requests * heads * splits * v_dim, dtype=torch.float32, device=q.device)
@@ -145,10 +156,11 @@ def decode(
     block_v = triton.next_power_of_2(v_dim)
     launch(
         _decode, (requests, kv_heads, splits),
-        q, k_cache, v_cache, tables, rows, seq_lens, out, partial, lse, scale, softcap or 0.0, tables.stride(0), splits,
+        q, *kv, tables, rows, seq_lens, out, partial, lse, scale, softcap or 0.0, tables.stride(0), splits,
         GROUP=group, ROWS=max(16, triton.next_power_of_2(group)), KV_HEADS=kv_heads, DIM=dim, V_DIM=v_dim,
         BLOCK_D=max(16, triton.next_power_of_2(dim)), BLOCK_V=max(16, block_v), BLOCK_SIZE=block_size, TILE=tile,
         IS_WHOLE=splits == 1, WINDOW=window or 0, SOFTCAP=softcap is not None, SLOW=q.dtype is torch.float32,
+        SCALED=kv.k.dtype in ROUNDED_DTYPES,
         overlaps=requests == 1, num_warps=warps, num_stages=stages,
     )  # fmt: skip
     if splits > 1:
@@ -160,10 +172,10 @@ def decode(
 
 @triton.jit
 def _chunks(
-    q, k_cache, v_cache, tables, tiles, out, scale, softcap, table_stride,
+    q, k_cache, v_cache, k_scales, v_scales, tables, tiles, out, scale, softcap, table_stride,
     GROUP: tl.constexpr, ROWS: tl.constexpr, KV_HEADS: tl.constexpr, DIM: tl.constexpr, V_DIM: tl.constexpr,
     BLOCK_D: tl.constexpr, BLOCK_V: tl.constexpr, BLOCK_SIZE: tl.constexpr, TILE: tl.constexpr,
-    WINDOW: tl.constexpr, SOFTCAP: tl.constexpr, SLOW: tl.constexpr,
+    WINDOW: tl.constexpr, SOFTCAP: tl.constexpr, SLOW: tl.constexpr, SCALED: tl.constexpr,
 ):  # fmt: skip
     """One K/V head, and some successive query tokens of one request, each with all of its heads: ROWS queries."""
     tile, head = tl.program_id(0), tl.program_id(1)
@@ -182,6 +194,8 @@ def _chunks(
         last = position + m // GROUP
         k_base = k_cache + head * BLOCK_SIZE * DIM
         v_base = v_cache + head * BLOCK_SIZE * V_DIM
+        k_scales += head * BLOCK_SIZE
+        v_scales += head * BLOCK_SIZE
         end = position + count
         first = 0
         if WINDOW > 0:
@@ -191,8 +205,8 @@ def _chunks(
         acc = tl.zeros([ROWS, BLOCK_V], tl.float32)
         for begin in range(first, end, TILE):
             largest, total, acc = _attend_tile(
-                (largest, total, acc), queries, k_base, v_base, table, begin, last, end, scale, softcap,
-                KV_HEADS, DIM, V_DIM, BLOCK_D, BLOCK_V, BLOCK_SIZE, TILE, WINDOW, SOFTCAP, SLOW,
+                (largest, total, acc), queries, k_base, v_base, k_scales, v_scales, table, begin, last, end, scale,
+                softcap, KV_HEADS, DIM, V_DIM, BLOCK_D, BLOCK_V, BLOCK_SIZE, TILE, WINDOW, SOFTCAP, SLOW, SCALED,
             )  # fmt: skip
         result = acc / tl.where(total > 0, total, 1.0)[:, None]
         mask = is_query[:, None] & (dv[None, :] < V_DIM)
@@ -200,7 +214,7 @@ def _chunks(
 
 
 def chunks(
-    q: Tensor, k_cache: Tensor, v_cache: Tensor, tables: Tensor, tiles: Tensor, out: Tensor,
+    q: Tensor, kv: LayerKV, tables: Tensor, tiles: Tensor, out: Tensor,
     *, scale: float, window: int | None, softcap: float | None, tile_tokens: int, tile: int = 64,
 ) -> None:  # fmt: skip
     """Chunks of prompts: q (tokens, heads, head_dim) to out (tokens, heads, v_head_dim).
@@ -209,13 +223,13 @@ def chunks(
     first token's index, its number of tokens (0: none), and its first token's position.
     """
     _, heads, dim = q.shape
-    _, kv_heads, block_size, _ = k_cache.shape
-    v_dim, group = v_cache.shape[3], heads // kv_heads
+    _, kv_heads, block_size, _ = kv.k.shape
+    v_dim, group = kv.v.shape[3], heads // kv_heads
     launch(
         _chunks, (tiles.shape[0], kv_heads),
-        q, k_cache, v_cache, tables, tiles, out, scale, softcap or 0.0, tables.stride(0),
+        q, *kv, tables, tiles, out, scale, softcap or 0.0, tables.stride(0),
         GROUP=group, ROWS=max(16, triton.next_power_of_2(tile_tokens * group)), KV_HEADS=kv_heads, DIM=dim,
         V_DIM=v_dim, BLOCK_D=max(16, triton.next_power_of_2(dim)), BLOCK_V=max(16, triton.next_power_of_2(v_dim)),
         BLOCK_SIZE=block_size, TILE=tile, WINDOW=window or 0, SOFTCAP=softcap is not None,
-        SLOW=q.dtype is torch.float32, num_warps=4, num_stages=2,
+        SLOW=q.dtype is torch.float32, SCALED=kv.k.dtype in ROUNDED_DTYPES, num_warps=4, num_stages=2,
     )  # fmt: skip
