@@ -23,7 +23,7 @@ from app.layers.methods.integer import Integer
 from app.models.loader import load_model
 from app.settings import load_settings
 from tests.layers.packing import awq_tensors, gptq_tensors, int8_tensors, nf4_tensors
-from tests.models.families import DECODER, write_checkpoint
+from tests.models.families import DECODER, GENERIC, write_checkpoint
 from tests.models.test_oracle import make_engine, make_requests, run_crowd, tiny_settings, tokens_of
 
 needs_kernel = pytest.mark.skipif(not integer.lanes(), reason="the processor has no AVX2")
@@ -104,9 +104,9 @@ def _compressed(weight: Tensor, form: str, options: dict[str, Any]) -> tuple[dic
     return stored, dense, config
 
 
-def greedy(folder: Path, quantization: str) -> dict[str, list[RequestOutput]]:
+def greedy(folder: Path, quantization: str, **options: str) -> dict[str, list[RequestOutput]]:
     """What a crowd gets, with the logarithms of probabilities."""
-    core = make_engine(folder, tiny_settings(quantization=quantization))
+    core = make_engine(folder, tiny_settings(quantization=quantization, **options))
     outputs, _ = run_crowd(core, make_requests(6, temperature=0.0, logprobs=0, prompt_logprobs=0))
     return outputs
 
@@ -141,10 +141,22 @@ def test_codes_are_multiplied_as_they_are(name: str, tmp_path: Path) -> None:
     model = write_quantized(name, tmp_path)
     outputs = greedy(tmp_path, "auto")
     assert 0 < float(errors(model, outputs).mean()) < 0.02
+    _are_those_of_each_alone(outputs, tmp_path)
+
+
+def _are_those_of_each_alone(outputs: dict[str, list[RequestOutput]], folder: Path, **options: str) -> None:
     for alone, request in make_requests(6, temperature=0.0).items():
-        core = make_engine(tmp_path, tiny_settings(quantization="auto"))
-        found, _ = run_crowd(core, {alone: request})
+        found, _ = run_crowd(make_engine(folder, tiny_settings(**options)), {alone: request})
         assert tokens_of(found[alone]) == tokens_of(outputs[alone])
+
+
+@pytest.mark.parametrize("family", ["Llama", "GPTNeoX"])
+def test_k_and_v_are_kept_in_8_bits(family: str, tmp_path: Path) -> None:
+    """By the decoder and on the generic path, which store them each in its own way."""
+    model = write_checkpoint(family, (DECODER | GENERIC)[family], tmp_path)
+    outputs = greedy(tmp_path, "none", kv_dtype="int8")
+    assert 0 < float(errors(model, outputs).mean()) < 0.005
+    _are_those_of_each_alone(outputs, tmp_path, kv_dtype="int8")
 
 
 @needs_kernel
@@ -223,10 +235,12 @@ def test_a_quantized_checkpoint_is_not_rounded_again(tmp_path: Path) -> None:
 
 
 @needs_kernel
-def test_a_stream_goes_on_with_its_own_text_behind_what_another_engine_has_said(tmp_path: Path) -> None:
+@pytest.mark.parametrize("kv_dtype", ["auto", "int8"])
+def test_a_stream_goes_on_with_its_own_text_behind_what_another_engine_has_said(kv_dtype: str, tmp_path: Path) -> None:
     """With default settings, in bfloat16: what is said becomes a prompt, and the rest is the same, token for token."""
     write_checkpoint("Llama", DECODER["Llama"], tmp_path)
-    core = make_engine(tmp_path, tiny_settings(quantization="int8").model_copy(update={"dtype": "bfloat16"}))
+    settings = tiny_settings(quantization="int8", kv_dtype=kv_dtype)
+    core = make_engine(tmp_path, settings.model_copy(update={"dtype": "bfloat16"}))
     requests = {
         str(seed): ([3 + (7 * seed + at) % 190 for at in range(20 + seed)], _until(40, seed, 0.9 * (seed % 2)))
         for seed in range(8)

@@ -57,6 +57,29 @@ def test_a_backend_that_does_not_run_here_is_refused(
         build_worker(dummy_settings(attention_backend=backend, dtype=dtype), write_config(tmp_path))
 
 
+@pytest.mark.parametrize(
+    ("kv_dtype", "backend", "told"),
+    [("fp8", "auto", "kv_dtype: .* only in float32 or int8"), ("int8", "torch", "attention_backend: torch .*int8")],
+)
+def test_a_type_of_k_and_v_that_no_attention_reads_here_is_refused(
+    kv_dtype: str, backend: str, told: str, tmp_path: Path
+) -> None:
+    with pytest.raises(StartupError, match=told):
+        build_worker(dummy_settings(attention_backend=backend, kv_dtype=kv_dtype), write_config(tmp_path))
+
+
+def test_the_same_memory_holds_more_of_k_and_v_in_8_bits(tmp_path: Path) -> None:
+    folder = write_config(tmp_path, head_dim=64)
+    settings = load_settings(
+        load_format="dummy", device="cpu", dtype="bfloat16", kv_cache_memory="1MiB", max_num_seqs=256, max_model_len=64
+    )
+    blocks = [
+        build_worker(settings.model_copy(update={"kv_dtype": kind}), folder).limits.groups[0].num_blocks
+        for kind in ("auto", "int8")
+    ]
+    assert blocks[1] / blocks[0] == pytest.approx(128 / 68, rel=0.03)
+
+
 def test_memory_of_a_gpu_is_what_weights_and_the_largest_step_leave(monkeypatch: pytest.MonkeyPatch) -> None:
     free = 60 * GIB
     monkeypatch.setattr("torch.cuda.mem_get_info", lambda _device: (free, 80 * GIB))

@@ -19,9 +19,11 @@ from app.fairness.alone import Alone
 from app.settings import load_settings
 from app.worker.factory import build_worker
 from app.worker.graphs import decode_sizes, fitting, token_sizes
+from tests.kernels.test_gpu import rounding
 from tests.models.families import DECODER, write_checkpoint
 from tests.models.test_oracle import check_grammars, check_logprobs, greedy, run_crowd, tokens_of, write_tokenizer
 
+__all__ = ["rounding"]  # a fixture that all tests use
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 LIMITS = {"max_model_len": 48, "max_num_seqs": 4, "max_num_batched_tokens": 12}
 BLOCK_SIZE, NUM_BLOCKS = 4, 12
@@ -46,11 +48,12 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, PreTrainedMod
     return folder, write_checkpoint("Qwen3", DECODER["Qwen3"] | one_layer, folder)
 
 
-def make_engine(folder: Path, backend: str) -> EngineCore:
+def make_engine(folder: Path, backend: str, kv_dtype: str = "auto") -> EngineCore:
     settings = load_settings(
         dtype="float32",
         device=DEVICE,
         attention_backend=backend,
+        kv_dtype=kv_dtype,
         block_size=BLOCK_SIZE,
         num_kv_blocks=NUM_BLOCKS,
         **LIMITS,
@@ -81,6 +84,20 @@ def test_a_crowd_equals_transformers_alone(model: tuple[Path, PreTrainedModel]) 
         assert said == greedy(oracle, prompt, said, sampling.max_tokens), name
         if sampling.logprobs is not None:
             check_logprobs(oracle, prompt, outputs[name])
+
+
+def test_k_and_v_are_kept_in_float8(model: tuple[Path, PreTrainedModel]) -> None:
+    """Prompts and decodes come near to what transformers computes, and not too near."""
+    sampling = SamplingParams(max_tokens=8, seed=1, temperature=0.0, logprobs=0)
+    requests: Requests = {str(seed): ([3 + (7 * seed + at) % 190 for at in range(20)], sampling) for seed in range(3)}
+    outputs, _ = run_crowd(make_engine(model[0], "triton", "fp8"), requests)
+    for name, (prompt, _) in requests.items():
+        said = tokens_of(outputs[name])
+        found = [entry.logprobs[0] for output in outputs[name] for entry in output.logprobs]
+        with torch.inference_mode():
+            logits = model[1](torch.tensor([prompt + said])).logits[0, len(prompt) - 1 : -1]
+        expected = torch.log_softmax(logits.float(), -1).gather(1, torch.tensor(said)[:, None])[:, 0]
+        assert 1e-5 < float((torch.tensor(found) - expected).abs().mean()) < 0.06
 
 
 def test_grammars_constrain_those_who_ask(tmp_path: Path) -> None:
