@@ -23,51 +23,78 @@ def _attend_tile(
     state, q, k_base, v_base, k_scales, v_scales, table, begin, last, seen_from, scale, softcap,
     KV_HEADS: tl.constexpr, DIM: tl.constexpr, V_DIM: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_V: tl.constexpr,
     BLOCK_SIZE: tl.constexpr, TILE: tl.constexpr, WINDOW: tl.constexpr, SOFTCAP: tl.constexpr, SLOW: tl.constexpr,
-    SCALED: tl.constexpr,
+    SCALED: tl.constexpr, FULL: tl.constexpr,
 ):  # fmt: skip
     """Take in TILE keys from position `begin`. `last`: the last position that each query (rows,) sees.
 
     `state`: the largest score (rows,), the sum of weights (rows,), the weighted sum of values (rows, BLOCK_V).
     SCALED: K and V are in FP8, each token with a scale. Products are of the queries' type, which holds them exactly.
+    Values are taken as 448 times as large as they are, so that weights times scales are at home in float16.
+    FULL: all queries see all of these keys, and no dimension is missing. Asking for each key takes half as long again.
     """
     largest, total, acc = state
     positions = begin + tl.arange(0, TILE)
     in_range = positions < seen_from
     if WINDOW > 0:  # blocks behind the window may be others' by now
         in_range &= positions > tl.min(last, axis=0) - WINDOW
-    block = tl.load(table + positions // BLOCK_SIZE, mask=in_range, other=0).to(tl.int64)
+    if FULL:
+        block = tl.load(table + positions // BLOCK_SIZE).to(tl.int64)
+    else:
+        block = tl.load(table + positions // BLOCK_SIZE, mask=in_range, other=0).to(tl.int64)
     place = block * KV_HEADS * BLOCK_SIZE + positions % BLOCK_SIZE
     d, dv = tl.arange(0, BLOCK_D), tl.arange(0, BLOCK_V)
-    k = tl.load(k_base + place[None, :] * DIM + d[:, None], mask=in_range[None, :] & (d[:, None] < DIM), other=0.0)
+    of_k, of_v = k_base + place[None, :] * DIM + d[:, None], v_base + place[:, None] * V_DIM + dv[None, :]
+    if FULL:
+        k = tl.load(of_k)
+    else:
+        k = tl.load(of_k, mask=in_range[None, :] & (d[:, None] < DIM), other=0.0)
     if SLOW:
         scores = tl.dot(q, k.to(q.dtype), input_precision="ieee") * scale
     else:
         scores = tl.dot(q, k.to(q.dtype)) * scale
     if SCALED:
-        scores *= tl.load(k_scales + place, mask=in_range, other=0.0)[None, :]
+        scores *= _scales(k_scales + place, in_range, FULL)[None, :]
     if SOFTCAP:
         scores = softcap * (2 * tl.sigmoid(2 * scores / softcap) - 1)
     scores *= 1.4426950408889634
-    seen = positions[None, :] <= last[:, None]
-    if WINDOW > 0:
-        seen &= positions[None, :] > last[:, None] - WINDOW
-    scores = tl.where(seen, scores, float("-inf"))
+    if not FULL:
+        seen = positions[None, :] <= last[:, None]
+        if WINDOW > 0:
+            seen &= positions[None, :] > last[:, None] - WINDOW
+        scores = tl.where(seen, scores, float("-inf"))
     new_largest = tl.maximum(largest, tl.max(scores, axis=1))
     # A query that has seen nothing yet: -inf less -inf is no number.
     base = tl.where(new_largest == float("-inf"), 0.0, new_largest)
     weights = tl.exp2(scores - base[:, None])
     factor = tl.exp2(largest - base)
-    v = tl.load(
-        v_base + place[:, None] * V_DIM + dv[None, :], mask=in_range[:, None] & (dv[None, :] < V_DIM), other=0.0
-    )
     total = total * factor + tl.sum(weights, axis=1)
     if SCALED:
-        weights *= tl.load(v_scales + place, mask=in_range, other=0.0)[None, :]
+        weights *= _scales(v_scales + place, in_range, FULL)[None, :] * 448.0
+    if FULL:
+        v = tl.load(of_v)
+    else:
+        v = tl.load(of_v, mask=in_range[:, None] & (dv[None, :] < V_DIM), other=0.0)
     if SLOW:
         added = tl.dot(weights, v.to(q.dtype), input_precision="ieee")
     else:
         added = tl.dot(weights.to(q.dtype), v.to(q.dtype))
     return new_largest, total, acc * factor[:, None] + added
+
+
+@triton.jit
+def _scales(at, in_range, FULL: tl.constexpr):
+    if FULL:
+        return tl.load(at)
+    else:
+        return tl.load(at, mask=in_range, other=0.0)
+
+
+@triton.jit
+def _mean(total, acc, SCALED: tl.constexpr):
+    """What a query gets; 0 if it has seen nothing."""
+    if SCALED:
+        acc *= 1 / 448
+    return acc / tl.where(total > 0, total, 1.0)[:, None]
 
 
 @triton.jit(do_not_specialize=["splits"])
@@ -97,18 +124,28 @@ def _decode(
     acc = tl.zeros([ROWS, BLOCK_V], tl.float32)
     if start < end:
         queries = tl.load(q + q_head[:, None] * DIM + d[None, :], mask=is_head[:, None] & (d[None, :] < DIM), other=0.0)
+        if SCALED and not SLOW:  # one instruction makes two numbers of e4m3 float16, and three times as many bfloat16
+            queries = queries.to(tl.float16)
         table = tables + tl.load(rows + request).to(tl.int64) * table_stride
         last = tl.zeros([ROWS], tl.int32) + length - 1
         k_base = k_cache + head * BLOCK_SIZE * DIM
         v_base = v_cache + head * BLOCK_SIZE * V_DIM
         k_scales += head * BLOCK_SIZE
         v_scales += head * BLOCK_SIZE
-        for begin in range(start, end, TILE):
+        whole = start
+        if WINDOW == 0 and DIM == BLOCK_D and V_DIM == BLOCK_V:
+            whole += (end - start) // TILE * TILE
+            for begin in range(start, whole, TILE):
+                largest, total, acc = _attend_tile(
+                    (largest, total, acc), queries, k_base, v_base, k_scales, v_scales, table, begin, last, end, scale,
+                    softcap, KV_HEADS, DIM, V_DIM, BLOCK_D, BLOCK_V, BLOCK_SIZE, TILE, 0, SOFTCAP, SLOW, SCALED, True,
+                )  # fmt: skip
+        for begin in range(whole, end, TILE):
             largest, total, acc = _attend_tile(
                 (largest, total, acc), queries, k_base, v_base, k_scales, v_scales, table, begin, last, end, scale,
-                softcap, KV_HEADS, DIM, V_DIM, BLOCK_D, BLOCK_V, BLOCK_SIZE, TILE, WINDOW, SOFTCAP, SLOW, SCALED,
+                softcap, KV_HEADS, DIM, V_DIM, BLOCK_D, BLOCK_V, BLOCK_SIZE, TILE, WINDOW, SOFTCAP, SLOW, SCALED, False,
             )  # fmt: skip
-    result = acc / tl.where(total > 0, total, 1.0)[:, None]
+    result = _mean(total, acc, SCALED)
     mask = is_head[:, None] & (dv[None, :] < V_DIM)
     if IS_WHOLE:
         tl.store(out + q_head[:, None] * V_DIM + dv[None, :], result.to(out.dtype.element_ty), mask=mask)
@@ -190,6 +227,8 @@ def _chunks(
         queries = tl.load(
             q + q_head[:, None] * DIM + d[None, :], mask=is_query[:, None] & (d[None, :] < DIM), other=0.0
         )
+        if SCALED and not SLOW:
+            queries = queries.to(tl.float16)
         table = tables + row.to(tl.int64) * table_stride
         last = position + m // GROUP
         k_base = k_cache + head * BLOCK_SIZE * DIM
@@ -203,19 +242,28 @@ def _chunks(
         largest = tl.full([ROWS], float("-inf"), tl.float32)
         total = tl.zeros([ROWS], tl.float32)
         acc = tl.zeros([ROWS, BLOCK_V], tl.float32)
-        for begin in range(first, end, TILE):
+        whole = first
+        if WINDOW == 0 and DIM == BLOCK_D and V_DIM == BLOCK_V:
+            whole = (position + 1) // TILE * TILE
+            for begin in range(first, whole, TILE):
+                largest, total, acc = _attend_tile(
+                    (largest, total, acc), queries, k_base, v_base, k_scales, v_scales, table, begin, last, end, scale,
+                    softcap, KV_HEADS, DIM, V_DIM, BLOCK_D, BLOCK_V, BLOCK_SIZE, TILE, 0, SOFTCAP, SLOW, SCALED, True,
+                )  # fmt: skip
+        for begin in range(whole, end, TILE):
             largest, total, acc = _attend_tile(
                 (largest, total, acc), queries, k_base, v_base, k_scales, v_scales, table, begin, last, end, scale,
-                softcap, KV_HEADS, DIM, V_DIM, BLOCK_D, BLOCK_V, BLOCK_SIZE, TILE, WINDOW, SOFTCAP, SLOW, SCALED,
+                softcap, KV_HEADS, DIM, V_DIM, BLOCK_D, BLOCK_V, BLOCK_SIZE, TILE, WINDOW, SOFTCAP, SLOW, SCALED, False,
             )  # fmt: skip
-        result = acc / tl.where(total > 0, total, 1.0)[:, None]
+        result = _mean(total, acc, SCALED)
         mask = is_query[:, None] & (dv[None, :] < V_DIM)
         tl.store(out + q_head[:, None] * V_DIM + dv[None, :], result.to(out.dtype.element_ty), mask=mask)
 
 
 def chunks(
     q: Tensor, kv: LayerKV, tables: Tensor, tiles: Tensor, out: Tensor,
-    *, scale: float, window: int | None, softcap: float | None, tile_tokens: int, tile: int = 64,
+    *, scale: float, window: int | None, softcap: float | None, tile_tokens: int, tile: int = 64, warps: int = 4,
+    stages: int = 2,
 ) -> None:  # fmt: skip
     """Chunks of prompts: q (tokens, heads, head_dim) to out (tokens, heads, v_head_dim).
 
@@ -231,5 +279,5 @@ def chunks(
         GROUP=group, ROWS=max(16, triton.next_power_of_2(tile_tokens * group)), KV_HEADS=kv_heads, DIM=dim,
         V_DIM=v_dim, BLOCK_D=max(16, triton.next_power_of_2(dim)), BLOCK_V=max(16, triton.next_power_of_2(v_dim)),
         BLOCK_SIZE=block_size, TILE=tile, WINDOW=window or 0, SOFTCAP=softcap is not None,
-        SLOW=q.dtype is torch.float32, SCALED=kv.k.dtype in ROUNDED_DTYPES, num_warps=4, num_stages=2,
+        SLOW=q.dtype is torch.float32, SCALED=kv.k.dtype in ROUNDED_DTYPES, num_warps=warps, num_stages=stages,
     )  # fmt: skip
