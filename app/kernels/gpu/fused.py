@@ -143,11 +143,13 @@ def _prepare_heads(
         kv_head = (head - HEADS) % KV_HEADS
         place = (slot // BLOCK_SIZE * KV_HEADS + kv_head) * BLOCK_SIZE + slot % BLOCK_SIZE
         if SCALED:
-            result, scale = _round_heads(result, k_cache.dtype.element_ty)
+            kept, scale = _round_heads(result, k_cache.dtype.element_ty)
             tl.store(k_scales + place, scale, mask=~is_query & ~is_value)
             tl.store(v_scales + place, scale, mask=is_value & (head < HEADS + 2 * KV_HEADS))
-        tl.store(k_cache + place * DIM + at, result, mask=mask & ~is_query & ~is_value)
-        tl.store(v_cache + place * DIM + at, result, mask=mask & is_value)
+        else:
+            kept = result
+        tl.store(k_cache + place * DIM + at, kept, mask=mask & ~is_query & ~is_value)
+        tl.store(v_cache + place * DIM + at, kept, mask=mask & is_value)
 
 
 @triton.jit

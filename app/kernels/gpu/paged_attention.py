@@ -7,6 +7,9 @@ Layouts: q (tokens, heads, head_dim); K cache (blocks, kv_heads, block_size, hea
 their scales, if they are in FP8, (blocks, kv_heads, block_size); block tables (rows, blocks) int32.
 """
 
+from functools import cache
+from typing import NamedTuple
+
 import torch
 import triton
 import triton.language as tl
@@ -15,7 +18,8 @@ from torch import Tensor
 from ..kv import ROUNDED_DTYPES, LayerKV
 from .launch import launch, wait_for_input
 
-_LOG2_E = 1.4426950408889634
+_MANY_PROGRAMS = 512
+"""So many that each had better be small."""
 
 
 @triton.jit
@@ -173,16 +177,53 @@ def _merge(
     tl.store(out + head * V_DIM + dv, result.to(out.dtype.element_ty), mask=dv < V_DIM)
 
 
+class Tiling(NamedTuple):
+    """How a kernel goes through the past."""
+
+    keys: int
+    """That are taken at once."""
+    warps: int
+    stages: int
+    """How many of these steps overlap."""
+
+
+def _tiling_of_decodes(q: Tensor, kv: LayerKV, splits: int) -> Tiling:
+    """Measured on an H200, for heads of 128 dimensions, 1 to 256 requests, and pasts of 512 and 2048 tokens."""
+    requests, kv_heads = q.shape[0], kv.k.shape[1]
+    if requests == 1:
+        return _fitting(Tiling(64, 2, 3), kv)
+    if kv.k.dtype in ROUNDED_DTYPES and requests * kv_heads * splits >= _MANY_PROGRAMS:
+        return _fitting(Tiling(32, 1, 5), kv)
+    return _fitting(Tiling(128, 4, 3), kv)
+
+
+def _fitting(tiling: Tiling, kv: LayerKV) -> Tiling:
+    """With fewer keys, if those of all stages but one do not fit the memory of a multiprocessor."""
+    bytes_of_key = kv.k.shape[3] * kv.k.itemsize + kv.v.shape[3] * kv.v.itemsize
+    keys = tiling.keys
+    while keys > 16 and (tiling.stages - 1) * keys * bytes_of_key > _shared_memory():
+        keys //= 2
+    return tiling._replace(keys=keys)
+
+
+@cache
+def _shared_memory() -> int:
+    """Bytes of a multiprocessor for keys and values: an eighth is left for all else."""
+    if not torch.cuda.is_available():
+        return 2**17
+    return int(torch.cuda.get_device_properties().shared_memory_per_block_optin) * 7 // 8
+
+
 def decode(
     q: Tensor, kv: LayerKV, tables: Tensor, rows: Tensor, seq_lens: Tensor, out: Tensor,
-    *, scale: float, window: int | None, softcap: float | None, splits: int, tile: int = 64, warps: int = 4,
-    stages: int = 3,
+    *, scale: float, window: int | None, softcap: float | None, splits: int, tiling: Tiling | None = None,
 ) -> None:  # fmt: skip
     """One query token per request: q (requests, heads, head_dim) to out (requests, heads, v_head_dim).
 
     rows (requests,) int32: each request's row in the block tables; seq_lens (requests,) int32: tokens that it sees,
     its own included, or 0 for none, whose `out` is 0. `splits`, a power of two: parts that each past is cut into.
     """
+    tiling = tiling or _tiling_of_decodes(q, kv, splits)
     requests, heads, dim = q.shape
     _, kv_heads, block_size, _ = kv.k.shape
     v_dim, group = kv.v.shape[3], heads // kv_heads
@@ -195,10 +236,10 @@ def decode(
         _decode, (requests, kv_heads, splits),
         q, *kv, tables, rows, seq_lens, out, partial, lse, scale, softcap or 0.0, tables.stride(0), splits,
         GROUP=group, ROWS=max(16, triton.next_power_of_2(group)), KV_HEADS=kv_heads, DIM=dim, V_DIM=v_dim,
-        BLOCK_D=max(16, triton.next_power_of_2(dim)), BLOCK_V=max(16, block_v), BLOCK_SIZE=block_size, TILE=tile,
-        IS_WHOLE=splits == 1, WINDOW=window or 0, SOFTCAP=softcap is not None, SLOW=q.dtype is torch.float32,
-        SCALED=kv.k.dtype in ROUNDED_DTYPES,
-        overlaps=requests == 1, num_warps=warps, num_stages=stages,
+        BLOCK_D=max(16, triton.next_power_of_2(dim)), BLOCK_V=max(16, block_v), BLOCK_SIZE=block_size,
+        TILE=tiling.keys, IS_WHOLE=splits == 1, WINDOW=window or 0, SOFTCAP=softcap is not None,
+        SLOW=q.dtype is torch.float32,
+        SCALED=kv.k.dtype in ROUNDED_DTYPES, overlaps=requests == 1, num_warps=tiling.warps, num_stages=tiling.stages,
     )  # fmt: skip
     if splits > 1:
         launch(
@@ -262,8 +303,7 @@ def _chunks(
 
 def chunks(
     q: Tensor, kv: LayerKV, tables: Tensor, tiles: Tensor, out: Tensor,
-    *, scale: float, window: int | None, softcap: float | None, tile_tokens: int, tile: int = 64, warps: int = 4,
-    stages: int = 2,
+    *, scale: float, window: int | None, softcap: float | None, tile_tokens: int,
 ) -> None:  # fmt: skip
     """Chunks of prompts: q (tokens, heads, head_dim) to out (tokens, heads, v_head_dim).
 
@@ -273,11 +313,13 @@ def chunks(
     _, heads, dim = q.shape
     _, kv_heads, block_size, _ = kv.k.shape
     v_dim, group = kv.v.shape[3], heads // kv_heads
+    tiling = _fitting(Tiling(128, 4, 3) if kv.k.dtype in ROUNDED_DTYPES else Tiling(64, 4, 2), kv)
     launch(
         _chunks, (tiles.shape[0], kv_heads),
         q, *kv, tables, tiles, out, scale, softcap or 0.0, tables.stride(0),
         GROUP=group, ROWS=max(16, triton.next_power_of_2(tile_tokens * group)), KV_HEADS=kv_heads, DIM=dim,
         V_DIM=v_dim, BLOCK_D=max(16, triton.next_power_of_2(dim)), BLOCK_V=max(16, triton.next_power_of_2(v_dim)),
-        BLOCK_SIZE=block_size, TILE=tile, WINDOW=window or 0, SOFTCAP=softcap is not None,
-        SLOW=q.dtype is torch.float32, SCALED=kv.k.dtype in ROUNDED_DTYPES, num_warps=warps, num_stages=stages,
+        BLOCK_SIZE=block_size, TILE=tiling.keys, WINDOW=window or 0, SOFTCAP=softcap is not None,
+        SLOW=q.dtype is torch.float32, SCALED=kv.k.dtype in ROUNDED_DTYPES,
+        num_warps=tiling.warps, num_stages=tiling.stages,
     )  # fmt: skip
