@@ -211,7 +211,8 @@ def _shared_memory() -> int:
     """Bytes of a multiprocessor for keys and values: an eighth is left for all else."""
     if not torch.cuda.is_available():
         return 2**17
-    return int(torch.cuda.get_device_properties().shared_memory_per_block_optin) * 7 // 8
+    device = torch.cuda.current_device()
+    return int(triton.runtime.driver.active.utils.get_device_properties(device)["max_shared_mem"]) * 7 // 8
 
 
 def decode(
