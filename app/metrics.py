@@ -100,6 +100,15 @@ class Metrics:
         self._queries = self._counter("prefix_cache_queries", "Prompt tokens looked up in the prefix cache")
         self._hits = self._counter("prefix_cache_hits", "Prompt tokens found in the prefix cache")
         self._preemptions = self._counter("num_preemptions", "Number of times that a request was preempted")
+        kinds = {
+            "drafts": "Number of times that a request had drafts of tokens in a step, by what proposed them",
+            "draft_tokens": "Tokens of drafts, by what proposed them",
+            "accepted_tokens": "Tokens of drafts that were right, by what proposed them",
+        }
+        self._drafts = {
+            kind: self._counter(f"spec_decode_num_{kind}", text, ["proposer"]).labels("ngram")
+            for kind, text in kinds.items()
+        }
         self._step_tokens = self._histogram("iteration_tokens", "Tokens computed in a step", _TOKEN_BUCKETS)
         self._step_seconds = self._histogram("step_duration_seconds", "Duration of a step", _seconds(0.0005, 10))
         self._startup = self._gauge("startup_seconds", "Duration of each phase of the engine's start", ["phase"])
@@ -115,6 +124,9 @@ class Metrics:
         self._queries.inc(stats.prefix_cache_queries)
         self._hits.inc(stats.prefix_cache_hits)
         self._preemptions.inc(stats.num_preemptions)
+        self._drafts["drafts"].inc(stats.num_drafted_steps)
+        self._drafts["draft_tokens"].inc(stats.num_drafted_tokens)
+        self._drafts["accepted_tokens"].inc(stats.num_accepted_tokens)
         if stats.step_tokens:
             self._step_tokens.observe(stats.step_tokens)
             self._step_seconds.observe(stats.step_seconds)

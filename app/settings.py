@@ -96,6 +96,11 @@ class SchedulerSettings(BaseModel):
         gt=0,
         description="milliseconds that prefills may put between a stream's tokens; auto: 200 on a CPU, 50 on a GPU",
     )
+    speculate: Literal["auto", "ngram", "off"] = Field(
+        "auto",
+        description="guess the next tokens and check several in a step, while few requests run: the text is the same; "
+        "ngram: from the request's own tokens; auto: ngram",
+    )
     overlap: bool = Field(True, description="plan a step while the one before it runs; turn it off to find faults")
 
 

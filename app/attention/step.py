@@ -11,10 +11,14 @@ Ints = NDArray[np.int64]
 
 @dataclass
 class StepInput:
-    """Decodes (one token each) come first, by length, then chunks of several tokens."""
+    """Decodes (one token each) come first, by length, then chunks of several tokens.
+
+    A row with drafts is several decodes, of which each sees the K/V that the step writes for those before it. So its
+    tokens are computed as they would be one after the other, and no shapes of steps are needed for drafts.
+    """
 
     order: Ints
-    """(requests,): index into the rows of the `SchedulerOutput` of each request."""
+    """(requests,): index into the rows of the `SchedulerOutput` of each request; a row with drafts is several."""
     rows: Ints
     """(requests,)"""
     input_ids: Ints

@@ -2,6 +2,7 @@
 
 import enum
 from dataclasses import dataclass, field
+from typing import Any
 
 import msgspec
 
@@ -69,6 +70,8 @@ class Request:
     weight: float = 1.0
     """The tenant's share of the service, relative to the weights of other tenants."""
     extras: Extras = NO_EXTRAS
+    max_drafts: int | None = None
+    """Most drafts in a step; None leaves it to the engine."""
     is_suspect: bool = False
     """Engines died while they ran it, so it runs alone until it has had a token."""
 
@@ -91,6 +94,8 @@ class Request:
     """Tokens that steps in flight are sure to give: they have a position, but no known id yet."""
     num_drafts: int = 0
     """Guesses in the step in flight: how many of them are right, its result will tell."""
+    of_proposer: Any = None
+    """What the proposer of drafts remembers of its tokens."""
     num_admitted_tokens: int = 0
     """Tokens that it had when it was given its row."""
     num_registered_blocks: int = 0

@@ -9,7 +9,7 @@ of its tables holds the tokens of the same positions, so all of its tables have 
 
 A row may carry *drafts*: guesses of the tokens that follow its last one. The worker computes them in the same pass,
 and keeps those that equal what it samples at their positions: so a step may give a row several tokens, and the text
-is the one that it would have been without drafts.
+is the one that it would have been without drafts. A step with drafts has no prompts, and few tokens: MAX_WITH_DRAFTS.
 
 Steps are executed in the order in which they were submitted.
 """
@@ -70,8 +70,8 @@ class SchedulerOutput(msgspec.Struct):
         return num_decodes, self.num_tokens - num_decodes - num_drafts
 
 
-MAX_DRAFTS = 64
-"""In one step, of all rows together."""
+MAX_WITH_DRAFTS = 64
+"""Tokens of a step with drafts: a larger one takes the longer, the more tokens it has."""
 NOT_A_NUMBER = -2
 NOTHING_ALLOWED = -3
 

@@ -53,6 +53,8 @@ class GenerateCommand(msgspec.Struct, tag=True, kw_only=True):
     weight: float = 1.0
     """The tenant's share of the service, relative to the weights of other tenants."""
     cache_salt: str = ""
+    max_drafts: int | None = None
+    """Most drafts in a step; None leaves it to the engine. They change no text."""
     arrived_at: float
     """Seconds, `time.monotonic()`."""
     progress: Progress | None = None
@@ -149,7 +151,14 @@ class RequestOutput(msgspec.Struct, kw_only=True, omit_defaults=True):
         self.blames_request = later.blames_request
 
 
-COUNTERS = ("prefix_cache_queries", "prefix_cache_hits", "num_preemptions")
+COUNTERS = (
+    "prefix_cache_queries",
+    "prefix_cache_hits",
+    "num_preemptions",
+    "num_drafted_steps",
+    "num_drafted_tokens",
+    "num_accepted_tokens",
+)
 """Of `EngineStats`: what is counted since the last message, while everything else is the present state."""
 
 
@@ -167,6 +176,11 @@ class EngineStats(msgspec.Struct, kw_only=True):
     """Prompt tokens looked up in this step."""
     prefix_cache_hits: int = 0
     num_preemptions: int = 0
+    num_drafted_steps: int = 0
+    """How many times a request had drafts in a step."""
+    num_drafted_tokens: int = 0
+    num_accepted_tokens: int = 0
+    """Drafts that were right, and so gave a token."""
 
     def extend(self, later: "EngineStats") -> None:
         """Merge the statistics of the next step: counters are added up, and all other values are replaced."""

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from ..checkpoint.encoders import EncoderConfig
 from ..checkpoint.folder import ModelFolder
-from ..core.step import BuiltWorker
+from ..core.step import BuiltWorker, Limits
 from ..core.wire import EngineReady, Task
 from ..fairness.alone import Alone
 from ..fairness.fair_shares import FairShares
@@ -13,7 +13,9 @@ from ..settings import Settings
 from .chunk_pacer import ChunkPacer
 from .core import EngineCore
 from .kv_cache import KVCache
+from .ngram import NgramProposer
 from .scheduler import Scheduler
+from .speculation import Speculation
 
 
 def build_engine(settings: Settings, model_folder: Path) -> tuple[EngineCore, EngineReady]:
@@ -32,9 +34,17 @@ def build_engine(settings: Settings, model_folder: Path) -> tuple[EngineCore, En
         max_model_len=limits.max_model_len,
         step_sizes=limits.step_sizes,
         chunked_prefill=limits.chunked_prefill,
+        speculation=None if encoder else _speculation(settings, limits),
     )
     task: Task = encoder.task if encoder else "generate"
     return EngineCore(scheduler, built.worker, settings.overlap), _ready(built, task, settings, import_seconds)
+
+
+def _speculation(settings: Settings, limits: Limits) -> Speculation | None:
+    """The echo worker, which costs nothing, takes no drafts."""
+    if settings.speculate == "off" or settings.worker == "echo":
+        return None
+    return Speculation(NgramProposer(), limits.max_num_batched_tokens)
 
 
 def _build_worker(settings: Settings, folder: Path, encoder: EncoderConfig | None) -> tuple[BuiltWorker, float]:

@@ -110,17 +110,27 @@ class EngineCore:
         return self._finish(self._submit())
 
     def _step_overlapped(self) -> StepOutputs:
-        """Submit the next step, then finish the one that was in flight."""
-        in_flight, self._in_flight = self._in_flight, self._submit()
-        return self._finish(in_flight)
+        """Submit the next step, then finish the one that was in flight.
 
-    def _submit(self) -> "_Submitted | None":
+        Where drafts need its tokens, the next one is planned when these are there, and before they are told.
+        """
+        waits = self.scheduler.waits_for_tokens
+        in_flight, self._in_flight = self._in_flight, None if waits else self._submit()
+        outputs = self._finish(in_flight)
+        if waits and not self.suspect:
+            self._in_flight = self._submit(self._last_result_at)
+        return outputs
+
+    def _submit(self, at: float | None = None) -> "_Submitted | None":
+        """Plan and submit the next step. With drafts that were waited for, its time began at `at`."""
         began = time.monotonic()
         step = self.scheduler.schedule()
         if step is None:
             return None
         was_running = self._is_running
         submitted = _Submitted(step, self.worker.submit(step), time.monotonic())
+        if at is not None:
+            return submitted._replace(at=at) if step.drafts else submitted
         if self._is_running or not was_running:  # otherwise `submit` may have waited for the previous step
             self._planning_seconds = max(submitted.at - began, _FORGET * self._planning_seconds)
         return submitted
@@ -181,6 +191,7 @@ def _to_generate(command: GenerateCommand) -> Request:
         cache_salt=command.cache_salt,
         tenant=command.tenant,
         weight=command.weight,
+        max_drafts=command.max_drafts,
     )
     if progress := command.progress:
         request.token_ids += progress.token_ids

@@ -1,12 +1,27 @@
 """Guesses of what a request generates next, which the worker checks in the same pass; see `app.core.step`."""
 
-from collections.abc import Sequence
-from typing import Protocol
+from typing import NamedTuple, Protocol
+
+from ..core.request import Request
+
+
+class Guess(NamedTuple):
+    """What may follow the tokens of a request."""
+
+    token_ids: list[int]
+    chance: float
+    """Of each of them to be right if those before it are, 0 to 1."""
+
+
+NO_GUESS = Guess([], 0.0)
 
 
 class Proposer(Protocol):
-    """Makes drafts from the tokens of a request."""
+    """Makes drafts from the known tokens of requests."""
 
-    def propose(self, token_ids: Sequence[int], most: int) -> list[int]:
-        """Up to `most` tokens that may follow the last one; none if there is nothing to go by."""
+    def propose(self, request: Request, most: int) -> Guess:
+        """Up to `most` tokens that may follow the last known one; NO_GUESS if there is nothing to go by.
+
+        It is called before each step without prompts, as long as few requests run.
+        """
         ...

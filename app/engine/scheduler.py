@@ -12,12 +12,13 @@ from bisect import bisect_right, insort
 from collections.abc import Callable, Sequence
 
 from ..core.request import Request, RequestStatus
-from ..core.step import MAX_DRAFTS, NewRequest, SchedulerOutput
+from ..core.step import ModelRunnerOutput, NewRequest, SchedulerOutput
+from ..core.wire import RequestOutput
 from ..fairness.policy import SharePolicy
 from .chunk_pacer import ChunkPacer
-from .drafts import Proposer
 from .kv_cache import KVCache
 from .requests import Clock, RequestBatch
+from .speculation import Speculation
 
 log = logging.getLogger(__name__)
 
@@ -40,7 +41,7 @@ class Scheduler(RequestBatch):
         max_model_len: int,
         step_sizes: Sequence[int] = (),
         chunked_prefill: bool = True,
-        proposer: Proposer | None = None,
+        speculation: Speculation | None = None,
         clock: Clock = time.monotonic,
     ) -> None:
         super().__init__(kv, policy, max_num_seqs, max_model_len, chunked_prefill, clock)
@@ -49,11 +50,28 @@ class Scheduler(RequestBatch):
         self.pacer = pacer
         self.max_num_batched_tokens = max_num_batched_tokens
         self.step_sizes = step_sizes
-        self.proposer = proposer
+        self.speculation = speculation
 
     def expected_seconds(self, step: SchedulerOutput) -> float:
         """How long a step will take, by what those before took."""
         return self.pacer.seconds(*step.decodes_and_prompt_tokens)
+
+    @property
+    def waits_for_tokens(self) -> bool:
+        """Whether the next step is better planned when the one in flight has given its tokens, since drafts go on
+        from these. Rows with drafts would have no part in it now, and the others would part from them for good."""
+        if self.speculation is None or self._suspects or not any(request.num_in_flight for request in self.running):
+            return False
+        if any(request.num_drafts for request in self.running):
+            return True
+        return self._all_generate and self.speculation.is_worth_waiting(self.running)
+
+    @property
+    def _all_generate(self) -> bool:
+        """Whether the next step has no prompts: nobody computes one, and nobody can be admitted."""
+        if self._free_rows and len(self.requests) > len(self.running):
+            return False
+        return all(request.num_missing <= 1 for request in self.running)
 
     def schedule(self) -> SchedulerOutput | None:
         """Plan the next step; None if there is nothing to compute now."""
@@ -94,7 +112,8 @@ class Scheduler(RequestBatch):
         prompt_budget = self._prompt_budget(num_decodes)  # on top of decodes
         self.policy.divide(prompt_budget)
         num_running = len(self.running)
-        prompt_budget = self._schedule_running(step, wanted, prompt_budget)
+        drafts = self._drafts(participants)
+        prompt_budget = self._schedule_running(step, wanted, prompt_budget, drafts)
         has_preempted = len(self.running) < num_running  # then memory is what is short
         if self._free_rows and not has_preempted:
             self._schedule_waiting(step, prompt_budget)
@@ -108,34 +127,39 @@ class Scheduler(RequestBatch):
             return self.step_sizes[fitting] - num_decodes
         return budget
 
-    def _schedule_running(self, step: SchedulerOutput, wanted: list[tuple[Request, int]], prompt_budget: int) -> int:
+    def _drafts(self, participants: list[Request]) -> dict[str, list[int]]:
+        """Guesses of what these requests generate behind their last tokens, by their ids; see `app.core.step`."""
+        if self.speculation is None or not self._all_generate or any(request.num_in_flight for request in participants):
+            return {}
+        drafts = {}
+        # Nobody is preempted for guesses: every request can have another block without them.
+        left = min((pool.num_available for pool in self.kv.pools), default=0) - len(participants)
+        for name, guesses in self.speculation.choose(participants).items():
+            num_tokens = len(self.requests[name].token_ids)
+            left -= self.kv.num_blocks(num_tokens + len(guesses)) - self.kv.num_blocks(num_tokens)
+            if left < 0:
+                break
+            drafts[name] = guesses
+        return drafts
+
+    def _schedule_running(
+        self,
+        step: SchedulerOutput,
+        wanted: list[tuple[Request, int]],
+        prompt_budget: int,
+        drafts: dict[str, list[int]],
+    ) -> int:
         """Give running requests the tokens that they want; returns what is left of the budget for prompts."""
-        num_drafts = 0 if self.proposer is None else MAX_DRAFTS
         for request, count in wanted:
             if request.row < 0:  # preempted for those before it, as are all behind it
                 break
             if count > 1:
                 count = self.policy.take(request, min(count, prompt_budget))
                 prompt_budget -= count
-            drafts = self._draft(request, min(prompt_budget, num_drafts)) if num_drafts and count == 1 else []
-            if count > 0 and self._grow(request, count + len(drafts), step, self._last_running):
-                self._enter(request, count, step, drafts)
-                prompt_budget -= len(drafts)
-                num_drafts -= len(drafts)
+            guesses = drafts.get(request.request_id, [])
+            if count > 0 and self._grow(request, count + len(guesses), step, self._last_running):
+                self._enter(request, count, step, guesses)
         return prompt_budget
-
-    def _draft(self, request: Request, most: int) -> list[int]:
-        """Guesses of what a request generates behind the next token, if there may be any.
-
-        Its last token has to be known. A row with penalties, a grammar or a minimal length has none, because the worker
-        keeps what these remember for accepted tokens only.
-        """
-        if self.proposer is None or request.num_in_flight or request.sampling.looks_back:
-            return []
-        most = min(most, request.max_num_tokens - len(request.token_ids) - 1)
-        drafts = self.proposer.propose(request.token_ids, most)[:most] if most > 0 else []
-        # Nobody is preempted for guesses.
-        return drafts if self.kv.has_room_to_grow(request, len(request.token_ids) + len(drafts)) else []
 
     def _last_running(self) -> Request:
         return self.running[-1]
@@ -241,6 +265,12 @@ class Scheduler(RequestBatch):
         request.num_computed_tokens += count
         if request.num_computed_tokens == len(request.token_ids) + request.num_in_flight:
             request.num_in_flight += 1
+
+    def update(self, step: SchedulerOutput, result: ModelRunnerOutput, seconds: float) -> list[RequestOutput]:
+        """See `RequestBatch.update`."""
+        if self.speculation is not None:
+            self.speculation.observe(step, seconds)
+        return super().update(step, result, seconds)
 
     def shrink(self, step: SchedulerOutput) -> None:
         """Plan smaller steps than this from now on: it was too large for the memory. To be called after `recover`.

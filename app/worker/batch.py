@@ -28,7 +28,7 @@ class Entries:
     starts: Ints
     """(requests + 1,): where each request's entries begin, and their number."""
     drafts: Ints | None = None
-    """(entries,): the guess of what is sampled, -1 for a request's last entry; None if nobody has drafts."""
+    """(entries,): the guess of what is sampled, NO_DRAFT for a request's last entry; None if nobody has drafts."""
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -55,6 +55,7 @@ class BlockChanges(NamedTuple):
 
 
 NO_LOGPROBS = -1
+NO_DRAFT = -1
 _NOTHING: Ints = np.zeros(0, dtype=np.int64)
 
 
@@ -116,9 +117,16 @@ class InputBatch:
         """Take in a step's requests, whose blocks have been taken, and count its tokens as computed, but for drafts."""
         counts = np.array(step.num_scheduled_tokens, dtype=np.int64)
         rows = np.array(step.rows, dtype=np.int64)
-        order = np.lexsort((self.num_computed[rows], counts > 1))
-        counts, rows = counts[order], rows[order]
-        starts = self.num_computed[rows]
+        order, starts = np.arange(len(rows)), self.num_computed[rows]
+        self.num_computed[rows] += 1 if step.drafts else counts
+        guesses = np.full(len(rows), NO_DRAFT, dtype=np.int64)
+        if step.drafts:  # every token is a decode
+            guesses = np.concatenate([[NO_DRAFT, *step.drafts.get(row, ())] for row in step.rows])
+            order = np.repeat(order, counts)
+            rows, starts = rows[order], starts[order] + np.arange(len(order)) - (counts.cumsum() - counts)[order]
+            counts = np.ones_like(order)
+        by_length = np.lexsort((starts, counts > 1))
+        order, rows, starts, counts = order[by_length], rows[by_length], starts[by_length], counts[by_length]
         seq_lens = starts + counts
         query_starts = np.zeros(len(rows) + 1, dtype=np.int64)
         np.cumsum(counts, out=query_starts[1:])
@@ -128,12 +136,10 @@ class InputBatch:
         blocks, offsets = np.divmod(positions, self.block_size)
         input_is_sampled = positions >= self.num_known[token_rows]
         input_ids = self._known_tokens(rows, starts, seq_lens, query_starts)
-        self.num_computed[rows] = seq_lens
-        for row, drafts in step.drafts.items():
-            self.num_computed[row] -= len(drafts)
-            end = int(query_starts[1 + int(np.flatnonzero(rows == row)[0])])
-            input_ids[end - len(drafts) : end] = drafts
-            input_is_sampled[end - len(drafts) : end] = False
+        if step.drafts:
+            drafts = guesses[by_length]
+            input_ids = np.where(drafts == NO_DRAFT, input_ids, drafts)
+            input_is_sampled &= drafts == NO_DRAFT
         return StepInput(
             order=order,
             rows=rows,
@@ -169,21 +175,19 @@ class InputBatch:
     def entries(self, batch: StepInput, drafts: dict[int, list[int]]) -> Entries:
         """Where the step samples; `drafts` are the step's."""
         samples = np.flatnonzero(batch.seq_lens >= self.num_known[batch.rows])
-        rows, last = batch.rows[samples], batch.query_starts[1:][samples] - 1
-        order, starts = batch.order[samples], np.arange(len(rows) + 1)
         if not drafts:
-            return Entries(rows, batch.seq_lens[samples] - 1, last, order, starts)
-        counts = np.array([1 + len(drafts.get(row, ())) for row in rows.tolist()])
-        starts = np.concatenate([[0], counts.cumsum()])
-        before_last = np.repeat(starts[1:] - 1, counts) - np.arange(starts[-1])  # entries of the row that follow
-        guesses = np.concatenate([[*drafts.get(row, ()), -1] for row in rows.tolist()])
+            rows, last = batch.rows[samples], batch.query_starts[1:][samples] - 1
+            return Entries(rows, batch.seq_lens[samples] - 1, last, batch.order[samples], np.arange(len(rows) + 1))
+        samples = samples[np.lexsort((batch.positions[samples], batch.order[samples]))]  # each is one token
+        order, firsts = np.unique(batch.order[samples], return_index=True)
+        rows = batch.rows[samples]
         return Entries(
-            rows=np.repeat(rows, counts),
-            positions=np.repeat(batch.seq_lens[samples] - 1, counts) - before_last,
-            logits_at=np.repeat(last, counts) - before_last,
+            rows=rows,
+            positions=batch.positions[samples],
+            logits_at=samples,
             order=order,
-            starts=starts,
-            drafts=guesses,
+            starts=np.append(firsts, len(samples)),
+            drafts=np.concatenate([[*drafts.get(row, ()), NO_DRAFT] for row in rows[firsts].tolist()]),
         )
 
     def prompt_targets(self, batch: StepInput) -> list[PromptTargets]:

@@ -93,8 +93,8 @@ class Eager:
 
     step_sizes: tuple[int, ...] = ()
 
-    def __init__(self, max_num_seqs: int, max_num_batched_tokens: int) -> None:
-        self.largest = StepShape(max_num_batched_tokens, max_num_seqs, max_num_seqs)
+    def __init__(self, max_num_seqs: int, max_entries: int, max_num_batched_tokens: int) -> None:
+        self.largest = StepShape(max_num_batched_tokens, max_entries, max_num_seqs)
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="model-runner")
 
     def shape(self, step: StepInput) -> StepShape:

@@ -10,7 +10,7 @@ import torch
 from ..attention.backends.base import AttentionBackend
 from ..attention.registry import Recordable, choose_backend
 from ..checkpoint.folder import ModelFolder
-from ..core.step import MAX_DRAFTS, BuiltWorker, Limits, Worker
+from ..core.step import MAX_WITH_DRAFTS, BuiltWorker, Limits, Worker
 from ..errors import StartupError
 from ..grammar.masks import GrammarMasks
 from ..kernels.ops import keep_compiled
@@ -62,7 +62,7 @@ def _build_runner(
     chosen = choose_backend(settings.attention_backend, device, resolved.dtype, resolved.kv_dtype)
     groups = group_layers(layers, limits.max_model_len, settings.block_size, resolved.kv_dtype)
     backend = chosen.make([layer.config for layer in layers], len(groups))
-    max_entries = limits.max_num_seqs + MAX_DRAFTS
+    max_entries = max(limits.max_num_seqs, min(limits.max_num_batched_tokens, MAX_WITH_DRAFTS))
     execution, sampling = _execution(chosen.recordable, limits, backend, loaded.vocab_size, max_entries, device)
     runner = ModelRunner(
         loaded=loaded,
@@ -114,8 +114,8 @@ def _execution(
     if recordable == "decodes":
         from .taped import Taped
 
-        return Taped(limits.max_num_seqs, limits.max_num_batched_tokens), sampling
-    return Eager(limits.max_num_seqs, limits.max_num_batched_tokens), sampling
+        return Taped(limits.max_num_seqs, max_entries, limits.max_num_batched_tokens), sampling
+    return Eager(limits.max_num_seqs, max_entries, limits.max_num_batched_tokens), sampling
 
 
 class _PhaseClock:

@@ -42,10 +42,11 @@ class Recorded:
         """`long_past`: the backend's, or None if no request can have more tokens than that."""
         self._device = device
         self._max_num_seqs = max_num_seqs
+        self._max_entries = max_entries
         self._long_past = long_past
-        self._decode_sizes = decode_sizes(max_num_seqs)
+        self._decode_sizes = decode_sizes(max_entries)  # drafts are decodes, too
         self._token_sizes = token_sizes(max_num_batched_tokens)
-        self._entry_sizes = self._decode_sizes + [max_entries] * (max_entries > max_num_seqs)
+        self._entry_sizes = self._decode_sizes
         self._graphs: Graphs | None = None
         self.step_sizes = tuple(self._token_sizes)
         self.largest = self._mixed_shape(max_num_batched_tokens, long_past is not None)
@@ -53,7 +54,7 @@ class Recorded:
 
     def _mixed_shape(self, tokens: int, is_long: bool) -> StepShape:
         """For steps with chunks, of two tokens at least."""
-        decodes = min(tokens, self._max_num_seqs)
+        decodes = min(tokens, self._max_entries)
         return StepShape(tokens, decodes, min(tokens // 2, self._max_num_seqs), is_long)
 
     def _all_shapes(self) -> list[StepShape]:

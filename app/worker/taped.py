@@ -16,8 +16,8 @@ _MOST_DECODES = 64
 class Taped(Eager):
     """See `Execution`. A step that only decodes is recorded when its number of decodes comes for the first time."""
 
-    def __init__(self, max_num_seqs: int, max_num_batched_tokens: int) -> None:
-        super().__init__(max_num_seqs, max_num_batched_tokens)
+    def __init__(self, max_num_seqs: int, max_entries: int, max_num_batched_tokens: int) -> None:
+        super().__init__(max_num_seqs, max_entries, max_num_batched_tokens)
         self._tapes = Tapes()
         self._not_recordable: set[Hashable] = set()
 

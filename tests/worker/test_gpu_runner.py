@@ -21,6 +21,7 @@ from app.worker.factory import build_worker
 from app.worker.graphs import decode_sizes, fitting, token_sizes
 from tests.kernels.test_gpu import rounding
 from tests.models.families import DECODER, write_checkpoint
+from tests.models.test_drafts import Eager
 from tests.models.test_oracle import check_grammars, check_logprobs, greedy, run_crowd, tokens_of, write_tokenizer
 
 __all__ = ["rounding"]  # a fixture that all tests use
@@ -139,6 +140,21 @@ def test_a_seed_gives_the_same_text_alone_and_in_a_crowd(model: tuple[Path, PreT
     for name, request in requests.items():
         alone, _ = run_crowd(core, {name: request})
         assert tokens_of(alone[name]) == tokens_of(crowd[name]), name
+
+
+def test_drafts_change_no_text(model: tuple[Path, PreTrainedModel]) -> None:
+    """Several decodes of one row are in a step, and right ones give it several tokens."""
+    requests: Requests = {
+        str(seed): ([3, 4, 5, seed], SamplingParams(max_tokens=7, seed=seed, temperature=seed % 2, logit_bias={9: 0.5}))
+        for seed in (20, 21)
+    }
+    core = make_engine(model[0], "triton")
+    texts = {name: tokens_of(news) for name, news in run_crowd(core, requests)[0].items()}
+    core.scheduler.speculation = speculation = Eager("random", texts, LIMITS["max_num_batched_tokens"])
+    for name, news in run_crowd(core, requests)[0].items():
+        assert tokens_of(news) == texts[name]
+    assert speculation.num_with_drafts > 2
+    assert speculation.num_steps < 14
 
 
 @pytest.mark.parametrize("most", [1, 3, 8, 16, 17, 256, 1000, 8192])

@@ -38,7 +38,7 @@ def test_recorded_decodes_say_what_decodes_that_cannot_be_recorded_say(family: s
     for looks in (False, True):
         core = make_engine(tmp_path, tiny_settings(model_impl="decoder").model_copy(update={"dtype": dtype}))
         core.worker.model = Looking(core.worker.model, looks)
-        core.worker.execution._tapes = type(core.worker.execution)(1, 1)._tapes  # without the warm-up's
+        core.worker.execution._tapes = type(core.worker.execution)(1, 1, 1)._tapes  # without the warm-up's
         outputs, _ = run_crowd(core, requests)
         texts.append({name: tokens_of(news) for name, news in outputs.items()})
         passes.append(core.worker.model.passes)

@@ -28,6 +28,8 @@ class Choice:
     conditions: StopConditions
     reasoning: Reasoning | None = None
     """None if reasoning is not told from the answer."""
+    max_drafts: int | None = None
+    """See `GenerateCommand`."""
 
 
 @dataclass(frozen=True)
@@ -77,7 +79,7 @@ def make_choices(
         for index in range(request.n):
             own_seed = _seed_of_choice(seed, index)
             sampling = _sampling_params(service, request, max_tokens, own_seed, logprobs, prompt_logprobs, grammar)
-            choices.append(Choice(prompt, sampling, conditions, reasoning))
+            choices.append(Choice(prompt, sampling, conditions, reasoning, request.max_drafts))
     return choices
 
 

@@ -82,6 +82,16 @@ class TokenFields(RequestBody):
     )
     stream: bool = False
     priority: int = Field(0, ge=-(2**31), lt=2**31, description="lower runs first")
+    speculative: bool | Annotated[int, Field(ge=0, lt=2**31)] = Field(
+        True, description="whether the next tokens may be guessed, or how many at most in a step; the text is the same"
+    )
+
+    @property
+    def max_drafts(self) -> int | None:
+        """Most guesses in a step; None leaves it to the service."""
+        if self.speculative is True:
+            return None
+        return int(self.speculative)
 
 
 class SamplingFields(TokenFields):

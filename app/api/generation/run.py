@@ -60,6 +60,7 @@ class Generation:
             tenant=self._entry.tenant.name,
             weight=self._entry.tenant.weight,
             cache_salt=self._entry.tenant.cache_salt,
+            max_drafts=choice.max_drafts,
             arrived_at=self._entry.arrived_at,
         )
         processor = OutputProcessor(self._service.tokenizer, choice.prompt_token_ids, choice.conditions)

@@ -1,0 +1,128 @@
+"""How many drafts a step has: as many as give the most tokens a second, by measured times of steps and chances.
+
+Few requests leave most of the processor idle while weights are read, so that more tokens take hardly more time. With
+many requests they do, and there are no drafts. See "Performance or Illusion?" (arXiv 2601.11580).
+"""
+
+from collections import Counter, deque
+from collections.abc import Iterable, Sequence
+from statistics import median
+
+from ..core.request import Request
+from ..core.step import MAX_WITH_DRAFTS, SchedulerOutput
+from .drafts import Guess, Proposer
+
+_MOST_ROWS = 32
+"""With more requests nothing is guessed: that alone would take time."""
+_MOST_DRAFTS = 15
+"""Of a request."""
+_GAIN = 1.04
+"""Drafts have to promise so many times the tokens a second, since times and chances are uncertain."""
+_COST = 0.04
+"""What a draft adds to the time of a step with fewer, if nobody knows."""
+_REMEMBERED = 7
+"""Times of steps of a kind: what one says alone may be noise."""
+_FORGOTTEN = 2000
+"""Steps after which times are measured anew, since texts have become longer."""
+
+
+class StepTimes:
+    """What steps without prompts take, by their numbers of requests and drafts."""
+
+    def __init__(self) -> None:
+        self._seconds: dict[int, dict[int, deque[float]]] = {}
+        self._num_observed = 0
+
+    def observe(self, rows: int, drafts: int, seconds: float) -> None:
+        """Learn from a step. The first of a kind tells nothing: its work may have been recorded."""
+        self._num_observed += 1
+        if self._num_observed % _FORGOTTEN == 0:
+            self._seconds.clear()
+        of_rows = self._seconds.setdefault(rows, {})
+        if drafts in of_rows:
+            of_rows[drafts].append(seconds)
+        else:
+            of_rows[drafts] = deque(maxlen=_REMEMBERED)
+
+    def expected(self, rows: int, most: int) -> list[float]:
+        """Seconds of steps with 0 to `most` drafts; none if those without are not known."""
+        of_rows = self._seconds.get(rows, {})
+        if not of_rows.get(0):
+            return []
+        expected: list[float] = []
+        for drafts in range(most + 1):
+            known = of_rows.get(drafts)
+            expected.append(median(known) if known else expected[-1] + _COST * expected[0])
+        return expected
+
+
+class Speculation:
+    """Decides about drafts, for the scheduler."""
+
+    def __init__(self, proposer: Proposer, max_num_batched_tokens: int) -> None:
+        self._proposer = proposer
+        self._most_tokens = min(MAX_WITH_DRAFTS, max_num_batched_tokens)
+        self._times = StepTimes()
+
+    def choose(self, requests: Sequence[Request]) -> dict[str, list[int]]:
+        """The drafts for a step of these requests, by their ids. Of all, the last token is known."""
+        if len(requests) > _MOST_ROWS:
+            return {}
+        guesses = self._guesses(requests)
+        gains = [(gain, name) for name, guess in guesses.items() for gain in _gains(guess)]
+        gains.sort(reverse=True)
+        counts = Counter(name for _, name in gains[: self._best_number(len(requests), [gain for gain, _ in gains])])
+        return {name: guesses[name].token_ids[:count] for name, count in counts.items()}
+
+    def is_worth_waiting(self, requests: Sequence[Request]) -> bool:
+        """Whether drafts promise enough to plan the next step of these requests only when the last one has ended.
+
+        The token that is in flight has to be guessed, too.
+        """
+        if len(requests) > _MOST_ROWS:
+            return False
+        gains = [gain for guess in self._guesses(requests).values() for gain in _gains(guess)[1:]]
+        gains.sort(reverse=True)
+        return self._best_number(len(requests), gains) > 0
+
+    def _guesses(self, requests: Iterable[Request]) -> dict[str, Guess]:
+        guesses = {}
+        for request in requests:
+            if (most := _most_drafts(request)) > 0:
+                guess = self._proposer.propose(request, most)
+                if guess.token_ids:
+                    guesses[request.request_id] = guess
+        return guesses
+
+    def _best_number(self, rows: int, gains: Sequence[float]) -> int:
+        """How many of these drafts are worth their time: tokens that each is expected to give, the best ones first."""
+        most = min(len(gains), self._most_tokens - rows)
+        seconds = self._times.expected(rows, most) if most > 0 else []
+        if not seconds:
+            return 0
+        best, number, tokens = _GAIN * rows / seconds[0], 0, float(rows)
+        for count, gain in enumerate(gains[:most], 1):
+            tokens += gain
+            if tokens / seconds[count] > best:
+                best, number = tokens / seconds[count], count
+        return number
+
+    def observe(self, step: SchedulerOutput, seconds: float) -> None:
+        """Learn from the time of a step that has run."""
+        num_drafts = sum(map(len, step.drafts.values()))
+        if step.num_tokens - num_drafts == len(step.rows) <= _MOST_ROWS:
+            self._times.observe(len(step.rows), num_drafts, seconds)
+
+
+def _most_drafts(request: Request) -> int:
+    """A row with penalties, a grammar or a minimal length has none, because the worker keeps what these remember for
+    accepted tokens only."""
+    if request.sampling.looks_back:
+        return 0
+    most = _MOST_DRAFTS if request.max_drafts is None else min(request.max_drafts, _MOST_DRAFTS)
+    return min(most, request.max_num_tokens - len(request.token_ids) - 1)
+
+
+def _gains(guess: Guess) -> list[float]:
+    """The chance of each token of a guess to be right, with all before it."""
+    return [guess.chance**exponent for exponent in range(1, len(guess.token_ids) + 1)]

@@ -1,0 +1,129 @@
+"""Drafts change no text: with them, a crowd gets the tokens and probabilities that it gets without."""
+
+import random
+from collections.abc import Sequence
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from app.core.request import Request
+from app.core.sampling import SamplingParams
+from app.core.step import SchedulerOutput
+from app.core.wire import RequestOutput
+from app.engine.ngram import NgramProposer
+from app.engine.speculation import Speculation
+from app.grammar import constraint
+from app.kernels.cpu import integer
+from app.settings import Settings
+from tests.models.families import DECODER, VOCAB_SIZE, write_checkpoint
+from tests.models.test_oracle import make_engine, make_requests, run_crowd, tiny_settings, tokens_of, write_tokenizer
+
+BUDGET = 24
+Requests = dict[str, tuple[list[int], SamplingParams]]
+
+
+class Eager(Speculation):
+    """Drafts as long as there is room, whatever they cost: of a proposer, or of somebody who knows what will come."""
+
+    def __init__(self, kind: str, texts: dict[str, list[int]], budget: int = BUDGET) -> None:
+        super().__init__(NgramProposer(), budget)
+        self.num_steps = self.num_with_drafts = 0
+        self._kind, self._texts = kind, texts
+        self._chance = random.Random(0)
+
+    def choose(self, requests: Sequence[Request]) -> dict[str, list[int]]:
+        """See `Speculation.choose`."""
+        chosen, left = {}, self._most_tokens - len(requests)
+        for request in requests:
+            most = min(left, self._chance.randrange(9), request.max_num_tokens - len(request.token_ids) - 1)
+            if most > 0 and not request.sampling.looks_back and (drafts := self._drafts(request, most)):
+                chosen[request.request_id] = drafts
+                left -= len(drafts)
+        return chosen
+
+    def _drafts(self, request: Request, most: int) -> list[int]:
+        coming = self._texts[request.request_id][request.num_output_tokens :][:most]
+        if self._kind == "n-grams":
+            return self._proposer.propose(request, most).token_ids
+        if self._kind == "right":
+            return coming
+        if self._kind == "wrong":
+            return [(token + 1) % VOCAB_SIZE for token in coming]
+        return [token if self._chance.random() < 0.7 else self._chance.randrange(VOCAB_SIZE) for token in coming]
+
+    def is_worth_waiting(self, requests: Sequence[Request]) -> bool:
+        """See `Speculation.is_worth_waiting`."""
+        return bool(requests) and self._chance.random() < 0.8
+
+    def observe(self, step: SchedulerOutput, seconds: float) -> None:
+        """See `Speculation.observe`."""
+        super().observe(step, seconds)
+        self.num_steps += 1
+        self.num_with_drafts += bool(step.drafts)
+
+
+def varied(count: int) -> Requests:
+    """Requests of many kinds: with filters, bias, penalties, a grammar, a minimal length, and with probabilities."""
+    options: list[dict[str, object]] = [
+        {"temperature": 0.0},
+        {"temperature": 0.7, "top_k": 20},
+        {"top_p": 0.9, "min_p": 0.02},
+        {"temperature": 1.0, "logit_bias": {5: 4.0, 9: -3.0}},
+        {"temperature": 0.0, "stop_token_ids": frozenset(range(0, VOCAB_SIZE, 40))},
+        {"frequency_penalty": 0.7, "repetition_penalty": 1.2},
+        {"grammar": constraint.regex("[a-f]{10,}!?"), "stop_token_ids": frozenset([VOCAB_SIZE - 1])},
+        {"min_tokens": 5, "stop_token_ids": frozenset(range(VOCAB_SIZE // 2))},
+    ]
+    requests = make_requests(count)
+    for index, (name, (prompt, sampling)) in enumerate(requests.items()):
+        changed = msgspec.structs.replace(sampling, **options[index % len(options)])
+        logprobs = 1 if index % 3 == 0 else None
+        requests[name] = prompt, msgspec.structs.replace(changed, logprobs=logprobs, prompt_logprobs=logprobs)
+    return requests
+
+
+def probabilities(outputs: list[RequestOutput]) -> list[float]:
+    """Of the tokens of prompt and output."""
+    return [one.logprobs[0] for output in outputs for one in (*output.prompt_logprobs, *output.logprobs)]
+
+
+def check(folder: Path, requests: Requests, settings: Settings, overlap: bool = True) -> None:
+    """Compare all kinds of drafts with none."""
+    core = make_engine(folder, settings, overlap)
+    expected, _ = run_crowd(core, requests)
+    texts = {name: tokens_of(news) for name, news in expected.items()}
+    num_steps = {}
+    for kind in ("none", "right", "wrong", "random", "n-grams"):
+        core.scheduler.speculation = speculation = Eager(kind, texts)
+        if kind == "none":
+            speculation.choose = lambda _requests: {}  # type: ignore[method-assign]
+        outputs, preemptions = run_crowd(core, requests, seed=1)
+        assert preemptions > 0 or kind != "none"
+        for name, text in texts.items():
+            assert tokens_of(outputs[name]) == text, (kind, name)
+            assert probabilities(outputs[name]) == pytest.approx(probabilities(expected[name]), abs=1e-5)
+        num_steps[kind] = speculation.num_steps
+        assert bool(speculation.num_with_drafts) == (kind != "none")
+    assert num_steps["right"] < 0.9 * num_steps["none"]
+
+
+@pytest.mark.parametrize("overlap", [True, False])
+def test_all_kinds_of_requests(overlap: bool, tmp_path: Path) -> None:
+    write_checkpoint("Llama", DECODER["Llama"], tmp_path)
+    write_tokenizer(tmp_path)
+    check(tmp_path, varied(16), tiny_settings(), overlap)
+
+
+@pytest.mark.parametrize(("family", "backend"), [("Gemma3Text", "cpu"), ("Qwen2", "torch")])
+def test_windows(family: str, backend: str, tmp_path: Path) -> None:
+    write_checkpoint(family, DECODER[family], tmp_path)
+    check(tmp_path, make_requests(14, temperature=0.0), tiny_settings(attention_backend=backend))
+
+
+@pytest.mark.skipif(not integer.lanes(), reason="the processor has no AVX2")
+def test_weights_in_8_bits_and_bfloat16(tmp_path: Path) -> None:
+    """With what is the default for a quantized model on a CPU, equality is exact there, too."""
+    write_checkpoint("Llama", DECODER["Llama"], tmp_path)
+    write_tokenizer(tmp_path)
+    check(tmp_path, varied(16), tiny_settings(quantization="int8").model_copy(update={"dtype": "bfloat16"}))
