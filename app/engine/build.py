@@ -1,6 +1,9 @@
 """Putting an engine together: the one place that knows both scheduler and worker."""
 
+import gc
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from ..checkpoint.encoders import EncoderConfig
@@ -58,14 +61,27 @@ def _build_worker(settings: Settings, folder: Path, encoder: EncoderConfig | Non
 
         return build_echo_worker(settings, folder), 0.0
     if encoder:
-        from ..worker.encoder_factory import build_encoder
+        with _no_collections():
+            from ..worker.encoder_factory import build_encoder
 
         imported = time.monotonic()
         return build_encoder(settings, folder, encoder), imported - started
-    from ..worker.factory import build_worker
+    with _no_collections():
+        from ..worker.factory import build_worker
 
     imported = time.monotonic()
     return build_worker(settings, folder), imported - started
+
+
+@contextmanager
+def _no_collections() -> Iterator[None]:
+    """For imports: they make some 100,000 objects that stay, and Python would look through them again and again."""
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.freeze()
+        gc.enable()
 
 
 def _ready(built: BuiltWorker, task: Task, settings: Settings, import_seconds: float) -> EngineReady:
