@@ -8,15 +8,17 @@ import hashlib
 import os
 import pickle
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import llvmlite
 import numba
 from llvmlite import ir
+from llvmlite.binding import add_symbol
 from numba.core.compiler_lock import global_compiler_lock
 from numba.core.registry import cpu_target
-from numba.core.runtime.nrt import rtsys
+from numba.core.runtime._nrt_python import c_helpers
 
 _NAME = "entry"
 
@@ -48,7 +50,7 @@ def entry(name: str, compile_function: Compile, wrap: Wrap) -> Entry:
     """The function that `wrap` makes, from its file, or compiled. The name stands for all that it is made of."""
     with global_compiler_lock:
         target = cpu_target.target_context
-        rtsys.initialize(target)  # what compiled functions call
+        _add_symbols()
         codegen = target.codegen()
         versions = numba.__version__, llvmlite.__version__, codegen.magic_tuple()  # the last names the processor
         key = hashlib.sha256(repr((name, versions)).encode()).hexdigest()[:24]
@@ -58,6 +60,13 @@ def entry(name: str, compile_function: Compile, wrap: Wrap) -> Entry:
             library = _link(codegen, symbol, compile_function(), wrap)
             _write(key, library)
         return Entry(library.get_pointer_to_function(symbol), library)
+
+
+@cache
+def _add_symbols() -> None:
+    """Make known what compiled functions call to get memory. Numba itself would also compile what it links to them."""
+    for name, address in c_helpers.items():
+        add_symbol(name if name.startswith("_") else f"NRT_{name}", address)
 
 
 def _link(codegen: Any, symbol: str, compiled: Any, wrap: Wrap) -> Any:
