@@ -24,6 +24,7 @@ from fastapi import FastAPI
 
 from ..checkpoint.encoders import EncoderConfig
 from ..checkpoint.folder import ModelFolder
+from ..core.free_memory import give_back
 from ..core.heartbeat import Heartbeat
 from ..core.parent import give_up, read_settings, when_parent_ends
 from ..core.wire import EngineReady
@@ -135,6 +136,7 @@ def main() -> None:
     try:
         text = load_text_side(settings, Path(folder))
         app = create_app(settings, lifespan)
+        give_back()  # what reading the tokenizer took on the way
         _listen(sock)
     except StartupError as error:
         give_up(address, str(error))

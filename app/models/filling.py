@@ -6,12 +6,12 @@ from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager
-from ctypes import CDLL
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from ..core.free_memory import give_back
 from ..layers.linear import Linear
 from ..layers.sources import Target
 
@@ -72,15 +72,6 @@ class Filling(NamedTuple):
             self.module.method.finish(self.module)
 
 
-def _give_back() -> None:
-    """Return free memory to the system. What a layer takes on the way would else remain as holes between the weights.
-
-    Only glibc can do this.
-    """
-    if trim := getattr(CDLL(None), "malloc_trim", None):
-        trim(0)
-
-
 def pieces_of(open_file: Open, name: str, target: Target) -> list[Piece]:
     """A tensor in pieces of whole rows, each of at most _PIECE_BYTES if a row has no more."""
     memory = target.memory
@@ -118,11 +109,11 @@ def fill(fillings: deque[Filling]) -> None:
             filling.pieces.clear()
             filling.finish()
             if unreturned >= _GIVE_BACK_BYTES:
-                _give_back()
+                give_back()
                 unreturned = 0
             if time.monotonic() - logged_at > _LOG_SECONDS:
                 logged_at = time.monotonic()
                 log.info("loading weights: %.1f of %.1f GiB", done / 2**30, total / 2**30)
-    _give_back()
+    give_back()
     if torch.cuda.is_initialized():
         torch.cuda.synchronize()
