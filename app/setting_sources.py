@@ -6,9 +6,6 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
-from pydantic.fields import FieldInfo
-from pydantic_settings import BaseSettings, EnvSettingsSource, PydanticBaseSettingsSource, YamlConfigSettingsSource
-
 from .errors import StartupError
 
 ENV_PREFIX = "PACELINE_"
@@ -16,16 +13,6 @@ _CONFIG = f"{ENV_PREFIX}CONFIG"
 
 _OF_A_SERVICE = re.compile(r"\w+_(SERVICE_HOST|SERVICE_PORT(_\w+)?|PORT_\d+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?)")
 _URL_OF_A_SERVICE = re.compile(r"(tcp|udp|sctp)://")
-
-
-class Variables(EnvSettingsSource):
-    """Variables of the environment, without those that Kubernetes makes."""
-
-    def get_field_value(self, field: FieldInfo, field_name: str) -> tuple[Any, str, bool]:
-        """See pydantic-settings."""
-        value, key, is_complex = super().get_field_value(field, field_name)
-        is_foreign = _is_of_a_service(f"{ENV_PREFIX}{field_name}", value or "")
-        return None if is_foreign else value, key, is_complex
 
 
 def _is_of_a_service(name: str, value: str) -> bool:
@@ -38,22 +25,38 @@ def _is_of_a_service(name: str, value: str) -> bool:
     return bool(_OF_A_SERVICE.fullmatch(name) or (name.endswith("_PORT") and _URL_OF_A_SERVICE.match(value)))
 
 
-def sources(settings_cls: type[BaseSettings]) -> tuple[PydanticBaseSettingsSource, ...]:
-    """Variables and YAML file, the stronger first. Raises StartupError if the file is missing or broken."""
-    variables = Variables(settings_cls)
+def read_sources(settings: Collection[str]) -> dict[str, Any]:
+    """The values of those settings that variables or the file give; variables are stronger.
+
+    Raises StartupError if the file is missing or broken, or for a variable that is none of these settings.
+    """
+    _check_variables(settings)
+    variables = {name: f"{ENV_PREFIX}{name.upper()}" for name in settings}
+    values = {name: os.environ.get(variable, "") for name, variable in variables.items()}
+    is_given = {name: value and not _is_of_a_service(variables[name], value) for name, value in values.items()}
+    return _read_file() | {name: value for name, value in values.items() if is_given[name]}
+
+
+def _read_file() -> dict[str, Any]:
+    """What the YAML file says, if there is one."""
     config = os.environ.get(_CONFIG)
     if not config:
-        return (variables,)
+        return {}
     if not Path(config).is_file():
         raise StartupError(f"config: no such file: {config}")
+    import yaml  # imported here because most services are started without a file
+
     try:
-        return variables, YamlConfigSettingsSource(settings_cls, Path(config))
+        content = yaml.safe_load(Path(config).read_text(encoding="utf-8"))
     except Exception as error:  # of the YAML library, of Python, or of what makes settings of what it read
         reason = " ".join(str(error).split())
         raise StartupError(f"config: {config} is not a YAML file of settings: {reason}") from error
+    if not isinstance(content, dict | None):
+        raise StartupError(f"config: {config} is not a YAML file of settings: it is no mapping")
+    return content or {}
 
 
-def check_variables(settings: Collection[str]) -> None:
+def _check_variables(settings: Collection[str]) -> None:
     """Raise StartupError if a variable with our prefix is none of these settings."""
     known = {_CONFIG, *(f"{ENV_PREFIX}{name.upper()}" for name in settings)}
     unknown = [

@@ -13,10 +13,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ByteSize, ConfigDict, Field, HttpUrl, ValidationError
 from pydantic.fields import FieldInfo
-from pydantic_settings import BaseSettings, NoDecode, PydanticBaseSettingsSource, SettingsConfigDict
 
 from .errors import StartupError
-from .setting_sources import ENV_PREFIX, check_variables, sources
+from .setting_sources import read_sources
 
 
 def cache_folder() -> Path:
@@ -156,10 +155,10 @@ class ServerSettings(BaseModel):
     max_body_size: ByteSize = Field(
         ByteSize(16 * 2**20), description="largest request body; a larger one is refused with 413"
     )
-    request_limits: Annotated[RequestLimits, NoDecode, BeforeValidator(_from_json)] = Field(
+    request_limits: Annotated[RequestLimits, BeforeValidator(_from_json)] = Field(
         RequestLimits(), description='sizes of a request\'s parts, as JSON such as {"max_tools": 256}'
     )
-    cors_origins: Annotated[tuple[Origin, ...], NoDecode, BeforeValidator(_from_list)] = Field(
+    cors_origins: Annotated[tuple[Origin, ...], BeforeValidator(_from_list)] = Field(
         (), description="sites whose pages may use the API, such as https://chat.example,http://localhost:3000; *: all"
     )
     azure_paths: bool = Field(False, description="serve the paths of Azure OpenAI (/openai/...) as well")
@@ -239,23 +238,8 @@ class AccessSettings(BaseModel):
     public_metrics: bool = Field(False, description="with api_keys: answer /metrics without a key")
 
 
-class Settings(
-    ModelSettings, CacheSettings, SchedulerSettings, ServerSettings, ReliabilitySettings, AccessSettings, BaseSettings
-):
+class Settings(ModelSettings, CacheSettings, SchedulerSettings, ServerSettings, ReliabilitySettings, AccessSettings):
     """All settings of the service. Each part of the service takes the group that it reads."""
-
-    model_config = SettingsConfigDict(env_prefix=ENV_PREFIX, env_ignore_empty=True, frozen=True, extra="forbid")
-
-    @classmethod
-    def settings_customise_sources(
-        cls,
-        settings_cls: type[BaseSettings],
-        init_settings: PydanticBaseSettingsSource,
-        *_of_pydantic: PydanticBaseSettingsSource,
-        **_named: PydanticBaseSettingsSource,
-    ) -> tuple[PydanticBaseSettingsSource, ...]:
-        """Flags, environment and YAML file, the strongest first."""
-        return init_settings, *sources(settings_cls)
 
 
 GROUPS: tuple[type[BaseModel], ...] = (
@@ -288,9 +272,9 @@ def load_settings(**flags: Any) -> Settings:
 
     Raises StartupError, which names every key that is unknown or has a wrong value.
     """
-    check_variables(Settings.model_fields)
+    given = {name: value for name, value in flags.items() if value is not None}
     try:
-        return Settings(**{name: value for name, value in flags.items() if value is not None})
+        return Settings.model_validate(read_sources(Settings.model_fields) | given)
     except ValidationError as error:
         problems = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
         raise StartupError(f"settings: {problems}") from None

@@ -6,7 +6,6 @@ import secrets
 from collections import Counter
 from pathlib import Path
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from .core.request import DEFAULT_TENANT
@@ -104,6 +103,8 @@ def read_tenants(source: str) -> Tenants:
     except (OSError, ValueError) as error:
         raise StartupError(f"api_keys: {name} cannot be read: {type(error).__name__}") from None
     try:
+        import yaml  # imported here because most services have no keys
+
         given = yaml.safe_load(text)
     except Exception:  # of the YAML library, or of what it makes of values such as dates
         raise StartupError(f"api_keys: {name} is not YAML or JSON") from None

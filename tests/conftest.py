@@ -14,7 +14,8 @@ from hypothesis import HealthCheck, settings
 
 from app.checkpoint.source import find_model
 from app.errors import ModelError
-from app.settings import ENV_PREFIX, cache_folder
+from app.setting_sources import ENV_PREFIX
+from app.settings import cache_folder
 
 # Hypothesis must not fail a property because the machine is slow.
 settings.register_profile("patient", deadline=None, suppress_health_check=[HealthCheck.too_slow])

@@ -25,7 +25,7 @@ def imported(path: Path) -> Iterator[str]:
 
 
 def normalized(requirement: str) -> str:
-    """The name in a requirement such as "pydantic-settings[yaml]>=2.6", as PEP 503 compares names."""
+    """The name in a requirement such as "fonttools[woff]>=4", as PEP 503 compares names."""
     name = re.match(r"[\w.-]+", requirement)
     assert name is not None
     return re.sub(r"[-_.]+", "-", name[0]).lower()

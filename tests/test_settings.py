@@ -29,6 +29,23 @@ def test_flags_are_stronger_than_variables_and_these_than_the_file(monkeypatch: 
 
 
 @pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("max_queu: 3", "settings: max_queu: Extra inputs"),
+        ("3: max_queue", "settings: 3: "),
+        ("- max_queue", "it is no mapping"),
+        ("max_queue: [", "not a YAML file of settings: while parsing"),
+    ],
+)
+def test_what_is_wrong_with_the_file_is_said(text: str, words: str, config: Path) -> None:
+    config.write_text(text)
+    with pytest.raises(StartupError, match=words):
+        load_settings()
+    config.write_text("")
+    assert load_settings().max_queue == Settings().max_queue
+
+
+@pytest.mark.parametrize(
     ("value", "words"),
     [
         ("{", "request_limits: Value error, not JSON"),

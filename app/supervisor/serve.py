@@ -18,7 +18,6 @@ from ..checkpoint.source import find_model
 from ..core.heartbeat import Heartbeat
 from ..errors import EXIT_STARTUP_ERROR, StartupError
 from ..log import configure_logging
-from ..metrics import SHARED_FOLDER
 from ..settings import Settings
 from ..tenants import read_tenants
 from .child import Child, ChildLostError, start_module, stop
@@ -96,6 +95,8 @@ class ApiWorker:
     ) -> None:
         environment = {}
         if settings.api_workers > 1:
+            from ..metrics import SHARED_FOLDER  # with a library that the supervisor has no other use for
+
             shared = Path(engine.folder, "metrics")
             shared.mkdir(exist_ok=True)
             environment[SHARED_FOLDER] = str(shared)

@@ -6,7 +6,8 @@ import pytest
 import yaml
 from compose_spec import PyCompose, PyOptions
 
-from app.settings import ENV_PREFIX, Settings
+from app.setting_sources import ENV_PREFIX
+from app.settings import Settings
 from tests.deploy.replica import REPOSITORY
 
 TEXT = (REPOSITORY / "docker-compose.yml").read_text()

@@ -12,7 +12,8 @@ import yaml
 
 from app.api.operations import health
 from app.metrics import Metrics
-from app.settings import ENV_PREFIX, Settings
+from app.setting_sources import ENV_PREFIX
+from app.settings import Settings
 
 FOLDER = Path(__file__).parents[2] / "deploy" / "kubernetes"
 OVERLAYS = sorted(folder.name for folder in (FOLDER / "overlays").iterdir())
