@@ -143,9 +143,9 @@ def _prepare_heads(
         kv_head = (head - HEADS) % KV_HEADS
         place = (slot // BLOCK_SIZE * KV_HEADS + kv_head) * BLOCK_SIZE + slot % BLOCK_SIZE
         if SCALED:
-            kept, scale = _round_heads(result, k_cache.dtype.element_ty)
-            tl.store(k_scales + place, scale, mask=~is_query & ~is_value)
-            tl.store(v_scales + place, scale, mask=is_value & (head < HEADS + 2 * KV_HEADS))
+            kept, of_heads = _round_heads(result, k_cache.dtype.element_ty)
+            tl.store(k_scales + place, of_heads, mask=~is_query & ~is_value)
+            tl.store(v_scales + place, of_heads, mask=is_value & (head < HEADS + 2 * KV_HEADS))
         else:
             kept = result
         tl.store(k_cache + place * DIM + at, kept, mask=mask & ~is_query & ~is_value)

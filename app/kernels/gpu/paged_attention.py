@@ -27,45 +27,37 @@ def _attend_tile(
     state, q, k_base, v_base, k_scales, v_scales, table, begin, last, seen_from, scale, softcap,
     KV_HEADS: tl.constexpr, DIM: tl.constexpr, V_DIM: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_V: tl.constexpr,
     BLOCK_SIZE: tl.constexpr, TILE: tl.constexpr, WINDOW: tl.constexpr, SOFTCAP: tl.constexpr, SLOW: tl.constexpr,
-    SCALED: tl.constexpr, FULL: tl.constexpr,
+    SCALED: tl.constexpr,
 ):  # fmt: skip
     """Take in TILE keys from position `begin`. `last`: the last position that each query (rows,) sees.
 
     `state`: the largest score (rows,), the sum of weights (rows,), the weighted sum of values (rows, BLOCK_V).
     SCALED: K and V are in FP8, each token with a scale. Products are of the queries' type, which holds them exactly.
     Values are taken as 448 times as large as they are, so that weights times scales are at home in float16.
-    FULL: all queries see all of these keys, and no dimension is missing. Asking for each key takes half as long again.
     """
     largest, total, acc = state
     positions = begin + tl.arange(0, TILE)
-    in_range = positions < seen_from
-    if WINDOW > 0:  # blocks behind the window may be others' by now
-        in_range &= positions > tl.min(last, axis=0) - WINDOW
-    if FULL:
-        block = tl.load(table + positions // BLOCK_SIZE).to(tl.int64)
-    else:
-        block = tl.load(table + positions // BLOCK_SIZE, mask=in_range, other=0).to(tl.int64)
-    place = block * KV_HEADS * BLOCK_SIZE + positions % BLOCK_SIZE
+    # Others are not even read: blocks behind the window may be others' by now, and what is not written may be anything.
+    own = tl.minimum(positions, seen_from - 1)
+    if WINDOW > 0:
+        own = tl.maximum(own, tl.min(last, axis=0) - WINDOW + 1)
+    block = tl.load(table + own // BLOCK_SIZE).to(tl.int64)
+    place = block * KV_HEADS * BLOCK_SIZE + own % BLOCK_SIZE
     d, dv = tl.arange(0, BLOCK_D), tl.arange(0, BLOCK_V)
-    of_k, of_v = k_base + place[None, :] * DIM + d[:, None], v_base + place[:, None] * V_DIM + dv[None, :]
-    if FULL:
-        k = tl.load(of_k)
-    else:
-        k = tl.load(of_k, mask=in_range[None, :] & (d[:, None] < DIM), other=0.0)
+    k = _load(k_base + place[None, :] * DIM + d[:, None], d[:, None], DIM, BLOCK_D)
     if SLOW:
         scores = tl.dot(q, k.to(q.dtype), input_precision="ieee") * scale
     else:
         scores = tl.dot(q, k.to(q.dtype)) * scale
     if SCALED:
-        scores *= _scales(k_scales + place, in_range, FULL)[None, :]
+        scores *= tl.load(k_scales + place)[None, :]
     if SOFTCAP:
         scores = softcap * (2 * tl.sigmoid(2 * scores / softcap) - 1)
     scores *= 1.4426950408889634
-    if not FULL:
-        seen = positions[None, :] <= last[:, None]
-        if WINDOW > 0:
-            seen &= positions[None, :] > last[:, None] - WINDOW
-        scores = tl.where(seen, scores, float("-inf"))
+    seen = positions[None, :] <= last[:, None]
+    if WINDOW > 0:
+        seen &= positions[None, :] > last[:, None] - WINDOW
+    scores = tl.where(seen, scores, float("-inf"))
     new_largest = tl.maximum(largest, tl.max(scores, axis=1))
     # A query that has seen nothing yet: -inf less -inf is no number.
     base = tl.where(new_largest == float("-inf"), 0.0, new_largest)
@@ -73,11 +65,8 @@ def _attend_tile(
     factor = tl.exp2(largest - base)
     total = total * factor + tl.sum(weights, axis=1)
     if SCALED:
-        weights *= _scales(v_scales + place, in_range, FULL)[None, :] * 448.0
-    if FULL:
-        v = tl.load(of_v)
-    else:
-        v = tl.load(of_v, mask=in_range[:, None] & (dv[None, :] < V_DIM), other=0.0)
+        weights *= tl.load(v_scales + place)[None, :] * 448.0
+    v = _load(v_base + place[:, None] * V_DIM + dv[None, :], dv[None, :], V_DIM, BLOCK_V)
     if SLOW:
         added = tl.dot(weights, v.to(q.dtype), input_precision="ieee")
     else:
@@ -86,11 +75,12 @@ def _attend_tile(
 
 
 @triton.jit
-def _scales(at, in_range, FULL: tl.constexpr):
-    if FULL:
-        return tl.load(at)
+def _load(place, d, DIM: tl.constexpr, BLOCK: tl.constexpr):
+    """Numbers of DIM dimensions, and 0 for others. Masks that hide nothing would take half as long again."""
+    if DIM == BLOCK:
+        return tl.load(place)
     else:
-        return tl.load(at, mask=in_range, other=0.0)
+        return tl.load(place, mask=d < DIM, other=0.0)
 
 
 @triton.jit
@@ -136,18 +126,10 @@ def _decode(
         v_base = v_cache + head * BLOCK_SIZE * V_DIM
         k_scales += head * BLOCK_SIZE
         v_scales += head * BLOCK_SIZE
-        whole = start
-        if WINDOW == 0 and DIM == BLOCK_D and V_DIM == BLOCK_V:
-            whole += (end - start) // TILE * TILE
-            for begin in range(start, whole, TILE):
-                largest, total, acc = _attend_tile(
-                    (largest, total, acc), queries, k_base, v_base, k_scales, v_scales, table, begin, last, end, scale,
-                    softcap, KV_HEADS, DIM, V_DIM, BLOCK_D, BLOCK_V, BLOCK_SIZE, TILE, 0, SOFTCAP, SLOW, SCALED, True,
-                )  # fmt: skip
-        for begin in range(whole, end, TILE):
+        for begin in range(start, end, TILE):
             largest, total, acc = _attend_tile(
                 (largest, total, acc), queries, k_base, v_base, k_scales, v_scales, table, begin, last, end, scale,
-                softcap, KV_HEADS, DIM, V_DIM, BLOCK_D, BLOCK_V, BLOCK_SIZE, TILE, WINDOW, SOFTCAP, SLOW, SCALED, False,
+                softcap, KV_HEADS, DIM, V_DIM, BLOCK_D, BLOCK_V, BLOCK_SIZE, TILE, WINDOW, SOFTCAP, SLOW, SCALED,
             )  # fmt: skip
     result = _mean(total, acc, SCALED)
     mask = is_head[:, None] & (dv[None, :] < V_DIM)
@@ -284,18 +266,10 @@ def _chunks(
         largest = tl.full([ROWS], float("-inf"), tl.float32)
         total = tl.zeros([ROWS], tl.float32)
         acc = tl.zeros([ROWS, BLOCK_V], tl.float32)
-        whole = first
-        if WINDOW == 0 and DIM == BLOCK_D and V_DIM == BLOCK_V:
-            whole = (position + 1) // TILE * TILE
-            for begin in range(first, whole, TILE):
-                largest, total, acc = _attend_tile(
-                    (largest, total, acc), queries, k_base, v_base, k_scales, v_scales, table, begin, last, end, scale,
-                    softcap, KV_HEADS, DIM, V_DIM, BLOCK_D, BLOCK_V, BLOCK_SIZE, TILE, 0, SOFTCAP, SLOW, SCALED, True,
-                )  # fmt: skip
-        for begin in range(whole, end, TILE):
+        for begin in range(first, end, TILE):
             largest, total, acc = _attend_tile(
                 (largest, total, acc), queries, k_base, v_base, k_scales, v_scales, table, begin, last, end, scale,
-                softcap, KV_HEADS, DIM, V_DIM, BLOCK_D, BLOCK_V, BLOCK_SIZE, TILE, WINDOW, SOFTCAP, SLOW, SCALED, False,
+                softcap, KV_HEADS, DIM, V_DIM, BLOCK_D, BLOCK_V, BLOCK_SIZE, TILE, WINDOW, SOFTCAP, SLOW, SCALED,
             )  # fmt: skip
         result = _mean(total, acc, SCALED)
         mask = is_query[:, None] & (dv[None, :] < V_DIM)
