@@ -34,7 +34,7 @@ def _attend_tile(
     `state`: the largest score (rows,), the sum of weights (rows,), the weighted sum of values (rows, BLOCK_V).
     SCALED: K and V are in FP8, each token with a scale. Products are of the queries' type, which holds them exactly.
     Values are taken as 448 times as large as they are, so that weights times scales are at home in float16.
-    FULL: every query sees all of these keys. Asking for each would take a third longer.
+    FULL: every query sees all of these keys. Asking for each takes a third longer where K and V are in FP8.
     """
     largest, total, acc = state
     positions = begin + tl.arange(0, TILE)
@@ -100,7 +100,7 @@ def _decode(
     q, k_cache, v_cache, k_scales, v_scales, tables, rows, seq_lens, out, partial, lse, scale, softcap, table_stride,
     splits, GROUP: tl.constexpr, ROWS: tl.constexpr, KV_HEADS: tl.constexpr, DIM: tl.constexpr, V_DIM: tl.constexpr,
     BLOCK_D: tl.constexpr, BLOCK_V: tl.constexpr, BLOCK_SIZE: tl.constexpr, TILE: tl.constexpr, IS_WHOLE: tl.constexpr,
-    WINDOW: tl.constexpr, SOFTCAP: tl.constexpr, SLOW: tl.constexpr, SCALED: tl.constexpr,
+    WINDOW: tl.constexpr, SOFTCAP: tl.constexpr, SLOW: tl.constexpr, SCALED: tl.constexpr, STAGES: tl.constexpr,
     OVERLAPS: tl.constexpr = False,
 ):  # fmt: skip
     """One K/V head of one request, and one of `splits` equal parts of its past: the whole, if IS_WHOLE."""
@@ -136,7 +136,7 @@ def _decode(
                 (largest, total, acc), queries, k_base, v_base, k_scales, v_scales, table, begin, last, end, scale,
                 softcap, KV_HEADS, DIM, V_DIM, BLOCK_D, BLOCK_V, BLOCK_SIZE, TILE, 0, SOFTCAP, SLOW, SCALED, True,
             )  # fmt: skip
-        for begin in range(full, end, TILE):
+        for begin in tl.range(full, end, TILE, num_stages=STAGES if WINDOW > 0 else 1):
             largest, total, acc = _attend_tile(
                 (largest, total, acc), queries, k_base, v_base, k_scales, v_scales, table, begin, last, end, scale,
                 softcap, KV_HEADS, DIM, V_DIM, BLOCK_D, BLOCK_V, BLOCK_SIZE, TILE, WINDOW, SOFTCAP, SLOW, SCALED, False,
@@ -180,13 +180,11 @@ class Tiling(NamedTuple):
 
 
 def _tiling_of_decodes(q: Tensor, kv: LayerKV, splits: int) -> Tiling:
-    """Measured on an H200, for heads of 128 dimensions, 1 to 256 requests, and pasts of 512 and 2048 tokens."""
-    requests, kv_heads = q.shape[0], kv.k.shape[1]
-    if requests == 1:
-        return _fitting(Tiling(64, 2, 3), kv)
-    if kv.k.dtype in ROUNDED_DTYPES and requests * kv_heads * splits >= _MANY_PROGRAMS:
-        return _fitting(Tiling(32, 1, 5), kv)
-    return _fitting(Tiling(128, 4, 3), kv)
+    """Measured on an H200, for heads of 128 dimensions, 1 to 256 requests, and pasts of about 512 and 2048 tokens."""
+    are_many = q.shape[0] * kv.k.shape[1] * splits >= _MANY_PROGRAMS
+    if kv.k.dtype in ROUNDED_DTYPES:
+        return _fitting(Tiling(32, 1, 5) if are_many else Tiling(128, 4, 5), kv)
+    return _fitting(Tiling(64, 2, 3) if are_many or splits > 2 else Tiling(128, 4, 3), kv)
 
 
 def _fitting(tiling: Tiling, kv: LayerKV) -> Tiling:
@@ -232,7 +230,8 @@ def decode(
         BLOCK_D=max(16, triton.next_power_of_2(dim)), BLOCK_V=max(16, block_v), BLOCK_SIZE=block_size,
         TILE=tiling.keys, IS_WHOLE=splits == 1, WINDOW=window or 0, SOFTCAP=softcap is not None,
         SLOW=q.dtype is torch.float32,
-        SCALED=kv.k.dtype in ROUNDED_DTYPES, overlaps=requests == 1, num_warps=tiling.warps, num_stages=tiling.stages,
+        SCALED=kv.k.dtype in ROUNDED_DTYPES, STAGES=tiling.stages, overlaps=requests == 1, num_warps=tiling.warps,
+        num_stages=tiling.stages,
     )  # fmt: skip
     if splits > 1:
         launch(
@@ -246,7 +245,7 @@ def _chunks(
     q, k_cache, v_cache, k_scales, v_scales, tables, tiles, out, scale, softcap, table_stride,
     GROUP: tl.constexpr, ROWS: tl.constexpr, KV_HEADS: tl.constexpr, DIM: tl.constexpr, V_DIM: tl.constexpr,
     BLOCK_D: tl.constexpr, BLOCK_V: tl.constexpr, BLOCK_SIZE: tl.constexpr, TILE: tl.constexpr,
-    WINDOW: tl.constexpr, SOFTCAP: tl.constexpr, SLOW: tl.constexpr, SCALED: tl.constexpr,
+    WINDOW: tl.constexpr, SOFTCAP: tl.constexpr, SLOW: tl.constexpr, SCALED: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
     """One K/V head, and some successive query tokens of one request, each with all of its heads: ROWS queries."""
     tile, head = tl.program_id(0), tl.program_id(1)
@@ -282,7 +281,7 @@ def _chunks(
                 (largest, total, acc), queries, k_base, v_base, k_scales, v_scales, table, begin, last, end, scale,
                 softcap, KV_HEADS, DIM, V_DIM, BLOCK_D, BLOCK_V, BLOCK_SIZE, TILE, 0, SOFTCAP, SLOW, SCALED, True,
             )  # fmt: skip
-        for begin in range(full, end, TILE):
+        for begin in tl.range(full, end, TILE, num_stages=STAGES if WINDOW > 0 else 1):
             largest, total, acc = _attend_tile(
                 (largest, total, acc), queries, k_base, v_base, k_scales, v_scales, table, begin, last, end, scale,
                 softcap, KV_HEADS, DIM, V_DIM, BLOCK_D, BLOCK_V, BLOCK_SIZE, TILE, WINDOW, SOFTCAP, SLOW, SCALED, False,
@@ -311,6 +310,6 @@ def chunks(
         GROUP=group, ROWS=max(16, triton.next_power_of_2(tile_tokens * group)), KV_HEADS=kv_heads, DIM=dim,
         V_DIM=v_dim, BLOCK_D=max(16, triton.next_power_of_2(dim)), BLOCK_V=max(16, triton.next_power_of_2(v_dim)),
         BLOCK_SIZE=block_size, TILE=tiling.keys, WINDOW=window or 0, SOFTCAP=softcap is not None,
-        SLOW=q.dtype is torch.float32, SCALED=kv.k.dtype in ROUNDED_DTYPES,
+        SLOW=q.dtype is torch.float32, SCALED=kv.k.dtype in ROUNDED_DTYPES, STAGES=tiling.stages,
         num_warps=tiling.warps, num_stages=tiling.stages,
     )  # fmt: skip
