@@ -10,9 +10,10 @@ pytest.importorskip("triton")
 from app.checkpoint.folder import ModelFolder
 from app.errors import ModelError
 from app.layers.linear import Head, Linear
-from app.layers.methods import choose, float8
+from app.layers.methods import choose, float8, integer, integer_gpu
 from app.models.loader import load_model
 from app.settings import load_settings
+from tests.kernels.test_gpu import HALF
 from tests.kernels.test_gpu_float8 import rounding  # noqa: F401 - used by all tests
 from tests.models.families import write_checkpoint
 from tests.models.test_quantized import SIZES, write_quantized
@@ -23,11 +24,13 @@ DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 @pytest.fixture
 def has_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(float8, "has_kernel", lambda _device: True)
+    monkeypatch.setattr(integer, "has_kernel", lambda *_: False)
+    monkeypatch.setattr(integer_gpu, "has_kernel", lambda *_: True)
 
 
-def layers(folder: Path, quantization: str) -> dict[str, Linear]:
+def layers(folder: Path, quantization: str, dtype: torch.dtype = torch.float32) -> dict[str, Linear]:
     settings = load_settings(quantization=quantization)
-    loaded = load_model(ModelFolder.open(folder), settings, torch.float32, DEVICE, 200)
+    loaded = load_model(ModelFolder.open(folder), settings, dtype, DEVICE, 200)
     return {name: layer for name, layer in loaded.model.named_modules() if isinstance(layer, Linear)}
 
 
@@ -59,6 +62,33 @@ def test_plain_weights_are_rounded_by_output(tmp_path: Path) -> None:
         assert bool(
             ((dense - plain[path].weight).abs() <= (plain[path].weight.abs() / 16).clamp(min=largest / 2**17)).all()
         )
+
+
+@pytest.mark.usefixtures("has_kernel")
+@pytest.mark.parametrize("name", ["W4A16", "W8A8", "GPTQ with act-order"])
+def test_codes_are_multiplied_as_they_are_stored(name: str, tmp_path: Path) -> None:
+    write_quantized(name, tmp_path)
+    kept, plain = layers(tmp_path, "auto", HALF), layers(tmp_path, "none")
+    for path, layer in kept.items():
+        assert isinstance(layer.method, integer_gpu.IntegerGpu) == (not isinstance(layer, Head)), path
+    path = "layers.0.self_attn.qkv_proj"
+    x = torch.randn(3, kept[path].in_features, generator=torch.Generator().manual_seed(0)).to(DEVICE, HALF)
+    expected = plain[path](x.float())
+    assert float((kept[path](x) - expected).norm() / expected.norm()) < 2**-8
+
+
+@pytest.mark.usefixtures("has_kernel")
+@pytest.mark.parametrize(("quantization", "error"), [("int4", 0.12), ("int8", 0.01)])
+def test_plain_weights_are_rounded_to_codes(quantization: str, error: float, tmp_path: Path) -> None:
+    write_checkpoint("Llama", SIZES, tmp_path)
+    rounded, plain = layers(tmp_path, quantization, HALF), layers(tmp_path, "none")
+    for path, layer in rounded.items():
+        assert isinstance(layer.method, integer_gpu.IntegerGpu)
+        one = torch.eye(layer.in_features, dtype=HALF, device=DEVICE)
+        found = torch.cat([layer(part) for part in one.split(60)])
+        expected = plain[path].weight.T
+        found = found if layer.bias is None else found - layer.bias
+        assert float((found - expected).norm() / expected.norm()) < (0.01 if isinstance(layer, Head) else error), path
 
 
 def test_what_has_no_kernel_is_refused(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from ..formats.codes import GROUP, Codes, quantize
 from ..formats.float8 import Float8Weight
 from ..formats.float8 import quantize as to_float8
 from ..linear import Head, Linear, LinearMethod
-from . import float8, integer
+from . import float8, integer, integer_gpu
 from .onednn import OneDnn, has_bfloat16
 from .plain import PLAIN
 from .quantized import Keeper, Rounded, Rounder, Stored
@@ -77,6 +77,8 @@ def _keepers(device: torch.device, dtype: torch.dtype) -> dict[type, Keeper]:
     keepers: dict[type, Keeper] = {}
     if integer.has_kernel(device, dtype):
         keepers[Codes] = integer.keep
+    if integer_gpu.has_kernel(device, dtype):
+        keepers[Codes] = integer_gpu.keep
     if float8.has_kernel(device):
         keepers[Float8Weight] = float8.keep
     return keepers
@@ -93,9 +95,10 @@ def _to_codes(bits: int) -> Rounder:
     """The last layer always has 8 bits: with 4, small models choose other words."""
 
     def to(layer: Linear) -> Codes:
-        size = layer.in_features
-        group = GROUP if size % GROUP == 0 else size
-        return quantize(layer.weight.data, 8 if isinstance(layer, Head) else bits, group)
+        size, weight = layer.in_features, layer.weight.data
+        group, stored = (integer_gpu.GROUP, torch.float16) if weight.is_cuda else (GROUP, None)
+        group = group if size % group == 0 else size
+        return quantize(weight, 8 if isinstance(layer, Head) else bits, group, stored)
 
     return to
 
@@ -105,9 +108,13 @@ def _to_float8(layer: Linear) -> Float8Weight | None:
     return None if isinstance(layer, Head) else to_float8(layer.weight.data)
 
 
+_NEEDS_OF_CODES = (
+    "a CPU with AVX2 instructions, and bfloat16 or float32, or a GPU of compute capability 8.0 or more, and bfloat16 "
+    "or float16"
+)
 _ROUNDERS: dict[str, tuple[Rounder, type, str]] = {
-    "int8": (_to_codes(8), Codes, "a CPU with AVX2 instructions, and bfloat16 or float32"),
-    "int4": (_to_codes(4), Codes, "a CPU with AVX2 instructions, and bfloat16 or float32"),
+    "int8": (_to_codes(8), Codes, _NEEDS_OF_CODES),
+    "int4": (_to_codes(4), Codes, _NEEDS_OF_CODES),
     "fp8": (_to_float8, Float8Weight, "a GPU of compute capability 8.9 or more"),
 }
 """What `quantization` rounds to, the form that this is, and what it needs."""

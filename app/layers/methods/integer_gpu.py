@@ -1,0 +1,69 @@
+"""Weights as small whole numbers, multiplied as they are, by the GPU's kernels for them."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from ...kernels.ops import HAS_TRITON
+from ..formats.base import Weight
+from ..formats.codes import Codes
+from ..linear import Linear
+from .plain import Plain
+
+GROUP = 128
+"""Inputs that share a scale, of weights that are rounded on a GPU: with 32, as on a CPU, decodes are slower."""
+
+
+class IntegerGpu(Plain):
+    """Keeps codes as `weight`, in the order of the kernels, and scales and points beside it."""
+
+    def __init__(self, bits: int, group: int, order: Tensor | None) -> None:
+        """`bits` of a code; `group`: inputs that share a scale; `order` of the inputs, see `Codes`."""
+        self._bits = bits
+        self._group = group
+        self._order = order
+
+    def apply(self, layer: Linear, x: Tensor) -> Tensor:
+        """See `LinearMethod`."""
+        from ...kernels.gpu import integer
+
+        factors, counters = layer.get_buffer("factors"), layer.get_buffer("counters")
+        weight = integer.Weight(layer.weight, factors, counters, self._bits, self._group, layer.in_features)
+        inputs = x.reshape(-1, layer.in_features)
+        if self._order is not None:
+            inputs = inputs[:, self._order]
+        out = integer.multiply(inputs, weight, layer.bias, layer.out_dtype or x.dtype)
+        return out.view(*x.shape[:-1], layer.out_features)
+
+
+def has_kernel(device: torch.device, dtype: torch.dtype) -> bool:
+    """Whether there are kernels for a device, which takes compute capability 8.0, and for activations of a dtype."""
+    if device.type != "cuda" or not HAS_TRITON or dtype is torch.float32:
+        return False
+    return torch.cuda.get_device_capability(device) >= (8, 0)
+
+
+def keep(layer: Linear, pieces: Sequence[Weight]) -> IntegerGpu | None:
+    """See `Keeper`. All pieces must be of one form, and their inputs in one order."""
+    from ...kernels.gpu import integer
+
+    codes = [piece for piece in pieces if isinstance(piece, Codes)]
+    bits, group, order = codes[0].bits, codes[0].group, codes[0].order
+    are_alike = all((piece.bits, piece.group) == (bits, group) and _are_equal(piece.order, order) for piece in codes)
+    if len(codes) < len(pieces) or not are_alike or not integer.can_pack(layer.in_features, group):
+        return None
+    weight = integer.pack(
+        torch.cat([piece.codes for piece in codes]),
+        torch.cat([piece.scales for piece in codes]),
+        torch.cat([piece.zeros for piece in codes]),
+        bits,
+    )
+    layer.weight = nn.Parameter(weight.words, requires_grad=False)
+    layer.register_buffer("factors", weight.factors, persistent=False)
+    layer.register_buffer("counters", weight.counters, persistent=False)
+    return IntegerGpu(bits, weight.group, order)
+
+
+def _are_equal(one: Tensor | None, other: Tensor | None) -> bool:
+    return one is other or (one is not None and other is not None and torch.equal(one, other))
