@@ -68,11 +68,30 @@ def test_few_rows(rows: int, outputs: int, inputs: int, group: int) -> None:
 
 
 @pytest.mark.skipif(DEVICE.type == "cpu", reason="cuBLAS wants a GPU")
-def test_many_rows() -> None:
-    weight, stands_for = a_weight(256, 512, 512)
-    bias = randn(256, dtype=HALF)
-    x = float8.quantize(randn(300, 512, dtype=HALF), 512)
-    close(float8.many_rows(x, weight, bias, HALF), dense(x, 512) @ stands_for.T + bias.double())
+@pytest.mark.parametrize("group", [640, 128])
+def test_many_rows(group: int) -> None:
+    weight, stands_for = a_weight(384, 640, group)
+    if group == 128:
+        scales = weight.scales[:, ::128].repeat_interleave(128, 1).contiguous()
+        weight = Weight(weight.values, scales, group, float8.blocks_of_scales(scales, group))
+        stands_for = weight.values.double() * spread(scales.T, group, 640)
+    bias = randn(384, dtype=HALF)
+    x = float8.quantize(randn(300, 640, dtype=HALF), group)
+    close(float8.many_rows(x, weight, bias, HALF), dense(x, group) @ stands_for.T + bias.double())
+
+
+def test_only_scales_of_whole_blocks_are_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(float8, "_has_blocks", lambda _device: True)
+    blocks = torch.rand(5, 3)
+    scales = blocks.repeat_interleave(128, 1)
+    found = float8.blocks_of_scales(scales, 128)
+    assert found is not None
+    assert torch.equal(found[:, :5], blocks.T)
+    assert found.shape == (3, 8)
+    assert float8.blocks_of_scales(scales, 64) is None
+    assert float8.blocks_of_scales(scales[:, :300], 128) is None
+    scales[2, 130] += 1
+    assert float8.blocks_of_scales(scales, 128) is None
 
 
 @pytest.mark.parametrize(("size", "group"), [(576, 576), (300, 128), (64, 64), (4096, 4096)])

@@ -10,6 +10,7 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+from torch.nn.functional import ScalingType, scaled_mm
 
 from ..rows import Rows
 from .launch import OVERLAPPING_ROWS, launch, wait_for_input
@@ -18,6 +19,8 @@ MOST_ROWS = 256
 """With more rows and one group, cuBLAS is faster."""
 _PROGRAMS = 132
 """With more programs than that, and more than 32 rows, cuBLAS is faster: a large GPU has so many multiprocessors."""
+_BLOCK = 128
+"""Outputs and inputs of the blocks that cuBLAS knows."""
 _PIECE = 1024
 """Inputs of one row that a program takes at once."""
 
@@ -31,6 +34,9 @@ class Weight(NamedTuple):
     """(groups, outputs) float32"""
     group: int
     """Inputs that share a scale."""
+    blocks: Tensor | None = None
+    """(outputs / 128, groups, and some more until they are a multiple of 4) float32, where 128 outputs and 128 inputs
+    share a scale."""
 
 
 @triton.jit
@@ -230,11 +236,28 @@ def _tile(rows: int, outputs: int, group: int | None) -> tuple[int, int, int, in
     return block_m, 64, group or 256, 4, 6 if block_m <= 64 and is_small else 4
 
 
+def _has_blocks(device: torch.device) -> bool:
+    """Whether cuBLAS has a product for blocks, which takes compute capability 9."""
+    return device.type == "cuda" and torch.cuda.get_device_capability(device)[0] == 9
+
+
+def blocks_of_scales(scales: Tensor, group: int) -> Tensor | None:
+    """See `Weight.blocks`; scales (groups, outputs). None if they are not of whole blocks, or the GPU takes none."""
+    if group != _BLOCK or scales.shape[1] % _BLOCK or not _has_blocks(scales.device):
+        return None
+    blocks = scales[:, ::_BLOCK]
+    if not torch.equal(blocks.repeat_interleave(_BLOCK, 1), scales):
+        return None
+    return torch.nn.functional.pad(blocks.T, (0, -len(scales) % 4)).contiguous()
+
+
 def many_rows(x: Rows, weight: Weight, bias: Tensor | None, dtype: torch.dtype) -> Tensor:
-    """The same by cuBLAS, for one group; inputs and outputs are multiples of 16."""
-    out = torch._scaled_mm(
-        x.values, weight.values.t(), x.scales.t(), weight.scales, out_dtype=dtype, use_fast_accum=True
-    )
+    """The same by cuBLAS, for one group, or blocks; inputs and outputs are multiples of 16."""
+    if weight.blocks is None:
+        scales = (x.scales.t(), ScalingType.RowWise, weight.scales, ScalingType.RowWise)
+    else:
+        scales = (x.scales.t(), ScalingType.BlockWise1x128, weight.blocks.t(), ScalingType.BlockWise128x128)
+    out = scaled_mm(x.values, weight.values.t(), *scales, output_dtype=dtype, use_fast_accum=weight.blocks is None)
     return out if bias is None else out.add_(bias)
 
 
@@ -246,6 +269,9 @@ def multiply(x: Tensor | Rows, weight: Weight, bias: Tensor | None, dtype: torch
             return one_row(x, weight, bias, dtype)
         x = quantize(x, weight.group)
     rows = len(x.values)
-    fits = x.values.is_cuda and weight.group == size and dtype is torch.bfloat16 and not (outputs % 16 or size % 16)
-    is_faster = rows > MOST_ROWS or (rows > 32 and triton.cdiv(outputs, 64) * triton.cdiv(rows, 128) > _PROGRAMS)
+    fits = x.values.is_cuda and dtype is torch.bfloat16 and not (outputs % 16 or size % 16)
+    if weight.group == size:
+        is_faster = rows > MOST_ROWS or (rows > 32 and triton.cdiv(outputs, 64) * triton.cdiv(rows, 128) > _PROGRAMS)
+    else:
+        is_faster = weight.blocks is not None and rows % 4 == 0 and size % _BLOCK == 0  # cuBLAS takes no others
     return (many_rows if fits and is_faster else few_rows)(x, weight, bias, dtype)

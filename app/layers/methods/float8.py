@@ -19,9 +19,10 @@ _LEAST_GROUP = 32
 class Float8(Plain):
     """Keeps e4m3 as `weight`, and the scales beside it. Activations are rounded to e4m3 by token, but for one alone."""
 
-    def __init__(self, group: int) -> None:
-        """`group`: inputs that share a scale."""
+    def __init__(self, group: int, blocks: Tensor | None) -> None:
+        """`group`: inputs that share a scale. `blocks`: see the kernels' `Weight`."""
         self._group = group
+        self._blocks = blocks
 
     def group_for(self, layer: Linear, like: Tensor) -> int | None:  # noqa: ARG002
         """See `LinearMethod`."""
@@ -31,7 +32,7 @@ class Float8(Plain):
         """See `LinearMethod`."""
         from ...kernels.gpu import float8
 
-        weight = float8.Weight(layer.weight, layer.get_buffer("scales"), self._group)
+        weight = float8.Weight(layer.weight, layer.get_buffer("scales"), self._group, self._blocks)
         dtype = layer.out_dtype or x.dtype
         if isinstance(x, Rows):
             return float8.multiply(x, weight, layer.bias, dtype)
@@ -46,6 +47,8 @@ def has_kernel(device: torch.device) -> bool:
 
 def keep(layer: Linear, pieces: Sequence[Weight]) -> Float8 | None:
     """See `Keeper`."""
+    from ...kernels.gpu import float8
+
     weights = [piece for piece in pieces if isinstance(piece, Float8Weight)]
     groups = {weight.group for weight in weights}
     if len(weights) < len(pieces) or len(groups) > 1:
@@ -54,5 +57,6 @@ def keep(layer: Linear, pieces: Sequence[Weight]) -> Float8 | None:
     if group < layer.in_features and (group < _LEAST_GROUP or group.bit_count() > 1):
         return None
     layer.weight = nn.Parameter(torch.cat([weight.values for weight in weights]), requires_grad=False)
-    layer.register_buffer("scales", torch.cat([weight.scales for weight in weights]).T.contiguous(), persistent=False)
-    return Float8(group)
+    scales = torch.cat([weight.scales for weight in weights]).T.contiguous()
+    layer.register_buffer("scales", scales, persistent=False)
+    return Float8(group, float8.blocks_of_scales(scales, group))
