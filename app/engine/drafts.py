@@ -9,11 +9,11 @@ class Guess(NamedTuple):
     """What may follow the tokens of a request."""
 
     token_ids: list[int]
-    chance: float
-    """Of each of them to be right if those before it are, 0 to 1."""
+    chances: list[float]
+    """Of each of them to be right with all before it, 0 to 1."""
 
 
-NO_GUESS = Guess([], 0.0)
+NO_GUESS = Guess([], [])
 
 
 class Proposer(Protocol):

@@ -16,6 +16,7 @@ _PLACES = 8
 _LONGEST = 16
 """Tokens of a match that count: with more of them, what follows is not more certain."""
 _SHORTEST = 2
+_LEAST_HASHES = 4096
 _FORGET = 0.98
 """Weight that a guess keeps in the chances with each further one."""
 _FORGET_OWN = 0.8
@@ -35,7 +36,7 @@ class NgramProposer:
 
     def propose(self, request: Request, most: int) -> Guess:
         """See `Proposer`."""
-        text: _Text = request.of_proposer or _Text(request.max_num_tokens)
+        text: _Text = request.of_proposer or _Text(len(request.token_ids))
         request.of_proposer = text
         token_ids = request.token_ids
         for length, is_right in text.follow(token_ids):
@@ -43,12 +44,15 @@ class NgramProposer:
             self._all[length] = _FORGET * self._all[length] + 1
         if text.num_seen < len(token_ids) or not text.match:
             return NO_GUESS
-        length = min(text.match, _LONGEST)
-        chance = (_TRUST * self._right[length] / self._all[length] + text.right) / (_TRUST + text.all)
+        chances, chance = [], 1.0
+        for length in range(text.match, text.match + most):  # each right token makes the match longer
+            at = min(length, _LONGEST)
+            chance *= (_TRUST * self._right[at] / self._all[at] + text.right) / (_TRUST + text.all)
+            chances.append(chance)
         start, period = text.at, len(token_ids) - text.at
         if most <= period:
-            return Guess(token_ids[start : start + most], chance)
-        return Guess([token_ids[start + index % period] for index in range(most)], chance)
+            return Guess(token_ids[start : start + most], chances)
+        return Guess([token_ids[start + index % period] for index in range(most)], chances)
 
 
 class _Text:
@@ -59,8 +63,9 @@ class _Text:
 
     __slots__ = ("_earlier", "_latest", "_mask", "all", "at", "match", "num_seen", "right")
 
-    def __init__(self, max_num_tokens: int) -> None:
-        self._mask = (1 << max_num_tokens.bit_length()) - 1
+    def __init__(self, num_tokens: int) -> None:
+        """`num_tokens`: of the prompt. There is room for more."""
+        self._mask = (1 << max(num_tokens, _LEAST_HASHES // 2).bit_length()) - 1
         self._latest = array("i", bytes(4 * (self._mask + 1)))
         """By a pair's hash: the last place behind such a pair."""
         self._earlier = array("i")

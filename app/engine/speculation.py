@@ -16,12 +16,17 @@ _MOST_ROWS = 32
 """With more requests nothing is guessed: that alone would take time."""
 _MOST_DRAFTS = 15
 """Of a request."""
-_GAIN = 1.04
+_GAIN = 1.06
 """Drafts have to promise so many times the tokens a second, since times and chances are uncertain."""
-_COST = 0.04
-"""What a draft adds to the time of a step with fewer, if nobody knows."""
+_COST = 0.4
+"""What a draft adds to the time of a step while nobody knows, as a part of the time for each of its requests and three
+more: for reading the weights takes time, too."""
+_LEAST_COST = 0.01
+"""At least this part of a step's time, for more drafts than were ever measured."""
 _REMEMBERED = 7
-"""Times of steps of a kind: what one says alone may be noise."""
+"""Times of steps of a kind."""
+_RELIABLE = 3
+"""So many times say something: one alone may be noise."""
 _FORGOTTEN = 2000
 """Steps after which times are measured anew, since texts have become longer."""
 
@@ -45,14 +50,22 @@ class StepTimes:
             of_rows[drafts] = deque(maxlen=_REMEMBERED)
 
     def expected(self, rows: int, most: int) -> list[float]:
-        """Seconds of steps with 0 to `most` drafts; none if those without are not known."""
-        of_rows = self._seconds.get(rows, {})
-        if not of_rows.get(0):
+        """Seconds of steps with 0 to `most` drafts; none if those without are not known.
+
+        What was not measured is on a line between what was, and on a longer line beyond. That goes to twice as many
+        drafts as were measured, so that trying cannot cost much.
+        """
+        known = {n: median(times) for n, times in self._seconds.get(rows, {}).items() if len(times) >= _RELIABLE}
+        if 0 not in known:
             return []
-        expected: list[float] = []
-        for drafts in range(most + 1):
-            known = of_rows.get(drafts)
-            expected.append(median(known) if known else expected[-1] + _COST * expected[0])
+        expected, slope = [known[0]], _COST * known[0] / (rows + 3)
+        for number in [*sorted(known)[1:], min(most, 2 * max(known) + 2)]:
+            before = len(expected) - 1
+            if number in known and number > before:
+                slope = (known[number] - expected[-1]) / (number - before)
+            elif before:
+                slope = max((expected[-1] - known[0]) / before, _LEAST_COST * known[0])
+            expected += [expected[-1] + slope * step for step in range(1, number - before + 1)]
         return expected
 
 
@@ -69,7 +82,7 @@ class Speculation:
         if len(requests) > _MOST_ROWS:
             return {}
         guesses = self._guesses(requests)
-        gains = [(gain, name) for name, guess in guesses.items() for gain in _gains(guess)]
+        gains = [(gain, name) for name, guess in guesses.items() for gain in guess.chances]
         gains.sort(reverse=True)
         counts = Counter(name for _, name in gains[: self._best_number(len(requests), [gain for gain, _ in gains])])
         return {name: guesses[name].token_ids[:count] for name, count in counts.items()}
@@ -81,7 +94,7 @@ class Speculation:
         """
         if len(requests) > _MOST_ROWS:
             return False
-        gains = [gain for guess in self._guesses(requests).values() for gain in _gains(guess)[1:]]
+        gains = [gain for guess in self._guesses(requests).values() for gain in guess.chances[1:]]
         gains.sort(reverse=True)
         return self._best_number(len(requests), gains) > 0
 
@@ -101,10 +114,10 @@ class Speculation:
         if not seconds:
             return 0
         best, number, tokens = _GAIN * rows / seconds[0], 0, float(rows)
-        for count, gain in enumerate(gains[:most], 1):
+        for count, (gain, duration) in enumerate(zip(gains, seconds[1:], strict=False), 1):
             tokens += gain
-            if tokens / seconds[count] > best:
-                best, number = tokens / seconds[count], count
+            if tokens / duration > best:
+                best, number = tokens / duration, count
         return number
 
     def observe(self, step: SchedulerOutput, seconds: float) -> None:
@@ -121,8 +134,3 @@ def _most_drafts(request: Request) -> int:
         return 0
     most = _MOST_DRAFTS if request.max_drafts is None else min(request.max_drafts, _MOST_DRAFTS)
     return min(most, request.max_num_tokens - len(request.token_ids) - 1)
-
-
-def _gains(guess: Guess) -> list[float]:
-    """The chance of each token of a guess to be right, with all before it."""
-    return [guess.chance**exponent for exponent in range(1, len(guess.token_ids) + 1)]
