@@ -41,8 +41,8 @@ def measure(model: str, against: str | None, text: Path | None, json_file: Path 
     `against`: the reference, which runs with the same flags but plain numbers. `text`: None for `TEXT`; `flags`:
     settings. Raises PacelineError.
     """
-    if json_file and not json_file.parent.is_dir():
-        raise StartupError(f"--json: no such folder: {json_file.parent}")
+    if json_file:
+        _check_writable(json_file)
     content = _read(text or TEXT)
     settings = [load_settings(model=model, **flags)]
     if against is not None:
@@ -67,6 +67,15 @@ def measure(model: str, against: str | None, text: Path | None, json_file: Path 
 
 
 # ---------------------------------------------------------------------- what is run
+
+
+def _check_writable(file: Path) -> None:
+    """Measuring takes minutes: say before that the figures cannot be kept."""
+    try:
+        with file.open("a"):
+            pass
+    except OSError as error:
+        raise StartupError(f"--json: {file} cannot be written to: {error.strerror}") from error
 
 
 def _read(file: Path) -> str:

@@ -139,7 +139,7 @@ def test_what_cannot_be_measured_is_refused_by_name(
         ((own, "--text", tmp_path / "missing"), "--text: .*missing cannot be read: No such file"),
         ((own, "--text", binary), "--text: .*binary is not UTF-8"),
         ((own, "--text", short), "--text: 40 tokens are too few: a window has 64"),
-        ((own, "--json", tmp_path / "no" / "out.json"), "--json: no such folder: .*no"),
+        ((own, "--json", tmp_path / "no" / "out.json"), "--json: .*out.json cannot be written to: No such file"),
         ((tmp_path / "nobody", "--text", text), "no such model: .*nobody"),
         (
             (own, "--text", text, "--against", larger),

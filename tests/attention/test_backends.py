@@ -12,9 +12,11 @@ from torch import Tensor
 
 from app.attention.backends.base import AttentionBackend
 from app.attention.backends.cpu_paged import CpuPagedBackend
+from app.attention.backends.memory import zeros
 from app.attention.backends.torch_paged import TorchPagedBackend
 from app.attention.config import AttentionConfig, LayerCache
 from app.attention.step import StepInput, StepShape
+from app.errors import StartupError
 from app.kernels.kv import LayerKV
 
 pytestmark = pytest.mark.usefixtures("compiled_kernels", "two_threads")
@@ -201,3 +203,12 @@ def test_on_the_cpu_a_token_is_computed_alike_in_a_prompt_and_in_a_decode(
             end = min(length, start + size)
             _, metadata = describe(backend, [(start, end)], tables)
             assert torch.equal(backend.attend(cache, step.q[start:end], metadata), whole[start:end])
+
+
+def test_memory_that_the_system_does_not_promise_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_args: object, **_options: object) -> None:
+        raise OSError(12, "Cannot allocate memory")
+
+    monkeypatch.setattr("app.attention.backends.memory.mmap.mmap", refuse)
+    with pytest.raises(StartupError, match=r"kv_cache_memory: no 2 MiB .*Cannot allocate"):
+        zeros((1024, 1024), torch.bfloat16, torch.device("cpu"))
