@@ -1,8 +1,8 @@
 """Drafts from a request's own text: output tokens a second with them and without, by kind of prompt and by clients.
 
 Both ways are the same server's, in turn, and get the same prompts: "speculative": false turns drafts off for a request.
-Prompts ask to repeat or edit code, prose and JSON, as agents do, and open questions, which repeat nothing. Arguments
-behind `--` go to `paceline serve`.
+Prompts ask to repeat or edit code, prose and JSON (also with a schema), as agents do; open questions repeat nothing.
+Arguments behind `--` go to `paceline serve`.
 """
 
 import argparse
@@ -29,6 +29,16 @@ _QUESTIONS = [
     "How is bread made, and why does it rise?",
     "Describe a day in the life of a beekeeper.",
 ]
+_RECORD = {
+    "type": "object",
+    "properties": {"id": {"type": "integer"}, "name": {"type": "string"}, "city": {"type": "string"}},
+    "required": ["id", "name", "city"],
+    "additionalProperties": False,
+}
+_OPTIONS: dict[str, dict[str, Any]] = {
+    "JSON, schema": {"guided_json": {"type": "array", "items": _RECORD, "minItems": 100}},
+}
+"""Fields of the requests of a kind."""
 
 
 def prompts(count: int) -> dict[str, list[str]]:
@@ -40,6 +50,7 @@ def prompts(count: int) -> dict[str, list[str]]:
         "code": [f"Repeat this code exactly, without comments on it:\n\n{piece}" for piece in code],
         "rewriting": [f"Correct the spelling of this text, and change nothing else:\n\n{piece}" for piece in prose],
         "JSON": [f'Add "checked": true to every record of this JSON:\n\n{piece}' for piece in records],
+        "JSON, schema": [f"Sort the records of this JSON by name:\n\n{piece}" for piece in records],
         "questions": list(islice(cycle(_QUESTIONS), count)),
     }
 
@@ -74,7 +85,7 @@ async def crowd(
             while queue:
                 index, prompt = queue.pop()
                 body = {"messages": [{"role": "user", "content": prompt}], "max_tokens": args.output_len, "seed": index}
-                body |= {"temperature": args.temperature, "ignore_eos": True}
+                body["temperature"] = args.temperature
                 answer = (await http.post("/v1/chat/completions", json=body | options)).raise_for_status().json()
                 answers[index] = answer["choices"][0]["message"]["content"]
                 tokens += answer["usage"]["completion_tokens"]
@@ -89,14 +100,16 @@ def measure(
 ) -> dict[str, Any]:
     """Medians of rounds, and what the server counted of drafts."""
     rates: dict[bool, list[float]] = {True: [], False: []}
-    texts = {}
+    texts, options = {}, _OPTIONS.get(kind, {"ignore_eos": True})
     for speculative in rates:  # prompts are in the prefix cache then, and steps are recorded
-        asyncio.run(crowd(server, asked, clients, args, speculative=speculative))
+        asyncio.run(crowd(server, asked, clients, args, speculative=speculative, **options))
     names = ("drafts", "draft_tokens", "accepted_tokens")
     before = {name: _counted(server, name) for name in names}
     for _ in range(args.rounds):
         for speculative, of_way in rates.items():
-            rate, texts[speculative] = asyncio.run(crowd(server, asked, clients, args, speculative=speculative))
+            rate, texts[speculative] = asyncio.run(
+                crowd(server, asked, clients, args, speculative=speculative, **options)
+            )
             of_way.append(rate)
     drafts, drafted, accepted = (_counted(server, name) - before[name] for name in names)
     without, with_drafts = (statistics.median(rates[speculative]) for speculative in (False, True))
@@ -124,7 +137,7 @@ def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--clients", type=int, nargs="+", default=[1, 2, 4, 8])
-    parser.add_argument("--kinds", nargs="+", default=["code", "rewriting", "JSON", "questions"])
+    parser.add_argument("--kinds", nargs="+", default=["code", "rewriting", "JSON", "JSON, schema", "questions"])
     parser.add_argument("--prompts", type=int, default=8, help="of each kind")
     parser.add_argument("--output-len", type=int, default=128)
     parser.add_argument("--rounds", type=int, default=3)

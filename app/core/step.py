@@ -152,6 +152,8 @@ class Limits:
     """Numbers of tokens that steps with prompts are filled up to, ascending; none if a step takes what it has."""
     chunked_prefill: bool = True
     """Whether a prompt may be computed in several steps."""
+    drafts_for_all: bool = False
+    """Whether rows may have drafts whose sampling `looks_back` at what was generated."""
 
 
 @dataclass(frozen=True, kw_only=True)

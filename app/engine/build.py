@@ -47,7 +47,7 @@ def _speculation(settings: Settings, limits: Limits) -> Speculation | None:
     """The echo worker, which costs nothing, takes no drafts."""
     if settings.speculate == "off" or settings.worker == "echo":
         return None
-    return Speculation(NgramProposer(), limits.max_num_batched_tokens)
+    return Speculation(NgramProposer(), limits.max_num_batched_tokens, limits.drafts_for_all)
 
 
 def _build_worker(settings: Settings, folder: Path, encoder: EncoderConfig | None) -> tuple[BuiltWorker, float]:

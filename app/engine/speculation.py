@@ -72,8 +72,10 @@ class StepTimes:
 class Speculation:
     """Decides about drafts, for the scheduler."""
 
-    def __init__(self, proposer: Proposer, max_num_batched_tokens: int) -> None:
+    def __init__(self, proposer: Proposer, max_num_batched_tokens: int, drafts_for_all: bool = False) -> None:
+        """`drafts_for_all`: see `Limits`."""
         self._proposer = proposer
+        self._drafts_for_all = drafts_for_all
         self._most_tokens = min(MAX_WITH_DRAFTS, max_num_batched_tokens)
         self._times = StepTimes()
 
@@ -101,11 +103,17 @@ class Speculation:
     def _guesses(self, requests: Iterable[Request]) -> dict[str, Guess]:
         guesses = {}
         for request in requests:
-            if (most := _most_drafts(request)) > 0:
+            if (most := self._most_drafts(request)) > 0:
                 guess = self._proposer.propose(request, most)
                 if guess.token_ids:
                     guesses[request.request_id] = guess
         return guesses
+
+    def _most_drafts(self, request: Request) -> int:
+        if request.sampling.looks_back and not self._drafts_for_all:
+            return 0
+        most = _MOST_DRAFTS if request.max_drafts is None else min(request.max_drafts, _MOST_DRAFTS)
+        return min(most, request.max_num_tokens - len(request.token_ids) - 1)
 
     def _best_number(self, rows: int, gains: Sequence[float]) -> int:
         """How many of these drafts are worth their time: tokens that each is expected to give, the best ones first."""
@@ -125,12 +133,3 @@ class Speculation:
         num_drafts = sum(map(len, step.drafts.values()))
         if step.num_tokens - num_drafts == len(step.rows) <= _MOST_ROWS:
             self._times.observe(len(step.rows), num_drafts, seconds)
-
-
-def _most_drafts(request: Request) -> int:
-    """A row with penalties, a grammar or a minimal length has none, because the worker keeps what these remember for
-    accepted tokens only."""
-    if request.sampling.looks_back:
-        return 0
-    most = _MOST_DRAFTS if request.max_drafts is None else min(request.max_drafts, _MOST_DRAFTS)
-    return min(most, request.max_num_tokens - len(request.token_ids) - 1)

@@ -45,6 +45,15 @@ class RowMatcher:
             count = self._digits.counts[token_id]
             self._num_digits = self._num_digits + count if count else 0
 
+    def follow(self, token_id: int) -> "RowMatcher | None":
+        """Another matcher, of the text with a token that may be sampled; None if the grammar does not allow it."""
+        follower = RowMatcher(self.matcher.deep_copy(), self._digits)  # takes two microseconds
+        follower._num_digits = self._num_digits
+        if not follower.matcher.validate_tokens([token_id]):
+            return None
+        follower.accept(token_id)
+        return follower
+
     def bound(self, mask: NDArray[np.int32]) -> None:
         """Take digits out of a mask (words,) after very many of them, unless nothing else may follow."""
         if self._num_digits >= _MOST_DIGITS:
@@ -54,7 +63,8 @@ class RowMatcher:
 
 
 Constrained = list[tuple[int, RowMatcher]]
-"""The rows of a step that have a grammar: the place of each in the step, and its matcher."""
+"""The rows of a step that have a grammar: the place of each in the step, and its matcher. A row with drafts has several
+places."""
 
 
 class Masks(NamedTuple):
@@ -107,16 +117,37 @@ class GrammarMasks:
             return []
         return [(index, self._matchers[row]) for index, row in enumerate(rows) if row in self._matchers]
 
-    def compute(self, constrained: Constrained) -> Masks:
-        """Compute the masks. Where the text is complete, only end-of-sequence tokens are allowed."""
+    def compute(self, constrained: Constrained, drafts: NDArray[np.int64] | None = None) -> Masks:
+        """Compute the masks. Where the text is complete, only end-of-sequence tokens are allowed.
+
+        With drafts, a row has several places, one behind the other. drafts (places of the step,): the guess of what is
+        sampled there, which the row's next place goes on from; negative at its last one.
+        """
         masks = np.zeros((len(constrained), self.words), dtype=np.int32)
-        places = [(row.matcher, at) for at, (_, row) in enumerate(constrained)]
-        self._executor.unsafe_compute_mask_ptr(places, masks.ctypes.data, masks.strides[0], len(places))
-        for at, (_, row) in enumerate(constrained):
-            if row.matcher.is_error():
-                masks[at] = 0
-            row.bound(masks[at])
+        if drafts is None:
+            self._fill(masks, [row for _, row in constrained])
+        else:
+            self._fill_in_turn(masks, constrained, drafts)
         return Masks(masks, [index for (index, _), mask in zip(constrained, masks, strict=True) if not mask.any()])
+
+    def _fill_in_turn(self, masks: NDArray[np.int32], constrained: Constrained, drafts: NDArray[np.int64]) -> None:
+        """Nothing is allowed behind a guess that the grammar does not allow: nobody will look there."""
+        follower: RowMatcher | None = None
+        is_first = True
+        for at, (place, row) in enumerate(constrained):
+            follower = row if is_first else follower
+            is_first = drafts[place] < 0
+            if follower is not None:
+                self._fill(masks[at : at + 1], [follower])
+                follower = None if is_first else follower.follow(int(drafts[place]))
+
+    def _fill(self, masks: NDArray[np.int32], rows: list[RowMatcher]) -> None:
+        places = [(row.matcher, at) for at, row in enumerate(rows)]
+        self._executor.unsafe_compute_mask_ptr(places, masks.ctypes.data, masks.strides[0], len(places))
+        for mask, row in zip(masks, rows, strict=True):
+            if row.matcher.is_error():
+                mask[:] = 0
+            row.bound(mask)
 
 
 def mask_words(vocab_size: int) -> int:

@@ -84,7 +84,7 @@ def _build_runner(
     clock.lap("allocate_kv_cache")
     runner.prepare()
     clock.lap("warm_up")
-    return runner, replace(limits, step_sizes=execution.step_sizes)
+    return runner, replace(limits, step_sizes=execution.step_sizes, drafts_for_all=sampling.follows_drafts)
 
 
 def _execution(

@@ -85,7 +85,7 @@ class ModelRunner:
         batch = self.batch.prepare(step)
         entries = self.batch.entries(batch, step.drafts)
         constrained = self.grammars.constrained(entries.rows.tolist())
-        masks = self._masks.submit(self._compute_masks, constrained) if constrained else None
+        masks = self._masks.submit(self._compute_masks, constrained, entries) if constrained else None
 
         shape, size = self.execution.shape(batch), self.execution.size(len(entries))
         self._buffer.write(batch, shape, entries, size)
@@ -104,12 +104,12 @@ class ModelRunner:
         launched.end = self.execution.end()
         return launched
 
-    def _compute_masks(self, constrained: Constrained) -> Masks:
+    def _compute_masks(self, constrained: Constrained, entries: Entries) -> Masks:
         """What grammars allow next, computed while the device runs the forward pass."""
         for launched, matchers in self._to_accept:
             launched.accept(matchers)
         self._to_accept.clear()
-        return self.grammars.compute(constrained)
+        return self.grammars.compute(constrained, entries.drafts)
 
     def _add_prompt_logprobs(self, batch: StepInput, launched: "_Launched") -> None:
         for target in self.batch.prompt_targets(batch):
@@ -264,8 +264,12 @@ class _Launched:
         """Wait for the step, and have grammars take in what was sampled."""
         self._wait()
         assert self.tokens is not None
+        accepted = dict(
+            zip(self.entries.starts.tolist(), accepted_tokens(self.tokens.tolist(), self.entries), strict=False)
+        )
         for entry, matcher in constrained:
-            matcher.accept(int(self.tokens[entry]))
+            for token in accepted.get(entry, ()):
+                matcher.accept(token)
 
     def result(self) -> ModelRunnerOutput:
         """See `StepHandle`."""

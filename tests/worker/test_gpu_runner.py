@@ -150,7 +150,7 @@ def test_drafts_change_no_text(model: tuple[Path, PreTrainedModel]) -> None:
     }
     core = make_engine(model[0], "triton")
     texts = {name: tokens_of(news) for name, news in run_crowd(core, requests)[0].items()}
-    core.scheduler.speculation = speculation = Eager("random", texts, LIMITS["max_num_batched_tokens"])
+    core.scheduler.speculation = speculation = Eager("random", texts, LIMITS["max_num_batched_tokens"], for_all=False)
     for name, news in run_crowd(core, requests)[0].items():
         assert tokens_of(news) == texts[name]
     assert speculation.num_with_drafts > 2

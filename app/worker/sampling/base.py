@@ -24,6 +24,9 @@ from ..batch import Entries
 class Sampling(Protocol):
     """Turns the logits of a step's entries into tokens, by the sampling parameters of their rows."""
 
+    follows_drafts: bool
+    """Whether penalties, masks and minimal lengths of a row's entry go by the drafts before it. If not, rows with these
+    have no drafts."""
     last_sampled: Tensor
     """(rows,) int64: what each row sampled last, which is its next input."""
     tokens: Tensor

@@ -12,7 +12,8 @@ from torch import Tensor
 from ...core.sampling import SamplingParams
 from ...core.step import NOT_A_NUMBER, NewRequest
 from ...kernels.cpu.sampling import race, race_keys
-from ..batch import Entries
+from ..batch import NO_DRAFT, Entries
+from ..drafts import accepted_tokens
 
 _CANDIDATES = (64, 1024)
 """Top-k and top-p look at this many most probable tokens first: sorting the whole vocabulary is slow."""
@@ -37,9 +38,27 @@ class _Row:
     adjusts: bool = False
     """Whether any of the above is there, and so the row's logits are changed before sampling."""
 
+    def count(self, token: int) -> bool:
+        """Remember a token that follows the text; returns whether it was not in it before."""
+        if self.output_counts is not None:
+            self.output_counts[token] += 1
+        if self.in_text is None or self.in_text[token]:
+            return False
+        self.in_text[token] = True
+        return True
+
+    def forget(self, token: int, was_new: bool) -> None:
+        """Undo `count`, of the last token that was counted."""
+        if self.output_counts is not None:
+            self.output_counts[token] -= 1
+        if self.in_text is not None and was_new:
+            self.in_text[token] = False
+
 
 class CpuSampling:
     """See `app.worker.sampling.base.Sampling`. Logits that are elsewhere come to the CPU."""
+
+    follows_drafts = True
 
     def __init__(self, max_num_seqs: int, max_entries: int, vocab_size: int, device: torch.device) -> None:
         self.vocab_size = vocab_size
@@ -92,10 +111,7 @@ class CpuSampling:
         if self._masks is not None:
             _allow(logits, *self._masks)
             self._masks = None
-        for index, row in enumerate(entries.rows):
-            state = self._rows[row]
-            if state is not None and state.adjusts:
-                self._adjust(logits[index], state, int(entries.positions[index]) + 1)
+        self._adjust_all(logits, entries)
         # Small arrays are NumPy's, which needs a tenth of torch's time for them.
         largest, tokens = (part.numpy() for part in logits.max(dim=-1))
         drawn = np.flatnonzero(self._temperature[entries.rows] > 0)
@@ -103,10 +119,23 @@ class CpuSampling:
             tokens[drawn] = self._draw(logits, entries, drawn).numpy()
         is_number = np.isfinite(largest)  # NaN anywhere is the largest of all
         valid = np.where(is_number, tokens, 0)  # a row that has just failed may be in the next step all the same
-        self._count(valid, entries.rows)
+        self._count(valid, entries)
         self.tokens[: len(tokens)] = torch.from_numpy(np.where(is_number, tokens, NOT_A_NUMBER))
         rows = torch.from_numpy(entries.rows)
         self.last_sampled[rows] = torch.from_numpy(valid).to(self.last_sampled.device)
+
+    def _adjust_all(self, logits: Tensor, entries: Entries) -> None:
+        """Change logits (n, vocab) in place where rows want it. Each entry of a row goes by the drafts before it."""
+        guessed: list[tuple[_Row, int, bool]] = []
+        for index, row in enumerate(entries.rows):
+            state = self._rows[row]
+            if state is None or not state.adjusts:
+                continue
+            self._adjust(logits[index], state, int(entries.positions[index]) + 1)
+            if entries.drafts is not None and (draft := int(entries.drafts[index])) != NO_DRAFT:
+                guessed.append((state, draft, state.count(draft)))
+        for state, draft, was_new in reversed(guessed):
+            state.forget(draft, was_new)
 
     def _adjust(self, logits: Tensor, state: _Row, num_tokens: int) -> None:
         """Penalties, bias and minimum length: changes (vocab,) logits of one row in place."""
@@ -123,16 +152,16 @@ class CpuSampling:
         if state.stop_token_ids is not None and num_tokens - state.num_prompt_tokens < sampling.min_tokens:
             logits[state.stop_token_ids] = float("-inf")
 
-    def _count(self, tokens: NDArray[np.int64], rows: NDArray[np.int64]) -> None:
+    def _count(self, tokens: NDArray[np.int64], entries: Entries) -> None:
         """Remember what was generated, for the rows with penalties."""
-        for index, row in enumerate(rows):
+        rows = entries.rows[entries.starts[:-1]]
+        if not any(state is not None and state.adjusts for state in map(self._rows.__getitem__, rows)):
+            return
+        for row, accepted in zip(rows, accepted_tokens(tokens.tolist(), entries), strict=True):
             state = self._rows[row]
-            if state is None or not state.adjusts:
-                continue
-            if state.output_counts is not None:
-                state.output_counts[tokens[index]] += 1
-            if state.in_text is not None:
-                state.in_text[tokens[index]] = True
+            if state is not None and state.adjusts:
+                for token in accepted:
+                    state.count(token)
 
     # ------------------------------------------------------------------ drawing
 

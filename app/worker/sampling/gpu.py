@@ -31,6 +31,8 @@ _PARAMETERS: dict[str, tuple[type[np.generic], float]] = {
 class GpuSampling:
     """See `app.worker.sampling.base.Sampling`."""
 
+    follows_drafts = False
+
     def __init__(self, max_num_seqs: int, max_entries: int, vocab_size: int, device: torch.device) -> None:
         self.vocab_size = vocab_size
         self._memory = RowMemory(max_num_seqs, vocab_size, device)
