@@ -42,11 +42,8 @@ def _half(blocks: Tensor, at: int) -> Tensor:
 
 def _nibbles(data: Tensor) -> Tensor:
     """Two codes from each byte (..., n): the lower ones first, then the upper ones (..., 2 n)."""
-    size = data.shape[-1]
-    codes = data.new_empty(*data.shape[:-1], 2 * size)
-    torch.bitwise_and(data, 15, out=codes[..., :size])
-    torch.bitwise_right_shift(data, 4, out=codes[..., size:])
-    return codes
+    data = data.contiguous()  # to compute long rows of bytes, not those of one block after the other
+    return torch.stack((data & 15, data >> 4), -2).flatten(-2)
 
 
 def _fifth_bits(data: Tensor) -> Tensor:
