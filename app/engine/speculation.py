@@ -12,7 +12,7 @@ from ..core.request import Request
 from ..core.step import MAX_WITH_DRAFTS, SchedulerOutput
 from .drafts import Guess, Proposer
 
-_MOST_ROWS = 32
+MOST_ROWS = 32
 """With more requests nothing is guessed: that alone would take time."""
 _MOST_DRAFTS = 15
 """Of a request."""
@@ -70,7 +70,7 @@ class StepTimes:
 
 
 class Speculation:
-    """Decides about drafts, for the scheduler."""
+    """Decides about drafts, for the scheduler, as long as no more than MOST_ROWS requests run."""
 
     def __init__(self, proposer: Proposer, max_num_batched_tokens: int, drafts_for_all: bool = False) -> None:
         """`drafts_for_all`: see `Limits`."""
@@ -81,8 +81,6 @@ class Speculation:
 
     def choose(self, requests: Sequence[Request]) -> dict[str, list[int]]:
         """The drafts for a step of these requests, by their ids. Of all, the last token is known."""
-        if len(requests) > _MOST_ROWS:
-            return {}
         guesses = self._guesses(requests)
         gains = [(gain, name) for name, guess in guesses.items() for gain in guess.chances]
         gains.sort(reverse=True)
@@ -94,8 +92,6 @@ class Speculation:
 
         The token that is in flight has to be guessed, too.
         """
-        if len(requests) > _MOST_ROWS:
-            return False
         gains = [gain for guess in self._guesses(requests).values() for gain in guess.chances[1:]]
         gains.sort(reverse=True)
         return self._best_number(len(requests), gains) > 0
@@ -131,5 +127,5 @@ class Speculation:
     def observe(self, step: SchedulerOutput, seconds: float) -> None:
         """Learn from the time of a step that has run."""
         num_drafts = sum(map(len, step.drafts.values()))
-        if step.num_tokens - num_drafts == len(step.rows) <= _MOST_ROWS:
+        if step.num_tokens - num_drafts == len(step.rows) <= MOST_ROWS:
             self._times.observe(len(step.rows), num_drafts, seconds)

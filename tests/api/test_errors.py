@@ -78,6 +78,8 @@ WRONG = [
     ({**TEXT, "logit_bias": {"5": 101}}, "logit_bias.5"),
     ({**TEXT, "logit_bias": {str(i): 1 for i in range(1025)}}, "logit_bias"),
     ({**TEXT, "priority": 2**31}, "priority"),
+    ({**TEXT, "speculative": -1}, "speculative"),
+    ({**TEXT, "speculative": "ngram"}, "speculative"),
     ({**TEXT, "stream_options": {"include_usage": True}}, "stream_options"),
     ({**TEXT, "stream": True, "stream_options": {"include_usage": 1}}, "stream_options.include_usage"),
     ({**TEXT, "model": "other"}, "model"),

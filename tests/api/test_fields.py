@@ -108,3 +108,12 @@ def test_every_hint_is_taken_and_every_unsupported_field_refused(
         assert name in refusal.json()["error"]["message"]
         for value in (*values, None):
             assert server.post(path, {**body, name: value}).status_code == 200
+
+
+@pytest.mark.parametrize(("given", "most"), [({}, None), (True, None), (False, 0), (0, 0), (1, 1), (3, 3)])
+def test_a_request_says_how_much_may_be_guessed(server: Server, given: Any, most: int | None) -> None:
+    fields = given if isinstance(given, dict) else {"speculative": given}
+    bodies = {"/v1/chat/completions": CHAT, "/v1/messages": MESSAGES, "/v1/responses": {"input": "Hi"}}
+    for path, body in {**bodies, "/v1/completions": {"prompt": "Hi"}}.items():
+        assert server.post(path, {**body, **fields}).status_code == 200
+        assert server.engine.last_command().max_drafts == most

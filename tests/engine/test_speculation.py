@@ -104,7 +104,6 @@ def speculation_with(chance: float, rows: int, cost: float, most: int = 15) -> S
         (0.5, 1, 0.6, 0),
         (0.9, 1, 1.0, 0),
         (0.9, 8, 0.5, 0),  # eight tokens a second without, two more for each further second
-        (0.9, 33, 0.0, 0),
     ],
 )
 def test_drafts_are_as_many_as_pay(chance: float, rows: int, cost: float, expected: int) -> None:
