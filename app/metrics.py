@@ -51,8 +51,9 @@ prometheus_client is imported."""
 class Metrics:
     """The metrics of one process, in a registry of its own, or of all API workers if SHARED_FOLDER is set."""
 
-    def __init__(self, num_restarts: Callable[[], int] = lambda: 0) -> None:
-        """`num_restarts`: the number of engines that replaced one that died."""
+    def __init__(self, num_restarts: Callable[[], int] = lambda: 0, proposer: str = "ngram") -> None:
+        """`num_restarts`: the number of engines that replaced one that died. `proposer`: of drafts."""
+        self._proposer = proposer
         self._registry = CollectorRegistry()
         self._restarts = _Restarts(num_restarts)
         self._are_shared = SHARED_FOLDER in os.environ
@@ -106,7 +107,7 @@ class Metrics:
             "accepted_tokens": "Tokens of drafts that were right, by what proposed them",
         }
         self._drafts = {
-            kind: self._counter(f"spec_decode_num_{kind}", text, ["proposer"]).labels("ngram")
+            kind: self._counter(f"spec_decode_num_{kind}", text, ["proposer"]).labels(self._proposer)
             for kind, text in kinds.items()
         }
         self._step_tokens = self._histogram("iteration_tokens", "Tokens computed in a step", _TOKEN_BUCKETS)

@@ -95,11 +95,20 @@ class SchedulerSettings(BaseModel):
         gt=0,
         description="milliseconds that prefills may put between a stream's tokens; auto: 200 on a CPU, 50 on a GPU",
     )
-    speculate: Literal["auto", "ngram", "off"] = Field(
+    speculate: Literal["auto", "ngram", "draft", "off"] = Field(
         "auto",
         description="guess the next tokens and check several in a step, while few requests run: the text is the same; "
-        "ngram: from the request's own tokens; auto: ngram",
+        "ngram: from the request's own tokens; draft: by draft_model; auto: draft if there is such a model, else ngram",
     )
+    draft_model: str | None = Field(
+        None, description="a smaller model with the same vocabulary, as for model; auto: none. On a CPU only"
+    )
+
+    @property
+    def drafts_by_model(self) -> bool:
+        """Whether the draft model makes the drafts."""
+        return self.draft_model is not None and self.speculate in ("auto", "draft")
+
     overlap: bool = Field(True, description="plan a step while the one before it runs; turn it off to find faults")
 
 

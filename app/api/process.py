@@ -79,7 +79,8 @@ async def running_service(
     settings: Settings, text: TextSide, admission: Admission, address: str, name: str = "0"
 ) -> AsyncIterator[Service]:
     """A service that is connected to an engine, which knows it as `name`. Does not wait until the engine is ready."""
-    metrics = Metrics(lambda: engine.heartbeat.num_restarts)
+    proposer = "draft" if settings.drafts_by_model else "ngram"
+    metrics = Metrics(lambda: engine.heartbeat.num_restarts, proposer)
     metrics.record_model(text.model_name)
     engine = AsyncEngine(address, name, settings.max_queue, metrics, settings.max_queue_tokens)
     service = Service(

@@ -9,7 +9,8 @@ of its tables holds the tokens of the same positions, so all of its tables have 
 
 A row may carry *drafts*: guesses of the tokens that follow its last one. The worker computes them in the same pass,
 and keeps those that equal what it samples at their positions: so a step may give a row several tokens, and the text
-is the one that it would have been without drafts. A step with drafts has no prompts, and few tokens: MAX_WITH_DRAFTS.
+is the one that it would have been without drafts. The engine proposes them, or leaves that to a draft model in the
+worker. A step with drafts has no prompts, and few tokens: MAX_WITH_DRAFTS.
 
 Steps are executed in the order in which they were submitted.
 """
@@ -72,6 +73,8 @@ class SchedulerOutput(msgspec.Struct):
 
 MAX_WITH_DRAFTS = 64
 """Tokens of a step with drafts: a larger one takes the longer, the more tokens it has."""
+BY_MODEL = -1
+"""A draft that the worker's draft model is to make. All drafts of a row are, or none."""
 NOT_A_NUMBER = -2
 NOTHING_ALLOWED = -3
 

@@ -15,6 +15,7 @@ from ..fairness.fair_shares import FairShares
 from ..settings import Settings
 from .chunk_pacer import ChunkPacer
 from .core import EngineCore
+from .draft_model import DraftModelProposer
 from .kv_cache import KVCache
 from .ngram import NgramProposer
 from .scheduler import Scheduler
@@ -47,7 +48,8 @@ def _speculation(settings: Settings, limits: Limits) -> Speculation | None:
     """The echo worker, which costs nothing, takes no drafts."""
     if settings.speculate == "off" or settings.worker == "echo":
         return None
-    return Speculation(NgramProposer(), limits.max_num_batched_tokens, limits.drafts_for_all)
+    proposer = DraftModelProposer() if settings.drafts_by_model else NgramProposer()
+    return Speculation(proposer, limits.max_num_batched_tokens, limits.drafts_for_all)
 
 
 def _build_worker(settings: Settings, folder: Path, encoder: EncoderConfig | None) -> tuple[BuiltWorker, float]:

@@ -25,3 +25,7 @@ class Proposer(Protocol):
         It is called before each step without prompts, as long as few requests run.
         """
         ...
+
+    def learn(self, request: Request, num_drafts: int, num_right: int) -> None:
+        """A step had so many drafts for a request, of which the first ones were right."""
+        ...

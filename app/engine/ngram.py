@@ -54,6 +54,9 @@ class NgramProposer:
             return Guess(token_ids[start : start + most], chances)
         return Guess([token_ids[start + index % period] for index in range(most)], chances)
 
+    def learn(self, request: Request, num_drafts: int, num_right: int) -> None:
+        """See `Proposer`. The tokens of the request tell the same, and more."""
+
 
 class _Text:
     """The tokens of one request as far as they were taken in, and where its last ones have stood before.

@@ -86,7 +86,7 @@ class RequestBatch:
                 continue
             prompt_logprobs = result.prompt_logprobs.get(index)
             if request.num_drafts:
-                self._count_drafts(request.num_drafts, len(tokens) - 1)
+                self._count_drafts(request, len(tokens) - 1)
             if tokens:
                 output = self._take_tokens(request, tokens, now) if tokens[-1] >= 0 else self._fail(request, tokens[-1])
                 if index in logprobs:
@@ -107,9 +107,9 @@ class RequestBatch:
         self.policy.observe(*step.decodes_and_prompt_tokens, seconds)
         return outputs
 
-    def _count_drafts(self, num_drafts: int, num_accepted: int) -> None:
+    def _count_drafts(self, request: Request, num_accepted: int) -> None:
         self._counters["num_drafted_steps"] += 1
-        self._counters["num_drafted_tokens"] += num_drafts
+        self._counters["num_drafted_tokens"] += request.num_drafts
         self._counters["num_accepted_tokens"] += num_accepted
 
     def _fail(self, request: Request, fault: int) -> RequestOutput:

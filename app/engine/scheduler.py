@@ -276,6 +276,11 @@ class Scheduler(RequestBatch):
             self.speculation.observe(step, seconds)
         return super().update(step, result, seconds)
 
+    def _count_drafts(self, request: Request, num_accepted: int) -> None:
+        super()._count_drafts(request, num_accepted)
+        if self.speculation is not None:
+            self.speculation.learn(request, num_accepted)
+
     def shrink(self, step: SchedulerOutput) -> None:
         """Plan smaller steps than this from now on: it was too large for the memory. To be called after `recover`.
 

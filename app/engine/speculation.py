@@ -124,6 +124,10 @@ class Speculation:
                 best, number = tokens / duration, count
         return number
 
+    def learn(self, request: Request, num_right: int) -> None:
+        """Learn how many drafts of a request's step were right."""
+        self._proposer.learn(request, request.num_drafts, num_right)
+
     def observe(self, step: SchedulerOutput, seconds: float) -> None:
         """Learn from the time of a step that has run."""
         num_drafts = sum(map(len, step.drafts.values()))

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ..attention.step import Ints, StepInput
 from ..core.step import NewRequest, SchedulerOutput
@@ -62,11 +63,19 @@ _NOTHING: Ints = np.zeros(0, dtype=np.int64)
 class InputBatch:
     """What the worker knows of each row."""
 
-    def __init__(self, max_num_seqs: int, max_model_len: int, block_size: int, num_groups: int) -> None:
+    def __init__(
+        self,
+        max_num_seqs: int,
+        max_model_len: int,
+        block_size: int,
+        num_groups: int,
+        tables_of: "InputBatch | None" = None,
+    ) -> None:
+        """`tables_of`: a batch of the same size, whose block tables are this one's, too."""
         self.max_model_len = max_model_len
         self.block_size = block_size
         shape = (num_groups, max_num_seqs, -(-max_model_len // block_size) + 1)
-        self.block_tables = np.zeros(shape, dtype=np.int32)
+        self.block_tables: NDArray[np.int32] = tables_of.block_tables if tables_of else np.zeros(shape, dtype=np.int32)
         """(groups, rows, blocks)"""
         self.num_blocks = np.zeros(max_num_seqs, dtype=np.int64)
         self.num_computed = np.zeros(max_num_seqs, dtype=np.int64)

@@ -1,5 +1,6 @@
 """Building a worker from settings."""
 
+import sys
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -10,6 +11,7 @@ import torch
 from ..attention.backends.base import AttentionBackend
 from ..attention.registry import Recordable, choose_backend
 from ..checkpoint.folder import ModelFolder
+from ..checkpoint.source import find_model
 from ..core.step import MAX_WITH_DRAFTS, BuiltWorker, Limits, Worker
 from ..errors import StartupError
 from ..grammar.masks import GrammarMasks
@@ -17,6 +19,7 @@ from ..kernels.ops import keep_compiled
 from ..models.loader import LoadedModel, load_model
 from ..settings import Settings, cache_folder
 from .batch import InputBatch
+from .draft_model import DraftModel
 from .execution import Eager, Execution
 from .kv_storage import bind_kv_cache, group_layers
 from .model_state import NoState
@@ -34,9 +37,9 @@ def build_worker(settings: Settings, path: Path) -> BuiltWorker:
     clock.lap("resolve")
     try:
         loaded = load_model(folder, settings, resolved.dtype, resolved.device, resolved.limits.max_model_len)
+        draft = _load_draft_model(settings, resolved, loaded.vocab_size) if settings.drafts_by_model else None
         clock.lap("load_weights")
-        grammars = GrammarMasks(path, loaded.vocab_size)
-        worker, limits = _build_runner(settings, resolved, loaded, grammars, clock)
+        worker, limits = _build_runner(settings, resolved, loaded, draft, path, clock)
     except torch.cuda.OutOfMemoryError as error:
         raise StartupError(
             f"the GPU's memory does not suffice: {error}. Lower gpu_memory_utilization if other programs use this GPU, "
@@ -54,28 +57,53 @@ def build_worker(settings: Settings, path: Path) -> BuiltWorker:
     )
 
 
+def _load_draft_model(settings: Settings, resolved: Resolved, vocab_size: int) -> LoadedModel:
+    """The smaller model that guesses for one with this vocabulary."""
+    if resolved.device.type != "cpu":
+        raise StartupError("draft_model: draft models run on a CPU only")
+    folder = ModelFolder.open(find_model(str(settings.draft_model)))
+    draft = load_model(folder, settings, resolved.dtype, resolved.device, resolved.limits.max_model_len)
+    if draft.vocab_size != vocab_size:
+        raise StartupError(f"draft_model: its vocabulary has {draft.vocab_size:,} tokens, the model's {vocab_size:,}")
+    if any((layer.config.window or sys.maxsize) < resolved.limits.max_model_len for layer in draft.attention_layers):
+        raise StartupError("draft_model: its layers have sliding windows, which draft models may not have")
+    return draft
+
+
 def _build_runner(
-    settings: Settings, resolved: Resolved, loaded: LoadedModel, grammars: GrammarMasks, clock: "_PhaseClock"
+    settings: Settings,
+    resolved: Resolved,
+    loaded: LoadedModel,
+    draft: LoadedModel | None,
+    path: Path,
+    clock: "_PhaseClock",
 ) -> tuple[Worker, Limits]:
     """Put a runner together, give it its KV blocks, and have it do all that is done once."""
-    device, layers, limits = resolved.device, loaded.attention_layers, resolved.limits
+    device, limits = resolved.device, resolved.limits
+    layers = loaded.attention_layers + (draft.attention_layers if draft else [])
     chosen = choose_backend(settings.attention_backend, device, resolved.dtype, resolved.kv_dtype)
     groups = group_layers(layers, limits.max_model_len, settings.block_size, resolved.kv_dtype)
-    backend = chosen.make([layer.config for layer in layers], len(groups))
     max_entries = max(limits.max_num_seqs, min(limits.max_num_batched_tokens, MAX_WITH_DRAFTS))
-    execution, sampling = _execution(chosen.recordable, limits, backend, loaded.vocab_size, max_entries, device)
-    runner = ModelRunner(
-        loaded=loaded,
-        state=NoState(),
-        backend=backend,
-        execution=execution,
-        sampling=sampling,
-        grammars=grammars,
-        batch=InputBatch(limits.max_num_seqs, limits.max_model_len, settings.block_size, len(groups)),
-        max_entries=max_entries,
-        device=device,
-    )
-    storage = backend, settings.block_size, resolved.kv_dtype, device
+
+    def make_runner(model: LoadedModel, tables_of: InputBatch | None = None) -> ModelRunner:
+        backend = chosen.make([layer.config for layer in model.attention_layers], len(groups))
+        execution, sampling = _execution(chosen.recordable, limits, backend, model.vocab_size, max_entries, device)
+        return ModelRunner(
+            loaded=model,
+            state=NoState(),
+            backend=backend,
+            execution=execution,
+            sampling=sampling,
+            grammars=GrammarMasks(path, model.vocab_size),
+            batch=InputBatch(
+                limits.max_num_seqs, limits.max_model_len, settings.block_size, len(groups), tables_of=tables_of
+            ),
+            max_entries=max_entries,
+            device=device,
+        )
+
+    runner = make_runner(loaded)
+    storage = runner.backend, settings.block_size, resolved.kv_dtype, device
     bind_kv_cache(groups, [1] * len(groups), *storage)  # to measure without
     memory = runner.measure_memory()
     clock.lap("measure_memory")
@@ -83,8 +111,13 @@ def _build_runner(
     bind_kv_cache(groups, [group.num_blocks for group in limits.groups], *storage)
     clock.lap("allocate_kv_cache")
     runner.prepare()
+    if draft:
+        guessing = make_runner(draft, runner.batch)
+        guessing.prepare()
+        runner.drafter = DraftModel(guessing, limits.max_num_batched_tokens)
     clock.lap("warm_up")
-    return runner, replace(limits, step_sizes=execution.step_sizes, drafts_for_all=sampling.follows_drafts)
+    limits = replace(limits, step_sizes=runner.execution.step_sizes, drafts_for_all=runner.sampling.follows_drafts)
+    return runner, limits
 
 
 def _execution(

@@ -59,6 +59,8 @@ def resolve(settings: Settings, folder: ModelFolder) -> Resolved:
     dtype = _dtype(settings, folder, device)
     if settings.kv_dtype == "fp8" and device.type == "cuda" and not multiplies_float8(device):
         raise StartupError("kv_dtype: fp8 takes a GPU of compute capability 8.9 or more")
+    if settings.speculate == "draft" and settings.draft_model is None:
+        raise StartupError("speculate: draft needs a draft_model")
     limits = initial_limits(settings, _max_model_len(settings, folder), device.type == "cuda")
     return Resolved(device, dtype, _KV_DTYPES.get(settings.kv_dtype, dtype), limits)
 

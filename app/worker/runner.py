@@ -5,10 +5,11 @@ reaches the device is the execution's (`app.worker.execution`), attention the ba
 tokens the sampling's (`app.worker.sampling`), and what a kind of model does beside tokens its state's.
 """
 
+from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -29,6 +30,23 @@ from .inputs import StepBuffer
 from .model_state import ModelState
 from .sampling.base import Sampling
 from .sampling.logprobs import TopLogprobs, top_logprobs
+
+
+class Drafter(Protocol):
+    """Makes the drafts that the engine leaves to the worker; see `app.core.step.BY_MODEL`."""
+
+    def add(self, request: NewRequest) -> None:
+        """Give a row to a request; whoever had it is gone."""
+        ...
+
+    def take(self, row: int, tokens: Sequence[int]) -> None:
+        """Learn what a row was given."""
+        ...
+
+    def fill(self, step: SchedulerOutput) -> SchedulerOutput:
+        """The step with all of its drafts. Its rows have their blocks."""
+        ...
+
 
 _LOGITS_AT_ONCE = 256
 """Rows of logits that are computed together for logprobs of prompts: each takes half a megabyte and more."""
@@ -57,6 +75,7 @@ class ModelRunner:
         self.grammars = grammars
         self.batch = batch
         self.device = device
+        self.drafter: Drafter | None = None
         self._buffer = StepBuffer(batch, backend, sampling, execution.largest, max_entries, device)
         self._hidden: Tensor | None = None
         """(tokens of the largest step, hidden_size): hands hidden states from the forward pass to sampling."""
@@ -72,16 +91,28 @@ class ModelRunner:
         """See `app.core.step.Worker`."""
         return self.execution.submit(partial(self._launch, step))
 
+    def run(self, step: SchedulerOutput) -> ModelRunnerOutput:
+        """Do a step here and now, for who runs within another runner's step."""
+        return self._launch(step).result()
+
+    def add(self, request: NewRequest) -> None:
+        """Give a row to a request; whoever had it is gone."""
+        self.batch.add(request)
+        self.state.add(request)
+        self.sampling.add(request)
+        self.grammars.add(request.row, request.sampling, request.token_ids[request.num_prompt_tokens :])
+        if self.drafter:
+            self.drafter.add(request)
+
     # ------------------------------------------------------------------ a step
 
     @torch.inference_mode()
     def _launch(self, step: SchedulerOutput) -> "_Launched":
         for request in step.new_requests:
-            self.batch.add(request)
-            self.state.add(request)
-            self.sampling.add(request)
-            self.grammars.add(request.row, request.sampling, request.token_ids[request.num_prompt_tokens :])
+            self.add(request)
         changes = self.batch.take_blocks(step)
+        if self.drafter:
+            step = self.drafter.fill(step)
         batch = self.batch.prepare(step)
         entries = self.batch.entries(batch, step.drafts)
         constrained = self.grammars.constrained(entries.rows.tolist())
@@ -91,7 +122,7 @@ class ModelRunner:
         self._buffer.write(batch, shape, entries, size)
         self._buffer.send(shape, changes)
         self.execution.run(shape, partial(self._run_body, batch, shape))
-        launched = _Launched(self.batch, self.batch.num_admissions.copy(), entries, len(step.rows))
+        launched = _Launched(self.batch, self.batch.num_admissions.copy(), entries, len(step.rows), self.drafter)
         self._add_prompt_logprobs(batch, launched)
         if len(entries):
             if masks:
@@ -239,6 +270,7 @@ class _Launched:
     """(rows,): the batch's `num_admissions` when the step was launched."""
     entries: Entries
     num_rows: int
+    drafter: Drafter | None = None
     tokens: Tensor | None = None
     """(entries,)"""
     dead_ends: list[int] = field(default_factory=list)
@@ -287,6 +319,9 @@ class _Launched:
             token_ids[order] = tokens
             if start in self.logprobs:
                 logprobs[order] = [self.logprobs[start + at].to_lists()[0] for at in range(len(tokens))]
+        if self.drafter:
+            for start, tokens in zip(starts, accepted, strict=False):
+                self.drafter.take(int(self.entries.rows[start]), tokens)
         if self.entries.drafts is not None:  # the others' tokens were counted when the step was prepared
             rows = self.entries.rows[starts[:-1]]
             more = np.array([len(tokens) - 1 for tokens in accepted])

@@ -56,6 +56,9 @@ class Scripted(Speculation):
     def __init__(self, always_waits: bool = False) -> None:
         self._always_waits = always_waits
 
+    def learn(self, request: Request, num_right: int) -> None:
+        """Nothing is learnt."""
+
     def choose(self, requests: Sequence[Request]) -> dict[str, list[int]]:
         chosen, left = {}, BUDGET - len(requests)
         for request in requests:

@@ -9,8 +9,9 @@ from hypothesis import strategies as st
 
 from app.core.request import Request
 from app.core.sampling import SamplingParams
-from app.core.step import MAX_WITH_DRAFTS, KVGroup, ModelRunnerOutput, SchedulerOutput
+from app.core.step import BY_MODEL, MAX_WITH_DRAFTS, KVGroup, ModelRunnerOutput, SchedulerOutput
 from app.engine.chunk_pacer import ChunkPacer
+from app.engine.draft_model import DraftModelProposer
 from app.engine.drafts import NO_GUESS, Guess
 from app.engine.kv_cache import KVCache
 from app.engine.ngram import NgramProposer
@@ -204,3 +205,18 @@ def test_time_is_won_or_next_to_none_is_lost(kind: str, cost: float, rows: int) 
     assert ratio < 1.01
     if kind == "repeating" and cost * rows < 0.5:
         assert ratio < 0.75
+
+
+def test_the_chance_of_a_models_drafts_is_how_often_they_were_right() -> None:
+    """Half of all drafts are right, in one request nine of ten."""
+    rng, proposer = random.Random(0), DraftModelProposer()
+    usual, lucky = (request_of([1, 2], name) for name in ("usual", "lucky"))
+    for _ in range(300):
+        for request, chance in ((usual, 0.5), (lucky, 0.9)):
+            right = next((at for at in range(4) if rng.random() > chance), 4)
+            proposer.learn(request, 4, right)
+    assert proposer.propose(usual, 3).token_ids == [BY_MODEL] * 3
+    first, second = proposer.propose(lucky, 2).chances
+    assert 0.75 < first < 0.95
+    assert second == pytest.approx(first**2)
+    assert 0.45 < proposer.propose(usual, 1).chances[0] < 0.75

@@ -9,14 +9,14 @@ import pytest
 
 from app.core.request import Request
 from app.core.sampling import SamplingParams
-from app.core.step import SchedulerOutput
+from app.core.step import BY_MODEL, SchedulerOutput
 from app.core.wire import RequestOutput
 from app.engine.ngram import NgramProposer
 from app.engine.speculation import Speculation
 from app.grammar import constraint
 from app.kernels.cpu import integer
 from app.settings import Settings
-from tests.models.families import DECODER, VOCAB_SIZE, write_checkpoint
+from tests.models.families import DECODER, GENERIC, VOCAB_SIZE, write_checkpoint
 from tests.models.test_oracle import make_engine, make_requests, run_crowd, tiny_settings, tokens_of, write_tokenizer
 
 BUDGET = 24
@@ -48,6 +48,8 @@ class Eager(Speculation):
 
     def _drafts(self, request: Request, most: int) -> list[int]:
         coming = self._texts[request.request_id][request.num_output_tokens :][:most]
+        if self._kind == "draft model":
+            return [BY_MODEL] * most
         if self._kind == "n-grams":
             return self._proposer.propose(request, most).token_ids
         if self._kind == "right":
@@ -92,13 +94,19 @@ def probabilities(outputs: list[RequestOutput]) -> list[float]:
     return [one.logprobs[0] for output in outputs for one in (*output.prompt_logprobs, *output.logprobs)]
 
 
-def check(folder: Path, requests: Requests, settings: Settings, overlap: bool = True) -> None:
-    """Compare all kinds of drafts with none."""
+def check(
+    folder: Path,
+    requests: Requests,
+    settings: Settings,
+    overlap: bool = True,
+    kinds: Sequence[str] = ("right", "wrong", "random", "n-grams"),
+) -> dict[str, int]:
+    """Compare kinds of drafts with none; returns how many steps each took."""
     core = make_engine(folder, settings, overlap)
     expected, _ = run_crowd(core, requests)
     texts = {name: tokens_of(news) for name, news in expected.items()}
     num_steps = {}
-    for kind in ("none", "right", "wrong", "random", "n-grams"):
+    for kind in ("none", *kinds):
         core.scheduler.speculation = speculation = Eager(kind, texts)
         if kind == "none":
             speculation.choose = lambda _requests: {}  # type: ignore[method-assign]
@@ -109,14 +117,37 @@ def check(folder: Path, requests: Requests, settings: Settings, overlap: bool = 
             assert probabilities(outputs[name]) == pytest.approx(probabilities(expected[name]), abs=1e-5)
         num_steps[kind] = speculation.num_steps
         assert bool(speculation.num_with_drafts) == (kind != "none")
-    assert num_steps["right"] < 0.9 * num_steps["none"]
+    return num_steps
 
 
 @pytest.mark.parametrize("overlap", [True, False])
 def test_all_kinds_of_requests(overlap: bool, tmp_path: Path) -> None:
     write_checkpoint("Llama", DECODER["Llama"], tmp_path)
     write_tokenizer(tmp_path)
-    check(tmp_path, varied(16), tiny_settings(), overlap)
+    num_steps = check(tmp_path, varied(16), tiny_settings(), overlap)
+    assert num_steps["right"] < 0.9 * num_steps["none"]
+
+
+@pytest.mark.parametrize(
+    ("family", "is_same"), [("Llama", True), ("Llama", False), ("Qwen2", False), ("GPTNeoX", False)]
+)
+def test_drafts_of_a_model(family: str, is_same: bool, tmp_path: Path) -> None:
+    """One with the same weights guesses right wherever a row may have drafts, at any temperature."""
+    target, draft = tmp_path / "target", tmp_path / "draft"
+    for folder in (target, draft):
+        folder.mkdir()
+    write_checkpoint("Llama", DECODER["Llama"], target)
+    if is_same:
+        write_checkpoint("Llama", DECODER["Llama"], draft)
+    else:
+        write_checkpoint(
+            family, (DECODER | GENERIC)[family] | {"num_hidden_layers": 1, "vocab_size": VOCAB_SIZE}, draft
+        )
+    for folder in (target, draft):
+        write_tokenizer(folder)
+    num_steps = check(target, varied(16), tiny_settings(draft_model=str(draft)), kinds=["draft model", "right"])
+    if is_same:
+        assert num_steps["draft model"] == pytest.approx(num_steps["right"], rel=0.1)
 
 
 @pytest.mark.parametrize(("family", "backend"), [("Gemma3Text", "cpu"), ("Qwen2", "torch")])

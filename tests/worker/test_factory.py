@@ -80,6 +80,31 @@ def test_the_same_memory_holds_more_of_k_and_v_in_8_bits(tmp_path: Path) -> None
     assert blocks[1] / blocks[0] == pytest.approx(128 / 68, rel=0.03)
 
 
+@pytest.mark.parametrize(
+    ("draft", "options", "told"),
+    [
+        (None, {"speculate": "draft"}, "speculate: draft needs a draft_model"),
+        ({"vocab_size": 50}, {}, "draft_model: its vocabulary has 50 tokens, the model's 199"),
+        (
+            {"model_type": "mistral", "architectures": ["MistralForCausalLM"], "sliding_window": 20},
+            {},
+            "sliding windows",
+        ),
+    ],
+)
+def test_draft_models_that_do_not_fit_are_refused(
+    draft: dict[str, object] | None, options: dict[str, str], told: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("app.worker.factory.find_model", Path)  # which would ask for weights
+    for name in ("model", "draft"):
+        (tmp_path / name).mkdir()
+        write_config(tmp_path / name, **(draft or {}) if name == "draft" else {})
+    if draft is not None:
+        options = {"draft_model": str(tmp_path / "draft")}
+    with pytest.raises(StartupError, match=told):
+        build_worker(dummy_settings(**options), tmp_path / "model")
+
+
 def test_memory_of_a_gpu_is_what_weights_and_the_largest_step_leave(monkeypatch: pytest.MonkeyPatch) -> None:
     free = 60 * GIB
     monkeypatch.setattr("torch.cuda.mem_get_info", lambda _device: (free, 80 * GIB))
