@@ -3,14 +3,13 @@
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from rich.console import Console
 
 from .checkpoint.encoders import EncoderConfig
 from .checkpoint.folder import ModelFolder
-from .checkpoint.gguf.file import GgufFile
 from .checkpoint.source import find_model
 from .core.sampling import SamplingParams
 from .core.wire import EncodeCommand, EngineReady, GenerateCommand
@@ -18,10 +17,8 @@ from .engine.build import build_engine
 from .engine.core import EngineCore
 from .errors import StartupError
 from .models.pooling import Pooler
+from .models.reference import transformers_model
 from .settings import load_settings
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
 
 _NUM_TOKENS = 48
 _TOLERANCE = 1e-3
@@ -119,28 +116,6 @@ def _reference(folder: Path, prompt: list[int]) -> torch.Tensor:
     """Log probabilities (tokens - 1,) of all tokens but the first, by transformers' own model."""
     logits = transformers_model(folder)(torch.tensor([prompt])).logits[0, :-1].float()
     return torch.log_softmax(logits, -1).gather(1, torch.tensor(prompt[1:])[:, None])[:, 0]
-
-
-def transformers_model(
-    folder: Path, dtype: torch.dtype = torch.float32, attn_implementation: str = "eager"
-) -> "PreTrainedModel":
-    """transformers' own model for a folder.
-
-    Attention is eager, unless another is asked for: some faster ones leave out features of models, such as
-    soft-capping.
-    """
-    from transformers import AutoConfig, AutoModelForCausalLM
-
-    options: dict[str, Any] = {"dtype": dtype, "attn_implementation": attn_implementation}
-    if (file := ModelFolder(folder).gguf_file) is not None:
-        # It needs to be told the model's configuration, of which it reads less from the file than Paceline.
-        config = {key: value for key, value in ModelFolder(folder).config.items() if key != "quantization_config"}
-        is_tied = "output.weight" not in GgufFile(file).tensors
-        shape = AutoConfig.for_model(**config | {"tie_word_embeddings": is_tied})
-        options |= {"gguf_file": file.name, "config": shape}
-    model: Any = AutoModelForCausalLM.from_pretrained(folder, **options)
-    loaded: PreTrainedModel = model.eval()
-    return loaded
 
 
 # ---------------------------------------------------------------------- encoders

@@ -1,4 +1,4 @@
-"""The command line: `paceline serve | generate | bench | check-model | quality | quantize | hash-key`."""
+"""The command line: `paceline serve | generate | bench | check-model | quality | quantize | distill | hash-key`."""
 
 import inspect
 import sys
@@ -146,6 +146,42 @@ def quantize(
     print(run(model, out, to))
 
 
+def distill(
+    teacher: Annotated[str, typer.Option(metavar="MODEL", help="a folder, a GGUF file, a hub id, or 'embedded'")],
+    prompts: Annotated[Path, typer.Option(metavar="FILE", help='lines of {"prompt": ...} or {"messages": [...]}')],
+    out: Annotated[Path, typer.Option(metavar="FOLDER", help="a new folder, or that of a run that was broken off")],
+    kind: Annotated[Literal["student"], typer.Option(help="student: a model of its own")] = "student",  # noqa: ARG001
+    layers: Annotated[int | None, typer.Option(help="layers of the student; auto: a fifth of the teacher's")] = None,
+    minutes: Annotated[
+        float | None, typer.Option(min=0.1, help="most minutes of training; auto: until data is used up")
+    ] = None,
+    max_tokens: Annotated[int, typer.Option(min=1, help="most tokens of an answer")] = 256,
+    temperatures: Annotated[str, typer.Option(help="of the teacher's answers, in turn")] = "0,0.7,1",
+    seed: Annotated[int, typer.Option(help="of everything that is random")] = 0,
+    **flags: Any,
+) -> None:
+    """Train a small model to draw the tokens that a large one draws, on prompts of one kind.
+
+    See docs/models.md#distillation.
+    """
+    from .distill.command import distill as run
+    from .distill.task import Task
+    from .distill.training import Recipe
+
+    heats = _temperatures(temperatures)
+    run(Task(teacher, prompts, out, layers, max_tokens, heats, Recipe(seed=seed, minutes=minutes)), **flags)
+
+
+def _temperatures(text: str) -> list[float]:
+    try:
+        heats = [float(part) for part in text.split(",")]
+    except ValueError:
+        heats = []
+    if not heats or not all(0 <= heat <= 2 for heat in heats):
+        raise StartupError(f"--temperatures: {text} is not a list of numbers from 0 to 2, such as 0,0.7,1")
+    return heats
+
+
 def hash_key(
     from_stdin: Annotated[
         bool, typer.Option("--stdin", help="read a key from stdin instead of making a new one")
@@ -180,6 +216,7 @@ cli.command()(_with_settings(generate, GROUPS[:3]))
 cli.command()(check_model)
 cli.command()(_with_settings(quality, GROUPS[:2], _OF_QUALITY))
 cli.command()(quantize)
+cli.command()(_with_settings(distill, GROUPS[:2], _OF_QUALITY))
 cli.command()(bench)
 cli.command()(hash_key)
 

@@ -13,6 +13,7 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
+from .checkpoint.copy_files import copy_beside_weights
 from .checkpoint.families import NotCarriedError
 from .checkpoint.folder import ModelFolder
 from .checkpoint.quantization import parse_quantization
@@ -42,8 +43,6 @@ _FORMATS: dict[WrittenFormat, tuple[str, dict[str, Any], dict[str, Any] | None]]
 """compressed-tensors' names of each format, of how weights are rounded, and of how activations are."""
 _SHARD_BYTES = 2**30
 """The most that a file with several tensors has, and so what is kept in memory before it is written."""
-_NOT_COPIED = ("*.safetensors", "*.bin", "*.pt", "*.pth", "*.gguf", "*.index.json", "config.json")
-"""Files that are not copied: weights, in whatever form, and what is written anew."""
 
 
 def quantize(model: str, out: Path, to: WrittenFormat) -> str:
@@ -64,7 +63,7 @@ def quantize(model: str, out: Path, to: WrittenFormat) -> str:
             raise StartupError(f"{out} is not an empty folder")
         out.mkdir(parents=True, exist_ok=True)
         try:
-            _copy_files(folder.path, out)
+            copy_beside_weights(folder.path, out)
             size = _write_shards(_tensors(folder, shapes.keys() - plain, encoder), out)
             _write_json(out / "config.json", folder.config | {"quantization_config": config})
         except BaseException:
@@ -134,16 +133,6 @@ def _fits(encoder: Encoder, shape: tuple[int, int]) -> bool:
     except ValueError:
         return False
     return True
-
-
-def _copy_files(source: Path, out: Path) -> None:
-    """Copy all but weights and config.json, such as the tokenizer."""
-    for file in source.iterdir():
-        is_left_out = file.name.startswith(".") or any(file.match(pattern) for pattern in _NOT_COPIED)
-        if file.is_file() and not is_left_out:
-            shutil.copyfile(file, out / file.name)
-    if (templates := source / "additional_chat_templates").is_dir():
-        shutil.copytree(templates, out / templates.name)
 
 
 def _tensors(folder: ModelFolder, rounded: set[str], encoder: Encoder) -> Iterator[tuple[str, Tensor]]:

@@ -30,7 +30,7 @@ def static_batches(batches: list[int], input_len: int, output_len: int) -> list[
     """Output tokens a second of transformers, for each batch size; runs in a process of its own."""
     import torch
 
-    from app.check_model import transformers_model
+    from app.models.reference import transformers_model
 
     model: Any = transformers_model(find_model("embedded"), torch.bfloat16, "sdpa")
 

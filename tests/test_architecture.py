@@ -12,12 +12,13 @@ APP = REPOSITORY / "app"
 
 EVERYBODY = {"core", "settings", "errors"}
 MAY_IMPORT = {
-    "cli": {"supervisor", "offline", "check_model", "quality", "quantize", "tenants"},
+    "cli": {"supervisor", "offline", "check_model", "quality", "quantize", "distill", "tenants"},
     "main": {"api", "supervisor", "checkpoint", "log"},
     "supervisor": {"checkpoint", "log", "metrics", "tenants"},
     "offline": {"engine", "checkpoint", "text", "log"},
     "check_model": {"engine", "checkpoint", "models"},
     "quality": {"worker", "checkpoint", "text"},
+    "distill": {"engine", "models", "layers", "kernels", "text", "checkpoint"},
     "quantize": {"models", "layers", "checkpoint"},
     "api": {"engine", "grammar", "text", "checkpoint", "metrics", "log", "tenants"},
     "engine": {"fairness", "checkpoint", "log"},

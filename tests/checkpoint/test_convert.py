@@ -13,9 +13,9 @@ from safetensors.torch import load_file
 from tokenizers import Tokenizer as FastTokenizer
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from app.check_model import transformers_model
 from app.checkpoint.convert import convert
 from app.checkpoint.source import find_model
+from app.models.reference import transformers_model
 from app.text.tokenizer import Tokenizer
 from tests.checkpoint.conftest import find, start_find, write_gguf
 from tests.patience import PATIENCE

@@ -14,11 +14,12 @@ import transformers
 from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
-from app.check_model import _largest_difference, transformers_model
+from app.check_model import _largest_difference
 from app.checkpoint.convert import convert
 from app.checkpoint.gguf.config import model_config
 from app.checkpoint.gguf.file import GgufFile
 from app.engine.build import build_engine
+from app.models.reference import transformers_model
 from app.settings import load_settings
 from tests.checkpoint.conftest import add_keys, add_tokenizer, write_gguf
 

@@ -13,7 +13,6 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedModel
 
-from app.check_model import transformers_model
 from app.checkpoint.source import find_model
 from app.core.sampling import SamplingParams
 from app.core.step import KVGroup
@@ -26,6 +25,7 @@ from app.errors import ModelError
 from app.fairness.alone import Alone
 from app.grammar import constraint
 from app.grammar.masks import GrammarMasks
+from app.models.reference import transformers_model
 from app.settings import Settings, load_settings
 from app.text.tokenizer import _byte_alphabet
 from app.worker.factory import build_worker

@@ -1,0 +1,144 @@
+"""`paceline distill`: from prompts to a folder with a student."""
+
+from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
+from transformers.utils.logging import disable_progress_bar
+
+from ..checkpoint.folder import ModelFolder
+from ..checkpoint.source import find_model
+from ..errors import StartupError
+from ..layers.methods.onednn import has_bfloat16
+from ..settings import Settings, load_settings
+from .answers import Answer, AnswerFile, Header, Question, digest
+from .own_answers import own_answers
+from .prompts import PromptReader
+from .questions import make_questions
+from .report import REPORT, make_report, print_report, write_report
+from .starts import best_start
+from .student import load_teacher, save
+from .task import Task
+from .teacher import Teacher
+from .training import Measurement, Trainer
+
+_SHARE_OF_GPU = 0.5
+"""Of a GPU's memory, for the teacher's engine; the student learns in the rest."""
+_ANY_PAUSE = 1e6
+"""Milliseconds of `max_itl`: nobody waits for the next token of an answer."""
+_DEPTH = 5
+"""A student has one of so many layers of the teacher, unless told otherwise."""
+_COLUMNS = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeElapsedColumn())
+
+
+def distill(task: Task, **flags: Any) -> None:
+    """Write a student's folder, and print how well it guesses. `flags`: settings of the teacher.
+
+    A run that was broken off goes on where it stood. Raises PacelineError.
+    """
+    console = Console(stderr=True)
+    disable_progress_bar()  # type: ignore[no-untyped-call]
+    settings = load_settings(
+        model=task.teacher, gpu_memory_utilization=_SHARE_OF_GPU, speculate="off", max_itl=_ANY_PAUSE, **flags
+    )
+    folder = ModelFolder.open(find_model(settings.model))
+    if folder.encoder is not None:
+        raise StartupError(f"--teacher: {folder.architecture} is an encoder, which generates nothing")
+    reader = PromptReader(folder.path)
+    prompts = reader.read(task.prompts)
+    questions = make_questions(list(prompts.values()), task.temperatures, task.recipe.seed)
+    work = _work_folder(task.out)
+    model = load_teacher(folder)
+    eos_token_ids = reader.tokenizer.eos_token_ids
+    teacher = Teacher(settings, folder.path, eos_token_ids)
+    _check_lengths(prompts, teacher.ready.max_model_len - task.max_tokens)
+    file = AnswerFile(work / "answers.jsonl", _header(task, settings, teacher, questions))
+    answers = _answers(questions, teacher, task.max_tokens, file, console)
+    held_out = [answer for answer in answers if answer.question.held_out]
+    num_layers = task.layers or max(1, model.config.num_hidden_layers // _DEPTH)
+    device = torch.device(teacher.ready.device)
+    fast = has_bfloat16() if device.type == "cpu" else torch.cuda.is_bf16_supported()
+    model.to(device)  # type: ignore[arg-type]
+    start = best_start(model, num_layers, held_out, task.recipe.batch_tokens, fast)
+    del model
+    trainer = Trainer(
+        start.student,
+        [answer for answer in answers if not answer.question.held_out],
+        held_out,
+        task.recipe,
+        partial(own_answers, teacher, eos_token_ids),
+        work / "checkpoint.safetensors",
+        fast,
+    )
+    _train(trainer, console)
+    save(start.student, folder, task.out)
+    report = make_report(task, start, trainer)
+    write_report(report, trainer.history, task.out)
+    trainer.checkpoint.unlink()
+    print_report(report, console)
+
+
+def _work_folder(out: Path) -> Path:
+    """Where answers and the state of training are kept. Raises StartupError for a folder of something else."""
+    work = out / "distill"
+    if (out / REPORT).exists():
+        raise StartupError(f"--out: {out} has a student already")
+    if out.exists() and not work.is_dir() and (not out.is_dir() or any(out.iterdir())):
+        raise StartupError(f"--out: {out} is neither empty nor a run that was broken off")
+    try:
+        work.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise StartupError(f"--out: {out} cannot be written: {error.strerror}") from error
+    return work
+
+
+def _check_lengths(prompts: Mapping[int, list[int]], room: int) -> None:
+    for line, prompt in prompts.items():
+        if len(prompt) > room:
+            raise StartupError(
+                f"--prompts: line {line} has {len(prompt)} tokens, and there is room for {room} in front of an answer"
+            )
+
+
+def _header(task: Task, settings: Settings, teacher: Teacher, questions: list[Question]) -> Header:
+    how = f"{task.teacher}, {teacher.ready.dtype}, quantization {settings.quantization}"
+    return Header(teacher=how, max_tokens=task.max_tokens, questions=digest(questions))
+
+
+def _answers(
+    questions: list[Question], teacher: Teacher, max_tokens: int, file: AnswerFile, console: Console
+) -> list[Answer]:
+    """The answers that are kept, and those that are still missing."""
+    answers = list(file.read())
+    with Progress(*_COLUMNS, console=console) as progress:
+        shown = progress.add_task("", total=len(questions), completed=len(answers))
+        num_tokens = 0
+        for answer in file.add(teacher.answer(questions[len(answers) :], max_tokens)):
+            answers.append(answer)
+            num_tokens += len(answer.tokens)
+            rate = num_tokens / max(1e-3, progress.tasks[0].elapsed or 0.0)
+            told = f"the teacher has answered {len(answers):,} of {len(questions):,}, {rate:,.0f} tokens/s"
+            progress.update(shown, advance=1, description=told)
+    return answers
+
+
+def _train(trainer: Trainer, console: Console) -> None:
+    """Train to the end. What is measured stays on the screen, and the bar has the present loss."""
+    with Progress(*_COLUMNS, console=console) as progress:
+        shown = progress.add_task("learning", total=1.0)
+        for measurement in trainer.run():
+            if measurement is not None:
+                console.print(_told(measurement), highlight=False, soft_wrap=True)
+            loss = "" if trainer.loss is None else f", loss {trainer.loss:.3f}"
+            told = f"step {trainer.step:,}{loss}"
+            progress.update(shown, completed=trainer.progress, description=told)
+
+
+def _told(found: Measurement) -> str:
+    shares = ", ".join(f"{each['share']:.1%} at {heat}" for heat, each in found.acceptance.items())
+    loss = "" if found.loss is None else f"loss {found.loss:.3f}, "
+    return f"step {found.step:5,} {found.seconds:6.0f} s: {loss}held out {found.held_out_loss:.3f}; accepted {shares}"

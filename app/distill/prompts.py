@@ -1,0 +1,70 @@
+"""Reads a file of prompts, and renders them by the teacher's chat template, as the server does."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from ..errors import InvalidRequestError, StartupError
+from ..text.chat_template import ChatTemplate
+from ..text.tokenizer import Tokenizer
+
+_ROLES = {"system", "developer", "user", "assistant"}
+
+
+class PromptReader:
+    """Turns lines of JSON, `{"prompt": text}` or `{"messages": [...]}`, into token ids."""
+
+    def __init__(self, folder: Path) -> None:
+        """`folder`: of the teacher."""
+        self.tokenizer = Tokenizer(folder)
+        self._template = ChatTemplate.from_folder(folder, self.tokenizer)
+
+    def read(self, file: Path) -> dict[int, list[int]]:
+        """Line numbers, from 1, to the token ids of prompts. Raises StartupError, which names a wrong line."""
+        try:
+            lines = file.read_text(encoding="utf-8").splitlines()
+        except OSError as error:
+            raise StartupError(f"--prompts: {file} cannot be read: {error.strerror}") from error
+        except UnicodeDecodeError as error:
+            raise StartupError(f"--prompts: {file} is not UTF-8: {error}") from error
+        prompts = {}
+        for number, line in enumerate(lines, 1):
+            try:
+                if line.strip():
+                    prompts[number] = self._tokens(line)
+            except (ValueError, RecursionError, InvalidRequestError) as error:
+                raise StartupError(f"--prompts: line {number} of {file}: {error}") from error
+        return prompts
+
+    def _tokens(self, line: str) -> list[int]:
+        """Raises ValueError or InvalidRequestError."""
+        messages = _messages(json.loads(line))
+        if self._template.source:
+            token_ids = self.tokenizer.encode_segments(self._template.render(messages))
+        elif len(messages) == 1:
+            token_ids = self.tokenizer.encode(messages[0]["content"])
+        else:
+            raise ValueError("the teacher has no chat template for messages")
+        if not token_ids:
+            raise ValueError("the prompt has no tokens")
+        return token_ids
+
+
+def _messages(content: Any) -> list[dict[str, Any]]:
+    """The chat in a line. Raises ValueError for anything else."""
+    if not isinstance(content, dict) or len(content) != 1 or not content.keys() <= {"prompt", "messages"}:
+        raise ValueError('not an object with either "prompt" or "messages", and nothing else')
+    if "prompt" in content:
+        messages: Any = [{"role": "user", "content": content["prompt"]}]
+    else:
+        messages = content["messages"]
+    if not isinstance(messages, list) or not messages:
+        raise ValueError('"messages" is not a list of messages')
+    for message in messages:
+        if not isinstance(message, dict) or message.keys() != {"role", "content"}:
+            raise ValueError('a message is not an object with "role" and "content", and nothing else')
+        if message["role"] not in _ROLES:
+            raise ValueError(f"the role {json.dumps(message['role'])} is none of {', '.join(sorted(_ROLES))}")
+        if not isinstance(message["content"], str):
+            raise ValueError('"content" or "prompt" is not a text')
+    return messages

@@ -1,0 +1,88 @@
+"""The student: some of the teacher's layers, between its embeddings and its head."""
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from ..checkpoint.copy_files import copy_beside_weights
+from ..checkpoint.folder import ModelFolder
+from ..errors import ModelError, StartupError
+from ..models.reference import transformers_model
+from .batches import Batch
+
+_LAYER = re.compile(r"\.(\d+)\.")
+"""The first number in the name of a weight is that of its layer."""
+
+
+def load_teacher(folder: ModelFolder) -> PreTrainedModel:
+    """The teacher's weights as plain numbers in float32, in transformers' own class. Raises ModelError."""
+    if folder.quantization is not None and folder.gguf_file is None:
+        kind = folder.quantization.get("quant_method")
+        raise ModelError(f"--teacher: the weights in {folder.path} are quantized ({kind}), and no student learns them")
+    return transformers_model(folder.path)
+
+
+def choices_of_layers(total: int, wanted: int) -> dict[str, list[int]]:
+    """Ways to choose some of the teacher's layers, by name. Raises StartupError if there are too few."""
+    if not 0 < wanted < total:
+        raise StartupError(f"--layers: {wanted} is not between 1 and {total - 1}: the teacher has {total} layers")
+    spaced = [round(index * (total - 1) / max(1, wanted - 1)) for index in range(wanted)]
+    return {"first": list(range(wanted)), "spaced": spaced}
+
+
+def make_student(teacher: PreTrainedModel, layers: Sequence[int]) -> PreTrainedModel:
+    """A model of these layers of the teacher, with its embeddings and head, which do not learn."""
+    config = teacher.config.__class__.from_dict(_config_with(teacher.config.to_dict(), layers))
+    config._attn_implementation = teacher.config._attn_implementation
+    student: PreTrainedModel = type(teacher)(config).eval()  # dropout would only make it slower to learn
+    weights = teacher.state_dict()
+    try:
+        student.load_state_dict({name: weights[_name_in_teacher(name, layers)] for name in student.state_dict()})
+    except (KeyError, RuntimeError) as error:
+        raise ModelError(f"--layers: layers of {type(teacher).__name__} are too different to be left out") from error
+    student.requires_grad_(True)
+    for fixed in (student.get_input_embeddings(), student.get_output_embeddings()):
+        fixed.requires_grad_(False)
+    return student
+
+
+def _config_with(config: dict[str, Any], layers: Sequence[int]) -> dict[str, Any]:
+    """A configuration with these layers. What it lists of each layer is chosen, too."""
+    total = config["num_hidden_layers"]
+    chosen = {
+        name: [value[layer] for layer in layers]
+        for name, value in config.items()
+        if isinstance(value, list) and len(value) == total and "layer" in name
+    }
+    return config | chosen | {"num_hidden_layers": len(layers)}
+
+
+def _name_in_teacher(name: str, layers: Sequence[int]) -> str:
+    return _LAYER.sub(lambda found: f".{layers[int(found[1])]}.", name, count=1)
+
+
+def logits_of(student: PreTrainedModel, batch: Batch, fast: bool) -> Tensor:
+    """Logits (n, vocab) behind all tokens that predict a token of an answer. `fast`: products in bfloat16."""
+    kept = batch.is_scored.shape[1]
+    with torch.autocast(batch.token_ids.device.type, torch.bfloat16, enabled=fast):
+        logits: Tensor = student(
+            input_ids=batch.token_ids,
+            attention_mask=batch.mask,
+            position_ids=batch.positions,
+            use_cache=False,
+            logits_to_keep=kept,
+        ).logits
+    return logits[:, -kept:][batch.is_scored].float()
+
+
+def save(student: PreTrainedModel, teacher: ModelFolder, out: Path) -> None:
+    """Write a model folder, with the teacher's dtype and tokenizer. The student has rounded weights then, too."""
+    student.to(getattr(torch, teacher.dtype))
+    student.save_pretrained(out)
+    copy_beside_weights(teacher.path, out)
+    student.to(torch.float32)

@@ -1,0 +1,34 @@
+"""transformers' own model for a folder: what Paceline's results are compared with, and what a student is made of."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from ..checkpoint.folder import ModelFolder
+from ..checkpoint.gguf.file import GgufFile
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+def transformers_model(
+    folder: Path, dtype: torch.dtype = torch.float32, attn_implementation: str = "eager"
+) -> "PreTrainedModel":
+    """transformers' own model for a folder.
+
+    Attention is eager, unless another is asked for: some faster ones leave out features of models, such as
+    soft-capping.
+    """
+    from transformers import AutoConfig, AutoModelForCausalLM  # seconds, which wait until the model is found
+
+    options: dict[str, Any] = {"dtype": dtype, "attn_implementation": attn_implementation}
+    if (file := ModelFolder(folder).gguf_file) is not None:
+        # It needs to be told the model's configuration, of which it reads less from the file than Paceline.
+        config = {key: value for key, value in ModelFolder(folder).config.items() if key != "quantization_config"}
+        is_tied = "output.weight" not in GgufFile(file).tensors
+        shape = AutoConfig.for_model(**config | {"tie_word_embeddings": is_tied})
+        options |= {"gguf_file": file.name, "config": shape}
+    model: Any = AutoModelForCausalLM.from_pretrained(folder, **options)
+    loaded: PreTrainedModel = model.eval()
+    return loaded
