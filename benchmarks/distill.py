@@ -1,4 +1,4 @@
-"""Distillation: how often a small student draws what its teacher draws, before and after training on one kind of prompts.
+"""Distillation: how often a student draws what its teacher draws, before and after training on one kind of prompts.
 
 The prompts ask for short explanations; they are made here, of things and readers. Arguments behind `--` go to
 `paceline distill`, which keeps answers and the student in the folder `--out`.
@@ -16,14 +16,14 @@ from common import REPOSITORY, write_result
 
 _THINGS = """
 a volcano, a glacier, the moon, a rainbow, photosynthesis, gravity, an earthquake, the water cycle, a magnet, a battery,
-a bridge, a lighthouse, a library, a museum, a compass, a telescope, a microscope, a computer, the internet, a search engine,
+a bridge, a lighthouse, a library, a museum, a compass, a telescope, a microscope, a computer, the internet, an engine,
 bread, cheese, honey, chocolate, tea, coffee, a sandwich, a soup, salt, sugar, a bee, a whale, an owl, a wolf, a spider,
-a dolphin, an elephant, a butterfly, a snake, a penguin, a forest, a desert, an island, a river, a waterfall, a city, a farm,
-a school, a hospital, a bank, a train, a bicycle, an aeroplane, a ship, a car, a clock, a camera, a piano, a violin, a drum,
+a dolphin, an elephant, a butterfly, a snake, a penguin, a forest, a desert, an island, a river, a waterfall, a city,
+a school, a hospital, a bank, a train, a bicycle, an aeroplane, a ship, a car, a clock, a camera, a piano, a violin,
 poetry, music, a painting, a theatre, a novel, history, mathematics, chemistry, a vaccine, a bone, the heart, the brain,
-sleep, exercise, a friend, a holiday, money, a budget, a contract, an election, a law, a map, a flag, a language, an alphabet
+sleep, exercise, a friend, a holiday, money, a budget, a contract, an election, a law, a map, a flag, a language, a book
 """
-_READERS = ("a child", "a student", "a farmer", "a tourist", "an engineer", "a nurse", "my grandmother", "a new neighbour")
+_READERS = ("a child", "a student", "a farmer", "a tourist", "an engineer", "a nurse", "my aunt", "a new neighbour")
 _FORMS = (
     "Explain to {reader} in three sentences what {thing} is.",
     "Tell {reader} why {thing} matters.",

@@ -41,7 +41,7 @@ def distill(task: Task, **flags: Any) -> None:
     A run that was broken off goes on where it stood. Raises PacelineError.
     """
     console = Console(stderr=True)
-    disable_progress_bar()  # type: ignore[no-untyped-call]
+    disable_progress_bar()
     settings = load_settings(
         model=task.teacher, gpu_memory_utilization=_SHARE_OF_GPU, speculate="off", max_itl=_ANY_PAUSE, **flags
     )

@@ -24,7 +24,7 @@ def own_answers(
     longest = max(len(question.prompt) for question in questions)
     inputs = [[0] * (longest - len(question.prompt)) + question.prompt for question in questions]
     masks = [[0] * (longest - len(question.prompt)) + [1] * len(question.prompt) for question in questions]
-    config = GenerationConfig(  # type: ignore[no-untyped-call]
+    config = GenerationConfig(
         max_new_tokens=min(_LONGEST, max(len(answer.tokens) for answer in answers)),
         do_sample=True,
         top_k=0,

@@ -85,4 +85,4 @@ def save(student: PreTrainedModel, teacher: ModelFolder, out: Path) -> None:
     student.to(getattr(torch, teacher.dtype))
     student.save_pretrained(out)
     copy_beside_weights(teacher.path, out)
-    student.to(torch.float32)
+    student.to(torch.float32)  # type: ignore[arg-type]

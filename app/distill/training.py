@@ -135,7 +135,7 @@ class Trainer:
             answers = self.own_answers(self.student, answers, self.recipe.seed + self.step)
         loss = self._divergence(answers).mean()
         self._optimizer.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         learning = self._optimizer.param_groups[0]
         torch.nn.utils.clip_grad_norm_(learning["params"], self.recipe.clip)
         learning["lr"] = self._learning_rate()
