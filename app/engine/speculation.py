@@ -16,7 +16,7 @@ MOST_ROWS = 32
 """With more requests nothing is guessed: that alone would take time."""
 _MOST_DRAFTS = 15
 """Of a request."""
-_GAIN = 1.06
+_GAIN = 1.1
 """Drafts have to promise so many times the tokens a second, since times and chances are uncertain."""
 _COST = 0.4
 """What a draft adds to the time of a step while nobody knows, as a part of the time for each of its requests and three
@@ -24,47 +24,65 @@ more: for reading the weights takes time, too."""
 _LEAST_COST = 0.01
 """At least this part of a step's time, for more drafts than were ever measured."""
 _REMEMBERED = 7
-"""Times of steps of a kind."""
+"""Steps of a kind."""
 _RELIABLE = 3
-"""So many times say something: one alone may be noise."""
-_FORGOTTEN = 2000
-"""Steps after which times are measured anew, since texts have become longer."""
+"""So many of them say something: one alone may be noise."""
+_COMPARED = 3
+"""Steps without drafts that others are compared with."""
+_STALE = 16
+"""Steps with drafts until one has none, to compare with."""
+_FORGOTTEN = 1000
+"""Steps without drafts until more is tried again: what was measured may have been bad luck."""
 
 
 class StepTimes:
-    """What steps without prompts take, by their numbers of requests and drafts."""
+    """How much longer steps with drafts take than those without, by their numbers of requests and drafts.
+
+    Other programs may take a part of the processor at any time, and texts become longer. So steps are compared with
+    others that ran shortly before.
+    """
 
     def __init__(self) -> None:
-        self._seconds: dict[int, dict[int, deque[float]]] = {}
-        self._num_observed = 0
+        self._plain: dict[int, deque[float]] = {}
+        """Seconds of the last steps without drafts, by their number of requests."""
+        self._age: dict[int, int] = {}
+        """Steps with drafts since the last of these."""
+        self._num_plain: dict[int, int] = {}
+        self._ratios: dict[int, dict[int, deque[float]]] = {}
 
     def observe(self, rows: int, drafts: int, seconds: float) -> None:
-        """Learn from a step. The first of a kind tells nothing: its work may have been recorded."""
-        self._num_observed += 1
-        if self._num_observed % _FORGOTTEN == 0:
-            self._seconds.clear()
-        of_rows = self._seconds.setdefault(rows, {})
-        if drafts in of_rows:
-            of_rows[drafts].append(seconds)
-        else:
+        """Learn from a step. The first with so many drafts tells nothing: its work may have been recorded."""
+        if drafts == 0:
+            self._plain.setdefault(rows, deque(maxlen=_COMPARED)).append(seconds)
+            self._age[rows] = 0
+            self._num_plain[rows] = self._num_plain.get(rows, 0) + 1
+            if self._num_plain[rows] % _FORGOTTEN == 0:
+                self._ratios.pop(rows, None)
+            return
+        self._age[rows] = self._age.get(rows, 0) + 1
+        of_rows = self._ratios.setdefault(rows, {})
+        if drafts not in of_rows:
             of_rows[drafts] = deque(maxlen=_REMEMBERED)
+        elif len(self._plain.get(rows, ())) == _COMPARED:
+            of_rows[drafts].append(seconds / median(self._plain[rows]))
 
     def expected(self, rows: int, most: int) -> list[float]:
-        """Seconds of steps with 0 to `most` drafts; none if those without are not known.
+        """Of steps with 0 to `most` drafts, in times of one without; none if the latter is not known well enough.
 
         What was not measured is on a line between what was, and on a longer line beyond. That goes to twice as many
-        drafts as were measured, so that trying cannot cost much.
+        drafts as were measured, and a few, so that trying cannot cost much.
         """
-        known = {n: median(times) for n, times in self._seconds.get(rows, {}).items() if len(times) >= _RELIABLE}
-        if 0 not in known:
+        if len(self._plain.get(rows, ())) < _COMPARED or self._age[rows] >= _STALE:
             return []
-        expected, slope = [known[0]], _COST * known[0] / (rows + 3)
-        for number in [*sorted(known)[1:], min(most, 2 * max(known) + 2)]:
+        known = {n: median(times) for n, times in self._ratios.get(rows, {}).items() if len(times) >= _RELIABLE}
+        known[0] = 1.0
+        expected, slope = [1.0], _COST / (rows + 3)
+        for number in [*sorted(known)[1:], min(most, 2 * max(known) + 2 + rows // 4)]:
             before = len(expected) - 1
             if number in known and number > before:
                 slope = (known[number] - expected[-1]) / (number - before)
             elif before:
-                slope = max((expected[-1] - known[0]) / before, _LEAST_COST * known[0])
+                slope = max((expected[-1] - 1) / before, _LEAST_COST)
             expected += [expected[-1] + slope * step for step in range(1, number - before + 1)]
         return expected
 
@@ -114,11 +132,9 @@ class Speculation:
     def _best_number(self, rows: int, gains: Sequence[float]) -> int:
         """How many of these drafts are worth their time: tokens that each is expected to give, the best ones first."""
         most = min(len(gains), self._most_tokens - rows)
-        seconds = self._times.expected(rows, most) if most > 0 else []
-        if not seconds:
-            return 0
-        best, number, tokens = _GAIN * rows / seconds[0], 0, float(rows)
-        for count, (gain, duration) in enumerate(zip(gains, seconds[1:], strict=False), 1):
+        times = self._times.expected(rows, most) if most > 0 else []
+        best, number, tokens = _GAIN * rows, 0, float(rows)
+        for count, (gain, duration) in enumerate(zip(gains, times[1:], strict=False), 1):
             tokens += gain
             if tokens / duration > best:
                 best, number = tokens / duration, count

@@ -94,6 +94,7 @@ def speculation_with(chance: float, rows: int, cost: float, most: int = 15) -> S
             step.num_scheduled_tokens[0] += count
         for _ in range(4):
             speculation.observe(step, 1 + count * cost)
+    speculation.observe(SchedulerOutput(rows=list(range(rows)), num_scheduled_tokens=[1] * rows), 1.0)
     return speculation
 
 
@@ -142,9 +143,10 @@ def seconds_for(texts: Sequence[Sequence[int]], cost: float, drafts: bool) -> fl
     """What it takes to generate texts side by side, behind a prompt of one token, in the overlapped loop.
 
     A step without drafts takes a second, each draft adds `cost`, and a step that waits for tokens begins 0.05 later.
-    Times are noisy: one in fifty is three times as long.
+    What is measured is noisy: one step in fifty seems three times as long, and other programs, which come and go, make
+    all steps up to three times as long.
     """
-    noise, pacer, total = random.Random(0), ChunkPacer(1.0, 16, 512), 0.0
+    noise, pacer, total, beside = random.Random(0), ChunkPacer(1.0, 16, 512), 0.0, 1.0
     scheduler = Scheduler(
         KVCache([KVGroup(4096)], 16, 512, prefix_caching=False),
         pacer,
@@ -175,9 +177,11 @@ def seconds_for(texts: Sequence[Sequence[int]], cost: float, drafts: bool) -> fl
         step = scheduler.schedule() if waits else step
         if step:
             num_drafts = sum(map(len, step.drafts.values()))
-            took = (1 + cost * num_drafts) * noise.uniform(0.9, 1.2) * (3 if noise.random() < 0.02 else 1)
+            took = 1 + cost * num_drafts
             total += took + 0.05 * waits
-            in_flight = step, took + 0.05 * bool(step.drafts)
+            beside = noise.uniform(1, 3) if noise.random() < 0.02 else beside
+            noisy = noise.uniform(0.9, 1.2) * (3 if noise.random() < 0.02 else 1) * beside
+            in_flight = step, (took + 0.05 * bool(step.drafts)) * noisy
         else:
             in_flight = None
     return total
@@ -202,7 +206,7 @@ def test_time_is_won_or_next_to_none_is_lost(kind: str, cost: float, rows: int) 
         "repeating": [[chance.randrange(1000) for _ in range(100)] * 15 for _ in range(rows)],
     }[kind]
     ratio = seconds_for(texts, cost, True) / seconds_for(texts, cost, False)
-    assert ratio < 1.01
+    assert ratio < 1.02
     if kind == "repeating" and cost * rows < 0.5:
         assert ratio < 0.75
 
