@@ -12,16 +12,16 @@ from transformers.utils.logging import disable_progress_bar
 
 from ..checkpoint.folder import ModelFolder
 from ..checkpoint.source import find_model
-from ..errors import StartupError
+from ..errors import ModelError, StartupError
 from ..layers.methods.onednn import has_bfloat16
+from ..models.reference import transformers_model
 from ..settings import Settings, load_settings
 from .answers import Answer, AnswerFile, Header, Question, digest
 from .own_answers import own_answers
 from .prompts import PromptReader
 from .questions import make_questions
 from .report import REPORT, make_report, print_report, write_report
-from .starts import best_start
-from .student import load_teacher, save
+from .student import make_student, save, spaced_layers
 from .task import Task
 from .teacher import Teacher
 from .training import Measurement, Trainer
@@ -46,40 +46,46 @@ def distill(task: Task, **flags: Any) -> None:
         model=task.teacher, gpu_memory_utilization=_SHARE_OF_GPU, speculate="off", max_itl=_ANY_PAUSE, **flags
     )
     folder = ModelFolder.open(find_model(settings.model))
-    if folder.encoder is not None:
-        raise StartupError(f"--teacher: {folder.architecture} is an encoder, which generates nothing")
+    _check_teacher(folder)
     reader = PromptReader(folder.path)
     prompts = reader.read(task.prompts)
     questions = make_questions(list(prompts.values()), task.temperatures, task.recipe.seed)
     work = _work_folder(task.out)
-    model = load_teacher(folder)
     eos_token_ids = reader.tokenizer.eos_token_ids
     teacher = Teacher(settings, folder.path, eos_token_ids)
     _check_lengths(prompts, teacher.ready.max_model_len - task.max_tokens)
     file = AnswerFile(work / "answers.jsonl", _header(task, settings, teacher, questions))
     answers = _answers(questions, teacher, task.max_tokens, file, console)
-    held_out = [answer for answer in answers if answer.question.held_out]
-    num_layers = task.layers or max(1, model.config.num_hidden_layers // _DEPTH)
+    model = transformers_model(folder.path)
+    total = model.config.num_hidden_layers
+    layers = spaced_layers(total, max(1, total // _DEPTH) if task.layers is None else task.layers)
     device = torch.device(teacher.ready.device)
     fast = has_bfloat16() if device.type == "cpu" else torch.cuda.is_bf16_supported()
-    model.to(device)  # type: ignore[arg-type]
-    start = best_start(model, num_layers, held_out, task.recipe.batch_tokens, fast)
+    student = make_student(model, layers).to(device)  # type: ignore[arg-type]
     del model
     trainer = Trainer(
-        start.student,
+        student,
         [answer for answer in answers if not answer.question.held_out],
-        held_out,
+        [answer for answer in answers if answer.question.held_out],
         task.recipe,
         partial(own_answers, teacher, eos_token_ids),
         work / "checkpoint.safetensors",
         fast,
     )
     _train(trainer, console)
-    save(start.student, folder, task.out)
-    report = make_report(task, start, trainer)
+    save(student, folder, task.out)
+    report = make_report(task, layers, trainer)
     write_report(report, trainer.history, task.out)
     trainer.checkpoint.unlink()
     print_report(report, console)
+
+
+def _check_teacher(folder: ModelFolder) -> None:
+    if folder.encoder is not None:
+        raise ModelError(f"--teacher: {folder.architecture} is an encoder, which generates nothing")
+    if folder.quantization is not None and folder.gguf_file is None:
+        kind = folder.quantization.get("quant_method")
+        raise ModelError(f"--teacher: the weights in {folder.path} are quantized ({kind}), and no student learns them")
 
 
 def _work_folder(out: Path) -> Path:

@@ -12,7 +12,6 @@ from rich.console import Console
 from rich.table import Table
 
 from .acceptance import MOST_DRAFTS
-from .starts import Start
 from .task import Task
 from .training import Measurement, Trainer, measure
 
@@ -27,11 +26,11 @@ _OTHER_LUCK = 0x5DEECE66D
 """Changes a seed, to measure what would be accepted if drafts were drawn independently."""
 
 
-def make_report(task: Task, start: Start, trainer: Trainer) -> dict[str, Any]:
+def make_report(task: Task, layers: list[int], trainer: Trainer) -> dict[str, Any]:
     """All figures, for the student as it is saved."""
     tokens, fast = task.recipe.batch_tokens, trainer.fast
-    loss, acceptance = measure(start.student, trainer.held_out, tokens, fast)
-    _, independent = measure(start.student, trainer.held_out, tokens, fast, _OTHER_LUCK)
+    loss, acceptance = measure(trainer.student, trainer.held_out, tokens, fast)
+    _, independent = measure(trainer.student, trainer.held_out, tokens, fast, _OTHER_LUCK)
     before = trainer.history[0]
     return {
         "kind": "student",
@@ -43,10 +42,9 @@ def make_report(task: Task, start: Start, trainer: Trainer) -> dict[str, Any]:
         "answer_tokens": sum(len(answer.tokens) for answer in trainer.answers),
         "held_out_answers": len(trainer.held_out),
         "held_out_tokens": sum(len(answer.tokens) for answer in trainer.held_out),
-        "layers": start.layers,
-        "held_out_loss_of_starts": start.losses,
-        "parameters": start.student.num_parameters(),
-        "learning_parameters": start.student.num_parameters(only_trainable=True),
+        "layers": layers,
+        "parameters": trainer.student.num_parameters(),
+        "learning_parameters": trainer.student.num_parameters(only_trainable=True),
         "recipe": msgspec.to_builtins(task.recipe),
         "steps": trainer.step,
         "seconds": trainer.seconds,

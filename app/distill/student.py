@@ -12,31 +12,28 @@ from transformers import PreTrainedModel
 from ..checkpoint.copy_files import copy_beside_weights
 from ..checkpoint.folder import ModelFolder
 from ..errors import ModelError, StartupError
-from ..models.reference import transformers_model
 from .batches import Batch
 
 _LAYER = re.compile(r"\.(\d+)\.")
 """The first number in the name of a weight is that of its layer."""
 
 
-def load_teacher(folder: ModelFolder) -> PreTrainedModel:
-    """The teacher's weights as plain numbers in float32, in transformers' own class. Raises ModelError."""
-    if folder.quantization is not None and folder.gguf_file is None:
-        kind = folder.quantization.get("quant_method")
-        raise ModelError(f"--teacher: the weights in {folder.path} are quantized ({kind}), and no student learns them")
-    return transformers_model(folder.path)
+def spaced_layers(total: int, wanted: int) -> list[int]:
+    """Some of the teacher's layers, from 0: the first, the last, and others evenly between them.
 
-
-def choices_of_layers(total: int, wanted: int) -> dict[str, list[int]]:
-    """Ways to choose some of the teacher's layers, by name. Raises StartupError if there are too few."""
+    Without training, a student of the first layers is nearer to the teacher; after a few steps it is far behind (see
+    benchmarks/README.md). Raises StartupError if the teacher has too few.
+    """
     if not 0 < wanted < total:
         raise StartupError(f"--layers: {wanted} is not between 1 and {total - 1}: the teacher has {total} layers")
-    spaced = [round(index * (total - 1) / max(1, wanted - 1)) for index in range(wanted)]
-    return {"first": list(range(wanted)), "spaced": spaced}
+    return [round(index * (total - 1) / max(1, wanted - 1)) for index in range(wanted)]
 
 
 def make_student(teacher: PreTrainedModel, layers: Sequence[int]) -> PreTrainedModel:
-    """A model of these layers of the teacher, with its embeddings and head, which do not learn."""
+    """A model of these layers of the teacher, with its embeddings and head, which do not learn. Raises ModelError.
+
+    `teacher`: in float32, as `app.models.reference.transformers_model` loads it.
+    """
     config = teacher.config.__class__.from_dict(_config_with(teacher.config.to_dict(), layers))
     config._attn_implementation = teacher.config._attn_implementation
     student: PreTrainedModel = type(teacher)(config).eval()  # dropout would only make it slower to learn

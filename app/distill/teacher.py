@@ -1,5 +1,6 @@
 """The teacher: a model behind Paceline's own engine, in this process."""
 
+import gc
 import math
 import time
 from collections import deque
@@ -24,6 +25,7 @@ class Teacher:
     def __init__(self, settings: Settings, folder: Path, eos_token_ids: frozenset[int]) -> None:
         """Load the model in a folder. Raises StartupError."""
         self._engine, self.ready = build_engine(settings, folder)
+        gc.unfreeze()  # of what has been imported: Triton, which training brings along, complains if it is never freed
         self._eos_token_ids = eos_token_ids
         self._top = min(TOP, self.ready.vocab_size)
         self._ids = count()

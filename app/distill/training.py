@@ -35,7 +35,7 @@ class Recipe(msgspec.Struct, frozen=True, kw_only=True):
     """Most minutes; None: until the data is used up."""
     epochs: int = 4
     """How often each answer is seen, at most."""
-    batch_tokens: int = 2048
+    batch_tokens: int = 1024
     """Of a step, padding included."""
     learning_rate: float = 1e-3
     warm_up: int = 20

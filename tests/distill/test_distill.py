@@ -25,13 +25,14 @@ from app.distill.command import distill
 from app.distill.loss import divergence
 from app.distill.prompts import PromptReader
 from app.distill.questions import make_questions
+from app.distill.student import make_student, spaced_layers
 from app.distill.task import Task
 from app.distill.teacher import Teacher
 from app.distill.training import Recipe
 from app.engine.build import build_engine
 from app.errors import StartupError
 from app.settings import load_settings
-from tests.models.families import write_checkpoint
+from tests.models.families import DECODER, write_checkpoint
 from tests.models.test_oracle import write_tokenizer
 from tests.test_quality import needs_kernel
 
@@ -104,6 +105,11 @@ def test_a_student_of_the_same_mind_loses_nothing() -> None:
     assert loss.tolist() == pytest.approx([0, 0], abs=1e-6)
     assert logits.grad is not None
     assert logits.grad.abs().max() < 1e-5
+
+
+@pytest.mark.parametrize(("total", "wanted", "layers"), [(30, 6, [0, 6, 12, 17, 23, 29]), (3, 2, [0, 2]), (3, 1, [0])])
+def test_layers_are_spaced_evenly(total: int, wanted: int, layers: list[int]) -> None:
+    assert spaced_layers(total, wanted) == layers
 
 
 def test_tokens_a_step_are_counted_as_steps_go() -> None:
@@ -214,6 +220,19 @@ def test_answers_that_were_broken_off_go_on(tmp_path: Path) -> None:
     whole = go_on()
     file.write_bytes(whole[: len(whole) // 2])
     assert go_on() == whole
+
+
+@pytest.mark.parametrize("family", ["Gemma3Text", "SmolLM3", "Qwen2", "Mistral"])
+def test_a_student_of_all_layers_is_the_teacher(family: str, tmp_path: Path) -> None:
+    """Families whose layers differ in what config.json lists of each."""
+    model = write_checkpoint(family, DECODER[family] | {"num_hidden_layers": 4}, tmp_path)
+    student = make_student(model, [0, 1, 2, 3])
+    token_ids = torch.arange(40)[None]
+    assert torch.equal(student(token_ids).logits, model(token_ids).logits)
+    fewer = make_student(model, [0, 1, 3])
+    kinds = getattr(model.config, "layer_types", None)
+    assert kinds is None or fewer.config.layer_types == [kinds[0], kinds[1], kinds[3]]
+    assert fewer(token_ids).logits.isfinite().all()
 
 
 def test_answers_of_other_questions_are_refused(
