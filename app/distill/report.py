@@ -66,8 +66,8 @@ def write_report(report: dict[str, Any], history: Sequence[Measurement], out: Pa
 
 def print_report(report: dict[str, Any], console: Console) -> None:
     """Print what is accepted before and after."""
-    table = Table(box=SIMPLE, title="held-out tokens that are guessed, and tokens a step with drafts")
-    drafts = [f"{n} draft{'s' * (n > 1)}" for n in _SHOWN_DRAFTS]
+    table = Table(box=SIMPLE, title="Held-out tokens that are guessed, and tokens a step with so many drafts")
+    drafts = [f"+{n}" for n in _SHOWN_DRAFTS]
     for heading in ("temperature", "training", "loss", "accepted", *drafts):
         table.add_column(heading, justify="right")
     for heat in report["after"]["acceptance"]:
