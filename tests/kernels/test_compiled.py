@@ -1,5 +1,6 @@
 """Compiled kernels are kept in files, so that a second start does not compile."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -31,3 +32,32 @@ def test_a_kept_kernel_is_not_compiled_again(tmp_path: Path) -> None:
     assert len(files) == 2  # the kernel, and what runs operations
     assert _run(tmp_path) < 10
     assert {file.name: file.stat().st_mtime_ns for file in tmp_path.iterdir()} == files
+
+
+OF_A_NUMBER = """
+import sys
+from pathlib import Path
+import numpy as np
+from app.kernels.cpu import compiled
+from app.kernels.cpu.kernel import kernel
+compiled.keep_in(Path(sys.argv[1]))
+
+def fill(number):
+    @kernel
+    def run(begin, end, out):
+        least = np.sort(out)[0]  # so much code that it is not compiled into what calls it
+        for i in range(begin, end):
+            out[i] = number + np.sort(out[:i])[:1].sum() * least
+    return run
+
+for number in map(int, sys.argv[2:]):
+    out = np.zeros(3, np.int64)
+    fill(number)(3, False, out)
+    assert out.tolist() == [number] * 3, (number, out)
+"""
+
+
+def test_kernels_that_differ_in_a_number_may_come_from_files_of_different_processes(tmp_path: Path) -> None:
+    same_names = os.environ | {"PYTHONHASHSEED": "0"}  # Numba writes a set of options into the names
+    for numbers in (["7"], ["8"], ["7", "8"]):
+        subprocess.run([sys.executable, "-c", OF_A_NUMBER, str(tmp_path), *numbers], check=True, env=same_names)

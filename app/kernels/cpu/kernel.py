@@ -30,14 +30,19 @@ _PIECES_OF_A_THREAD = 2
 """So that a thread that is held up leaves work to the others."""
 
 
+_SOURCES = hashlib.sha256(
+    b"".join(file.read_bytes() for file in sorted(Path(__file__).parent.glob("*.py")))
+).hexdigest()[:12]
+"""Names the code of all kernels, as it is when it is imported."""
+
+
 def keep_compiled(folder: Path) -> None:
     """Keep compiled kernels in a folder, if it can be written to, because compiling takes seconds.
 
     It is called before the first kernel runs. The files' names depend on the processor, so machines can share the
     folder. They do not depend on kernels' sources: each state of all of these has a folder of its own.
     """
-    sources = b"".join(file.read_bytes() for file in sorted(Path(__file__).parent.glob("*.py")))
-    folder = folder / hashlib.sha256(sources).hexdigest()[:12]
+    folder = folder / _SOURCES
     if not folder.is_dir():
         log.info("compiling the CPU's kernels, once: this takes some ten seconds")
     try:
@@ -94,13 +99,18 @@ class Kernel:
             of_thread.recorder.add(code.address, words, described, tasks, pieces)
 
     def _compile(self, kinds: tuple[Hashable, ...]) -> Entry:
+        name = f"{self._name} {kinds}"
+
         def compile_function() -> Any:
+            # Numba makes the name in machine code of this one, of the types of arguments, and of a number that begins
+            # anew in each process. Code of several processes comes together: so it tells what is compiled in, too.
+            self._source.__qualname__ = f"kernel_{hashlib.sha256(name.encode()).hexdigest()[:24]}"
             function = numba.njit(nogil=True, fastmath=FAST, error_model="numpy")(self._source)
             signature = types.int64, types.int64, *map(_numba_type, kinds)
             function.compile(signature)
             return function.overloads[signature]
 
-        self._entries[kinds] = team.entry(f"{self._name} {kinds}", compile_function)
+        self._entries[kinds] = team.entry(name, compile_function)
         return self._entries[kinds]
 
 
