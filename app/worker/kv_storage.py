@@ -74,5 +74,7 @@ def bind_kv_cache(
 ) -> None:
     """Give each layer its K/V cache. A block id means the same place in every layer of a group."""
     for group, count in zip(groups, num_blocks, strict=True):
-        for layer in group.layers:
-            layer.cache.kv = backend.allocate(layer.config, count, block_size, kv_dtype, device)
+        configs = [layer.config for layer in group.layers]
+        caches = backend.allocate(configs, count, block_size, kv_dtype, device)
+        for layer, cache in zip(group.layers, caches, strict=True):
+            layer.cache.kv = cache

@@ -160,7 +160,7 @@ def test_a_step_of_decodes_and_chunks(
 ) -> None:
     torch.manual_seed(0)
     backend = make(config)
-    cache = LayerCache(config, backend.allocate(config, NUM_BLOCKS, BLOCK, dtype, torch.device("cpu")))
+    cache = LayerCache(config, *backend.allocate([config], NUM_BLOCKS, BLOCK, dtype, torch.device("cpu")))
     left_behind(cache.kv)
     decodes = [(known, 1) for known in (0, 1, 14, 15, 16, 31, 40, 100, 500)]
     chunks = [(0, 2), (0, 33), (16, 16), (45, 20)]
@@ -175,7 +175,7 @@ def test_a_step_of_decodes_and_chunks(
 def test_whole_numbers_of_8_bits_with_a_scale_for_each_token_and_head(config: AttentionConfig) -> None:
     torch.manual_seed(0)
     backend = CpuPagedBackend([config], 1)
-    cache = LayerCache(config, backend.allocate(config, NUM_BLOCKS, BLOCK, torch.int8, torch.device("cpu")))
+    cache = LayerCache(config, *backend.allocate([config], NUM_BLOCKS, BLOCK, torch.int8, torch.device("cpu")))
     left_behind(cache.kv)
     work = [(0, 1), (15, 1), (100, 1), (500, 1), (0, 33), (45, 20)]
     step = make_step(backend, config, cache, work, torch.float32, drawn_from_int8)
@@ -193,7 +193,7 @@ def test_on_the_cpu_a_token_is_computed_alike_in_a_prompt_and_in_a_decode(
     torch.manual_seed(0)
     config = replace(GROUPED, window=window, softcap=None if window is None else 5.0)
     backend, length = CpuPagedBackend([config], 1), 75
-    cache = LayerCache(config, backend.allocate(config, NUM_BLOCKS, BLOCK, kv_dtype, torch.device("cpu")))
+    cache = LayerCache(config, *backend.allocate([config], NUM_BLOCKS, BLOCK, kv_dtype, torch.device("cpu")))
     step = make_step(backend, config, cache, [(0, length)], torch.float32)
     backend.store(cache, step.k, step.v, step.metadata)
     whole = backend.attend(cache, step.q, step.metadata)

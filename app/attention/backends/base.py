@@ -45,9 +45,14 @@ class AttentionBackend(Protocol[Metadata]):
         ...
 
     def allocate(
-        self, config: AttentionConfig, num_blocks: int, block_size: int, dtype: torch.dtype, device: torch.device
-    ) -> LayerKV:
-        """A layer's K and V cache, in one of the dtypes that the backend declares."""
+        self,
+        configs: Sequence[AttentionConfig],
+        num_blocks: int,
+        block_size: int,
+        dtype: torch.dtype,
+        device: torch.device,
+    ) -> list[LayerKV]:
+        """The K and V caches of layers that share block numbers, in one of the dtypes that the backend declares."""
         ...
 
     def store(self, cache: LayerCache, k: Tensor, v: Tensor, metadata: Metadata) -> None:

@@ -16,12 +16,14 @@ from torch import Tensor
 from ...kernels.cpu.fused import rotate_and_store, store
 from ...kernels.cpu.kernel import constant
 from ...kernels.cpu.paged_attention import paged_attention
-from ...kernels.kv import ROUNDED_DTYPES, SCALE_DTYPE, LayerKV
+from ...kernels.kv import ROUNDED_DTYPES, SCALE_DTYPE, LayerKV, bytes_of_token
 from ..config import AttentionConfig, HeadNorms, LayerCache
 from ..step import StepInput, StepShape
 from .memory import zeros
 from .tiles import write_tiles
 
+_LINE = 64
+"""Bytes of a line of the cache, of which a block has whole ones."""
 _AT_ONCE = 8
 """Query heads that the kernel computes together."""
 
@@ -81,15 +83,42 @@ class CpuPagedBackend:
         return CpuMetadata([numbers[name] for name in self._slots], tables, numbers["tiles"].view(-1, 4))
 
     def allocate(
-        self, config: AttentionConfig, num_blocks: int, block_size: int, dtype: torch.dtype, device: torch.device
-    ) -> LayerKV:
-        """See `AttentionBackend.allocate`."""
-        shape = config.num_kv_heads, num_blocks
-        k = zeros((*shape, config.head_dim, block_size), dtype, device)
-        v = zeros((*shape, block_size, config.v_head_dim), dtype, device)
-        if dtype in ROUNDED_DTYPES:
-            return LayerKV(k, v, *(zeros((*shape, block_size), SCALE_DTYPE, device) for _ in range(2)))
-        return LayerKV(k, v, *torch.empty(2, config.num_kv_heads, 0, block_size))
+        self,
+        configs: Sequence[AttentionConfig],
+        num_blocks: int,
+        block_size: int,
+        dtype: torch.dtype,
+        device: torch.device,
+    ) -> list[LayerKV]:
+        """See `AttentionBackend.allocate`. What all layers keep in a block lies together: then the blocks of a few
+        requests are in a few large pages, while each head of each layer would have pages of its own.
+        """
+        size = sum(bytes_of_token(c.num_kv_heads, c.head_dim, c.v_head_dim, dtype) for c in configs) * block_size
+        memory = zeros((num_blocks, -(-size // _LINE) * _LINE), torch.uint8, device)
+        begin = 0
+
+        def take(of: torch.dtype, heads: int, *shape: int) -> Tensor:
+            """(heads, num_blocks, *shape)"""
+            nonlocal begin
+            end = begin + heads * math.prod(shape) * of.itemsize
+            begin, taken = end, memory[:, begin:end].view(of)
+            return taken.view(num_blocks, heads, *shape).transpose(0, 1)
+
+        def take_scales(heads: int) -> Tensor:
+            if dtype in ROUNDED_DTYPES:
+                return take(SCALE_DTYPE, heads, block_size)
+            return torch.empty(heads, 0, block_size)
+
+        # Scales come first, since their numbers are the largest: so all are at whole multiples of their sizes.
+        scales = [(take_scales(config.num_kv_heads), take_scales(config.num_kv_heads)) for config in configs]
+        return [
+            LayerKV(
+                take(dtype, config.num_kv_heads, config.head_dim, block_size),
+                take(dtype, config.num_kv_heads, block_size, config.v_head_dim),
+                *of_layer,
+            )
+            for config, of_layer in zip(configs, scales, strict=True)
+        ]
 
     def store(self, cache: LayerCache, k: Tensor, v: Tensor, metadata: CpuMetadata) -> None:
         """See `AttentionBackend.store`."""

@@ -89,12 +89,15 @@ class TorchPagedBackend:
         )
 
     def allocate(
-        self, config: AttentionConfig, num_blocks: int, block_size: int, dtype: torch.dtype, device: torch.device
-    ) -> LayerKV:
+        self,
+        configs: Sequence[AttentionConfig],
+        num_blocks: int,
+        block_size: int,
+        dtype: torch.dtype,
+        device: torch.device,
+    ) -> list[LayerKV]:
         """See `AttentionBackend.allocate`."""
-        shape = (config.num_kv_heads, num_blocks, block_size)
-        k, v = (zeros((*shape, size), dtype, device) for size in (config.head_dim, config.v_head_dim))
-        return LayerKV(k, v, *torch.empty(2, 0))
+        return [_allocate(config, num_blocks, block_size, dtype, device) for config in configs]
 
     def store(self, cache: LayerCache, k: Tensor, v: Tensor, metadata: AttentionMetadata) -> None:
         """See `AttentionBackend.store`."""
@@ -240,3 +243,11 @@ def _attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, config: AttentionConf
 def _mask(seen: Tensor, dtype: torch.dtype) -> Tensor:
     """0 where something is seen, else -inf."""
     return torch.zeros(seen.shape, dtype=dtype, device=seen.device).masked_fill_(~seen, float("-inf"))
+
+
+def _allocate(
+    config: AttentionConfig, num_blocks: int, block_size: int, dtype: torch.dtype, device: torch.device
+) -> LayerKV:
+    shape = (config.num_kv_heads, num_blocks, block_size)
+    k, v = (zeros((*shape, size), dtype, device) for size in (config.head_dim, config.v_head_dim))
+    return LayerKV(k, v, *torch.empty(2, 0))

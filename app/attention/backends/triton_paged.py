@@ -108,13 +108,15 @@ class TritonPagedBackend:
         return splits
 
     def allocate(
-        self, config: AttentionConfig, num_blocks: int, block_size: int, dtype: torch.dtype, device: torch.device
-    ) -> LayerKV:
+        self,
+        configs: Sequence[AttentionConfig],
+        num_blocks: int,
+        block_size: int,
+        dtype: torch.dtype,
+        device: torch.device,
+    ) -> list[LayerKV]:
         """See `AttentionBackend.allocate`."""
-        shape = (num_blocks, config.num_kv_heads, block_size)
-        k, v = (torch.empty(*shape, size, dtype=dtype, device=device) for size in (config.head_dim, config.v_head_dim))
-        of_scales = shape if dtype in ROUNDED_DTYPES else (0,)
-        return LayerKV(k, v, *torch.empty(2, *of_scales, dtype=SCALE_DTYPE, device=device))
+        return [_allocate(config, num_blocks, block_size, dtype, device) for config in configs]
 
     def store(self, cache: LayerCache, k: Tensor, v: Tensor, metadata: GpuMetadata) -> None:
         """See `AttentionBackend.store`."""
@@ -148,3 +150,12 @@ class TritonPagedBackend:
         if metadata.tiles.shape[0]:  # after the decodes, because their padding also writes to tokens of chunks
             chunks(q, *caches, metadata.tiles, out, tile_tokens=self._tile_tokens, **options)
         return out.flatten(1)
+
+
+def _allocate(
+    config: AttentionConfig, num_blocks: int, block_size: int, dtype: torch.dtype, device: torch.device
+) -> LayerKV:
+    shape = (num_blocks, config.num_kv_heads, block_size)
+    k, v = (torch.empty(*shape, size, dtype=dtype, device=device) for size in (config.head_dim, config.v_head_dim))
+    of_scales = shape if dtype in ROUNDED_DTYPES else (0,)
+    return LayerKV(k, v, *torch.empty(2, *of_scales, dtype=SCALE_DTYPE, device=device))

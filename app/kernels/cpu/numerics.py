@@ -73,7 +73,7 @@ def keep(_numbers: Any, _out: Any, _scales: Any, _block: int, _place: int) -> No
     raise NotImplementedError("for kernels only")
 
 
-@overload(keep, inline="always")
+@overload(keep, jit_options={"fastmath": FAST, "error_model": "numpy"})
 def _keep(numbers, out, scales, block, place):  # type: ignore[no-untyped-def]  # noqa: ARG001
     if out.dtype == types.int8:
         return _keep_rounded
