@@ -21,7 +21,7 @@ from .own_answers import own_answers
 from .prompts import PromptReader
 from .questions import make_questions
 from .report import REPORT, make_report, print_report, write_report
-from .student import make_student, save, spaced_layers
+from .student import count_layers, make_student, save, spaced_layers
 from .task import Task
 from .teacher import Teacher
 from .training import Measurement, Trainer
@@ -57,7 +57,7 @@ def distill(task: Task, **flags: Any) -> None:
     file = AnswerFile(work / "answers.jsonl", _header(task, settings, teacher, questions))
     answers = _answers(questions, teacher, task.max_tokens, file, console)
     model = transformers_model(folder.path)
-    total = model.config.num_hidden_layers
+    total = count_layers(model)
     layers = spaced_layers(total, max(1, total // _DEPTH) if task.layers is None else task.layers)
     device = torch.device(teacher.ready.device)
     fast = has_bfloat16() if device.type == "cpu" else torch.cuda.is_bf16_supported()

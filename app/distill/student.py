@@ -3,11 +3,10 @@
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 
 from ..checkpoint.copy_files import copy_beside_weights
 from ..checkpoint.folder import ModelFolder
@@ -16,6 +15,18 @@ from .batches import Batch
 
 _LAYER = re.compile(r"\.(\d+)\.")
 """The first number in the name of a weight is that of its layer."""
+
+
+def count_layers(teacher: PreTrainedModel) -> int:
+    """Layers of the teacher. Raises ModelError for a model that is more than one stack of them."""
+    if teacher.config.get_text_config() is not teacher.config:
+        raise ModelError(f"--teacher: {type(teacher).__name__} is more than one stack of layers, and has no students")
+    return int(teacher.config.num_hidden_layers)
+
+
+def _name_of_count(config: PreTrainedConfig) -> str:
+    """What a family calls the number of its layers."""
+    return str(config.attribute_map.get("num_hidden_layers", "num_hidden_layers"))
 
 
 def spaced_layers(total: int, wanted: int) -> list[int]:
@@ -34,7 +45,7 @@ def make_student(teacher: PreTrainedModel, layers: Sequence[int]) -> PreTrainedM
 
     `teacher`: in float32, as `app.models.reference.transformers_model` loads it.
     """
-    config = teacher.config.__class__.from_dict(_config_with(teacher.config.to_dict(), layers))
+    config = _config_with(teacher.config, layers)
     config._attn_implementation = teacher.config._attn_implementation
     student: PreTrainedModel = type(teacher)(config).eval()  # dropout would only make it slower to learn
     weights = teacher.state_dict()
@@ -48,15 +59,15 @@ def make_student(teacher: PreTrainedModel, layers: Sequence[int]) -> PreTrainedM
     return student
 
 
-def _config_with(config: dict[str, Any], layers: Sequence[int]) -> dict[str, Any]:
+def _config_with(config: PreTrainedConfig, layers: Sequence[int]) -> PreTrainedConfig:
     """A configuration with these layers. What it lists of each layer is chosen, too."""
-    total = config["num_hidden_layers"]
+    content, name = config.to_dict(), _name_of_count(config)
     chosen = {
-        name: [value[layer] for layer in layers]
-        for name, value in config.items()
-        if isinstance(value, list) and len(value) == total and "layer" in name
+        key: [value[layer] for layer in layers]
+        for key, value in content.items()
+        if isinstance(value, list) and len(value) == content[name] and "layer" in key
     }
-    return config | chosen | {"num_hidden_layers": len(layers)}
+    return type(config).from_dict(content | chosen | {name: len(layers)})
 
 
 def _name_in_teacher(name: str, layers: Sequence[int]) -> str:

@@ -21,7 +21,7 @@ from .answers import Answer
 from .batches import divide, epoch, make_batch
 from .checkpoints import read_checkpoint, write_checkpoint
 from .loss import divergence
-from .student import logits_of
+from .student import count_layers, logits_of
 
 OwnAnswers = Callable[[PreTrainedModel, Sequence[Answer], int], Sequence[Answer]]
 """From a student, answers of the teacher and a seed: the student's own answers, which the teacher has judged."""
@@ -116,7 +116,7 @@ class Trainer:
 
     @property
     def _run(self) -> dict[str, Any]:
-        return {"recipe": msgspec.to_builtins(self.recipe), "layers": self.student.config.num_hidden_layers}
+        return {"recipe": msgspec.to_builtins(self.recipe), "layers": count_layers(self.student)}
 
     def _epoch(self, number: int) -> list[Sequence[Answer]]:
         return epoch(self.answers, self.recipe.batch_tokens, self.recipe.seed, number)

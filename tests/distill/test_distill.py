@@ -25,14 +25,14 @@ from app.distill.command import distill
 from app.distill.loss import divergence
 from app.distill.prompts import PromptReader
 from app.distill.questions import make_questions
-from app.distill.student import make_student, spaced_layers
+from app.distill.student import count_layers, make_student, spaced_layers
 from app.distill.task import Task
 from app.distill.teacher import Teacher
 from app.distill.training import Recipe
 from app.engine.build import build_engine
-from app.errors import StartupError
+from app.errors import ModelError, StartupError
 from app.settings import load_settings
-from tests.models.families import DECODER, write_checkpoint
+from tests.models.families import DECODER, GENERIC, write_checkpoint
 from tests.models.test_oracle import write_tokenizer
 from tests.test_quality import needs_kernel
 
@@ -222,10 +222,10 @@ def test_answers_that_were_broken_off_go_on(tmp_path: Path) -> None:
     assert go_on() == whole
 
 
-@pytest.mark.parametrize("family", ["Gemma3Text", "SmolLM3", "Qwen2", "Mistral"])
+@pytest.mark.parametrize("family", ["Gemma3Text", "SmolLM3", "Qwen2", "GPTNeoX", "Mixtral"])
 def test_a_student_of_all_layers_is_the_teacher(family: str, tmp_path: Path) -> None:
     """Families whose layers differ in what config.json lists of each."""
-    model = write_checkpoint(family, DECODER[family] | {"num_hidden_layers": 4}, tmp_path)
+    model = write_checkpoint(family, (DECODER | GENERIC)[family] | {"num_hidden_layers": 4}, tmp_path)
     student = make_student(model, [0, 1, 2, 3])
     token_ids = torch.arange(40)[None]
     assert torch.equal(student(token_ids).logits, model(token_ids).logits)
@@ -233,6 +233,14 @@ def test_a_student_of_all_layers_is_the_teacher(family: str, tmp_path: Path) -> 
     kinds = getattr(model.config, "layer_types", None)
     assert kinds is None or fewer.config.layer_types == [kinds[0], kinds[1], kinds[3]]
     assert fewer(token_ids).logits.isfinite().all()
+
+
+def test_families_name_their_layers_differently(tmp_path: Path) -> None:
+    model = write_checkpoint("GPT2", GENERIC["GPT2"], tmp_path / "gpt2")
+    assert count_layers(make_student(model, [0, 2])) == 2
+    seeing = write_checkpoint("Gemma3", GENERIC["Gemma3"], tmp_path / "gemma3")
+    with pytest.raises(ModelError, match="--teacher: Gemma3ForConditionalGeneration is more than one stack"):
+        count_layers(seeing)
 
 
 def test_answers_of_other_questions_are_refused(
