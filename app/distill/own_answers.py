@@ -12,7 +12,7 @@ from transformers import GenerationConfig, PreTrainedModel
 from .answers import Answer
 from .teacher import Teacher
 
-_LONGEST = 64
+_LONGEST = 32
 """Tokens of an own answer: each takes a pass, and the first ones teach as much as later ones."""
 
 

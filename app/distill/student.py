@@ -60,8 +60,9 @@ def make_student(teacher: PreTrainedModel, layers: Sequence[int]) -> PreTrainedM
 
 
 def _config_with(config: PreTrainedConfig, layers: Sequence[int]) -> PreTrainedConfig:
-    """A configuration with these layers. What it lists of each layer is chosen, too."""
+    """A configuration with these layers, of plain numbers. What it lists of each layer is chosen, too."""
     content, name = config.to_dict(), _name_of_count(config)
+    content.pop("quantization_config", None)  # of a GGUF file, whose weights are plain numbers by now
     chosen = {
         key: [value[layer] for layer in layers]
         for key, value in content.items()

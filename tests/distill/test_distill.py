@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 from transformers import AutoTokenizer
 
 from app.check_model import check
+from app.checkpoint.folder import ModelFolder
 from app.core.sampling import SamplingParams
 from app.core.wire import GenerateCommand
 from app.distill import training
@@ -25,7 +26,7 @@ from app.distill.command import distill
 from app.distill.loss import divergence
 from app.distill.prompts import PromptReader
 from app.distill.questions import make_questions
-from app.distill.student import count_layers, make_student, spaced_layers
+from app.distill.student import count_layers, make_student, save, spaced_layers
 from app.distill.task import Task
 from app.distill.teacher import Teacher
 from app.distill.training import Recipe
@@ -233,6 +234,14 @@ def test_a_student_of_all_layers_is_the_teacher(family: str, tmp_path: Path) -> 
     kinds = getattr(model.config, "layer_types", None)
     assert kinds is None or fewer.config.layer_types == [kinds[0], kinds[1], kinds[3]]
     assert fewer(token_ids).logits.isfinite().all()
+
+
+def test_a_student_of_a_gguf_file_is_plain(tmp_path: Path) -> None:
+    model = write_checkpoint("Llama", {}, tmp_path / "teacher")
+    # As transformers says of weights that it has read from such a file.
+    model.config.quantization_config = {"quant_method": "gguf", "gguf_file": "model.gguf"}
+    save(make_student(model, [0]), ModelFolder(tmp_path / "teacher"), tmp_path / "out")
+    assert ModelFolder(tmp_path / "out").quantization is None
 
 
 def test_families_name_their_layers_differently(tmp_path: Path) -> None:
