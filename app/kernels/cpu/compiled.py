@@ -6,8 +6,8 @@ Python could call: with ten kernels that takes the better part of a second at ev
 
 import hashlib
 import os
-import pickle
 from collections.abc import Callable
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,6 +21,8 @@ from numba.core.registry import cpu_target
 from numba.core.runtime._nrt_python import c_helpers
 
 _NAME = "entry"
+_SIZE = 8
+"""Bytes of a number in a file."""
 
 
 class Entry(NamedTuple):
@@ -84,16 +86,20 @@ def _link(codegen: Any, symbol: str, compiled: Any, wrap: Wrap) -> Any:
 
 def _read(codegen: Any, key: str) -> Any:
     try:
-        data = (_Folder.path / key).read_bytes() if _Folder.path else None
+        data = (_Folder.path / key).read_bytes() if _Folder.path else b""
     except OSError:
         return None
-    return codegen.unserialize_library(pickle.loads(data)) if data else None
+    size = int.from_bytes(data[:_SIZE], "little")
+    code, bitcode = data[_SIZE : _SIZE + size], data[_SIZE + size :]
+    return codegen.unserialize_library((f"{_NAME}_{key}", "object", (code, bitcode))) if bitcode else None
 
 
 def _write(key: str, library: Any) -> None:
-    """As a whole or not at all, since another process may read it now."""
+    """As a whole or not at all, since another process may read it now: the code's size, the code, and its bitcode."""
     if _Folder.path is None or not os.access(_Folder.path, os.W_OK):
         return
+    _, _, (code, bitcode) = library.serialize_using_object_code()
     own = _Folder.path / f"{key}.{os.getpid()}"
-    own.write_bytes(pickle.dumps(library.serialize_using_object_code()))
-    own.replace(_Folder.path / key)
+    with suppress(OSError):  # no space is left: then it is compiled again
+        own.write_bytes(len(code).to_bytes(_SIZE, "little") + code + bitcode)
+        own.replace(_Folder.path / key)
