@@ -18,6 +18,11 @@ from .errors import StartupError
 from .setting_sources import read_sources
 
 
+def _off_in_yaml(value: Any) -> Any:
+    """YAML takes the word off for False."""
+    return "off" if value is False else value
+
+
 def cache_folder() -> Path:
     """The folder for files that Paceline can make again: converted models and compiled kernels."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "paceline"
@@ -95,7 +100,7 @@ class SchedulerSettings(BaseModel):
         gt=0,
         description="milliseconds that prefills may put between a stream's tokens; auto: 200 on a CPU, 50 on a GPU",
     )
-    speculate: Literal["auto", "ngram", "draft", "off"] = Field(
+    speculate: Annotated[Literal["auto", "ngram", "draft", "off"], BeforeValidator(_off_in_yaml)] = Field(
         "auto",
         description="guess the next tokens and check several in a step, while few requests run: the text is the same; "
         "ngram: from the request's own tokens; draft: by draft_model; auto: draft if there is such a model, else ngram",
@@ -104,12 +109,12 @@ class SchedulerSettings(BaseModel):
         None, description="a smaller model with the same vocabulary, as for model; auto: none. On a CPU only"
     )
 
+    overlap: bool = Field(True, description="plan a step while the one before it runs; turn it off to find faults")
+
     @property
     def drafts_by_model(self) -> bool:
         """Whether the draft model makes the drafts."""
         return self.draft_model is not None and self.speculate in ("auto", "draft")
-
-    overlap: bool = Field(True, description="plan a step while the one before it runs; turn it off to find faults")
 
 
 class RequestLimits(BaseModel):

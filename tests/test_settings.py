@@ -111,3 +111,10 @@ def test_other_variables_are_refused(name: str, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setenv(name, "80")
     with pytest.raises(StartupError, match=f"unknown environment variable {name};"):
         load_settings()
+
+
+def test_yaml_takes_off_for_false(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "paceline.yaml"
+    file.write_text("speculate: off\n")
+    monkeypatch.setenv("PACELINE_CONFIG", str(file))
+    assert load_settings().speculate == "off"

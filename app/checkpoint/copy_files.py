@@ -14,4 +14,4 @@ def copy_beside_weights(source: Path, out: Path) -> None:
         if file.is_file() and not is_left_out:
             shutil.copyfile(file, out / file.name)
     if (templates := source / "additional_chat_templates").is_dir():
-        shutil.copytree(templates, out / templates.name)
+        shutil.copytree(templates, out / templates.name, dirs_exist_ok=True)

@@ -111,7 +111,8 @@ def _check_lengths(prompts: Mapping[int, list[int]], room: int) -> None:
 
 
 def _header(task: Task, settings: Settings, teacher: Teacher, questions: list[Question]) -> Header:
-    how = f"{task.teacher}, {teacher.ready.dtype}, quantization {settings.quantization}"
+    ways = settings.quantization, settings.kv_dtype, settings.model_impl, settings.attention_backend
+    how = f"{task.teacher}, {teacher.ready.dtype}, {', '.join(ways)}"
     return Header(teacher=how, max_tokens=task.max_tokens, questions=digest(questions))
 
 

@@ -22,7 +22,7 @@ class PromptReader:
     def read(self, file: Path) -> dict[int, list[int]]:
         """Line numbers, from 1, to the token ids of prompts. Raises StartupError, which names a wrong line."""
         try:
-            lines = file.read_text(encoding="utf-8").splitlines()
+            lines = file.read_text(encoding="utf-8").split("\n")  # JSON may hold other ends of lines
         except OSError as error:
             raise StartupError(f"--prompts: {file} cannot be read: {error.strerror}") from error
         except UnicodeDecodeError as error:

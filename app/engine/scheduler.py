@@ -293,6 +293,8 @@ class Scheduler(RequestBatch):
             num_rows = len(step.rows) // 2
         # Every running request must get a token in each step.
         num_rows = max(1, min(num_rows, self.max_num_batched_tokens))
+        if self.speculation is not None:
+            self.speculation.shrink(self.max_num_batched_tokens)
         del self._free_rows[num_rows:]
         limits = (self.max_num_batched_tokens, num_rows)
         log.warning("out of memory: from now on up to %d tokens and %d requests in a step", *limits)

@@ -97,6 +97,10 @@ class Speculation:
         self._most_tokens = min(MAX_WITH_DRAFTS, max_num_batched_tokens)
         self._times = StepTimes()
 
+    def shrink(self, most_tokens: int) -> None:
+        """Plan no larger steps than this from now on."""
+        self._most_tokens = min(self._most_tokens, most_tokens)
+
     def choose(self, requests: Sequence[Request]) -> dict[str, list[int]]:
         """The drafts for a step of these requests, by their ids. Of all, the last token is known."""
         guesses = self._guesses(requests)

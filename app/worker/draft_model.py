@@ -60,25 +60,33 @@ class DraftModel:
         wanted = {row: len(drafts) for row, drafts in step.drafts.items() if drafts[0] == BY_MODEL}
         if not wanted:
             return step
+        left = self._most_tokens
         for row in wanted:
-            self._catch_up(row)
-        while behind := [row for row in wanted if self._num_unseen(row) > 1]:
+            left -= self._catch_up(row, left)
+        # Who has not seen its whole text yet gets guesses that are likely to be wrong.
+        made = {row: [0] * count if self._num_unseen(row) > _FEW else [] for row, count in wanted.items()}
+        ready = [row for row in wanted if not made[row]]
+        while behind := [row for row in ready if self._num_unseen(row) > 1]:
             self._run(behind, [1] * len(behind))
-        made: dict[int, list[int]] = {row: [] for row in wanted}
         while rows := [row for row, count in wanted.items() if len(made[row]) < count]:
             for row, token in zip(rows, self._run(rows, [1] * len(rows)), strict=True):
                 made[row].append(max(0, token))
         return msgspec.structs.replace(step, drafts=step.drafts | made)
 
-    def _catch_up(self, row: int) -> None:
-        """Take in the tokens that the row was given. What was computed for wrong drafts is computed again."""
+    def _catch_up(self, row: int, most: int) -> int:
+        """Take in the tokens that the row was given. What was computed for wrong drafts is computed again.
+
+        Returns how many tokens were computed, `most` at most: a step should not take much longer for a long prompt.
+        """
         batch = self._runner.batch
         batch.token_ids[row] = np.concatenate([batch.token_ids[row], np.array(self._new[row], dtype=np.int64)])
         self._new[row] = []
         known = batch.num_known[row] = len(batch.token_ids[row])
         batch.num_computed[row] = min(batch.num_computed[row], known - 1)
-        while (unseen := self._num_unseen(row)) > _FEW:
-            self._run([row], [min(unseen - 1, self._most_tokens)])
+        count = min(self._num_unseen(row) - 1, most) if self._num_unseen(row) > _FEW else 0
+        if count > 0:
+            self._run([row], [count])
+        return count
 
     def _num_unseen(self, row: int) -> int:
         """Known tokens that are not computed."""

@@ -59,13 +59,13 @@ def build_worker(settings: Settings, path: Path) -> BuiltWorker:
 
 def _load_draft_model(settings: Settings, resolved: Resolved, vocab_size: int) -> LoadedModel:
     """The smaller model that guesses for one with this vocabulary."""
-    if resolved.device.type != "cpu":
-        raise StartupError("draft_model: draft models run on a CPU only")
-    folder = ModelFolder.open(find_model(str(settings.draft_model)))
-    draft = load_model(folder, settings, resolved.dtype, resolved.device, resolved.limits.max_model_len)
+    folder, length = ModelFolder.open(find_model(str(settings.draft_model))), resolved.limits.max_model_len
+    if (made_for := folder.max_position_embeddings) and made_for < length:
+        raise StartupError(f"draft_model: it was made for {made_for} tokens, and max_model_len is {length}")
+    draft = load_model(folder, settings, resolved.dtype, resolved.device, length)
     if draft.vocab_size != vocab_size:
         raise StartupError(f"draft_model: its vocabulary has {draft.vocab_size:,} tokens, the model's {vocab_size:,}")
-    if any((layer.config.window or sys.maxsize) < resolved.limits.max_model_len for layer in draft.attention_layers):
+    if any((layer.config.window or sys.maxsize) < length for layer in draft.attention_layers):
         raise StartupError("draft_model: its layers have sliding windows, which draft models may not have")
     return draft
 

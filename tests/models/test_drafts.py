@@ -147,7 +147,7 @@ def test_drafts_of_a_model(family: str, is_same: bool, tmp_path: Path) -> None:
         write_tokenizer(folder)
     num_steps = check(target, varied(16), tiny_settings(draft_model=str(draft)), kinds=["draft model", "right"])
     if is_same:
-        assert num_steps["draft model"] == pytest.approx(num_steps["right"], rel=0.1)
+        assert num_steps["draft model"] < 0.95 * num_steps["none"], num_steps  # after prompts were seen in pieces
 
 
 @pytest.mark.parametrize(("family", "backend"), [("Gemma3Text", "cpu"), ("Qwen2", "torch")])

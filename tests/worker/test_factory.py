@@ -84,6 +84,8 @@ def test_the_same_memory_holds_more_of_k_and_v_in_8_bits(tmp_path: Path) -> None
     ("draft", "options", "told"),
     [
         (None, {"speculate": "draft"}, "speculate: draft needs a draft_model"),
+        ({}, {"speculate": "ngram"}, "draft_model: with speculate ngram it has no use"),
+        ({"max_position_embeddings": 40}, {}, "draft_model: it was made for 40 tokens, and max_model_len is 64"),
         ({"vocab_size": 50}, {}, "draft_model: its vocabulary has 50 tokens, the model's 199"),
         (
             {"model_type": "mistral", "architectures": ["MistralForCausalLM"], "sliding_window": 20},
@@ -100,7 +102,7 @@ def test_draft_models_that_do_not_fit_are_refused(
         (tmp_path / name).mkdir()
         write_config(tmp_path / name, **(draft or {}) if name == "draft" else {})
     if draft is not None:
-        options = {"draft_model": str(tmp_path / "draft")}
+        options = options | {"draft_model": str(tmp_path / "draft")}
     with pytest.raises(StartupError, match=told):
         build_worker(dummy_settings(**options), tmp_path / "model")
 

@@ -6,6 +6,7 @@ Python could call: with ten kernels that takes the better part of a second at ev
 
 import hashlib
 import os
+import tempfile
 from collections.abc import Callable
 from contextlib import suppress
 from functools import cache
@@ -88,10 +89,13 @@ def _read(codegen: Any, key: str) -> Any:
     try:
         data = (_Folder.path / key).read_bytes() if _Folder.path else b""
     except OSError:
-        return None
+        data = b""
     size = int.from_bytes(data[:_SIZE], "little")
     code, bitcode = data[_SIZE : _SIZE + size], data[_SIZE + size :]
-    return codegen.unserialize_library((f"{_NAME}_{key}", "object", (code, bitcode))) if bitcode else None
+    try:
+        return codegen.unserialize_library((f"{_NAME}_{key}", "object", (code, bitcode))) if bitcode else None
+    except Exception:  # a file that is not whole: LLVM says that in many ways
+        return None
 
 
 def _write(key: str, library: Any) -> None:
@@ -99,7 +103,11 @@ def _write(key: str, library: Any) -> None:
     if _Folder.path is None or not os.access(_Folder.path, os.W_OK):
         return
     _, _, (code, bitcode) = library.serialize_using_object_code()
-    own = _Folder.path / f"{key}.{os.getpid()}"
     with suppress(OSError):  # no space is left: then it is compiled again
-        own.write_bytes(len(code).to_bytes(_SIZE, "little") + code + bitcode)
-        own.replace(_Folder.path / key)
+        number, own = tempfile.mkstemp(dir=_Folder.path)  # containers that share the folder have equal process ids
+        try:
+            with os.fdopen(number, "wb") as file:
+                file.write(len(code).to_bytes(_SIZE, "little") + code + bitcode)
+            Path(own).replace(_Folder.path / key)
+        except OSError:
+            Path(own).unlink()

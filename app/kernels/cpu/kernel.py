@@ -6,6 +6,7 @@ call, for the kinds of its arguments, and it runs without Python's lock in torch
 
 import hashlib
 import logging
+import os
 import struct
 import threading
 from array import array
@@ -46,8 +47,13 @@ def keep_compiled(folder: Path) -> None:
     if not folder.is_dir():
         log.info("compiling the CPU's kernels, once: this takes some ten seconds")
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        status = folder.stat()
     except OSError:
+        return
+    # Its files are run. Where systems know no owners, there is nothing to compare.
+    if hasattr(os, "getuid") and (status.st_uid != os.getuid() or status.st_mode & 0o022):
+        log.warning("compiled kernels are not kept in %s, since others can write there", folder)
         return
     compiled.keep_in(folder)
 

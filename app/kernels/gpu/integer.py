@@ -23,8 +23,8 @@ _HALF = 4
 """Bits of half a byte."""
 _SPAN = 32
 """How many neighbouring words have codes of neighbouring inputs. No group is smaller."""
-_LARGEST_POINT = 256
-"""Of those that are kept as whole numbers."""
+_LARGEST_POINTS = {4: 128, 8: 256}
+"""By bits: of those that are kept as whole numbers. With 4 bits, 128 more than a point has to be exact in bfloat16."""
 _LEAST_TILE = 64
 """Outputs that a program computes at least, for more than one row."""
 _MOST_TILE_ROWS = 64
@@ -85,7 +85,7 @@ def pack(codes: Tensor, scales: Tensor, zeros: Tensor, bits: int) -> Weight:
         points = -zeros / scales
     whole, halves = points.round(), scales.half()
     is_exact = torch.equal(-whole * scales, zeros) and torch.equal(halves.float(), scales)
-    if is_exact and whole.min() >= 0 and whole.max() <= _LARGEST_POINT:
+    if is_exact and whole.min() >= 0 and whole.max() <= _LARGEST_POINTS[bits]:
         factors = halves.view(torch.int16).to(torch.int32) & 0xFFFF | whole.to(torch.int32) << _WORD
         factors = factors.T.contiguous()
     else:

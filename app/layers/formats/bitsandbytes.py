@@ -79,6 +79,8 @@ def read_state(tensors: Mapping[str, Tensor]) -> FourBits:
     scales = _tensor(tensors, "absmax", num_blocks)
     if state.nested_blocksize:  # scales have 8 bits, and scales of their own
         larger = _tensor(tensors, "nested_absmax", -(-num_blocks // state.nested_blocksize))
+        if not (scales >= 0).all() or not (scales < 256).all():
+            raise ValueError("absmax has numbers that are no bytes")
         values = _tensor(tensors, "nested_quant_map", 256)[scales.long()]
         scales = values * larger.repeat_interleave(state.nested_blocksize)[:num_blocks] + state.nested_offset
     table = _tensor(tensors, "quant_map", 16)
