@@ -21,6 +21,9 @@ from .ngram import NgramProposer
 from .scheduler import Scheduler
 from .speculation import Speculation
 
+_MOST_ROWS_WITH_DRAFTS = 2
+"""With 4 and 8 requests, drafts have cost 5 % and more on a CPU: recording steps of ever new sizes, and waiting."""
+
 
 def build_engine(settings: Settings, model_folder: Path) -> tuple[EngineCore, EngineReady]:
     """Load the model in a folder and put an engine around it. Raises StartupError."""
@@ -49,7 +52,7 @@ def _speculation(settings: Settings, limits: Limits) -> Speculation | None:
     if settings.speculate == "off" or settings.worker == "echo":
         return None
     proposer = DraftModelProposer() if settings.drafts_by_model else NgramProposer()
-    return Speculation(proposer, limits.max_num_batched_tokens, limits.drafts_for_all)
+    return Speculation(proposer, limits.max_num_batched_tokens, limits.drafts_for_all, _MOST_ROWS_WITH_DRAFTS)
 
 
 def _build_worker(settings: Settings, folder: Path, encoder: EncoderConfig | None) -> tuple[BuiltWorker, float]:

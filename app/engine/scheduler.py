@@ -18,7 +18,7 @@ from ..fairness.policy import SharePolicy
 from .chunk_pacer import ChunkPacer
 from .kv_cache import KVCache
 from .requests import Clock, RequestBatch
-from .speculation import MOST_ROWS, Speculation
+from .speculation import Speculation
 
 log = logging.getLogger(__name__)
 
@@ -60,7 +60,7 @@ class Scheduler(RequestBatch):
     def waits_for_tokens(self) -> bool:
         """Whether the next step is better planned when the one in flight has given its tokens, since drafts go on
         from these. Rows with drafts would have no part in it now, and the others would part from them for good."""
-        if self.speculation is None or self._suspects or len(self.running) > MOST_ROWS:
+        if self.speculation is None or self._suspects or len(self.running) > self.speculation.most_rows:
             return False
         if not any(request.num_in_flight for request in self.running):
             return False
@@ -131,7 +131,9 @@ class Scheduler(RequestBatch):
 
     def _drafts(self, participants: list[Request]) -> dict[str, list[int]]:
         """Guesses of what these requests generate behind their last tokens, by their ids; see `app.core.step`."""
-        if self.speculation is None or len(participants) > MOST_ROWS or not self._all_generate:
+        if self.speculation is None or len(participants) > self.speculation.most_rows:
+            return {}
+        if not self._all_generate:
             return {}
         if any(request.num_in_flight for request in participants):
             return {}

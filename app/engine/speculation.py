@@ -12,8 +12,6 @@ from ..core.request import Request
 from ..core.step import MAX_WITH_DRAFTS, SchedulerOutput
 from .drafts import Guess, Proposer
 
-MOST_ROWS = 32
-"""With more requests nothing is guessed: that alone would take time."""
 _MOST_DRAFTS = 15
 """Of a request."""
 _GAIN = 1.1
@@ -88,10 +86,13 @@ class StepTimes:
 
 
 class Speculation:
-    """Decides about drafts, for the scheduler, as long as no more than MOST_ROWS requests run."""
+    """Decides about drafts, for the scheduler, as long as no more than `most_rows` requests run."""
 
-    def __init__(self, proposer: Proposer, max_num_batched_tokens: int, drafts_for_all: bool = False) -> None:
+    def __init__(
+        self, proposer: Proposer, max_num_batched_tokens: int, drafts_for_all: bool = False, most_rows: int = 32
+    ) -> None:
         """`drafts_for_all`: see `Limits`."""
+        self.most_rows = most_rows
         self._proposer = proposer
         self._drafts_for_all = drafts_for_all
         self._most_tokens = min(MAX_WITH_DRAFTS, max_num_batched_tokens)
@@ -151,5 +152,5 @@ class Speculation:
     def observe(self, step: SchedulerOutput, seconds: float) -> None:
         """Learn from the time of a step that has run."""
         num_drafts = sum(map(len, step.drafts.values()))
-        if step.num_tokens - num_drafts == len(step.rows) <= MOST_ROWS:
+        if step.num_tokens - num_drafts == len(step.rows) <= self.most_rows:
             self._times.observe(len(step.rows), num_drafts, seconds)

@@ -54,7 +54,7 @@ class Scripted(Speculation):
     """Drafts that are right, or wrong from some place on; which, the text decides, and whether they are waited for."""
 
     def __init__(self, always_waits: bool = False) -> None:
-        self._always_waits = always_waits
+        self._always_waits, self.most_rows = always_waits, 32
 
     def learn(self, request: Request, num_right: int) -> None:
         """Nothing is learnt."""
