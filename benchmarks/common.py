@@ -159,6 +159,23 @@ def load(
     return Load(summary.out_tok_s, summary.ttft_ms.p50)
 
 
+_LONG_PROMPT, _LONG_PROMPTS = 512, 5
+
+
+def load_figures(server: ServerProcess, round_number: int, args: argparse.Namespace) -> dict[str, float]:
+    """Output tokens a second by number of clients, and the first token of long prompts.
+
+    `args`: concurrency, input_len, output_len and loadgen.
+    """
+    figures: dict[str, float] = {}
+    for concurrency in args.concurrency:
+        load(server, concurrency, concurrency, args.input_len, 4, 1000 + round_number, args.loadgen)  # to warm up
+        asked = concurrency, max(4, 2 * concurrency), args.input_len, args.output_len
+        figures[f"tok/s, {concurrency} clients"] = load(server, *asked, round_number, args.loadgen).out_tok_s
+    long = load(server, 1, _LONG_PROMPTS, _LONG_PROMPT, 2, round_number, args.loadgen)
+    return figures | {"first token of 512, ms": long.ttft_ms}
+
+
 def _external_load(
     loadgen: Path,
     server: ServerProcess,

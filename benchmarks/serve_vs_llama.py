@@ -11,9 +11,7 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 
 import psutil
-from common import ServerProcess, llama_serve, load, paceline_serve, print_table, write_result
-
-_LONG_PROMPT, _LONG_PROMPTS = 512, 5
+from common import ServerProcess, llama_serve, load_figures, paceline_serve, print_table, write_result
 
 
 def serve(side: str, args: argparse.Namespace) -> AbstractContextManager[ServerProcess]:
@@ -42,12 +40,7 @@ def measure(side: str, round_number: int, args: argparse.Namespace) -> dict[str,
     figures: dict[str, float] = {}
     with serve(side, args) as server:
         figures["start, s"] = server.startup_s
-        for concurrency in args.concurrency:
-            load(server, concurrency, concurrency, args.input_len, 4, 1000 + round_number, args.loadgen)  # to warm up
-            asked = concurrency, max(4, 2 * concurrency), args.input_len, args.output_len
-            figures[f"tok/s, {concurrency} clients"] = load(server, *asked, round_number, args.loadgen).out_tok_s
-        long = load(server, 1, _LONG_PROMPTS, _LONG_PROMPT, 2, round_number, args.loadgen)
-        figures["first token of 512, ms"] = long.ttft_ms
+        figures |= load_figures(server, round_number, args)
         main = psutil.Process(server.process.pid)
         largest = max([main, *main.children(recursive=True)], key=lambda process: process.memory_info().rss)
         figures["memory of the model's process, MB"] = largest.memory_info().rss / 1e6

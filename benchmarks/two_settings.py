@@ -8,22 +8,14 @@ import argparse
 import statistics
 from pathlib import Path
 
-from common import load, paceline_serve, print_table, write_result
-
-_LONG_PROMPT, _LONG_PROMPTS = 512, 5
+from common import load_figures, paceline_serve, print_table, write_result
 
 
 def measure(flags: list[str], round_number: int, args: argparse.Namespace) -> dict[str, float]:
     """Figures of a fresh server."""
-    figures: dict[str, float] = {}
     model = ["--model", args.model] if args.model else []
     with paceline_serve("--no-prefix-caching", *model, *(f"--{flag}" for flag in flags)) as server:
-        for concurrency in args.concurrency:
-            load(server, concurrency, concurrency, args.input_len, 4, 1000 + round_number, args.loadgen)  # to warm up
-            asked = concurrency, max(4, 2 * concurrency), args.input_len, args.output_len
-            figures[f"tok/s, {concurrency} clients"] = load(server, *asked, round_number, args.loadgen).out_tok_s
-        long = load(server, 1, _LONG_PROMPTS, _LONG_PROMPT, 2, round_number, args.loadgen)
-        figures["first token of 512, ms"] = long.ttft_ms
+        figures = load_figures(server, round_number, args)
     print(f"round {round_number}, {flags}: " + "; ".join(f"{name} {value:.1f}" for name, value in figures.items()))
     return figures
 

@@ -22,9 +22,7 @@ def zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> T
     try:
         memory = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     except OSError as error:  # where it promises no more than it has
-        raise StartupError(
-            f"kv_cache_memory: no {size / 2**20:.0f} MiB for the KV blocks of a layer: {error}"
-        ) from error
+        raise StartupError(f"kv_cache_memory: no {size / 2**20:.0f} MiB for KV blocks: {error}") from error
     if hasattr(mmap, "MADV_HUGEPAGE"):
         with suppress(OSError):  # a kernel without them
             memory.madvise(mmap.MADV_HUGEPAGE)
