@@ -40,14 +40,20 @@ class Weight(NamedTuple):
 
 
 @triton.jit
+def round_rows(numbers, dtype: tl.constexpr):
+    """Numbers (rows, n) float32 in FP8, and scales (rows, 1): the largest number of a row becomes that of e4m3."""
+    scale = tl.maximum(tl.max(tl.abs(numbers), axis=1), 1e-30)[:, None] / 448.0
+    return (numbers / scale).to(dtype), scale
+
+
+@triton.jit
 def store_rounded(numbers, values, scales, row, ROWS, SIZE, first, GROUPS: tl.constexpr):
     """Round some whole groups of a row, numbers (inputs,) from input `first` on; they are 0 behind its last input."""
     BLOCK: tl.constexpr = numbers.shape[0] // GROUPS
-    numbers = tl.reshape(numbers, [GROUPS, BLOCK])
-    scale = tl.maximum(tl.max(tl.abs(numbers), axis=1), 1e-30) / 448.0  # the largest number of e4m3
+    rounded, scale = round_rows(tl.reshape(numbers, [GROUPS, BLOCK]), values.dtype.element_ty)
     at = first + tl.arange(0, GROUPS)[:, None] * BLOCK + tl.arange(0, BLOCK)[None, :]
-    tl.store(values + row * SIZE + at, (numbers / scale[:, None]).to(values.dtype.element_ty), mask=at < SIZE)
-    group = first // BLOCK + tl.arange(0, GROUPS)
+    tl.store(values + row * SIZE + at, rounded, mask=at < SIZE)
+    group = first // BLOCK + tl.arange(0, GROUPS)[:, None]
     tl.store(scales + group * ROWS + row, scale, mask=group * BLOCK < SIZE)
 
 

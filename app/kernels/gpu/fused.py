@@ -7,7 +7,7 @@ from torch import Tensor
 
 from ..kv import ROUNDED_DTYPES, LayerKV
 from ..rows import Rows
-from .float8 import blocks_of, empty_rows, store_rounded
+from .float8 import blocks_of, empty_rows, round_rows, store_rounded
 from .launch import OVERLAPPING_ROWS, launch, wait_for_input
 
 
@@ -143,21 +143,13 @@ def _prepare_heads(
         kv_head = (head - HEADS) % KV_HEADS
         place = (slot // BLOCK_SIZE * KV_HEADS + kv_head) * BLOCK_SIZE + slot % BLOCK_SIZE
         if SCALED:
-            kept, of_heads = _round_heads(result, k_cache.dtype.element_ty)
+            kept, of_heads = round_rows(result.to(tl.float32), k_cache.dtype.element_ty)
             tl.store(k_scales + place, of_heads, mask=~is_query & ~is_value)
             tl.store(v_scales + place, of_heads, mask=is_value & (head < HEADS + 2 * KV_HEADS))
         else:
             kept = result
         tl.store(k_cache + place * DIM + at, kept, mask=mask & ~is_query & ~is_value)
         tl.store(v_cache + place * DIM + at, kept, mask=mask & is_value)
-
-
-@triton.jit
-def _round_heads(numbers, dtype: tl.constexpr):
-    """Numbers (heads, dim) in FP8, and scales (heads, 1): the largest number of a head becomes the largest of e4m3."""
-    numbers = numbers.to(tl.float32)
-    scale = tl.maximum(tl.max(tl.abs(numbers), axis=1), 1e-30)[:, None] / 448.0
-    return (numbers / scale).to(dtype), scale
 
 
 @triton.jit
@@ -205,7 +197,7 @@ def _store(new, cache, scales, slots, stride, KV_HEADS: tl.constexpr, DIM: tl.co
         place = (slot // BLOCK_SIZE * KV_HEADS + head) * BLOCK_SIZE + slot % BLOCK_SIZE
         values = tl.load(new + token * stride + head * DIM + at, mask=at < DIM, other=0.0)
         if SCALED:
-            values, scale = _round_heads(values, cache.dtype.element_ty)
+            values, scale = round_rows(values.to(tl.float32), cache.dtype.element_ty)
             tl.store(scales + place + at, scale, mask=at == 0)
         tl.store(cache + place * DIM + at, values, mask=at < DIM)
 
