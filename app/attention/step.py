@@ -13,8 +13,9 @@ Ints = NDArray[np.int64]
 class StepInput:
     """Decodes (one token each) come first, by length, then chunks of several tokens.
 
-    A row with drafts is several decodes, of which each sees the K/V that the step writes for those before it. So its
-    tokens are computed as they would be one after the other, and no shapes of steps are needed for drafts.
+    A row with drafts is several decodes, one behind the other, of which each sees the K/V that the step writes for
+    those before it. So its tokens are computed as they would be one after the other, and no shapes of steps are
+    needed for drafts.
     """
 
     order: Ints

@@ -43,12 +43,6 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True):
     grammar: str = ""
     """What the output must match, as llguidance writes a grammar; empty is any text."""
 
-    @property
-    def looks_back(self) -> bool:
-        """Whether what may be sampled depends on the tokens generated before, and not on logits alone."""
-        has_penalties = self.presence_penalty or self.frequency_penalty or self.repetition_penalty != 1.0
-        return bool(has_penalties or self.min_tokens or self.grammar)
-
 
 class Logprobs(msgspec.Struct, array_like=True):
     """Log probabilities at one position: first of the token that stands there, then of the most probable ones."""

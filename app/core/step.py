@@ -71,7 +71,7 @@ class SchedulerOutput(msgspec.Struct):
         return num_decodes, self.num_tokens - num_decodes - num_drafts
 
 
-MAX_WITH_DRAFTS = 64
+MAX_WITH_DRAFTS = 128
 """Tokens of a step with drafts: a larger one takes the longer, the more tokens it has."""
 BY_MODEL = -1
 """A draft that the worker's draft model is to make. All drafts of a row are, or none."""
@@ -155,8 +155,6 @@ class Limits:
     """Numbers of tokens that steps with prompts are filled up to, ascending; none if a step takes what it has."""
     chunked_prefill: bool = True
     """Whether a prompt may be computed in several steps."""
-    drafts_for_all: bool = False
-    """Whether rows may have drafts whose sampling `looks_back` at what was generated."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -52,7 +52,7 @@ def _speculation(settings: Settings, limits: Limits) -> Speculation | None:
     if settings.speculate == "off" or settings.worker == "echo":
         return None
     proposer = DraftModelProposer() if settings.drafts_by_model else NgramProposer()
-    return Speculation(proposer, limits.max_num_batched_tokens, limits.drafts_for_all, _MOST_ROWS_WITH_DRAFTS)
+    return Speculation(proposer, limits.max_num_batched_tokens, _MOST_ROWS_WITH_DRAFTS)
 
 
 def _build_worker(settings: Settings, folder: Path, encoder: EncoderConfig | None) -> tuple[BuiltWorker, float]:

@@ -88,13 +88,9 @@ class StepTimes:
 class Speculation:
     """Decides about drafts, for the scheduler, as long as no more than `most_rows` requests run."""
 
-    def __init__(
-        self, proposer: Proposer, max_num_batched_tokens: int, drafts_for_all: bool = False, most_rows: int = 32
-    ) -> None:
-        """`drafts_for_all`: see `Limits`."""
+    def __init__(self, proposer: Proposer, max_num_batched_tokens: int, most_rows: int = 32) -> None:
         self.most_rows = most_rows
         self._proposer = proposer
-        self._drafts_for_all = drafts_for_all
         self._most_tokens = min(MAX_WITH_DRAFTS, max_num_batched_tokens)
         self._times = StepTimes()
 
@@ -129,8 +125,6 @@ class Speculation:
         return guesses
 
     def _most_drafts(self, request: Request) -> int:
-        if request.sampling.looks_back and not self._drafts_for_all:
-            return 0
         most = _MOST_DRAFTS if request.max_drafts is None else min(request.max_drafts, _MOST_DRAFTS)
         return min(most, request.max_num_tokens - len(request.token_ids) - 1)
 

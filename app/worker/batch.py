@@ -31,6 +31,11 @@ class Entries:
     drafts: Ints | None = None
     """(entries,): the guess of what is sampled, NO_DRAFT for a request's last entry; None if nobody has drafts."""
 
+    @property
+    def depths(self) -> Ints:
+        """(entries,): the number of drafts before each, of its row."""
+        return np.arange(len(self)) - np.repeat(self.starts[:-1], np.diff(self.starts))
+
     def __len__(self) -> int:
         return len(self.rows)
 
@@ -126,16 +131,16 @@ class InputBatch:
         """Take in a step's requests, whose blocks have been taken, and count its tokens as computed, but for drafts."""
         counts = np.array(step.num_scheduled_tokens, dtype=np.int64)
         rows = np.array(step.rows, dtype=np.int64)
-        order, starts = np.arange(len(rows)), self.num_computed[rows]
+        order = np.lexsort((self.num_computed[rows], (counts > 1) & (not step.drafts)))
+        rows, counts = rows[order], counts[order]
+        starts = self.num_computed[rows]
         self.num_computed[rows] += 1 if step.drafts else counts
-        guesses = np.full(len(rows), NO_DRAFT, dtype=np.int64)
         if step.drafts:  # every token is a decode
-            guesses = np.concatenate([[NO_DRAFT, *step.drafts.get(row, ())] for row in step.rows])
-            order = np.repeat(order, counts)
-            rows, starts = rows[order], starts[order] + np.arange(len(order)) - (counts.cumsum() - counts)[order]
+            drafts = np.concatenate([[NO_DRAFT, *step.drafts.get(row, ())] for row in rows.tolist()])
+            firsts: Ints = counts.cumsum() - counts
+            starts = np.repeat(starts - firsts, counts) + np.arange(len(drafts))
+            rows, order = np.repeat(rows, counts), np.repeat(order, counts)
             counts = np.ones_like(order)
-        by_length = np.lexsort((starts, counts > 1))
-        order, rows, starts, counts = order[by_length], rows[by_length], starts[by_length], counts[by_length]
         seq_lens = starts + counts
         query_starts = np.zeros(len(rows) + 1, dtype=np.int64)
         np.cumsum(counts, out=query_starts[1:])
@@ -146,7 +151,6 @@ class InputBatch:
         input_is_sampled = positions >= self.num_known[token_rows]
         input_ids = self._known_tokens(rows, starts, seq_lens, query_starts)
         if step.drafts:
-            drafts = guesses[by_length]
             input_ids = np.where(drafts == NO_DRAFT, input_ids, drafts)
             input_is_sampled &= drafts == NO_DRAFT
         return StepInput(
@@ -187,14 +191,13 @@ class InputBatch:
         if not drafts:
             rows, last = batch.rows[samples], batch.query_starts[1:][samples] - 1
             return Entries(rows, batch.seq_lens[samples] - 1, last, batch.order[samples], np.arange(len(rows) + 1))
-        samples = samples[np.lexsort((batch.positions[samples], batch.order[samples]))]  # each is one token
-        order, firsts = np.unique(batch.order[samples], return_index=True)
-        rows = batch.rows[samples]
+        rows = batch.rows[samples]  # each is one token
+        firsts = np.flatnonzero(np.diff(rows, prepend=-1))
         return Entries(
             rows=rows,
             positions=batch.positions[samples],
             logits_at=samples,
-            order=order,
+            order=batch.order[samples[firsts]],
             starts=np.append(firsts, len(samples)),
             drafts=np.concatenate([[*drafts.get(row, ()), NO_DRAFT] for row in rows[firsts].tolist()]),
         )

@@ -6,10 +6,6 @@ without guessing. So the text does not depend on drafts, and nothing has to be d
 
 from collections.abc import Sequence
 
-import numpy as np
-import torch
-from torch import Tensor
-
 from .batch import Entries
 
 
@@ -24,16 +20,3 @@ def accepted_tokens(tokens: Sequence[int], entries: Entries) -> list[list[int]]:
             last += 1
         accepted.append(list(tokens[start : last + 1]))
     return accepted
-
-
-def last_accepted(tokens: Tensor, entries: Entries) -> tuple[Tensor, Tensor]:
-    """The row of each request, and the last token that it gets, both on the device of the tokens (entries,)."""
-    assert entries.drafts is not None
-    starts = entries.starts[:-1]
-    most = int(np.diff(entries.starts).max())
-    at = np.minimum(starts[:, None] + np.arange(most), entries.starts[1:, None] - 1)  # (requests, most)
-    places, guesses = (torch.from_numpy(array).to(tokens.device) for array in (at, entries.drafts[at]))
-    # A request's last entry has no guess, and so ends the run of right ones.
-    num_accepted = (tokens[places] == guesses).long().cumprod(dim=1).sum(dim=1)
-    last = tokens[places[:, 0] + num_accepted]
-    return torch.from_numpy(entries.rows[starts]).to(tokens.device), last.long()

@@ -116,8 +116,7 @@ def _build_runner(
         guessing.prepare()
         runner.drafter = DraftModel(guessing, limits.max_num_batched_tokens)
     clock.lap("warm_up")
-    limits = replace(limits, step_sizes=runner.execution.step_sizes, drafts_for_all=runner.sampling.follows_drafts)
-    return runner, limits
+    return runner, replace(limits, step_sizes=runner.execution.step_sizes)
 
 
 def _execution(

@@ -23,7 +23,7 @@ from ..core.step import NOTHING_ALLOWED, ModelRunnerOutput, NewRequest, Schedule
 from ..grammar.masks import Constrained, GrammarMasks, Masks
 from ..models.loader import LoadedModel
 from .batch import NO_LOGPROBS, Entries, InputBatch, no_entries
-from .drafts import accepted_tokens, last_accepted
+from .drafts import accepted_tokens
 from .execution import Execution, StepMemory, Work
 from .faults import named_faults
 from .inputs import StepBuffer
@@ -127,7 +127,7 @@ class ModelRunner:
         if len(entries):
             if masks:
                 computed = masks.result()
-                self.sampling.mask(entries, [at for at, _ in constrained], computed.words)
+                self.sampling.mask([at for at, _ in constrained], computed.words)
                 launched.dead_ends = computed.dead_ends
             self._sample(entries, size, launched)
             if masks:
@@ -166,11 +166,7 @@ class ModelRunner:
                 launched.logprobs[entry] = self._fetch(top_logprobs(raw[index : index + 1], tokens, count))
         else:
             self.execution.run((size, draws), partial(self._run_sampling, entries, size, draws))
-        tokens = self.sampling.tokens[: len(entries)]
-        if entries.drafts is not None:
-            rows, last = last_accepted(tokens, entries)
-            self.sampling.last_sampled[rows] = last.clamp(min=0)
-        launched.tokens = self.execution.to_host(tokens)
+        launched.tokens = self.execution.to_host(self.sampling.tokens[: len(entries)])
 
     def _fetch(self, logprobs: TopLogprobs) -> TopLogprobs:
         return TopLogprobs(self.execution.to_host(logprobs.token_ids), self.execution.to_host(logprobs.logprobs))

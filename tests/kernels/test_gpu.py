@@ -1,6 +1,7 @@
 """The GPU's kernels against plain torch in float64: on a GPU where there is one, else in Triton's interpreter."""
 
 import math
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -241,19 +242,24 @@ def drawn_from_float8(*shape: int) -> Tensor:
 @pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
 @pytest.mark.parametrize("is_rounded", [False, True])
 def test_decode(shape: dict[str, Any], splits: int, is_rounded: bool, dtype: torch.dtype) -> None:
-    lengths = [1, 15, 16, 17, 64, 65, 300]
-    past = Past(shape, lengths, [length - 1 for length in lengths], dtype, is_rounded)
-    rows = torch.tensor([3, 0, 6, 5, 4, 2, 1, 0], device=DEVICE, dtype=torch.int32)
-    seq_lens = torch.tensor([lengths[row] for row in rows[:-1]] + [0], device=DEVICE, dtype=torch.int32)
-    q = randn(8, shape["heads"], shape["dim"], dtype=dtype)
-    out = torch.full((8, shape["heads"], shape["v_dim"]), math.nan, dtype=dtype, device=DEVICE)
+    lengths = [1, 15, 16, 17, 64, 66, 300]
+    numbers = [1, 1, 1, 2, 1, 4, 3]  # of decodes that are taken together
+    past = Past(
+        shape, lengths, [length - number for length, number in zip(lengths, numbers, strict=True)], dtype, is_rounded
+    )
+    order = [row for row in (3, 0, 6, 5, 4, 2, 1) for _ in range(numbers[row])]
+    counts = [numbers[row] if row != before else 0 for before, row in pairwise([-1, *order])]
+    seen = [lengths[row] + 1 - left for row in (3, 0, 6, 5, 4, 2, 1) for left in range(numbers[row], 0, -1)]
+    of_decodes = torch.tensor([[*order, 0], [*seen, 0], [*counts, 1]], device=DEVICE, dtype=torch.int32)
+    q = randn(14, shape["heads"], shape["dim"], dtype=dtype)
+    out = torch.full((14, shape["heads"], shape["v_dim"]), math.nan, dtype=dtype, device=DEVICE)
     paged_attention.decode(
-        q, past.kv, past.tables, rows, seq_lens, out, scale=0.2, window=shape["window"],
+        q, past.kv, past.tables, *of_decodes, out, scale=0.2, window=shape["window"],
         softcap=shape["softcap"], splits=splits,
     )  # fmt: skip
-    expected = [past.reference(q[i], int(rows[i]), int(seq_lens[i]) - 1) for i in range(7)]
-    close(out[:7].cpu(), torch.stack(expected), 2)
-    assert not out[7].any()
+    expected = [past.reference(q[i], order[i], seen[i] - 1) for i in range(13)]
+    close(out[:13].cpu(), torch.stack(expected), 2)
+    assert not out[13].any()
 
 
 def test_decode_of_a_long_past() -> None:
@@ -262,9 +268,9 @@ def test_decode_of_a_long_past() -> None:
     k, v = randn(length // BLOCK_SIZE, 1, BLOCK_SIZE, 16), randn(length // BLOCK_SIZE, 1, BLOCK_SIZE, 16)
     table = torch.randperm(length // BLOCK_SIZE, dtype=torch.int32, device=DEVICE)
     q, out = randn(1, 1, 16), torch.full((1, 1, 16), math.nan, device=DEVICE)
-    row, seq_len = (torch.tensor([value], dtype=torch.int32, device=DEVICE) for value in (0, length - 3))
+    row, seq_len, count = (torch.tensor([value], dtype=torch.int32, device=DEVICE) for value in (0, length - 3, 1))
     paged_attention.decode(
-        q, LayerKV(k, v, k, v), table[None], row, seq_len, out, scale=0.2, window=None, softcap=None, splits=4,
+        q, LayerKV(k, v, k, v), table[None], row, seq_len, count, out, scale=0.2, window=None, softcap=None, splits=4,
         tiling=paged_attention.Tiling(1024, 4, 3),
     )  # fmt: skip
     keys, values = (t[table.long()].view(-1, 16)[: length - 3].double() for t in (k, v))
@@ -304,11 +310,12 @@ def sampling_tensors(rows: list[int], position: int = 7, **values: list[float]) 
     """Greedy and without penalties, but for `values`."""
     off = {
         "seed": 0, "temperature": 0, "top_k": VOCAB, "top_p": 1, "min_p": 0, "adjusts": 0, "presence": 0,
-        "frequency": 0, "repetition": 1, "masked": 0,
+        "frequency": 0, "repetition": 1, "masked": 0, "may_not_stop": 0, "drafts": -1, "depths": 0,
     }  # fmt: skip
-    kinds = {"seed": torch.int64, "top_k": torch.int32, "adjusts": torch.int32, "masked": torch.int32}
+    floats = ("temperature", "top_p", "min_p", "presence", "frequency", "repetition")
+    kinds = {"seed": torch.int64} | dict.fromkeys(floats, torch.float32)
     tensors = {
-        name: torch.tensor(values.get(name, [value] * len(rows)), dtype=kinds.get(name, torch.float32), device=DEVICE)
+        name: torch.tensor(values.get(name, [value] * len(rows)), dtype=kinds.get(name, torch.int32), device=DEVICE)
         for name, value in off.items()
     }
     indices = torch.tensor(rows, dtype=torch.int32, device=DEVICE)
@@ -319,7 +326,7 @@ def choose(
     logits: Tensor, params: sampling.SamplingTensors, memory: sampling.RowMemory | None = None, draws: bool = True
 ) -> list[int]:
     count = len(params.rows)
-    memory = memory or sampling.RowMemory(count, VOCAB, DEVICE)
+    memory = memory or sampling.RowMemory(count, count, VOCAB, DEVICE)
     tokens = torch.full((count,), -9, dtype=torch.int32, device=DEVICE)
     sampling.choose(logits, params, memory, sampling.Scratch(count, VOCAB, DEVICE), tokens, draws=draws)
     return tokens.tolist()
@@ -331,7 +338,7 @@ def test_greedy_takes_the_first_of_the_largest() -> None:
     logits[1, 5] = math.nan
     logits[3] = -math.inf
     for draws in (False, True):
-        memory = sampling.RowMemory(4, VOCAB, DEVICE)
+        memory = sampling.RowMemory(4, 4, VOCAB, DEVICE)
         memory.last_sampled.fill_(-9)
         assert choose(logits, sampling_tensors([2, 0, -1, 3]), memory, draws) == [10, -2, -9, -2]
         assert memory.last_sampled.tolist() == [0, -9, 10, 0]
@@ -393,7 +400,7 @@ def test_penalties_and_bias() -> None:
     params = sampling_tensors(
         [1, 2, 0], adjusts=[1, 1, 0], presence=[0.5, 0, 9], frequency=[0.25, 0, 9], repetition=[1.5, 1.0, 9]
     )
-    memory = sampling.RowMemory(3, VOCAB, DEVICE)
+    memory = sampling.RowMemory(3, 3, VOCAB, DEVICE)
     memory.counts[1, :3] = torch.tensor([0, 1, 2 * 3 + 1], dtype=torch.int16)
     memory.bias[1, 4], memory.bias[2, 7] = -math.inf, 2.5
     expected = logits.clone()
@@ -409,10 +416,42 @@ def test_penalties_and_bias() -> None:
 
 
 def test_what_is_drawn_is_counted() -> None:
-    memory = sampling.RowMemory(2, VOCAB, DEVICE)
+    memory = sampling.RowMemory(2, 2, VOCAB, DEVICE)
     logits = torch.full((2, VOCAB), -math.inf).to(DEVICE)
     logits[:, 8] = 0.0
     for _ in range(3):
         choose(logits, sampling_tensors([0, 1], temperature=[1.0, 1.0]), memory)
     assert memory.counts[0, 8] == 2 * 3 + 1
     assert memory.counts.ne(0).sum() == 2
+
+
+def test_penalties_and_stops_behind_drafts() -> None:
+    """Each entry of a row goes by the drafts before it, and nothing of them is remembered."""
+    params = sampling_tensors(
+        [1, 1, 1, 0], adjusts=[1, 1, 1, 1], presence=[0.5] * 4, frequency=[0.25] * 4, repetition=[2.0] * 4,
+        drafts=[6, 6, -1, -1], depths=[0, 1, 2, 0], may_not_stop=[1, 1, 0, 0],
+    )  # fmt: skip
+    memory = sampling.RowMemory(2, 4, VOCAB, DEVICE)
+    memory.counts[1, 6] = 2 + 1
+    memory.stops[1, 1] = 1 << 8
+    logits = torch.full((4, VOCAB), 4.0, device=DEVICE)
+    sampling.adjust(logits, params, memory)
+    assert logits[:, 6].tolist() == [2 - 0.5 - 0.25, 2 - 0.5 - 2 * 0.25, 2 - 0.5 - 3 * 0.25, 4]
+    assert logits[:, 40].tolist() == [-math.inf, -math.inf, 4, 4]
+    assert logits[:, 41].eq(4).all()
+    assert memory.counts.count_nonzero() == 1
+
+
+@pytest.mark.parametrize(("drafts", "right"), [([8, 9], 2), ([8, 7], 1), ([7, 9], 0)])
+def test_tokens_behind_right_drafts_are_taken(drafts: list[int], right: int) -> None:
+    """Row 2 has two drafts, row 0 a wrong one."""
+    memory = sampling.RowMemory(3, 5, VOCAB, DEVICE)
+    logits = torch.full((5, VOCAB), -math.inf).to(DEVICE)
+    logits[range(5), [8, 9, 10, 11, 12]] = 0.0
+    params = sampling_tensors(
+        [2, 2, 2, 0, 0], temperature=[1.0] * 5, drafts=[*drafts, -1, 10, -1], depths=[0, 1, 2, 0, 1]
+    )
+    assert choose(logits, params, memory) == [8, 9, 10, 11, 12]
+    assert memory.last_sampled.tolist() == [11, 0, 8 + right]
+    for row, tokens in ((0, [11]), (2, [8, 9, 10][: right + 1])):
+        assert memory.counts[row].nonzero()[:, 0].tolist() == tokens

@@ -26,8 +26,8 @@ Requests = dict[str, tuple[list[int], SamplingParams]]
 class Eager(Speculation):
     """Drafts as long as there is room, whatever they cost: of a proposer, or of somebody who knows what will come."""
 
-    def __init__(self, kind: str, texts: dict[str, list[int]], budget: int = BUDGET, for_all: bool = True) -> None:
-        super().__init__(NgramProposer(), budget, for_all)
+    def __init__(self, kind: str, texts: dict[str, list[int]], budget: int = BUDGET) -> None:
+        super().__init__(NgramProposer(), budget)
         self.num_steps = self.num_with_drafts = 0
         self._kind, self._texts = kind, texts
         self._chance = random.Random(0)
@@ -37,11 +37,7 @@ class Eager(Speculation):
         chosen, left = {}, self._most_tokens - len(requests)
         for request in requests:
             most = min(left, self._chance.randrange(9), request.max_num_tokens - len(request.token_ids) - 1)
-            if (
-                most > 0
-                and (self._drafts_for_all or not request.sampling.looks_back)
-                and (drafts := self._drafts(request, most))
-            ):
+            if most > 0 and (drafts := self._drafts(request, most)):
                 chosen[request.request_id] = drafts
                 left -= len(drafts)
         return chosen

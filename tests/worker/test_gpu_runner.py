@@ -16,11 +16,12 @@ from app.engine.core import EngineCore
 from app.engine.kv_cache import KVCache
 from app.engine.scheduler import Scheduler
 from app.fairness.alone import Alone
+from app.grammar import constraint
 from app.settings import load_settings
 from app.worker.factory import build_worker
 from app.worker.graphs import decode_sizes, fitting, token_sizes
 from tests.kernels.test_gpu import rounding
-from tests.models.families import DECODER, write_checkpoint
+from tests.models.families import DECODER, VOCAB_SIZE, write_checkpoint
 from tests.models.test_drafts import Eager
 from tests.models.test_oracle import check_grammars, check_logprobs, greedy, run_crowd, tokens_of, write_tokenizer
 
@@ -46,7 +47,9 @@ def few_parts(monkeypatch: pytest.MonkeyPatch) -> None:
 def model(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, PreTrainedModel]:
     folder = tmp_path_factory.mktemp("model")
     one_layer = {"num_hidden_layers": 1, "num_attention_heads": 2, "num_key_value_heads": 1}
-    return folder, write_checkpoint("Qwen3", DECODER["Qwen3"] | one_layer, folder)
+    oracle = write_checkpoint("Qwen3", DECODER["Qwen3"] | one_layer, folder)
+    write_tokenizer(folder)
+    return folder, oracle
 
 
 def make_engine(folder: Path, backend: str, kv_dtype: str = "auto") -> EngineCore:
@@ -144,15 +147,31 @@ def test_a_seed_gives_the_same_text_alone_and_in_a_crowd(model: tuple[Path, PreT
 
 def test_drafts_change_no_text(model: tuple[Path, PreTrainedModel]) -> None:
     """Several decodes of one row are in a step, and right ones give it several tokens."""
+    options: list[dict[str, object]] = [
+        {
+            "top_k": 20,
+            "frequency_penalty": 0.7,
+            "repetition_penalty": 1.2,
+            "min_tokens": 4,
+            "stop_token_ids": frozenset(range(VOCAB_SIZE // 2)),
+        },
+        {
+            "temperature": 0.0,
+            "presence_penalty": 0.4,
+            "logit_bias": {9: 0.5},
+            "grammar": constraint.regex("[a-f]{5,}!?"),
+            "stop_token_ids": frozenset([VOCAB_SIZE - 1]),
+        },
+    ]
     requests: Requests = {
-        str(seed): ([3, 4, 5, seed], SamplingParams(max_tokens=7, seed=seed, temperature=seed % 2, logit_bias={9: 0.5}))
-        for seed in (20, 21)
+        str(seed): ([3, 4, 5, seed], SamplingParams(max_tokens=7, seed=seed, **changes))  # type: ignore[arg-type]
+        for seed, changes in enumerate(options, 20)
     }
     core = make_engine(model[0], "triton")
     texts = {name: tokens_of(news) for name, news in run_crowd(core, requests)[0].items()}
-    core.scheduler.speculation = speculation = Eager("random", texts, LIMITS["max_num_batched_tokens"], for_all=False)
+    core.scheduler.speculation = speculation = Eager("random", texts, LIMITS["max_num_batched_tokens"])
     for name, news in run_crowd(core, requests)[0].items():
-        assert tokens_of(news) == texts[name]
+        assert tokens_of(news) == texts[name], name
     assert speculation.num_with_drafts > 2
     assert speculation.num_steps < 14
 

@@ -1,9 +1,23 @@
-"""Chunks of prompts in pieces of a few tokens, for kernels that attend to a past with several queries at once."""
+"""Chunks of prompts, and rows with drafts, in pieces of a few tokens: kernels attend to a past with several queries."""
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ..step import StepInput
+from ..step import Ints, StepInput
+
+
+def count_decodes(rows: Ints, most: int) -> Ints:
+    """Take up to `most` successive decodes of a row together.
+
+    rows (decodes,): of each. Returns (decodes,): at the first of those that are taken together their number, else 0.
+    """
+    firsts = np.flatnonzero(np.diff(rows, prepend=-1))
+    if len(firsts) == len(rows):
+        return np.ones_like(rows)
+    lengths = np.diff(firsts, append=len(rows))
+    places = np.arange(len(rows)) - np.repeat(firsts, lengths)
+    left = np.repeat(lengths, lengths) - places
+    return np.where(places % most == 0, np.minimum(left, most), 0)
 
 
 def write_tiles(step: StepInput, tile_tokens: int, tiles: NDArray[np.int32]) -> None:

@@ -14,11 +14,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ...kernels.gpu.fused import rotate_and_store, store
-from ...kernels.gpu.paged_attention import chunks, decode
+from ...kernels.gpu.paged_attention import DECODE_QUERIES, chunks, decode
 from ...kernels.kv import ROUNDED_DTYPES, SCALE_DTYPE, LayerKV
 from ..config import AttentionConfig, HeadNorms, LayerCache
 from ..step import StepInput, StepShape
-from .tiles import write_tiles
+from .tiles import count_decodes, write_tiles
 
 _QUERIES_OF_A_TILE = 64
 """Query heads times tokens that one program takes: measured on an H100, for prompts of 512 to 4096 tokens."""
@@ -42,6 +42,8 @@ class GpuMetadata:
     """(decodes,): row of each decode."""
     decode_lens: Tensor
     """(decodes,): tokens that each decode sees, its own included; 0 for padding."""
+    decode_counts: Tensor
+    """(decodes,): how many are taken together; see `app.kernels.gpu.paged_attention.decode`."""
     tiles: Tensor
     """(tiles, 4): pieces of chunks of prompts; see `app.kernels.gpu.paged_attention.chunks`."""
     splits: int
@@ -62,13 +64,15 @@ class TritonPagedBackend:
         largest_group = max(config.num_heads // config.num_kv_heads for config in configs)
         self._tile_tokens = max(1, _QUERIES_OF_A_TILE // largest_group)
         """Most tokens of a tile."""
+        self._decodes_at_once = max(1, DECODE_QUERIES // largest_group)
+        """Most decodes of a row that are taken together."""
         self._num_kv_heads = min(config.num_kv_heads for config in configs)
         self._slots = [f"slots of group {group}" for group in range(num_groups)]
 
     def fields(self, shape: StepShape) -> dict[str, int]:
         """See `AttentionBackend.fields`. Each chunk may end with a tile that is not full."""
         tiles = shape.tokens // self._tile_tokens + shape.chunks if shape.chunks else 0
-        sizes = {"decode_rows": shape.decodes, "decode_lens": shape.decodes, "tiles": 4 * tiles}
+        sizes = dict.fromkeys(("decode_rows", "decode_lens", "decode_counts"), shape.decodes) | {"tiles": 4 * tiles}
         return dict.fromkeys(self._slots, shape.tokens) | sizes
 
     def write(self, step: StepInput, to: Mapping[str, NDArray[np.int32]]) -> None:
@@ -81,6 +85,8 @@ class TritonPagedBackend:
         to["decode_rows"][decodes:] = 0
         to["decode_lens"][:decodes] = step.seq_lens[:decodes]
         to["decode_lens"][decodes:] = 0
+        to["decode_counts"][:decodes] = count_decodes(step.rows[:decodes], self._decodes_at_once)
+        to["decode_counts"][decodes:] = 1
         write_tiles(step, self._tile_tokens, to["tiles"].reshape(-1, 4))
 
     def metadata(
@@ -96,6 +102,7 @@ class TritonPagedBackend:
             block_tables=tables,
             decode_rows=numbers["decode_rows"],
             decode_lens=numbers["decode_lens"],
+            decode_counts=numbers["decode_counts"],
             tiles=numbers["tiles"].view(-1, 4),
             splits=self._splits(shape),
         )
@@ -145,8 +152,8 @@ class TritonPagedBackend:
         options: dict[str, Any] = {"scale": config.scale, "window": config.window, "softcap": config.softcap}
         count = metadata.decode_rows.shape[0]
         if count:
-            rows, lengths = metadata.decode_rows, metadata.decode_lens
-            decode(q[:count], *caches, rows, lengths, out[:count], splits=metadata.splits, **options)
+            decodes = metadata.decode_rows, metadata.decode_lens, metadata.decode_counts
+            decode(q[:count], *caches, *decodes, out[:count], splits=metadata.splits, **options)
         if metadata.tiles.shape[0]:  # after the decodes, because their padding also writes to tokens of chunks
             chunks(q, *caches, metadata.tiles, out, tile_tokens=self._tile_tokens, **options)
         return out.flatten(1)

@@ -18,6 +18,8 @@ from torch import Tensor
 from ..kv import ROUNDED_DTYPES, LayerKV
 from .launch import launch, wait_for_input
 
+DECODE_QUERIES = 16
+"""Most query heads of decodes that are taken together, if one decode has no more: a GPU multiplies no fewer rows."""
 _MANY_PROGRAMS = 512
 """So many that each had better be small."""
 
@@ -97,40 +99,49 @@ def _mean(total, acc, SCALED: tl.constexpr):
 
 @triton.jit(do_not_specialize=["splits"])
 def _decode(
-    q, k_cache, v_cache, k_scales, v_scales, tables, rows, seq_lens, out, partial, lse, scale, softcap, table_stride,
-    splits, GROUP: tl.constexpr, ROWS: tl.constexpr, KV_HEADS: tl.constexpr, DIM: tl.constexpr, V_DIM: tl.constexpr,
-    BLOCK_D: tl.constexpr, BLOCK_V: tl.constexpr, BLOCK_SIZE: tl.constexpr, TILE: tl.constexpr, IS_WHOLE: tl.constexpr,
-    WINDOW: tl.constexpr, SOFTCAP: tl.constexpr, SLOW: tl.constexpr, SCALED: tl.constexpr, STAGES: tl.constexpr,
-    OVERLAPS: tl.constexpr = False,
+    q, k_cache, v_cache, k_scales, v_scales, tables, rows, seq_lens, counts, out, partial, lse, scale, softcap,
+    table_stride, splits, GROUP: tl.constexpr, ROWS: tl.constexpr, KV_HEADS: tl.constexpr, DIM: tl.constexpr,
+    V_DIM: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_V: tl.constexpr, BLOCK_SIZE: tl.constexpr, TILE: tl.constexpr,
+    IS_WHOLE: tl.constexpr, WINDOW: tl.constexpr, SOFTCAP: tl.constexpr, SLOW: tl.constexpr, SCALED: tl.constexpr,
+    STAGES: tl.constexpr, OVERLAPS: tl.constexpr = False,
 ):  # fmt: skip
-    """One K/V head of one request, and one of `splits` equal parts of its past: the whole, if IS_WHOLE."""
+    """One K/V head of some decodes of one request, and one of `splits` equal parts of their past: the whole, if
+    IS_WHOLE.
+    """
     wait_for_input(OVERLAPS, LETS_NEXT=False)
     request, head, split = tl.program_id(0), tl.program_id(1), tl.program_id(2)
-    length = tl.load(seq_lens + request)
+    count = tl.load(counts + request)
+    if count == 0:  # another program has it
+        return
+    seen_by_first = tl.load(seq_lens + request)
+    length = seen_by_first + count - 1
     first = 0
     if WINDOW > 0:
-        first = tl.maximum(length - WINDOW, 0) // TILE * TILE
+        first = tl.maximum(seen_by_first - WINDOW, 0) // TILE * TILE
     share = tl.cdiv(tl.cdiv(length - first, TILE), splits) * TILE
     start = first + split * share
     end = tl.minimum(start + share, length)
 
-    g, d, dv = tl.arange(0, ROWS), tl.arange(0, BLOCK_D), tl.arange(0, BLOCK_V)
-    q_head = request.to(tl.int64) * KV_HEADS * GROUP + head * GROUP + g
-    is_head = g < GROUP
+    m, d, dv = tl.arange(0, ROWS), tl.arange(0, BLOCK_D), tl.arange(0, BLOCK_V)
+    q_head = (request + m // GROUP).to(tl.int64) * KV_HEADS * GROUP + head * GROUP + m % GROUP
+    is_query = m < count * GROUP
     largest = tl.full([ROWS], float("-inf"), tl.float32)
     total = tl.zeros([ROWS], tl.float32)
     acc = tl.zeros([ROWS, BLOCK_V], tl.float32)
     if start < end:
-        queries = tl.load(q + q_head[:, None] * DIM + d[None, :], mask=is_head[:, None] & (d[None, :] < DIM), other=0.0)
+        queries = tl.load(
+            q + q_head[:, None] * DIM + d[None, :], mask=is_query[:, None] & (d[None, :] < DIM), other=0.0
+        )
         if SCALED and not SLOW:  # one instruction makes two numbers of e4m3 float16, and three times as many bfloat16
             queries = queries.to(tl.float16)
         table = tables + tl.load(rows + request).to(tl.int64) * table_stride
-        last = tl.zeros([ROWS], tl.int32) + length - 1
+        last = seen_by_first - 1 + m // GROUP
         k_base = k_cache + head * BLOCK_SIZE * DIM
         v_base = v_cache + head * BLOCK_SIZE * V_DIM
         k_scales += head * BLOCK_SIZE
         v_scales += head * BLOCK_SIZE
-        full = start if WINDOW > 0 else start + (end - start) // TILE * TILE
+        seen_by_all = tl.maximum(tl.minimum(end, seen_by_first) - start, 0)
+        full = start if WINDOW > 0 else start + seen_by_all // TILE * TILE
         for begin in range(start, full, TILE):
             largest, total, acc = _attend_tile(
                 (largest, total, acc), queries, k_base, v_base, k_scales, v_scales, table, begin, last, end, scale,
@@ -142,13 +153,13 @@ def _decode(
                 softcap, KV_HEADS, DIM, V_DIM, BLOCK_D, BLOCK_V, BLOCK_SIZE, TILE, WINDOW, SOFTCAP, SLOW, SCALED, False,
             )  # fmt: skip
     result = _mean(total, acc, SCALED)
-    mask = is_head[:, None] & (dv[None, :] < V_DIM)
+    mask = is_query[:, None] & (dv[None, :] < V_DIM)
     if IS_WHOLE:
         tl.store(out + q_head[:, None] * V_DIM + dv[None, :], result.to(out.dtype.element_ty), mask=mask)
     else:
         place = q_head * splits + split
         tl.store(partial + place[:, None] * V_DIM + dv[None, :], result, mask=mask)
-        tl.store(lse + place, largest + tl.log2(total), mask=is_head)
+        tl.store(lse + place, largest + tl.log2(total), mask=is_query)
 
 
 @triton.jit
@@ -206,37 +217,39 @@ def _shared_memory() -> int:
 
 
 def decode(
-    q: Tensor, kv: LayerKV, tables: Tensor, rows: Tensor, seq_lens: Tensor, out: Tensor,
+    q: Tensor, kv: LayerKV, tables: Tensor, rows: Tensor, seq_lens: Tensor, counts: Tensor, out: Tensor,
     *, scale: float, window: int | None, softcap: float | None, splits: int, tiling: Tiling | None = None,
 ) -> None:  # fmt: skip
-    """One query token per request: q (requests, heads, head_dim) to out (requests, heads, v_head_dim).
+    """One query token per decode: q (decodes, heads, head_dim) to out (decodes, heads, v_head_dim).
 
-    rows (requests,) int32: each request's row in the block tables; seq_lens (requests,) int32: tokens that it sees,
-    its own included, or 0 for none, whose `out` is 0. `splits`, a power of two: parts that each past is cut into.
+    rows (decodes,) int32: each one's row in the block tables; seq_lens (decodes,) int32: tokens that it sees, its own
+    included, or 0 for none, whose `out` is 0. counts (decodes,) int32: number of decodes that are taken together, from
+    this one on, successive tokens of one request; 0 for the others of these. There may be so many of them that
+    their query heads are DECODE_QUERIES. `splits`, a power of two: parts that each past is cut into.
     """
     tiling = tiling or _tiling_of_decodes(q, kv, splits)
-    requests, heads, dim = q.shape
+    decodes, heads, dim = q.shape
     _, kv_heads, block_size, _ = kv.k.shape
     v_dim, group = kv.v.shape[3], heads // kv_heads
     partial = lse = out
     if splits > 1:
-        partial = torch.empty(requests * heads * splits * v_dim, dtype=torch.float32, device=q.device)
-        lse = torch.empty(requests * heads * splits, dtype=torch.float32, device=q.device)
+        partial = torch.empty(decodes * heads * splits * v_dim, dtype=torch.float32, device=q.device)
+        lse = torch.empty(decodes * heads * splits, dtype=torch.float32, device=q.device)
     block_v = triton.next_power_of_2(v_dim)
     launch(
-        _decode, (requests, kv_heads, splits),
-        q, *kv, tables, rows, seq_lens, out, partial, lse, scale, softcap or 0.0, tables.stride(0), splits,
-        GROUP=group, ROWS=max(16, triton.next_power_of_2(group)), KV_HEADS=kv_heads, DIM=dim, V_DIM=v_dim,
+        _decode, (decodes, kv_heads, splits),
+        q, *kv, tables, rows, seq_lens, counts, out, partial, lse, scale, softcap or 0.0, tables.stride(0), splits,
+        GROUP=group, ROWS=max(DECODE_QUERIES, triton.next_power_of_2(group)), KV_HEADS=kv_heads, DIM=dim, V_DIM=v_dim,
         BLOCK_D=max(16, triton.next_power_of_2(dim)), BLOCK_V=max(16, block_v), BLOCK_SIZE=block_size,
         TILE=tiling.keys, IS_WHOLE=splits == 1, WINDOW=window or 0, SOFTCAP=softcap is not None,
         SLOW=q.dtype is torch.float32,
-        SCALED=kv.k.dtype in ROUNDED_DTYPES, STAGES=tiling.stages, overlaps=requests == 1, num_warps=tiling.warps,
+        SCALED=kv.k.dtype in ROUNDED_DTYPES, STAGES=tiling.stages, overlaps=decodes == 1, num_warps=tiling.warps,
         num_stages=tiling.stages,
     )  # fmt: skip
     if splits > 1:
         launch(
-            _merge, (requests * heads,), partial, lse, out,
-            SPLITS=splits, V_DIM=v_dim, BLOCK_V=block_v, overlaps=requests == 1, num_warps=1,
+            _merge, (decodes * heads,), partial, lse, out,
+            SPLITS=splits, V_DIM=v_dim, BLOCK_V=block_v, overlaps=decodes == 1, num_warps=1,
         )  # fmt: skip
 
 

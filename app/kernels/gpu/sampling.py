@@ -48,18 +48,27 @@ class SamplingTensors:
     repetition: Tensor
     masked: Tensor
     """int32: whether only some tokens are allowed; see `RowMemory.masks`."""
+    may_not_stop: Tensor
+    """int32: whether `RowMemory.stops` are not allowed."""
+    drafts: Tensor
+    """int32: the guess of what is sampled, which the next logits go on from; -1 for a request's last ones."""
+    depths: Tensor
+    """int32: number of guesses that these logits go on from; those of a request stand one behind the other."""
 
 
 class RowMemory:
-    """What is kept of each row from step to step."""
+    """What is kept of each row from step to step, and masks of a step's logits."""
 
-    def __init__(self, rows: int, vocab: int, device: torch.device) -> None:
+    def __init__(self, rows: int, n: int, vocab: int, device: torch.device) -> None:
+        """`n`: most rows of logits in a step."""
         self.last_sampled = torch.zeros(rows, dtype=torch.int64, device=device)
         self.counts = torch.zeros(rows, vocab, dtype=torch.int16, device=device)
         """Twice a token's number in the output, plus one if it is in the prompt or the output."""
         self.bias = torch.zeros(rows, vocab, dtype=torch.float32, device=device)
-        self.masks = torch.zeros(rows, -(-vocab // 32), dtype=torch.int32, device=device)
-        """Token t is allowed if bit t % 32 of number t // 32 is set."""
+        self.stops, self.masks = (
+            torch.zeros(count, -(-vocab // 32), dtype=torch.int32, device=device) for count in (rows, n)
+        )
+        """Sets of tokens: t is in it if bit t % 32 of number t // 32 is set. `masks` (n, words): those allowed now."""
 
 
 @triton.jit
@@ -227,8 +236,8 @@ def _weights(x, largest, temperature):
 
 @triton.jit
 def _draw(
-    logits, rows, positions, temperatures, top_ks, top_ps, min_ps, seeds, counts, scores, winners, tops, sums, sizes,
-    values, tokens, chosen, last_sampled,
+    logits, rows, positions, temperatures, top_ks, top_ps, min_ps, seeds, scores, winners, tops, sums, sizes, values,
+    tokens, chosen,
     VOCAB: tl.constexpr, PARTS: tl.constexpr, BLOCK_PARTS: tl.constexpr, CAPACITY: tl.constexpr, BLOCK: tl.constexpr,
     DRAWS: tl.constexpr,
 ):  # fmt: skip
@@ -283,12 +292,31 @@ def _draw(
                         VOCAB, BLOCK,
                     )  # fmt: skip
         tl.store(chosen + index, tl.where(is_valid, token, -2))
-        token = tl.where(is_valid, token, 0)
+
+
+@triton.jit
+def _accept(chosen, rows, drafts, depths, counts, last_sampled, VOCAB: tl.constexpr, DRAWS: tl.constexpr):
+    """What one request gets: the tokens behind right guesses, and one more."""
+    at = tl.program_id(0)
+    row = tl.load(rows + at).to(tl.int64)
+    if (row >= 0) & (tl.load(depths + at) == 0):
+        token = tl.load(chosen + at)
+        while token == tl.load(drafts + at):
+            if DRAWS:
+                _remember(counts + row * VOCAB + token)
+            at += 1
+            token = tl.load(chosen + at)
+        token = tl.maximum(token, 0)  # a row that has just failed may be in the next step all the same
+        if DRAWS:
+            _remember(counts + row * VOCAB + token)
         tl.store(last_sampled + row, token.to(tl.int64))
-        if DRAWS:  # remembered for penalties, see `_adjust_part`
-            count = tl.load(counts + row.to(tl.int64) * VOCAB + token).to(tl.int32)
-            count = tl.minimum(count + 2, 32766) | 1
-            tl.store(counts + row.to(tl.int64) * VOCAB + token, count.to(tl.int16))
+
+
+@triton.jit
+def _remember(place):
+    """Count a token for penalties, see `_adjust_part`."""
+    count = tl.load(place).to(tl.int32)
+    tl.store(place, (tl.minimum(count + 2, 32766) | 1).to(tl.int16))
 
 
 @triton.jit
@@ -377,7 +405,8 @@ def choose(
 ) -> None:
     """Fill `tokens` (n,) int32, and `memory.last_sampled`, from logits (n, vocab) float32.
 
-    -2 stands for logits that are not numbers. Without `draws`, temperatures are taken for 0.
+    A guess is right where it equals the token that is drawn at its place, and those before it are right. -2 stands for
+    logits that are not numbers. Without `draws`, temperatures are taken for 0.
     """
     n, vocab = logits.shape
     s, grid, rows = scratch, (n, scratch.parts), params.rows
@@ -400,19 +429,24 @@ def choose(
         )  # fmt: skip
     launch(
         _draw, (n,),
-        logits, rows, params.positions, *filters, params.seed, memory.counts, s.scores, s.winners, s.tops, s.sums,
-        s.sizes, s.values, s.tokens, tokens, memory.last_sampled,
+        logits, rows, params.positions, *filters, params.seed, s.scores, s.winners, s.tops, s.sums, s.sizes, s.values,
+        s.tokens, tokens,
         VOCAB=vocab, PARTS=s.parts, BLOCK_PARTS=triton.next_power_of_2(s.parts), CAPACITY=_CAPACITY, BLOCK=2048,
         DRAWS=draws, num_warps=8,
+    )  # fmt: skip
+    launch(
+        _accept, (n,),
+        tokens, rows, params.drafts, params.depths, memory.counts, memory.last_sampled,
+        VOCAB=vocab, DRAWS=draws, num_warps=1,
     )  # fmt: skip
 
 
 @triton.jit
 def _adjust_part(
-    logits, rows, adjusts, masked, counts, bias, masks, presence, frequency, repetition,
-    VOCAB: tl.constexpr, WORDS: tl.constexpr, BLOCK: tl.constexpr,
+    logits, rows, adjusts, masked, may_not_stop, drafts, depths, counts, bias, stops, masks, presence, frequency,
+    repetition, VOCAB: tl.constexpr, WORDS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """A part of one request's logits: penalties, then bias, then the mask.
+    """A part of one row of logits: penalties, by the text and the guesses that it goes on from, then bias and masks.
 
     A count is twice a token's number in the output, plus one for a token of the prompt or the output.
     """
@@ -424,16 +458,26 @@ def _adjust_part(
             mask = at < VOCAB
             x = tl.load(logits + index.to(tl.int64) * VOCAB + at, mask=mask)
             count = tl.load(counts + row * VOCAB + at, mask=mask, other=0).to(tl.int32)
+            for before in range(tl.load(depths + index)):
+                is_draft = at == tl.load(drafts + index - 1 - before)
+                count = tl.where(is_draft, tl.minimum(count + 2, 32766) | 1, count)
             factor = tl.load(repetition + index)
             x = tl.where((count & 1) != 0, tl.where(x > 0, x / factor, x * factor), x)
             number = (count >> 1).to(tl.float32)
             x -= tl.load(frequency + index) * number
             x -= tl.where(number > 0, tl.load(presence + index), 0.0)
             x += tl.load(bias + row * VOCAB + at, mask=mask, other=0.0)
+            if tl.load(may_not_stop + index) != 0:
+                x = tl.where(_is_in(stops + row * WORDS, at, mask), float("-inf"), x)
             if tl.load(masked + index) != 0:
-                word = tl.load(masks + row * WORDS + at // 32, mask=mask, other=0)
-                x = tl.where(((word >> (at % 32)) & 1) != 0, x, float("-inf"))
+                x = tl.where(_is_in(masks + index.to(tl.int64) * WORDS, at, mask), x, float("-inf"))
             tl.store(logits + index.to(tl.int64) * VOCAB + at, x, mask=mask)
+
+
+@triton.jit
+def _is_in(words, at, mask):
+    """Which tokens are in a set of `RowMemory`."""
+    return ((tl.load(words + at // 32, mask=mask, other=0) >> (at % 32)) & 1) != 0
 
 
 def adjust(logits: Tensor, params: SamplingTensors, memory: RowMemory) -> None:
@@ -441,6 +485,7 @@ def adjust(logits: Tensor, params: SamplingTensors, memory: RowMemory) -> None:
     n, vocab = logits.shape
     launch(
         _adjust_part, (n, triton.cdiv(vocab, _PART)),
-        logits, params.rows, params.adjusts, params.masked, memory.counts, memory.bias, memory.masks, params.presence,
-        params.frequency, params.repetition, VOCAB=vocab, WORDS=memory.masks.shape[1], BLOCK=_PART, num_warps=8,
+        logits, params.rows, params.adjusts, params.masked, params.may_not_stop, params.drafts, params.depths,
+        memory.counts, memory.bias, memory.stops, memory.masks, params.presence, params.frequency, params.repetition,
+        VOCAB=vocab, WORDS=memory.masks.shape[1], BLOCK=_PART, num_warps=8,
     )  # fmt: skip

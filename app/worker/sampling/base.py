@@ -22,13 +22,13 @@ from ..batch import Entries
 
 
 class Sampling(Protocol):
-    """Turns the logits of a step's entries into tokens, by the sampling parameters of their rows."""
+    """Turns the logits of a step's entries into tokens, by the sampling parameters of their rows.
 
-    follows_drafts: bool
-    """Whether penalties, masks and minimal lengths of a row's entry go by the drafts before it. If not, rows with these
-    have no drafts."""
+    Penalties, masks and minimal lengths of an entry go by the drafts before it, too.
+    """
+
     last_sampled: Tensor
-    """(rows,) int64: what each row sampled last, which is its next input."""
+    """(rows,) int64: the last token that each row got, which is its next input."""
     tokens: Tensor
     """(entries,): what was drawn in the last step, NOT_A_NUMBER where no token can be."""
 
@@ -48,7 +48,7 @@ class Sampling(Protocol):
         """Whether any of the entries wants more than just the most probable token."""
         ...
 
-    def mask(self, entries: Entries, at: list[int], words: NDArray[np.int32]) -> None:
+    def mask(self, at: list[int], words: NDArray[np.int32]) -> None:
         """Let only some tokens pass in the next `sample`, for entries `at`.
 
         words (len(at), words): token t is allowed if bit t % 32 of number t // 32 is set.

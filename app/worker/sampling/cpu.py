@@ -58,8 +58,6 @@ class _Row:
 class CpuSampling:
     """See `app.worker.sampling.base.Sampling`. Logits that are elsewhere come to the CPU."""
 
-    follows_drafts = True
-
     def __init__(self, max_num_seqs: int, max_entries: int, vocab_size: int, device: torch.device) -> None:
         self.vocab_size = vocab_size
         self.last_sampled = torch.zeros(max_num_seqs, dtype=torch.int64, device=device)
@@ -101,7 +99,7 @@ class CpuSampling:
         """See `Sampling.draws`: `sample` finds out by itself."""
         return True
 
-    def mask(self, entries: Entries, at: list[int], words: NDArray[np.int32]) -> None:  # noqa: ARG002
+    def mask(self, at: list[int], words: NDArray[np.int32]) -> None:
         """See `Sampling.mask`."""
         self._masks = at, words
 
@@ -119,10 +117,12 @@ class CpuSampling:
             tokens[drawn] = self._draw(logits, entries, drawn).numpy()
         is_number = np.isfinite(largest)  # NaN anywhere is the largest of all
         valid = np.where(is_number, tokens, 0)  # a row that has just failed may be in the next step all the same
-        self._count(valid, entries)
+        accepted = accepted_tokens(valid.tolist(), entries)
+        rows = entries.rows[entries.starts[:-1]]
+        self._count(rows, accepted)
         self.tokens[: len(tokens)] = torch.from_numpy(np.where(is_number, tokens, NOT_A_NUMBER))
-        rows = torch.from_numpy(entries.rows)
-        self.last_sampled[rows] = torch.from_numpy(valid).to(self.last_sampled.device)
+        last = torch.tensor([tokens[-1] for tokens in accepted])
+        self.last_sampled[torch.from_numpy(rows)] = last.to(self.last_sampled.device)
 
     def _adjust_all(self, logits: Tensor, entries: Entries) -> None:
         """Change logits (n, vocab) in place where rows want it. Each entry of a row goes by the drafts before it."""
@@ -152,15 +152,12 @@ class CpuSampling:
         if state.stop_token_ids is not None and num_tokens - state.num_prompt_tokens < sampling.min_tokens:
             logits[state.stop_token_ids] = float("-inf")
 
-    def _count(self, tokens: NDArray[np.int64], entries: Entries) -> None:
+    def _count(self, rows: NDArray[np.int64], accepted: list[list[int]]) -> None:
         """Remember what was generated, for the rows with penalties."""
-        rows = entries.rows[entries.starts[:-1]]
-        if not any(state is not None and state.adjusts for state in map(self._rows.__getitem__, rows)):
-            return
-        for row, accepted in zip(rows, accepted_tokens(tokens.tolist(), entries), strict=True):
+        for row, tokens in zip(rows, accepted, strict=True):
             state = self._rows[row]
             if state is not None and state.adjusts:
-                for token in accepted:
+                for token in tokens:
                     state.count(token)
 
     # ------------------------------------------------------------------ drawing

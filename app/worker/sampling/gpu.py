@@ -11,7 +11,7 @@ from torch import Tensor
 from ...core.sampling import SamplingParams
 from ...core.step import NewRequest
 from ...kernels.gpu.sampling import RowMemory, SamplingTensors, Scratch, adjust, choose
-from ..batch import Entries
+from ..batch import NO_DRAFT, Entries
 
 _PARAMETERS: dict[str, tuple[type[np.generic], float]] = {
     "seed": (np.int64, 0),
@@ -25,39 +25,36 @@ _PARAMETERS: dict[str, tuple[type[np.generic], float]] = {
     "repetition": (np.float32, 1.0),
     "masked": (np.int32, 0),
 }
-"""What `SamplingTensors` has of each row: its kind, and what stands for padding."""
+"""What `SamplingTensors` has of each row, wherever it is: its kind, and what stands for padding."""
 
 
 class GpuSampling:
     """See `app.worker.sampling.base.Sampling`."""
 
-    follows_drafts = False
-
     def __init__(self, max_num_seqs: int, max_entries: int, vocab_size: int, device: torch.device) -> None:
         self.vocab_size = vocab_size
-        self._memory = RowMemory(max_num_seqs, vocab_size, device)
+        self._memory = RowMemory(max_num_seqs, max_entries, vocab_size, device)
         self.last_sampled = self._memory.last_sampled
         self.tokens = torch.zeros(max_entries, dtype=torch.int32, device=device)
         self._scratch = Scratch(max_entries, vocab_size, device)
         self._values: dict[str, NDArray[Any]] = {
             name: np.zeros(max_num_seqs, dtype=kind) for name, (kind, _) in _PARAMETERS.items()
         }
-        self._suppressed: dict[int, tuple[int, SamplingParams]] = {}
-        """Rows that may not stop yet, and the length at which they may."""
+        self._may_stop_at = np.zeros(max_num_seqs, dtype=np.int64)
+        """The length of each row at which it may stop."""
 
     def add(self, request: NewRequest) -> None:
         """See `Sampling.add`."""
         row, sampling = request.row, request.sampling
-        self._suppressed.pop(row, None)
         has_penalties = bool(
             sampling.presence_penalty or sampling.frequency_penalty or sampling.repetition_penalty != 1.0
         )
-        may_stop_at = request.num_prompt_tokens + (sampling.min_tokens if sampling.stop_token_ids else 0)
-        is_suppressed = len(request.token_ids) < may_stop_at
+        has_minimum = bool(sampling.min_tokens and sampling.stop_token_ids)
+        self._may_stop_at[row] = request.num_prompt_tokens + sampling.min_tokens if has_minimum else 0
         values: dict[str, float] = {
             "seed": sampling.seed,
             "top_k": sampling.top_k or self.vocab_size,
-            "adjusts": has_penalties or bool(sampling.logit_bias or sampling.grammar) or is_suppressed,
+            "adjusts": has_penalties or has_minimum or bool(sampling.logit_bias or sampling.grammar),
             "masked": bool(sampling.grammar),
             "temperature": sampling.temperature,
             "top_p": sampling.top_p,
@@ -72,9 +69,10 @@ class GpuSampling:
             return
         self._count(row, request)
         self._set_bias(row, sampling)
-        if is_suppressed:
-            self._suppressed[row] = may_stop_at, sampling
-            self._memory.bias[row, list(sampling.stop_token_ids)] = float("-inf")
+        if has_minimum:
+            stops = np.zeros(self._memory.stops.shape[1] * 32, dtype=np.uint8)
+            stops[list(sampling.stop_token_ids)] = 1
+            self._memory.stops[row] = torch.from_numpy(np.packbits(stops, bitorder="little").view(np.int32))
 
     def _count(self, row: int, request: NewRequest) -> None:
         """Tell the device which tokens are in the prompt and the output so far."""
@@ -92,37 +90,33 @@ class GpuSampling:
 
     def fields(self) -> dict[str, type[np.generic]]:
         """See `Sampling.fields`."""
-        return {"rows": np.int32, "positions": np.int32, **{name: kind for name, (kind, _) in _PARAMETERS.items()}}
+        own = ("rows", "positions", "may_not_stop", "drafts", "depths")
+        return dict.fromkeys(own, np.int32) | {name: kind for name, (kind, _) in _PARAMETERS.items()}
 
     def write(self, entries: Entries, to: Mapping[str, NDArray[Any]]) -> None:
         """See `Sampling.write`."""
-        self._let_stop(entries)
-        count = len(entries)
-        to["rows"][:count], to["rows"][count:] = entries.rows, -1
+        count, rows = len(entries), entries.rows
+        to["rows"][:count], to["rows"][count:] = rows, -1
         to["positions"][:count], to["positions"][count:] = entries.positions, 0
+        to["may_not_stop"][:count], to["may_not_stop"][count:] = entries.positions + 1 < self._may_stop_at[rows], 0
+        to["drafts"][:], to["depths"][:] = NO_DRAFT, 0
+        if entries.drafts is not None:
+            to["drafts"][:count], to["depths"][:count] = entries.drafts, entries.depths
         for name, (_, padding) in _PARAMETERS.items():
-            to[name][:count], to[name][count:] = self._values[name][entries.rows], padding
-
-    def _let_stop(self, entries: Entries) -> None:
-        """Lift what keeps rows from stopping, of those that are long enough now."""
-        if not self._suppressed:
-            return
-        for row, position in zip(entries.rows.tolist(), entries.positions.tolist(), strict=True):
-            if row in self._suppressed and position + 1 >= self._suppressed[row][0]:
-                self._set_bias(row, self._suppressed.pop(row)[1])
+            to[name][:count], to[name][count:] = self._values[name][rows], padding
 
     def draws(self, entries: Entries) -> bool:
         """See `Sampling.draws`."""
         rows = entries.rows
         return bool(self._values["temperature"][rows].any() or self._values["adjusts"][rows].any())
 
-    def mask(self, entries: Entries, at: list[int], words: NDArray[np.int32]) -> None:
-        """See `Sampling.mask`. The masks stay with their rows, whose `masked` says that they count."""
-        masks, rows = torch.from_numpy(words), torch.from_numpy(entries.rows[at])
+    def mask(self, at: list[int], words: NDArray[np.int32]) -> None:
+        """See `Sampling.mask`. Entries whose row has a grammar are `masked`, and get masks in each step."""
+        masks, places = torch.from_numpy(words), torch.tensor(at)
         memory = self._memory.masks
         if memory.is_cuda:
-            masks, rows = masks.pin_memory(), rows.pin_memory()
-        memory[rows.to(memory.device, non_blocking=True)] = masks.to(memory.device, non_blocking=True)
+            masks, places = masks.pin_memory(), places.pin_memory()
+        memory[places.to(memory.device, non_blocking=True)] = masks.to(memory.device, non_blocking=True)
 
     def sample(self, logits: Tensor, entries: Entries, numbers: Mapping[str, Tensor], *, draws: bool) -> None:  # noqa: ARG002
         """See `Sampling.sample`."""
