@@ -171,9 +171,8 @@ def test_a_step_of_decodes_and_chunks(
     assert error < TOLERANCE[dtype], error
 
 
-@pytest.mark.parametrize("config", [GROUPED, replace(GROUPED, v_head_dim=40, window=20, softcap=3.0)])
-@pytest.mark.xfail(strict=False, reason="some compilations of attention with int8 K/V give wrong numbers")
-def test_whole_numbers_of_8_bits_with_a_scale_for_each_token_and_head(config: AttentionConfig) -> None:
+def error_of_whole_numbers(config: AttentionConfig) -> float:
+    """The largest error of attention with K and V in int8, which keeps them exactly here."""
     torch.manual_seed(0)
     backend = CpuPagedBackend([config], 1)
     cache = LayerCache(config, *backend.allocate([config], NUM_BLOCKS, BLOCK, torch.int8, torch.device("cpu")))
@@ -182,13 +181,16 @@ def test_whole_numbers_of_8_bits_with_a_scale_for_each_token_and_head(config: At
     step = make_step(backend, config, cache, work, torch.float32, drawn_from_int8)
     backend.store(cache, step.k, step.v, step.metadata)
     actual = backend.attend(cache, step.q, step.metadata).double()
-    error = (actual - reference(step, config)).abs().max()
-    assert error < TOLERANCE[torch.float32], error
+    return float((actual - reference(step, config)).abs().max())
+
+
+@pytest.mark.parametrize("config", [GROUPED, replace(GROUPED, v_head_dim=40, window=20, softcap=3.0)])
+def test_whole_numbers_of_8_bits_with_a_scale_for_each_token_and_head(config: AttentionConfig) -> None:
+    assert error_of_whole_numbers(config) < TOLERANCE[torch.float32]
 
 
 @pytest.mark.parametrize("kv_dtype", [torch.float32, torch.int8])
 @pytest.mark.parametrize("window", [None, 20])
-@pytest.mark.xfail(strict=False, reason="some compilations of attention with int8 K/V give wrong numbers")
 def test_on_the_cpu_a_token_is_computed_alike_in_a_prompt_and_in_a_decode(
     window: int | None, kv_dtype: torch.dtype
 ) -> None:

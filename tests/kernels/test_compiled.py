@@ -34,6 +34,21 @@ def test_a_kept_kernel_is_not_compiled_again(tmp_path: Path) -> None:
     assert {file.name: file.stat().st_mtime_ns for file in tmp_path.iterdir()} == files
 
 
+ATTENTION = """
+import sys
+from pathlib import Path
+from app.kernels.cpu import compiled
+from tests.attention.test_backends import GROUPED, error_of_whole_numbers
+compiled.keep_in(Path(sys.argv[1]))
+assert error_of_whole_numbers(GROUPED) < 1e-4
+"""
+
+
+def test_kept_attention_is_as_right_as_when_it_was_compiled(tmp_path: Path) -> None:
+    for _ in range(2):
+        subprocess.run([sys.executable, "-c", ATTENTION, str(tmp_path)], check=True)
+
+
 OF_A_NUMBER = """
 import sys
 from pathlib import Path

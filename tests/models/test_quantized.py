@@ -151,7 +151,6 @@ def _are_those_of_each_alone(outputs: dict[str, list[RequestOutput]], folder: Pa
 
 
 @pytest.mark.parametrize("family", ["Llama", "GPTNeoX"])
-@pytest.mark.xfail(strict=False, reason="some compilations of attention with int8 K/V give wrong numbers")
 def test_k_and_v_are_kept_in_8_bits(family: str, tmp_path: Path) -> None:
     """By the decoder and on the generic path, which store them each in its own way."""
     model = write_checkpoint(family, (DECODER | GENERIC)[family], tmp_path)
@@ -237,7 +236,6 @@ def test_a_quantized_checkpoint_is_not_rounded_again(tmp_path: Path) -> None:
 
 @needs_kernel
 @pytest.mark.parametrize("kv_dtype", ["auto", "int8"])
-@pytest.mark.xfail(strict=False, reason="some compilations of attention with int8 K/V give wrong numbers")
 def test_a_stream_goes_on_with_its_own_text_behind_what_another_engine_has_said(kv_dtype: str, tmp_path: Path) -> None:
     """With default settings, in bfloat16: what is said becomes a prompt, and the rest is the same, token for token."""
     write_checkpoint("Llama", DECODER["Llama"], tmp_path)

@@ -17,6 +17,8 @@ import llvmlite
 import numba
 from llvmlite import ir
 from llvmlite.binding import add_symbol
+from numba import types
+from numba.core.compiler import Flags, compile_extra
 from numba.core.compiler_lock import global_compiler_lock
 from numba.core.registry import cpu_target
 from numba.core.runtime._nrt_python import c_helpers
@@ -34,8 +36,16 @@ class Entry(NamedTuple):
     """What keeps the code in memory."""
 
 
-Compile = Callable[[], Any]
-"""Compiles a function: gives what Numba makes of it, a `CompileResult`."""
+class Source(NamedTuple):
+    """What is compiled: a function that returns nothing."""
+
+    function: Callable[..., None]
+    arguments: tuple[Any, ...]
+    """Numba's types of them."""
+    fastmath: set[str]
+    """What LLVM may do to floating-point numbers."""
+
+
 Wrap = Callable[[ir.Module, str, ir.Function], None]
 """Adds a function of a name to a module, which calls a compiled function as Numba's functions are called."""
 
@@ -49,7 +59,7 @@ def keep_in(folder: Path) -> None:
     _Folder.path = folder
 
 
-def entry(name: str, compile_function: Compile, wrap: Wrap) -> Entry:
+def entry(name: str, source: Source, wrap: Wrap) -> Entry:
     """The function that `wrap` makes, from its file, or compiled. The name stands for all that it is made of."""
     with global_compiler_lock:
         target = cpu_target.target_context
@@ -60,7 +70,10 @@ def entry(name: str, compile_function: Compile, wrap: Wrap) -> Entry:
         symbol = f"{_NAME}_{key}"
         library = _read(codegen, key)
         if library is None:
-            library = _link(codegen, symbol, compile_function(), wrap)
+            # Numba makes the name in machine code of this one, of the types of arguments, and of a number that begins
+            # anew in each process. Code of several processes comes together: so it tells what is compiled in, too.
+            source.function.__qualname__ = f"of_{symbol}"
+            library = _compile(codegen, symbol, source, wrap)
             _write(key, library)
         return Entry(library.get_pointer_to_function(symbol), library)
 
@@ -72,14 +85,23 @@ def _add_symbols() -> None:
         add_symbol(name if name.startswith("_") else f"NRT_{name}", address)
 
 
-def _link(codegen: Any, symbol: str, compiled: Any, wrap: Wrap) -> Any:
-    """One library of a function and the one that calls it."""
+def _compile(codegen: Any, symbol: str, source: Source, wrap: Wrap) -> Any:
+    """One library of a function and the one that calls it, of which machine code is made once.
+
+    Making machine code changes a module in place: addresses that are whole numbers become offsets from null. LLVM takes
+    reading and writing there for impossible if it optimizes the module again, with what calls it.
+    """
     library = codegen.create_library(symbol)
     library.enable_object_caching()
-    library.add_linking_library(compiled.library)
+    flags: Any = Flags()  # its attributes are made when it is imported
+    cpu_target.options.parse_as_flags(flags, {"nopython": True, "error_model": "numpy", "fastmath": source.fastmath})
+    flags.no_compile = flags.no_cpython_wrapper = flags.no_cfunc_wrapper = True
+    typing, target = cpu_target.typing_context, cpu_target.target_context
+    arguments = (typing, target, source.function, source.arguments, types.none)
+    description = compile_extra(*arguments, flags, locals={}, library=library).fndesc
     module = library.create_ir_module(symbol)
-    kind = compiled.target_context.call_conv.get_function_type(compiled.fndesc.restype, compiled.fndesc.argtypes)
-    wrap(module, symbol, ir.Function(module, kind, compiled.fndesc.llvm_func_name))
+    kind = target.call_conv.get_function_type(description.restype, description.argtypes)
+    wrap(module, symbol, ir.Function(module, kind, description.llvm_func_name))
     library.add_ir_module(module)
     library.finalize()
     return library

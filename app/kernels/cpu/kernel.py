@@ -22,7 +22,7 @@ from numba import types
 from torch import Tensor
 
 from . import compiled, team
-from .compiled import Entry
+from .compiled import Entry, Source
 from .numerics import FAST
 
 log = logging.getLogger(__name__)
@@ -105,18 +105,9 @@ class Kernel:
             of_thread.recorder.add(code.address, words, described, tasks, pieces)
 
     def _compile(self, kinds: tuple[Hashable, ...]) -> Entry:
-        name = f"{self._name} {kinds}"
-
-        def compile_function() -> Any:
-            # Numba makes the name in machine code of this one, of the types of arguments, and of a number that begins
-            # anew in each process. Code of several processes comes together: so it tells what is compiled in, too.
-            self._source.__qualname__ = f"kernel_{hashlib.sha256(name.encode()).hexdigest()[:24]}"
-            function = numba.njit(nogil=True, fastmath=FAST, error_model="numpy")(self._source)
-            signature = types.int64, types.int64, *map(_numba_type, kinds)
-            function.compile(signature)
-            return function.overloads[signature]
-
-        self._entries[kinds] = team.entry(name, compile_function)
+        arguments = types.int64, types.int64, *map(_numba_type, kinds)
+        source = Source(self._source, arguments, FAST)
+        self._entries[kinds] = team.entry(f"{self._name} {kinds}", source)
         return self._entries[kinds]
 
 

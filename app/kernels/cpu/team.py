@@ -16,7 +16,6 @@ from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numba
 import torch
 from llvmlite import ir
 from numba import types
@@ -24,7 +23,7 @@ from numba.core import cgutils
 from numba.extending import intrinsic
 
 from . import compiled
-from .compiled import Compile, Entry
+from .compiled import Entry, Source
 from .emitter import I32, I64
 
 log = logging.getLogger(__name__)
@@ -40,14 +39,14 @@ _SPINS = 64
 """How often a thread looks for work before it lets other programs have its core for a moment."""
 
 
-def entry(name: str, compile_function: Compile) -> Entry:
+def entry(name: str, source: Source) -> Entry:
     """A way into a function that takes `begin`, `end` and arguments, which reads these from words: it takes begin, end,
     and the words' address, and gives 0 if all went well.
 
     An array is 5 words, then its shape and its strides: two of Numba's own, the number of numbers, their size, and the
     address. Other arguments are one word each. The name stands for all that the function is made of.
     """
-    return compiled.entry(name, compile_function, _read_words)
+    return compiled.entry(name, source, _read_words)
 
 
 def _read_words(module: ir.Module, name: str, function: ir.Function) -> None:
@@ -106,13 +105,7 @@ class _Code(NamedTuple):
 @cache
 def _code() -> _Code:
     """`_take_part` as a function of C."""
-
-    def compile_function() -> Any:
-        function = numba.njit(nogil=True)(_take_part)
-        function.compile((_WORDS_AT,))
-        return function.overloads[(_WORDS_AT,)]
-
-    made = compiled.entry("_take_part", compile_function, _take_plan)
+    made = compiled.entry("_take_part", Source(_take_part, (_WORDS_AT,), set()), _take_plan)
     return _Code(made, ctypes.CFUNCTYPE(None, ctypes.c_void_p)(made.address))
 
 
