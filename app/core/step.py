@@ -155,6 +155,9 @@ class Limits:
     """Numbers of tokens that steps with prompts are filled up to, ascending; none if a step takes what it has."""
     chunked_prefill: bool = True
     """Whether a prompt may be computed in several steps."""
+    has_states: bool = False
+    """Whether rows keep states, which no block table tells of: a request cannot start behind cached tokens, and what it
+    has computed cannot be taken back, as drafts would have to be."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -202,7 +202,7 @@ class Scheduler(RequestBatch):
             if count > prompt_budget:
                 if self.chunked_prefill:
                     count = prompt_budget
-                elif step.rows:
+                elif step.new_requests:
                     break
             if not self.kv.has_room(request, num_cached, promised):
                 break

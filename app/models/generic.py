@@ -4,6 +4,7 @@ transformers lets a library register an attention function, which every model th
 keys, and its values. The model's code is unchanged; it reads one row of tokens, and keeps no cache of its own.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -19,7 +20,9 @@ from ..attention.layer import Attention
 from ..checkpoint.folder import ModelFolder
 from ..errors import ModelError
 from ..layers.methods import Methods
+from ..layers.recurrent import StatePart, step_of
 from .fusion import fuse
+from .recurrent import keep_states
 from .stored import finish_stored, load_pretrained
 from .weights import refuse_unmatched
 
@@ -29,7 +32,10 @@ _LONGEST_QUOTE = 200
 """Characters of an error of transformers' that are shown."""
 _MIXING_ROPES = {"longrope", "dynamic"}
 """Rotary embeddings whose rotation of a token depends on the longest request in the batch."""
-_CAUSAL_LAYERS = {"full_attention", "sliding_attention", "attention"}
+_ATTENDING = {"full_attention", "sliding_attention", "attention", "hybrid", "hybrid_sliding"}
+_KEEPING_STATES = {"linear_attention", "conv", "hybrid", "hybrid_sliding"}
+_NEITHER = {"mlp", "moe"}
+"""transformers' names for kinds of layers."""
 _CHANGES_SCORES = ("s_aux", "position_bias", "alibi", "cross_attention_kv")
 """Options of transformers' attention calls that change the result, and that no backend here supports."""
 
@@ -104,9 +110,22 @@ class _BodyOutput:
 
 
 class _FixedHidden(nn.Module):
-    """Stands in the place of a causal model's body, and returns hidden states that were computed before."""
+    """Stands in the place of a causal model's body, and returns hidden states that were computed before.
+
+    What else the head reads of it, such as a factor, is the body's. But it has no part that could be called.
+    """
 
     hidden: Tensor
+
+    def __init__(self, body: nn.Module) -> None:
+        super().__init__()
+        self._body = (body,)  # in a tuple, so that it is no submodule
+
+    def __getattr__(self, name: str) -> Any:
+        value = getattr(self._body[0], name)
+        if isinstance(value, nn.Module):
+            raise AttributeError(name)
+        return value
 
     def forward(self, *_args: Any, **_options: Any) -> _BodyOutput:
         return _BodyOutput(self.hidden)
@@ -122,13 +141,19 @@ class GenericModel(nn.Module):
         super().__init__()
         self.vocab_size = int(model.get_output_embeddings().weight.shape[0])
         self.body = getattr(model, model.base_model_prefix)
-        self.fixed = _FixedHidden()
+        self.fixed = _FixedHidden(self.body)
         setattr(model, model.base_model_prefix, self.fixed)
         self.head = model
+        self.continues_prompts = True
+        """Whether a prompt may be computed in several pieces."""
 
-    def forward(self, input_ids: Tensor, positions: Tensor) -> Tensor:
-        """Hidden states after the last norm (tokens, hidden_size), for input_ids and positions (tokens,)."""
-        out = self.body(input_ids=input_ids[None], position_ids=positions[None], use_cache=False)
+    def forward(self, input_ids: Tensor, positions: Tensor, parts: Sequence[StatePart] = ()) -> Tensor:
+        """Hidden states after the last norm (tokens, hidden_size), for input_ids and positions (tokens,).
+
+        `parts`: what layers that keep states compute at once.
+        """
+        with step_of(parts):
+            out = self.body(input_ids=input_ids[None], position_ids=positions[None], use_cache=False)
         hidden: Tensor = out.last_hidden_state[0]
         return hidden
 
@@ -171,8 +196,6 @@ def _load(folder: ModelFolder, methods: Methods, config: Any, dtype: torch.dtype
     model, info = load_pretrained(AutoModelForCausalLM, folder, methods, config, dtype, attn_implementation=_NAME)
     refuse_unmatched(folder, info)
     finish_stored(model)
-    if getattr(model, "_is_stateful", False):
-        raise ModelError(f"{config.model_type} keeps a recurrent state, which is not supported")
     return model
 
 
@@ -191,14 +214,35 @@ def _split(model: Any) -> GenericModel:
         in_two = None
     if in_two is None or not torch.equal(whole, in_two):
         raise ModelError(f"{kind} is not a body and a head, and cannot be run as these")
+    with forward_context(ForwardContext(_NoAttention(), None)):
+        _keep_states(generic, model.config.get_text_config(), tokens, positions)
+    return generic
+
+
+def _keep_states(generic: GenericModel, config: Any, tokens: Tensor, positions: Tensor) -> None:
+    """Have layers keep their states. ModelError if tokens are mixed by others than these, and by attention."""
+    kind, types = config.model_type, _layer_types(config)
+    expected = sum(name in _ATTENDING for name in types)
     num_layers = sum(isinstance(module, Attention) for module in generic.modules())
-    expected = model.config.get_text_config().num_hidden_layers
     if num_layers != expected:
         raise ModelError(
             f"{kind}: {num_layers} of {expected} layers attend through transformers' "
             "attention interface; the others cannot be given a paged cache"
         )
-    return generic
+    if expected := sum(name in _KEEPING_STATES for name in types):
+        keepers = keep_states(generic.body, tokens[None], positions[None])
+        if len(keepers) != expected:
+            raise ModelError(
+                f"{kind}: {len(keepers)} of {expected} layers keep their states in transformers' cache; "
+                "the others cannot be given any"
+            )
+        different = {type(keeper.module): keeper for keeper in keepers}  # modules of one class are alike in this
+        generic.continues_prompts = all(keeper.continues_prompts() for keeper in different.values())
+
+
+def _layer_types(config: Any) -> list[str]:
+    """transformers' names for the kinds of a model's layers."""
+    return getattr(config, "layer_types", None) or ["full_attention"] * config.num_hidden_layers
 
 
 def _refuse_unsupported(config: Any) -> None:
@@ -208,7 +252,7 @@ def _refuse_unsupported(config: Any) -> None:
     config = config.get_text_config()  # of a multimodal model, Paceline runs the part on text
     if getattr(config, "alibi", False):
         raise ModelError(f"{kind} with ALiBi positions is not supported")
-    if unknown := set(getattr(config, "layer_types", None) or ()) - _CAUSAL_LAYERS:
+    if unknown := set(_layer_types(config)) - _ATTENDING - _KEEPING_STATES - _NEITHER:
         raise ModelError(f"{kind} has layers of type {', '.join(sorted(unknown))}, which are not supported")
     parameters = getattr(config, "rope_parameters", None) or {}
     for rope in (parameters, *(p for p in parameters.values() if isinstance(p, dict))):

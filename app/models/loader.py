@@ -17,6 +17,7 @@ from ..errors import ModelError
 from ..layers.linear import Choice, Linear, attach, change
 from ..layers.methods import choose
 from ..layers.methods.plain import PLAIN
+from ..layers.recurrent import Recurrent
 from ..settings import ModelSettings
 from .decoder import Decoder
 from .weights import has_own_head, load_weights
@@ -35,6 +36,10 @@ class LoadedModel:
     impl: str
     vocab_size: int
     attention_layers: list[Attention]
+    recurrent_layers: list[Recurrent]
+    """In order."""
+    continues_prompts: bool
+    """Whether a prompt may be computed in several steps."""
 
 
 def load_model(
@@ -61,7 +66,9 @@ def load_model(
         model = load_generic(folder, methods, dtype, device)
         change(model, PLAIN, methods.plain)
     layers = [module for module in model.modules() if isinstance(module, Attention)]
-    return LoadedModel(model.eval().requires_grad_(False), used, model.vocab_size, layers)
+    recurrent = [module for module in model.modules() if isinstance(module, Recurrent)]
+    continues = used == "decoder" or model.continues_prompts
+    return LoadedModel(model.eval().requires_grad_(False), used, model.vocab_size, layers, recurrent, continues)
 
 
 def _try_decoder(

@@ -22,8 +22,9 @@ from .batch import InputBatch
 from .draft_model import DraftModel
 from .execution import Eager, Execution
 from .kv_storage import bind_kv_cache, group_layers
-from .model_state import NoState
-from .resolve import Resolved, resolve, resolve_blocks
+from .model_state import ModelState, NoState
+from .recurrent_states import RecurrentStates
+from .resolve import Resolved, resolve, resolve_blocks, resolve_states
 from .runner import ModelRunner
 from .sampling.base import Sampling
 
@@ -37,6 +38,10 @@ def build_worker(settings: Settings, path: Path) -> BuiltWorker:
     clock.lap("resolve")
     try:
         loaded = load_model(folder, settings, resolved.dtype, resolved.device, resolved.limits.max_model_len)
+        if loaded.recurrent_layers and settings.drafts_by_model:
+            raise StartupError(
+                "draft_model: the model keeps recurrent states, which cannot go back behind wrong drafts"
+            )
         draft = _load_draft_model(settings, resolved, loaded.vocab_size) if settings.drafts_by_model else None
         clock.lap("load_weights")
         worker, limits = _build_runner(settings, resolved, loaded, draft, path, clock)
@@ -67,6 +72,8 @@ def _load_draft_model(settings: Settings, resolved: Resolved, vocab_size: int) -
         raise StartupError(f"draft_model: its vocabulary has {draft.vocab_size:,} tokens, the model's {vocab_size:,}")
     if any((layer.config.window or sys.maxsize) < length for layer in draft.attention_layers):
         raise StartupError("draft_model: its layers have sliding windows, which draft models may not have")
+    if draft.recurrent_layers:
+        raise StartupError("draft_model: it keeps recurrent states, which draft models may not")
     return draft
 
 
@@ -79,6 +86,9 @@ def _build_runner(
     clock: "_PhaseClock",
 ) -> tuple[Worker, Limits]:
     """Put a runner together, give it its KV blocks, and have it do all that is done once."""
+    bytes_of_row = sum(layer.bytes_of_slot for layer in loaded.recurrent_layers)
+    if bytes_of_row:
+        resolved = replace(resolved, limits=resolve_states(settings, resolved, bytes_of_row, loaded.continues_prompts))
     device, limits = resolved.device, resolved.limits
     layers = loaded.attention_layers + (draft.attention_layers if draft else [])
     chosen = choose_backend(settings.attention_backend, device, resolved.dtype, resolved.kv_dtype)
@@ -87,10 +97,15 @@ def _build_runner(
 
     def make_runner(model: LoadedModel, tables_of: InputBatch | None = None) -> ModelRunner:
         backend = chosen.make([layer.config for layer in model.attention_layers], len(groups))
-        execution, sampling = _execution(chosen.recordable, limits, backend, model.vocab_size, max_entries, device)
+        # A step that is recorded runs several times before it counts, and states would go on each time.
+        recordable = "nothing" if model.recurrent_layers else chosen.recordable
+        execution, sampling = _execution(recordable, limits, backend, model.vocab_size, max_entries, device)
+        state: ModelState = NoState()
+        if model.recurrent_layers:
+            state = RecurrentStates(model.recurrent_layers, limits.max_num_seqs, device)
         return ModelRunner(
             loaded=model,
-            state=NoState(),
+            state=state,
             backend=backend,
             execution=execution,
             sampling=sampling,
@@ -107,7 +122,7 @@ def _build_runner(
     bind_kv_cache(groups, [1] * len(groups), *storage)  # to measure without
     memory = runner.measure_memory()
     clock.lap("measure_memory")
-    limits = resolve_blocks(settings, resolved, groups, memory)
+    limits = resolve_blocks(settings, resolved, groups, memory, limits.max_num_seqs * bytes_of_row)
     bind_kv_cache(groups, [group.num_blocks for group in limits.groups], *storage)
     clock.lap("allocate_kv_cache")
     runner.prepare()

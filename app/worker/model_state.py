@@ -1,10 +1,8 @@
 """What a kind of model does beside tokens."""
 
-from typing import Protocol
+from typing import Any, Protocol
 
-from torch import Tensor
-
-from ..attention.step import StepShape
+from ..attention.step import StepInput, StepShape
 from ..core.step import NewRequest
 
 
@@ -12,15 +10,15 @@ class ModelState(Protocol):
     """What a model keeps of each row beside K and V, and reads in each step beside token ids and positions.
 
     An encoder's output, the embeddings of images, a recurrent state, the slot of an adapter: each is a state of its
-    own. What has to differ between steps lies in memory on the device that does not move, for the sake of CUDA graphs.
+    own. Where steps are recorded, what differs between them lies in memory on the device that does not move.
     """
 
     def add(self, request: NewRequest) -> None:
         """Give a row to a request; whoever had it is gone."""
         ...
 
-    def inputs(self, shape: StepShape) -> dict[str, Tensor]:
-        """Arguments of the model's `forward` beside token ids and positions, for a step of a shape."""
+    def inputs(self, step: StepInput, shape: StepShape) -> dict[str, Any]:
+        """Arguments of the model's `forward` beside token ids and positions, for a step that is padded to a shape."""
         ...
 
 
@@ -30,6 +28,6 @@ class NoState:
     def add(self, request: NewRequest) -> None:
         """See `ModelState.add`."""
 
-    def inputs(self, shape: StepShape) -> dict[str, Tensor]:  # noqa: ARG002
+    def inputs(self, step: StepInput, shape: StepShape) -> dict[str, Any]:  # noqa: ARG002
         """See `ModelState.inputs`."""
         return {}

@@ -8,7 +8,7 @@ import os
 import re
 from bisect import bisect_right
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import psutil
@@ -35,6 +35,8 @@ _FALLBACK_LENGTH = 2048
 _KV_SHARE_OF_MEMORY = 0.5
 """Of a computer's memory that is free once the weights are loaded, at most. The rest is for activations, and for other
 programs."""
+_SHARE_OF_STATES = 0.5
+"""Of the memory for what requests keep, at most; the rest is for KV blocks."""
 _SHARE_OF_CONTEXT = 1 / 8
 _LEAST_OF_CONTEXT = 1024
 """On a CPU, each of `max_num_seqs` requests can have this share of the context, and at least so many tokens: few are
@@ -118,10 +120,44 @@ def _max_model_len(settings: Settings, folder: ModelFolder) -> int:
     return length
 
 
-def resolve_blocks(settings: Settings, resolved: Resolved, groups: Sequence[LayerGroup], memory: StepMemory) -> Limits:
+def resolve_states(settings: Settings, resolved: Resolved, bytes_of_row: int, continues_prompts: bool) -> Limits:
+    """Decide how many rows keep recurrent states, and how prompts are computed; call it when the weights are loaded.
+
+    StartupError if so many requests as are asked for cannot keep theirs.
+    """
+    limits = resolved.limits
+    size = settings.kv_cache_memory or _memory_to_keep(settings, resolved.device)
+    most = max(1, int(size * _SHARE_OF_STATES) // bytes_of_row)
+    rows = min(limits.max_num_seqs, most)
+    if settings.max_num_seqs and rows < settings.max_num_seqs:
+        raise StartupError(
+            f"max_num_seqs: the recurrent states of {settings.max_num_seqs} requests take "
+            f"{settings.max_num_seqs * bytes_of_row / 2**30:.2f} GiB, and there is memory for those of {most}"
+        )
+    log.info("recurrent states of %d requests (%.2f GiB)", rows, rows * bytes_of_row / 2**30)
+    log.info("no prefix caching and no drafts: recurrent states cannot be shared, nor go back")
+    limits = replace(limits, max_num_seqs=rows, has_states=True)
+    if continues_prompts:
+        return limits
+    most_tokens = max(limits.max_num_batched_tokens, limits.max_model_len + rows)
+    log.info("prompts are computed whole, and a step has up to %d tokens: the model cannot take in pieces", most_tokens)
+    return replace(limits, chunked_prefill=False, max_num_batched_tokens=most_tokens)
+
+
+def _memory_to_keep(settings: Settings, device: torch.device) -> int:
+    """Bytes for what requests keep, if steps took nothing."""
+    free = _free_memory(device)
+    if device.type == "cpu":
+        return int(free * _KV_SHARE_OF_MEMORY)
+    return _gpu_memory_left(settings, device, free, StepMemory(0, 0))
+
+
+def resolve_blocks(
+    settings: Settings, resolved: Resolved, groups: Sequence[LayerGroup], memory: StepMemory, states: int = 0
+) -> Limits:
     """Decide on the KV blocks; call it when the weights are loaded. StartupError if they do not suffice.
 
-    `memory`: what steps take, as measured.
+    `memory`: what steps take, as measured; `states`: bytes of recurrent states, which are allocated.
     """
     limits, block_size = resolved.limits, settings.block_size
     most = [g.most_blocks(block_size, limits.max_num_seqs, limits.max_num_batched_tokens) for g in groups]
@@ -136,17 +172,20 @@ def resolve_blocks(settings: Settings, resolved: Resolved, groups: Sequence[Laye
     if settings.num_kv_blocks:
         num_blocks, reason = settings.num_kv_blocks, "as set"
     elif settings.kv_cache_memory:
-        num_blocks, reason = fitting(settings.kv_cache_memory), "of kv_cache_memory"
+        num_blocks, reason = fitting(settings.kv_cache_memory - states), "of kv_cache_memory"
     else:
         free = _free_memory(resolved.device)
         if resolved.device.type == "cuda":
             usable, enough = _gpu_memory_left(settings, resolved.device, free, memory), useful
         else:
-            usable, enough = int(free * _KV_SHARE_OF_MEMORY), _enough_on_a_cpu(limits, block_size)
+            # States take memory only when they are written to.
+            usable, enough = int(free * _KV_SHARE_OF_MEMORY) - states, _enough_on_a_cpu(limits, block_size)
         num_blocks = min(enough, fitting(usable))
         reason = f"of the {free / 2**30:.1f} GiB that are free"
         if num_blocks == enough:
             reason = f"for {limits.max_num_seqs} requests of {enough // limits.max_num_seqs * block_size} tokens"
+    if not groups:
+        return limits
     sizes = size_groups(groups, num_blocks, most)
     log.info(
         "%s KV blocks of %d tokens in %s (%.2f GiB, %s)",

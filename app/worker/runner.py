@@ -180,7 +180,7 @@ class ModelRunner:
         input_ids = torch.where(sampled_by >= 0, sampled, numbers["input_ids"])
         metadata = self.backend.metadata(batch, shape, numbers, self._buffer.block_tables)
         with forward_context(ForwardContext(self.backend, metadata)):
-            hidden = self.model(input_ids, numbers["positions"].long(), **self.state.inputs(shape))
+            hidden = self.model(input_ids, numbers["positions"].long(), **self.state.inputs(batch, shape))
         if self._hidden is None:
             self._hidden = hidden.new_zeros(self.execution.largest.tokens, hidden.shape[-1])
         self._hidden[: shape.tokens].copy_(hidden)

@@ -83,8 +83,71 @@ GENERIC: dict[str, dict[str, Any]] = {
 }
 """Families that only transformers knows."""
 
+_MOE = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32}
+_LINEAR = {
+    "layer_types": ["linear_attention", "full_attention", "linear_attention"],
+    "head_dim": 16,
+    "linear_conv_kernel_dim": 4,
+    "linear_key_head_dim": 16,
+    "linear_value_head_dim": 16,
+    "linear_num_key_heads": 2,
+    "linear_num_value_heads": 4,
+}
+_LATENT = {  # attention by latent vectors, with one group of experts
+    "kv_lora_rank": 16,
+    "qk_nope_head_dim": 16,
+    "qk_rope_head_dim": 8,
+    "v_head_dim": 16,
+    "num_key_value_heads": 4,
+    "n_group": 1,
+    "topk_group": 1,
+}
+_CONV = {"layer_types": ["conv", "full_attention", "conv"]}
+_MAMBA2 = {"mamba_n_heads": 4, "mamba_d_head": 32, "mamba_d_state": 16, "mamba_n_groups": 1, "mamba_chunk_size": 16}
+_ZAMBA = {"layers_block_type": ["mamba", "hybrid", "mamba", "hybrid"], "num_hidden_layers": 4, "attention_head_dim": 32}
+
+RECURRENT: dict[str, dict[str, Any]] = {
+    "Mamba": {"state_size": 8},
+    "FalconMamba": {"state_size": 8},
+    "Mamba2": {"state_size": 16, "num_heads": 4, "head_dim": 32, "n_groups": 1, "chunk_size": 16},
+    "Jamba": {**_MOE, "attn_layer_period": 3, "attn_layer_offset": 1, "mamba_d_state": 8, "mamba_dt_rank": 8},
+    "Bamba": {**_MAMBA2, "attn_layer_indices": [1], "head_dim": 16},
+    "FalconH1": {**_MAMBA2, "mamba_d_ssm": 128, "head_dim": 16},
+    "GraniteMoeHybrid": {
+        **_MAMBA2,
+        "layer_types": ["mamba", "attention", "mamba"],
+        "num_local_experts": 4,
+        "num_experts_per_tok": 2,
+        "shared_intermediate_size": 32,
+    },
+    "NemotronH": {
+        "layers_block_type": ["mamba", "attention", "mlp", "mamba"],
+        "num_hidden_layers": 4,
+        "mamba_num_heads": 4,
+        "mamba_head_dim": 32,
+        "ssm_state_size": 16,
+        "n_groups": 1,
+        "chunk_size": 16,
+        "head_dim": 16,
+    },
+    "Zamba": {**_ZAMBA, "mamba_d_state": 8, "mamba_dt_rank": 8, "n_mamba_heads": 2, "num_key_value_heads": 4},
+    "Zamba2": {**_ZAMBA, "num_mem_blocks": 1, "mamba_d_state": 16, "mamba_ngroups": 1, "n_mamba_heads": 4}
+    | {"chunk_size": 16, "use_mem_rope": True},
+    "Lfm2": {**_CONV, "block_ff_dim": 112},
+    "Lfm2Moe": {**_CONV, **_MOE, "num_dense_layers": 1},
+    "Lfm3": {"layer_types": ["conv", "full_attention", "sliding_attention"], "head_dim": 16, **_WINDOW},
+    "Qwen3Next": {**_LINEAR, **_MOE, "shared_expert_intermediate_size": 32},
+    "Qwen3_5Text": _LINEAR,
+    "Qwen3_5MoeText": {**_LINEAR, **_MOE, "shared_expert_intermediate_size": 32},
+    "OlmoHybrid": _LINEAR,
+    "KimiLinear": {**_LINEAR, **_LATENT, **_MOE, "linear_head_dim": 16, "linear_num_heads": 4},
+    "BailingHybrid": {**_LINEAR, **_LATENT, **_MOE, "num_local_experts": 4, "first_k_dense_replace": 1},
+}
+"""Families with layers that keep states."""
+
 REFUSED: dict[str, tuple[dict[str, Any], str]] = {
-    "Mamba": ({}, "layers of type"),
+    "RecurrentGemma": ({"lru_width": 64}, "layers"),
+    "Zaya": ({"head_dim": 16, "num_experts": 4, "router_hidden_size": 16}, "keeps a state"),
     "Bloom": ({"n_layer": 3, "n_head": 4}, "attention interface"),
     "GptOss": ({"num_local_experts": 4, "head_dim": 16}, "s_aux"),
     "DiffLlama": ({}, "a layer that attends several times in a pass"),

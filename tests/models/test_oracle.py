@@ -42,16 +42,18 @@ def make_engine(folder: Path, settings: Settings, overlap: bool = True) -> Engin
     """An engine with chunks of 24 tokens and memory for about two requests."""
     built = build_worker(settings, folder)
     pacer = ChunkPacer(0.02, BLOCK_SIZE, 24)
-    groups = built.limits.groups
-    if all(group.window for group in groups):  # windows alone would hold all of them at once
+    limits = built.limits
+    groups = limits.groups
+    if groups and all(group.window for group in groups):  # windows alone would hold all of them at once
         groups = tuple(KVGroup(NUM_WINDOW_BLOCKS, group.window) for group in groups)
     scheduler = Scheduler(
-        KVCache(groups, BLOCK_SIZE, 24),
+        KVCache(groups, BLOCK_SIZE, 24, prefix_caching=not limits.has_states),
         pacer,
         Alone(pacer),
         max_num_seqs=8,
         max_num_batched_tokens=24,
         max_model_len=MAX_MODEL_LEN,
+        chunked_prefill=limits.chunked_prefill,
     )
     return EngineCore(scheduler, built.worker, overlap)
 

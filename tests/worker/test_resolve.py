@@ -7,11 +7,12 @@ import pytest
 import torch
 
 from app.core.step import Limits
+from app.errors import StartupError
 from app.settings import Settings
 from app.worker import resolve
 from app.worker.execution import StepMemory
 from app.worker.kv_storage import LayerGroup
-from app.worker.resolve import Resolved, _free_memory, _usable_cpus, resolve_blocks
+from app.worker.resolve import Resolved, _free_memory, _usable_cpus, resolve_blocks, resolve_states
 
 
 @pytest.mark.parametrize(
@@ -56,3 +57,18 @@ def test_kv_blocks_on_a_cpu_are_those_that_its_requests_can_use(
     groups = [LayerGroup(layers=[], window=None, block_bytes=2**20)]
     (group,) = resolve_blocks(Settings(), resolved, groups, StepMemory(0, 0)).groups
     assert group.num_blocks == blocks
+
+
+def test_states_take_half_of_the_memory_at_most(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(resolve, "_free_memory", lambda _device: 64 * 2**20)  # half of it is for what requests keep
+    limits = Limits(groups=(), max_model_len=4096, max_num_seqs=64, max_num_batched_tokens=512, max_itl=0.2)
+    resolved = Resolved(torch.device("cpu"), torch.bfloat16, torch.bfloat16, limits)
+    few = resolve_states(Settings(), resolved, 2**20, True)
+    assert (few.max_num_seqs, few.max_num_batched_tokens, few.chunked_prefill) == (16, 512, True)
+    whole = resolve_states(Settings(), resolved, 2**10, False)
+    assert (whole.max_num_seqs, whole.max_num_batched_tokens, whole.chunked_prefill) == (64, 4160, False)
+    with pytest.raises(StartupError, match="max_num_seqs: the recurrent states of 64 requests"):
+        resolve_states(Settings(max_num_seqs=64), resolved, 2**20, True)
+    groups = [LayerGroup(layers=[], window=None, block_bytes=2**20)]
+    (group,) = resolve_blocks(Settings(), resolved, groups, StepMemory(0, 0), 16 * 2**20).groups
+    assert group.num_blocks == 16

@@ -51,7 +51,7 @@ class CpuPagedBackend:
 
     def __init__(self, configs: Sequence[AttentionConfig], num_groups: int) -> None:
         """`configs`: of all layers."""
-        largest_group = max(config.num_heads // config.num_kv_heads for config in configs)
+        largest_group = max((config.num_heads // config.num_kv_heads for config in configs), default=1)
         self._tile_tokens = max(2, _AT_ONCE // math.gcd(_AT_ONCE, largest_group))
         """Most tokens of a tile, whose query heads can be divided into groups of that size."""
         self._slots = [f"slots of group {group}" for group in range(num_groups)]

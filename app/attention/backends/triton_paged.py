@@ -61,12 +61,12 @@ class TritonPagedBackend:
 
     def __init__(self, configs: list[AttentionConfig], num_groups: int) -> None:
         """`configs`: of all layers."""
-        largest_group = max(config.num_heads // config.num_kv_heads for config in configs)
+        largest_group = max((config.num_heads // config.num_kv_heads for config in configs), default=1)
         self._tile_tokens = max(1, _QUERIES_OF_A_TILE // largest_group)
         """Most tokens of a tile."""
         self._decodes_at_once = max(1, DECODE_QUERIES // largest_group)
         """Most decodes of a row that are taken together."""
-        self._num_kv_heads = min(config.num_kv_heads for config in configs)
+        self._num_kv_heads = min((config.num_kv_heads for config in configs), default=1)
         self._slots = [f"slots of group {group}" for group in range(num_groups)]
 
     def fields(self, shape: StepShape) -> dict[str, int]:
