@@ -34,7 +34,7 @@ class Entries:
     @property
     def depths(self) -> Ints:
         """(entries,): the number of drafts before each, of its row."""
-        return np.arange(len(self)) - np.repeat(self.starts[:-1], np.diff(self.starts))
+        return np.arange(len(self)) - np.repeat(self.starts[:-1], self.starts[1:] - self.starts[:-1])
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -192,14 +192,14 @@ class InputBatch:
             rows, last = batch.rows[samples], batch.query_starts[1:][samples] - 1
             return Entries(rows, batch.seq_lens[samples] - 1, last, batch.order[samples], np.arange(len(rows) + 1))
         rows = batch.rows[samples]  # each is one token
-        firsts = np.flatnonzero(np.diff(rows, prepend=-1))
+        ends = np.flatnonzero(np.append(rows[1:] != rows[:-1], True)) + 1
         return Entries(
             rows=rows,
             positions=batch.positions[samples],
             logits_at=samples,
-            order=batch.order[samples[firsts]],
-            starts=np.append(firsts, len(samples)),
-            drafts=np.concatenate([[*drafts.get(row, ()), NO_DRAFT] for row in rows[firsts].tolist()]),
+            order=batch.order[samples[ends - 1]],
+            starts=np.append(0, ends),
+            drafts=np.concatenate([[*drafts.get(row, ()), NO_DRAFT] for row in rows[ends - 1].tolist()]),
         )
 
     def prompt_targets(self, batch: StepInput) -> list[PromptTargets]:

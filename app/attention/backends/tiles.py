@@ -11,12 +11,13 @@ def count_decodes(rows: Ints, most: int) -> Ints:
 
     rows (decodes,): of each. Returns (decodes,): at the first of those that are taken together their number, else 0.
     """
-    firsts = np.flatnonzero(np.diff(rows, prepend=-1))
-    if len(firsts) == len(rows):
+    ends = np.flatnonzero(np.append(rows[1:] != rows[:-1], True)) + 1
+    if len(ends) == len(rows):
         return np.ones_like(rows)
-    lengths = np.diff(firsts, append=len(rows))
-    places = np.arange(len(rows)) - np.repeat(firsts, lengths)
-    left = np.repeat(lengths, lengths) - places
+    lengths = ends.copy()
+    lengths[1:] -= ends[:-1]
+    left = np.repeat(ends, lengths) - np.arange(len(rows))
+    places = np.repeat(lengths, lengths) - left
     return np.where(places % most == 0, np.minimum(left, most), 0)
 
 
