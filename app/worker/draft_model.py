@@ -7,17 +7,18 @@ total variation distance of their distributions (Daliri et al., "Coupling withou
 It computes nothing for rows without drafts. What it has not seen of a row's tokens, it computes when drafts are wanted.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import msgspec
 import numpy as np
 
 from ..core.sampling import SamplingParams
-from ..core.step import BY_MODEL, NewRequest, SchedulerOutput
+from ..core.step import BY_MODEL, NewRequest, SchedulerOutput, StepHandle
 from .runner import ModelRunner
 
 _FEW = 4
-"""So many tokens that were not seen are computed one after the other: such steps are recorded, and chunks are not."""
+"""So many tokens that were not seen are computed one after the other where such steps are recorded, and chunks are not.
+"""
 
 
 class DraftModel:
@@ -29,6 +30,7 @@ class DraftModel:
         `most_tokens`: of a step.
         """
         self._runner = runner
+        self._few = 0 if runner.execution.step_sizes else _FEW
         self._most_tokens = most_tokens
         self._new: dict[int, list[int]] = {}
         """By row: tokens that the served model has given since the row last had drafts."""
@@ -60,39 +62,44 @@ class DraftModel:
         wanted = {row: len(drafts) for row, drafts in step.drafts.items() if drafts[0] == BY_MODEL}
         if not wanted:
             return step
-        left = self._most_tokens
-        for row in wanted:
-            left -= self._catch_up(row, left)
+        launched = []
+        if counts := self._counts_at_once(wanted):
+            launched.append(self._launch(counts))
+        ready = [row for row in wanted if self._num_unseen(row) <= self._few]
+        while rows := [row for row in ready if 1 - self._num_unseen(row) < wanted[row]]:
+            launched.append(self._launch(dict.fromkeys(rows, 1)))
         # Who has not seen its whole text yet gets guesses that are likely to be wrong.
-        made = {row: [0] * count if self._num_unseen(row) > _FEW else [] for row, count in wanted.items()}
-        ready = [row for row in wanted if not made[row]]
-        while behind := [row for row in ready if self._num_unseen(row) > 1]:
-            self._run(behind, [1] * len(behind))
-        while rows := [row for row, count in wanted.items() if len(made[row]) < count]:
-            for row, token in zip(rows, self._run(rows, [1] * len(rows)), strict=True):
-                made[row].append(max(0, token))
+        made = {row: [] if row in ready else [0] * count for row, count in wanted.items()}
+        for rows, tokens in launched:  # only now is anything waited for: each step goes on from the one before
+            for row, sampled in zip(rows, tokens.result().token_ids, strict=True):
+                made[row] += [max(0, token) for token in sampled]
         return msgspec.structs.replace(step, drafts=step.drafts | made)
 
-    def _catch_up(self, row: int, most: int) -> int:
-        """Take in the tokens that the row was given. What was computed for wrong drafts is computed again.
+    def _counts_at_once(self, rows: Iterable[int]) -> dict[int, int]:
+        """How many tokens to take in with one step, of rows that have too many to take in one after the other."""
+        left, counts = self._most_tokens, {}
+        for row in rows:
+            self._take_in(row)
+            unseen = self._num_unseen(row)
+            if unseen > self._few and left:
+                counts[row] = min(unseen, left)
+                left -= counts[row]
+        return counts
 
-        Returns how many tokens were computed, `most` at most: a step should not take much longer for a long prompt.
-        """
+    def _take_in(self, row: int) -> None:
+        """Append the tokens that the row was given. What was computed for wrong drafts will be computed again."""
         batch = self._runner.batch
         batch.token_ids[row] = np.concatenate([batch.token_ids[row], np.array(self._new[row], dtype=np.int64)])
         self._new[row] = []
         known = batch.num_known[row] = len(batch.token_ids[row])
         batch.num_computed[row] = min(batch.num_computed[row], known - 1)
-        count = min(self._num_unseen(row) - 1, most) if self._num_unseen(row) > _FEW else 0
-        if count > 0:
-            self._run([row], [count])
-        return count
 
     def _num_unseen(self, row: int) -> int:
-        """Known tokens that are not computed."""
+        """Known tokens that are not computed; with drafts, less than one."""
         return int(self._runner.batch.num_known[row] - self._runner.batch.num_computed[row])
 
-    def _run(self, rows: list[int], counts: list[int]) -> list[int]:
-        """Compute so many tokens of each row; returns what follows, for rows whose known tokens are all computed."""
-        step = SchedulerOutput([], [], rows, [str(row) for row in rows], counts)
-        return [tokens[0] for tokens in self._runner.run(step).token_ids if tokens]
+    def _launch(self, counts: dict[int, int]) -> tuple[list[int], StepHandle]:
+        """Compute so many tokens of each row. A row whose known tokens are then all computed gets a draft."""
+        rows = list(counts)
+        step = SchedulerOutput([], [], rows, [str(row) for row in rows], list(counts.values()))
+        return rows, self._runner.launch(step)

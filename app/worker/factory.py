@@ -20,7 +20,7 @@ from ..models.loader import LoadedModel, load_model
 from ..settings import Settings, cache_folder
 from .batch import InputBatch
 from .draft_model import DraftModel
-from .execution import Eager, Execution
+from .execution import Eager, Execution, StepMemory
 from .kv_storage import bind_kv_cache, group_layers
 from .model_state import ModelState, NoState
 from .recurrent_states import RecurrentStates
@@ -95,7 +95,7 @@ def _build_runner(
     groups = group_layers(layers, limits.max_model_len, settings.block_size, resolved.kv_dtype)
     max_entries = max(limits.max_num_seqs, min(limits.max_num_batched_tokens, MAX_WITH_DRAFTS))
 
-    def make_runner(model: LoadedModel, tables_of: InputBatch | None = None) -> ModelRunner:
+    def make_runner(model: LoadedModel, tables_of: ModelRunner | None = None) -> ModelRunner:
         backend = chosen.make([layer.config for layer in model.attention_layers], len(groups))
         # A step that is recorded runs several times before it counts, and states would go on each time.
         recordable = "nothing" if model.recurrent_layers else chosen.recordable
@@ -111,23 +111,30 @@ def _build_runner(
             sampling=sampling,
             grammars=GrammarMasks(path, model.vocab_size),
             batch=InputBatch(
-                limits.max_num_seqs, limits.max_model_len, settings.block_size, len(groups), tables_of=tables_of
+                limits.max_num_seqs,
+                limits.max_model_len,
+                settings.block_size,
+                len(groups),
+                tables_of=tables_of.batch if tables_of else None,
             ),
             max_entries=max_entries,
             device=device,
+            tables_of=tables_of,
         )
 
     runner = make_runner(loaded)
+    guessing = make_runner(draft, runner) if draft else None
     storage = runner.backend, settings.block_size, resolved.kv_dtype, device
     bind_kv_cache(groups, [1] * len(groups), *storage)  # to measure without
     memory = runner.measure_memory()
+    if guessing:
+        memory = StepMemory(*map(sum, zip(memory, guessing.measure_memory(), strict=True)))
     clock.lap("measure_memory")
     limits = resolve_blocks(settings, resolved, groups, memory, limits.max_num_seqs * bytes_of_row)
     bind_kv_cache(groups, [group.num_blocks for group in limits.groups], *storage)
     clock.lap("allocate_kv_cache")
     runner.prepare()
-    if draft:
-        guessing = make_runner(draft, runner.batch)
+    if guessing:
         guessing.prepare()
         runner.drafter = DraftModel(guessing, limits.max_num_batched_tokens)
     clock.lap("warm_up")

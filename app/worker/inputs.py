@@ -26,6 +26,8 @@ class StepBuffer:
 
     There are two buffers on the host, used in turn: a step is prepared while the one before it may not have been
     copied yet. A GPU needs only one, since copies wait for the steps before them. A CPU needs no other than the host's.
+
+    A step is `begin`, `write` and `send`.
     """
 
     def __init__(
@@ -36,7 +38,9 @@ class StepBuffer:
         largest: StepShape,
         max_entries: int,
         device: torch.device,
+        block_tables: list[Tensor] | None = None,
     ) -> None:
+        """`block_tables`: those to use, on the device, which others keep up to date."""
         self._backend, self._sampling = backend, sampling
         self._body_parts = lru_cache(maxsize=1024)(self._lay_out_body)
         self._sampling_parts = lru_cache(maxsize=1024)(self._lay_out_sampling)
@@ -51,13 +55,33 @@ class StepBuffer:
         else:
             self._hosts = [torch.zeros(size, dtype=torch.int32, pin_memory=True) for _ in range(2)]
             self._device = torch.zeros(size, dtype=torch.int32, device=device)
-            self.block_tables = list(torch.zeros(batch.block_tables.shape, dtype=torch.int32, device=device))
+            self.block_tables = block_tables or list(
+                torch.zeros(batch.block_tables.shape, dtype=torch.int32, device=device)
+            )
         """Of each KV group, (rows, blocks), on the device."""
         self._turn = 0
+        self._has_arrived: list[torch.cuda.Event | None] = [None] * len(self._hosts)
+        """Events after what was sent last from each buffer on the host."""
+
+    def begin(self, changes: BlockChanges) -> None:
+        """Take the next buffer, as soon as what it held has arrived; bring the device's block tables up to date."""
+        self._turn = (self._turn + 1) % len(self._hosts)
+        if (event := self._has_arrived[self._turn]) is not None:
+            event.synchronize()
+        count, start = len(changes.places), self._changes_at
+        if not count or self._device.device.type == "cpu":
+            return
+        parts = [slice(start + index * count, start + (index + 1) * count) for index in range(1 + len(changes.values))]
+        host = self._hosts[self._turn].numpy()
+        for part, numbers in zip(parts, (changes.places, *changes.values), strict=True):
+            host[part] = numbers
+        self._copy(start, parts[-1].stop)
+        places = self._device[parts[0]].long()
+        for table, part in zip(self.block_tables, parts[1:], strict=True):
+            table.view(-1).index_copy_(0, places, self._device[part])
 
     def write(self, step: StepInput, shape: StepShape, entries: Entries, size: int) -> None:
-        """Write a step's numbers to the next buffer, padded to a shape, and to `size` entries."""
-        self._turn = (self._turn + 1) % len(self._hosts)
+        """Write a step's numbers, padded to a shape, and to `size` entries."""
         host = self._hosts[self._turn].numpy()
         body = {name: host[part] for name, _, part in self._body_parts(shape)}
         count = step.num_tokens
@@ -72,22 +96,13 @@ class StepBuffer:
         sampling["logits_at"][: len(entries)], sampling["logits_at"][len(entries) :] = entries.logits_at, 0
         self._sampling.write(entries, sampling)
 
-    def send(self, shape: StepShape, changes: BlockChanges) -> None:
-        """Copy what was written to the device, and bring its block tables up to date."""
+    def send(self, shape: StepShape) -> None:
+        """Copy what was written to the device."""
         if self._device.device.type == "cpu":
             return
         self._copy(0, _end(self._body_parts(shape)))
-        count, start = len(changes.places), self._changes_at
-        if not count:
-            return
-        parts = [slice(start + index * count, start + (index + 1) * count) for index in range(1 + len(changes.values))]
-        host = self._hosts[self._turn].numpy()
-        for part, numbers in zip(parts, (changes.places, *changes.values), strict=True):
-            host[part] = numbers
-        self._copy(start, parts[-1].stop)  # lies behind the largest shape: a second piece
-        places = self._device[parts[0]].long()
-        for table, part in zip(self.block_tables, parts[1:], strict=True):
-            table.view(-1).index_copy_(0, places, self._device[part])
+        event = self._has_arrived[self._turn] = self._has_arrived[self._turn] or torch.cuda.Event()
+        event.record()
 
     def _copy(self, start: int, end: int) -> None:
         self._device[start:end].copy_(self._hosts[self._turn][start:end], non_blocking=True)

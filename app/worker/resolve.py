@@ -61,18 +61,16 @@ def resolve(settings: Settings, folder: ModelFolder) -> Resolved:
     dtype = _dtype(settings, folder, device)
     if settings.kv_dtype == "fp8" and device.type == "cuda" and not multiplies_float8(device):
         raise StartupError("kv_dtype: fp8 takes a GPU of compute capability 8.9 or more")
-    _check_draft_model(settings, device)
+    _check_draft_model(settings)
     limits = initial_limits(settings, _max_model_len(settings, folder), device.type == "cuda")
     return Resolved(device, dtype, _KV_DTYPES.get(settings.kv_dtype, dtype), limits)
 
 
-def _check_draft_model(settings: Settings, device: torch.device) -> None:
+def _check_draft_model(settings: Settings) -> None:
     if settings.speculate == "draft" and settings.draft_model is None:
         raise StartupError("speculate: draft needs a draft_model")
     if settings.draft_model is not None and not settings.drafts_by_model:
         raise StartupError(f"draft_model: with speculate {settings.speculate} it has no use")
-    if settings.draft_model is not None and device.type != "cpu":
-        raise StartupError("draft_model: draft models run on a CPU only")
 
 
 def _device(settings: Settings) -> torch.device:

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import compress
 from typing import Any, Protocol
 
 import numpy as np
@@ -66,7 +67,9 @@ class ModelRunner:
         batch: InputBatch,
         max_entries: int,
         device: torch.device,
+        tables_of: "ModelRunner | None" = None,
     ) -> None:
+        """`tables_of`: another runner whose block tables are this one's, too, and which keeps them up to date."""
         self.model = loaded.model
         self.state = state
         self.backend = backend
@@ -76,7 +79,8 @@ class ModelRunner:
         self.batch = batch
         self.device = device
         self.drafter: Drafter | None = None
-        self._buffer = StepBuffer(batch, backend, sampling, execution.largest, max_entries, device)
+        tables = tables_of._buffer.block_tables if tables_of else None
+        self._buffer: StepBuffer = StepBuffer(batch, backend, sampling, execution.largest, max_entries, device, tables)
         self._hidden: Tensor | None = None
         """(tokens of the largest step, hidden_size): hands hidden states from the forward pass to sampling."""
         self._masks = ThreadPoolExecutor(max_workers=1, thread_name_prefix="masks")
@@ -89,11 +93,7 @@ class ModelRunner:
 
     def submit(self, step: SchedulerOutput) -> StepHandle:
         """See `app.core.step.Worker`."""
-        return self.execution.submit(partial(self._launch, step))
-
-    def run(self, step: SchedulerOutput) -> ModelRunnerOutput:
-        """Do a step here and now, for who runs within another runner's step."""
-        return self._launch(step).result()
+        return self.execution.submit(partial(self.launch, step))
 
     def add(self, request: NewRequest) -> None:
         """Give a row to a request; whoever had it is gone."""
@@ -107,10 +107,11 @@ class ModelRunner:
     # ------------------------------------------------------------------ a step
 
     @torch.inference_mode()
-    def _launch(self, step: SchedulerOutput) -> "_Launched":
+    def launch(self, step: SchedulerOutput) -> "_Launched":
+        """Start a step here and now: from a thread of the execution's, or within another runner's step."""
         for request in step.new_requests:
             self.add(request)
-        changes = self.batch.take_blocks(step)
+        self._buffer.begin(self.batch.take_blocks(step))
         if self.drafter:
             step = self.drafter.fill(step)
         batch = self.batch.prepare(step)
@@ -120,7 +121,7 @@ class ModelRunner:
 
         shape, size = self.execution.shape(batch), self.execution.size(len(entries))
         self._buffer.write(batch, shape, entries, size)
-        self._buffer.send(shape, changes)
+        self._buffer.send(shape)
         self.execution.run(shape, partial(self._run_body, batch, shape))
         launched = _Launched(self.batch, self.batch.num_admissions.copy(), entries, len(step.rows), self.drafter)
         self._add_prompt_logprobs(batch, launched)
@@ -229,10 +230,9 @@ class ModelRunner:
     def pad(self, shape: StepShape, size: int) -> None:
         """See `app.worker.execution.Steps`."""
         padding = self.batch.padding()
+        self._buffer.begin(self.batch.take_blocks(SchedulerOutput()))
         self._buffer.write(padding, shape, no_entries(), size)
-        self._buffer.send(shape, self.batch.take_blocks(SchedulerOutput()))
-        if self.device.type == "cuda":  # what was sent may be written over only when it has arrived
-            torch.cuda.synchronize()
+        self._buffer.send(shape)
 
     def body(self, shape: StepShape) -> Work:
         """See `app.worker.execution.Steps`."""
@@ -315,14 +315,14 @@ class _Launched:
             token_ids[order] = tokens
             if start in self.logprobs:
                 logprobs[order] = [self.logprobs[start + at].to_lists()[0] for at in range(len(tokens))]
+        rows = self.entries.rows[starts[:-1]]
+        is_same = self.batch.num_admissions[rows] == self.admissions[rows]  # rows may be other requests' by now
         if self.drafter:
-            for start, tokens in zip(starts, accepted, strict=False):
-                self.drafter.take(int(self.entries.rows[start]), tokens)
+            for row, tokens in zip(rows[is_same].tolist(), compress(accepted, is_same), strict=True):
+                self.drafter.take(row, tokens)
         if self.entries.drafts is not None:  # the others' tokens were counted when the step was prepared
-            rows = self.entries.rows[starts[:-1]]
             more = np.array([len(tokens) - 1 for tokens in accepted])
-            # A row may have been given to another request meanwhile.
-            self.batch.num_computed[rows] += np.where(self.batch.num_admissions[rows] == self.admissions[rows], more, 0)
+            self.batch.num_computed[rows] += np.where(is_same, more, 0)
         return ModelRunnerOutput(token_ids, logprobs, self._prompt_logprobs())
 
     def _prompt_logprobs(self) -> dict[int, Any]:
