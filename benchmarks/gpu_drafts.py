@@ -3,9 +3,9 @@
     python benchmarks/gpu_drafts.py --model FOLDER
 
 Weights are random, and each request's tokens are forced by a bias, so that it is known which draft is right. Scripted
-drafts (`--drafts` for each request) are right with the probability `--acceptance`, in every step. With `--speculate`
-the service's own speculation runs instead, on random tokens, where nothing repeats: then it should cost nothing.
-Kinds are measured in turn, round after round.
+drafts (`--drafts` for each request) are right with the probability `--acceptance`, in every step. A `--draft-model`
+makes as many, which are all right. With `--speculate` the service's own speculation runs instead, on random tokens,
+where nothing repeats: then it should cost nothing. Kinds are measured in turn, round after round.
 """
 
 import argparse
@@ -21,6 +21,7 @@ from common import print_table, write_result
 
 from app.core.request import Request
 from app.core.sampling import SamplingParams
+from app.core.step import BY_MODEL
 from app.core.wire import GenerateCommand
 from app.engine.build import build_engine
 from app.engine.core import EngineCore
@@ -32,21 +33,21 @@ _RIGHT, _WRONG = 7, 8
 
 
 class Scripted(Speculation):
-    """As many drafts in each step as it is told, right with some probability."""
+    """As many drafts in each step as it is told, right with some probability, or made by the draft model."""
 
-    def __init__(self, num_drafts: int, acceptance: float, most_tokens: int) -> None:
+    def __init__(self, num_drafts: int, acceptance: float | None, most_tokens: int) -> None:
         super().__init__(NgramProposer(), most_tokens, most_rows=most_tokens)
         self._num_drafts, self._acceptance = num_drafts, acceptance
         self._chance = random.Random(0)
 
     def choose(self, requests: Sequence[Request]) -> dict[str, list[int]]:
         """See `Speculation.choose`."""
-        return {
-            request.request_id: [
-                _RIGHT if self._chance.random() < self._acceptance else _WRONG for _ in range(self._num_drafts)
-            ]
-            for request in requests
-        }
+        return {request.request_id: [self._draft() for _ in range(self._num_drafts)] for request in requests}
+
+    def _draft(self) -> int:
+        if self._acceptance is None:
+            return BY_MODEL
+        return _RIGHT if self._chance.random() < self._acceptance else _WRONG
 
     def is_worth_waiting(self, requests: Sequence[Request]) -> bool:
         """See `Speculation.is_worth_waiting`."""
@@ -87,19 +88,27 @@ def main() -> None:
     parser.add_argument("--batch", type=int, nargs="+", default=[1, 32])
     parser.add_argument("--drafts", type=int, default=3)
     parser.add_argument("--acceptance", type=float, default=0.6)
+    parser.add_argument("--draft-model", type=Path, help="likewise a folder with config.json")
     parser.add_argument("--speculate", action="store_true", help="the service's own, where nothing repeats")
     parser.add_argument("--input-len", type=int, default=512)
     parser.add_argument("--steps", type=int, default=200)
     parser.add_argument("--rounds", type=int, default=3)
     args = parser.parse_args()
-    settings = load_settings(model=str(args.model), load_format="dummy", max_model_len=8192, prefix_caching=False)
+    settings = load_settings(
+        model=str(args.model),
+        draft_model=args.draft_model and str(args.draft_model),
+        load_format="dummy",
+        max_model_len=8192,
+        prefix_caching=False,
+    )
     core, ready = build_engine(settings, args.model)
     own = core.scheduler.speculation
     rows, found = [], []
     for batch in args.batch:
         kinds = {"none": None, "drafts": own}
         if not args.speculate:
-            kinds["drafts"] = Scripted(args.drafts, args.acceptance, batch * (1 + args.drafts))
+            acceptance = None if args.draft_model else args.acceptance
+            kinds["drafts"] = Scripted(args.drafts, acceptance, batch * (1 + args.drafts))
         measured = [
             {kind: measure(core, speculation, batch, args) for kind, speculation in kinds.items()}
             for _ in range(args.rounds)

@@ -64,7 +64,8 @@ def build_worker(settings: Settings, path: Path) -> BuiltWorker:
 
 def _load_draft_model(settings: Settings, resolved: Resolved, vocab_size: int) -> LoadedModel:
     """The smaller model that guesses for one with this vocabulary."""
-    folder, length = ModelFolder.open(find_model(str(settings.draft_model))), resolved.limits.max_model_len
+    path = find_model(str(settings.draft_model), needs_weights=settings.load_format != "dummy")
+    folder, length = ModelFolder.open(path), resolved.limits.max_model_len
     if (made_for := folder.max_position_embeddings) and made_for < length:
         raise StartupError(f"draft_model: it was made for {made_for} tokens, and max_model_len is {length}")
     draft = load_model(folder, settings, resolved.dtype, resolved.device, length)

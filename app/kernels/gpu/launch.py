@@ -7,6 +7,7 @@ then their programs are spread unevenly over the multiprocessors (measured: atte
 longer).
 """
 
+import gc
 import multiprocessing
 from collections.abc import Callable, Hashable, Iterator
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
@@ -121,6 +122,7 @@ class _Compiler(Executor):
 
 
 def _call_all(work: list[Callable[[], Any]]) -> None:
+    gc.disable()  # a fork must not free what its parent has on the GPU
     for fn in work:
         with suppress(Exception):
             fn()

@@ -41,6 +41,7 @@ def _gemv(
 def _skinny(
     x, weight, bias, out, M, N, K,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, HAS_BIAS: tl.constexpr,
+    OVERLAPS: tl.constexpr = False,
 ):  # fmt: skip
     """BLOCK_N rows of the weight times all rows of x. The weight is the left factor, because it has more rows."""
     n = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
@@ -49,6 +50,7 @@ def _skinny(
     weights = weight + n[:, None].to(tl.int64) * K + k[None, :]
     xs = x + m[None, :] * K + k[:, None]
     acc = tl.zeros([BLOCK_N, BLOCK_M], tl.float32)
+    wait_for_input(OVERLAPS, LETS_NEXT=False)
     for start in range(0, K, BLOCK_K):
         is_column = start + k < K
         w = tl.load(weights + start, mask=is_row[:, None] & is_column[None, :], other=0.0)
@@ -80,6 +82,6 @@ def skinny(x: Tensor, weight: Tensor, bias: Tensor | None, dtype: torch.dtype) -
         _skinny, (triton.cdiv(n, block_n),),
         x.contiguous(), weight, weight if bias is None else bias, out, tokens, n, k,
         BLOCK_M=max(16, triton.next_power_of_2(tokens)), BLOCK_N=block_n, BLOCK_K=block_k, HAS_BIAS=bias is not None,
-        num_warps=4, num_stages=stages,
+        overlaps=True, num_warps=4, num_stages=stages,
     )  # fmt: skip
     return out

@@ -20,6 +20,8 @@ from .launch import launch, wait_for_input
 
 DECODE_QUERIES = 16
 """Most query heads of decodes that are taken together, if one decode has no more: a GPU multiplies no fewer rows."""
+_OVERLAPPING_DECODES = 4
+"""With more of them, attention has so many programs that few of them would be early."""
 _MANY_PROGRAMS = 512
 """So many that each had better be small."""
 
@@ -243,13 +245,13 @@ def decode(
         BLOCK_D=max(16, triton.next_power_of_2(dim)), BLOCK_V=max(16, block_v), BLOCK_SIZE=block_size,
         TILE=tiling.keys, IS_WHOLE=splits == 1, WINDOW=window or 0, SOFTCAP=softcap is not None,
         SLOW=q.dtype is torch.float32,
-        SCALED=kv.k.dtype in ROUNDED_DTYPES, STAGES=tiling.stages, overlaps=decodes == 1, num_warps=tiling.warps,
-        num_stages=tiling.stages,
+        SCALED=kv.k.dtype in ROUNDED_DTYPES, STAGES=tiling.stages, overlaps=decodes <= _OVERLAPPING_DECODES,
+        num_warps=tiling.warps, num_stages=tiling.stages,
     )  # fmt: skip
     if splits > 1:
         launch(
             _merge, (decodes * heads,), partial, lse, out,
-            SPLITS=splits, V_DIM=v_dim, BLOCK_V=block_v, overlaps=decodes == 1, num_warps=1,
+            SPLITS=splits, V_DIM=v_dim, BLOCK_V=block_v, overlaps=decodes <= _OVERLAPPING_DECODES, num_warps=1,
         )  # fmt: skip
 
 
