@@ -2,7 +2,6 @@
 
 import enum
 from dataclasses import dataclass, field
-from typing import Any
 
 import msgspec
 
@@ -94,7 +93,7 @@ class Request:
     """Tokens that steps in flight are sure to give: they have a position, but no known id yet."""
     num_drafts: int = 0
     """Guesses in the step in flight: how many of them are right, its result will tell."""
-    of_proposer: Any = None
+    of_proposer: object = None
     """What the proposer of drafts remembers of its tokens."""
     num_admitted_tokens: int = 0
     """Tokens that it had when it was given its row."""

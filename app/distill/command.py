@@ -52,13 +52,13 @@ def distill(task: Task, **flags: Any) -> None:
     questions = make_questions(list(prompts.values()), task.temperatures, task.recipe.seed)
     work = _work_folder(task.out)
     eos_token_ids = reader.tokenizer.eos_token_ids
+    model = transformers_model(folder.path)  # before the answers, which take long: it may have no students
+    total = count_layers(model)
+    layers = spaced_layers(total, max(1, total // _DEPTH) if task.layers is None else task.layers)
     teacher = Teacher(settings, folder.path, eos_token_ids)
     _check_lengths(prompts, teacher.ready.max_model_len - task.max_tokens)
     file = AnswerFile(work / "answers.jsonl", _header(task, settings, teacher, questions))
     answers = _answers(questions, teacher, task.max_tokens, file, console)
-    model = transformers_model(folder.path)
-    total = count_layers(model)
-    layers = spaced_layers(total, max(1, total // _DEPTH) if task.layers is None else task.layers)
     device = torch.device(teacher.ready.device)
     fast = has_bfloat16() if device.type == "cpu" else torch.cuda.is_bf16_supported()
     student = make_student(model, layers).to(device)  # type: ignore[arg-type]

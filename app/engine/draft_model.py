@@ -1,8 +1,8 @@
-"""Drafts by a draft model, which the worker has beside the served one (`app.worker.draft_model`)."""
+"""Drafts by a draft model or a draft head, which the worker has beside the served model (`app.worker.draft_model`)."""
 
 from ..core.request import Request
 from ..core.step import BY_MODEL
-from .drafts import Guess
+from .drafts import Chance, Guess
 
 _FORGET = 0.98
 """Weight that a draft keeps in the chance with each further one."""
@@ -16,18 +16,22 @@ class DraftModelProposer:
     """See `Proposer`. The engine says how many drafts there are to be, and learns how many were right."""
 
     def __init__(self) -> None:
-        self._right, self._all = 2.4, 4.0  # as if some had been right
+        self._chance = Chance(_FORGET, 2.4, 4.0)  # as if some had been right
 
     def propose(self, request: Request, most: int) -> Guess:
         """See `Proposer`."""
-        right, tried = request.of_proposer or (0.0, 0.0)
-        chance = (_TRUST * self._right / self._all + right) / (_TRUST + tried)
+        chance = _own_chance(request).near(self._chance, _TRUST)
         return Guess([BY_MODEL] * most, [chance**number for number in range(1, most + 1)])
 
     def learn(self, request: Request, num_drafts: int, num_right: int) -> None:
         """See `Proposer`. Behind a wrong draft, the others say nothing."""
-        right, tried = request.of_proposer or (0.0, 0.0)
-        for is_right in [1] * num_right + [0] * (num_right < num_drafts):
-            self._right, self._all = _FORGET * self._right + is_right, _FORGET * self._all + 1
-            right, tried = _FORGET_OWN * right + is_right, _FORGET_OWN * tried + 1
-        request.of_proposer = right, tried
+        own = _own_chance(request)
+        for is_right in [True] * num_right + [False] * (num_right < num_drafts):
+            self._chance.learn(is_right)
+            own.learn(is_right)
+
+
+def _own_chance(request: Request) -> Chance:
+    if not isinstance(request.of_proposer, Chance):
+        request.of_proposer = Chance(_FORGET_OWN)
+    return request.of_proposer

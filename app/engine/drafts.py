@@ -16,6 +16,25 @@ class Guess(NamedTuple):
 NO_GUESS = Guess([], [])
 
 
+class Chance:
+    """How often something was right of late: each case weighs less with every further one."""
+
+    __slots__ = ("_forget", "_right", "_tried")
+
+    def __init__(self, forget: float, right: float = 0.0, tried: float = 0.0) -> None:
+        """`forget`: the weight that a case keeps with each further one. At first, it is as if some had been tried."""
+        self._forget, self._right, self._tried = forget, right, tried
+
+    def learn(self, is_right: bool) -> None:
+        """Take in another case."""
+        self._right = self._forget * self._right + is_right
+        self._tried = self._forget * self._tried + 1
+
+    def near(self, others: "Chance", trust: float) -> float:
+        """The chance that the next one is right, where `trust` of these cases weigh as much as those of all others."""
+        return (trust * others._right / others._tried + self._right) / (trust + self._tried)
+
+
 class Proposer(Protocol):
     """Makes drafts from the known tokens of requests."""
 

@@ -7,7 +7,7 @@ lookup decoding" (Saxena, 2023) and "SuffixDecoding" (Oliaro et al., 2024), whic
 from array import array
 
 from ..core.request import Request
-from .drafts import NO_GUESS, Guess
+from .drafts import NO_GUESS, Chance, Guess
 
 _AT_ONCE = 512
 """Most tokens of a prompt that are taken in before a step: a tenth of a millisecond."""
@@ -29,25 +29,22 @@ class NgramProposer:
     """See `Proposer`. It also guesses while nothing is drafted: so chances are known, and cost nothing."""
 
     def __init__(self) -> None:
-        lengths = range(_LONGEST + 1)
         # By length of the match; at first as if some guesses had been right, the more so the longer the match.
-        self._right = [4 * (0.3 + 0.6 * length / _LONGEST) for length in lengths]
-        self._all = [4.0 for _ in lengths]
+        shares = [0.3 + 0.6 * length / _LONGEST for length in range(_LONGEST + 1)]
+        self._chances = [Chance(_FORGET, 4 * share, 4) for share in shares]
 
     def propose(self, request: Request, most: int) -> Guess:
         """See `Proposer`."""
-        text: _Text = request.of_proposer or _Text(len(request.token_ids))
-        request.of_proposer = text
-        token_ids = request.token_ids
+        text, token_ids = request.of_proposer, request.token_ids
+        if not isinstance(text, _Text):
+            request.of_proposer = text = _Text(len(token_ids))
         for length, is_right in text.follow(token_ids):
-            self._right[length] = _FORGET * self._right[length] + is_right
-            self._all[length] = _FORGET * self._all[length] + 1
+            self._chances[length].learn(is_right)
         if text.num_seen < len(token_ids) or not text.match:
             return NO_GUESS
         chances, chance = [], 1.0
         for length in range(text.match, text.match + most):  # each right token makes the match longer
-            at = min(length, _LONGEST)
-            chance *= (_TRUST * self._right[at] / self._all[at] + text.right) / (_TRUST + text.all)
+            chance *= text.chance.near(self._chances[min(length, _LONGEST)], _TRUST)
             chances.append(chance)
         start, period = text.at, len(token_ids) - text.at
         if most <= period:
@@ -64,7 +61,7 @@ class _Text:
     Pairs of tokens have chains of the places behind them, in two arrays: eight bytes a token.
     """
 
-    __slots__ = ("_earlier", "_latest", "_mask", "all", "at", "match", "num_seen", "right")
+    __slots__ = ("_earlier", "_latest", "_mask", "at", "chance", "match", "num_seen")
 
     def __init__(self, num_tokens: int) -> None:
         """`num_tokens`: of the prompt. There is room for more."""
@@ -78,7 +75,7 @@ class _Text:
         """How many of the last tokens are those before `at`; 0 if there is no such place."""
         self.at = 0
         """What stands here is the guess of what follows."""
-        self.right = self.all = 0.0
+        self.chance = Chance(_FORGET_OWN)
 
     def follow(self, token_ids: list[int]) -> list[tuple[int, bool]]:
         """Take in tokens that were not seen yet. Returns of each guess its match's length, and whether it was right."""
@@ -89,8 +86,7 @@ class _Text:
                 break
             is_right = token_ids[self.at] == token_ids[place]
             told.append((min(self.match, _LONGEST), is_right))
-            self.right = _FORGET_OWN * self.right + is_right
-            self.all = _FORGET_OWN * self.all + 1
+            self.chance.learn(is_right)
             self.match, self.at = (self.match + 1, self.at + 1) if is_right else (0, 0)
         latest, earlier, mask = self._latest, self._earlier, self._mask
         before = token_ids[start - 1] if start else 0

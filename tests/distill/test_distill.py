@@ -317,6 +317,7 @@ def test_what_cannot_be_distilled_is_refused_by_name(teacher: Path, prompts: Pat
     ):
         with pytest.raises(StartupError, match=words):
             distill(Task(str(model), file, tmp_path / out, layers, 4, [1.0], RECIPE), **FLAGS)
+    assert not (tmp_path / "layers" / "distill" / "answers.jsonl").exists()  # answers take long
     long = tmp_path / "long.jsonl"
     long.write_text(f'{{"prompt": "a"}}\n{{"prompt": "{"a" * 500}"}}\n')
     with pytest.raises(StartupError, match="--prompts: line 2 has 500 tokens, and there is room for 488"):
