@@ -1,6 +1,6 @@
 """One step in the order of the forward pass, and how much room a forward pass has for steps."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import numpy as np
@@ -38,6 +38,8 @@ class StepInput:
     """(requests,): tokens of each request whose K/V is in the cache once this step's is written."""
     num_decodes: int
     block_size: int
+    snapshots: dict[int, tuple[int, int]] = field(default_factory=dict)
+    """See `SchedulerOutput.snapshots`."""
 
     @property
     def num_tokens(self) -> int:

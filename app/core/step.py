@@ -36,6 +36,8 @@ class NewRequest(msgspec.Struct, kw_only=True):
     """Tokens already in the KV cache, through the prefix cache."""
     block_ids: list[list[int]]
     """Its block table in each KV group; 0 where a group does not keep the block any more."""
+    snapshot: int | None = None
+    """Where the state is that it starts with behind its computed tokens, if rows keep states and there are any."""
     num_prompt_logprobs: int = 0
     """Prompt logprobs that were reported before a preemption, and are not wanted again."""
     sampling: SamplingParams
@@ -58,6 +60,9 @@ class SchedulerOutput(msgspec.Struct):
     drafts: dict[int, list[int]] = {}
     """By row: guesses that follow its last token, counted in `num_scheduled_tokens`. A row with drafts is not in the
     next step before the worker has said how many of them were right."""
+    snapshots: dict[int, tuple[int, int]] = {}
+    """By row: behind how many of the request's tokens a snapshot of its state is to be made, and in which place. No
+    request of this step starts with it."""
 
     @property
     def num_tokens(self) -> int:
@@ -137,6 +142,16 @@ class KVGroup(msgspec.Struct, frozen=True):
     """Only the last `window` tokens are needed; None if all of them are."""
 
 
+class RowStates(msgspec.Struct, frozen=True):
+    """What rows keep beside KV blocks: states of fixed size, which only go forward.
+
+    So there are no drafts, and a request can start behind cached tokens only where a snapshot of the state was made.
+    """
+
+    num_snapshots: int
+    """Places for snapshots; 0 if none can be made use of."""
+
+
 @dataclass(frozen=True)
 class Limits:
     """How much the worker can take; the scheduler keeps to it."""
@@ -155,9 +170,8 @@ class Limits:
     """Numbers of tokens that steps with prompts are filled up to, ascending; none if a step takes what it has."""
     chunked_prefill: bool = True
     """Whether a prompt may be computed in several steps."""
-    has_states: bool = False
-    """Whether rows keep states, which no block table tells of: a request cannot start behind cached tokens, and what it
-    has computed cannot be taken back, as drafts would have to be."""
+    states: RowStates | None = None
+    """None if rows keep nothing but what is in KV blocks."""
 
 
 @dataclass(frozen=True, kw_only=True)

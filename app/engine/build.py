@@ -32,9 +32,9 @@ def build_engine(settings: Settings, model_folder: Path) -> tuple[EngineCore, En
     limits = built.limits
     pacer = ChunkPacer(limits.max_itl, settings.block_size, limits.max_num_batched_tokens)
     num_blocks = limits.groups[0].num_blocks if limits.groups else 1  # nobody holds any, then
-    prefix_caching = settings.prefix_caching and not limits.has_states
+    most_tokens = limits.max_num_batched_tokens
     scheduler = Scheduler(
-        KVCache(limits.groups, settings.block_size, limits.max_num_batched_tokens, prefix_caching),
+        KVCache(limits.groups, settings.block_size, most_tokens, settings.prefix_caching, limits.states),
         pacer,
         FairShares(pacer, num_blocks) if settings.api_keys is not None else Alone(pacer),
         max_num_seqs=limits.max_num_seqs,
@@ -50,7 +50,7 @@ def build_engine(settings: Settings, model_folder: Path) -> tuple[EngineCore, En
 
 def _speculation(settings: Settings, limits: Limits) -> Speculation | None:
     """The echo worker, which costs nothing, takes no drafts."""
-    if settings.speculate == "off" or settings.worker == "echo" or limits.has_states:
+    if settings.speculate == "off" or settings.worker == "echo" or limits.states:
         return None
     proposer = DraftModelProposer() if settings.drafts_by_model else NgramProposer()
     return Speculation(proposer, limits.max_num_batched_tokens, _MOST_ROWS_WITH_DRAFTS)

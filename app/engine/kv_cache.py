@@ -3,7 +3,8 @@
 Memory is a list of groups, each with blocks of its own. A group keeps all of a request's tokens, or only those in a
 window: its blocks behind the window go back, and others get them. The blocks at one index of a request's tables hold
 the same tokens in every group, so full blocks have the same hashes in all of them. A request can start with cached
-tokens up to where every group still holds what the next token needs.
+tokens up to where every group still holds what the next token needs, and if rows keep states, where there is a snapshot
+of them, too.
 """
 
 import sys
@@ -11,9 +12,10 @@ from collections.abc import Iterable, Sequence
 from itertools import repeat
 
 from ..core.request import Request, RequestStatus
-from ..core.step import KVGroup
+from ..core.step import KVGroup, RowStates
 from .block_pool import BlockPool
 from .prefix_cache import hash_block, root_hash
+from .snapshots import Snapshots
 
 
 class _Group:
@@ -59,12 +61,19 @@ class KVCache:
     """Hands out blocks of all groups to requests, and knows which tokens full blocks hold."""
 
     def __init__(
-        self, groups: Sequence[KVGroup], block_size: int, max_num_batched_tokens: int, prefix_caching: bool = True
+        self,
+        groups: Sequence[KVGroup],
+        block_size: int,
+        max_num_batched_tokens: int,
+        prefix_caching: bool = True,
+        states: RowStates | None = None,
     ) -> None:
         self.block_size = block_size
-        self.prefix_caching = prefix_caching and bool(groups)
         self._groups = [_Group(group, block_size, max_num_batched_tokens) for group in groups]
-        self._being_computed: set[bytes] = set()  # hashes of prompt blocks that running requests will register
+        self._snapshots = None if states is None else Snapshots(states.num_snapshots)
+        self.prefix_caching = prefix_caching and (bool(groups) if states is None else states.num_snapshots > 0)
+        self._being_computed: set[bytes] = set()
+        """Hashes of prompt blocks that running requests will register, or with states, make snapshots behind."""
 
     @property
     def pools(self) -> list[BlockPool]:
@@ -89,9 +98,12 @@ class KVCache:
         self._extend_hashes(request, len(request.token_ids))
         # The last token has to be computed in any case, to get the next one's logits.
         count = self._num_shareable(request)
+        all_keep = [group.longest_match for group in self._groups]
+        if self._snapshots:
+            all_keep.append(self._snapshots.longest_match)
         while True:
-            longest = min(group.longest_match(request.block_hashes[:count]) for group in self._groups)
-            if longest == count or len(self._groups) == 1:
+            longest = min(longest_match(request.block_hashes[:count]) for longest_match in all_keep)
+            if longest == count or len(all_keep) == 1:
                 return longest * self.block_size
             count = longest
 
@@ -100,10 +112,11 @@ class KVCache:
 
         Waiting for it for a step or two costs less than computing it twice: so `n` choices share their prompt.
         """
-        index = num_cached // self.block_size
-        if not self._may_share(request) or index == self._num_shareable(request):
+        first, end = num_cached // self.block_size, self._num_shareable(request)
+        if not self._may_share(request):
             return False
-        return request.block_hashes[index] in self._being_computed
+        following = request.block_hashes[first : end if self._snapshots else min(first + 1, end)]
+        return not self._being_computed.isdisjoint(following)
 
     def _may_share(self, request: Request) -> bool:
         """Logprobs of a prompt need its logits, and so all of its tokens computed."""
@@ -111,6 +124,34 @@ class KVCache:
 
     def _num_shareable(self, request: Request) -> int:
         return (len(request.token_ids) - 1) // self.block_size
+
+    # ------------------------------------------------------------------ snapshots of states
+
+    def begin_step(self) -> None:
+        """To be called before each step is planned."""
+        if self._snapshots:
+            self._snapshots.begin_step()
+
+    def snapshot_of(self, request: Request, num_cached: int) -> int | None:
+        """The place of the state that a request starts with; see `match`."""
+        if not self._snapshots or not num_cached:
+            return None
+        return self._snapshots.use(request.block_hashes[num_cached // self.block_size - 1])
+
+    def make_snapshot(self, request: Request, num_tokens: int) -> tuple[int, int] | None:
+        """Where to make a snapshot if a request's next `num_tokens` are computed; see `SchedulerOutput.snapshots`."""
+        if not self._snapshots or not self._may_share(request):
+            return None
+        count = self._num_before_snapshot(request)
+        if not request.num_computed_tokens < count * self.block_size <= request.num_computed_tokens + num_tokens:
+            return None
+        self._extend_hashes(request, count * self.block_size)
+        place = self._snapshots.make(request.block_hashes[count - 1])
+        return None if place is None else (count * self.block_size, place)
+
+    def _num_before_snapshot(self, request: Request) -> int:
+        """Full blocks of what a request was admitted with, less the last token, which its twin has to compute."""
+        return (request.num_admitted_tokens - 1) // self.block_size
 
     # ------------------------------------------------------------------ room
 
@@ -157,7 +198,8 @@ class KVCache:
         request.num_slots = num_cached if self._groups else sys.maxsize
         request.num_computed_tokens = num_cached
         request.num_registered_blocks = count
-        self._being_computed.update(request.block_hashes[count:])
+        following = request.block_hashes[count : self._num_before_snapshot(request)]
+        self._being_computed.update(following[-1:] if self._snapshots else request.block_hashes[count:])
 
     def grow(self, request: Request, num_tokens: int) -> list[list[int]] | None:
         """Make a request's tables long enough for `num_tokens`; None if there is no room.
@@ -219,6 +261,8 @@ class KVCache:
         """Forget what all blocks hold: it may be wrong. Those in use stay in use."""
         for pool in self.pools:
             pool.clear_prefix_cache()
+        if self._snapshots:
+            self._snapshots.clear()
 
     def _extend_hashes(self, request: Request, num_tokens: int) -> None:
         """Hash the request's full blocks among its first `num_tokens` tokens, as far as not done before."""

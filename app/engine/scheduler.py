@@ -77,6 +77,7 @@ class Scheduler(RequestBatch):
 
     def schedule(self) -> SchedulerOutput | None:
         """Plan the next step; None if there is nothing to compute now."""
+        self.kv.begin_step()
         self.policy.begin_step(self.clock(), self.running, len(self.running) + len(self._free_rows))
         step = self._plan_alone(self._suspects[0]) if self._suspects else self._plan_for_all()
         if not step.rows:
@@ -253,6 +254,7 @@ class Scheduler(RequestBatch):
                 num_prompt_tokens=request.num_prompt_tokens,
                 num_computed_tokens=num_cached,
                 block_ids=[list(table) for table in request.block_tables],
+                snapshot=self.kv.snapshot_of(request, num_cached),
                 num_prompt_logprobs=request.num_prompt_logprobs,
                 sampling=request.sampling,
                 extras=request.extras,
@@ -268,6 +270,8 @@ class Scheduler(RequestBatch):
         if drafts:
             step.drafts[request.row] = list(drafts)
             request.num_drafts = len(drafts)
+        if snapshot := self.kv.make_snapshot(request, count):
+            step.snapshots[request.row] = snapshot
         request.num_computed_tokens += count
         if request.num_computed_tokens == len(request.token_ids) + request.num_in_flight:
             request.num_in_flight += 1

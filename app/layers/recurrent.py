@@ -29,6 +29,8 @@ class StatePart(NamedTuple):
     slots: Tensor | slice
     """Whose states: parallel to the tokens for decodes, and one slot for a piece of a prompt."""
     is_prompt: bool
+    copies: Sequence[tuple[int, int]] = ()
+    """Slots whose states are copied to other slots then."""
 
 
 _parts: ContextVar[Sequence[StatePart]] = ContextVar("parts")
@@ -74,6 +76,9 @@ class Recurrent(nn.Module):
             if isinstance(part.slots, Tensor):
                 for memory, state in zip(self.memory, states, strict=True):
                     memory[part.slots] = state
+            for source, target in part.copies:
+                for memory in self.memory:
+                    memory[target] = memory[source]
             if out is None:
                 out = y.new_empty(1, hidden_states.shape[1], y.shape[-1])
             out[:, part.tokens] = y if part.is_prompt else y.transpose(0, 1)

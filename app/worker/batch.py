@@ -167,6 +167,7 @@ class InputBatch:
             seq_lens=seq_lens,
             num_decodes=int((counts == 1).sum()),
             block_size=self.block_size,
+            snapshots=step.snapshots,
         )
 
     def padding(self) -> StepInput:

@@ -91,6 +91,7 @@ def _build_runner(
     if bytes_of_row:
         resolved = replace(resolved, limits=resolve_states(settings, resolved, bytes_of_row, loaded.continues_prompts))
     device, limits = resolved.device, resolved.limits
+    num_snapshots = limits.states.num_snapshots if limits.states else 0
     layers = loaded.attention_layers + (draft.attention_layers if draft else [])
     chosen = choose_backend(settings.attention_backend, device, resolved.dtype, resolved.kv_dtype)
     groups = group_layers(layers, limits.max_model_len, settings.block_size, resolved.kv_dtype)
@@ -103,7 +104,7 @@ def _build_runner(
         execution, sampling = _execution(recordable, limits, backend, model.vocab_size, max_entries, device)
         state: ModelState = NoState()
         if model.recurrent_layers:
-            state = RecurrentStates(model.recurrent_layers, limits.max_num_seqs, device)
+            state = RecurrentStates(model.recurrent_layers, limits.max_num_seqs, num_snapshots, device)
         return ModelRunner(
             loaded=model,
             state=state,
@@ -131,7 +132,7 @@ def _build_runner(
     if guessing:
         memory = StepMemory(*map(sum, zip(memory, guessing.measure_memory(), strict=True)))
     clock.lap("measure_memory")
-    limits = resolve_blocks(settings, resolved, groups, memory, limits.max_num_seqs * bytes_of_row)
+    limits = resolve_blocks(settings, resolved, groups, memory, (limits.max_num_seqs + num_snapshots) * bytes_of_row)
     bind_kv_cache(groups, [group.num_blocks for group in limits.groups], *storage)
     clock.lap("allocate_kv_cache")
     runner.prepare()

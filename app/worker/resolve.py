@@ -15,7 +15,7 @@ import psutil
 import torch
 
 from ..checkpoint.folder import ModelFolder
-from ..core.step import Limits
+from ..core.step import Limits, RowStates
 from ..errors import StartupError
 from ..layers.methods.float8 import has_kernel as multiplies_float8
 from ..layers.methods.onednn import has_bfloat16
@@ -119,26 +119,34 @@ def _max_model_len(settings: Settings, folder: ModelFolder) -> int:
 
 
 def resolve_states(settings: Settings, resolved: Resolved, bytes_of_row: int, continues_prompts: bool) -> Limits:
-    """Decide how many rows keep recurrent states, and how prompts are computed; call it when the weights are loaded.
+    """Decide how many recurrent states are kept, and how prompts are computed; call it when the weights are loaded.
 
-    StartupError if so many requests as are asked for cannot keep theirs.
+    There are as many snapshots as rows, if they can be made use of, and if there is memory. StartupError if so many
+    requests as are asked for cannot keep their states.
     """
-    limits = resolved.limits
+    limits, asked = resolved.limits, settings.max_num_seqs
     size = settings.kv_cache_memory or _memory_to_keep(settings, resolved.device)
     most = max(1, int(size * _SHARE_OF_STATES) // bytes_of_row)
-    rows = min(limits.max_num_seqs, most)
-    if settings.max_num_seqs and rows < settings.max_num_seqs:
+    has_snapshots = settings.prefix_caching and continues_prompts
+    rows = asked or max(1, min(limits.max_num_seqs, most // 2 if has_snapshots else most))
+    if rows > most:
         raise StartupError(
-            f"max_num_seqs: the recurrent states of {settings.max_num_seqs} requests take "
-            f"{settings.max_num_seqs * bytes_of_row / 2**30:.2f} GiB, and there is memory for those of {most}"
+            f"max_num_seqs: the recurrent states of {rows} requests take {rows * bytes_of_row / 2**30:.2f} GiB, and "
+            f"there is memory for those of {most}"
         )
-    log.info("recurrent states of %d requests (%.2f GiB)", rows, rows * bytes_of_row / 2**30)
-    log.info("no prefix caching and no drafts: recurrent states cannot be shared, nor go back")
-    limits = replace(limits, max_num_seqs=rows, has_states=True)
+    num_snapshots = min(rows, most - rows) if has_snapshots else 0
+    memory = (rows + num_snapshots) * bytes_of_row / 2**30
+    log.info("recurrent states of %d requests, and %d snapshots of states (%.2f GiB)", rows, num_snapshots, memory)
+    log.info("no drafts: recurrent states do not go back")
+    limits = replace(limits, max_num_seqs=rows, states=RowStates(num_snapshots))
     if continues_prompts:
         return limits
     most_tokens = max(limits.max_num_batched_tokens, limits.max_model_len + rows)
-    log.info("prompts are computed whole, and a step has up to %d tokens: the model cannot take in pieces", most_tokens)
+    log.info(
+        "no prefix caching, prompts are computed whole, and a step has up to %d tokens: this model cannot go on with a "
+        "prompt from a state",
+        most_tokens,
+    )
     return replace(limits, chunked_prefill=False, max_num_batched_tokens=most_tokens)
 
 

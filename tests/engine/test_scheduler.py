@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from app.core.request import FinishReason, Request, RequestStatus
 from app.core.sampling import SamplingParams
-from app.core.step import NOT_A_NUMBER, KVGroup, ModelRunnerOutput, SchedulerOutput
+from app.core.step import NOT_A_NUMBER, KVGroup, ModelRunnerOutput, RowStates, SchedulerOutput
 from app.core.wire import RequestOutput
 from app.engine.chunk_pacer import ChunkPacer
 from app.engine.kv_cache import KVCache
@@ -29,13 +29,19 @@ EOS = 0
 
 
 def make_scheduler(
-    prefix_caching: bool = True, has_tenants: bool = True, window: int | None = None, proposes: bool = False
+    prefix_caching: bool = True,
+    has_tenants: bool = True,
+    window: int | None = None,
+    proposes: bool = False,
+    snapshots: int | None = None,
+    attends: bool = True,
 ) -> Scheduler:
-    """With a window, there is a second KV group beside the full one."""
+    """With a window, there is a second KV group beside the full one. With a number of snapshots, rows keep states."""
     pacer = ChunkPacer(1.0, BLOCK_SIZE, BUDGET)
     groups = [KVGroup(NUM_BLOCKS)] + ([KVGroup(NUM_WINDOW_BLOCKS, window)] if window else [])
+    states = None if snapshots is None else RowStates(snapshots)
     return Scheduler(
-        KVCache(groups, BLOCK_SIZE, BUDGET, prefix_caching),
+        KVCache(groups if attends else [], BLOCK_SIZE, BUDGET, prefix_caching, states),
         pacer,
         FairShares(pacer, NUM_BLOCKS) if has_tenants else Alone(pacer),
         max_num_seqs=MAX_NUM_SEQS,
@@ -89,11 +95,15 @@ class Device:
 
     window: int | None = None
     """Of the second KV group, if there is one."""
+    has_states: bool = False
     rows: dict[int, list[int]] = field(default_factory=dict)
     computed: dict[int, int] = field(default_factory=dict)
     tables: dict[int, list[list[int]]] = field(default_factory=dict)
     cache: dict[tuple[int, int, int], tuple[int, ...]] = field(default_factory=dict)
     """(group, block, offset) to all tokens up to the one whose K/V stands there: K/V depends on its whole past."""
+    states: dict[int, list[int]] = field(default_factory=dict)
+    """Row to all tokens that its state has seen."""
+    snapshots: dict[int, list[int]] = field(default_factory=dict)
 
     def run(self, step: SchedulerOutput) -> ModelRunnerOutput:
         """Execute a step."""
@@ -105,6 +115,8 @@ class Device:
             self.rows[new.row] = list(new.token_ids)
             self.computed[new.row] = new.num_computed_tokens
             self.tables[new.row] = [list(table) for table in new.block_ids]
+            seen = [] if new.snapshot is None else self.snapshots[new.snapshot]
+            self.states[new.row] = list(seen)
         for row, blocks in step.new_blocks:
             for table, appended in zip(self.tables[row], blocks, strict=True):
                 table += appended
@@ -119,6 +131,13 @@ class Device:
                 self._write(row, position, tuple(text[: position + 1]))
             for position in range(start, end):
                 self._read(row, position, text)
+            if self.has_states:
+                assert self.states[row] == text[:start]
+                self.states[row] += text[start:end]
+                if row in step.snapshots:
+                    num_tokens, place = step.snapshots[row]
+                    assert start < num_tokens <= end
+                    self.snapshots[place] = text[:num_tokens]
             self.computed[row] = end - len(drafts)
             new: list[int] = []
             if end == len(text):
@@ -137,6 +156,9 @@ class Device:
             for position in range(self.computed[row], self.computed[row] + count):
                 self._write(row, position, ())
             self.computed[row] += count
+            self.states[row] = [-1]
+            if row in step.snapshots:
+                self.snapshots[step.snapshots[row][1]] = [-1]
 
     def _write(self, row: int, position: int, text: tuple[int, ...]) -> None:
         for group, table in enumerate(self.tables[row]):
@@ -166,9 +188,9 @@ def check_invariants(scheduler: Scheduler, step: SchedulerOutput | None, is_cach
     assert len(scheduler.running) <= MAX_NUM_SEQS
     assert len({request.row for request in scheduler.running}) == len(scheduler.running)
     for request in scheduler.running:
-        assert len({len(table) for table in request.block_tables}) == 1
+        assert len({len(table) for table in request.block_tables}) <= 1
     for request in scheduler.requests.values():
-        assert (request.status is RequestStatus.RUNNING) == bool(request.block_tables)
+        assert (request.status is RequestStatus.RUNNING) == bool(request.block_tables) or not scheduler.kv.pools
     if step:
         assert step.num_tokens <= BUDGET
         assert len(set(step.rows)) == len(step.rows)
@@ -192,6 +214,8 @@ events = st.lists(st.one_of(requests, steps, steps, st.integers(0, 20)), max_siz
     has_tenants=st.booleans(),
     window=st.sampled_from([None, 1, 6]),
     proposes=st.booleans(),
+    snapshots=st.sampled_from([None, None, None, 0, 1, 3]),
+    attends=st.booleans(),
 )
 @settings(max_examples=600, deadline=None)
 def test_random_traffic(
@@ -201,8 +225,13 @@ def test_random_traffic(
     has_tenants: bool,
     window: int | None,
     proposes: bool,
+    snapshots: int | None,
+    attends: bool,
 ) -> None:
-    scheduler, device = make_scheduler(prefix_caching, has_tenants, window, proposes), Device(window)
+    has_states = snapshots is not None
+    proposes, attends = proposes and not has_states, attends or not has_states
+    scheduler = make_scheduler(prefix_caching, has_tenants, window, proposes, snapshots, attends)
+    device = Device(window, has_states)
     arrived: dict[str, Request] = {}
     outputs: dict[str, list[RequestOutput]] = {}
     in_flight: tuple[SchedulerOutput, ModelRunnerOutput | None] | None = None
@@ -323,6 +352,32 @@ def test_choices_of_one_prompt_share_its_blocks() -> None:
         computed.update(dict(zip(step.request_ids, step.num_scheduled_tokens, strict=True)))
     # Once in full; then two times the last block, of which one token at least has to be computed. One decode each.
     assert sorted(computed.values()) == [5, 5, 13]
+
+
+@pytest.mark.parametrize("attends", [True, False])
+def test_a_prompt_and_the_next_turn_begin_with_the_state_of_the_last(attends: bool) -> None:
+    scheduler, prompt = make_scheduler(snapshots=4, attends=attends), [1, 2] * 6
+    for name in "abc":
+        add(scheduler, name, prompt, max_tokens=2)
+    first = dict(scheduler.requests)
+    device = Device(has_states=True)
+
+    def run() -> None:
+        while step := scheduler.schedule():
+            scheduler.update(step, device.run(step), seconds=0.01)  # the device checks the states
+
+    run()
+    assert [first[name].num_cached_tokens for name in "abc"] == [0, 8, 8]
+    turn = add(scheduler, "turn", first["a"].token_ids + [3] * 9)
+    other = add(scheduler, "other", prompt[:4] + [3] * 9)
+    run()
+    assert (turn.num_cached_tokens, other.num_cached_tokens) == (8, 0)
+    for index in range(3):  # what was used last is kept longest
+        add(scheduler, f"{index}", [3 + index] * 9)
+        run()
+        again = add(scheduler, f"again {index}", prompt)
+        run()
+        assert again.num_cached_tokens == 8
 
 
 def test_salts_keep_prefixes_apart() -> None:

@@ -73,6 +73,16 @@ def go_on(core: EngineCore, requests: Asked, said: dict[str, list[int]]) -> dict
     return rest
 
 
+def check_next_turn(core: EngineCore, model: PreTrainedModel) -> None:
+    """Go on behind an answer: with the state from where the prompt's last full block ended."""
+    prompt, sampling = list(range(10, 70)), SamplingParams(max_tokens=6, seed=5)
+    answer = tokens_of(run_crowd(core, {"first": (prompt, sampling)})[0]["first"])
+    turn = prompt + answer + [5, 6, 7]
+    news = run_crowd(core, {"turn": (turn, sampling)})[0]["turn"]
+    assert tokens_of(news) == drawn(model, turn, tokens_of(news), sampling)
+    assert news[0].num_cached_tokens == (56 if core.scheduler.kv.prefix_caching else 0)
+
+
 @pytest.mark.parametrize("family", RECURRENT)
 def test_states_in_a_crowd_equal_transformers_alone(family: str, tmp_path: Path) -> None:
     model = write_checkpoint(family, RECURRENT[family], tmp_path)
@@ -85,6 +95,9 @@ def test_states_in_a_crowd_equal_transformers_alone(family: str, tmp_path: Path)
     said = {name: tokens_of(news) for name, news in outputs.items()}
     for name, (prompt, sampling) in requests.items():
         assert said[name] == drawn(model, prompt, said[name], sampling), name
+    check_next_turn(core, model)
+    if family not in WHOLE_PROMPTS:
+        assert [outputs[f"choice {seed}"][0].num_cached_tokens for seed in range(3)].count(48) >= 2
     again = {name: requests[name] for name in ("33 tokens", "choice 1")}
     assert go_on(core, again, said) == {name: said[name][len(said[name]) // 2 :] for name in again}
     prompt = requests["33 tokens"][0]  # this one is greedy
@@ -106,12 +119,12 @@ def test_rounded_weights(family: str, tmp_path: Path) -> None:
     assert 0 < difference.abs().mean() < 0.1
 
 
-def test_nothing_goes_back(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_states_do_not_go_back(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     write_checkpoint("Lfm2", RECURRENT["Lfm2"], tmp_path)
     caplog.set_level("INFO")
     core, _ = build_engine(tiny_settings(), tmp_path)
     assert core.scheduler.speculation is None
-    assert not core.scheduler.kv.prefix_caching
-    assert "no prefix caching and no drafts" in caplog.text
+    assert "recurrent states of 8 requests, and 8 snapshots of states" in caplog.text
+    assert "no drafts" in caplog.text
     with pytest.raises(StartupError, match="draft_model: the model keeps recurrent states"):
         build_engine(tiny_settings(speculate="draft", draft_model=str(tmp_path)), tmp_path)

@@ -6,7 +6,7 @@ import psutil
 import pytest
 import torch
 
-from app.core.step import Limits
+from app.core.step import Limits, RowStates
 from app.errors import StartupError
 from app.settings import Settings
 from app.worker import resolve
@@ -64,9 +64,15 @@ def test_states_take_half_of_the_memory_at_most(monkeypatch: pytest.MonkeyPatch)
     limits = Limits(groups=(), max_model_len=4096, max_num_seqs=64, max_num_batched_tokens=512, max_itl=0.2)
     resolved = Resolved(torch.device("cpu"), torch.bfloat16, torch.bfloat16, limits)
     few = resolve_states(Settings(), resolved, 2**20, True)
-    assert (few.max_num_seqs, few.max_num_batched_tokens, few.chunked_prefill) == (16, 512, True)
+    assert (few.max_num_seqs, few.max_num_batched_tokens, few.chunked_prefill) == (8, 512, True)
+    assert few.states == RowStates(num_snapshots=8)
+    asked = resolve_states(Settings(max_num_seqs=14), resolved, 2**20, True)
+    assert (asked.max_num_seqs, asked.states) == (14, RowStates(num_snapshots=2))
+    without = resolve_states(Settings(prefix_caching=False), resolved, 2**20, True)
+    assert (without.max_num_seqs, without.states) == (16, RowStates(num_snapshots=0))
     whole = resolve_states(Settings(), resolved, 2**10, False)
     assert (whole.max_num_seqs, whole.max_num_batched_tokens, whole.chunked_prefill) == (64, 4160, False)
+    assert whole.states == RowStates(num_snapshots=0)
     with pytest.raises(StartupError, match="max_num_seqs: the recurrent states of 64 requests"):
         resolve_states(Settings(max_num_seqs=64), resolved, 2**20, True)
     groups = [LayerGroup(layers=[], window=None, block_bytes=2**20)]
