@@ -4,8 +4,9 @@ Few requests leave most of the processor idle while weights are read, so that mo
 many requests they do, and there are no drafts. See "Performance or Illusion?" (arXiv 2601.11580).
 """
 
-from collections import Counter, deque
+from collections import Counter, defaultdict, deque
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
 from statistics import median
 
 from ..core.request import Request
@@ -14,6 +15,9 @@ from .drafts import Guess, Proposer
 
 _MOST_DRAFTS = 15
 """Of a request."""
+_SIZES = frozenset((*range(9), 12, 16, 24, 32, 48, 64, 96, 128))
+"""Tokens that steps with drafts have. Workers prepare a number of tokens when it comes first, which takes as long as
+several steps."""
 _GAIN = 1.1
 """Drafts have to promise so many times the tokens a second, since times and chances are uncertain."""
 _COST = 0.4
@@ -29,8 +33,29 @@ _COMPARED = 3
 """Steps without drafts that others are compared with."""
 _STALE = 16
 """Steps with drafts until one has none, to compare with."""
-_FORGOTTEN = 1000
-"""Steps without drafts until more is tried again: what was measured may have been bad luck."""
+_PATIENCE, _LEAST_PATIENCE = 500, 64
+"""Steps without drafts until drafts are tried again, for each step without that one with drafts takes longer, since
+what was measured may have been bad luck. A number of drafts takes four steps to try: so trying costs less than one part
+in a hundred."""
+
+
+@dataclass
+class _Times:
+    """Of steps with some number of requests."""
+
+    plain: deque[float] = field(default_factory=lambda: deque(maxlen=_COMPARED))
+    """Seconds of the last ones without drafts."""
+    age: int = 0
+    """Steps with drafts since the last of these."""
+    ratios: dict[int, deque[float]] = field(default_factory=dict)
+    """Seconds of those with drafts, by their number, in times of one without."""
+    num_plain: int = 0
+    """Steps without drafts since some paid, or all were forgotten."""
+
+    @property
+    def known(self) -> dict[int, float]:
+        """What steps with drafts usually take, by their number, in times of one without."""
+        return {number: median(ratios) for number, ratios in self.ratios.items() if len(ratios) >= _RELIABLE}
 
 
 class StepTimes:
@@ -41,41 +66,47 @@ class StepTimes:
     """
 
     def __init__(self) -> None:
-        self._plain: dict[int, deque[float]] = {}
-        """Seconds of the last steps without drafts, by their number of requests."""
-        self._age: dict[int, int] = {}
-        """Steps with drafts since the last of these."""
-        self._num_plain: dict[int, int] = {}
-        self._ratios: dict[int, dict[int, deque[float]]] = {}
+        self._by_rows: defaultdict[int, _Times] = defaultdict(_Times)
 
     def observe(self, rows: int, drafts: int, seconds: float) -> None:
         """Learn from a step. The first with so many drafts tells nothing: its work may have been recorded."""
+        times = self._by_rows[rows]
         if drafts == 0:
-            self._plain.setdefault(rows, deque(maxlen=_COMPARED)).append(seconds)
-            self._age[rows] = 0
-            self._num_plain[rows] = self._num_plain.get(rows, 0) + 1
-            if self._num_plain[rows] % _FORGOTTEN == 0:
-                self._ratios.pop(rows, None)
+            self._observe_plain(times, seconds)
             return
-        self._age[rows] = self._age.get(rows, 0) + 1
-        of_rows = self._ratios.setdefault(rows, {})
-        if drafts not in of_rows:
-            of_rows[drafts] = deque(maxlen=_REMEMBERED)
-        elif len(self._plain.get(rows, ())) == _COMPARED:
-            of_rows[drafts].append(seconds / median(self._plain[rows]))
+        times.age += 1
+        if drafts not in times.ratios:
+            times.ratios[drafts] = deque(maxlen=_REMEMBERED)
+            return
+        ratios = times.ratios[drafts]
+        if len(ratios) >= _RELIABLE:  # they were chosen by what is known
+            times.num_plain = 0
+        if len(times.plain) == _COMPARED:
+            ratios.append(seconds / median(times.plain))
+
+    def _observe_plain(self, times: _Times, seconds: float) -> None:
+        times.plain.append(seconds)
+        times.age = 0
+        times.num_plain += 1
+        if times.num_plain % _LEAST_PATIENCE == 0:
+            longer = min(times.known.values(), default=1.0) - 1
+            if times.num_plain >= _PATIENCE * longer:
+                times.num_plain = 0
+                for ratios in times.ratios.values():
+                    ratios.clear()
 
     def expected(self, rows: int, most: int) -> list[float]:
         """Of steps with 0 to `most` drafts, in times of one without; none if the latter is not known well enough.
 
         What was not measured is on a line between what was, and on a longer line beyond. That goes to twice as many
-        drafts as were measured, and a few, so that trying cannot cost much.
+        drafts as were measured, and one for each request, so that trying cannot cost much.
         """
-        if len(self._plain.get(rows, ())) < _COMPARED or self._age[rows] >= _STALE:
+        times = self._by_rows[rows]
+        if len(times.plain) < _COMPARED or times.age >= _STALE:
             return []
-        known = {n: median(times) for n, times in self._ratios.get(rows, {}).items() if len(times) >= _RELIABLE}
-        known[0] = 1.0
+        known = times.known | {0: 1.0}
         expected, slope = [1.0], _COST / (rows + 3)
-        for number in [*sorted(known)[1:], min(most, 2 * max(known) + 2 + rows // 4)]:
+        for number in [*sorted(known)[1:], min(most, 2 * max(known) + rows + 1)]:
             before = len(expected) - 1
             if number in known and number > before:
                 slope = (known[number] - expected[-1]) / (number - before)
@@ -135,7 +166,7 @@ class Speculation:
         best, number, tokens = _GAIN * rows, 0, float(rows)
         for count, (gain, duration) in enumerate(zip(gains, times[1:], strict=False), 1):
             tokens += gain
-            if tokens / duration > best:
+            if rows + count in _SIZES and tokens / duration > best:
                 best, number = tokens / duration, count
         return number
 

@@ -15,7 +15,7 @@ from app.attention.backends.cpu_paged import CpuPagedBackend
 from app.attention.backends.memory import zeros
 from app.attention.backends.torch_paged import TorchPagedBackend
 from app.attention.config import AttentionConfig, LayerCache
-from app.attention.step import StepInput, StepShape
+from app.attention.step import Ints, StepInput, StepShape
 from app.errors import StartupError
 from app.kernels.kv import LayerKV
 
@@ -38,18 +38,21 @@ class Step:
     past: list[tuple[Tensor, Tensor]]
 
 
-def describe(backend: AttentionBackend[Any], spans: list[tuple[int, int]], tables: Tensor) -> tuple[StepInput, Any]:
+def describe(
+    backend: AttentionBackend[Any], spans: list[tuple[int, int]], tables: Tensor, rows: Ints | None = None
+) -> tuple[StepInput, Any]:
     """A step with the positions (from, to before) of each row, and a backend's metadata. Decodes come first."""
+    rows = np.arange(len(spans)) if rows is None else rows
     positions = [np.arange(*span) for span in spans]
     starts = np.cumsum([0, *(len(of_row) for of_row in positions)])
     slots = [tables[row].numpy()[at // BLOCK] * BLOCK + at % BLOCK for row, at in enumerate(positions)]
     count = int(starts[-1])
     step = StepInput(
         order=np.arange(len(spans)),
-        rows=np.arange(len(spans)),
+        rows=rows,
         input_ids=np.zeros(count, dtype=np.int64),
         input_is_sampled=np.zeros(count, dtype=np.bool_),
-        token_rows=np.repeat(np.arange(len(spans)), np.diff(starts)),
+        token_rows=np.repeat(rows, np.diff(starts)),
         positions=np.concatenate(positions),
         slot_mappings=[np.concatenate(slots)],
         query_starts=starts,
@@ -207,6 +210,11 @@ def test_on_the_cpu_a_token_is_computed_alike_in_a_prompt_and_in_a_decode(
             end = min(length, start + size)
             _, metadata = describe(backend, [(start, end)], tables)
             assert torch.equal(backend.attend(cache, step.q[start:end], metadata), whole[start:end])
+    for num_drafts in (1, 6):  # a row with drafts is several decodes
+        first = length - 1 - num_drafts
+        spans, of_row = [(at, at + 1) for at in range(first, length)], tables.expand(num_drafts + 1, -1)
+        _, metadata = describe(backend, spans, of_row, rows=np.zeros(num_drafts + 1, dtype=np.int64))
+        assert torch.equal(backend.attend(cache, step.q[first:], metadata), whole[first:])
 
 
 def test_memory_that_the_system_does_not_promise_is_told(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -20,7 +20,7 @@ from ...kernels.kv import ROUNDED_DTYPES, SCALE_DTYPE, LayerKV, bytes_of_token
 from ..config import AttentionConfig, HeadNorms, LayerCache
 from ..step import StepInput, StepShape
 from .memory import zeros
-from .tiles import write_tiles
+from .tiles import count_decodes, write_tiles
 
 _LINE = 64
 """Bytes of a line of the cache, of which a block has whole ones."""
@@ -37,7 +37,8 @@ class CpuMetadata:
     block_tables: Sequence[Tensor]
     """(rows, blocks) for each KV group: the blocks of every row, in this step or not."""
     tiles: Tensor
-    """(tiles, 4): pieces of chunks of prompts, and decodes; see `app.kernels.cpu.paged_attention`."""
+    """(tiles, 4): decodes, those of a row with drafts together, and pieces of chunks of prompts; see
+    `app.kernels.cpu.paged_attention`."""
 
 
 class CpuPagedBackend:
@@ -68,7 +69,8 @@ class CpuPagedBackend:
         tiles, decodes = to["tiles"].reshape(-1, 4), step.num_decodes
         tiles[:decodes, 0] = step.rows[:decodes]
         tiles[:decodes, 1] = np.arange(decodes)
-        tiles[:decodes, 2] = 1
+        # Half of what a tile may have, so that a row with drafts is work for several threads.
+        tiles[:decodes, 2] = count_decodes(step.rows[:decodes], self._tile_tokens // 2)
         tiles[:decodes, 3] = step.positions[:decodes]
         write_tiles(step, self._tile_tokens, tiles[decodes:])
 

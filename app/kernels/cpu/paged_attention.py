@@ -97,10 +97,10 @@ def paged_attention(group: int, head_dim: int, v_head_dim: int, block_size: int)
     def run(  # type: ignore[no-untyped-def]
         begin, end, q, k_cache, v_cache, k_scales, v_scales, block_tables, tiles, window, scale, softcap, out
     ):
-        num_tiles, num_kv_heads = tiles.shape[0], k_cache.shape[0]
+        num_tiles = tiles.shape[0]
         for task in range(begin, end):
             # Each thread takes a run of tasks, and long and short tiles stand together: take one of each in turn.
-            order, head = task // num_kv_heads, task % num_kv_heads
+            head, order = task // num_tiles, task % num_tiles
             tile = tiles[order // 2 if order % 2 == 0 else num_tiles - 1 - order // 2]
             table, token, count, position = block_tables[tile[0]], tile[1], tile[2], np.int64(tile[3])
             if count == 0:
