@@ -21,7 +21,8 @@ from .ngram import NgramProposer
 from .scheduler import Scheduler
 from .speculation import Speculation
 
-_MOST_ROWS_WITH_DRAFTS = 2
+_MOST_ROWS_WITH_DRAFTS = 32
+_MOST_ON_A_CPU = 2
 """With 4 and 8 requests, drafts have cost 5 % and more on a CPU: recording steps of ever new sizes, and waiting."""
 
 
@@ -53,7 +54,8 @@ def _speculation(settings: Settings, limits: Limits) -> Speculation | None:
     if settings.speculate == "off" or settings.worker == "echo" or limits.states:
         return None
     proposer = DraftModelProposer() if settings.drafts_by_model else NgramProposer()
-    return Speculation(proposer, limits.max_num_batched_tokens, _MOST_ROWS_WITH_DRAFTS)
+    most_rows = _MOST_ROWS_WITH_DRAFTS if limits.step_sizes else _MOST_ON_A_CPU
+    return Speculation(proposer, limits.max_num_batched_tokens, most_rows)
 
 
 def _build_worker(settings: Settings, folder: Path, encoder: EncoderConfig | None) -> tuple[BuiltWorker, float]:

@@ -136,17 +136,18 @@ class InputBatch:
         starts = self.num_computed[rows]
         self.num_computed[rows] += 1 if step.drafts else counts
         if step.drafts:  # every token is a decode
-            drafts = np.concatenate([[NO_DRAFT, *step.drafts.get(row, ())] for row in rows.tolist()])
+            drafts = np.array([draft for row in rows.tolist() for draft in (NO_DRAFT, *step.drafts.get(row, ()))])
             firsts: Ints = counts.cumsum() - counts
             starts = np.repeat(starts - firsts, counts) + np.arange(len(drafts))
             rows, order = np.repeat(rows, counts), np.repeat(order, counts)
             counts = np.ones_like(order)
         seq_lens = starts + counts
-        query_starts = np.zeros(len(rows) + 1, dtype=np.int64)
-        np.cumsum(counts, out=query_starts[1:])
-
-        token_rows = np.repeat(rows, counts)
-        positions = np.arange(query_starts[-1]) - np.repeat(query_starts[:-1] - starts, counts)
+        num_decodes = int(np.count_nonzero(counts == 1))
+        query_starts, token_rows, positions = np.arange(len(rows) + 1), rows, starts
+        if num_decodes < len(rows):
+            np.cumsum(counts, out=query_starts[1:])
+            token_rows = np.repeat(rows, counts)
+            positions = np.arange(query_starts[-1]) - np.repeat(query_starts[:-1] - starts, counts)
         blocks, offsets = np.divmod(positions, self.block_size)
         input_is_sampled = positions >= self.num_known[token_rows]
         input_ids = self._known_tokens(rows, starts, seq_lens, query_starts)
@@ -165,7 +166,7 @@ class InputBatch:
             ],
             query_starts=query_starts,
             seq_lens=seq_lens,
-            num_decodes=int((counts == 1).sum()),
+            num_decodes=num_decodes,
             block_size=self.block_size,
             snapshots=step.snapshots,
         )
@@ -200,7 +201,7 @@ class InputBatch:
             logits_at=samples,
             order=batch.order[samples[ends - 1]],
             starts=np.append(0, ends),
-            drafts=np.concatenate([[*drafts.get(row, ()), NO_DRAFT] for row in rows[ends - 1].tolist()]),
+            drafts=np.array([draft for row in rows[ends - 1].tolist() for draft in (*drafts.get(row, ()), NO_DRAFT)]),
         )
 
     def prompt_targets(self, batch: StepInput) -> list[PromptTargets]:

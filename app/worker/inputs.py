@@ -27,7 +27,7 @@ class StepBuffer:
     There are two buffers on the host, used in turn: a step is prepared while the one before it may not have been
     copied yet. A GPU needs only one, since copies wait for the steps before them. A CPU needs no other than the host's.
 
-    A step is `begin`, `write` and `send`.
+    A step is `begin`, `write`, `send` and `sent`.
     """
 
     def __init__(
@@ -44,10 +44,12 @@ class StepBuffer:
         self._backend, self._sampling = backend, sampling
         self._body_parts = lru_cache(maxsize=1024)(self._lay_out_body)
         self._sampling_parts = lru_cache(maxsize=1024)(self._lay_out_sampling)
+        self._host_body = lru_cache(maxsize=1024)(self._make_host_body)
+        self._host_sampling = lru_cache(maxsize=1024)(self._make_host_sampling)
         self._body_at = _end(self._sampling_parts(max_entries))
         self._changes_at = _end(self._body_parts(largest))
         num_groups, num_rows, num_blocks = batch.block_tables.shape
-        size = self._changes_at + (1 + num_groups) * num_rows * num_blocks
+        size = self._changes_at + (2 + num_groups) * num_rows * num_blocks
         if device.type == "cpu":
             self._device = torch.zeros(size, dtype=torch.int32)
             self._hosts = [self._device]
@@ -59,9 +61,10 @@ class StepBuffer:
                 torch.zeros(batch.block_tables.shape, dtype=torch.int32, device=device)
             )
         """Of each KV group, (rows, blocks), on the device."""
+        self._flat_tables = [table.view(-1) for table in self.block_tables]
         self._turn = 0
         self._has_arrived: list[torch.cuda.Event | None] = [None] * len(self._hosts)
-        """Events after what was sent last from each buffer on the host."""
+        """Events behind what was sent last from each buffer on the host."""
 
     def begin(self, changes: BlockChanges) -> None:
         """Take the next buffer, as soon as what it held has arrived; bring the device's block tables up to date."""
@@ -71,28 +74,24 @@ class StepBuffer:
         count, start = len(changes.places), self._changes_at
         if not count or self._device.device.type == "cpu":
             return
-        parts = [slice(start + index * count, start + (index + 1) * count) for index in range(1 + len(changes.values))]
-        host = self._hosts[self._turn].numpy()
-        for part, numbers in zip(parts, (changes.places, *changes.values), strict=True):
-            host[part] = numbers
-        self._copy(start, parts[-1].stop)
-        places = self._device[parts[0]].long()
-        for table, part in zip(self.block_tables, parts[1:], strict=True):
-            table.view(-1).index_copy_(0, places, self._device[part])
+        host, end = self._hosts[self._turn].numpy(), start + (2 + len(changes.values)) * count
+        host[start : start + 2 * count].view(np.int64)[:] = changes.places
+        host[start + 2 * count : end] = np.concatenate(changes.values)
+        self._copy(start, end)
+        places, *values = self._device[start:end].split([2 * count, *[count] * len(changes.values)])
+        for table, blocks in zip(self._flat_tables, values, strict=True):
+            table.index_copy_(0, places.view(torch.int64), blocks)
 
     def write(self, step: StepInput, shape: StepShape, entries: Entries, size: int) -> None:
         """Write a step's numbers, padded to a shape, and to `size` entries."""
-        host = self._hosts[self._turn].numpy()
-        body = {name: host[part] for name, _, part in self._body_parts(shape)}
+        body = self._host_body(shape, self._turn)
         count = step.num_tokens
         body["input_ids"][:count], body["input_ids"][count:] = step.input_ids, 0
         body["sampled_by"][:count] = np.where(step.input_is_sampled, step.token_rows, -1)
         body["sampled_by"][count:] = -1
         body["positions"][:count], body["positions"][count:] = step.positions, 0
         self._backend.write(step, body)
-        sampling: dict[str, NDArray[Any]] = {
-            name: host[part].view(kind) for name, kind, part in self._sampling_parts(size)
-        }
+        sampling = self._host_sampling(size, self._turn)
         sampling["logits_at"][: len(entries)], sampling["logits_at"][len(entries) :] = entries.logits_at, 0
         self._sampling.write(entries, sampling)
 
@@ -101,8 +100,10 @@ class StepBuffer:
         if self._device.device.type == "cpu":
             return
         self._copy(0, _end(self._body_parts(shape)))
-        event = self._has_arrived[self._turn] = self._has_arrived[self._turn] or torch.cuda.Event()
-        event.record()
+
+    def sent(self, event: torch.cuda.Event | None) -> None:
+        """Tell of an event behind what was sent."""
+        self._has_arrived[self._turn] = event
 
     def _copy(self, start: int, end: int) -> None:
         self._device[start:end].copy_(self._hosts[self._turn][start:end], non_blocking=True)
@@ -118,6 +119,14 @@ class StepBuffer:
         """What sampling of `size` entries reads, on the device: the tokens whose logits are wanted, and its own."""
         numbers = {name: self._device[part].view(_TORCH[kind]) for name, kind, part in self._sampling_parts(size)}
         return numbers.pop("logits_at"), numbers
+
+    def _make_host_body(self, shape: StepShape, turn: int) -> dict[str, NDArray[np.int32]]:
+        host = self._hosts[turn].numpy()
+        return {name: host[part] for name, _, part in self._body_parts(shape)}
+
+    def _make_host_sampling(self, size: int, turn: int) -> dict[str, NDArray[Any]]:
+        host = self._hosts[turn].numpy()
+        return {name: host[part].view(kind) for name, kind, part in self._sampling_parts(size)}
 
     def _lay_out_body(self, shape: StepShape) -> list[_Part]:
         sizes = dict.fromkeys(("input_ids", "sampled_by", "positions"), shape.tokens) | self._backend.fields(shape)

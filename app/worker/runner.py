@@ -134,6 +134,7 @@ class ModelRunner:
             if masks:
                 self._to_accept.append((launched, constrained))
         launched.end = self.execution.end()
+        self._buffer.sent(launched.end)
         return launched
 
     def _compute_masks(self, constrained: Constrained, entries: Entries) -> Masks:
@@ -233,6 +234,7 @@ class ModelRunner:
         self._buffer.begin(self.batch.take_blocks(SchedulerOutput()))
         self._buffer.write(padding, shape, no_entries(), size)
         self._buffer.send(shape)
+        self._buffer.sent(self.execution.end())
 
     def body(self, shape: StepShape) -> Work:
         """See `app.worker.execution.Steps`."""

@@ -179,19 +179,15 @@ def test_drafts_change_no_text(model: tuple[Path, PreTrainedModel]) -> None:
 
 def test_a_draft_model_with_the_same_weights_guesses_right(model: tuple[Path, PreTrainedModel]) -> None:
     """A prompt of several chunks is seen in as many steps before; behind it, guesses are right at any temperature."""
-    requests: Requests = {
-        "greedy": ([3, 4, 5], SamplingParams(max_tokens=9, seed=1, temperature=0.0)),
-        "drawn": (list(range(20, 36)), SamplingParams(max_tokens=9, seed=2, top_p=0.9)),
-    }
+    prompt = list(range(20, 36))
+    requests: Requests = {"drawn": (prompt, SamplingParams(max_tokens=8, seed=2, top_p=0.9))}
     core = make_engine(model[0], "triton", draft_model=str(model[0]))
-    texts = {name: tokens_of(news) for name, news in run_crowd(core, requests)[0].items()}
-    core.scheduler.speculation = speculation = Eager("draft model", texts, LIMITS["max_num_batched_tokens"])
-    outputs, _ = run_crowd(core, requests)
-    for name, news in outputs.items():
-        assert tokens_of(news) == texts[name], name
-    assert speculation.num_with_drafts > 2
-    assert max(len(output.token_ids) for output in outputs["drawn"]) > 2
-    assert speculation.num_steps < 9
+    text = tokens_of(run_crowd(core, requests)[0]["drawn"])
+    core.scheduler.speculation = speculation = Eager("draft model", {"drawn": text}, LIMITS["max_num_batched_tokens"])
+    news = run_crowd(core, requests)[0]["drawn"]
+    assert tokens_of(news) == text
+    assert max(len(output.token_ids) for output in news) > 2
+    assert speculation.num_steps < 2 + 7
 
 
 @pytest.mark.parametrize("most", [1, 3, 8, 16, 17, 256, 1000, 8192])
