@@ -130,6 +130,10 @@ class RequestOutput(msgspec.Struct, kw_only=True, omit_defaults=True):
     """Of the prompt's second, third, ... token (the first has none), in pieces as chunks are computed."""
     num_cached_tokens: int = 0
     """Prompt tokens found in the prefix cache; the same in every output of a request."""
+    num_drafted_tokens: int = 0
+    """Drafts of the steps that gave these tokens."""
+    num_accepted_tokens: int = 0
+    """Those that were right."""
     vector: bytes = b""
     """Of an encoder: float32 numbers, the embedding, or the logit of each label."""
     finish_reason: FinishReason | None = None
@@ -145,6 +149,8 @@ class RequestOutput(msgspec.Struct, kw_only=True, omit_defaults=True):
         self.token_ids += later.token_ids
         self.logprobs += later.logprobs
         self.prompt_logprobs += later.prompt_logprobs
+        self.num_drafted_tokens += later.num_drafted_tokens
+        self.num_accepted_tokens += later.num_accepted_tokens
         self.vector = later.vector
         self.timing = later.timing or self.timing
         self.finish_reason, self.error = later.finish_reason, later.error

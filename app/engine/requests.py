@@ -85,7 +85,8 @@ class RequestBatch:
             if request is None:  # ended while the step ran
                 continue
             prompt_logprobs = result.prompt_logprobs.get(index)
-            if request.num_drafts:
+            num_drafts = request.num_drafts
+            if num_drafts:
                 self._count_drafts(request, len(tokens) - 1)
             if tokens:
                 output = self._take_tokens(request, tokens, now) if tokens[-1] >= 0 else self._fail(request, tokens[-1])
@@ -100,6 +101,8 @@ class RequestBatch:
                 if not prompt_logprobs:
                     continue
                 output = self._output(request, [])
+            if num_drafts:
+                output.num_drafted_tokens, output.num_accepted_tokens = num_drafts, len(tokens) - 1
             if prompt_logprobs:
                 output.prompt_logprobs = prompt_logprobs
                 request.num_prompt_logprobs += len(prompt_logprobs)

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import time
 
 import jsonschema
 import pytest
@@ -10,7 +11,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from app.api.operations import deep_check
 from app.core.request import FinishReason
 from app.core.sampling import Logprobs
-from app.core.wire import GenerateCommand, RequestOutput
+from app.core.wire import GenerateCommand, RequestOutput, RequestTiming
 from app.text.chat_template import ChatTemplate
 from app.text.message_format import MessageFormat
 from app.text.tokenizer import Tokenizer
@@ -152,6 +153,45 @@ def test_usage_in_every_event(server: Server, path: str, body: dict[str, object]
     assert (events[-1]["choices"], events[-1]["usage"]) == ([], whole)
     told = server.events(path, {**body, "stream_options": {"continuous_usage_stats": True}})
     assert [event["choices"] == [] for event in told] == [False] * (len(events) - 1)
+
+
+@pytest.mark.parametrize("is_counted", [False, True])
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("/v1/completions", {"prompt": "Hi", "n": 2}),
+        ("/v1/chat/completions", {"messages": [{"role": "user", "content": "Hi"}], "n": 2}),
+    ],
+)
+def test_timings_are_in_whole_answers_and_in_the_last_event(
+    server: Server, path: str, body: dict[str, object], is_counted: bool
+) -> None:
+    """As llama.cpp has them. The engine had each prompt for half a second, and 8 drafts of which it took 6."""
+
+    def script(command: GenerateCommand) -> list[RequestOutput]:
+        first, last = say("Hello", cached=1)(command), say("Hello", cached=1)(command)[-1]
+        began = time.monotonic() - 1
+        first[0].timing = RequestTiming(began, began, began + 0.5, 0.0)
+        last.num_drafted_tokens, last.num_accepted_tokens = 4, 3
+        return [*first[:-1], last]
+
+    server.engine.script = script
+    answer = server.post(path, body).json()
+    timings, usage = answer["timings"], answer["usage"]
+    assert timings["cache_n"] + timings["prompt_n"] == usage["prompt_tokens"]
+    assert timings["cache_n"] == 1
+    assert timings["prompt_ms"] == pytest.approx(500, abs=0.01)
+    assert timings["prompt_per_second"] == pytest.approx(2 * timings["prompt_n"], rel=1e-3)
+    assert timings["predicted_n"] == usage["completion_tokens"] == 10
+    assert 500 <= timings["predicted_ms"] < 5000
+    assert timings["predicted_per_second"] == pytest.approx(8000 / timings["predicted_ms"], rel=1e-3)
+    assert (timings["draft_n"], timings["draft_n_accepted"]) == (8, 6)
+    events = server.events(path, {**body, "stream_options": {"include_usage": is_counted}})
+    assert [index for index, event in enumerate(events) if "timings" in event] == [len(events) - 1]
+    assert bool(events[-1]["choices"]) == (not is_counted)
+    told = events[-1]["timings"]
+    assert told.keys() == timings.keys()
+    assert [told[name] for name in ("predicted_n", "prompt_n", "draft_n")] == [10, timings["prompt_n"], 8]
 
 
 @pytest.mark.parametrize("n", [1, 2])

@@ -111,6 +111,13 @@ def check(
         for name, text in texts.items():
             assert tokens_of(outputs[name]) == text, (kind, name)
             assert probabilities(outputs[name]) == pytest.approx(probabilities(expected[name]), abs=1e-5)
+        drafted, accepted = (
+            sum(getattr(news, name) for outputs_of in outputs.values() for news in outputs_of)
+            for name in ("num_drafted_tokens", "num_accepted_tokens")
+        )
+        assert (drafted > 0) == (kind != "none")
+        if kind in ("right", "wrong"):
+            assert accepted == (drafted if kind == "right" else 0)
         num_steps[kind] = speculation.num_steps
         assert bool(speculation.num_with_drafts) == (kind != "none")
     return num_steps

@@ -11,6 +11,7 @@ from ..edge.request_log import Usage
 from ..generation.answer import ChoicesAnswer, Chunk, CompletionUsage, ended_by
 from ..generation.blocks import new_call_id
 from ..generation.logprobs import TokenLogprob, describe
+from ..generation.timings import Timings
 from ..service import Service
 from .schema import ChatRequest
 
@@ -70,6 +71,7 @@ class ChatCompletion(AnswerBody, kw_only=True):
     system_fingerprint: str
     choices: list[ChatChoice]
     usage: CompletionUsage
+    timings: Timings
 
 
 class FunctionDelta(AnswerBody, kw_only=True):
@@ -158,7 +160,7 @@ class ChatAnswer(ChoicesAnswer):
     """Messages of the assistant."""
 
     def __init__(self, service: Service, body: ChatRequest, parsers: list[MessageParser], request_id: str) -> None:
-        super().__init__(service, body, f"chatcmpl-{request_id}", ChatChunk)
+        super().__init__(service, body, f"chatcmpl-{request_id}", ChatChunk, body.n)
         self._tokenizer = service.tokenizer
         self._wants_logprobs = body.logprobs
         self._parsers = parsers
@@ -196,7 +198,7 @@ class ChatAnswer(ChoicesAnswer):
             )
             for index, message in enumerate(self._messages)
         ]
-        return ChatCompletion(**self._head, choices=choices, usage=CompletionUsage.of(usage))
+        return ChatCompletion(**self._head, choices=choices, usage=CompletionUsage.of(usage), timings=Timings.of(usage))
 
     def first_events(self) -> list[bytes]:
         """See `Answer`."""
@@ -219,5 +221,5 @@ class ChatAnswer(ChoicesAnswer):
                 result.append(self.choice_event(ChatChunkChoice(index, one, told)))
         if delta.finish_reason is not None:
             end = ChatChunkChoice(index, ChatDelta(), None, self._finished_by(index, delta), delta.stop_reason)
-            result.append(self.choice_event(end))
+            result.append(self.ending_event(end))
         return result

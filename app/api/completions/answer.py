@@ -10,6 +10,7 @@ from ..generation.answer import ChoicesAnswer, Chunk, CompletionUsage, ended_by
 from ..generation.choices import Choice
 from ..generation.logprobs import finite, num_characters, token_name
 from ..generation.prompts import as_list
+from ..generation.timings import Timings
 from ..service import Service
 from .schema import CompletionRequest
 
@@ -57,6 +58,7 @@ class Completion(AnswerBody, kw_only=True):
     system_fingerprint: str
     choices: list[TextChoice]
     usage: CompletionUsage
+    timings: Timings
 
 
 class CompletionChunk(Chunk, kw_only=True):
@@ -126,7 +128,7 @@ class TextAnswer(ChoicesAnswer):
     """Texts that continue the prompts."""
 
     def __init__(self, service: Service, body: CompletionRequest, choices: list[Choice], request_id: str) -> None:
-        super().__init__(service, body, f"cmpl-{request_id}", CompletionChunk)
+        super().__init__(service, body, f"cmpl-{request_id}", CompletionChunk, len(choices))
         texts = [text for text in as_list(body.prompt, "prompt") for _ in range(body.n)]
         self._writers = [
             _ChoiceWriter(service, body, choice.prompt_token_ids, text if isinstance(text, str) else None)
@@ -152,7 +154,9 @@ class TextAnswer(ChoicesAnswer):
         """See `Answer`."""
         for choice, texts in zip(self._choices, self._texts, strict=True):
             choice.text = "".join(texts)
-        return Completion(**self._head, choices=self._choices, usage=CompletionUsage.of(usage))
+        return Completion(
+            **self._head, choices=self._choices, usage=CompletionUsage.of(usage), timings=Timings.of(usage)
+        )
 
     def first_events(self) -> list[bytes]:
         """See `Answer`."""
@@ -165,7 +169,7 @@ class TextAnswer(ChoicesAnswer):
         if delta.finish_reason is not None or logprobs is not None or (self._counts_always and delta.token_ids):
             choice = TextChoice(index, text, logprobs)
             choice.take_ending(delta)
-            return [self.choice_event(choice)]
+            return [self.choice_event(choice) if delta.finish_reason is None else self.ending_event(choice)]
         if not delta.token_ids:
             return []
         head, tail = self._frames[index]

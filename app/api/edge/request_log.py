@@ -14,13 +14,22 @@ from ...tenants import EVERYBODY, Tenant
 
 @dataclass
 class Usage:
-    """Token counts of a call. A prompt is counted once, however many choices continue it."""
+    """What a call took. A prompt is counted once, however many choices continue it."""
 
     prompt_tokens: int = 0
     completion_tokens: int = 0
     cached_tokens: int = 0
     reasoning_tokens: int = 0
     """Of the completion's."""
+    drafted_tokens: int = 0
+    accepted_tokens: int = 0
+    """Drafts that were right."""
+    num_first_tokens: int = 0
+    """Choices that have got a token."""
+    scheduled_at: float = 0.0
+    """Seconds, `time.monotonic()`: when the first of the prompts began to be computed."""
+    first_token_at: float = 0.0
+    last_token_at: float = 0.0
 
 
 @dataclass

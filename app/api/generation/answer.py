@@ -21,6 +21,7 @@ from ..service import Service
 from .choices import Choice
 from .fields import SamplingFields
 from .run import Generation
+from .timings import Timings
 
 
 class Answer(ABC):
@@ -194,16 +195,21 @@ class Chunk(AnswerBody, kw_only=True):
     system_fingerprint: str
     usage: CompletionUsage | UnsetType | None = UNSET
     """With include_usage. It is null in all events but the last, unless continuous_usage_stats is given, too."""
+    timings: Timings | UnsetType = UNSET
+    """Only in the last event."""
     choices: list[Any]
 
 
 class ChoicesAnswer(Answer):
     """An answer with several choices, as chat and completions have it."""
 
-    def __init__(self, service: Service, body: SamplingFields, response_id: str, chunk: type[Chunk]) -> None:
-        """`chunk`: the type of its events."""
+    def __init__(
+        self, service: Service, body: SamplingFields, response_id: str, chunk: type[Chunk], num_choices: int
+    ) -> None:
+        """`chunk`: the type of its events. There are so many choices."""
         super().__init__(service, body.stream, body.stream_options is not None and body.stream_options.resumable)
         self.response_id = response_id
+        self._num_open = num_choices
         self._include_usage = body.include_usage
         self._counts_always = body.stream_options is not None and body.stream_options.continuous_usage_stats
         self._head: dict[str, Any] = {
@@ -220,6 +226,7 @@ class ChoicesAnswer(Answer):
         if not self._include_usage:
             return []
         self._chunk.choices, self._chunk.usage = [], CompletionUsage.of(usage)
+        self._chunk.timings = Timings.of(usage)
         return [event(self._chunk)]
 
     def choice_event(self, choice: AnswerBody) -> bytes:
@@ -228,6 +235,13 @@ class ChoicesAnswer(Answer):
         if self._counts_always:
             self._chunk.usage = CompletionUsage.of(self._used)
         return event(self._chunk)
+
+    def ending_event(self, choice: AnswerBody) -> bytes:
+        """The last event about a choice."""
+        self._num_open -= 1
+        if not (self._num_open or self._include_usage):  # no event follows
+            self._chunk.timings = Timings.of(self._used)
+        return self.choice_event(choice)
 
     def split_event(self, choice: AnswerBody) -> tuple[bytes, bytes]:
         """The bytes of an event before and after its text, which is the last empty string in `choice`.

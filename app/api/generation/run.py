@@ -141,17 +141,23 @@ class Generation:
         """Turn an output into text, and count its tokens."""
         delta = choice.processor.process(output)
         now, metrics = time.monotonic(), self._service.metrics
-        choice.timing = output.timing or choice.timing
+        if output.timing:
+            choice.timing = output.timing
+            self.usage.scheduled_at = self.usage.scheduled_at or output.timing.scheduled_at
+            self.usage.first_token_at = self.usage.first_token_at or output.timing.first_token_at
         if choice.counts_prompt:
             self.usage.cached_tokens += output.num_cached_tokens
             choice.counts_prompt = False
+        self.usage.drafted_tokens += output.num_drafted_tokens
+        self.usage.accepted_tokens += output.num_accepted_tokens
         if delta.token_ids:
             if choice.last_at is None:
+                self.usage.num_first_tokens += 1
                 metrics.record_first_token(now - choice.command.arrived_at, len(delta.token_ids))
                 self._entry.ttft = self._entry.ttft or now - choice.command.arrived_at
             else:
                 metrics.record_token_gap(now - choice.last_at, len(delta.token_ids))
-            choice.last_at = now
+            choice.last_at = self.usage.last_token_at = now
             self.usage.completion_tokens += len(delta.token_ids)
             if choice.reasoning is not None:
                 self.usage.reasoning_tokens += choice.reasoning.count(delta.token_ids)
