@@ -1,15 +1,20 @@
 """Runs any causal model of transformers, with Paceline's attention instead of its own.
 
+Of one that also sees or hears, it runs the part on text.
+
 transformers lets a library register an attention function, which every model then calls with its rotated queries and
 keys, and its values. The model's code is unchanged; it reads one row of tokens, and keeps no cache of its own.
 """
 
-from collections.abc import Sequence
+import logging
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import CONFIG_MAPPING, MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig, AutoModelForCausalLM
+from torch.nn.modules.module import register_module_forward_pre_hook
+from transformers import CONFIG_MAPPING, MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig
 from transformers import __version__ as version
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
@@ -21,10 +26,13 @@ from ..checkpoint.folder import ModelFolder
 from ..errors import ModelError
 from ..layers.methods import Methods
 from ..layers.recurrent import StatePart, step_of
+from .classes import auto_class
 from .fusion import fuse
 from .recurrent import keep_states
 from .stored import finish_stored, load_pretrained
 from .weights import refuse_unmatched
+
+log = logging.getLogger(__name__)
 
 _NAME = "paceline"
 _OWN_CODE = "code that comes with a checkpoint (auto_map) is not run"
@@ -175,25 +183,26 @@ def load_generic(folder: ModelFolder, methods: Methods, dtype: torch.dtype, devi
     try:
         # The default of trust_remote_code is not False, but to ask on the terminal.
         config = AutoConfig.from_pretrained(path, trust_remote_code=False)
-        if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
+        if (auto := auto_class(config, folder.architecture)) is None:
             raise ModelError(f"{file}: transformers {version} has no {kind} that generates from text alone{own_code}")
         _refuse_unsupported(config)
-        model = _load(folder, methods, config, dtype).to(device).eval().requires_grad_(False)
+        model = _load(auto, folder, methods, config, dtype).to(device).eval().requires_grad_(False)
         fuse(model)
         return _split(model)
     except ModelError:
         raise
     except Exception as error:  # transformers raises all kinds of errors for a broken checkpoint
-        if not getattr(MODEL_FOR_CAUSAL_LM_MAPPING[CONFIG_MAPPING[kind]], "_supports_attention_backend", True):
+        of_text = MODEL_FOR_CAUSAL_LM_MAPPING.get(CONFIG_MAPPING[kind], None)
+        if not getattr(of_text, "_supports_attention_backend", True):
             raise ModelError(f"{kind} does not attend through transformers' attention interface") from error
         reason = " ".join(str(error).split())[:_LONGEST_QUOTE]
         raise ModelError(f"transformers cannot load {path}: {type(error).__name__}: {reason}") from error
 
 
-def _load(folder: ModelFolder, methods: Methods, config: Any, dtype: torch.dtype) -> Any:
+def _load(auto: Any, folder: ModelFolder, methods: Methods, config: Any, dtype: torch.dtype) -> Any:
     """transformers' model with Paceline's attention, and every tensor of the checkpoint in it."""
     ALL_ATTENTION_FUNCTIONS.register(_NAME, _attention)
-    model, info = load_pretrained(AutoModelForCausalLM, folder, methods, config, dtype, attn_implementation=_NAME)
+    model, info = load_pretrained(auto, folder, methods, config, dtype, attn_implementation=_NAME)
     refuse_unmatched(folder, info)
     finish_stored(model)
     return model
@@ -204,11 +213,12 @@ def _split(model: Any) -> GenericModel:
     """Body and head of a model. A first pass describes its layers, a second one shows that the parts make the whole."""
     kind, device = model.config.model_type, model.device
     tokens, positions = torch.zeros(2, dtype=torch.int64, device=device), torch.arange(2, device=device)
-    with forward_context(ForwardContext(_NoAttention(), None)):  # see `_describe`
+    with forward_context(ForwardContext(_NoAttention(), None)), _calls() as called:  # see `_describe`
         whole = model(input_ids=tokens[None], position_ids=positions[None], use_cache=False).logits[0].float()
     try:
         with forward_context(ForwardContext(_NoAttention(), None)):
             generic = GenericModel(model)
+            _drop_unused(generic.body, called)
             in_two = generic.compute_logits(generic(tokens, positions))
     except (AttributeError, TypeError):  # the head wants more of the body than hidden states
         in_two = None
@@ -217,6 +227,35 @@ def _split(model: Any) -> GenericModel:
     with forward_context(ForwardContext(_NoAttention(), None)):
         _keep_states(generic, model.config.get_text_config(), tokens, positions)
     return generic
+
+
+@contextmanager
+def _calls() -> Iterator[set[nn.Module]]:
+    """The modules that are called inside this block."""
+    called: set[nn.Module] = set()
+    hook = register_module_forward_pre_hook(lambda module, _: called.add(module))
+    try:
+        yield called
+    finally:
+        hook.remove()
+
+
+class _Unused(nn.Module):
+    """Stands in the place of a part that a text does not pass. A body may still ask where it is."""
+
+    def __init__(self, part: nn.Module) -> None:
+        super().__init__()
+        weight = next(part.parameters())
+        self.device, self.dtype = weight.device, weight.dtype
+
+
+def _drop_unused(body: nn.Module, called: set[nn.Module]) -> None:
+    """Free the parts of a body that see or hear, which are those that a text does not pass."""
+    parts = {name: part for name, part in body.named_children() if called.isdisjoint(part.modules())}
+    for name, part in parts.items():
+        if any(True for _ in part.parameters()):
+            setattr(body, name, _Unused(part))
+            log.info("this model is served for text alone, without its %s", name)
 
 
 def _keep_states(generic: GenericModel, config: Any, tokens: Tensor, positions: Tensor) -> None:

@@ -20,7 +20,9 @@ def transformers_model(
     Attention is eager, unless another is asked for: some faster ones leave out features of models, such as
     soft-capping.
     """
-    from transformers import AutoConfig, AutoModelForCausalLM  # seconds, which wait until the model is found
+    from transformers import AutoConfig  # seconds, which wait until the model is found
+
+    from .classes import auto_class
 
     options: dict[str, Any] = {"dtype": dtype, "attn_implementation": attn_implementation}
     if (file := ModelFolder(folder).gguf_file) is not None:
@@ -29,6 +31,8 @@ def transformers_model(
         is_tied = "output.weight" not in GgufFile(file).tensors
         shape = AutoConfig.for_model(**config | {"tie_word_embeddings": is_tied})
         options |= {"gguf_file": file.name, "config": shape}
-    model: Any = AutoModelForCausalLM.from_pretrained(folder, **options)
+    else:
+        shape = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+    model: Any = auto_class(shape, ModelFolder(folder).architecture).from_pretrained(folder, **options)
     loaded: PreTrainedModel = model.eval()
     return loaded

@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 import transformers
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoModelForCausalLM, AutoModelForMultimodalLM, PreTrainedModel
 
 VOCAB_SIZE = 199  # odd: nothing may rely on a multiple of a tile
 
@@ -145,7 +145,48 @@ RECURRENT: dict[str, dict[str, Any]] = {
 }
 """Families with layers that keep states."""
 
+_EYES = {
+    "hidden_size": 32,
+    "intermediate_size": 32,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "image_size": 28,
+    "patch_size": 14,
+}
+_QWEN_EYES = {"depth": 1, "hidden_size": 32, "num_heads": 2, "intermediate_size": 32, "out_hidden_size": 64}
+_EARS = {"num_mel_bins": 16, "model_type": "qwen2_audio_encoder", "d_model": 32, "encoder_layers": 1}
+_AXES = {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [2, 3, 3], "mrope_interleaved": True}
+
+SEEING: dict[str, dict[str, Any]] = {
+    "Llava": {
+        "text_config": {**_TINY, "model_type": "llama"},
+        "vision_config": {**_EYES, "model_type": "clip_vision_model"},
+    },
+    "Mistral3": {
+        "text_config": {**_TINY, "model_type": "mistral", "head_dim": 16},
+        "vision_config": {**_EYES, "model_type": "pixtral", "head_dim": 16},
+    },
+    "InternVL": {"text_config": {**_TINY, "model_type": "qwen2"}, "vision_config": _EYES},
+    "Qwen3VL": {
+        "text_config": {**_TINY, "head_dim": 16, "rope_parameters": _AXES},
+        "vision_config": {**_QWEN_EYES, "deepstack_visual_indexes": [0]},
+    },
+    "Qwen3_5": {"text_config": {**_TINY, **_LINEAR}, "vision_config": _QWEN_EYES},
+    "Qwen2Audio": {
+        "text_config": {**_TINY, "model_type": "qwen2"},
+        "audio_config": {**_EARS, "encoder_attention_heads": 2, "encoder_ffn_dim": 32},
+    },
+}
+"""Families that also see or hear, served for text."""
+
 REFUSED: dict[str, tuple[dict[str, Any], str]] = {
+    "PaliGemma": (
+        {
+            "text_config": {**_TINY, "model_type": "gemma", "head_dim": 16},
+            "vision_config": {**_EYES, "model_type": "siglip_vision_model"},
+        },
+        "attention that is not causal",
+    ),
     "RecurrentGemma": ({"lru_width": 64}, "layers"),
     "Zaya": ({"head_dim": 16, "num_experts": 4, "router_hidden_size": 16}, "keeps a state"),
     "Bloom": ({"n_layer": 3, "n_head": 4}, "attention interface"),
@@ -177,14 +218,14 @@ def write_checkpoint(family: str, options: dict[str, Any], folder: Path) -> PreT
     """A random model of a family, saved to a folder; returns transformers' model in float32."""
     config = getattr(transformers, f"{family}Config")(**{**_TINY, **options})
     generator = torch.Generator().manual_seed(0)
-    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    sees = hasattr(config, "vision_config") or hasattr(config, "audio_config")
+    auto = AutoModelForMultimodalLM if sees else AutoModelForCausalLM
+    model = auto.from_config(config, dtype=torch.float32)
     for parameter in model.parameters():
         # Far from what training starts with: norms and biases must matter, and logits must not be flat.
         spread, middle = (0.2, 0.0) if parameter.dim() > 1 else (0.3, 0.7)
         parameter.data = torch.randn(parameter.shape, generator=generator) * spread + middle
     model.save_pretrained(folder)
     # Eager: some versions of transformers' faster attentions leave soft-capping out.
-    loaded: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
-        folder, dtype=torch.float32, attn_implementation="eager"
-    )
+    loaded: PreTrainedModel = auto.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager")
     return loaded.eval()  # type: ignore[no-any-return]

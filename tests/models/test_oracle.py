@@ -29,7 +29,7 @@ from app.models.reference import transformers_model
 from app.settings import Settings, load_settings
 from app.text.tokenizer import _byte_alphabet
 from app.worker.factory import build_worker
-from tests.models.families import DECODER, GENERIC, REFUSED, VOCAB_SIZE, write_checkpoint
+from tests.models.families import DECODER, GENERIC, REFUSED, SEEING, VOCAB_SIZE, write_checkpoint
 
 BLOCK_SIZE = 8
 NUM_BLOCKS = 34
@@ -219,6 +219,19 @@ def test_greedy_in_a_crowd_equals_transformers_alone(family: str, impl: str, tmp
         assert said == greedy(model, prompt, said, sampling.max_tokens), name
         if sampling.logprobs is not None:
             check_logprobs(model, prompt, outputs[name])
+
+
+@pytest.mark.parametrize("family", SEEING)
+def test_models_that_see_or_hear_are_served_for_text(family: str, tmp_path: Path) -> None:
+    model = write_checkpoint(family, SEEING[family], tmp_path)
+    core = make_engine(tmp_path, tiny_settings())
+    requests = make_requests(4, temperature=0.0)
+    outputs, _ = run_crowd(core, requests)
+    for name, (prompt, sampling) in requests.items():
+        said = tokens_of(outputs[name])
+        assert said == greedy(model, prompt, said, sampling.max_tokens), name
+    words = ("vision", "visual", "audio")
+    assert not any(word in name for name, _ in core.worker.model.named_parameters() for word in words)  # type: ignore[attr-defined]
 
 
 @pytest.mark.parametrize("family", ["Llama", "Gemma3Text"])

@@ -1,0 +1,24 @@
+"""Which of transformers' classes generate text."""
+
+from typing import Any
+
+from transformers import (
+    MODEL_FOR_CAUSAL_LM_MAPPING,
+    MODEL_FOR_MULTIMODAL_LM_MAPPING,
+    AutoModelForCausalLM,
+    AutoModelForMultimodalLM,
+)
+
+_MAPPINGS = (
+    (AutoModelForCausalLM, MODEL_FOR_CAUSAL_LM_MAPPING),
+    (AutoModelForMultimodalLM, MODEL_FOR_MULTIMODAL_LM_MAPPING),  # they see or hear, and read
+)
+
+
+def auto_class(config: Any, architecture: str) -> Any | None:
+    """What loads a model with a config that generates text; None if there is no such model.
+
+    Some configs are of two models, of which one sees: `architecture` in config.json says which of them it is.
+    """
+    by_name = {mapping[type(config)].__name__: auto for auto, mapping in _MAPPINGS if type(config) in mapping}
+    return by_name.get(architecture, next(iter(by_name.values()), None))
