@@ -9,7 +9,7 @@ from transformers import (
     AutoModelForMultimodalLM,
 )
 
-_MAPPINGS = (
+_MAPPINGS: tuple[tuple[Any, Any], ...] = (
     (AutoModelForCausalLM, MODEL_FOR_CAUSAL_LM_MAPPING),
     (AutoModelForMultimodalLM, MODEL_FOR_MULTIMODAL_LM_MAPPING),  # they see or hear, and read
 )
