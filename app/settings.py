@@ -53,6 +53,11 @@ class ModelSettings(BaseModel):
         "auto",
         description="of weights; auto: as they are stored; none: to plain numbers; others: rounded at the start",
     )
+    batch_invariant: bool = Field(
+        False,
+        description="compute a token alike in any batch, so that a text depends on its request alone; slower on a GPU. "
+        "On a CPU quantized weights do so in any case, and others are refused",
+    )
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: cuda if there is a GPU")
     cpu_threads: int | None = Field(
         None, ge=1, description="threads of a forward pass on the CPU; auto: one for each core"

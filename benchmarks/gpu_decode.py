@@ -108,6 +108,7 @@ def main() -> None:
     parser.add_argument("--profile", action="store_true")
     parser.add_argument("--quantization", default="auto", help="see the setting")
     parser.add_argument("--kv-dtype", default="auto", help="see the setting")
+    parser.add_argument("--batch-invariant", action="store_true", help="see the setting")
     parser.add_argument("--sampled", action="store_true", help="temperature 0.8, top-k 50, top-p 0.95 beside greedy")
     args = parser.parse_args()
     bandwidth = copy_bandwidth()
@@ -116,6 +117,7 @@ def main() -> None:
         load_format="dummy",
         quantization=args.quantization,
         kv_dtype=args.kv_dtype,
+        batch_invariant=args.batch_invariant,
         block_size=args.block_size,
         max_num_batched_tokens=args.max_num_batched_tokens,
         max_model_len=args.max_model_len,

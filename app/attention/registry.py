@@ -24,25 +24,28 @@ _ALL_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 class Capabilities:
     """What a backend is able to do, and how to get one."""
 
-    make: Callable[[list[AttentionConfig], int], AttentionBackend[Any]]
-    """From the configurations of all layers and the number of KV groups; imports what the backend needs."""
+    make: Callable[[list[AttentionConfig], int, bool], AttentionBackend[Any]]
+    """From the configurations of all layers, the number of KV groups, and whether it has to be batch invariant; imports
+    what the backend needs."""
     devices: tuple[str, ...]
     dtypes: tuple[torch.dtype, ...]
     kv_dtypes: tuple[torch.dtype, ...]
     """Of K and V in the cache, besides that of all else."""
     recordable: Recordable
     """What can be recorded once and replayed: see `AttentionBackend.metadata`."""
+    is_batch_invariant: bool
+    """Whether it is able to compute a token alike in any batch, in a prompt and in a decode."""
     reason: str
     """Why it is the one to take where it fits."""
 
 
-def _make_triton(configs: list[AttentionConfig], num_groups: int) -> AttentionBackend[Any]:
+def _make_triton(configs: list[AttentionConfig], num_groups: int, batch_invariant: bool) -> AttentionBackend[Any]:
     from .backends.triton_paged import TritonPagedBackend
 
-    return TritonPagedBackend(configs, num_groups)
+    return TritonPagedBackend(configs, num_groups, batch_invariant)
 
 
-def _make_cpu(configs: list[AttentionConfig], num_groups: int) -> AttentionBackend[Any]:
+def _make_cpu(configs: list[AttentionConfig], num_groups: int, _batch_invariant: bool) -> AttentionBackend[Any]:
     from .backends.cpu_paged import CpuPagedBackend  # Numba is for the CPU only
 
     return CpuPagedBackend(configs, num_groups)
@@ -55,25 +58,39 @@ BACKENDS = {
         _ALL_DTYPES,
         (torch.float8_e4m3fn,),
         "steps",
+        True,
         "kernels that CUDA graphs can hold",
     ),
     "cpu": Capabilities(
-        _make_cpu, ("cpu",), CPU_DTYPES, (torch.int8,), "decodes", "kernels that read KV blocks in place"
+        _make_cpu, ("cpu",), CPU_DTYPES, (torch.int8,), "decodes", True, "kernels that read KV blocks in place"
     ),
     "torch": Capabilities(
-        lambda _configs, _num_groups: TorchPagedBackend(),
+        lambda _configs, _num_groups, _batch_invariant: TorchPagedBackend(),
         ("cpu", "cuda"),
         _ALL_DTYPES,
         (),
         "nothing",
+        False,
         "no other kernels for this device and dtype",
     ),
 }
 """By name, the fastest first; the setting `attention_backend` names the same."""
 
 
-def choose_backend(asked: str, device: torch.device, dtype: torch.dtype, kv_dtype: torch.dtype) -> Capabilities:
+def choose_backend(
+    asked: str, device: torch.device, dtype: torch.dtype, kv_dtype: torch.dtype, batch_invariant: bool
+) -> Capabilities:
     """The backend that was asked for, or with "auto" the first that fits; StartupError if it does not run here."""
+    chosen = _choose(asked, device, dtype, kv_dtype)
+    if batch_invariant and not chosen.is_batch_invariant:
+        name = next(name for name, one in BACKENDS.items() if one is chosen)
+        raise StartupError(
+            f"batch_invariant: with attention_backend {name}, what a token sees depends on the batch in its last digits"
+        )
+    return chosen
+
+
+def _choose(asked: str, device: torch.device, dtype: torch.dtype, kv_dtype: torch.dtype) -> Capabilities:
     running = {name: one for name, one in BACKENDS.items() if device.type in one.devices and dtype in one.dtypes}
     fitting = {name: one for name, one in running.items() if kv_dtype in (dtype, *one.kv_dtypes)}
     if asked == "auto" and not fitting:

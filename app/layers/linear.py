@@ -13,6 +13,9 @@ from .sources import Target
 class LinearMethod(Protocol):
     """How linear layers keep their weights and multiply by them. One object serves any number of layers."""
 
+    is_batch_invariant: bool
+    """Whether the result of a row of activations depends on nothing but that row, to the last bit."""
+
     def create(self, layer: "Linear") -> None:
         """Register the parameters that a checkpoint fills, with torch's default dtype and on its default device."""
         ...

@@ -50,12 +50,17 @@ def load_model(
     Raises ModelError for what cannot be loaded.
     """
     # Before anything slow, since it may refuse the checkpoint.
-    methods = choose(folder, device, dtype, settings.quantization)
+    methods = choose(folder, device, dtype, settings.quantization, settings.batch_invariant)
     model: Any = None
     if settings.model_impl != "generic":
         model = _try_decoder(folder, settings, methods.choice, dtype, device, max_model_len)
     used = "decoder" if model is not None else "generic"
     if model is None:
+        if settings.batch_invariant:
+            raise ModelError(
+                "batch_invariant: only the decoder computes a token alike in any batch, and model_impl generic runs "
+                f"{folder.architecture}"
+            )
         # Imported here because importing transformers takes seconds.
         from .generic import load_generic
 
@@ -65,10 +70,21 @@ def load_model(
             )
         model = load_generic(folder, methods, dtype, device)
         change(model, PLAIN, methods.plain)
+    if settings.batch_invariant:
+        _check_invariance(model)
     layers = [module for module in model.modules() if isinstance(module, Attention)]
     recurrent = [module for module in model.modules() if isinstance(module, Recurrent)]
     continues = used == "decoder" or model.continues_prompts
     return LoadedModel(model.eval().requires_grad_(False), used, model.vocab_size, layers, recurrent, continues)
+
+
+def _check_invariance(model: nn.Module) -> None:
+    for path, layer in model.named_modules():
+        if isinstance(layer, Linear) and not layer.method.is_batch_invariant:
+            raise ModelError(
+                f"batch_invariant: products of {path} depend on the batch. On a CPU weights have to be quantized "
+                "(quantization int8 or int4), and on a GPU dtype has to be bfloat16 or float16"
+            )
 
 
 def _try_decoder(

@@ -37,6 +37,8 @@ _LONGEST_QUOTE = 200
 
 def build_encoder(settings: Settings, path: Path, config: EncoderConfig) -> BuiltWorker:
     """Load the encoder in a folder. Raises StartupError."""
+    if settings.batch_invariant:
+        raise ModelError(f"batch_invariant: models that generate can be, and the model in {path} is an encoder")
     folder, began = ModelFolder.open(path), time.monotonic()
     resolved = resolve(settings, folder)
     methods = choose(folder, resolved.device, resolved.dtype, settings.quantization)

@@ -93,12 +93,15 @@ def _build_runner(
     device, limits = resolved.device, resolved.limits
     num_snapshots = limits.states.num_snapshots if limits.states else 0
     layers = loaded.attention_layers + (draft.attention_layers if draft else [])
-    chosen = choose_backend(settings.attention_backend, device, resolved.dtype, resolved.kv_dtype)
+    chosen = choose_backend(
+        settings.attention_backend, device, resolved.dtype, resolved.kv_dtype, settings.batch_invariant
+    )
     groups = group_layers(layers, limits.max_model_len, settings.block_size, resolved.kv_dtype)
     max_entries = max(limits.max_num_seqs, min(limits.max_num_batched_tokens, MAX_WITH_DRAFTS))
 
     def make_runner(model: LoadedModel, tables_of: ModelRunner | None = None) -> ModelRunner:
-        backend = chosen.make([layer.config for layer in model.attention_layers], len(groups))
+        configs = [layer.config for layer in model.attention_layers]
+        backend = chosen.make(configs, len(groups), settings.batch_invariant)
         # A step that is recorded runs several times before it counts, and states would go on each time.
         recordable = "nothing" if model.recurrent_layers else chosen.recordable
         execution, sampling = _execution(recordable, limits, backend, model.vocab_size, max_entries, device)

@@ -1,6 +1,7 @@
 """Steps as the GPU runs them: on a GPU where there is one, else in Triton's interpreter, with nothing recorded."""
 
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
@@ -11,19 +12,30 @@ pytest.importorskip("triton")
 
 from app.attention.backends import triton_paged
 from app.core.sampling import SamplingParams
+from app.core.wire import RequestOutput
 from app.engine.chunk_pacer import ChunkPacer
 from app.engine.core import EngineCore
 from app.engine.kv_cache import KVCache
 from app.engine.scheduler import Scheduler
+from app.errors import ModelError, StartupError
 from app.fairness.alone import Alone
 from app.grammar import constraint
+from app.kernels.gpu import invariant_attention
 from app.settings import load_settings
 from app.worker.factory import build_worker
 from app.worker.graphs import decode_sizes, fitting, token_sizes
 from tests.kernels.test_gpu import rounding
 from tests.models.families import DECODER, VOCAB_SIZE, write_checkpoint
 from tests.models.test_drafts import Eager
-from tests.models.test_oracle import check_grammars, check_logprobs, greedy, run_crowd, tokens_of, write_tokenizer
+from tests.models.test_oracle import (
+    check_grammars,
+    check_logprobs,
+    greedy,
+    make_requests,
+    run_crowd,
+    tokens_of,
+    write_tokenizer,
+)
 
 __all__ = ["rounding"]  # a fixture that all tests use
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -52,21 +64,16 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, PreTrainedMod
     return folder, oracle
 
 
-def make_engine(folder: Path, backend: str, kv_dtype: str = "auto", draft_model: str | None = None) -> EngineCore:
+def make_engine(folder: Path, backend: str, kv_dtype: str = "auto", **changes: Any) -> EngineCore:
+    options = {"dtype": "float32", "num_kv_blocks": NUM_BLOCKS, **LIMITS} | changes
     settings = load_settings(
-        dtype="float32",
-        device=DEVICE,
-        attention_backend=backend,
-        kv_dtype=kv_dtype,
-        draft_model=draft_model,
-        block_size=BLOCK_SIZE,
-        num_kv_blocks=NUM_BLOCKS,
-        **LIMITS,
+        device=DEVICE, attention_backend=backend, kv_dtype=kv_dtype, block_size=BLOCK_SIZE, **options
     )
-    pacer = ChunkPacer(0.02, BLOCK_SIZE, 12)
+    limits = {name: options[name] for name in LIMITS}
+    pacer = ChunkPacer(0.02, BLOCK_SIZE, limits["max_num_batched_tokens"])
     built = build_worker(settings, folder)
-    kv = KVCache(built.limits.groups, BLOCK_SIZE, LIMITS["max_num_batched_tokens"])
-    scheduler = Scheduler(kv, pacer, Alone(pacer), **LIMITS)
+    kv = KVCache(built.limits.groups, BLOCK_SIZE, limits["max_num_batched_tokens"])
+    scheduler = Scheduler(kv, pacer, Alone(pacer), **limits)
     return EngineCore(scheduler, built.worker)
 
 
@@ -144,6 +151,57 @@ def test_a_seed_gives_the_same_text_alone_and_in_a_crowd(model: tuple[Path, PreT
     for name, request in requests.items():
         alone, _ = run_crowd(core, {name: request})
         assert tokens_of(alone[name]) == tokens_of(crowd[name]), name
+
+
+ON_GPU = [
+    ("Qwen3", {"dtype": "bfloat16"}),
+    ("Gemma2", {"dtype": "float16"}),
+    ("Qwen3", {"dtype": "bfloat16", "quantization": "fp8", "kv_dtype": "fp8"}),
+    ("Qwen3", {"dtype": "bfloat16", "quantization": "int4"}),
+]
+"""Families and settings that are batch invariant. In the interpreter, all but attention is the CPU's."""
+INVARIANT = ON_GPU if DEVICE == "cuda" else [("Qwen3", {"quantization": "int8"})]
+
+
+@pytest.mark.parametrize(("family", "options"), INVARIANT, ids=str)
+def test_batch_invariant_requests_are_computed_alike_in_any_company(
+    family: str, options: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """To the last bit of their probabilities: in chunks and decodes, preempted and behind the blocks of others."""
+    monkeypatch.setattr(invariant_attention, "PART", 64)
+    sizes = {} if DEVICE == "cuda" else {"num_hidden_layers": 1, "num_attention_heads": 2, "num_key_value_heads": 1}
+    write_checkpoint(family, DECODER[family] | sizes, tmp_path)
+    if DEVICE == "cuda":
+        requests = make_requests(12, temperature=0.0, logprobs=0)
+        options = options | {"max_model_len": 200, "max_num_seqs": 8, "max_num_batched_tokens": 64, "num_kv_blocks": 55}
+    else:
+        sampling = SamplingParams(max_tokens=10, seed=1, temperature=0.0, logprobs=0)
+        requests = {str(seed): ([*range(5, 14), *range(seed, seed + 4)], sampling) for seed in range(40, 43)}
+        options = options | {"max_model_len": 24, "num_kv_blocks": 7}
+    crowd, preemptions = run_crowd(make_engine(tmp_path, "triton", **options, batch_invariant=True), requests)
+    assert preemptions > 0
+    assert any(output.num_cached_tokens for news in crowd.values() for output in news)
+    core = make_engine(tmp_path, "triton", **options, batch_invariant=True)
+    for name, request in reversed(requests.items()):
+        alone = run_crowd(core, {name: request})[0][name]
+        assert tokens_of(alone) == tokens_of(crowd[name])
+        assert logprobs_of(alone) == logprobs_of(crowd[name])
+
+
+def logprobs_of(news: list[RequestOutput]) -> list[float]:
+    return [entry.logprobs[0] for output in news for entry in output.logprobs]
+
+
+def test_what_is_not_batch_invariant_is_refused(model: tuple[Path, PreTrainedModel]) -> None:
+    with pytest.raises(
+        ModelError, match=r"batch_invariant: products of layers\.0\S+ depend on the batch.*quantization"
+    ):
+        make_engine(model[0], "triton", batch_invariant=True)
+    if DEVICE == "cpu":
+        with pytest.raises(StartupError, match=r"batch_invariant: with attention_backend torch"):
+            make_engine(model[0], "torch", quantization="int8", batch_invariant=True)
+    with pytest.raises(ModelError, match=r"batch_invariant: only the decoder .* model_impl generic"):
+        make_engine(model[0], "triton", model_impl="generic", batch_invariant=True)
 
 
 def test_drafts_change_no_text(model: tuple[Path, PreTrainedModel]) -> None:

@@ -13,8 +13,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from ...kernels.gpu import invariant_attention, paged_attention
 from ...kernels.gpu.fused import rotate_and_store, store
-from ...kernels.gpu.paged_attention import DECODE_QUERIES, chunks, decode
+from ...kernels.gpu.paged_attention import DECODE_QUERIES
 from ...kernels.kv import ROUNDED_DTYPES, SCALE_DTYPE, LayerKV
 from ..config import AttentionConfig, HeadNorms, LayerCache
 from ..step import StepInput, StepShape
@@ -53,14 +54,16 @@ class GpuMetadata:
 class TritonPagedBackend:
     """For float32, bfloat16 and float16, with K and V in the same or in FP8.
 
-    How a request is computed depends on the number of decodes beside it, and on whether any of them is long.
+    How a request is computed depends on the number of decodes beside it, and on whether any of them is long, unless the
+    backend is batch invariant.
     """
 
     long_past = 8192
     """One program would be busy with a longer past for too long, while the others have ended."""
 
-    def __init__(self, configs: list[AttentionConfig], num_groups: int) -> None:
+    def __init__(self, configs: list[AttentionConfig], num_groups: int, batch_invariant: bool) -> None:
         """`configs`: of all layers."""
+        self._kernels = invariant_attention if batch_invariant else paged_attention
         largest_group = max((config.num_heads // config.num_kv_heads for config in configs), default=1)
         self._tile_tokens = max(1, _QUERIES_OF_A_TILE // largest_group)
         """Most tokens of a tile."""
@@ -153,9 +156,9 @@ class TritonPagedBackend:
         count = metadata.decode_rows.shape[0]
         if count:
             decodes = metadata.decode_rows, metadata.decode_lens, metadata.decode_counts
-            decode(q[:count], *caches, *decodes, out[:count], splits=metadata.splits, **options)
+            self._kernels.decode(q[:count], *caches, *decodes, out[:count], splits=metadata.splits, **options)
         if metadata.tiles.shape[0]:  # after the decodes, because their padding also writes to tokens of chunks
-            chunks(q, *caches, metadata.tiles, out, tile_tokens=self._tile_tokens, **options)
+            self._kernels.chunks(q, *caches, metadata.tiles, out, tile_tokens=self._tile_tokens, **options)
         return out.flatten(1)
 
 

@@ -170,7 +170,7 @@ def _few_rows(
 
     IS_GROUPED: a group is BLOCK_K inputs.
     """
-    n, m = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N), tl.program_id(1) * BLOCK_M + tl.arange(0, BLOCK_M)
+    m, n = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M), tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)
     k = tl.arange(0, BLOCK_K)
     is_row, is_token = n < N, m < M
     weights = weight + n[:, None].to(tl.int64) * K + k[None, :]
@@ -219,27 +219,41 @@ def one_row(x: Tensor, weight: Weight, bias: Tensor | None, dtype: torch.dtype) 
     return out
 
 
+class Tile(NamedTuple):
+    """What a program of `_few_rows` computes at once, and how."""
+
+    rows: int
+    outputs: int
+    inputs: int
+    warps: int
+    stages: int
+
+
 def few_rows(x: Rows, weight: Weight, bias: Tensor | None, dtype: torch.dtype) -> Tensor:
     """`x @ weight.T + bias` (rows, outputs) in `dtype`. Groups are of a power of two, or all inputs."""
+    return _multiply(x, weight, bias, dtype, _tile(len(x.values), weight))
+
+
+def _multiply(x: Rows, weight: Weight, bias: Tensor | None, dtype: torch.dtype, tile: Tile, **options: bool) -> Tensor:
     rows, (outputs, size) = len(x.values), weight.values.shape
     out = torch.empty(rows, outputs, dtype=dtype, device=x.values.device)
-    is_grouped = weight.group < size
-    block_m, block_n, block_k, warps, stages = _tile(rows, outputs, weight.group if is_grouped else None)
     launch(
-        _few_rows, (triton.cdiv(outputs, block_n), triton.cdiv(rows, block_m)),
+        _few_rows, (triton.cdiv(rows, tile.rows), triton.cdiv(outputs, tile.outputs)),
         x.values, x.scales, weight.values, weight.scales, weight.values if bias is None else bias, out,
-        rows, outputs, size, BLOCK_M=block_m, BLOCK_N=block_n, BLOCK_K=block_k, IS_GROUPED=is_grouped,
-        HAS_BIAS=bias is not None, overlaps=rows <= OVERLAPPING_ROWS, num_warps=warps, num_stages=stages,
+        rows, outputs, size, BLOCK_M=tile.rows, BLOCK_N=tile.outputs, BLOCK_K=tile.inputs,
+        IS_GROUPED=weight.group < size, HAS_BIAS=bias is not None, overlaps=rows <= OVERLAPPING_ROWS,
+        num_warps=tile.warps, num_stages=tile.stages, **options,
     )  # fmt: skip
     return out
 
 
-def _tile(rows: int, outputs: int, group: int | None) -> tuple[int, int, int, int, int]:
-    """Rows, outputs and inputs that a program takes at once, its warps, and stages of its loop."""
+def _tile(rows: int, weight: Weight) -> Tile:
+    outputs, size = weight.values.shape
+    is_grouped = weight.group < size
     block_m = min(128, max(16, triton.next_power_of_2(rows)))
     # Measured on an H200: a small weight makes few programs, each of which needs many bytes under way.
-    is_small = outputs <= 8192 and group is None
-    return block_m, 64, group or 256, 4, 6 if block_m <= 64 and is_small else 4
+    is_small = outputs <= 8192 and not is_grouped
+    return Tile(block_m, 64, weight.group if is_grouped else 256, 4, 6 if block_m <= 64 and is_small else 4)
 
 
 def _has_blocks(device: torch.device) -> bool:
@@ -281,3 +295,17 @@ def multiply(x: Tensor | Rows, weight: Weight, bias: Tensor | None, dtype: torch
     else:
         is_faster = weight.blocks is not None and rows % 4 == 0 and size % _BLOCK == 0  # cuBLAS takes no others
     return (many_rows if fits and is_faster else few_rows)(x, weight, bias, dtype)
+
+
+def invariant(x: Tensor | Rows, weight: Weight, bias: Tensor | None, dtype: torch.dtype) -> Tensor:
+    """The same, where a row's result depends on nothing but the row: each sum takes its products in one order.
+
+    Activations are rounded in any case. What the compiler makes of a product and a sum is not left to it, since that
+    depends on the tile.
+    """
+    x = x if isinstance(x, Rows) else quantize(x, weight.group)
+    rows, (outputs, size) = len(x.values), weight.values.shape
+    tile = _tile(rows, weight)
+    if weight.group == size and triton.cdiv(rows, 256) * triton.cdiv(outputs, 128) >= _PROGRAMS:
+        tile = Tile(256, 128, 128, 8, 3)  # measured on an H200
+    return _multiply(x, weight, bias, dtype, tile, enable_fp_fusion=False)

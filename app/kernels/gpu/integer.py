@@ -296,7 +296,7 @@ def _few_rows(
     m = tl.program_id(2) * BLOCK_M + tl.arange(0, BLOCK_M)
     is_row, is_token = n < N, m < M
     at_word = words + n[:, None].to(tl.int64) * (UNITS * SPAN) + i[None, :]
-    at_x = x + m[None, :] * K + i[:, None]
+    at_x = x + m[None, :].to(tl.int64) * K + i[:, None]
     acc = tl.zeros([BLOCK_N, BLOCK_M], tl.float32)
     wait_for_input(OVERLAPS, LETS_NEXT=False)
     for unit in range(UNITS * split // SPLITS, UNITS * (split + 1) // SPLITS):
@@ -325,7 +325,7 @@ def _few_rows(
             if not IS_WHOLE:
                 total -= point[:, None] * sums
             acc += scale[:, None] * total
-    place = m[None, :] * N + n[:, None]
+    place = m[None, :].to(tl.int64) * N + n[:, None]
     mask = is_token[None, :] & is_row[:, None]
     if SPLITS == 1:
         _finish(acc, bias, out, n, is_row, place, mask, HAS_BIAS)
@@ -343,9 +343,15 @@ def _few_rows(
 
 def few_rows(x: Tensor, weight: Weight, bias: Tensor | None, dtype: torch.dtype) -> Tensor:
     """`x @ weight.T + bias` (rows, outputs) in `dtype`, for x (rows, inputs)."""
+    return _multiply(x, weight, bias, dtype, _tile(len(x), len(weight.words), weight.units))
+
+
+def _multiply(
+    x: Tensor, weight: Weight, bias: Tensor | None, dtype: torch.dtype, tile: tuple[int, int, int], **options: bool
+) -> Tensor:
     rows, outputs = len(x), len(weight.words)
     out = torch.empty(rows, outputs, dtype=dtype, device=x.device)
-    block_m, block_n, splits = _tile(rows, outputs, weight.units)
+    block_m, block_n, splits = tile
     parts = torch.empty(splits, rows, outputs, dtype=torch.float32, device=x.device) if splits > 1 else out
     launch(
         _few_rows, (triton.cdiv(outputs, block_n), splits, triton.cdiv(rows, block_m)),
@@ -353,7 +359,7 @@ def few_rows(x: Tensor, weight: Weight, bias: Tensor | None, dtype: torch.dtype)
         rows, outputs, weight.inputs, weight.units, weight.factors.shape[-2],
         GROUP=weight.group, BITS=weight.bits, BLOCK_M=block_m, BLOCK_N=block_n, SPLITS=splits, PLACES=weight.places,
         IS_WHOLE=weight.has_whole_points, HAS_BIAS=bias is not None, HAS_ASM=x.is_cuda,
-        overlaps=rows <= OVERLAPPING_ROWS, num_warps=block_n // 16, num_stages=3,
+        overlaps=rows <= OVERLAPPING_ROWS, num_warps=block_n // 16, num_stages=3, **options,
     )  # fmt: skip
     return out
 
@@ -422,3 +428,16 @@ def multiply(x: Tensor, weight: Weight, bias: Tensor | None, dtype: torch.dtype)
     if len(x) == 1:
         return one_row(x, weight, bias, dtype)
     return (few_rows if len(x) <= MOST_ROWS else many_rows)(x, weight, bias, dtype)
+
+
+def invariant(x: Tensor, weight: Weight, bias: Tensor | None, dtype: torch.dtype) -> Tensor:
+    """The same, where a row's result depends on nothing but the row: each sum takes its products in one order.
+
+    No inputs are split among programs, and what the compiler makes of a product and a sum is not left to it, since that
+    depends on the tile.
+    """
+    rows, outputs = len(x), len(weight.words)
+    block_m, block_n, splits = _tile(rows, outputs, weight.units)
+    if splits > 1:
+        block_n //= 2
+    return _multiply(x, weight, bias, dtype, (block_m, block_n, 1), enable_fp_fusion=False)

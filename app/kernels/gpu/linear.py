@@ -1,15 +1,19 @@
-"""Matrix products with few rows. They are bound by memory, whose speed libraries for large products do not reach."""
+"""Matrix products with few rows, which are bound by memory, whose speed libraries for large products do not reach; and
+products whose rows do not depend on each other.
+"""
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from .launch import launch, wait_for_input
+from .launch import OVERLAPPING_ROWS, launch, wait_for_input
 
 MOST_ROWS = 64
 """With more rows cuBLAS is as fast, or faster."""
 _GEMV_BLOCK_K = 1024
+_PROGRAMS = 132
+"""A large GPU has so many multiprocessors: with as many large tiles, these are faster than small ones."""
 
 
 @triton.jit
@@ -38,17 +42,20 @@ def _gemv(
 
 
 @triton.jit(do_not_specialize=["M"])
-def _skinny(
+def _product(
     x, weight, bias, out, M, N, K,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, HAS_BIAS: tl.constexpr,
     OVERLAPS: tl.constexpr = False,
 ):  # fmt: skip
-    """BLOCK_N rows of the weight times all rows of x. The weight is the left factor, because it has more rows."""
-    n = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
-    m, k = tl.arange(0, BLOCK_M), tl.arange(0, BLOCK_K)
+    """BLOCK_N rows of the weight times BLOCK_M rows of x. The weight is the left factor, because it has more rows.
+
+    A sum takes its products in the order of the inputs, 16 at a time, whatever the sizes of blocks are.
+    """
+    m, n = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M), tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)
+    k = tl.arange(0, BLOCK_K)
     is_row, is_token = n < N, m < M
     weights = weight + n[:, None].to(tl.int64) * K + k[None, :]
-    xs = x + m[None, :] * K + k[:, None]
+    xs = x + m[None, :].to(tl.int64) * K + k[:, None]
     acc = tl.zeros([BLOCK_N, BLOCK_M], tl.float32)
     wait_for_input(OVERLAPS, LETS_NEXT=False)
     for start in range(0, K, BLOCK_K):
@@ -57,7 +64,7 @@ def _skinny(
         acc = tl.dot(w, tl.load(xs + start, mask=is_token[None, :] & is_column[:, None], other=0.0), acc)
     if HAS_BIAS:
         acc += tl.load(bias + n, mask=is_row, other=0.0).to(tl.float32)[:, None]
-    place = m[None, :] * N + n[:, None]
+    place = m[None, :].to(tl.int64) * N + n[:, None]
     tl.store(out + place, acc.to(out.dtype.element_ty), mask=is_token[None, :] & is_row[:, None])
 
 
@@ -75,13 +82,39 @@ def skinny(x: Tensor, weight: Tensor, bias: Tensor | None, dtype: torch.dtype) -
             overlaps=True, num_warps=warps,
         )  # fmt: skip
         return out
-    tokens = x.numel() // k
-    # Measured too: there must be enough programs to keep the memory busy, and enough loads in flight in each.
-    block_n, block_k, stages = (64, 128, 4) if n >= 4096 else (16, 256, 4)
-    launch(
-        _skinny, (triton.cdiv(n, block_n),),
-        x.contiguous(), weight, weight if bias is None else bias, out, tokens, n, k,
-        BLOCK_M=max(16, triton.next_power_of_2(tokens)), BLOCK_N=block_n, BLOCK_K=block_k, HAS_BIAS=bias is not None,
-        overlaps=True, num_warps=4, num_stages=stages,
-    )  # fmt: skip
+    _multiply(x, weight, bias, out)
     return out
+
+
+def invariant(x: Tensor, weight: Tensor, bias: Tensor | None, dtype: torch.dtype) -> Tensor:
+    """The same for any number of rows, where a row's result depends on nothing but the row."""
+    out = torch.empty(*x.shape[:-1], len(weight), dtype=dtype, device=x.device)
+    _multiply(x, weight, bias, out)
+    return out
+
+
+def _multiply(x: Tensor, weight: Tensor, bias: Tensor | None, out: Tensor) -> None:
+    """In tiles that suit the number of rows."""
+    n, k = weight.shape
+    rows = x.numel() // k
+    block_m, block_n, block_k, warps, stages = _tile(rows, n)
+    launch(
+        _product, (triton.cdiv(rows, block_m), triton.cdiv(n, block_n)),
+        x.contiguous(), weight, weight if bias is None else bias, out, rows, n, k,
+        BLOCK_M=block_m, BLOCK_N=block_n, BLOCK_K=block_k, HAS_BIAS=bias is not None,
+        overlaps=rows <= OVERLAPPING_ROWS, num_warps=warps, num_stages=stages,
+    )  # fmt: skip
+
+
+def _tile(rows: int, outputs: int) -> tuple[int, int, int, int, int]:
+    """Rows, outputs and inputs that a program takes at once, its warps, and stages of its loop."""
+    if rows <= MOST_ROWS:
+        # Measured on an H100: there must be enough programs to keep the memory busy, and each needs many loads.
+        block_n, block_k = (64, 128) if outputs >= 4096 else (16, 256)
+        return max(16, triton.next_power_of_2(rows)), block_n, block_k, 4, 4
+    # Measured on an H200: the largest tiles that give work to most of its multiprocessors.
+    if triton.cdiv(rows, 256) * triton.cdiv(outputs, 128) >= _PROGRAMS:
+        return 256, 128, 64, 8, 3
+    if triton.cdiv(rows, 128) * triton.cdiv(outputs, 128) >= _PROGRAMS * 2 // 3:
+        return 128, 128, 64, 8, 4
+    return 128, 64, 128, 4, 3

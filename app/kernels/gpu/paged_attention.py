@@ -20,14 +20,16 @@ from .launch import launch, wait_for_input
 
 DECODE_QUERIES = 16
 """Most query heads of decodes that are taken together, if one decode has no more: a GPU multiplies no fewer rows."""
-_OVERLAPPING_DECODES = 4
+OVERLAPPING_DECODES = 4
 """With more of them, attention has so many programs that few of them would be early."""
-_MANY_PROGRAMS = 512
+LEAST_BLOCK_V = 32
+"""Dimensions of values that a program takes at least: with 16 and 64 rows, Triton 3.6 compiles a wrong product."""
+MANY_PROGRAMS = 512
 """So many that each had better be small."""
 
 
 @triton.jit
-def _attend_tile(
+def attend_tile(
     state, q, k_base, v_base, k_scales, v_scales, table, begin, last, seen_from, scale, softcap,
     KV_HEADS: tl.constexpr, DIM: tl.constexpr, V_DIM: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_V: tl.constexpr,
     BLOCK_SIZE: tl.constexpr, TILE: tl.constexpr, WINDOW: tl.constexpr, SOFTCAP: tl.constexpr, SLOW: tl.constexpr,
@@ -92,7 +94,7 @@ def _load(place, d, DIM: tl.constexpr, BLOCK: tl.constexpr):
 
 
 @triton.jit
-def _mean(total, acc, SCALED: tl.constexpr):
+def mean(total, acc, SCALED: tl.constexpr):
     """What a query gets; 0 if it has seen nothing."""
     if SCALED:
         acc *= 1 / 448
@@ -145,16 +147,16 @@ def _decode(
         seen_by_all = tl.maximum(tl.minimum(end, seen_by_first) - start, 0)
         full = start if WINDOW > 0 else start + seen_by_all // TILE * TILE
         for begin in range(start, full, TILE):
-            largest, total, acc = _attend_tile(
+            largest, total, acc = attend_tile(
                 (largest, total, acc), queries, k_base, v_base, k_scales, v_scales, table, begin, last, end, scale,
                 softcap, KV_HEADS, DIM, V_DIM, BLOCK_D, BLOCK_V, BLOCK_SIZE, TILE, 0, SOFTCAP, SLOW, SCALED, True,
             )  # fmt: skip
         for begin in tl.range(full, end, TILE, num_stages=STAGES if WINDOW > 0 else 1):
-            largest, total, acc = _attend_tile(
+            largest, total, acc = attend_tile(
                 (largest, total, acc), queries, k_base, v_base, k_scales, v_scales, table, begin, last, end, scale,
                 softcap, KV_HEADS, DIM, V_DIM, BLOCK_D, BLOCK_V, BLOCK_SIZE, TILE, WINDOW, SOFTCAP, SLOW, SCALED, False,
             )  # fmt: skip
-    result = _mean(total, acc, SCALED)
+    result = mean(total, acc, SCALED)
     mask = is_query[:, None] & (dv[None, :] < V_DIM)
     if IS_WHOLE:
         tl.store(out + q_head[:, None] * V_DIM + dv[None, :], result.to(out.dtype.element_ty), mask=mask)
@@ -194,13 +196,13 @@ class Tiling(NamedTuple):
 
 def _tiling_of_decodes(q: Tensor, kv: LayerKV, splits: int) -> Tiling:
     """Measured on an H200, for heads of 128 dimensions, 1 to 256 requests, and pasts of about 512 and 2048 tokens."""
-    are_many = q.shape[0] * kv.k.shape[1] * splits >= _MANY_PROGRAMS
+    are_many = q.shape[0] * kv.k.shape[1] * splits >= MANY_PROGRAMS
     if kv.k.dtype in ROUNDED_DTYPES:
-        return _fitting(Tiling(32, 1, 5) if are_many else Tiling(128, 4, 5), kv)
-    return _fitting(Tiling(64, 2, 3) if are_many or splits > 2 else Tiling(128, 4, 3), kv)
+        return fitting(Tiling(32, 1, 5) if are_many else Tiling(128, 4, 5), kv)
+    return fitting(Tiling(64, 2, 3) if are_many or splits > 2 else Tiling(128, 4, 3), kv)
 
 
-def _fitting(tiling: Tiling, kv: LayerKV) -> Tiling:
+def fitting(tiling: Tiling, kv: LayerKV) -> Tiling:
     """With fewer keys, if those of all stages but one do not fit the memory of a multiprocessor."""
     bytes_of_key = kv.k.shape[3] * kv.k.itemsize + kv.v.shape[3] * kv.v.itemsize
     keys = tiling.keys
@@ -242,16 +244,16 @@ def decode(
         _decode, (decodes, kv_heads, splits),
         q, *kv, tables, rows, seq_lens, counts, out, partial, lse, scale, softcap or 0.0, tables.stride(0), splits,
         GROUP=group, ROWS=max(DECODE_QUERIES, triton.next_power_of_2(group)), KV_HEADS=kv_heads, DIM=dim, V_DIM=v_dim,
-        BLOCK_D=max(16, triton.next_power_of_2(dim)), BLOCK_V=max(16, block_v), BLOCK_SIZE=block_size,
+        BLOCK_D=max(16, triton.next_power_of_2(dim)), BLOCK_V=max(LEAST_BLOCK_V, block_v), BLOCK_SIZE=block_size,
         TILE=tiling.keys, IS_WHOLE=splits == 1, WINDOW=window or 0, SOFTCAP=softcap is not None,
         SLOW=q.dtype is torch.float32,
-        SCALED=kv.k.dtype in ROUNDED_DTYPES, STAGES=tiling.stages, overlaps=decodes <= _OVERLAPPING_DECODES,
+        SCALED=kv.k.dtype in ROUNDED_DTYPES, STAGES=tiling.stages, overlaps=decodes <= OVERLAPPING_DECODES,
         num_warps=tiling.warps, num_stages=tiling.stages,
     )  # fmt: skip
     if splits > 1:
         launch(
             _merge, (decodes * heads,), partial, lse, out,
-            SPLITS=splits, V_DIM=v_dim, BLOCK_V=block_v, overlaps=decodes <= _OVERLAPPING_DECODES, num_warps=1,
+            SPLITS=splits, V_DIM=v_dim, BLOCK_V=block_v, overlaps=decodes <= OVERLAPPING_DECODES, num_warps=1,
         )  # fmt: skip
 
 
@@ -292,16 +294,16 @@ def _chunks(
         acc = tl.zeros([ROWS, BLOCK_V], tl.float32)
         full = first if WINDOW > 0 else (position + 1) // TILE * TILE
         for begin in range(first, full, TILE):
-            largest, total, acc = _attend_tile(
+            largest, total, acc = attend_tile(
                 (largest, total, acc), queries, k_base, v_base, k_scales, v_scales, table, begin, last, end, scale,
                 softcap, KV_HEADS, DIM, V_DIM, BLOCK_D, BLOCK_V, BLOCK_SIZE, TILE, 0, SOFTCAP, SLOW, SCALED, True,
             )  # fmt: skip
         for begin in tl.range(full, end, TILE, num_stages=STAGES if WINDOW > 0 else 1):
-            largest, total, acc = _attend_tile(
+            largest, total, acc = attend_tile(
                 (largest, total, acc), queries, k_base, v_base, k_scales, v_scales, table, begin, last, end, scale,
                 softcap, KV_HEADS, DIM, V_DIM, BLOCK_D, BLOCK_V, BLOCK_SIZE, TILE, WINDOW, SOFTCAP, SLOW, SCALED, False,
             )  # fmt: skip
-        result = _mean(total, acc, SCALED)
+        result = mean(total, acc, SCALED)
         mask = is_query[:, None] & (dv[None, :] < V_DIM)
         tl.store(out + q_head[:, None] * V_DIM + dv[None, :], result.to(out.dtype.element_ty), mask=mask)
 
@@ -318,13 +320,14 @@ def chunks(
     _, heads, dim = q.shape
     _, kv_heads, block_size, _ = kv.k.shape
     v_dim, group = kv.v.shape[3], heads // kv_heads
-    tiling = _fitting(Tiling(128, 4, 3) if kv.k.dtype in ROUNDED_DTYPES else Tiling(64, 4, 2), kv)
+    tiling = fitting(Tiling(128, 4, 3) if kv.k.dtype in ROUNDED_DTYPES else Tiling(64, 4, 2), kv)
     launch(
         _chunks, (tiles.shape[0], kv_heads),
         q, *kv, tables, tiles, out, scale, softcap or 0.0, tables.stride(0),
         GROUP=group, ROWS=max(16, triton.next_power_of_2(tile_tokens * group)), KV_HEADS=kv_heads, DIM=dim,
-        V_DIM=v_dim, BLOCK_D=max(16, triton.next_power_of_2(dim)), BLOCK_V=max(16, triton.next_power_of_2(v_dim)),
-        BLOCK_SIZE=block_size, TILE=tiling.keys, WINDOW=window or 0, SOFTCAP=softcap is not None,
+        V_DIM=v_dim, BLOCK_D=max(16, triton.next_power_of_2(dim)),
+        BLOCK_V=max(LEAST_BLOCK_V, triton.next_power_of_2(v_dim)), BLOCK_SIZE=block_size, TILE=tiling.keys,
+        WINDOW=window or 0, SOFTCAP=softcap is not None,
         SLOW=q.dtype is torch.float32, SCALED=kv.k.dtype in ROUNDED_DTYPES, STAGES=tiling.stages,
         num_warps=tiling.warps, num_stages=tiling.stages,
     )  # fmt: skip

@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -16,7 +17,7 @@ from ..formats.codes import GROUP, Codes, quantize
 from ..formats.float8 import Float8Weight
 from ..formats.float8 import quantize as to_float8
 from ..linear import Head, Linear, LinearMethod
-from . import float8, integer, integer_gpu
+from . import float8, integer, integer_gpu, invariant
 from .onednn import OneDnn, has_bfloat16
 from .plain import PLAIN
 from .quantized import Keeper, Rounded, Rounder, Stored
@@ -49,19 +50,24 @@ class Methods:
         return Stored(formats, self.plain, self._keep, self._like) if formats else None
 
 
-def choose(folder: ModelFolder, device: torch.device, dtype: torch.dtype, quantization: str) -> Methods:
-    """The methods for the layers of a model in a folder. ModelError names what is not supported."""
-    plain, stored = _plain_method(folder, device, dtype), _stored(folder)
+def choose(
+    folder: ModelFolder, device: torch.device, dtype: torch.dtype, quantization: str, batch_invariant: bool = False
+) -> Methods:
+    """The methods for the layers of a model in a folder. ModelError names what is not supported.
+
+    `batch_invariant`: of methods for the same weights, those that are; not all have a twin that is.
+    """
+    plain, stored = _plain_method(folder, device, dtype, batch_invariant), _stored(folder)
     like = torch.empty(0, dtype=dtype, device=device)
     if quantization in _ROUNDERS:
         if stored is not None:
             raise ModelError(f"quantization: the weights in {folder.path} are quantized already; take auto")
         to, kind, needs = _ROUNDERS[quantization]
-        if (keep_rounded := _keepers(device, dtype).get(kind)) is None:
+        if (keep_rounded := _keepers(device, dtype, batch_invariant).get(kind)) is None:
             raise ModelError(f"quantization: {quantization} needs {needs}")
         log.info("weights are rounded to %s", quantization)
         return Methods(Rounded(to, keep_rounded, plain, device), None, keep_rounded, like)
-    keepers = _keepers(device, dtype) if quantization == "auto" else {}
+    keepers = _keepers(device, dtype, batch_invariant) if quantization == "auto" else {}
 
     def keep(layer: Linear, pieces: Sequence[Weight]) -> LinearMethod | None:
         kept_by = keepers.get(type(pieces[0]))
@@ -72,15 +78,15 @@ def choose(folder: ModelFolder, device: torch.device, dtype: torch.dtype, quanti
     return Methods(plain, stored, keep, like)
 
 
-def _keepers(device: torch.device, dtype: torch.dtype) -> dict[type, Keeper]:
+def _keepers(device: torch.device, dtype: torch.dtype, batch_invariant: bool) -> dict[type, Keeper]:
     """What multiplies quantized weights as they are on a device, for activations of a dtype, by their form."""
     keepers: dict[type, Keeper] = {}
     if integer.has_kernel(device, dtype):
         keepers[Codes] = integer.keep
     if integer_gpu.has_kernel(device, dtype):
-        keepers[Codes] = integer_gpu.keep
+        keepers[Codes] = partial(integer_gpu.keep, is_batch_invariant=batch_invariant)
     if float8.has_kernel(device):
-        keepers[Float8Weight] = float8.keep
+        keepers[Float8Weight] = partial(float8.keep, is_batch_invariant=batch_invariant)
     return keepers
 
 
@@ -125,7 +131,9 @@ def _in_checkpoint(name: str) -> str:
     return name if name == "lm_head" else f"model.{name}"
 
 
-def _plain_method(folder: ModelFolder, device: torch.device, dtype: torch.dtype) -> LinearMethod:
+def _plain_method(folder: ModelFolder, device: torch.device, dtype: torch.dtype, batch_invariant: bool) -> LinearMethod:
+    if batch_invariant and invariant.has_kernel(device, dtype):
+        return invariant.Invariant()
     # In float32 the reordered form is faster from about eight rows on. An encoder has as many, a decode has not.
     is_faster = folder.encoder is not None if dtype is torch.float32 else dtype is torch.bfloat16 and has_bfloat16()
     return OneDnn() if device.type == "cpu" and is_faster else PLAIN

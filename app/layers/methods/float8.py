@@ -17,26 +17,31 @@ _LEAST_GROUP = 32
 
 
 class Float8(Plain):
-    """Keeps e4m3 as `weight`, and the scales beside it. Activations are rounded to e4m3 by token, but for one alone."""
+    """Keeps e4m3 as `weight`, and the scales beside it. Activations are rounded to e4m3 by token.
 
-    def __init__(self, group: int, blocks: Tensor | None) -> None:
+    If the method need not be batch invariant, those of a token that is alone are not rounded.
+    """
+
+    def __init__(self, group: int, blocks: Tensor | None, is_batch_invariant: bool) -> None:
         """`group`: inputs that share a scale. `blocks`: see the kernels' `Weight`."""
         self._group = group
         self._blocks = blocks
+        self.is_batch_invariant = is_batch_invariant
 
     def group_for(self, layer: Linear, like: Tensor) -> int | None:  # noqa: ARG002
         """See `LinearMethod`."""
-        return self._group if like.is_cuda and len(like) > 1 else None
+        return self._group if like.is_cuda and (len(like) > 1 or self.is_batch_invariant) else None
 
     def apply(self, layer: Linear, x: Tensor | Rows) -> Tensor:
         """See `LinearMethod`."""
         from ...kernels.gpu import float8
 
         weight = float8.Weight(layer.weight, layer.get_buffer("scales"), self._group, self._blocks)
+        multiply = float8.invariant if self.is_batch_invariant else float8.multiply
         dtype = layer.out_dtype or x.dtype
         if isinstance(x, Rows):
-            return float8.multiply(x, weight, layer.bias, dtype)
-        out = float8.multiply(x.reshape(-1, layer.in_features), weight, layer.bias, dtype)
+            return multiply(x, weight, layer.bias, dtype)
+        out = multiply(x.reshape(-1, layer.in_features), weight, layer.bias, dtype)
         return out.view(*x.shape[:-1], layer.out_features)
 
 
@@ -45,7 +50,7 @@ def has_kernel(device: torch.device) -> bool:
     return device.type == "cuda" and HAS_TRITON and torch.cuda.get_device_capability(device) >= (8, 9)
 
 
-def keep(layer: Linear, pieces: Sequence[Weight]) -> Float8 | None:
+def keep(layer: Linear, pieces: Sequence[Weight], is_batch_invariant: bool = False) -> Float8 | None:
     """See `Keeper`."""
     from ...kernels.gpu import float8
 
@@ -59,4 +64,4 @@ def keep(layer: Linear, pieces: Sequence[Weight]) -> Float8 | None:
     layer.weight = nn.Parameter(torch.cat([weight.values for weight in weights]), requires_grad=False)
     scales = torch.cat([weight.scales for weight in weights]).T.contiguous()
     layer.register_buffer("scales", scales, persistent=False)
-    return Float8(group, float8.blocks_of_scales(scales, group))
+    return Float8(group, float8.blocks_of_scales(scales, group), is_batch_invariant)

@@ -25,6 +25,8 @@ class _Piece(NamedTuple):
 class Integer(Plain):
     """The method of one layer, whose outputs are made up of pieces: a checkpoint may store them in different forms."""
 
+    is_batch_invariant = True
+
     def __init__(self, pieces: Sequence[Codes]) -> None:
         self._pieces = [
             _Piece(integer.pack(piece.codes, piece.scales, piece.zeros, piece.bits), piece.order) for piece in pieces

@@ -18,11 +18,12 @@ GROUP = 128
 class IntegerGpu(Plain):
     """Keeps codes as `weight`, in the order of the kernels, and scales and points beside it."""
 
-    def __init__(self, bits: int, group: int, order: Tensor | None) -> None:
+    def __init__(self, bits: int, group: int, order: Tensor | None, is_batch_invariant: bool) -> None:
         """`bits` of a code; `group`: inputs that share a scale; `order` of the inputs, see `Codes`."""
         self._bits = bits
         self._group = group
         self._order = order
+        self.is_batch_invariant = is_batch_invariant
 
     def apply(self, layer: Linear, x: Tensor) -> Tensor:
         """See `LinearMethod`."""
@@ -33,7 +34,8 @@ class IntegerGpu(Plain):
         inputs = x.reshape(-1, layer.in_features)
         if self._order is not None:
             inputs = inputs[:, self._order]
-        out = integer.multiply(inputs, weight, layer.bias, layer.out_dtype or x.dtype)
+        multiply = integer.invariant if self.is_batch_invariant else integer.multiply
+        out = multiply(inputs, weight, layer.bias, layer.out_dtype or x.dtype)
         return out.view(*x.shape[:-1], layer.out_features)
 
 
@@ -44,7 +46,7 @@ def has_kernel(device: torch.device, dtype: torch.dtype) -> bool:
     return torch.cuda.get_device_capability(device) >= (8, 0)
 
 
-def keep(layer: Linear, pieces: Sequence[Weight]) -> IntegerGpu | None:
+def keep(layer: Linear, pieces: Sequence[Weight], is_batch_invariant: bool = False) -> IntegerGpu | None:
     """See `Keeper`. All pieces must be of one form, and their inputs in one order."""
     from ...kernels.gpu import integer
 
@@ -62,7 +64,7 @@ def keep(layer: Linear, pieces: Sequence[Weight]) -> IntegerGpu | None:
     layer.weight = nn.Parameter(weight.words, requires_grad=False)
     layer.register_buffer("factors", weight.factors, persistent=False)
     layer.register_buffer("counters", weight.counters, persistent=False)
-    return IntegerGpu(bits, weight.group, order)
+    return IntegerGpu(bits, weight.group, order, is_batch_invariant)
 
 
 def _are_equal(one: Tensor | None, other: Tensor | None) -> bool:

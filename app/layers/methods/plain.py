@@ -11,6 +11,8 @@ from ..sources import Target
 class Plain:
     """Keeps the weight and the bias in the dtype that the model computes in."""
 
+    is_batch_invariant = False
+
     def create(self, layer: Linear) -> None:
         """See `LinearMethod`."""
         weight = torch.empty(layer.out_features, layer.in_features) if layer.tied is None else layer.tied

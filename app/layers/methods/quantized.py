@@ -26,6 +26,8 @@ class Stored:
     Where there is no kernel for the weights, they become plain numbers, and the layer gets the fallback.
     """
 
+    is_batch_invariant = False
+
     def __init__(self, formats: Mapping[str, Format], fallback: LinearMethod, keep: Keeper, like: Tensor) -> None:
         """`formats`: of each part of the layer, by its name. `like`: of the dtype and where plain numbers will be."""
         self._formats = formats
