@@ -211,7 +211,7 @@ def test_drafts_change_no_text(model: tuple[Path, PreTrainedModel]) -> None:
             "top_k": 20,
             "frequency_penalty": 0.7,
             "repetition_penalty": 1.2,
-            "min_tokens": 4,
+            "min_tokens": 3,
             "stop_token_ids": frozenset(range(VOCAB_SIZE // 2)),
         },
         {
@@ -223,7 +223,7 @@ def test_drafts_change_no_text(model: tuple[Path, PreTrainedModel]) -> None:
         },
     ]
     requests: Requests = {
-        str(seed): ([3, 4, 5, seed], SamplingParams(max_tokens=7, seed=seed, **changes))  # type: ignore[arg-type]
+        str(seed): ([3, 4, 5, seed], SamplingParams(max_tokens=5, seed=seed, **changes))  # type: ignore[arg-type]
         for seed, changes in enumerate(options, 20)
     }
     core = make_engine(model[0], "triton")
@@ -231,8 +231,8 @@ def test_drafts_change_no_text(model: tuple[Path, PreTrainedModel]) -> None:
     core.scheduler.speculation = speculation = Eager("random", texts, LIMITS["max_num_batched_tokens"])
     for name, news in run_crowd(core, requests)[0].items():
         assert tokens_of(news) == texts[name], name
-    assert speculation.num_with_drafts > 2
-    assert speculation.num_steps < 14
+    assert speculation.num_with_drafts > 1
+    assert speculation.num_steps < 10
 
 
 def test_a_draft_model_with_the_same_weights_guesses_right(model: tuple[Path, PreTrainedModel]) -> None:
