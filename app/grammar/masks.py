@@ -46,7 +46,12 @@ class RowMatcher:
             self._num_digits = self._num_digits + count if count else 0
 
     def follow(self, token_id: int) -> "RowMatcher | None":
-        """Another matcher, of the text with a token that may be sampled; None if the grammar does not allow it."""
+        """Another matcher, of the text with a token that may be sampled; None if the grammar does not allow it.
+
+        A text that has ended stays as it is: what is sampled then are end-of-sequence tokens, if they end no request.
+        """
+        if self.matcher.is_stopped():
+            return self
         follower = RowMatcher(self.matcher.deep_copy(), self._digits)  # takes two microseconds
         follower._num_digits = self._num_digits
         if not follower.matcher.validate_tokens([token_id]):

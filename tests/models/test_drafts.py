@@ -1,16 +1,19 @@
 """Drafts change no text: with them, a crowd gets the tokens and probabilities that it gets without."""
 
 import random
+import time
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
 import msgspec
 import pytest
+import torch
 
 from app.core.request import Request
 from app.core.sampling import SamplingParams
 from app.core.step import BY_MODEL, SchedulerOutput
-from app.core.wire import RequestOutput
+from app.core.wire import GenerateCommand, Progress, RequestOutput
 from app.engine.ngram import NgramProposer
 from app.engine.speculation import Speculation
 from app.grammar import constraint
@@ -129,6 +132,71 @@ def test_all_kinds_of_requests(overlap: bool, tmp_path: Path) -> None:
     write_tokenizer(tmp_path)
     num_steps = check(tmp_path, varied(16), tiny_settings(), overlap)
     assert num_steps["right"] < 0.9 * num_steps["none"]
+
+
+@pytest.mark.parametrize("kind", ["right", "random", "n-grams"])
+def test_two_engines_that_die_change_no_text(kind: str, tmp_path: Path) -> None:
+    """The next one goes on behind what was told, in the middle of a step with drafts."""
+    write_checkpoint("Llama", DECODER["Llama"], tmp_path)
+    write_tokenizer(tmp_path)
+    requests = {
+        name: (prompt, msgspec.structs.replace(sampling, prompt_logprobs=None))
+        for name, (prompt, sampling) in varied(8).items()
+    }
+    plain, _ = run_crowd(make_engine(tmp_path, tiny_settings()), requests)
+    texts = {name: tokens_of(outputs) for name, outputs in plain.items()}
+    told: dict[str, list[int]] = {name: [] for name in requests}
+    left = set(requests)
+    for most_with_drafts in (3, 3, 1000):
+        core = make_engine(tmp_path, tiny_settings())
+        core.scheduler.speculation = speculation = Eager(kind, texts)
+        for name in sorted(left):
+            prompt, sampling = requests[name]
+            core.add(
+                GenerateCommand(
+                    request_id=name,
+                    prompt_token_ids=prompt,
+                    sampling=sampling,
+                    arrived_at=time.monotonic(),
+                    progress=Progress(token_ids=list(told[name])),
+                )
+            )
+        while speculation.num_with_drafts < most_with_drafts and (core.admit_compiled() or core.has_work):
+            for output in core.step().outputs:
+                told[output.request_id] += output.token_ids
+                left -= {output.request_id} if output.finish_reason else set()
+        assert bool(left) == (most_with_drafts < 1000)
+    assert told == texts
+
+
+def test_tokens_are_as_frequent_as_the_model_says(tmp_path: Path) -> None:
+    """Pearson's test of pairs of tokens, of which the second one has drafts: most are right."""
+    model = write_checkpoint("Llama", DECODER["Llama"], tmp_path)
+    write_tokenizer(tmp_path)
+    core, prompt, count = make_engine(tmp_path, tiny_settings()), [5, 6, 7, 8], 500
+    requests = {
+        str(seed): (prompt, SamplingParams(max_tokens=3, seed=seed, temperature=0.8, top_k=4)) for seed in range(count)
+    }
+    texts = {name: tokens_of(outputs) for name, outputs in run_crowd(core, requests)[0].items()}
+    core.scheduler.speculation = speculation = Eager("random", texts)
+    outputs, _ = run_crowd(core, requests, seed=1)
+    assert speculation.num_with_drafts > count / 16
+    found = Counter(tuple(tokens_of(news)[:2]) for news in outputs.values())
+
+    def chances(tokens: list[int]) -> dict[int, float]:
+        with torch.inference_mode():
+            best = (model(torch.tensor([tokens])).logits[0, -1].double() / 0.8).topk(4)
+        return dict(zip(best.indices.tolist(), best.values.softmax(0).tolist(), strict=True))
+
+    expected = {
+        (first, second): count * chance * of_second
+        for first, chance in chances(prompt).items()
+        for second, of_second in chances([*prompt, first]).items()
+    }
+    assert found.keys() <= expected.keys()
+    assert min(expected.values()) > 5
+    deviation = sum((found[pair] - wanted) ** 2 / wanted for pair, wanted in expected.items())
+    assert deviation < 44.3  # one in ten thousand is larger, with 15 degrees of freedom
 
 
 @pytest.mark.parametrize(
