@@ -179,7 +179,12 @@ def max_position_embeddings(raw: dict[str, Any], text: dict[str, Any]) -> int | 
     value = known.get("max_position_embeddings") or known.get("n_positions")
     if value is not None and (type(value) is not int or value < 2):
         raise ValueError(f"max_position_embeddings is {value!r}")
-    return value
+    rope = known.get("rope_parameters") or known.get("rope_scaling")
+    if value is None or not isinstance(rope, dict) or (rope.get("rope_type") or rope.get("type")) != "dynamic":
+        return value
+    if type(factor := rope.get("factor")) not in (int, float) or factor < 1:
+        raise ValueError(f"the factor of the dynamic rotary embedding is {factor!r}")
+    return int(value * factor)  # longer than it was trained for, which is what this embedding is for
 
 
 def parse_decoder_config(raw: dict[str, Any]) -> DecoderConfig:

@@ -27,6 +27,7 @@ from ..errors import ModelError
 from ..layers.methods import Methods
 from ..layers.recurrent import StatePart, step_of
 from .classes import auto_class
+from .fixed_ropes import fix_ropes
 from .fusion import fuse
 from .recurrent import keep_states
 from .stored import finish_stored, load_pretrained
@@ -38,8 +39,6 @@ _NAME = "paceline"
 _OWN_CODE = "code that comes with a checkpoint (auto_map) is not run"
 _LONGEST_QUOTE = 200
 """Characters of an error of transformers' that are shown."""
-_MIXING_ROPES = {"longrope", "dynamic"}
-"""Rotary embeddings whose rotation of a token depends on the longest request in the batch."""
 _ATTENDING = {"full_attention", "sliding_attention", "attention", "hybrid", "hybrid_sliding"}
 _KEEPING_STATES = {"linear_attention", "conv", "hybrid", "hybrid_sliding"}
 _NEITHER = {"mlp", "moe"}
@@ -173,7 +172,9 @@ class GenericModel(nn.Module):
         return logits.float()
 
 
-def load_generic(folder: ModelFolder, methods: Methods, dtype: torch.dtype, device: torch.device) -> GenericModel:
+def load_generic(
+    folder: ModelFolder, methods: Methods, dtype: torch.dtype, device: torch.device, max_model_len: int
+) -> GenericModel:
     """Load a checkpoint through transformers. ModelError names what is not supported, or quotes transformers."""
     path, kind = folder.path, folder.model_type
     file = path / "config.json"
@@ -187,6 +188,7 @@ def load_generic(folder: ModelFolder, methods: Methods, dtype: torch.dtype, devi
             raise ModelError(f"{file}: transformers {version} has no {kind} that generates from text alone{own_code}")
         _refuse_unsupported(config)
         model = _load(auto, folder, methods, config, dtype).to(device).eval().requires_grad_(False)
+        fix_ropes(model, max_model_len, device)
         fuse(model)
         return _split(model)
     except ModelError:
@@ -293,11 +295,3 @@ def _refuse_unsupported(config: Any) -> None:
         raise ModelError(f"{kind} with ALiBi positions is not supported")
     if unknown := set(_layer_types(config)) - _ATTENDING - _KEEPING_STATES - _NEITHER:
         raise ModelError(f"{kind} has layers of type {', '.join(sorted(unknown))}, which are not supported")
-    parameters = getattr(config, "rope_parameters", None) or {}
-    for rope in (parameters, *(p for p in parameters.values() if isinstance(p, dict))):
-        is_fixed = rope.get("rope_type") == "longrope" and rope.get("short_factor") == rope.get("long_factor")
-        if rope.get("rope_type") in _MIXING_ROPES and not is_fixed:
-            raise ModelError(
-                f"{kind} with rotary embedding of type {rope['rope_type']} is not supported: "
-                "it would let the requests of a batch change each other's results"
-            )

@@ -68,7 +68,7 @@ def load_model(
             raise ModelError(
                 f"load_format: dummy weights are for the decoder, which does not run {folder.architecture}"
             )
-        model = load_generic(folder, methods, dtype, device)
+        model = load_generic(folder, methods, dtype, device, max_model_len)
         change(model, PLAIN, methods.plain)
     if settings.batch_invariant:
         _check_invariance(model)

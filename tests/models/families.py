@@ -179,6 +179,25 @@ SEEING: dict[str, dict[str, Any]] = {
 }
 """Families that also see or hear, served for text."""
 
+_LONG_ROPE: dict[str, Any] = {
+    "original_max_position_embeddings": 64,
+    "rope_parameters": {
+        "rope_type": "longrope",
+        "rope_theta": 10000.0,
+        "short_factor": [1.0] * 8,
+        "long_factor": [2.0] * 8,
+        "short_mscale": 1.0,
+        "long_mscale": 1.2,
+        "original_max_position_embeddings": 64,
+    },
+}
+BY_LENGTH: dict[str, dict[str, Any]] = {
+    "Phi3": _LONG_ROPE,
+    "Llama": {"rope_parameters": {"rope_type": "dynamic", "rope_theta": 10000.0, "factor": 4.0}}
+    | {"max_position_embeddings": 64},
+}
+"""Families whose rotary embeddings transformers chooses by a request's length: another for more than 64 tokens."""
+
 REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "PaliGemma": (
         {
@@ -197,19 +216,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "GPTJ": ({"n_embd": 64, "n_layer": 3, "n_head": 4, "rotary_dim": 8}, "attention interface"),
     "Mpt": ({"d_model": 64, "n_heads": 4, "n_layers": 3}, "attention interface"),
     "OPT": ({"ffn_dim": 112, "word_embed_proj_dim": 64}, "not a body and a head"),
-    "Phi3": (
-        {
-            "original_max_position_embeddings": 64,
-            "rope_parameters": {
-                "rope_type": "longrope",
-                "rope_theta": 10000.0,
-                "short_factor": [1.0] * 8,
-                "long_factor": [2.0] * 8,
-                "original_max_position_embeddings": 64,
-            },
-        },
-        "longrope",
-    ),
+    "Phimoe": (_LONG_ROPE | {"num_local_experts": 4}, "depends on the longest request"),
 }
 """Families that cannot be served, with the words that the refusal has to hold."""
 

@@ -29,7 +29,7 @@ from app.models.reference import transformers_model
 from app.settings import Settings, load_settings
 from app.text.tokenizer import _byte_alphabet
 from app.worker.factory import build_worker
-from tests.models.families import DECODER, GENERIC, REFUSED, SEEING, VOCAB_SIZE, write_checkpoint
+from tests.models.families import BY_LENGTH, DECODER, GENERIC, REFUSED, SEEING, VOCAB_SIZE, write_checkpoint
 
 BLOCK_SIZE = 8
 NUM_BLOCKS = 34
@@ -219,6 +219,25 @@ def test_greedy_in_a_crowd_equals_transformers_alone(family: str, impl: str, tmp
         assert said == greedy(model, prompt, said, sampling.max_tokens), name
         if sampling.logprobs is not None:
             check_logprobs(model, prompt, outputs[name])
+
+
+@pytest.mark.parametrize("max_model_len", [64, 200])
+@pytest.mark.parametrize("family", BY_LENGTH)
+def test_rotary_embeddings_that_depend_on_length_are_chosen_once(
+    family: str, max_model_len: int, tmp_path: Path
+) -> None:
+    """Up to 64 tokens transformers computes them in one way, and for longer requests in another."""
+    model = write_checkpoint(family, BY_LENGTH[family], tmp_path)
+    core = make_engine(tmp_path, tiny_settings().model_copy(update={"max_model_len": max_model_len}))
+    sampling = SamplingParams(max_tokens=20, seed=0, temperature=0.0)
+    lengths = {64: (1, 20, 44), 200: (1, 70, 100, 150)}[max_model_len]
+    requests = {f"{length}": ([3 + at * length % 97 for at in range(length)], sampling) for length in lengths}
+    outputs, _ = run_crowd(core, requests)
+    model(torch.full((1, max_model_len), 5))  # transformers keeps "dynamic" frequencies as they are for these
+    for name, (prompt, _) in requests.items():
+        if len(prompt) > 1 or max_model_len == 64:
+            said = tokens_of(outputs[name])
+            assert said == greedy(model, prompt, said, 20), name
 
 
 @pytest.mark.parametrize("family", SEEING)
