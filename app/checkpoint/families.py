@@ -182,7 +182,8 @@ def max_position_embeddings(raw: dict[str, Any], text: dict[str, Any]) -> int | 
     rope = known.get("rope_parameters") or known.get("rope_scaling")
     if value is None or not isinstance(rope, dict) or (rope.get("rope_type") or rope.get("type")) != "dynamic":
         return value
-    if type(factor := rope.get("factor")) not in (int, float) or factor < 1:
+    factor = rope.get("factor")
+    if not isinstance(factor, int | float) or factor < 1:
         raise ValueError(f"the factor of the dynamic rotary embedding is {factor!r}")
     return int(value * factor)  # longer than it was trained for, which is what this embedding is for
 
