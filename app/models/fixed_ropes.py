@@ -27,21 +27,20 @@ def fix_ropes(model: nn.Module, max_model_len: int, device: torch.device) -> Non
     """
     for module in model.modules():
         for options in _by_length(module):
-            kinds: Any = module.rope_type
-            kind = kinds[options["layer_type"]] if options else kinds
-            _tables(module, [max_model_len - 1], device, options)  # has it choose by this position
-            if options:
-                module.rope_type = {**kinds, options["layer_type"]: _FIXED}
-            else:
-                module.rope_type = _FIXED
-            alone, beside_longest = (
-                _tables(module, [1, *others], device, options) for others in ([], [max_model_len - 1])
-            )
-            if not torch.equal(alone[:, 0], beside_longest[:, 0]):
-                raise ModelError(
-                    f"rotary embedding of type {kind} that depends on the longest request is not supported"
-                )
+            kind = _fix(module, options, max_model_len, device)
             log.info("rotary embedding of type %s as for requests of %d tokens, for all requests", kind, max_model_len)
+
+
+def _fix(module: Any, options: dict[str, str], max_model_len: int, device: torch.device) -> str:
+    """Fix what a rotary embedding chooses if it is called with `options`; returns its type."""
+    kinds, layer, last = module.rope_type, options.get("layer_type"), max_model_len - 1
+    kind: str = kinds if layer is None else kinds[layer]
+    _tables(module, [last], device, options)  # has it choose by this position
+    module.rope_type = _FIXED if layer is None else {**kinds, layer: _FIXED}
+    alone, beside_last = (_tables(module, positions, device, options) for positions in ([1], [1, last]))
+    if not torch.equal(alone[:, 0], beside_last[:, 0]):
+        raise ModelError(f"rotary embedding of type {kind} that depends on the longest request is not supported")
+    return kind
 
 
 def _by_length(module: nn.Module) -> Iterator[dict[str, str]]:
