@@ -271,7 +271,7 @@ def test_decode_of_a_long_past() -> None:
     row, seq_len, count = (torch.tensor([value], dtype=torch.int32, device=DEVICE) for value in (0, length - 3, 1))
     paged_attention.decode(
         q, LayerKV(k, v, k, v), table[None], row, seq_len, count, out, scale=0.2, window=None, softcap=None, splits=4,
-        tiling=paged_attention.Tiling(1024, 4, 3),
+        tiling=paged_attention.Tiling(512, 4, 3),
     )  # fmt: skip
     keys, values = (t[table.long()].view(-1, 16)[: length - 3].double() for t in (k, v))
     weights = (0.2 * keys @ q[0, 0].double()).softmax(-1)

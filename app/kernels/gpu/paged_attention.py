@@ -204,7 +204,7 @@ def _tiling_of_decodes(q: Tensor, kv: LayerKV, splits: int) -> Tiling:
 
 def fitting(tiling: Tiling, kv: LayerKV) -> Tiling:
     """With fewer keys, if those of all stages but one do not fit the memory of a multiprocessor."""
-    bytes_of_key = kv.k.shape[3] * kv.k.itemsize + kv.v.shape[3] * kv.v.itemsize
+    bytes_of_key = kv.k.shape[3] * kv.k.itemsize + max(LEAST_BLOCK_V, kv.v.shape[3]) * kv.v.itemsize
     keys = tiling.keys
     while keys > 16 and (tiling.stages - 1) * keys * bytes_of_key > _shared_memory():
         keys //= 2
