@@ -150,8 +150,14 @@ def distill(
     teacher: Annotated[str, typer.Option(metavar="MODEL", help="a folder, a GGUF file, a hub id, or 'embedded'")],
     prompts: Annotated[Path, typer.Option(metavar="FILE", help='lines of {"prompt": ...} or {"messages": [...]}')],
     out: Annotated[Path, typer.Option(metavar="FOLDER", help="a new folder, or that of a run that was broken off")],
-    kind: Annotated[Literal["student"], typer.Option(help="student: a model of its own")] = "student",  # noqa: ARG001
-    layers: Annotated[int | None, typer.Option(help="layers of the student; auto: a fifth of the teacher's")] = None,
+    kind: Annotated[
+        Literal["student", "head"],
+        typer.Option(help="student: a model of its own; head: a layer that guesses tokens for the teacher"),
+    ] = "student",
+    layers: Annotated[int | None, typer.Option(help="layers of a student; auto: a fifth of the teacher's")] = None,
+    answers: Annotated[
+        int | None, typer.Option(min=1, help="answers to each prompt; auto: 1 for a student, 3 for a head")
+    ] = None,
     minutes: Annotated[
         float | None, typer.Option(min=0.1, help="most minutes of training; auto: until data is used up")
     ] = None,
@@ -160,16 +166,20 @@ def distill(
     seed: Annotated[int, typer.Option(help="of everything that is random")] = 0,
     **flags: Any,
 ) -> None:
-    """Train a small model to draw the tokens that a large one draws, on prompts of one kind.
+    """Train a small model, or a draft head, to draw the tokens that a large model draws, on prompts of one kind.
 
     See docs/models.md#distillation.
     """
     from .distill.command import distill as run
     from .distill.task import Task
-    from .distill.training import Recipe
+    from .distill.training import BATCH_TOKENS, Recipe
 
     heats = _temperatures(temperatures)
-    run(Task(teacher, prompts, out, layers, max_tokens, heats, Recipe(seed=seed, minutes=minutes)), **flags)
+    if kind == "head" and layers is not None:
+        raise StartupError("--layers: a head has none")
+    recipe = Recipe(seed=seed, minutes=minutes, batch_tokens=BATCH_TOKENS[kind])
+    repeats = answers or (3 if kind == "head" else 1)
+    run(Task(kind, teacher, prompts, out, layers, max_tokens, heats, repeats, recipe), **flags)
 
 
 def _temperatures(text: str) -> list[float]:

@@ -111,7 +111,7 @@ class SchedulerSettings(BaseModel):
         "ngram: from the request's own tokens; draft: by draft_model; auto: draft if there is such a model, else ngram",
     )
     draft_model: str | None = Field(
-        None, description="a smaller model with the same vocabulary, as for model; auto: none"
+        None, description="a smaller model with the same vocabulary, as for model, or a draft head; auto: none"
     )
 
     overlap: bool = Field(True, description="plan a step while the one before it runs; turn it off to find faults")

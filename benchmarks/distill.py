@@ -1,4 +1,5 @@
-"""Distillation: how often a student draws what its teacher draws, before and after training on one kind of prompts.
+"""Distillation: how often a student or a head draws what its teacher draws, before and after training on one kind of
+prompts.
 
 The prompts ask for short explanations; they are made here, of things and readers. Arguments behind `--` go to
 `paceline distill`, which keeps answers and the student in the folder `--out`.
@@ -51,7 +52,8 @@ def main() -> None:
     command = ["distill", "--teacher", args.teacher, "--prompts", str(file), "--out", str(args.out), *args.distill]
     subprocess.run([sys.executable, "-m", "app.cli", *command], cwd=REPOSITORY, check=True)
     args.out = args.out.name  # the folder is nobody else's
-    write_result(args, json.loads((file.with_suffix("") / "distill.json").read_text()))
+    report = json.loads((file.with_suffix("") / "distill.json").read_text())
+    write_result(args, report, "" if report["kind"] == "student" else report["kind"])
 
 
 if __name__ == "__main__":

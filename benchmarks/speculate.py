@@ -1,7 +1,8 @@
-"""Drafts from a request's own text: output tokens a second with them and without, by kind of prompt and by clients.
+"""Drafts: output tokens a second with them and without, by kind of prompt and by clients.
 
 Both ways are the same server's, in turn, and get the same prompts: "speculative": false turns drafts off for a request.
-Prompts ask to repeat or edit code, prose and JSON (also with a schema), as agents do; open questions repeat nothing.
+Prompts ask to repeat or edit code, prose and JSON (also with a schema), as agents do; open questions repeat
+nothing. Explanations are what `distill.py` has its student or head learn; these ones it has not seen.
 Arguments behind `--` go to `paceline serve`.
 """
 
@@ -16,7 +17,10 @@ from typing import Any
 
 import httpx
 from common import REPOSITORY, ServerProcess, paceline_serve, print_table, write_result
+from distill import prompts as explanations
 
+_LEARNT = 1000
+"""Prompts of `distill.py`."""
 _LINES = 18
 """Of code or prose in a prompt."""
 _QUESTIONS = [
@@ -52,6 +56,7 @@ def prompts(count: int) -> dict[str, list[str]]:
         "JSON": [f'Add "checked": true to every record of this JSON:\n\n{piece}' for piece in records],
         "JSON, schema": [f"Sort the records of this JSON by name:\n\n{piece}" for piece in records],
         "questions": list(islice(cycle(_QUESTIONS), count)),
+        "explanations": explanations(_LEARNT + count)[_LEARNT:],
     }
 
 
@@ -166,7 +171,7 @@ def main() -> None:
         "same text",
     )
     print_table(header, rows)
-    write_result(args, {"speculation": found})
+    write_result(args, {"speculation": found}, "draft_model" if "--draft-model" in args.serve else "")
 
 
 if __name__ == "__main__":

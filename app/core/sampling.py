@@ -43,6 +43,20 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True):
     grammar: str = ""
     """What the output must match, as llguidance writes a grammar; empty is any text."""
 
+    @property
+    def for_drafts(self) -> "SamplingParams":
+        """By what guesses of tokens are drawn: without grammar and penalties, since who guesses would have to forget
+        what wrong guesses change of them."""
+        return SamplingParams(
+            max_tokens=self.max_tokens,
+            seed=self.seed,
+            temperature=self.temperature,
+            top_k=self.top_k,
+            top_p=self.top_p,
+            min_p=self.min_p,
+            logit_bias=self.logit_bias,
+        )
+
 
 class Logprobs(msgspec.Struct, array_like=True):
     """Log probabilities at one position: first of the token that stands there, then of the most probable ones."""

@@ -1,4 +1,4 @@
-"""How often a student guesses the token that the teacher will draw, as the service would find it.
+"""How often a student or a head guesses the token that the teacher will draw, as the service would find it.
 
 The service samples by a race whose luck is a function of (seed, position, token), and a draft races with the same luck
 at the request's own temperature (docs/architecture.md#stateless-sampling). So along an answer, which the teacher has
@@ -10,29 +10,48 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
-import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from ..kernels.cpu.sampling import race, race_keys
 from .answers import Answer
 
 MOST_DRAFTS = 8
-Matches = list[bool]
-"""Of each token of an answer: whether the student draws the same one behind what precedes it."""
+Runs = list[int]
+"""At each token of an answer: how many drafts from there on are right, if a step begins there."""
 
 
-def matches(answer: Answer, logits: Tensor, other_luck: int = 0) -> Matches:
-    """Where a student with these logits (n, vocab) draws the answer's n tokens. `other_luck` changes the seed."""
-    question = answer.question
-    if not question.temperature:
-        drawn = logits.argmax(-1).cpu()
-    else:
-        count, vocab_size = logits.shape
-        positions = len(question.prompt) - 1 + np.arange(count)  # of the tokens that are followed by the answer's
-        keys = race_keys(np.full(count, question.seed ^ other_luck), positions)
-        heat = np.full(count, question.temperature, dtype=np.float32)
-        drawn = torch.from_numpy(race(logits.float().cpu().numpy(), np.arange(vocab_size)[None], heat, keys))
-    return (drawn == torch.tensor(answer.tokens)).tolist()
+def draw(
+    logits: Tensor, answers: Sequence[Answer], numbers: NDArray[np.int64], token_ids: NDArray[np.int64], other_luck: int
+) -> NDArray[np.int64]:
+    """What logits (n, runners) draw at token `numbers` (n,) of the n answers: token ids, (n,).
+
+    token_ids (runners,): what the logits are of. `other_luck` changes the seeds.
+    """
+    heat = np.array([answer.question.temperature for answer in answers], dtype=np.float32)
+    seeds = np.array([answer.question.seed ^ other_luck for answer in answers], dtype=np.int64)
+    lengths = np.array([len(answer.question.prompt) for answer in answers], dtype=np.int64)
+    drawn = logits.argmax(-1).cpu().numpy()
+    if len(at := np.flatnonzero(heat)):
+        keys = race_keys(seeds[at], (lengths + numbers)[at] - 1)  # of the positions before
+        drawn[at] = race(logits.float().cpu().numpy()[at], token_ids[None], heat[at], keys)
+    return token_ids[drawn]
+
+
+def matches(answer: Answer, logits: Tensor, other_luck: int = 0) -> list[bool]:
+    """Where a student with these logits (n, vocab) draws the answer's n tokens, each behind those before it."""
+    count, vocab_size = logits.shape
+    drawn = draw(logits, [answer] * count, np.arange(count), np.arange(vocab_size), other_luck)
+    matching: list[bool] = (drawn == np.array(answer.tokens)).tolist()
+    return matching
+
+
+def runs_of(matching: Sequence[bool]) -> Runs:
+    """The runs of a student, whose drafts are what it draws behind the same text."""
+    runs = [0] * (len(matching) + 1)
+    for index in reversed(range(len(matching))):
+        runs[index] = runs[index + 1] + 1 if matching[index] else 0
+    return runs[:-1]
 
 
 @dataclass(frozen=True)
@@ -40,16 +59,15 @@ class Acceptance:
     """What matches along several answers come to."""
 
     share: float
-    """Of all tokens, those where the student draws what the teacher draws."""
+    """Of all tokens, those where the first draft of a step is what the teacher draws."""
     first_drafts: list[float]
     """Chance that the first draft is right, the first two, ... the first eight."""
     tokens_a_step: list[float]
     """Tokens that a step gives on average, if it has up to 1, 2, ... 8 drafts."""
 
     @classmethod
-    def of(cls, answers: Sequence[Matches]) -> "Acceptance":
+    def of(cls, runs: Sequence[Runs]) -> "Acceptance":
         """Count. Drafts of a step are right up to the first one that is not, which the teacher's own token replaces."""
-        runs = [_runs(each) for each in answers]
         starts = [run for each in runs for run in each]
         depths = range(1, MOST_DRAFTS + 1)
         return cls(
@@ -63,15 +81,7 @@ class Acceptance:
         return asdict(self)
 
 
-def _runs(answer: Matches) -> list[int]:
-    """At each token of an answer: how many drafts from there on are right."""
-    runs = [0] * (len(answer) + 1)
-    for index in reversed(range(len(answer))):
-        runs[index] = runs[index + 1] + 1 if answer[index] else 0
-    return runs[:-1]
-
-
-def _steps(runs: Sequence[int], num_drafts: int) -> int:
+def _steps(runs: Runs, num_drafts: int) -> int:
     """Steps that an answer takes: each gives the drafts that are right, and one token more."""
     steps = index = 0
     while index < len(runs):

@@ -47,6 +47,8 @@ class Header(msgspec.Struct, frozen=True, kw_only=True):
     teacher: str
     """Name, dtype and quantization."""
     max_tokens: int
+    states: int
+    """Numbers of a hidden state, if these are kept, too; else 0."""
     questions: str
     """A digest of all of them."""
 

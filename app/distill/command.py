@@ -1,6 +1,6 @@
-"""`paceline distill`: from prompts to a folder with a student."""
+"""`paceline distill`: from prompts to a folder with a student or a draft head."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
+from transformers import PreTrainedModel
 from transformers.utils.logging import disable_progress_bar
 
 from ..checkpoint.folder import ModelFolder
@@ -17,11 +18,14 @@ from ..layers.methods.onednn import has_bfloat16
 from ..models.reference import transformers_model
 from ..settings import Settings, load_settings
 from .answers import Answer, AnswerFile, Header, Question, digest
+from .head import make_head
+from .learner import Learner
 from .own_answers import own_answers
 from .prompts import PromptReader
 from .questions import make_questions
 from .report import REPORT, make_report, print_report, write_report
-from .student import count_layers, make_student, save, spaced_layers
+from .states import StateFile, StateKeeper
+from .student import StudentLearner, count_layers, make_student, spaced_layers
 from .task import Task
 from .teacher import Teacher
 from .training import Measurement, Trainer
@@ -36,7 +40,7 @@ _COLUMNS = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(),
 
 
 def distill(task: Task, **flags: Any) -> None:
-    """Write a student's folder, and print how well it guesses. `flags`: settings of the teacher.
+    """Write the folder of a student or a draft head, and print how well it guesses. `flags`: settings of the teacher.
 
     A run that was broken off goes on where it stood. Raises PacelineError.
     """
@@ -49,35 +53,54 @@ def distill(task: Task, **flags: Any) -> None:
     _check_teacher(folder)
     reader = PromptReader(folder.path)
     prompts = reader.read(task.prompts)
-    questions = make_questions(list(prompts.values()), task.temperatures, task.recipe.seed)
+    questions = make_questions(list(prompts.values()), task.temperatures, task.recipe.seed, task.repeats)
     work = _work_folder(task.out)
-    eos_token_ids = reader.tokenizer.eos_token_ids
     model = transformers_model(folder.path)  # before the answers, which take long: it may have no students
-    total = count_layers(model)
-    layers = spaced_layers(total, max(1, total // _DEPTH) if task.layers is None else task.layers)
-    teacher = Teacher(settings, folder.path, eos_token_ids)
+    layers = _layers(task, model)
+    eos_token_ids = reader.tokenizer.eos_token_ids
+    keeper = StateKeeper() if task.kind == "head" else None
+    teacher = Teacher(settings, folder.path, eos_token_ids, keeper)
     _check_lengths(prompts, teacher.ready.max_model_len - task.max_tokens)
-    file = AnswerFile(work / "answers.jsonl", _header(task, settings, teacher, questions))
-    answers = _answers(questions, teacher, task.max_tokens, file, console)
+    size = teacher.hidden_size if keeper else 0
+    file = AnswerFile(work / "answers.jsonl", _header(task, settings, teacher, size, questions))
+    answers = list(file.read())
+    states = StateFile(work / "states.bin", size, answers) if keeper else None
+
+    def kept(new: Iterable[Answer]) -> Iterator[Answer]:
+        """Answers, when their states are kept."""
+        for answer in new:
+            if keeper and states:
+                states.add(keeper.pop(answer))
+            yield answer
+
+    missing = kept(teacher.answer(questions[len(answers) :], task.max_tokens))
+    _add_missing(answers, file.add(missing), len(questions), console)
+    learnt = [answer for answer in answers if not answer.question.held_out]
     device = torch.device(teacher.ready.device)
     fast = has_bfloat16() if device.type == "cpu" else torch.cuda.is_bf16_supported()
-    student = make_student(model, layers).to(device)  # type: ignore[arg-type]
+    learner: Learner
+    if states:
+        learner = make_head(model.to(device), learnt, states.read(answers), fast, task.recipe.seed)
+    else:
+        student = make_student(model, layers).to(device)  # type: ignore[arg-type]
+        learner = StudentLearner(student, layers, partial(own_answers, teacher, eos_token_ids), fast)
     del model
-    trainer = Trainer(
-        student,
-        [answer for answer in answers if not answer.question.held_out],
-        [answer for answer in answers if answer.question.held_out],
-        task.recipe,
-        partial(own_answers, teacher, eos_token_ids),
-        work / "checkpoint.safetensors",
-        fast,
-    )
+    held_out = [answer for answer in answers if answer.question.held_out]
+    trainer = Trainer(learner, learnt, held_out, task.recipe, work / "checkpoint.safetensors")
     _train(trainer, console)
-    save(student, folder, task.out)
-    report = make_report(task, layers, trainer)
+    learner.save(folder, task.out)
+    report = make_report(task, trainer)
     write_report(report, trainer.history, task.out)
     trainer.checkpoint.unlink()
     print_report(report, console)
+
+
+def _layers(task: Task, model: PreTrainedModel) -> list[int]:
+    """Those of the teacher that a student has; none for a head."""
+    if task.kind == "head":
+        return []
+    total = count_layers(model)
+    return spaced_layers(total, max(1, total // _DEPTH) if task.layers is None else task.layers)
 
 
 def _check_teacher(folder: ModelFolder) -> None:
@@ -110,27 +133,23 @@ def _check_lengths(prompts: Mapping[int, list[int]], room: int) -> None:
             )
 
 
-def _header(task: Task, settings: Settings, teacher: Teacher, questions: list[Question]) -> Header:
+def _header(task: Task, settings: Settings, teacher: Teacher, size: int, questions: list[Question]) -> Header:
     ways = settings.quantization, settings.kv_dtype, settings.model_impl, settings.attention_backend
     how = f"{task.teacher}, {teacher.ready.dtype}, {', '.join(ways)}"
-    return Header(teacher=how, max_tokens=task.max_tokens, questions=digest(questions))
+    return Header(teacher=how, max_tokens=task.max_tokens, states=size, questions=digest(questions))
 
 
-def _answers(
-    questions: list[Question], teacher: Teacher, max_tokens: int, file: AnswerFile, console: Console
-) -> list[Answer]:
-    """The answers that are kept, and those that are still missing."""
-    answers = list(file.read())
+def _add_missing(answers: list[Answer], new: Iterable[Answer], total: int, console: Console) -> None:
+    """Append those that are still missing."""
     with Progress(*_COLUMNS, console=console) as progress:
-        shown = progress.add_task("", total=len(questions), completed=len(answers))
+        shown = progress.add_task("", total=total, completed=len(answers))
         num_tokens = 0
-        for answer in file.add(teacher.answer(questions[len(answers) :], max_tokens)):
+        for answer in new:
             answers.append(answer)
             num_tokens += len(answer.tokens)
             rate = num_tokens / max(1e-3, progress.tasks[0].elapsed or 0.0)
-            told = f"the teacher has answered {len(answers):,} of {len(questions):,}, {rate:,.0f} tokens/s"
+            told = f"the teacher has answered {len(answers):,} of {total:,}, {rate:,.0f} tokens/s"
             progress.update(shown, advance=1, description=told)
-    return answers
 
 
 def _train(trainer: Trainer, console: Console) -> None:

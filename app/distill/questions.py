@@ -14,8 +14,10 @@ _MOST_HELD_OUT = 24
 """... up to this number: more would take time that training needs."""
 
 
-def make_questions(prompts: Sequence[list[int]], temperatures: Sequence[float], seed: int) -> list[Question]:
-    """One question for each prompt that is learnt from, the temperatures in turn; those that are held out come first.
+def make_questions(
+    prompts: Sequence[list[int]], temperatures: Sequence[float], seed: int, repeats: int = 1
+) -> list[Question]:
+    """`repeats` questions for each prompt that is learnt from, the temperatures in turn; those held out come first.
 
     Prompts that are equal are held out together. Raises StartupError if there are too few different ones.
     """
@@ -29,7 +31,7 @@ def make_questions(prompts: Sequence[list[int]], temperatures: Sequence[float], 
         return Question(prompt=prompt, temperature=temperature, seed=chance.getrandbits(63), held_out=held_out)
 
     measured = [question(list(prompt), heat, True) for prompt in sorted(held_out) for heat in MEASURED_AT]
-    learnt = [prompt for prompt in prompts if tuple(prompt) not in held_out]
+    learnt = [prompt for prompt in prompts if tuple(prompt) not in held_out for _ in range(repeats)]
     return measured + [
         question(prompt, temperatures[index % len(temperatures)], False) for index, prompt in enumerate(learnt)
     ]

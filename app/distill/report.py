@@ -26,14 +26,14 @@ _OTHER_LUCK = 0x5DEECE66D
 """Changes a seed, to measure what would be accepted if drafts were drawn independently."""
 
 
-def make_report(task: Task, layers: list[int], trainer: Trainer) -> dict[str, Any]:
-    """All figures, for the student as it is saved."""
-    tokens, fast = task.recipe.batch_tokens, trainer.fast
-    loss, acceptance = measure(trainer.student, trainer.held_out, tokens, fast)
-    _, independent = measure(trainer.student, trainer.held_out, tokens, fast, _OTHER_LUCK)
+def make_report(task: Task, trainer: Trainer) -> dict[str, Any]:
+    """All figures, for what is saved."""
+    learner, tokens = trainer.learner, task.recipe.batch_tokens
+    loss, acceptance = measure(learner, trainer.held_out, tokens)
+    _, independent = measure(learner, trainer.held_out, tokens, _OTHER_LUCK)
     before = trainer.history[0]
     return {
-        "kind": "student",
+        "kind": task.kind,
         "teacher": task.teacher,
         "prompts": task.prompts.name,
         "temperatures": list(task.temperatures),
@@ -42,9 +42,7 @@ def make_report(task: Task, layers: list[int], trainer: Trainer) -> dict[str, An
         "answer_tokens": sum(len(answer.tokens) for answer in trainer.answers),
         "held_out_answers": len(trainer.held_out),
         "held_out_tokens": sum(len(answer.tokens) for answer in trainer.held_out),
-        "layers": layers,
-        "parameters": trainer.student.num_parameters(),
-        "learning_parameters": trainer.student.num_parameters(only_trainable=True),
+        **learner.sizes,
         "recipe": msgspec.to_builtins(task.recipe),
         "steps": trainer.step,
         "seconds": trainer.seconds,

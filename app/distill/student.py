@@ -1,8 +1,10 @@
 """The student: some of the teacher's layers, between its embeddings and its head."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -11,8 +13,13 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from ..checkpoint.copy_files import copy_beside_weights
 from ..checkpoint.folder import ModelFolder
 from ..errors import ModelError, StartupError
-from .batches import Batch
+from .acceptance import Runs, matches, runs_of
+from .answers import Answer
+from .batches import Batch, make_batch
+from .loss import divergence
 
+OwnAnswers = Callable[[PreTrainedModel, Sequence[Answer], int], Sequence[Answer]]
+"""From a student, answers of the teacher and a seed: the student's own answers, which the teacher has judged."""
 _LAYER = re.compile(r"\.(\d+)\.")
 """The first number in the name of a weight is that of its layer."""
 
@@ -75,7 +82,53 @@ def _name_in_teacher(name: str, layers: Sequence[int]) -> str:
     return _LAYER.sub(lambda found: f".{layers[int(found[1])]}.", name, count=1)
 
 
-def logits_of(student: PreTrainedModel, batch: Batch, fast: bool) -> Tensor:
+@dataclass
+class StudentLearner:
+    """See `Learner`."""
+
+    module: PreTrainedModel
+    layers: Sequence[int]
+    """Of the teacher."""
+    own: OwnAnswers
+    fast: bool
+    """Whether products are in bfloat16."""
+
+    @property
+    def sizes(self) -> dict[str, Any]:
+        """See `Learner`."""
+        return {
+            "layers": list(self.layers),
+            "parameters": self.module.num_parameters(),
+            "learning_parameters": self.module.num_parameters(only_trainable=True),
+        }
+
+    def divergence(self, answers: Sequence[Answer]) -> Tensor:
+        """See `Learner`."""
+        batch = make_batch(answers, self.module.device)
+        logits = _logits_of(self.module, batch, self.fast)
+        return divergence(logits, batch.top_ids, batch.top_logprobs, batch.rest)
+
+    def judge(self, answers: Sequence[Answer], other_luck: int = 0) -> tuple[Tensor, list[Runs]]:
+        """See `Learner`."""
+        batch = make_batch(answers, self.module.device)
+        logits = _logits_of(self.module, batch, self.fast)
+        parts = logits.split([len(answer.tokens) for answer in answers])
+        runs = [runs_of(matches(answer, part, other_luck)) for answer, part in zip(answers, parts, strict=True)]
+        return divergence(logits, batch.top_ids, batch.top_logprobs, batch.rest), runs
+
+    def own_answers(self, answers: Sequence[Answer], seed: int) -> Sequence[Answer]:
+        """See `Learner`."""
+        return self.own(self.module, answers, seed)
+
+    def save(self, teacher: ModelFolder, out: Path) -> None:
+        """See `Learner`. The folder is a model's, with the teacher's dtype and tokenizer."""
+        self.module.to(getattr(torch, teacher.dtype))
+        self.module.save_pretrained(out)
+        copy_beside_weights(teacher.path, out)
+        self.module.to(torch.float32)  # type: ignore[arg-type]
+
+
+def _logits_of(student: PreTrainedModel, batch: Batch, fast: bool) -> Tensor:
     """Logits (n, vocab) behind all tokens that predict a token of an answer. `fast`: products in bfloat16."""
     kept = batch.is_scored.shape[1]
     with torch.autocast(batch.token_ids.device.type, torch.bfloat16, enabled=fast):
@@ -87,11 +140,3 @@ def logits_of(student: PreTrainedModel, batch: Batch, fast: bool) -> Tensor:
             logits_to_keep=kept,
         ).logits
     return logits[:, -kept:][batch.is_scored].float()
-
-
-def save(student: PreTrainedModel, teacher: ModelFolder, out: Path) -> None:
-    """Write a model folder, with the teacher's dtype and tokenizer. The student has rounded weights then, too."""
-    student.to(getattr(torch, teacher.dtype))
-    student.save_pretrained(out)
-    copy_beside_weights(teacher.path, out)
-    student.to(torch.float32)  # type: ignore[arg-type]

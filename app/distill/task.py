@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from .training import Recipe
 
@@ -11,13 +12,16 @@ from .training import Recipe
 class Task:
     """What is wanted of a distillation."""
 
+    kind: Literal["student", "head"]
     teacher: str
     prompts: Path
     out: Path
     layers: int | None
-    """None: a fifth of the teacher's."""
+    """Of a student; None: a fifth of the teacher's."""
     max_tokens: int
     """Of an answer."""
     temperatures: Sequence[float]
     """Of answers that are learnt from."""
+    repeats: int
+    """Answers to each prompt."""
     recipe: Recipe

@@ -7,6 +7,7 @@ from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import count
 from pathlib import Path
+from typing import Any
 
 from ..core.sampling import Logprobs, SamplingParams
 from ..core.wire import GenerateCommand, RequestOutput
@@ -14,6 +15,7 @@ from ..engine.build import build_engine
 from ..errors import InternalError
 from ..settings import Settings
 from .answers import TOP, Answer, Question
+from .states import StateKeeper
 
 _DIGITS = 5
 """Of log probabilities that are kept. Rounding in bfloat16 is a thousand times coarser."""
@@ -22,9 +24,14 @@ _DIGITS = 5
 class Teacher:
     """Answers questions, and judges texts of others."""
 
-    def __init__(self, settings: Settings, folder: Path, eos_token_ids: frozenset[int]) -> None:
-        """Load the model in a folder. Raises StartupError."""
+    def __init__(
+        self, settings: Settings, folder: Path, eos_token_ids: frozenset[int], keeper: StateKeeper | None = None
+    ) -> None:
+        """Load the model in a folder. Raises StartupError. `keeper`: is to look on at its hidden states."""
         self._engine, self.ready = build_engine(settings, folder)
+        worker: Any = self._engine.worker
+        self.hidden_size: int = worker.model.hidden_size
+        worker.drafter = keeper
         gc.unfreeze()  # of what has been imported: Triton, which training brings along, complains if it is never freed
         self._eos_token_ids = eos_token_ids
         self._top = min(TOP, self.ready.vocab_size)

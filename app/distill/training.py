@@ -6,7 +6,7 @@ weights of one that was never broken off. Only a limit of time makes the result 
 
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import count
 from pathlib import Path
@@ -14,17 +14,15 @@ from typing import Any
 
 import msgspec
 import torch
-from transformers import PreTrainedModel
 
-from .acceptance import Acceptance, Matches, matches
+from .acceptance import Acceptance, Runs
 from .answers import Answer
-from .batches import divide, epoch, make_batch
+from .batches import divide, epoch
 from .checkpoints import read_checkpoint, write_checkpoint
-from .loss import divergence
-from .student import count_layers, logits_of
+from .learner import Learner
 
-OwnAnswers = Callable[[PreTrainedModel, Sequence[Answer], int], Sequence[Answer]]
-"""From a student, answers of the teacher and a seed: the student's own answers, which the teacher has judged."""
+BATCH_TOKENS = {"student": 1024, "head": 2048}
+"""Of a step, padding included, by the kind of who learns: a head's tokens cost less."""
 
 
 class Recipe(msgspec.Struct, frozen=True, kw_only=True):
@@ -35,8 +33,8 @@ class Recipe(msgspec.Struct, frozen=True, kw_only=True):
     """Most minutes; None: until the data is used up."""
     epochs: int = 4
     """How often each answer is seen, at most."""
-    batch_tokens: int = 1024
-    """Of a step, padding included."""
+    batch_tokens: int
+    """See BATCH_TOKENS."""
     learning_rate: float = 1e-3
     warm_up: int = 20
     """Steps until the learning rate is reached."""
@@ -49,7 +47,7 @@ class Recipe(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Measurement(msgspec.Struct, kw_only=True):
-    """Where the student stands."""
+    """Where who learns stands."""
 
     step: int
     seconds: float
@@ -63,16 +61,13 @@ class Measurement(msgspec.Struct, kw_only=True):
 
 @dataclass
 class Trainer:
-    """A student that learns."""
+    """Has somebody learn."""
 
-    student: PreTrainedModel
+    learner: Learner
     answers: Sequence[Answer]
     held_out: Sequence[Answer]
     recipe: Recipe
-    own_answers: OwnAnswers
     checkpoint: Path
-    fast: bool
-    """Whether products are in bfloat16."""
     step: int = 0
     seconds: float = 0.0
     """Of training, measurements included."""
@@ -80,12 +75,11 @@ class Trainer:
     _losses: list[float] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        learning = [parameter for parameter in self.student.parameters() if parameter.requires_grad]
+        learning = [parameter for parameter in self.learner.module.parameters() if parameter.requires_grad]
         self._optimizer = torch.optim.AdamW(learning, lr=0.0, betas=(0.9, 0.95), weight_decay=0.01)
-        self._device = learning[0].device
         self._steps = self.recipe.epochs * len(self._epoch(0))
         if self.checkpoint.exists():
-            progress = read_checkpoint(self.checkpoint, self.student, self._optimizer, self._run)
+            progress = read_checkpoint(self.checkpoint, self.learner.module, self._optimizer, self._run)
             self.step, self.seconds = progress["step"], progress["seconds"]
             self.history = msgspec.convert(progress["history"], list[Measurement])
 
@@ -116,7 +110,7 @@ class Trainer:
 
     @property
     def _run(self) -> dict[str, Any]:
-        return {"recipe": msgspec.to_builtins(self.recipe), "layers": count_layers(self.student)}
+        return {"recipe": msgspec.to_builtins(self.recipe), "sizes": self.learner.sizes}
 
     def _epoch(self, number: int) -> list[Sequence[Answer]]:
         return epoch(self.answers, self.recipe.batch_tokens, self.recipe.seed, number)
@@ -130,10 +124,10 @@ class Trainer:
             skipped = max(0, skipped - len(batches))
 
     def _learn(self, answers: Sequence[Answer]) -> None:
-        is_own = self.progress >= self.recipe.own_from and self.step % 2 == 1
-        if is_own:
-            answers = self.own_answers(self.student, answers, self.recipe.seed + self.step)
-        loss = self._divergence(answers).mean()
+        own = None
+        if self.progress >= self.recipe.own_from and self.step % 2 == 1:
+            own = self.learner.own_answers(answers, self.recipe.seed + self.step)
+        loss = self.learner.divergence(own or answers).mean()
         self._optimizer.zero_grad()
         loss.backward()
         learning = self._optimizer.param_groups[0]
@@ -141,17 +135,13 @@ class Trainer:
         learning["lr"] = self._learning_rate()
         self._optimizer.step()
         self.step += 1
-        if not is_own:
+        if own is None:
             self._losses.append(loss.item())
 
     def _learning_rate(self) -> float:
         """A line up, then half a cosine down."""
         warm = min(1.0, (self.step + 1) / self.recipe.warm_up)
         return self.recipe.learning_rate * warm * 0.5 * (1 + math.cos(math.pi * self.progress))
-
-    def _divergence(self, answers: Sequence[Answer]) -> torch.Tensor:
-        batch = make_batch(answers, self._device)
-        return divergence(logits_of(self.student, batch, self.fast), batch.top_ids, batch.top_logprobs, batch.rest)
 
     # ------------------------------------------------------------------ measurements
 
@@ -162,7 +152,7 @@ class Trainer:
     def _measure(self) -> Measurement:
         """Look at the held-out answers, and keep the state."""
         began = time.monotonic()
-        held_out_loss, acceptance = measure(self.student, self.held_out, self.recipe.batch_tokens, self.fast)
+        held_out_loss, acceptance = measure(self.learner, self.held_out, self.recipe.batch_tokens)
         self.seconds += time.monotonic() - began
         found = Measurement(
             step=self.step,
@@ -175,21 +165,20 @@ class Trainer:
         self._losses.clear()
         if self.step:
             progress = {"step": self.step, "seconds": self.seconds, "history": msgspec.to_builtins(self.history)}
-            write_checkpoint(self.checkpoint, self.student, self._optimizer, progress, self._run)
+            write_checkpoint(self.checkpoint, self.learner.module, self._optimizer, progress, self._run)
         return found
 
 
 @torch.no_grad()
 def measure(
-    student: PreTrainedModel, held_out: Sequence[Answer], batch_tokens: int, fast: bool, other_luck: int = 0
+    learner: Learner, held_out: Sequence[Answer], batch_tokens: int, other_luck: int = 0
 ) -> tuple[float, dict[str, Acceptance]]:
-    """The mean divergence, and by temperature what is accepted. `other_luck`: see `matches`."""
+    """The mean divergence, and by temperature what is accepted. `other_luck`: see `Learner.judge`."""
     losses: list[float] = []
-    found: dict[str, list[Matches]] = {}
+    found: dict[str, list[Runs]] = {}
     for part in divide(sorted(held_out, key=lambda each: len(each.question.prompt) + len(each.tokens)), batch_tokens):
-        batch = make_batch(part, student.device)
-        logits = logits_of(student, batch, fast)
-        losses += divergence(logits, batch.top_ids, batch.top_logprobs, batch.rest).tolist()
-        for answer, own in zip(part, logits.split([len(answer.tokens) for answer in part]), strict=True):
-            found.setdefault(f"{answer.question.temperature:g}", []).append(matches(answer, own, other_luck))
+        divergences, runs = learner.judge(part, other_luck)
+        losses += divergences.tolist()
+        for answer, of_answer in zip(part, runs, strict=True):
+            found.setdefault(f"{answer.question.temperature:g}", []).append(of_answer)
     return sum(losses) / len(losses), {heat: Acceptance.of(found[heat]) for heat in sorted(found)}

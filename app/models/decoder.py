@@ -140,7 +140,7 @@ class Decoder(nn.Module):
         """`embeds_by_head`: embeddings are rows of the last layer's weight, whatever form it has."""
         super().__init__()
         self.config = config
-        self.vocab_size = config.vocab_size
+        self.vocab_size, self.hidden_size = config.vocab_size, config.hidden_size
         size = config.vocab_size, config.hidden_size
         self.embed_tokens = None if embeds_by_head else nn.Embedding(*size, _weight=torch.empty(size))
         self.layers = nn.ModuleList(DecoderLayer(config, layer) for layer in range(len(config.windows)))

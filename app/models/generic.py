@@ -146,7 +146,7 @@ class GenericModel(nn.Module):
 
     def __init__(self, model: Any) -> None:
         super().__init__()
-        self.vocab_size = int(model.get_output_embeddings().weight.shape[0])
+        self.vocab_size, self.hidden_size = map(int, model.get_output_embeddings().weight.shape)
         self.body = getattr(model, model.base_model_prefix)
         self.fixed = _FixedHidden(self.body)
         setattr(model, model.base_model_prefix, self.fixed)

@@ -35,6 +35,8 @@ class LoadedModel:
     model: nn.Module
     impl: str
     vocab_size: int
+    hidden_size: int
+    """Of what the last layer reads."""
     attention_layers: list[Attention]
     recurrent_layers: list[Recurrent]
     """In order."""
@@ -75,7 +77,8 @@ def load_model(
     layers = [module for module in model.modules() if isinstance(module, Attention)]
     recurrent = [module for module in model.modules() if isinstance(module, Recurrent)]
     continues = used == "decoder" or model.continues_prompts
-    return LoadedModel(model.eval().requires_grad_(False), used, model.vocab_size, layers, recurrent, continues)
+    sizes = model.vocab_size, model.hidden_size
+    return LoadedModel(model.eval().requires_grad_(False), used, *sizes, layers, recurrent, continues)
 
 
 def _check_invariance(model: nn.Module) -> None:
@@ -97,7 +100,7 @@ def _try_decoder(
 ) -> Decoder | None:
     is_dummy = settings.load_format == "dummy"
     try:
-        with torch.device(device), _default_dtype(dtype):
+        with torch.device(device), default_dtype(dtype):
             model = make_decoder(folder, choice, max_model_len, not is_dummy)
     except NotCarriedError as reason:
         if settings.model_impl == "decoder":
@@ -132,7 +135,8 @@ def make_decoder(folder: ModelFolder, choice: Choice, max_model_len: int, has_we
 
 
 @contextmanager
-def _default_dtype(dtype: torch.dtype) -> Iterator[None]:
+def default_dtype(dtype: torch.dtype) -> Iterator[None]:
+    """New tensors have this dtype."""
     previous = torch.get_default_dtype()
     torch.set_default_dtype(dtype)
     try:

@@ -11,9 +11,10 @@ from collections.abc import Iterable, Sequence
 
 import msgspec
 import numpy as np
+from torch import Tensor
 
-from ..core.sampling import SamplingParams
 from ..core.step import BY_MODEL, NewRequest, SchedulerOutput, StepHandle
+from .batch import Entries
 from .runner import ModelRunner
 
 _FEW = 4
@@ -36,26 +37,17 @@ class DraftModel:
         """By row: tokens that the served model has given since the row last had drafts."""
 
     def add(self, request: NewRequest) -> None:
-        """Give a row to a request. Cached blocks may hold no K and V of this model, so it begins at the first token.
-
-        It guesses without grammar and penalties, since it would have to forget what wrong drafts change of them.
-        """
-        of = request.sampling
-        sampling = SamplingParams(
-            max_tokens=of.max_tokens,
-            seed=of.seed,
-            temperature=of.temperature,
-            top_k=of.top_k,
-            top_p=of.top_p,
-            min_p=of.min_p,
-            logit_bias=of.logit_bias,
-        )
+        """Give a row to a request. Cached blocks may hold no K and V of this model, so it begins at the first token."""
+        sampling = request.sampling.for_drafts
         self._runner.add(msgspec.structs.replace(request, num_computed_tokens=0, sampling=sampling))
         self._new[request.row] = []
 
     def take(self, row: int, tokens: Sequence[int]) -> None:
         """Learn what the served model has given a row."""
         self._new[row] += tokens
+
+    def see(self, entries: Entries, tokens: Tensor, hidden: Tensor) -> None:
+        """See `Drafter`: it needs tokens only, and not at once."""
 
     def fill(self, step: SchedulerOutput) -> SchedulerOutput:
         """The step, with tokens where drafts are BY_MODEL. The rows have the blocks for them."""

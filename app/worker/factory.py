@@ -10,15 +10,18 @@ import torch
 
 from ..attention.backends.base import AttentionBackend
 from ..attention.registry import Recordable, choose_backend
+from ..checkpoint.draft_head import is_draft_head, read_draft_head
 from ..checkpoint.folder import ModelFolder
 from ..checkpoint.source import find_model
 from ..core.step import MAX_WITH_DRAFTS, BuiltWorker, Limits, Worker
 from ..errors import StartupError
 from ..grammar.masks import GrammarMasks
 from ..kernels.ops import keep_compiled
+from ..models.draft_head import DraftHead, load_draft_head
 from ..models.loader import LoadedModel, load_model
 from ..settings import Settings, cache_folder
 from .batch import InputBatch
+from .draft_head import HeadDrafter
 from .draft_model import DraftModel
 from .execution import Eager, Execution, StepMemory
 from .kv_storage import bind_kv_cache, group_layers
@@ -42,7 +45,7 @@ def build_worker(settings: Settings, path: Path) -> BuiltWorker:
             raise StartupError(
                 "draft_model: the model keeps recurrent states, which cannot go back behind wrong drafts"
             )
-        draft = _load_draft_model(settings, resolved, loaded.vocab_size) if settings.drafts_by_model else None
+        draft = _load_draft_model(settings, resolved, loaded) if settings.drafts_by_model else None
         clock.lap("load_weights")
         worker, limits = _build_runner(settings, resolved, loaded, draft, path, clock)
     except torch.cuda.OutOfMemoryError as error:
@@ -62,15 +65,19 @@ def build_worker(settings: Settings, path: Path) -> BuiltWorker:
     )
 
 
-def _load_draft_model(settings: Settings, resolved: Resolved, vocab_size: int) -> LoadedModel:
-    """The smaller model that guesses for one with this vocabulary."""
+def _load_draft_model(settings: Settings, resolved: Resolved, served: LoadedModel) -> LoadedModel | DraftHead:
+    """The smaller model, or the draft head, that guesses for another model."""
     path = find_model(str(settings.draft_model), needs_weights=settings.load_format != "dummy")
     folder, length = ModelFolder.open(path), resolved.limits.max_model_len
+    if is_draft_head(folder):
+        return _load_draft_head(folder, resolved, served)
     if (made_for := folder.max_position_embeddings) and made_for < length:
         raise StartupError(f"draft_model: it was made for {made_for} tokens, and max_model_len is {length}")
     draft = load_model(folder, settings, resolved.dtype, resolved.device, length)
-    if draft.vocab_size != vocab_size:
-        raise StartupError(f"draft_model: its vocabulary has {draft.vocab_size:,} tokens, the model's {vocab_size:,}")
+    if draft.vocab_size != served.vocab_size:
+        raise StartupError(
+            f"draft_model: its vocabulary has {draft.vocab_size:,} tokens, the model's {served.vocab_size:,}"
+        )
     if any((layer.config.window or sys.maxsize) < length for layer in draft.attention_layers):
         raise StartupError("draft_model: its layers have sliding windows, which draft models may not have")
     if draft.recurrent_layers:
@@ -78,11 +85,22 @@ def _load_draft_model(settings: Settings, resolved: Resolved, vocab_size: int) -
     return draft
 
 
+def _load_draft_head(folder: ModelFolder, resolved: Resolved, served: LoadedModel) -> DraftHead:
+    if resolved.device.type != "cpu":
+        raise StartupError("draft_model: draft heads run on a CPU only")
+    config = read_draft_head(folder)
+    for name in ("hidden_size", "vocab_size"):
+        made_for, found = getattr(config, name), getattr(served, name)
+        if made_for != found:
+            raise StartupError(f"draft_model: it was made for a {name} of {made_for:,}, and the model's is {found:,}")
+    return load_draft_head(folder, resolved.dtype, resolved.device)
+
+
 def _build_runner(
     settings: Settings,
     resolved: Resolved,
     loaded: LoadedModel,
-    draft: LoadedModel | None,
+    draft: LoadedModel | DraftHead | None,
     path: Path,
     clock: "_PhaseClock",
 ) -> tuple[Worker, Limits]:
@@ -92,7 +110,7 @@ def _build_runner(
         resolved = replace(resolved, limits=resolve_states(settings, resolved, bytes_of_row, loaded.continues_prompts))
     device, limits = resolved.device, resolved.limits
     num_snapshots = limits.states.num_snapshots if limits.states else 0
-    layers = loaded.attention_layers + (draft.attention_layers if draft else [])
+    layers = loaded.attention_layers + (draft.attention_layers if isinstance(draft, LoadedModel) else [])
     chosen = choose_backend(
         settings.attention_backend, device, resolved.dtype, resolved.kv_dtype, settings.batch_invariant
     )
@@ -128,7 +146,7 @@ def _build_runner(
         )
 
     runner = make_runner(loaded)
-    guessing = make_runner(draft, runner) if draft else None
+    guessing = make_runner(draft, runner) if isinstance(draft, LoadedModel) else None
     storage = runner.backend, settings.block_size, resolved.kv_dtype, device
     bind_kv_cache(groups, [1] * len(groups), *storage)  # to measure without
     memory = runner.measure_memory()
@@ -142,6 +160,10 @@ def _build_runner(
     if guessing:
         guessing.prepare()
         runner.drafter = DraftModel(guessing, limits.max_num_batched_tokens)
+    if isinstance(draft, DraftHead):
+        execution, _ = _execution(chosen.recordable, limits, runner.backend, draft.config.num_tokens, 1, device)
+        runner.drafter = drafter = HeadDrafter(draft, execution, runner.batch, limits.max_num_seqs)
+        drafter.prepare()
     clock.lap("warm_up")
     return runner, replace(limits, step_sizes=runner.execution.step_sizes)
 

@@ -44,6 +44,11 @@ class Drafter(Protocol):
         """Learn what a row was given."""
         ...
 
+    def see(self, entries: Entries, tokens: Tensor, hidden: Tensor) -> None:
+        """Learn what a step has just drawn on the device, tokens (entries,), and all its hidden states, of which
+        `entries.logits_at` are those that the tokens were drawn behind."""
+        ...
+
     def fill(self, step: SchedulerOutput) -> SchedulerOutput:
         """The step with all of its drafts. Its rows have their blocks."""
         ...
@@ -168,7 +173,11 @@ class ModelRunner:
                 launched.logprobs[entry] = self._fetch(top_logprobs(raw[index : index + 1], tokens, count))
         else:
             self.execution.run((size, draws), partial(self._run_sampling, entries, size, draws))
-        launched.tokens = self.execution.to_host(self.sampling.tokens[: len(entries)])
+        tokens = self.sampling.tokens[: len(entries)]
+        if self.drafter:
+            assert self._hidden is not None
+            self.drafter.see(entries, tokens, self._hidden)
+        launched.tokens = self.execution.to_host(tokens)
 
     def _fetch(self, logprobs: TopLogprobs) -> TopLogprobs:
         return TopLogprobs(self.execution.to_host(logprobs.token_ids), self.execution.to_host(logprobs.logprobs))

@@ -1,12 +1,11 @@
 """A student learns a tiny teacher's way to go on, and what is reported of it is what the service would find."""
 
 import json
-import random
 import re
 import shutil
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 import numpy as np
@@ -20,13 +19,13 @@ from app.checkpoint.folder import ModelFolder
 from app.core.sampling import SamplingParams
 from app.core.wire import GenerateCommand
 from app.distill import training
-from app.distill.acceptance import Acceptance
+from app.distill.acceptance import Acceptance, runs_of
 from app.distill.answers import Answer, AnswerFile, Header
 from app.distill.command import distill
 from app.distill.loss import divergence
 from app.distill.prompts import PromptReader
 from app.distill.questions import make_questions
-from app.distill.student import count_layers, make_student, save, spaced_layers
+from app.distill.student import StudentLearner, count_layers, make_student, spaced_layers
 from app.distill.task import Task
 from app.distill.teacher import Teacher
 from app.distill.training import Recipe
@@ -34,41 +33,17 @@ from app.engine.build import build_engine
 from app.errors import ModelError, StartupError
 from app.settings import load_settings
 from tests.models.families import DECODER, GENERIC, write_checkpoint
-from tests.models.test_oracle import write_tokenizer
 from tests.test_quality import needs_kernel
 
 FLAGS = {"dtype": "float32", "device": "cpu"}
 RECIPE = Recipe(seed=3, epochs=8, batch_tokens=600, learning_rate=3e-3, warm_up=5, measurements=4)
 
 
-@pytest.fixture(scope="module")
-def teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """It writes letters from a to p. What follows depends most on the last one, which a single layer can learn."""
-    folder = tmp_path_factory.mktemp("teacher")
-    model = write_checkpoint("Llama", {}, folder)
-    for layer in model.model.layers:
-        layer.self_attn.o_proj.weight.data *= 0.1
-        layer.mlp.down_proj.weight.data *= 3
-    head = model.lm_head.weight.data
-    head *= 3
-    head[: ord("a")] = head[ord("q") :] = 0
-    model.save_pretrained(folder)
-    write_tokenizer(folder)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def prompts(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    file = tmp_path_factory.mktemp("prompts") / "prompts.jsonl"
-    chance = random.Random(0)
-    texts = ["".join(chance.choice("abcdefgh ") for _ in range(8)) for _ in range(120)]
-    file.write_text("".join(json.dumps({"prompt": text}) + "\n" for text in texts))
-    return file
-
-
-def run(teacher: Path, prompts: Path, out: Path, recipe: Recipe = RECIPE) -> dict[str, Any]:
+def run(
+    teacher: Path, prompts: Path, out: Path, recipe: Recipe = RECIPE, kind: Literal["student", "head"] = "student"
+) -> dict[str, Any]:
     """The report of a distillation."""
-    distill(Task(str(teacher), prompts, out, 1, 24, [1.0, 0.7], recipe), **FLAGS)
+    distill(Task(kind, str(teacher), prompts, out, 1, 24, [1.0, 0.7], 2 if kind == "head" else 1, recipe), **FLAGS)
     report: dict[str, Any] = json.loads((out / "distill.json").read_text())
     return report
 
@@ -114,7 +89,7 @@ def test_layers_are_spaced_evenly(total: int, wanted: int, layers: list[int]) ->
 
 
 def test_tokens_a_step_are_counted_as_steps_go() -> None:
-    found = Acceptance.of([[True, True, False, True, False], [False]])
+    found = Acceptance.of([runs_of([True, True, False, True, False]), runs_of([False])])
     assert found.share == 0.5
     # 1 draft: (1 1) (0) (1 0) and (0). 2 drafts and more: (1 1 0) (1 0) and (0).
     assert found.tokens_a_step == pytest.approx([6 / 4, *[6 / 3] * 7])
@@ -209,7 +184,7 @@ def test_answers_that_were_broken_off_go_on(tmp_path: Path) -> None:
     write_checkpoint("Llama", {"intermediate_size": 128}, tmp_path)
     teacher = Teacher(load_settings(model=str(tmp_path), quantization="int8", **FLAGS), tmp_path, frozenset({7}))
     questions = make_questions([[1 + n, 2, 3] for n in range(100)], [0.0, 1.0], 0)
-    header = Header(teacher="", max_tokens=9, questions="")
+    header = Header(teacher="", max_tokens=9, states=0, questions="")
     file = tmp_path / "answers.jsonl"
 
     def go_on() -> bytes:
@@ -240,7 +215,8 @@ def test_a_student_of_a_gguf_file_is_plain(tmp_path: Path) -> None:
     model = write_checkpoint("Llama", {}, tmp_path / "teacher")
     # As transformers says of weights that it has read from such a file.
     model.config.quantization_config = {"quant_method": "gguf", "gguf_file": "model.gguf"}
-    save(make_student(model, [0]), ModelFolder(tmp_path / "teacher"), tmp_path / "out")
+    student = StudentLearner(make_student(model, [0]), [0], lambda *_: [], fast=False)
+    student.save(ModelFolder(tmp_path / "teacher"), tmp_path / "out")
     assert ModelFolder(tmp_path / "out").quantization is None
 
 
@@ -316,7 +292,7 @@ def test_what_cannot_be_distilled_is_refused_by_name(teacher: Path, prompts: Pat
         (teacher, prompts, "layers", 3, "--layers: 3 is not between 1 and 2: the teacher has 3 layers"),
     ):
         with pytest.raises(StartupError, match=words):
-            distill(Task(str(model), file, tmp_path / out, layers, 4, [1.0], RECIPE), **FLAGS)
+            distill(Task("student", str(model), file, tmp_path / out, layers, 4, [1.0], 1, RECIPE), **FLAGS)
     assert not (tmp_path / "layers" / "distill" / "answers.jsonl").exists()  # answers take long
     long = tmp_path / "long.jsonl"
     long.write_text(f'{{"prompt": "a"}}\n{{"prompt": "{"a" * 500}"}}\n')

@@ -16,7 +16,7 @@ from ..formats.base import Weight
 from ..formats.codes import GROUP, Codes, quantize
 from ..formats.float8 import Float8Weight
 from ..formats.float8 import quantize as to_float8
-from ..linear import Head, Linear, LinearMethod
+from ..linear import Choice, Head, Linear, LinearMethod
 from . import float8, integer, integer_gpu, invariant
 from .onednn import OneDnn, has_bfloat16
 from .plain import PLAIN
@@ -76,6 +76,13 @@ def choose(
     if stored is not None:
         log.info("weights are %s", _what_becomes_of(keepers))
     return Methods(plain, stored, keep, like)
+
+
+def in_eight_bits(device: torch.device, dtype: torch.dtype) -> Choice:
+    """All layers rounded to 8 bits where there is a kernel for that, for what may be a little less exact."""
+    keep_rounded = _keepers(device, dtype, batch_invariant=False).get(Codes)
+    method = Rounded(_to_codes(8), keep_rounded, PLAIN, device) if keep_rounded else PLAIN
+    return lambda _layer, _names: method
 
 
 def _keepers(device: torch.device, dtype: torch.dtype, batch_invariant: bool) -> dict[type, Keeper]:

@@ -58,14 +58,22 @@ class _Row:
 class CpuSampling:
     """See `app.worker.sampling.base.Sampling`. Logits that are elsewhere come to the CPU."""
 
-    def __init__(self, max_num_seqs: int, max_entries: int, vocab_size: int, device: torch.device) -> None:
+    def __init__(
+        self,
+        max_num_seqs: int,
+        max_entries: int,
+        vocab_size: int,
+        device: torch.device,
+        token_ids: NDArray[np.int64] | None = None,
+    ) -> None:
+        """`token_ids` (vocab_size,): what has the luck of other tokens than of its own number in the vocabulary."""
         self.vocab_size = vocab_size
         self.last_sampled = torch.zeros(max_num_seqs, dtype=torch.int64, device=device)
         self.tokens = torch.zeros(max_entries, dtype=torch.int64, device=device)
         self._rows: list[_Row | None] = [None] * max_num_seqs
         self._temperature = np.zeros(max_num_seqs, dtype=np.float32)
         self._seeds = np.zeros(max_num_seqs, dtype=np.int64)
-        self._vocabulary = np.arange(vocab_size)[None]
+        self._token_ids = np.arange(vocab_size) if token_ids is None else token_ids
         self._masks: tuple[list[int], NDArray[np.int32]] | None = None
 
     def add(self, request: NewRequest) -> None:
@@ -180,7 +188,7 @@ class CpuSampling:
             temperature = self._temperature[rows]
             group = logits[torch.from_numpy(drawn[members])]
             if count == 0:
-                winners = race(group.numpy(), self._vocabulary, temperature, keys)
+                winners = race(group.numpy(), self._token_ids[None], temperature, keys)
                 tokens[members] = torch.from_numpy(winners)
             else:
                 params = [state.sampling for row in rows if (state := self._rows[row])]
@@ -224,7 +232,8 @@ class CpuSampling:
         keep &= (top_p >= 1.0) | (values >= nucleus)
         keep &= values >= largest + heat * min_p.clamp(min=1e-30).log()
         undecided = keep[:, -1] & (count < self.vocab_size)
-        winners = race(values.masked_fill(~keep, float("-inf")).numpy(), ids.numpy(), temperature, keys)
+        runners = self._token_ids[ids.numpy()]
+        winners = race(values.masked_fill(~keep, float("-inf")).numpy(), runners, temperature, keys)
         tokens = ids.gather(1, torch.from_numpy(winners)[:, None])[:, 0]
         for index in torch.nonzero(undecided)[:, 0].tolist():  # flat distributions: more candidates are needed
             row = slice(index, index + 1)
