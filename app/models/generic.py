@@ -262,7 +262,8 @@ def _drop_unused(body: nn.Module, called: set[nn.Module]) -> None:
 
 def _keep_states(generic: GenericModel, config: Any, tokens: Tensor, positions: Tensor) -> None:
     """Have layers keep their states. ModelError if tokens are mixed by others than these, and by attention."""
-    kind, types = config.model_type, _layer_types(config)
+    kind = config.model_type
+    types = getattr(config, "layer_types", None) or ["full_attention"] * config.num_hidden_layers
     expected = sum(name in _ATTENDING for name in types)
     num_layers = sum(isinstance(module, Attention) for module in generic.modules())
     if num_layers != expected:
@@ -281,11 +282,6 @@ def _keep_states(generic: GenericModel, config: Any, tokens: Tensor, positions: 
         generic.continues_prompts = all(keeper.continues_prompts() for keeper in different.values())
 
 
-def _layer_types(config: Any) -> list[str]:
-    """transformers' names for the kinds of a model's layers."""
-    return getattr(config, "layer_types", None) or ["full_attention"] * config.num_hidden_layers
-
-
 def _refuse_unsupported(config: Any) -> None:
     kind = config.model_type
     if config.is_encoder_decoder:
@@ -293,5 +289,5 @@ def _refuse_unsupported(config: Any) -> None:
     config = config.get_text_config()  # of a multimodal model, Paceline runs the part on text
     if getattr(config, "alibi", False):
         raise ModelError(f"{kind} with ALiBi positions is not supported")
-    if unknown := set(_layer_types(config)) - _ATTENDING - _KEEPING_STATES - _NEITHER:
+    if unknown := set(getattr(config, "layer_types", None) or ()) - _ATTENDING - _KEEPING_STATES - _NEITHER:
         raise ModelError(f"{kind} has layers of type {', '.join(sorted(unknown))}, which are not supported")

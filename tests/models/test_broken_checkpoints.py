@@ -48,8 +48,8 @@ CODE = {"AutoConfig": "configuration.Mine", "AutoModelForCausalLM": "modeling.Mi
         ({"model_type": "perceptron"}, "knows no model_type perceptron"),
         ({"model_type": "perceptron", "auto_map": CODE}, "code that comes with a checkpoint (auto_map) is not run"),
         (
-            {"model_type": "llava", "architectures": ["LlavaForConditionalGeneration"]},
-            "has no llava that generates from text alone",
+            {"model_type": "siglip_vision_model", "architectures": ["SiglipForConditionalGeneration"]},
+            "has no siglip_vision_model that generates from text alone",
         ),
         ({"model_type": 3}, "model_type is 3"),
         ({"architectures": []}, "architectures is []"),
