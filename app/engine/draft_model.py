@@ -30,6 +30,9 @@ class DraftModelProposer:
             self._chance.learn(is_right)
             own.learn(is_right)
 
+    def end(self, request: Request) -> None:
+        """See `Proposer`."""
+
 
 def _own_chance(request: Request) -> Chance:
     if not isinstance(request.of_proposer, Chance):

@@ -48,3 +48,7 @@ class Proposer(Protocol):
     def learn(self, request: Request, num_drafts: int, num_right: int) -> None:
         """A step had so many drafts for a request, of which the first ones were right."""
         ...
+
+    def end(self, request: Request) -> None:
+        """A request has ended."""
+        ...

@@ -11,7 +11,7 @@ import time
 from bisect import bisect_right, insort
 from collections.abc import Callable, Sequence
 
-from ..core.request import Request, RequestStatus
+from ..core.request import FinishReason, Request, RequestStatus
 from ..core.step import ModelRunnerOutput, NewRequest, SchedulerOutput
 from ..core.wire import RequestOutput
 from ..fairness.policy import SharePolicy
@@ -286,6 +286,11 @@ class Scheduler(RequestBatch):
         super()._count_drafts(request, num_accepted)
         if self.speculation is not None:
             self.speculation.learn(request, num_accepted)
+
+    def _finish(self, request: Request, token_ids: list[int], reason: FinishReason, error: str = "") -> RequestOutput:
+        if self.speculation is not None:
+            self.speculation.end(request)
+        return super()._finish(request, token_ids, reason, error)
 
     def shrink(self, step: SchedulerOutput) -> None:
         """Plan smaller steps than this from now on: it was too large for the memory. To be called after `recover`.

@@ -174,6 +174,10 @@ class Speculation:
         """Learn how many drafts of a request's step were right."""
         self._proposer.learn(request, request.num_drafts, num_right)
 
+    def end(self, request: Request) -> None:
+        """A request has ended."""
+        self._proposer.end(request)
+
     def observe(self, step: SchedulerOutput, seconds: float) -> None:
         """Learn from the time of a step that has run."""
         num_drafts = sum(map(len, step.drafts.values()))

@@ -65,6 +65,9 @@ class Scripted(Speculation):
     def learn(self, request: Request, num_right: int) -> None:
         """Nothing is learnt."""
 
+    def end(self, request: Request) -> None:
+        """Nothing is kept."""
+
     def choose(self, requests: Sequence[Request]) -> dict[str, list[int]]:
         chosen, left = {}, BUDGET - len(requests)
         for request in requests:

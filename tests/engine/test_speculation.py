@@ -72,6 +72,45 @@ def test_a_long_prompt_is_taken_in_over_several_steps() -> None:
     assert [proposer.propose(request, 2).token_ids for _ in range(3)] == [[], [], [7, 8]]
 
 
+def test_answers_to_prompts_that_begin_alike_are_gone_by() -> None:
+    """Those of the same tenant. The longest match counts, and a request's own text where both are as long."""
+    proposer, beginning, answer = NgramProposer(), list(range(100, 140)), list(range(200, 230))
+    ended = request_of([*beginning, 7, *answer])
+    ended.num_prompt_tokens = 41
+    proposer.propose(ended, 4)
+    proposer.end(ended)
+
+    def guess(token_ids: list[int], **options: object) -> list[int]:
+        request = request_of(token_ids, **options)
+        request.num_prompt_tokens = 41
+        return proposer.propose(request, 4).token_ids
+
+    asked = [*beginning, 8]
+    assert guess([*asked, *answer[5:9]]) == answer[9:13]
+    assert guess([*asked, *answer[5:8]]) == []  # three tokens may be the same by chance
+    assert guess([*asked, *answer[-6:-2]]) == answer[-2:]
+    assert guess([*asked, *answer]) == []
+    assert guess([*asked, *answer[5:9], 1, 2, *answer[5:9]]) == [1, 2, *answer[5:7]]
+    assert guess([*asked, *answer[5:9]], tenant="another") == []
+    assert guess([*asked, *answer[5:9]], cache_salt="another") == []
+    assert guess([99, *asked[1:], *answer[5:9]]) == []
+
+
+def test_answers_that_were_used_long_ago_are_forgotten() -> None:
+    proposer = NgramProposer()
+    for number in range(300):
+        for _ in range(5):
+            ended = request_of([number, *range(1000, 2000)])
+            proposer.propose(ended, 1)
+            proposer.end(ended)
+    kept = proposer._answers
+    lengths = [len(text.token_ids) for texts in kept._by_beginning.values() for text in texts]
+    assert sum(lengths) == kept._num_tokens <= 2**18
+    assert len(lengths) > 200
+    assert max(map(len, kept._by_beginning.values())) == 4
+    assert proposer.propose(request_of([299, *range(1000, 1020)]), 1).token_ids == [1020]
+
+
 class Sure:
     """A proposer that always has guesses, with the same chance."""
 
