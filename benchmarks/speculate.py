@@ -12,7 +12,8 @@ import json
 import random
 import statistics
 import time
-from itertools import cycle, islice
+from functools import partial
+from itertools import count, cycle, islice
 from typing import Any
 
 import httpx
@@ -33,6 +34,7 @@ _QUESTIONS = [
     "How is bread made, and why does it rise?",
     "Describe a day in the life of a beekeeper.",
 ]
+_next_number = count(1000).__next__
 _RECORD = {
     "type": "object",
     "properties": {"id": {"type": "integer"}, "name": {"type": "string"}, "city": {"type": "string"}},
@@ -45,18 +47,18 @@ _OPTIONS: dict[str, dict[str, Any]] = {
 """Fields of the requests of a kind."""
 
 
-def prompts(count: int) -> dict[str, list[str]]:
+def prompts(number: int) -> dict[str, list[str]]:
     """So many of each kind."""
-    code = [_piece("app/engine", "*.py", seed) for seed in range(count)]
-    prose = [_piece("docs", "*.md", seed) for seed in range(count)]
-    records = [_records(seed) for seed in range(count)]
+    code = [_piece("app/engine", "*.py", seed) for seed in range(number)]
+    prose = [_piece("docs", "*.md", seed) for seed in range(number)]
+    records = [_records(seed) for seed in range(number)]
     return {
         "code": [f"Repeat this code exactly, without comments on it:\n\n{piece}" for piece in code],
         "rewriting": [f"Correct the spelling of this text, and change nothing else:\n\n{piece}" for piece in prose],
         "JSON": [f'Add "checked": true to every record of this JSON:\n\n{piece}' for piece in records],
         "JSON, schema": [f"Sort the records of this JSON by name:\n\n{piece}" for piece in records],
-        "questions": list(islice(cycle(_QUESTIONS), count)),
-        "explanations": explanations(_LEARNT + count)[_LEARNT:],
+        "questions": list(islice(cycle(_QUESTIONS), number)),
+        "explanations": explanations(_LEARNT + number)[_LEARNT:],
     }
 
 
@@ -78,7 +80,7 @@ def _records(seed: int) -> str:
 
 
 async def crowd(
-    server: ServerProcess, asked: list[str], clients: int, args: argparse.Namespace, **options: Any
+    server: ServerProcess, conversation: str, asked: list[str], clients: int, args: argparse.Namespace, **options: Any
 ) -> tuple[float, list[str]]:
     """Output tokens a second of clients that send one prompt after the other, and the answers."""
     queue, answers = list(enumerate(asked)), [""] * len(asked)
@@ -89,7 +91,8 @@ async def crowd(
             nonlocal tokens
             while queue:
                 index, prompt = queue.pop()
-                body = {"messages": [{"role": "user", "content": prompt}], "max_tokens": args.output_len, "seed": index}
+                messages = [{"role": "system", "content": conversation}, {"role": "user", "content": prompt}]
+                body = {"messages": messages, "max_tokens": args.output_len, "seed": index}
                 body["temperature"] = args.temperature
                 answer = (await http.post("/v1/chat/completions", json=body | options)).raise_for_status().json()
                 answers[index] = answer["choices"][0]["message"]["content"]
@@ -103,18 +106,23 @@ async def crowd(
 def measure(
     server: ServerProcess, kind: str, asked: list[str], clients: int, args: argparse.Namespace
 ) -> dict[str, Any]:
-    """Medians of rounds, and what the server counted of drafts."""
+    """Medians of rounds, and what the server counted of drafts.
+
+    Drafts also come from earlier answers to prompts that begin alike. So those of a round begin with its number: it
+    can learn from the round's other answers, but not from the same ones.
+    """
     rates: dict[bool, list[float]] = {True: [], False: []}
     texts, options = {}, _OPTIONS.get(kind, {"ignore_eos": True})
-    for speculative in rates:  # prompts are in the prefix cache then, and steps are recorded
-        asyncio.run(crowd(server, asked, clients, args, speculative=speculative, **options))
+    ask = partial(crowd, server, asked=asked, clients=clients, args=args)
+    for speculative in rates:  # steps are recorded then
+        asyncio.run(ask(f"{_next_number()}. You answer.", speculative=speculative, **options))
     names = ("drafts", "draft_tokens", "accepted_tokens")
     before = {name: _counted(server, name) for name in names}
     for _ in range(args.rounds):
+        conversation = f"{_next_number()}. You answer."
+        asyncio.run(ask(conversation, speculative=False, **options, max_tokens=1))  # fills the prefix cache
         for speculative, of_way in rates.items():
-            rate, texts[speculative] = asyncio.run(
-                crowd(server, asked, clients, args, speculative=speculative, **options)
-            )
+            rate, texts[speculative] = asyncio.run(ask(conversation, speculative=speculative, **options))
             of_way.append(rate)
     drafts, drafted, accepted = (_counted(server, name) - before[name] for name in names)
     without, with_drafts = (statistics.median(rates[speculative]) for speculative in (False, True))
@@ -151,7 +159,7 @@ def main() -> None:
     args = parser.parse_args()
     asked = prompts(args.prompts)
     with paceline_serve(*args.serve) as server:
-        found = [measure(server, kind, asked[kind], count, args) for kind in args.kinds for count in args.clients]
+        found = [measure(server, kind, asked[kind], clients, args) for kind in args.kinds for clients in args.clients]
     rows = [
         (
             one["kind"], one["clients"], one["tok_s_without"], one["tok_s_with"], one["times"],
