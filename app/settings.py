@@ -108,7 +108,8 @@ class SchedulerSettings(BaseModel):
     speculate: Annotated[Literal["auto", "ngram", "draft", "off"], BeforeValidator(_off_in_yaml)] = Field(
         "auto",
         description="guess the next tokens and check several in a step, while few requests run: the text is the same; "
-        "ngram: from the request's own tokens; draft: by draft_model; auto: draft if there is such a model, else ngram",
+        "ngram: from the request's text and others of its tenant; draft: by draft_model; auto: draft if there is "
+        "such a model, else ngram",
     )
     draft_model: str | None = Field(
         None, description="a smaller model with the same vocabulary, as for model, or a draft head; auto: none"
