@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from statistics import median
 
 from ..core.request import Request
-from ..core.step import MAX_WITH_DRAFTS, SchedulerOutput
+from ..core.step import BY_MODEL, MAX_WITH_DRAFTS, SchedulerOutput
 from .drafts import Guess, Proposer
 
 _MOST_DRAFTS = 15
@@ -140,9 +140,10 @@ class Speculation:
     def is_worth_waiting(self, requests: Sequence[Request]) -> bool:
         """Whether drafts promise enough to plan the next step of these requests only when the last one has ended.
 
-        The token that is in flight has to be guessed, too.
+        The token that is in flight has to be guessed, too, unless the worker guesses: that waits until it knows it.
         """
-        gains = [gain for guess in self._guesses(requests).values() for gain in guess.chances[1:]]
+        guesses = self._guesses(requests).values()
+        gains = [gain for guess in guesses for gain in guess.chances[guess.token_ids[0] != BY_MODEL :]]
         gains.sort(reverse=True)
         return self._best_number(len(requests), gains) > 0
 

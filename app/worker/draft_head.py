@@ -41,6 +41,8 @@ class HeadDrafter:
         """(rows, hidden_size): the served model's state behind which each row's last token was drawn."""
         self._last = np.zeros(max_num_seqs, dtype=np.int64)
         """(rows,): the number of that token."""
+        self._is_greedy = np.zeros(max_num_seqs, dtype=np.bool_)
+        """(rows,): whether the most probable token is drawn, whatever else there is: that takes a tenth of the time."""
         # What recorded work reads and writes.
         self._states = torch.zeros(MAX_WITH_DRAFTS, config.hidden_size, dtype=dtype)
         self._tokens = torch.zeros(MAX_WITH_DRAFTS, dtype=torch.int64)
@@ -51,6 +53,7 @@ class HeadDrafter:
         sampling = request.sampling.for_drafts
         bias = {int(self._numbers[token]): value for token, value in sampling.logit_bias.items()}
         bias.pop(self._head.config.num_tokens, None)  # of tokens that it does not know
+        self._is_greedy[request.row] = sampling.temperature == 0 and not bias
         sampling = msgspec.structs.replace(sampling, logit_bias=bias)
         self._sampling.add(msgspec.structs.replace(request, sampling=sampling))
 
@@ -84,11 +87,14 @@ class HeadDrafter:
         """Draw the next draft of these rows, behind `depth` others."""
         count = len(rows)
         self._execution.run(StepShape(count, count, 0), partial(self._run, count))
-        places = np.arange(count + 1)
-        # Of the last token that is known, and the drafts behind it, nothing is computed.
-        entries = Entries(rows, self._batch.num_computed[rows] + depth, places[:-1], places[:-1], places)
-        self._sampling.sample(self._logits[:count], entries, {}, draws=True)
-        drawn = self._sampling.tokens[:count].clamp(min=0)
+        if self._is_greedy[rows].all():
+            drawn = self._logits[:count].argmax(dim=-1)
+        else:
+            places = np.arange(count + 1)
+            # Of the last token that is known, and the drafts behind it, nothing is computed.
+            entries = Entries(rows, self._batch.num_computed[rows] + depth, places[:-1], places[:-1], places)
+            self._sampling.sample(self._logits[:count], entries, {}, draws=True)
+            drawn = self._sampling.tokens[:count].clamp(min=0)
         self._tokens[:count] = drawn
         return self._token_ids[drawn.numpy()].tolist()
 

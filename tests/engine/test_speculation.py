@@ -263,3 +263,14 @@ def test_the_chance_of_a_models_drafts_is_how_often_they_were_right() -> None:
     assert 0.75 < first < 0.95
     assert second == pytest.approx(first**2)
     assert 0.45 < proposer.propose(usual, 1).chances[0] < 0.75
+
+
+def test_a_draft_model_goes_on_from_the_token_in_flight() -> None:
+    """So one draft is worth waiting for, where a draft from the text would have to guess that token, too."""
+    request = request_of([1, 2, 3, 1, 2, 3, 1, 2])
+    for proposer, most, is_worth in ((DraftModelProposer(), 1, True), (NgramProposer(), 1, False)):
+        speculation = Speculation(proposer, 64)
+        for _ in range(3):
+            speculation.observe(SchedulerOutput(rows=[0], request_ids=["a"], num_scheduled_tokens=[1]), 1.0)
+        request.max_drafts, request.of_proposer = most, None
+        assert speculation.is_worth_waiting([request]) is is_worth
