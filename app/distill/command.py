@@ -80,7 +80,8 @@ def distill(task: Task, **flags: Any) -> None:
     fast = has_bfloat16() if device.type == "cpu" else torch.cuda.is_bf16_supported()
     learner: Learner
     if states:
-        learner = make_head(model.to(device), learnt, states.read(answers), fast, task.recipe.seed)
+        on_device = model.to(device)  # type: ignore[arg-type]
+        learner = make_head(on_device, learnt, states.read(answers), fast, task.recipe.seed)
     else:
         student = make_student(model, layers).to(device)  # type: ignore[arg-type]
         learner = StudentLearner(student, layers, partial(own_answers, teacher, eos_token_ids), fast)

@@ -14,8 +14,10 @@ from .answers import Answer
 class Learner(Protocol):
     """A student or a draft head."""
 
-    module: nn.Module
-    """Those of its parameters that require gradients learn."""
+    @property
+    def module(self) -> nn.Module:
+        """Those of its parameters that require gradients learn."""
+        ...
 
     @property
     def sizes(self) -> dict[str, Any]:
