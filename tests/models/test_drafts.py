@@ -113,7 +113,7 @@ def check(
         assert preemptions > 0 or kind != "none"
         for name, text in texts.items():
             assert tokens_of(outputs[name]) == text, (kind, name)
-            assert probabilities(outputs[name]) == pytest.approx(probabilities(expected[name]), abs=1e-5)
+            assert probabilities(outputs[name]) == pytest.approx(probabilities(expected[name]), abs=3e-5)
         drafted, accepted = (
             sum(getattr(news, name) for outputs_of in outputs.values() for news in outputs_of)
             for name in ("num_drafted_tokens", "num_accepted_tokens")
