@@ -4,6 +4,7 @@ Checkpoints leave out values that equal their family's defaults, and so these st
 but importing it takes three seconds.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -183,7 +184,7 @@ def max_position_embeddings(raw: dict[str, Any], text: dict[str, Any]) -> int | 
     if value is None or not isinstance(rope, dict) or (rope.get("rope_type") or rope.get("type")) != "dynamic":
         return value
     factor = rope.get("factor")
-    if not isinstance(factor, int | float) or factor < 1:
+    if not isinstance(factor, int | float) or not 1 <= factor < math.inf:
         raise ValueError(f"the factor of the dynamic rotary embedding is {factor!r}")
     return int(value * factor)  # longer than it was trained for, which is what this embedding is for
 

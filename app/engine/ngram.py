@@ -26,8 +26,8 @@ _CONTEXT = 32
 """Tokens at their beginning in which texts are alike."""
 _LEAST_ANSWER = 16
 """Tokens of an answer that is kept for others."""
-_MOST_ANSWERS, _MOST_KEPT = 4, 2**18
-"""Answers that are kept for each beginning, and tokens of all: some ten megabytes."""
+_MOST_ANSWERS, _MOST_KEPT = 4, 2**20
+"""Answers that are kept for each beginning, and numbers that all of them hold: some ten megabytes."""
 _LEAST_HASHES = 4096
 _FORGET = 0.98
 """Weight that a guess keeps in the chances with each further one."""
@@ -88,6 +88,11 @@ class _Places:
         self._earlier = array("i")
         """By place less one: the place before in its chain, 0 at the end."""
         self.num_seen = 0
+
+    @property
+    def size(self) -> int:
+        """Numbers that it holds."""
+        return 2 * len(self.token_ids) + len(self._latest)
 
     def take_in(self) -> None:
         """Some more tokens."""
@@ -185,19 +190,21 @@ class _Answers:
 
     def __init__(self) -> None:
         self._by_beginning: OrderedDict[Hashable, list[_Places]] = OrderedDict()
-        self._num_tokens = 0
+        self._size = 0
 
     def keep(self, request: Request, places: _Places) -> None:
-        """The text of a request."""
+        """The text of a request, unless it would take the place of many."""
+        if places.size > _MOST_KEPT // 4:
+            return
         texts = self._by_beginning.setdefault(self._beginning(request), [])
         texts.append(places)
-        self._num_tokens += len(places.token_ids)
+        self._size += places.size
         if len(texts) > _MOST_ANSWERS:
-            self._num_tokens -= len(texts.pop(0).token_ids)
+            self._size -= texts.pop(0).size
         self._by_beginning.move_to_end(self._beginning(request))
-        while self._num_tokens > _MOST_KEPT:
+        while self._size > _MOST_KEPT:
             _, dropped = self._by_beginning.popitem(last=False)
-            self._num_tokens -= sum(len(text.token_ids) for text in dropped)
+            self._size -= sum(text.size for text in dropped)
 
     def of_alike(self, request: Request) -> Iterator[_Places]:
         """Those that began as the request does, of the same tenant, the latest first."""

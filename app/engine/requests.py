@@ -85,7 +85,7 @@ class RequestBatch:
             if request is None:  # ended while the step ran
                 continue
             prompt_logprobs = result.prompt_logprobs.get(index)
-            num_drafts = request.num_drafts
+            num_drafts = request.num_drafts if tokens else 0  # the next step, planned ahead, may have some already
             if num_drafts:
                 self._count_drafts(request, len(tokens) - 1)
             if tokens:
@@ -102,7 +102,7 @@ class RequestBatch:
                     continue
                 output = self._output(request, [])
             if num_drafts:
-                output.num_drafted_tokens, output.num_accepted_tokens = num_drafts, len(tokens) - 1
+                output.num_drafted_tokens, output.num_accepted_tokens = num_drafts, max(0, len(output.token_ids) - 1)
             if prompt_logprobs:
                 output.prompt_logprobs = prompt_logprobs
                 request.num_prompt_logprobs += len(prompt_logprobs)

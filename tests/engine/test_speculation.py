@@ -104,9 +104,9 @@ def test_answers_that_were_used_long_ago_are_forgotten() -> None:
             proposer.propose(ended, 1)
             proposer.end(ended)
     kept = proposer._answers
-    lengths = [len(text.token_ids) for texts in kept._by_beginning.values() for text in texts]
-    assert sum(lengths) == kept._num_tokens <= 2**18
-    assert len(lengths) > 200
+    sizes = [text.size for texts in kept._by_beginning.values() for text in texts]
+    assert sum(sizes) == kept._size <= 2**20
+    assert len(sizes) > 100
     assert max(map(len, kept._by_beginning.values())) == 4
     assert proposer.propose(request_of([299, *range(1000, 1020)]), 1).token_ids == [1020]
 

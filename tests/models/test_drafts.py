@@ -134,6 +134,18 @@ def test_all_kinds_of_requests(overlap: bool, tmp_path: Path) -> None:
     assert num_steps["right"] < 0.9 * num_steps["none"]
 
 
+def test_a_prompts_last_token_has_drafts_while_those_before_it_are_computed(tmp_path: Path) -> None:
+    write_checkpoint("Llama", DECODER["Llama"], tmp_path)
+    write_tokenizer(tmp_path)
+    for length in (25, 49):  # a step has 24 tokens
+        requests = {"a": (list(range(5, 5 + length)), SamplingParams(max_tokens=12, seed=0))}
+        core = make_engine(tmp_path, tiny_settings())
+        texts = {"a": tokens_of(run_crowd(core, requests)[0]["a"])}
+        core = make_engine(tmp_path, tiny_settings())
+        core.scheduler.speculation = Eager("right", texts)
+        assert tokens_of(run_crowd(core, requests)[0]["a"]) == texts["a"]
+
+
 @pytest.mark.parametrize("kind", ["right", "random", "n-grams"])
 def test_two_engines_that_die_change_no_text(kind: str, tmp_path: Path) -> None:
     """The next one goes on behind what was told, in the middle of a step with drafts."""

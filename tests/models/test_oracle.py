@@ -88,6 +88,7 @@ def run_crowd(
             )
         message = core.step()
         preemptions += message.stats.num_preemptions
+        assert 0 <= message.stats.num_accepted_tokens <= message.stats.num_drafted_tokens
         for output in message.outputs:
             assert not output.error
             outputs[output.request_id].append(output)

@@ -28,8 +28,17 @@ class Usage:
     """Choices that have got a token."""
     scheduled_at: float = 0.0
     """Seconds, `time.monotonic()`: when the first of the prompts began to be computed."""
+    prompts_ended_at: float = 0.0
+    """When the last of them had been."""
     first_token_at: float = 0.0
     last_token_at: float = 0.0
+
+    def take_timing(self, timing: RequestTiming) -> None:
+        """Of one of the choices. One that wants no tokens has only an end."""
+        first_token_at = timing.first_token_at or timing.finished_at
+        self.scheduled_at = min(self.scheduled_at or timing.scheduled_at, timing.scheduled_at)
+        self.first_token_at = min(self.first_token_at or first_token_at, first_token_at)
+        self.prompts_ended_at = max(self.prompts_ended_at, first_token_at)
 
 
 @dataclass

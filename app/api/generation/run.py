@@ -143,8 +143,7 @@ class Generation:
         now, metrics = time.monotonic(), self._service.metrics
         if output.timing:
             choice.timing = output.timing
-            self.usage.scheduled_at = self.usage.scheduled_at or output.timing.scheduled_at
-            self.usage.first_token_at = self.usage.first_token_at or output.timing.first_token_at
+            self.usage.take_timing(output.timing)
         if choice.counts_prompt:
             self.usage.cached_tokens += output.num_cached_tokens
             choice.counts_prompt = False

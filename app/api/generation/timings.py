@@ -17,7 +17,7 @@ class Timings(AnswerBody, kw_only=True):
     prompt_n: int
     """The others, which were computed."""
     prompt_ms: float
-    """From when the engine began with the prompt to the first token."""
+    """From when the engine began with the prompt to the first token; of the last one, if there are several prompts."""
     prompt_per_token_ms: float
     prompt_per_second: float
     predicted_n: int
@@ -35,7 +35,7 @@ class Timings(AnswerBody, kw_only=True):
     def of(cls, usage: Usage) -> "Timings":
         """What is known when all choices have ended."""
         computed = usage.prompt_tokens - usage.cached_tokens
-        prompt_ms = 1000 * (usage.first_token_at - usage.scheduled_at)
+        prompt_ms = 1000 * max(0.0, usage.prompts_ended_at - usage.scheduled_at)
         predicted_ms = 1000 * max(0.0, usage.last_token_at - usage.first_token_at)
         later = max(0, usage.completion_tokens - usage.num_first_tokens)
         return cls(
