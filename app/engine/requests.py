@@ -102,7 +102,8 @@ class RequestBatch:
                     continue
                 output = self._output(request, [])
             if num_drafts:
-                output.num_drafted_tokens, output.num_accepted_tokens = num_drafts, max(0, len(output.token_ids) - 1)
+                output.num_drafted_tokens = num_drafts
+                output.num_accepted_tokens = min(len(tokens) - 1, len(output.token_ids))
             if prompt_logprobs:
                 output.prompt_logprobs = prompt_logprobs
                 request.num_prompt_logprobs += len(prompt_logprobs)
