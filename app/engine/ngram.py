@@ -196,12 +196,13 @@ class _Answers:
         """The text of a request, unless it would take the place of many."""
         if places.size > _MOST_KEPT // 4:
             return
-        texts = self._by_beginning.setdefault(self._beginning(request), [])
+        beginning = self._beginning(request)
+        texts = self._by_beginning.setdefault(beginning, [])
         texts.append(places)
         self._size += places.size
         if len(texts) > _MOST_ANSWERS:
             self._size -= texts.pop(0).size
-        self._by_beginning.move_to_end(self._beginning(request))
+        self._by_beginning.move_to_end(beginning)
         while self._size > _MOST_KEPT:
             _, dropped = self._by_beginning.popitem(last=False)
             self._size -= sum(text.size for text in dropped)

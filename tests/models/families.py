@@ -32,6 +32,15 @@ _LLAMA3_ROPE = {
 _HALF_ROPE = {"rope_type": "default", "rope_theta": 10000.0, "partial_rotary_factor": 0.5}
 _WINDOW = {"sliding_window": 20}
 
+_EYES = {
+    "hidden_size": 32,
+    "intermediate_size": 32,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "image_size": 28,
+    "patch_size": 14,
+}
+
 DECODER: dict[str, dict[str, Any]] = {
     "Llama": {"rope_parameters": _LLAMA3_ROPE, "attention_bias": True, "mlp_bias": True},
     "Mistral": {**_WINDOW, "head_dim": 24},
@@ -70,14 +79,7 @@ GENERIC: dict[str, dict[str, Any]] = {
     "Gemma3": {  # it also sees; served for text
         "text_config": {**_TINY, **_WINDOW, "head_dim": 24, "layer_types": ["sliding_attention", "full_attention"] * 2}
         | {"num_hidden_layers": 4},
-        "vision_config": {
-            "hidden_size": 32,
-            "intermediate_size": 32,
-            "num_hidden_layers": 1,
-            "num_attention_heads": 2,
-            "image_size": 28,
-            "patch_size": 14,
-        },
+        "vision_config": _EYES,
         "mm_tokens_per_image": 4,
     },
 }
@@ -145,14 +147,6 @@ RECURRENT: dict[str, dict[str, Any]] = {
 }
 """Families with layers that keep states."""
 
-_EYES = {
-    "hidden_size": 32,
-    "intermediate_size": 32,
-    "num_hidden_layers": 1,
-    "num_attention_heads": 2,
-    "image_size": 28,
-    "patch_size": 14,
-}
 _QWEN_EYES = {"depth": 1, "hidden_size": 32, "num_heads": 2, "intermediate_size": 32, "out_hidden_size": 64}
 _EARS = {"num_mel_bins": 16, "model_type": "qwen2_audio_encoder", "d_model": 32, "encoder_layers": 1}
 _AXES = {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [2, 3, 3], "mrope_interleaved": True}

@@ -1,7 +1,6 @@
 """Drafts change no text: with them, a crowd gets the tokens and probabilities that it gets without."""
 
 import random
-import time
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,14 +12,22 @@ import torch
 from app.core.request import Request
 from app.core.sampling import SamplingParams
 from app.core.step import BY_MODEL, SchedulerOutput
-from app.core.wire import GenerateCommand, Progress, RequestOutput
+from app.core.wire import RequestOutput
 from app.engine.ngram import NgramProposer
 from app.engine.speculation import Speculation
 from app.grammar import constraint
 from app.kernels.cpu import integer
 from app.settings import Settings
 from tests.models.families import DECODER, GENERIC, VOCAB_SIZE, write_checkpoint
-from tests.models.test_oracle import make_engine, make_requests, run_crowd, tiny_settings, tokens_of, write_tokenizer
+from tests.models.test_oracle import (
+    make_engine,
+    make_requests,
+    resume,
+    run_crowd,
+    tiny_settings,
+    tokens_of,
+    write_tokenizer,
+)
 
 BUDGET = 24
 Requests = dict[str, tuple[list[int], SamplingParams]]
@@ -163,16 +170,7 @@ def test_two_engines_that_die_change_no_text(kind: str, tmp_path: Path) -> None:
         core = make_engine(tmp_path, tiny_settings())
         core.scheduler.speculation = speculation = Eager(kind, texts)
         for name in sorted(left):
-            prompt, sampling = requests[name]
-            core.add(
-                GenerateCommand(
-                    request_id=name,
-                    prompt_token_ids=prompt,
-                    sampling=sampling,
-                    arrived_at=time.monotonic(),
-                    progress=Progress(token_ids=list(told[name])),
-                )
-            )
+            resume(core, name, requests[name], told[name])
         while speculation.num_with_drafts < most_with_drafts and (core.admit_compiled() or core.has_work):
             for output in core.step().outputs:
                 told[output.request_id] += output.token_ids

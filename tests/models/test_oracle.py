@@ -16,7 +16,7 @@ from transformers import PreTrainedModel
 from app.checkpoint.source import find_model
 from app.core.sampling import SamplingParams
 from app.core.step import KVGroup
-from app.core.wire import GenerateCommand, RequestOutput
+from app.core.wire import GenerateCommand, Progress, RequestOutput
 from app.engine.chunk_pacer import ChunkPacer
 from app.engine.core import EngineCore
 from app.engine.kv_cache import KVCache
@@ -94,6 +94,20 @@ def run_crowd(
             outputs[output.request_id].append(output)
     assert core.scheduler.kv.usage == 0
     return outputs, preemptions
+
+
+def resume(core: EngineCore, name: str, request: tuple[list[int], SamplingParams], told: list[int]) -> None:
+    """Submit a request again behind what it was told, as after an engine's death."""
+    prompt, sampling = request
+    core.add(
+        GenerateCommand(
+            request_id=name,
+            prompt_token_ids=prompt,
+            sampling=sampling,
+            arrived_at=time.monotonic(),
+            progress=Progress(token_ids=list(told)),
+        )
+    )
 
 
 def make_requests(count: int, **options: object) -> dict[str, tuple[list[int], SamplingParams]]:

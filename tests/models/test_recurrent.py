@@ -1,7 +1,6 @@
 """Models whose layers keep states: a crowd gets what transformers says to each request alone."""
 
 import random
-import time
 from pathlib import Path
 
 import numpy as np
@@ -11,14 +10,13 @@ from transformers import PreTrainedModel
 
 from app.core.sampling import SamplingParams
 from app.core.step import NewRequest
-from app.core.wire import GenerateCommand, Progress
 from app.engine.build import build_engine
 from app.engine.core import EngineCore
 from app.errors import StartupError
 from app.worker.batch import Entries
 from app.worker.sampling.cpu import CpuSampling
 from tests.models.families import RECURRENT, VOCAB_SIZE, write_checkpoint
-from tests.models.test_oracle import make_engine, run_crowd, tiny_settings, tokens_of
+from tests.models.test_oracle import make_engine, resume, run_crowd, tiny_settings, tokens_of
 
 WHOLE_PROMPTS = {"Mamba", "FalconMamba", "Jamba", "Zamba"}
 """transformers computes a prompt of these wrongly in pieces."""
@@ -55,17 +53,8 @@ def drawn(model: PreTrainedModel, prompt: list[int], said: list[int], sampling: 
 
 def go_on(core: EngineCore, requests: Asked, said: dict[str, list[int]]) -> dict[str, list[int]]:
     """Submit requests again from the middle of what they said, as after an engine's death; returns the rest."""
-    for name, (prompt, sampling) in requests.items():
-        progress = Progress(token_ids=said[name][: len(said[name]) // 2])
-        core.add(
-            GenerateCommand(
-                request_id=name,
-                prompt_token_ids=prompt,
-                sampling=sampling,
-                arrived_at=time.monotonic(),
-                progress=progress,
-            )
-        )
+    for name, request in requests.items():
+        resume(core, name, request, said[name][: len(said[name]) // 2])
     rest: dict[str, list[int]] = {name: [] for name in requests}
     while core.has_work:
         for output in core.step().outputs:
