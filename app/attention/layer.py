@@ -18,21 +18,30 @@ class Attention(nn.Module):
         self.config = config
         self.cache = LayerCache(config)
 
-    def forward(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    def forward(self, q: Tensor, k: Tensor, v: Tensor, sinks: Tensor | None = None) -> Tensor:
         """Write `k` and `v` to the cache and attend.
 
         q: (tokens, num_heads, head_dim), k: (tokens, num_kv_heads, head_dim), v: (tokens, num_kv_heads, v_head_dim);
         returns (tokens, num_heads * v_head_dim).
+
+        sinks (num_heads,): of each head, the score of something that every token sees and gets nothing of (Xiao et al.,
+        2023, "Efficient Streaming Language Models with Attention Sinks"; learned, as in gpt-oss).
         """
         context = current_context()
         context.backend.store(self.cache, k, v, context.metadata)
-        return context.backend.attend(self.cache, q, context.metadata)
+        return context.backend.attend(self.cache, q, sinks, context.metadata)
 
-    def forward_merged(self, qkv: Tensor, rope: tuple[Tensor, Tensor] | None, norms: HeadNorms | None) -> Tensor:
+    def forward_merged(
+        self,
+        qkv: Tensor,
+        rope: tuple[Tensor, Tensor] | None,
+        norms: HeadNorms | None,
+        sinks: Tensor | None = None,
+    ) -> Tensor:
         """As `forward`, for heads that have yet to be normed and rotated: a backend can do that as it writes them.
 
         qkv: (tokens, num_heads + 2 * num_kv_heads, head_dim); rope: cosine and sine, each (tokens, rotary_dim).
         """
         context = current_context()
         q = context.backend.rotate_and_store(self.cache, qkv, rope, norms, context.metadata)
-        return context.backend.attend(self.cache, q, context.metadata)
+        return context.backend.attend(self.cache, q, sinks, context.metadata)

@@ -43,7 +43,7 @@ _ATTENDING = {"full_attention", "sliding_attention", "attention", "hybrid", "hyb
 _KEEPING_STATES = {"linear_attention", "conv", "hybrid", "hybrid_sliding"}
 _NEITHER = {"mlp", "moe"}
 """transformers' names for kinds of layers."""
-_CHANGES_SCORES = ("s_aux", "position_bias", "alibi", "cross_attention_kv")
+_CHANGES_SCORES = ("position_bias", "alibi", "cross_attention_kv")
 """Options of transformers' attention calls that change the result, and that no backend here supports."""
 
 
@@ -61,7 +61,7 @@ def _attention(
     q, k, v = (t[0].transpose(0, 1) for t in (query, key, value))
     if not hasattr(module, "paceline"):
         _describe(module, q, k, v, options)
-    out = module.paceline(q, k, v)
+    out = module.paceline(q, k, v, options.get("s_aux"))
     return out.view(1, q.shape[0], q.shape[1], -1), None
 
 
@@ -98,7 +98,7 @@ class _NoAttention(TorchPagedBackend):
             raise ModelError("a layer that attends several times in a pass is not supported")
         self._called.append(cache)
 
-    def attend(self, cache: LayerCache, q: Tensor, _metadata: object) -> Tensor:
+    def attend(self, cache: LayerCache, q: Tensor, _sinks: Tensor | None, _metadata: object) -> Tensor:
         """Returns zeros."""
         return q.new_zeros(q.shape[0], cache.config.num_heads * cache.config.v_head_dim)
 

@@ -23,6 +23,8 @@ pytestmark = pytest.mark.usefixtures("compiled_kernels", "two_threads")
 BLOCK = 16
 NUM_BLOCKS = 200
 TOLERANCE = {torch.float32: 5e-6, torch.bfloat16: 2e-2}
+SINKS = torch.tensor([0.7, -3.0, 2.0, 9.0])
+"""Of heads, as far as there are any."""
 GROUPED = AttentionConfig(num_heads=9, num_kv_heads=3, head_dim=64, v_head_dim=64, scale=0.125)
 
 
@@ -121,7 +123,7 @@ def left_behind(kv: LayerKV) -> None:
         memory.fill_(math.nan if memory.is_floating_point() else 77)
 
 
-def reference(step: Step, config: AttentionConfig) -> Tensor:
+def reference(step: Step, config: AttentionConfig, sinks: Tensor | None = None) -> Tensor:
     """Softmax attention, written out."""
     outputs = []
     for index, (k, v) in enumerate(step.past):
@@ -135,7 +137,10 @@ def reference(step: Step, config: AttentionConfig) -> Tensor:
         seen = torch.arange(len(k)) <= at
         if config.window:
             seen &= torch.arange(len(k)) > at - config.window
-        weights = torch.softmax(scores.masked_fill(~seen, -math.inf), dim=-1)
+        scores = scores.masked_fill(~seen, -math.inf)
+        if sinks is not None:
+            scores = torch.cat((scores, sinks.double()[:, None, None].expand(-1, len(q), 1)), dim=-1)
+        weights = torch.softmax(scores, dim=-1)[..., : len(k)]
         outputs.append(torch.einsum("hqk,khd->qhd", weights, values).flatten(1))
     return torch.cat(outputs)
 
@@ -146,20 +151,24 @@ def reference(step: Step, config: AttentionConfig) -> Tensor:
     "make", [lambda _config: TorchPagedBackend(), lambda config: CpuPagedBackend([config], 1)], ids=["torch", "cpu"]
 )
 @pytest.mark.parametrize(
-    ("config", "dtype"),
+    ("config", "dtype", "sinks"),
     [
-        (GROUPED, torch.float32),
-        (GROUPED, torch.bfloat16),
-        (AttentionConfig(num_heads=4, num_kv_heads=4, head_dim=24, v_head_dim=16, scale=0.3), torch.float32),
+        (GROUPED, torch.float32, None),
+        (GROUPED, torch.bfloat16, SINKS.repeat(3)[:9]),
+        (AttentionConfig(num_heads=4, num_kv_heads=4, head_dim=24, v_head_dim=16, scale=0.3), torch.float32, SINKS),
         (
             AttentionConfig(num_heads=4, num_kv_heads=1, head_dim=32, v_head_dim=32, scale=0.2, window=20, softcap=3.0),
             torch.float32,
+            SINKS,
         ),
     ],
     ids=["grouped", "grouped bfloat16", "values of another size", "window and softcap"],
 )
 def test_a_step_of_decodes_and_chunks(
-    config: AttentionConfig, make: Callable[[AttentionConfig], AttentionBackend[Any]], dtype: torch.dtype
+    config: AttentionConfig,
+    make: Callable[[AttentionConfig], AttentionBackend[Any]],
+    dtype: torch.dtype,
+    sinks: Tensor | None,
 ) -> None:
     torch.manual_seed(0)
     backend = make(config)
@@ -169,8 +178,9 @@ def test_a_step_of_decodes_and_chunks(
     chunks = [(0, 2), (0, 33), (16, 16), (45, 20)]
     step = make_step(backend, config, cache, decodes + chunks, dtype)
     backend.store(cache, step.k, step.v, step.metadata)
-    actual = backend.attend(cache, step.q, step.metadata).double()
-    error = (actual - reference(step, config)).abs().max()
+    sinks = None if sinks is None else sinks.to(dtype)
+    actual = backend.attend(cache, step.q, sinks, step.metadata).double()
+    error = (actual - reference(step, config, sinks)).abs().max()
     assert error < TOLERANCE[dtype], error
 
 
@@ -183,7 +193,7 @@ def error_of_whole_numbers(config: AttentionConfig) -> float:
     work = [(0, 1), (15, 1), (100, 1), (500, 1), (0, 33), (45, 20)]
     step = make_step(backend, config, cache, work, torch.float32, drawn_from_int8)
     backend.store(cache, step.k, step.v, step.metadata)
-    actual = backend.attend(cache, step.q, step.metadata).double()
+    actual = backend.attend(cache, step.q, None, step.metadata).double()
     return float((actual - reference(step, config)).abs().max())
 
 
@@ -203,18 +213,18 @@ def test_on_the_cpu_a_token_is_computed_alike_in_a_prompt_and_in_a_decode(
     cache = LayerCache(config, *backend.allocate([config], NUM_BLOCKS, BLOCK, kv_dtype, torch.device("cpu")))
     step = make_step(backend, config, cache, [(0, length)], torch.float32)
     backend.store(cache, step.k, step.v, step.metadata)
-    whole = backend.attend(cache, step.q, step.metadata)
+    whole = backend.attend(cache, step.q, None, step.metadata)
     tables = torch.from_numpy(step.input.slot_mappings[0][::BLOCK].astype(np.int32) // BLOCK)[None]
     for size in (1, 7, 32):
         for start in range(0, length, size):
             end = min(length, start + size)
             _, metadata = describe(backend, [(start, end)], tables)
-            assert torch.equal(backend.attend(cache, step.q[start:end], metadata), whole[start:end])
+            assert torch.equal(backend.attend(cache, step.q[start:end], None, metadata), whole[start:end])
     for num_drafts in (1, 6):  # a row with drafts is several decodes
         first = length - 1 - num_drafts
         spans, of_row = [(at, at + 1) for at in range(first, length)], tables.expand(num_drafts + 1, -1)
         _, metadata = describe(backend, spans, of_row, rows=np.zeros(num_drafts + 1, dtype=np.int64))
-        assert torch.equal(backend.attend(cache, step.q[first:], metadata), whole[first:])
+        assert torch.equal(backend.attend(cache, step.q[first:], None, metadata), whole[first:])
 
 
 def test_memory_that_the_system_does_not_promise_is_told(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -178,9 +178,11 @@ def is_float8_of(kept: Tensor, scales: Tensor, exact: Tensor, dtype: torch.dtype
 # ---------------------------------------------------------------------- attention
 
 SHAPES = {
-    "grouped": {"heads": 9, "kv_heads": 3, "dim": 64, "v_dim": 64, "window": None, "softcap": None},
-    "odd sizes": {"heads": 2, "kv_heads": 2, "dim": 24, "v_dim": 16, "window": None, "softcap": None},
-    "window, softcap": {"heads": 4, "kv_heads": 1, "dim": 32, "v_dim": 32, "window": 20, "softcap": 3.0},
+    "grouped": {"heads": 9, "kv_heads": 3, "dim": 64, "v_dim": 64, "window": None, "softcap": None, "sinks": None},
+    "odd sizes": {"heads": 2, "kv_heads": 2, "dim": 24, "v_dim": 16, "window": None, "softcap": None}
+    | {"sinks": torch.tensor([-2.0, 3.0])},
+    "window, softcap": {"heads": 4, "kv_heads": 1, "dim": 32, "v_dim": 32, "window": 20, "softcap": 3.0}
+    | {"sinks": torch.tensor([2.0, -9.0, 0.5, 40.0])},
 }
 
 
@@ -228,6 +230,9 @@ class Past:
         scores = torch.einsum("hd,khd->hk", q.double().cpu(), k) * 0.2
         if shape["softcap"]:
             scores = shape["softcap"] * torch.tanh(scores / shape["softcap"])
+        if shape["sinks"] is not None:  # one more key, whose value is 0
+            scores = torch.cat((scores, shape["sinks"].double()[:, None]), dim=1)
+            v = torch.cat((v, torch.zeros_like(v[:1])))
         return torch.einsum("hk,khd->hd", scores.softmax(-1), v)
 
 
@@ -236,6 +241,12 @@ def drawn_from_float8(*shape: int) -> Tensor:
     codes = (torch.randn(shape) * 100).clamp(-448, 448).to(torch.float8_e4m3fn).float()
     codes[..., 3] = 448
     return codes * 2.0 ** torch.randint(-10, -6, (*shape[:-1], 1))
+
+
+def options_of(shape: dict[str, Any], dtype: torch.dtype) -> dict[str, Any]:
+    """What a kernel is told of a shape of `SHAPES`."""
+    sinks = None if shape["sinks"] is None else shape["sinks"].to(DEVICE, dtype)
+    return {"scale": 0.2, "window": shape["window"], "softcap": shape["softcap"], "sinks": sinks}
 
 
 @pytest.mark.parametrize("splits", [1, 4])
@@ -254,8 +265,7 @@ def test_decode(shape: dict[str, Any], splits: int, is_rounded: bool, dtype: tor
     q = randn(14, shape["heads"], shape["dim"], dtype=dtype)
     out = torch.full((14, shape["heads"], shape["v_dim"]), math.nan, dtype=dtype, device=DEVICE)
     paged_attention.decode(
-        q, past.kv, past.tables, *of_decodes, out, scale=0.2, window=shape["window"],
-        softcap=shape["softcap"], splits=splits,
+        q, past.kv, past.tables, *of_decodes, out, splits=splits, **options_of(shape, dtype),
     )  # fmt: skip
     expected = [past.reference(q[i], order[i], seen[i] - 1) for i in range(13)]
     close(out[:13].cpu(), torch.stack(expected), 2)
@@ -270,8 +280,8 @@ def test_decode_of_a_long_past() -> None:
     q, out = randn(1, 1, 16), torch.full((1, 1, 16), math.nan, device=DEVICE)
     row, seq_len, count = (torch.tensor([value], dtype=torch.int32, device=DEVICE) for value in (0, length - 3, 1))
     paged_attention.decode(
-        q, LayerKV(k, v, k, v), table[None], row, seq_len, count, out, scale=0.2, window=None, softcap=None, splits=4,
-        tiling=paged_attention.Tiling(512, 4, 3),
+        q, LayerKV(k, v, k, v), table[None], row, seq_len, count, out, scale=0.2, window=None, softcap=None, sinks=None,
+        splits=4, tiling=paged_attention.Tiling(512, 4, 3),
     )  # fmt: skip
     keys, values = (t[table.long()].view(-1, 16)[: length - 3].double() for t in (k, v))
     weights = (0.2 * keys @ q[0, 0].double()).softmax(-1)
@@ -292,8 +302,8 @@ def test_chunks(shape: dict[str, Any], is_rounded: bool, dtype: torch.dtype) -> 
     q = randn(at, shape["heads"], shape["dim"], dtype=dtype)
     out = torch.full((at, shape["heads"], shape["v_dim"]), math.nan, dtype=dtype, device=DEVICE)
     paged_attention.chunks(
-        q, past.kv, past.tables, torch.tensor(tiles, device=DEVICE, dtype=torch.int32), out,
-        scale=0.2, window=shape["window"], softcap=shape["softcap"], tile_tokens=8,
+        q, past.kv, past.tables, torch.tensor(tiles, device=DEVICE, dtype=torch.int32), out, tile_tokens=8,
+        **options_of(shape, dtype),
     )  # fmt: skip
     for row, ((first, count), start) in enumerate(zip(chunks, starts, strict=True)):
         expected = [past.reference(q[start + t], row, first + t) for t in range(count)]

@@ -14,7 +14,7 @@ pytest.importorskip("triton")
 from app.attention.backends.tiles import count_decodes
 from app.kernels.gpu import float8, fused, integer, invariant_attention, linear
 from app.kernels.kv import LayerKV
-from tests.kernels.test_gpu import DEVICE, HALF, SHAPES, Past, close, empty_kv, randn, rounding
+from tests.kernels.test_gpu import DEVICE, HALF, SHAPES, Past, close, empty_kv, options_of, randn, rounding
 from tests.kernels.test_gpu_float8 import a_weight as float8_weight
 from tests.kernels.test_gpu_float8 import dense
 from tests.kernels.test_gpu_integer import a_weight as integer_weight
@@ -109,7 +109,7 @@ def test_a_token_sees_the_same_in_a_chunk_and_in_a_decode(
     rows = [row for row, (_, count) in enumerate(chunks) for _ in range(count)]
     positions = [first + at for first, count in chunks for at in range(count)]
     q = randn(len(rows), shape["heads"], shape["dim"], dtype=HALF)
-    options = {"scale": 0.2, "window": shape["window"], "softcap": shape["softcap"]}
+    options = options_of(shape, HALF)
     in_chunks = attend_in_chunks(q, past.kv, past.tables, rows, positions, TOKENS, options)
     for tokens in (1, 5)[: 2 if IS_GPU else 1]:
         assert torch.equal(attend_in_chunks(q, past.kv, past.tables, rows, positions, tokens, options), in_chunks)

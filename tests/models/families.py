@@ -76,6 +76,16 @@ GENERIC: dict[str, dict[str, Any]] = {
         "first_k_dense_replace": 1,
         "num_key_value_heads": 4,
     },
+    "GptOss": {"num_local_experts": 4, "num_experts_per_tok": 2, "head_dim": 16, **_WINDOW},
+    "GraniteSWA": {**_WINDOW, "layer_types": ["sliding_attention", "full_attention", "sliding_attention"]},
+    "MiMoV2Flash": {
+        **_WINDOW,
+        "head_dim": 24,
+        "v_head_dim": 16,
+        "n_routed_experts": 4,
+        "num_experts_per_tok": 2,
+        "moe_intermediate_size": 32,
+    },
     "Gemma3": {  # it also sees; served for text
         "text_config": {**_TINY, **_WINDOW, "head_dim": 24, "layer_types": ["sliding_attention", "full_attention"] * 2}
         | {"num_hidden_layers": 4},
@@ -203,7 +213,6 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "RecurrentGemma": ({"lru_width": 64}, "layers"),
     "Zaya": ({"head_dim": 16, "num_experts": 4, "router_hidden_size": 16}, "keeps a state"),
     "Bloom": ({"n_layer": 3, "n_head": 4}, "attention interface"),
-    "GptOss": ({"num_local_experts": 4, "head_dim": 16}, "s_aux"),
     "DiffLlama": ({}, "a layer that attends several times in a pass"),
     "Doge": ({}, "a mask of the model's own"),
     "Falcon": ({}, "attention interface"),

@@ -70,6 +70,9 @@ class AttentionBackend(Protocol[Metadata]):
         """Norm, rotate and store; returns the queries (tokens, num_heads, head_dim). See `Attention.forward_merged`."""
         ...
 
-    def attend(self, cache: LayerCache, q: Tensor, metadata: Metadata) -> Tensor:
-        """Attend to what is stored: (tokens, num_heads, head_dim) to (tokens, num_heads * v_head_dim)."""
+    def attend(self, cache: LayerCache, q: Tensor, sinks: Tensor | None, metadata: Metadata) -> Tensor:
+        """Attend to what is stored: (tokens, num_heads, head_dim) to (tokens, num_heads * v_head_dim).
+
+        sinks: see `Attention.forward`.
+        """
         ...

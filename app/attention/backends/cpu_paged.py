@@ -24,6 +24,7 @@ from .tiles import count_decodes, write_tiles
 
 _LINE = 64
 """Bytes of a line of the cache, of which a block has whole ones."""
+_NO_SINKS = torch.empty(0)
 _AT_ONCE = 8
 """Query heads that the kernel computes together."""
 
@@ -138,7 +139,7 @@ class CpuPagedBackend:
         slots = metadata.slot_mappings[cache.group]
         return rotate_and_store(qkv, cache.config.num_heads, rope, norms, cache.kv, slots)
 
-    def attend(self, cache: LayerCache, q: Tensor, metadata: CpuMetadata) -> Tensor:
+    def attend(self, cache: LayerCache, q: Tensor, sinks: Tensor | None, metadata: CpuMetadata) -> Tensor:
         """See `AttentionBackend.attend`."""
         config = cache.config
         group, block_size = config.num_heads // config.num_kv_heads, cache.kv.k.shape[3]
@@ -147,6 +148,6 @@ class CpuPagedBackend:
         run(
             len(metadata.tiles) * config.num_kv_heads, True, q, *map(constant, cache.kv),
             metadata.block_tables[cache.group], metadata.tiles, config.window or 0, float(config.scale),
-            float(config.softcap or 0.0), out,
+            float(config.softcap or 0.0), _NO_SINKS if sinks is None else sinks, out,
         )  # fmt: skip
         return out.flatten(1)

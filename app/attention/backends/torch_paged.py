@@ -123,23 +123,25 @@ class TorchPagedBackend:
         self.store(cache, k, v, metadata)
         return q
 
-    def attend(self, cache: LayerCache, q: Tensor, metadata: AttentionMetadata) -> Tensor:
+    def attend(self, cache: LayerCache, q: Tensor, sinks: Tensor | None, metadata: AttentionMetadata) -> Tensor:
         """See `AttentionBackend.attend`."""
         config = cache.config
         out = q.new_empty(q.shape[0], config.num_heads, config.v_head_dim)
         if metadata.num_decodes:
-            self.decode(cache, q[: metadata.num_decodes], metadata, out[: metadata.num_decodes])
+            self.decode(cache, q[: metadata.num_decodes], sinks, metadata, out[: metadata.num_decodes])
         for index in range(metadata.num_decodes, len(metadata.seq_lens)):
             chunk = slice(metadata.query_starts[index], metadata.query_starts[index + 1])
-            out[chunk] = self._prefill(cache, q[chunk], index, metadata)
+            out[chunk] = self._prefill(cache, q[chunk], sinks, index, metadata)
         return out.flatten(1)
 
     # ------------------------------------------------------------------ decode
 
-    def decode(self, cache: LayerCache, q: Tensor, metadata: AttentionMetadata, out: Tensor) -> None:
+    def decode(
+        self, cache: LayerCache, q: Tensor, sinks: Tensor | None, metadata: AttentionMetadata, out: Tensor
+    ) -> None:
         """Fill `out` (requests, num_heads, v_head_dim) for the step's decodes, q (requests, num_heads, head_dim)."""
         for group in self._decode_groups(cache, metadata):
-            out[group.rows] = self._decode(cache, q[group.rows], group)
+            out[group.rows] = self._decode(cache, q[group.rows], sinks, group)
 
     def _decode_groups(self, cache: LayerCache, metadata: AttentionMetadata) -> list[_DecodeGroup]:
         """The step's decodes by length, for this layer's window. Made by the first such layer of a step."""
@@ -177,7 +179,7 @@ class TorchPagedBackend:
         mask = _mask(seen, cache.kv.k.dtype)[None, :, None]
         return _DecodeGroup(rows, blocks, mask, ~seen[None, :, :, None])
 
-    def _decode(self, cache: LayerCache, q: Tensor, group: _DecodeGroup) -> Tensor:
+    def _decode(self, cache: LayerCache, q: Tensor, sinks: Tensor | None, group: _DecodeGroup) -> Tensor:
         """One query token per request: (requests, num_heads, head_dim) to (requests, num_heads, v_head_dim)."""
         config = cache.config
         heads, requests = config.num_kv_heads, q.shape[0]
@@ -186,11 +188,14 @@ class TorchPagedBackend:
         k, v = k.masked_fill_(group.unseen, 0), v.masked_fill_(group.unseen, 0)
         # Query heads that share a K/V head are as good as queries of it: (heads, requests, group, head_dim).
         q = q.unflatten(1, (heads, -1)).transpose(0, 1)
-        return _attend(q, k, v, group.mask, config).transpose(0, 1).flatten(1, 2)
+        sinks = None if sinks is None else sinks.view(heads, 1, -1, 1)
+        return _attend(q, k, v, group.mask, sinks, config).transpose(0, 1).flatten(1, 2)
 
     # ------------------------------------------------------------------ prefill
 
-    def _prefill(self, cache: LayerCache, q: Tensor, index: int, metadata: AttentionMetadata) -> Tensor:
+    def _prefill(
+        self, cache: LayerCache, q: Tensor, sinks: Tensor | None, index: int, metadata: AttentionMetadata
+    ) -> Tensor:
         """A chunk of one prompt: (tokens, num_heads, head_dim) to (tokens, num_heads, v_head_dim)."""
         config = cache.config
         first_key, blocks, mask = self._prefill_plan(cache, index, q, metadata)
@@ -202,7 +207,8 @@ class TorchPagedBackend:
             for memory in cache.kv[:2]
         )
         q = q.unflatten(1, (config.num_kv_heads, group)).permute(1, 2, 0, 3)
-        return _attend(q, k, v, mask, config).permute(2, 0, 1, 3).flatten(1, 2)
+        sinks = None if sinks is None else sinks.view(config.num_kv_heads, group, 1, 1)
+        return _attend(q, k, v, mask, sinks, config).permute(2, 0, 1, 3).flatten(1, 2)
 
     def _prefill_plan(
         self, cache: LayerCache, index: int, q: Tensor, metadata: AttentionMetadata
@@ -231,13 +237,21 @@ def _first_block(length: int, window: int | None, metadata: AttentionMetadata) -
     return 0 if window is None else max(0, length - window) // metadata.block_size
 
 
-def _attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, config: AttentionConfig) -> Tensor:
-    """Attention of q (a, b, queries, head_dim) to k and v (a, b, keys, ...); `mask` is added to the scores."""
-    if config.softcap is None:
+def _attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, sinks: Tensor | None, config: AttentionConfig) -> Tensor:
+    """Attention of q (a, b, queries, head_dim) to k and v (a, b, keys, ...); `mask` is added to the scores.
+
+    sinks: of each query, so that (a, b, queries, 1) is a larger shape.
+    """
+    if config.softcap is None and sinks is None:
         return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=config.scale)
-    scores = torch.matmul(q, k.transpose(-1, -2)).float().mul_(config.scale / config.softcap)
-    scores.tanh_().mul_(config.softcap).add_(mask)
-    return torch.matmul(torch.softmax(scores, dim=-1).to(v.dtype), v)
+    scores = torch.matmul(q, k.transpose(-1, -2)).float().mul_(config.scale)
+    if config.softcap is not None:
+        scores.div_(config.softcap).tanh_().mul_(config.softcap)
+    scores.add_(mask)
+    if sinks is not None:
+        scores = torch.cat((scores, sinks.float().expand(*scores.shape[:-1], 1)), dim=-1)
+    weights = torch.softmax(scores, dim=-1)[..., : k.shape[-2]]
+    return torch.matmul(weights.to(v.dtype), v)
 
 
 def _mask(seen: Tensor, dtype: torch.dtype) -> Tensor:

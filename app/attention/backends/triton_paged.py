@@ -146,13 +146,15 @@ class TritonPagedBackend:
         slots = metadata.slot_mappings[cache.group]
         return rotate_and_store(qkv, cache.config.num_heads, rope, norms, cache.kv, slots)
 
-    def attend(self, cache: LayerCache, q: Tensor, metadata: GpuMetadata) -> Tensor:
+    def attend(self, cache: LayerCache, q: Tensor, sinks: Tensor | None, metadata: GpuMetadata) -> Tensor:
         """See `AttentionBackend.attend`."""
         config = cache.config
         q = q.contiguous()
         out = q.new_empty(q.shape[0], config.num_heads, config.v_head_dim)
         caches = cache.kv, metadata.block_tables[cache.group]
-        options: dict[str, Any] = {"scale": config.scale, "window": config.window, "softcap": config.softcap}
+        options: dict[str, Any] = {
+            "scale": config.scale, "window": config.window, "softcap": config.softcap, "sinks": sinks,
+        }  # fmt: skip
         count = metadata.decode_rows.shape[0]
         if count:
             decodes = metadata.decode_rows, metadata.decode_lens, metadata.decode_counts

@@ -17,8 +17,8 @@ _SLICE = 16
 
 
 @inline
-def _softmax(scores, low, high, scale, softcap):  # type: ignore[no-untyped-def]
-    """Of scores (positions,) from low to before high, in place; others become 0."""
+def _softmax(scores, low, high, scale, softcap, sink):  # type: ignore[no-untyped-def]
+    """Of scores (positions,) from low to before high, and of a sink, in place; others become 0."""
     for i in range(low):
         scores[i] = np.float32(0)
     for i in range(high, scores.shape[0]):
@@ -30,17 +30,17 @@ def _softmax(scores, low, high, scale, softcap):  # type: ignore[no-untyped-def]
         for i in range(seen.shape[0]):
             seen[i] = softcap * np.tanh(seen[i] / softcap)
     # LLVM makes no vectors of one running maximum, since that of what is no number depends on the order.
-    maxima = np.full(_SLICE, seen[0])
+    maxima = np.full(_SLICE, max(seen[0], sink))
     whole = seen.shape[0] // _SLICE * _SLICE
     for first in range(0, whole, _SLICE):
         for i in range(_SLICE):
             maxima[i] = max(maxima[i], seen[first + i])
-    largest = seen[0]
+    largest = maxima[0]
     for i in range(_SLICE):
         largest = max(largest, maxima[i])
     for i in range(whole, seen.shape[0]):
         largest = max(largest, seen[i])
-    total = np.float32(0)
+    total = exp(sink - largest)
     for i in range(seen.shape[0]):
         weight = exp(seen[i] - largest)
         seen[i] = weight
@@ -89,13 +89,27 @@ def paged_attention(group: int, head_dim: int, v_head_dim: int, block_size: int)
     - tiles (tiles, 4): row, first token, number of tokens (0: nothing to do), position of the first token,
     - window: each token sees the last `window` positions, or all if that is 0,
     - scale and softcap (0: none), float32,
+    - sinks (num_kv_heads * group,), or none: see `app.attention.layer.Attention.forward`,
     - out (tokens, num_kv_heads * group, v_head_dim), which it fills.
     """
     whole, rest = v_head_dim // _SLICE, v_head_dim % _SLICE
 
     @kernel
     def run(  # type: ignore[no-untyped-def]
-        begin, end, q, k_cache, v_cache, k_scales, v_scales, block_tables, tiles, window, scale, softcap, out
+        begin,
+        end,
+        q,
+        k_cache,
+        v_cache,
+        k_scales,
+        v_scales,
+        block_tables,
+        tiles,
+        window,
+        scale,
+        softcap,
+        sinks,
+        out,
     ):
         num_tiles = tiles.shape[0]
         for task in range(begin, end):
@@ -126,7 +140,8 @@ def paged_attention(group: int, head_dim: int, v_head_dim: int, block_size: int)
                 seen = position + t + 1
                 low = max(0, seen - window) - base * block_size if window > 0 else 0
                 for g in range(group):
-                    _softmax(scores[t * group + g], low, seen - base * block_size, scale, softcap)
+                    sink = to_float(sinks[head * group + g]) if sinks.shape[0] > 0 else np.float32(-np.inf)
+                    _softmax(scores[t * group + g], low, seen - base * block_size, scale, softcap, sink)
             results = np.zeros((rows, v_head_dim), np.float32)
             for block in range(blocks):
                 begins = (base + block) * block_size

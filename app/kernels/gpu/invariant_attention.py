@@ -25,6 +25,7 @@ from .paged_attention import (
     OVERLAPPING_DECODES,
     Tiling,
     attend_tile,
+    first_state,
     fitting,
     mean,
 )
@@ -53,12 +54,12 @@ def _first_key(position, TILE: tl.constexpr, WINDOW: tl.constexpr):
 
 @triton.jit(do_not_specialize=["splits"])
 def _attend(
-    q, k_cache, v_cache, k_scales, v_scales, tables, tiles, lens, counts, out, parts, lses, scale, softcap,
+    q, k_cache, v_cache, k_scales, v_scales, tables, tiles, lens, counts, sinks, out, parts, lses, scale, softcap,
     table_stride, splits, most_parts, GROUP: tl.constexpr, ROWS: tl.constexpr, KV_HEADS: tl.constexpr,
     DIM: tl.constexpr, V_DIM: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_V: tl.constexpr, BLOCK_SIZE: tl.constexpr,
     TILE: tl.constexpr,
-    PART: tl.constexpr, IS_DECODE: tl.constexpr, WINDOW: tl.constexpr, SOFTCAP: tl.constexpr, SLOW: tl.constexpr,
-    SCALED: tl.constexpr, STAGES: tl.constexpr, OVERLAPS: tl.constexpr = False,
+    PART: tl.constexpr, IS_DECODE: tl.constexpr, WINDOW: tl.constexpr, SOFTCAP: tl.constexpr, SINKS: tl.constexpr,
+    SLOW: tl.constexpr, SCALED: tl.constexpr, STAGES: tl.constexpr, OVERLAPS: tl.constexpr = False,
 ):  # fmt: skip
     """One K/V head, and some successive query tokens of one request, each with all of its heads: ROWS queries.
 
@@ -92,8 +93,7 @@ def _attend(
     all_see = 0 if WINDOW > 0 else (position + 1) // TILE * TILE
     mask = is_query[:, None] & (dv[None, :] < V_DIM)
     nothing = tl.full([ROWS], float("-inf"), tl.float32), tl.zeros([ROWS], tl.float32)
-    largest, total = nothing
-    acc = tl.zeros([ROWS, BLOCK_V], tl.float32)
+    largest, total, acc = first_state(sinks, head * GROUP + m % GROUP, is_query, ROWS, BLOCK_V, SINKS)
     for part in range(first // PART + split, tl.cdiv(end, PART), splits):
         start, stop = tl.maximum(part * PART, first), tl.minimum((part + 1) * PART, end)
         full = tl.minimum(tl.maximum(all_see, start), stop)
@@ -125,8 +125,8 @@ def _attend(
 
 @triton.jit
 def _merge(
-    parts, lses, lens, out, most_parts, HEADS: tl.constexpr, V_DIM: tl.constexpr, BLOCK_V: tl.constexpr,
-    TILE: tl.constexpr, PART: tl.constexpr, WINDOW: tl.constexpr, OVERLAPS: tl.constexpr = False,
+    parts, lses, lens, sinks, out, most_parts, HEADS: tl.constexpr, V_DIM: tl.constexpr, BLOCK_V: tl.constexpr,
+    TILE: tl.constexpr, PART: tl.constexpr, WINDOW: tl.constexpr, SINKS: tl.constexpr, OVERLAPS: tl.constexpr = False,
 ):  # fmt: skip
     """Add up the parts of one head of one decode, in their order."""
     wait_for_input(OVERLAPS, LETS_NEXT=True)
@@ -134,8 +134,7 @@ def _merge(
     one, dv = tl.arange(0, 1), tl.arange(0, BLOCK_V)[None, :]
     q_head = request.to(tl.int64) * HEADS + head + one
     end = tl.load(lens + request)
-    largest, total = tl.full([1], float("-inf"), tl.float32), tl.zeros([1], tl.float32)
-    acc = tl.zeros([1, BLOCK_V], tl.float32)
+    largest, total, acc = first_state(sinks, head + one, one == 0, 1, BLOCK_V, SINKS)
     for part in tl.range(_first_key(end - 1, TILE, WINDOW) // PART, tl.cdiv(end, PART), num_stages=4):
         place = q_head * most_parts + part
         result = tl.load(parts + place[:, None] * V_DIM + dv, mask=dv < V_DIM, other=0.0)
@@ -146,7 +145,7 @@ def _merge(
 
 def decode(
     q: Tensor, kv: LayerKV, tables: Tensor, rows: Tensor, seq_lens: Tensor, counts: Tensor, out: Tensor,
-    *, scale: float, window: int | None, softcap: float | None, splits: int,
+    *, scale: float, window: int | None, softcap: float | None, sinks: Tensor | None, splits: int,
 ) -> None:  # fmt: skip
     """See `.paged_attention.decode`; `splits`: programs that share the parts of each past."""
     decodes, heads, _ = q.shape
@@ -154,31 +153,34 @@ def decode(
     most_parts = triton.cdiv(tables.shape[1] * block_size, PART)
     parts = torch.empty(decodes * heads * most_parts * v_dim, dtype=torch.float32, device=q.device)
     lses = torch.empty(decodes * heads * most_parts, dtype=torch.float32, device=q.device)
-    constants = _constants(q, kv, window, softcap, *_tile_of_decodes(q, kv, splits))
+    constants = _constants(q, kv, window, softcap, sinks, *_tile_of_decodes(q, kv, splits))
+    of_heads = q if sinks is None else sinks
     launch(
         _attend, (decodes, kv_heads, splits),
-        q, *kv, tables, rows, seq_lens, counts, out, parts, lses, scale, softcap or 0.0, tables.stride(0), splits,
-        most_parts, **constants, IS_DECODE=True, STAGES=3, overlaps=decodes <= OVERLAPPING_DECODES, num_stages=3,
+        q, *kv, tables, rows, seq_lens, counts, of_heads, out, parts, lses, scale, softcap or 0.0, tables.stride(0),
+        splits, most_parts, **constants, IS_DECODE=True, STAGES=3, overlaps=decodes <= OVERLAPPING_DECODES,
+        num_stages=3,
     )  # fmt: skip
     launch(
-        _merge, (decodes, heads), parts, lses, seq_lens, out, most_parts,
+        _merge, (decodes, heads), parts, lses, seq_lens, of_heads, out, most_parts,
         HEADS=heads, V_DIM=v_dim, BLOCK_V=constants["BLOCK_V"], TILE=constants["TILE"], PART=PART, WINDOW=window or 0,
+        SINKS=sinks is not None,
         overlaps=decodes <= OVERLAPPING_DECODES, num_warps=1, enable_fp_fusion=False,
     )  # fmt: skip
 
 
 def chunks(
     q: Tensor, kv: LayerKV, tables: Tensor, tiles: Tensor, out: Tensor,
-    *, scale: float, window: int | None, softcap: float | None, tile_tokens: int,
+    *, scale: float, window: int | None, softcap: float | None, sinks: Tensor | None, tile_tokens: int,
 ) -> None:  # fmt: skip
     """See `.paged_attention.chunks`."""
     kv_heads = kv.k.shape[1]
     group = q.shape[1] // kv_heads
     launch(
         _attend, (tiles.shape[0], kv_heads, 1),
-        q, *kv, tables, tiles, tiles, tiles, out, out, out, scale, softcap or 0.0, tables.stride(0), 1, 0,
-        **_constants(q, kv, window, softcap, max(_ROWS, tile_tokens * group), 4), IS_DECODE=False, STAGES=2,
-        num_stages=2,
+        q, *kv, tables, tiles, tiles, tiles, q if sinks is None else sinks, out, out, out, scale, softcap or 0.0,
+        tables.stride(0), 1, 0, **_constants(q, kv, window, softcap, sinks, max(_ROWS, tile_tokens * group), 4),
+        IS_DECODE=False, STAGES=2, num_stages=2,
     )  # fmt: skip
 
 
@@ -202,7 +204,13 @@ def _adds_alike() -> bool:
 
 
 def _constants(
-    q: Tensor, kv: LayerKV, window: int | None, softcap: float | None, rows: int, warps: int
+    q: Tensor,
+    kv: LayerKV,
+    window: int | None,
+    softcap: float | None,
+    sinks: Tensor | None,
+    rows: int,
+    warps: int,
 ) -> dict[str, Any]:
     """What decodes and chunks have in common, but for the rows of a tile and the warps that share them."""
     _, heads, dim = q.shape
@@ -221,6 +229,7 @@ def _constants(
         "PART": PART,
         "WINDOW": window or 0,
         "SOFTCAP": softcap is not None,
+        "SINKS": sinks is not None,
         "SLOW": q.dtype is torch.float32,
         "SCALED": kv.k.dtype in ROUNDED_DTYPES,
         "num_warps": warps,

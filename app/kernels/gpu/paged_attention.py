@@ -101,13 +101,27 @@ def mean(total, acc, SCALED: tl.constexpr):
     return acc / tl.where(total > 0, total, 1.0)[:, None]
 
 
+@triton.jit
+def first_state(sinks, heads, takes, ROWS: tl.constexpr, BLOCK_V: tl.constexpr, SINKS: tl.constexpr):
+    """The `state` of `attend_tile` before the first key, of rows with some heads (rows,).
+
+    A sink is there from the beginning, if the rows are to be begun with it: `takes` (rows,).
+    """
+    acc = tl.zeros([ROWS, BLOCK_V], tl.float32)
+    if SINKS:
+        sink = tl.load(sinks + heads, mask=takes, other=float("-inf")).to(tl.float32) * 1.4426950408889634
+        return sink, tl.where(takes, 1.0, 0.0), acc
+    else:
+        return tl.full([ROWS], float("-inf"), tl.float32), tl.zeros([ROWS], tl.float32), acc
+
+
 @triton.jit(do_not_specialize=["splits"])
 def _decode(
-    q, k_cache, v_cache, k_scales, v_scales, tables, rows, seq_lens, counts, out, partial, lse, scale, softcap,
+    q, k_cache, v_cache, k_scales, v_scales, tables, rows, seq_lens, counts, sinks, out, partial, lse, scale, softcap,
     table_stride, splits, GROUP: tl.constexpr, ROWS: tl.constexpr, KV_HEADS: tl.constexpr, DIM: tl.constexpr,
     V_DIM: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_V: tl.constexpr, BLOCK_SIZE: tl.constexpr, TILE: tl.constexpr,
-    IS_WHOLE: tl.constexpr, WINDOW: tl.constexpr, SOFTCAP: tl.constexpr, SLOW: tl.constexpr, SCALED: tl.constexpr,
-    STAGES: tl.constexpr, OVERLAPS: tl.constexpr = False,
+    IS_WHOLE: tl.constexpr, WINDOW: tl.constexpr, SOFTCAP: tl.constexpr, SINKS: tl.constexpr, SLOW: tl.constexpr,
+    SCALED: tl.constexpr, STAGES: tl.constexpr, OVERLAPS: tl.constexpr = False,
 ):  # fmt: skip
     """One K/V head of some decodes of one request, and one of `splits` equal parts of their past: the whole, if
     IS_WHOLE.
@@ -129,9 +143,9 @@ def _decode(
     m, d, dv = tl.arange(0, ROWS), tl.arange(0, BLOCK_D), tl.arange(0, BLOCK_V)
     q_head = (request + m // GROUP).to(tl.int64) * KV_HEADS * GROUP + head * GROUP + m % GROUP
     is_query = m < count * GROUP
-    largest = tl.full([ROWS], float("-inf"), tl.float32)
-    total = tl.zeros([ROWS], tl.float32)
-    acc = tl.zeros([ROWS, BLOCK_V], tl.float32)
+    # The first part has the sinks.
+    begins = m < tl.where(split == 0, count * GROUP, 0)
+    largest, total, acc = first_state(sinks, head * GROUP + m % GROUP, begins, ROWS, BLOCK_V, SINKS)
     if start < end:
         queries = tl.load(
             q + q_head[:, None] * DIM + d[None, :], mask=is_query[:, None] & (d[None, :] < DIM), other=0.0
@@ -222,14 +236,16 @@ def _shared_memory() -> int:
 
 def decode(
     q: Tensor, kv: LayerKV, tables: Tensor, rows: Tensor, seq_lens: Tensor, counts: Tensor, out: Tensor,
-    *, scale: float, window: int | None, softcap: float | None, splits: int, tiling: Tiling | None = None,
+    *, scale: float, window: int | None, softcap: float | None, sinks: Tensor | None, splits: int,
+    tiling: Tiling | None = None,
 ) -> None:  # fmt: skip
     """One query token per decode: q (decodes, heads, head_dim) to out (decodes, heads, v_head_dim).
 
     rows (decodes,) int32: each one's row in the block tables; seq_lens (decodes,) int32: tokens that it sees, its own
     included, or 0 for none, whose `out` is 0. counts (decodes,) int32: number of decodes that are taken together, from
     this one on, successive tokens of one request; 0 for the others of these. There may be so many of them that
-    their query heads are DECODE_QUERIES. `splits`, a power of two: parts that each past is cut into.
+    their query heads are DECODE_QUERIES. sinks (heads,): see `app.attention.layer.Attention.forward`. `splits`, a power
+    of two: parts that each past is cut into.
     """
     tiling = tiling or _tiling_of_decodes(q, kv, splits)
     decodes, heads, dim = q.shape
@@ -242,11 +258,12 @@ def decode(
     block_v = triton.next_power_of_2(v_dim)
     launch(
         _decode, (decodes, kv_heads, splits),
-        q, *kv, tables, rows, seq_lens, counts, out, partial, lse, scale, softcap or 0.0, tables.stride(0), splits,
+        q, *kv, tables, rows, seq_lens, counts, q if sinks is None else sinks, out, partial, lse, scale, softcap or 0.0,
+        tables.stride(0), splits,
         GROUP=group, ROWS=max(DECODE_QUERIES, triton.next_power_of_2(group)), KV_HEADS=kv_heads, DIM=dim, V_DIM=v_dim,
         BLOCK_D=max(16, triton.next_power_of_2(dim)), BLOCK_V=max(LEAST_BLOCK_V, block_v), BLOCK_SIZE=block_size,
         TILE=tiling.keys, IS_WHOLE=splits == 1, WINDOW=window or 0, SOFTCAP=softcap is not None,
-        SLOW=q.dtype is torch.float32,
+        SINKS=sinks is not None, SLOW=q.dtype is torch.float32,
         SCALED=kv.k.dtype in ROUNDED_DTYPES, STAGES=tiling.stages, overlaps=decodes <= OVERLAPPING_DECODES,
         num_warps=tiling.warps, num_stages=tiling.stages,
     )  # fmt: skip
@@ -259,10 +276,11 @@ def decode(
 
 @triton.jit
 def _chunks(
-    q, k_cache, v_cache, k_scales, v_scales, tables, tiles, out, scale, softcap, table_stride,
+    q, k_cache, v_cache, k_scales, v_scales, tables, tiles, sinks, out, scale, softcap, table_stride,
     GROUP: tl.constexpr, ROWS: tl.constexpr, KV_HEADS: tl.constexpr, DIM: tl.constexpr, V_DIM: tl.constexpr,
     BLOCK_D: tl.constexpr, BLOCK_V: tl.constexpr, BLOCK_SIZE: tl.constexpr, TILE: tl.constexpr,
-    WINDOW: tl.constexpr, SOFTCAP: tl.constexpr, SLOW: tl.constexpr, SCALED: tl.constexpr, STAGES: tl.constexpr,
+    WINDOW: tl.constexpr, SOFTCAP: tl.constexpr, SINKS: tl.constexpr, SLOW: tl.constexpr, SCALED: tl.constexpr,
+    STAGES: tl.constexpr,
 ):  # fmt: skip
     """One K/V head, and some successive query tokens of one request, each with all of its heads: ROWS queries."""
     tile, head = tl.program_id(0), tl.program_id(1)
@@ -289,9 +307,7 @@ def _chunks(
         first = 0
         if WINDOW > 0:
             first = tl.maximum(position + 1 - WINDOW, 0) // TILE * TILE
-        largest = tl.full([ROWS], float("-inf"), tl.float32)
-        total = tl.zeros([ROWS], tl.float32)
-        acc = tl.zeros([ROWS, BLOCK_V], tl.float32)
+        largest, total, acc = first_state(sinks, head * GROUP + m % GROUP, is_query, ROWS, BLOCK_V, SINKS)
         full = first if WINDOW > 0 else (position + 1) // TILE * TILE
         for begin in range(first, full, TILE):
             largest, total, acc = attend_tile(
@@ -310,7 +326,7 @@ def _chunks(
 
 def chunks(
     q: Tensor, kv: LayerKV, tables: Tensor, tiles: Tensor, out: Tensor,
-    *, scale: float, window: int | None, softcap: float | None, tile_tokens: int,
+    *, scale: float, window: int | None, softcap: float | None, sinks: Tensor | None, tile_tokens: int,
 ) -> None:  # fmt: skip
     """Chunks of prompts: q (tokens, heads, head_dim) to out (tokens, heads, v_head_dim).
 
@@ -323,11 +339,11 @@ def chunks(
     tiling = fitting(Tiling(128, 4, 3) if kv.k.dtype in ROUNDED_DTYPES else Tiling(64, 4, 2), kv)
     launch(
         _chunks, (tiles.shape[0], kv_heads),
-        q, *kv, tables, tiles, out, scale, softcap or 0.0, tables.stride(0),
+        q, *kv, tables, tiles, q if sinks is None else sinks, out, scale, softcap or 0.0, tables.stride(0),
         GROUP=group, ROWS=max(16, triton.next_power_of_2(tile_tokens * group)), KV_HEADS=kv_heads, DIM=dim,
         V_DIM=v_dim, BLOCK_D=max(16, triton.next_power_of_2(dim)),
         BLOCK_V=max(LEAST_BLOCK_V, triton.next_power_of_2(v_dim)), BLOCK_SIZE=block_size, TILE=tiling.keys,
-        WINDOW=window or 0, SOFTCAP=softcap is not None,
+        WINDOW=window or 0, SOFTCAP=softcap is not None, SINKS=sinks is not None,
         SLOW=q.dtype is torch.float32, SCALED=kv.k.dtype in ROUNDED_DTYPES, STAGES=tiling.stages,
         num_warps=tiling.warps, num_stages=tiling.stages,
     )  # fmt: skip
