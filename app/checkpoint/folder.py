@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import ModelError
+from .aliases import Alias, alias_of
 from .encoders import EncoderConfig, parse_encoder_config
 from .families import max_position_embeddings
 
@@ -57,12 +58,25 @@ class ModelFolder:
             raise ModelError(f"{self.path / name} is not a JSON object")
         return content
 
-    @property
+    @cached_property
     def config(self) -> dict[str, Any]:
-        """config.json, which every model has."""
+        """config.json, which every model has, in transformers' words."""
         if self.read("config.json") is None:
             raise ModelError(f"{self.path} has no config.json")
-        return self.read_object("config.json")
+        raw = self.read_object("config.json")
+        if self.alias is None:
+            return raw
+        if self.alias.renames_tensors and raw.get("quantization_config"):
+            raise self.unusable(f"quantized weights of a {raw['model_type']} are not supported")
+        try:
+            return self.alias.config(raw)
+        except (ValueError, LookupError, TypeError, ArithmeticError) as error:
+            raise self.unusable(error) from error
+
+    @cached_property
+    def alias(self) -> Alias | None:
+        """How the files differ from those of transformers' model; None if they do not."""
+        return alias_of(self.read_object("config.json"))
 
     @property
     def weight_files(self) -> list[Path]:
@@ -160,6 +174,8 @@ class ModelFolder:
     @cached_property
     def encoder(self) -> EncoderConfig | None:
         """How the model encodes texts; None for a model that generates."""
+        if self.alias is not None:
+            return None
         try:
             return parse_encoder_config(self.read)
         except (ValueError, TypeError, AttributeError) as error:

@@ -3,11 +3,15 @@
 from typing import Any
 
 from transformers import (
+    CONFIG_MAPPING,
     MODEL_FOR_CAUSAL_LM_MAPPING,
     MODEL_FOR_MULTIMODAL_LM_MAPPING,
+    AutoConfig,
     AutoModelForCausalLM,
     AutoModelForMultimodalLM,
 )
+
+from ..checkpoint.folder import ModelFolder
 
 _MAPPINGS: tuple[tuple[Any, Any], ...] = (
     (AutoModelForCausalLM, MODEL_FOR_CAUSAL_LM_MAPPING),
@@ -22,3 +26,12 @@ def auto_class(config: Any, architecture: str) -> Any | None:
     """
     by_name = {mapping[type(config)].__name__: auto for auto, mapping in _MAPPINGS if type(config) in mapping}
     return by_name.get(architecture, next(iter(by_name.values()), None))
+
+
+def config_of(folder: ModelFolder) -> Any:
+    """transformers' config of a folder."""
+    if folder.alias is not None:
+        kind: Any = CONFIG_MAPPING[folder.model_type]
+        return kind.from_dict(folder.config)
+    # The default of trust_remote_code is not False, but to ask on the terminal.
+    return AutoConfig.from_pretrained(folder.path, trust_remote_code=False)

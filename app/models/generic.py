@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_pre_hook
-from transformers import CONFIG_MAPPING, MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig
+from transformers import CONFIG_MAPPING, MODEL_FOR_CAUSAL_LM_MAPPING
 from transformers import __version__ as version
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
@@ -26,7 +26,7 @@ from ..checkpoint.folder import ModelFolder
 from ..errors import ModelError
 from ..layers.methods import Methods
 from ..layers.recurrent import StatePart, step_of
-from .classes import auto_class
+from .classes import auto_class, config_of
 from .fixed_ropes import fix_ropes
 from .fusion import fuse
 from .recurrent import keep_states
@@ -182,8 +182,7 @@ def load_generic(
     if kind not in CONFIG_MAPPING:
         raise ModelError(f"{file}: transformers {version} knows no model_type {kind}{own_code}")
     try:
-        # The default of trust_remote_code is not False, but to ask on the terminal.
-        config = AutoConfig.from_pretrained(path, trust_remote_code=False)
+        config = config_of(folder)
         if (auto := auto_class(config, folder.architecture)) is None:
             raise ModelError(f"{file}: transformers {version} has no {kind} that generates from text alone{own_code}")
         _refuse_unsupported(config)

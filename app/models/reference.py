@@ -22,17 +22,24 @@ def transformers_model(
     """
     from transformers import AutoConfig  # seconds, which wait until the model is found
 
-    from .classes import auto_class
+    from .classes import auto_class, config_of
+    from .stored import own_class
+    from .weights import plain_tensors
 
     options: dict[str, Any] = {"dtype": dtype, "attn_implementation": attn_implementation}
-    if (file := ModelFolder(folder).gguf_file) is not None:
+    opened = ModelFolder(folder)
+    place: Path | None = folder
+    if (file := opened.gguf_file) is not None:
         # It needs to be told the model's configuration, of which it reads less from the file than Paceline.
-        config = {key: value for key, value in ModelFolder(folder).config.items() if key != "quantization_config"}
+        config = {key: value for key, value in opened.config.items() if key != "quantization_config"}
         is_tied = "output.weight" not in GgufFile(file).tensors
         shape = AutoConfig.for_model(**config | {"tie_word_embeddings": is_tied})
-        options |= {"gguf_file": file.name, "config": shape}
+        options |= {"gguf_file": file.name}
     else:
-        shape = AutoConfig.from_pretrained(folder, trust_remote_code=False)
-    model: Any = auto_class(shape, ModelFolder(folder).architecture).from_pretrained(folder, **options)
+        shape = config_of(opened)
+    kind = auto_class(shape, opened.architecture)
+    if opened.alias is not None and opened.alias.renames_tensors:
+        kind, place, options = own_class(kind, shape), None, options | {"state_dict": plain_tensors(opened)}
+    model: Any = kind.from_pretrained(place, config=shape, **options)
     loaded: PreTrainedModel = model.eval()
     return loaded

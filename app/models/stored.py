@@ -29,9 +29,11 @@ def load_pretrained(
     place: Path | None = folder.path
     if methods.quantization is None:
         refuse_codes(folder)
-        if has_four_bits(folder.quantization or {}):
-            del config.quantization_config
-            kind, place, options = _own_class(kind, config), None, options | {"state_dict": plain_tensors(folder)}
+        is_renamed = folder.alias is not None and folder.alias.renames_tensors
+        if is_renamed or has_four_bits(folder.quantization or {}):
+            if not is_renamed:
+                del config.quantization_config
+            kind, place, options = own_class(kind, config), None, options | {"state_dict": plain_tensors(folder)}
     elif folder.gguf_file is not None:
         raise ModelError(f"{folder.path}: GGUF files are for the decoder, which does not run {folder.architecture}")
     else:
@@ -60,7 +62,7 @@ def finish_stored(model: nn.Module) -> None:
 
 def _with_stored_layers(kind: Any, config: Any, methods: Methods, plain: set[str]) -> type[PreTrainedModel]:
     """A class of transformers' whose models have our layers in the place of those that are quantized."""
-    original = _own_class(kind, config)
+    original = own_class(kind, config)
 
     def init(self: Any, *arguments: Any, **options: Any) -> None:
         original.__init__(self, *arguments, **options)
@@ -69,7 +71,7 @@ def _with_stored_layers(kind: Any, config: Any, methods: Methods, plain: set[str
     return type(original.__name__, (original,), {"__init__": init, "__module__": original.__module__})
 
 
-def _own_class(kind: Any, config: Any) -> Any:
+def own_class(kind: Any, config: Any) -> Any:
     """The class of the models that a class of transformers' gives, if it chooses one by the config."""
     if issubclass(kind, PreTrainedModel):
         return kind

@@ -2,8 +2,8 @@
 
 import re
 from collections import deque
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 from math import prod
 from pathlib import Path
@@ -13,6 +13,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import nn
 
+from ..checkpoint.aliases import Alias, Config
 from ..checkpoint.folder import ModelFolder
 from ..checkpoint.quantization import embeds_by_head, has_four_bits
 from ..errors import ModelError
@@ -20,6 +21,7 @@ from ..layers.sources import Filled, Target
 from .filling import Filling, Open, Piece, fill, pieces_of
 from .four_bit_tensors import FourBitTensors
 from .gguf_tensors import GgufTensors
+from .renamed_tensors import RenamedTensors
 
 _NUMBERS = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 """Dtypes, by safetensors' names, that may be converted into each other."""
@@ -187,7 +189,10 @@ def open_files(folder: ModelFolder) -> list[Open]:
     if (file := folder.gguf_file) is not None:
         tensors = GgufTensors(file, folder.quantization or {})
         return [partial(nullcontext, tensors)]
+    reading: Callable[[Path], AbstractContextManager[Any]]
     reading = _reading_four_bits if has_four_bits(folder.quantization or {}) else _reading
+    if (alias := folder.alias) is not None and alias.renames_tensors:
+        reading = partial(_reading_renamed, alias, folder.config)
     return [partial(reading, file) for file in folder.weight_files]
 
 
@@ -199,6 +204,12 @@ def _reading(file: Path) -> Iterator[Any]:
             yield tensors
     except (SafetensorError, OSError) as error:
         raise ModelError(f"{file} is not a readable safetensors file: {error}") from error
+
+
+@contextmanager
+def _reading_renamed(alias: Alias, config: Config, file: Path) -> Iterator[RenamedTensors]:
+    with _reading(file) as tensors:
+        yield RenamedTensors(tensors, alias, config)
 
 
 @contextmanager
