@@ -5,8 +5,8 @@ but importing it takes three seconds.
 """
 
 import math
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 
@@ -27,6 +27,25 @@ class RopeConfig:
     """Llama 3.1's scaling: factor, low_freq_factor, high_freq_factor, original context length."""
     factors: tuple[float, ...] | None = None
     """What the frequency of each pair of dimensions is divided by."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExpertsConfig:
+    """A mixture of experts, in the place of a feed-forward layer."""
+
+    num_experts: int
+    top_k: int
+    """Experts that a token passes."""
+    intermediate_size: int
+    """Of one of them."""
+    normalizes: bool
+    """Whether the weights of a token's experts add up to 1."""
+    in_layers: tuple[bool, ...]
+    """Which layers have experts."""
+    block: str = "mlp"
+    """What a layer calls it, in checkpoints."""
+    names: tuple[str, str, str] = ("gate_proj", "up_proj", "down_proj")
+    """What each expert calls its gate, up and down projection."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,6 +80,7 @@ class DecoderConfig:
     attention_softcap: float | None = None
     logit_softcap: float | None = None
     embedding_scale: float = 1.0
+    experts: ExpertsConfig | None = None
 
 
 _DEFAULTS: dict[str, dict[str, Any]] = {
@@ -126,6 +146,44 @@ _DEFAULTS: dict[str, dict[str, Any]] = {
         "rms_norm_eps": 1e-5,
     },
 }
+_DEFAULTS["mixtral"] = {
+    "vocab_size": 32000,
+    "hidden_size": 4096,
+    "intermediate_size": 14336,
+    "num_key_value_heads": 8,
+    "max_position_embeddings": 131072,
+    "rms_norm_eps": 1e-5,
+    "rope_theta": 1000000.0,
+    "num_experts_per_tok": 2,
+    "num_local_experts": 8,
+}
+_DEFAULTS["olmoe"] = {
+    "vocab_size": 50304,
+    "hidden_size": 2048,
+    "intermediate_size": 2048,
+    "num_hidden_layers": 16,
+    "num_attention_heads": 16,
+    "max_position_embeddings": 4096,
+    "rms_norm_eps": 1e-5,
+    "num_experts_per_tok": 8,
+    "num_experts": 64,
+    "norm_topk_prob": False,
+}
+_DEFAULTS["qwen3_moe"] = {
+    "vocab_size": 151936,
+    "hidden_size": 2048,
+    "intermediate_size": 6144,
+    "num_hidden_layers": 24,
+    "num_key_value_heads": 4,
+    "max_position_embeddings": 32768,
+    "sliding_window": 4096,
+    "decoder_sparse_step": 1,
+    "moe_intermediate_size": 768,
+    "num_experts_per_tok": 8,
+    "num_experts": 128,
+    "norm_topk_prob": False,
+    "mlp_only_layers": None,
+}
 _DEFAULTS["qwen3"] = _DEFAULTS["qwen2"] | {"head_dim": 128}
 _DEFAULTS["gemma3_text"] = _DEFAULTS["gemma2"] | {
     "vocab_size": 262208,
@@ -156,8 +214,11 @@ _COMMON: dict[str, Any] = {
 _ONE_KIND_OF_LAYER = {
     "llama": "full_attention",
     "olmo2": "full_attention",
+    "olmoe": "full_attention",
     "mistral": "sliding_attention",
+    "mixtral": "sliding_attention",
     "phi3": "sliding_attention",
+    "qwen3_moe": "sliding_attention",
 }
 """Families whose layers all have the window, if there is one, or none of them, whatever else the checkpoint says."""
 _SIZES = (
@@ -238,10 +299,10 @@ def parse_decoder_config(raw: dict[str, Any]) -> DecoderConfig:
 def _layer_types(family: str, full: dict[str, Any]) -> list[str]:
     """Which layers attend to a window only: by the checkpoint's list, if the family reads one, or by its rule."""
     layers = range(full["num_hidden_layers"])
+    if family in ("qwen2", "qwen3", "qwen3_moe") and not full.get("use_sliding_window"):
+        return ["full_attention" for _ in layers]
     if family in _ONE_KIND_OF_LAYER:
         return [_ONE_KIND_OF_LAYER[family] for _ in layers]
-    if family in ("qwen2", "qwen3") and not full.get("use_sliding_window"):
-        return ["full_attention" for _ in layers]
     if full["layer_types"]:
         return list(full["layer_types"])
     if "sliding_window_pattern" in full:  # Gemma: every n-th layer sees everything
@@ -337,6 +398,44 @@ def _gemma3(full: dict[str, Any]) -> dict[str, Any]:
     return _gemma2(full) | {"qk_norm": "head", "ropes": tuple(ropes[kind] for kind in full["layer_types"])}
 
 
+def _mixtral(full: dict[str, Any]) -> dict[str, Any]:
+    names = ("w1", "w3", "w2")
+    experts = _experts(full, "num_local_experts", "intermediate_size", normalizes=True)
+    return {"experts": replace(experts, block="block_sparse_moe", names=names)}
+
+
+def _olmoe(full: dict[str, Any]) -> dict[str, Any]:
+    if full.get("clip_qkv") is not None:
+        raise NotCarriedError("clip_qkv")
+    return {"qk_norm": "full", "experts": _experts(full, "num_experts", "intermediate_size")}
+
+
+def _qwen3_moe(full: dict[str, Any]) -> dict[str, Any]:
+    # transformers writes "num_local_experts" for what the checkpoints of this family call "num_experts".
+    full = full | {"num_experts": full.get("num_local_experts", full["num_experts"])}
+    dense, step = full["mlp_only_layers"] or (), full["decoder_sparse_step"]
+    layers = [layer not in dense and (layer + 1) % step == 0 for layer in range(full["num_hidden_layers"])]
+    return {"qk_norm": "head", "experts": _experts(full, "num_experts", "moe_intermediate_size", layers=layers)}
+
+
+def _experts(
+    full: dict[str, Any], count: str, size: str, normalizes: bool | None = None, layers: Sequence[bool] = ()
+) -> ExpertsConfig:
+    """`count` and `size`: the names of how many experts there are, and of their size; `layers`: see `in_layers`."""
+    for name in (count, size, "num_experts_per_tok"):
+        if type(full[name]) is not int or full[name] < 1:
+            raise ValueError(f"{name} is {full[name]!r}")
+    if full["num_experts_per_tok"] > full[count]:
+        raise ValueError(f"num_experts_per_tok is {full['num_experts_per_tok']}, and there are {full[count]} experts")
+    return ExpertsConfig(
+        num_experts=full[count],
+        top_k=full["num_experts_per_tok"],
+        intermediate_size=full[size],
+        normalizes=bool(full["norm_topk_prob"]) if normalizes is None else normalizes,
+        in_layers=tuple(layers) or (True,) * full["num_hidden_layers"],
+    )
+
+
 FAMILIES: dict[str, Callable[[dict[str, Any]], dict[str, Any]]] = {
     "llama": _plain,
     "mistral": _plain,
@@ -345,6 +444,9 @@ FAMILIES: dict[str, Callable[[dict[str, Any]], dict[str, Any]]] = {
     "qwen3": _qwen3,
     "smollm3": _smollm3,
     "olmo2": _olmo2,
+    "mixtral": _mixtral,
+    "olmoe": _olmoe,
+    "qwen3_moe": _qwen3_moe,
     "gemma2": _gemma2,
     "gemma3_text": _gemma3,
 }

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .routes import Routes
 from .rows import Rows
 
 CPU_DTYPES = (torch.float32, torch.bfloat16)
@@ -149,3 +150,96 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     first, second = rotated.chunk(2, dim=-1)
     rotated = rotated * cos + torch.cat((-second, first), dim=-1) * sin
     return rotated if rotary_dim == x.shape[-1] else torch.cat((rotated, x[..., rotary_dim:]), dim=-1)
+
+
+# ---------------------------------------------------------------------- mixtures of experts
+
+
+def router_logits(x: Tensor, weight: Tensor, is_batch_invariant: bool) -> Tensor:
+    """`x @ weight.T` in float32, for x (tokens, in) and a small weight (experts, in).
+
+    With `is_batch_invariant`, a row's result depends on nothing but the row, where there are kernels.
+    """
+    if x.is_cpu and x.dtype in CPU_DTYPES:
+        out: Tensor = _cpu_experts().logits(x, weight)
+        return out
+    if x.is_cuda and HAS_TRITON and is_batch_invariant:
+        from .gpu.linear import invariant
+
+        return invariant(x, weight, None, torch.float32)
+    return logits(x, weight)
+
+
+def route(scores: Tensor, top_k: int, normalizes: bool) -> Routes:
+    """The experts with the largest scores (tokens, experts) float32, weighted by the softmax of a token's scores.
+
+    With `normalizes`, the weights of a token add up to 1. Otherwise those of all experts would.
+    """
+    if scores.is_cpu or HAS_TRITON:
+        routes: Routes = _experts(scores).route(scores, top_k, normalizes)
+        return routes
+    weights, experts = torch.softmax(scores, -1).topk(top_k)
+    if normalizes:
+        weights = weights / weights.sum(-1, keepdim=True)
+    return routes_of(experts, weights, scores.shape[1])
+
+
+def routes_of(experts: Tensor, weights: Tensor, num_experts: int) -> Routes:
+    """Routes by a choice that was made elsewhere: experts and weights (tokens, top_k)."""
+    experts, weights = experts.to(torch.int32).contiguous(), weights.float().contiguous()
+    if experts.is_cpu or HAS_TRITON:
+        routes: Routes = _experts(experts).routes_of(experts, weights, num_experts)
+        return routes
+    of_pairs = experts.flatten()
+    counts = of_pairs.bincount(minlength=num_experts).to(torch.int32)
+    return Routes(experts, weights, counts, of_pairs.argsort(stable=True).to(torch.int32))
+
+
+def grouped(x: Tensor, weight: Tensor, bias: Tensor | None, routes: Routes) -> Tensor:
+    """`x[row] @ weight[expert].T + bias[expert]` of each pair: (pairs, out).
+
+    weight: (experts, out, in); bias: (experts, out). x has a row for each pair, or (tokens, in) for each token.
+    """
+    if x.is_cuda and HAS_TRITON:
+        from .gpu.linear import grouped as on_gpu
+
+        return on_gpu(x, weight, bias, routes)
+    if x.is_cpu and x.dtype in CPU_DTYPES and len(routes.experts) <= _cpu_experts().MOST_TOKENS:
+        out: Tensor = _cpu_experts().grouped(x, weight, bias, routes)
+        return out
+    return _grouped_by_torch(x, weight, bias, routes)
+
+
+def _grouped_by_torch(x: Tensor, weight: Tensor, bias: Tensor | None, routes: Routes) -> Tensor:
+    rows = x[routes.pairs // (routes.num_pairs // len(x))]
+    out, first = x.new_empty(len(rows), weight.shape[1]), 0
+    for expert, count in enumerate(routes.counts.tolist()):
+        if count:
+            some, added = rows[first : first + count], None if bias is None else bias[expert]
+            out[routes.pairs[first : first + count]] = F.linear(some, weight[expert], added)
+            first += count
+    return out
+
+
+def combine(x: Tensor, weights: Tensor) -> Tensor:
+    """The sum of each token's pairs x (tokens * top_k, size), multiplied by weights (tokens, top_k): (tokens, size)."""
+    if _kernels(x):
+        out: Tensor = _experts(x).combine(x, weights)
+        return out
+    return (x.unflatten(0, weights.shape) * weights.unsqueeze(-1)).sum(1).to(x.dtype)
+
+
+@cache
+def _cpu_experts() -> ModuleType:
+    from .cpu import experts
+
+    return experts
+
+
+def _experts(x: Tensor) -> ModuleType:
+    """The module with the kernels for experts, on a tensor's device."""
+    if x.is_cuda:
+        from .gpu import experts
+
+        return experts
+    return _cpu_experts()

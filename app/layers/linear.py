@@ -7,6 +7,7 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
+from ..kernels.routes import Routes
 from .sources import Target
 
 
@@ -39,6 +40,13 @@ class LinearMethod(Protocol):
         """`x @ weight.T + bias` for x (..., in_features): (..., out_features) of the layer's `out_dtype`.
 
         Where `group_for` asks for them, x may be `Rows` instead.
+        """
+        ...
+
+    def grouped(self, layer: "Linear", x: Tensor, routes: Routes) -> Tensor:
+        """The product of each pair's row with the weight of its expert, of stacked experts: (pairs, outputs).
+
+        x has a row for each pair, or for each token. Where `group_for` asks for them, it may be `Rows` instead.
         """
         ...
 

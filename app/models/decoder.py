@@ -9,14 +9,21 @@ from torch import Tensor, nn
 
 from ..attention.config import AttentionConfig, HeadNorms
 from ..attention.layer import Attention
-from ..checkpoint.families import DecoderConfig, NotCarriedError
+from ..checkpoint.families import DecoderConfig, ExpertsConfig, NotCarriedError
 from ..kernels.ops import ACTIVATIONS, gated, rounded_gated, take_rows
 from ..kernels.rows import Rows
 from ..layers.linear import Head, Linear, MergedLinear
+from ..layers.moe import Experts, MixtureOfExperts, Router
 from ..layers.norm import OffsetRMSNorm, RMSNorm
 from ..layers.rotary import RotaryEmbedding
 
 RopeTables = tuple[Tensor, Tensor] | None
+
+
+def _activation(config: DecoderConfig) -> str:
+    if config.activation not in ACTIVATIONS:
+        raise NotCarriedError(f"activation {config.activation}")
+    return config.activation
 
 
 def _norm(config: DecoderConfig, size: int) -> RMSNorm:
@@ -75,9 +82,7 @@ class DecoderMLP(nn.Module):
         names = () if config.merged_in_checkpoint else ("gate_proj", "up_proj")
         self.gate_up_proj = MergedLinear(config.hidden_size, (size, size), config.mlp_bias, names)
         self.down_proj = Linear(size, config.hidden_size, config.mlp_bias)
-        if config.activation not in ACTIVATIONS:
-            raise NotCarriedError(f"activation {config.activation}")
-        self.activation = config.activation
+        self.activation = _activation(config)
 
     def forward(self, x: Tensor | Rows) -> Tensor:
         gate_up = self.gate_up_proj(x)
@@ -88,13 +93,23 @@ class DecoderMLP(nn.Module):
         return out
 
 
+def _experts(config: DecoderConfig, experts: ExpertsConfig) -> MixtureOfExperts:
+    count, size = experts.num_experts, config.hidden_size
+    return MixtureOfExperts(
+        Router(count, size, experts.top_k, experts.normalizes),
+        Experts(count, size, experts.intermediate_size, _activation(config), experts.names),
+    )
+
+
 class DecoderLayer(nn.Module):
     """Attention and MLP, each added to the residual stream, with norms before, after, or around them."""
 
     def __init__(self, config: DecoderConfig, layer: int) -> None:
         super().__init__()
         self.self_attn = DecoderAttention(config, layer)
-        self.mlp = DecoderMLP(config)
+        experts = config.experts if config.experts and config.experts.in_layers[layer] else None
+        self._mlp = experts.block if experts else "mlp"  # its name in checkpoints
+        self.add_module(self._mlp, _experts(config, experts) if experts else DecoderMLP(config))
         self.placement = config.norm_placement
         # "post_attention_layernorm" has two meanings: in Llama it stands before the MLP, in other families right behind
         # the attention.
@@ -111,23 +126,31 @@ class DecoderLayer(nn.Module):
         for name in names:
             self.add_module(name, _norm(config, config.hidden_size))
 
+    @property
+    def feed_forward(self) -> nn.Module:
+        """What follows the attention: a DecoderMLP, or a MixtureOfExperts."""
+        module: nn.Module = getattr(self, self._mlp)
+        return module
+
     def forward(self, x: Tensor, rope: RopeTables, stream: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """Takes and returns the residual stream as two parts, x and `stream`, whose sum it is; `stream` may be None.
 
         The sum is left to the next norm, which has to read both parts anyway.
         """
+        mlp = self.feed_forward
+        into_mlp = mlp.gate_up_proj if isinstance(mlp, DecoderMLP) else None  # routers read it, too
         if self.placement == "pre":
             normed = self.input_layernorm(x, stream, self.self_attn.qkv_proj)
             stream = x if stream is None else stream
-            normed = self.post_attention_layernorm(self.self_attn(normed, rope), stream, self.mlp.gate_up_proj)
-            return self.mlp(normed), stream
+            normed = self.post_attention_layernorm(self.self_attn(normed, rope), stream, into_mlp)
+            return mlp(normed), stream
         if self.placement == "post":
             x = x + self.post_attention_layernorm(self.self_attn(x, rope))
-            return x + self.post_feedforward_layernorm(self.mlp(x)), None
+            return x + self.post_feedforward_layernorm(mlp(x)), None
         normed = self.input_layernorm(x, into=self.self_attn.qkv_proj)
         x = x + self.post_attention_layernorm(self.self_attn(normed, rope))
-        normed = self.pre_feedforward_layernorm(x, into=self.mlp.gate_up_proj)
-        return x + self.post_feedforward_layernorm(self.mlp(normed)), None
+        normed = self.pre_feedforward_layernorm(x, into=into_mlp)
+        return x + self.post_feedforward_layernorm(mlp(normed)), None
 
 
 class Decoder(nn.Module):

@@ -1,8 +1,9 @@
 """Fills a model from a checkpoint's files."""
 
 import re
+from bisect import bisect_right
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 from math import prod
@@ -62,12 +63,29 @@ def _plan(model: nn.Module, folder: ModelFolder) -> deque[Filling]:
             pieces.setdefault(address, found[key])
         else:
             missing.setdefault(address, key)
-    _refuse_missing(folder, [key for address, key in missing.items() if address not in pieces])
+    filled = _Filled([targets[key].memory for key in found])
+    _refuse_missing(folder, [key for key in missing.values() if targets[key].memory not in filled])
     fillings = deque[Filling]()
     for module, of_module in of_modules:
         addresses = dict.fromkeys(target.memory.data_ptr() for target in of_module.values())
         fillings.append(Filling(module, [piece for address in addresses for piece in pieces.pop(address, ())]))
     return fillings
+
+
+class _Filled:
+    """Memory that tensors of a checkpoint fill. What begins in the same place as one of these is filled by others."""
+
+    def __init__(self, memories: Sequence[torch.Tensor]) -> None:
+        self._ends = {memory.data_ptr(): memory.data_ptr() + memory.nbytes for memory in memories}
+        self._begins = sorted(self._ends)
+
+    def __contains__(self, memory: torch.Tensor) -> bool:
+        address = memory.data_ptr()
+        before = bisect_right(self._begins, address)
+        if before == 0:
+            return False
+        begin = self._begins[before - 1]
+        return begin == address or address + memory.nbytes <= self._ends[begin]
 
 
 def match(targets: dict[str, Target], folder: ModelFolder) -> dict[str, list[Piece]]:

@@ -41,6 +41,8 @@ _EYES = {
     "patch_size": 14,
 }
 
+_MOE = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32}
+
 DECODER: dict[str, dict[str, Any]] = {
     "Llama": {"rope_parameters": _LLAMA3_ROPE, "attention_bias": True, "mlp_bias": True},
     "Mistral": {**_WINDOW, "head_dim": 24},
@@ -51,6 +53,9 @@ DECODER: dict[str, dict[str, Any]] = {
     "Gemma2": {**_WINDOW, "head_dim": 24, "query_pre_attn_scalar": 20},
     "Gemma3Text": {**_WINDOW, "head_dim": 24, "sliding_window_pattern": 2},
     "Olmo2": {},
+    "Qwen3Moe": {**_MOE, "head_dim": 24, "mlp_only_layers": [1], "norm_topk_prob": True},
+    "Mixtral": {"num_local_experts": 4, "intermediate_size": 48},
+    "Olmoe": {"num_experts": 8, "num_experts_per_tok": 3, "intermediate_size": 48},
 }
 """Families of the hand-written decoder: name of the configuration class, less "Config", to what is special here."""
 
@@ -61,7 +66,7 @@ GENERIC: dict[str, dict[str, Any]] = {
     "Starcoder2": _WINDOW,
     "Cohere": {},
     "Granite": {"logits_scaling": 2.0, "attention_multiplier": 0.3},
-    "Mixtral": {"num_local_experts": 4},
+    "Qwen2Moe": {**_MOE, "shared_expert_intermediate_size": 32},
     "DeepseekV3": {  # keys and values of different size
         "n_routed_experts": 4,
         "n_group": 1,
@@ -95,7 +100,6 @@ GENERIC: dict[str, dict[str, Any]] = {
 }
 """Families that only transformers knows."""
 
-_MOE = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32}
 _LINEAR = {
     "layer_types": ["linear_attention", "full_attention", "linear_attention"],
     "head_dim": 16,

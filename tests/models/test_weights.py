@@ -169,3 +169,27 @@ def test_codes_of_an_encoder_are_not_taken_for_numbers(tmp_path: Path) -> None:
     save_file(tensors | {name: tensors[name].to(torch.int8)}, tmp_path / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(ModelError, match=rf"{name} is of dtype I8"):
         build_encoder(load_settings(device="cpu"), tmp_path, config)
+
+
+def test_experts_may_be_one_tensor_of_all(tmp_path: Path) -> None:
+    model = write_checkpoint("Olmoe", DECODER["Olmoe"], tmp_path)
+    file = tmp_path / "model.safetensors"
+    fused = {name: tensor.clone() for name, tensor in model.state_dict().items() if ".experts." in name}
+    assert {name.rpartition(".")[2] for name in fused} == {"gate_up_proj", "down_proj"}
+
+    def filled() -> dict[str, Tensor]:
+        decoder = Decoder(parse_decoder_config(ModelFolder(tmp_path).config), 64)
+        attach(decoder, lambda _layer, _names: PLAIN)
+        load_weights(decoder, ModelFolder(tmp_path))
+        return {name: tensor for name, tensor in decoder.named_parameters() if ".experts." in name}
+
+    of_each = filled()
+    for name, tensor in fused.items():
+        assert torch.equal(of_each[f"{name.removeprefix('model.')}.weight"], tensor.flatten(0, 1))
+    others = {name: tensor for name, tensor in load_file(file).items() if ".experts." not in name}
+    save_file(others | fused, file)
+    assert all(torch.equal(tensor, of_each[name]) for name, tensor in filled().items())
+    del fused["model.layers.1.mlp.experts.down_proj"]
+    save_file(others | fused, file)
+    with pytest.raises(ModelError, match=r"lacks 8 tensors of the model, layers\.1\.mlp\.experts"):
+        filled()

@@ -29,7 +29,13 @@ class Looking(torch.nn.Module):
 
 @pytest.mark.parametrize(
     ("family", "dtype"),
-    [("Llama", "float32"), ("Llama", "bfloat16"), ("Gemma3Text", "float32"), ("Qwen3", "float32")],
+    [
+        ("Llama", "float32"),
+        ("Llama", "bfloat16"),
+        ("Gemma3Text", "float32"),
+        ("Qwen3", "float32"),
+        ("Olmoe", "float32"),
+    ],
 )
 def test_recorded_decodes_say_what_decodes_that_cannot_be_recorded_say(family: str, dtype: str, tmp_path: Path) -> None:
     write_checkpoint(family, DECODER[family], tmp_path)

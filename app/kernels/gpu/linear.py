@@ -7,6 +7,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from ..routes import Routes
+from .experts import block_size, most_blocks, rows_of
 from .launch import OVERLAPPING_ROWS, launch, wait_for_input
 
 MOST_ROWS = 64
@@ -18,17 +20,28 @@ _PROGRAMS = 132
 
 @triton.jit
 def _gemv(
-    x, weight, bias, out, N, K,
-    BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, HAS_BIAS: tl.constexpr,
+    x, weight, bias, out, experts, N, K, EVERY,
+    BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, HAS_BIAS: tl.constexpr, HAS_EXPERTS: tl.constexpr = False,
     OVERLAPS: tl.constexpr = False,
 ):  # fmt: skip
-    """BLOCK_N rows of the weight times one row of x."""
+    """BLOCK_N rows of the weight times one row of x. With HAS_EXPERTS, there are pairs, and row `pair // EVERY` is one
+    pair's.
+    """
     n = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
     k = tl.arange(0, BLOCK_K)
     is_row = n < N
+    if HAS_EXPERTS:
+        wait_for_input(OVERLAPS, LETS_NEXT=False)
+        pair = tl.program_id(1)
+        first = tl.load(experts + pair).to(tl.int64) * N
+        weight += first * K
+        bias += first
+        x += (pair // EVERY).to(tl.int64) * K
+        out += pair.to(tl.int64) * N
     place = weight + n[:, None].to(tl.int64) * K + k[None, :]
     w = tl.load(place, mask=is_row[:, None] & (k < K)[None, :], other=0.0)
-    wait_for_input(OVERLAPS, LETS_NEXT=False)
+    if not HAS_EXPERTS:
+        wait_for_input(OVERLAPS, LETS_NEXT=False)
     acc = w.to(tl.float32) * tl.load(x + k, mask=k < K, other=0.0).to(tl.float32)[None, :]
     for start in range(BLOCK_K, K, BLOCK_K):
         is_column = start + k < K
@@ -43,28 +56,31 @@ def _gemv(
 
 @triton.jit(do_not_specialize=["M"])
 def _product(
-    x, weight, bias, out, M, N, K,
+    x, weight, bias, out, counts, pairs, M, N, K, EXPERTS, EVERY,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, HAS_BIAS: tl.constexpr,
-    OVERLAPS: tl.constexpr = False,
+    BLOCK_E: tl.constexpr = 0, OVERLAPS: tl.constexpr = False,
 ):  # fmt: skip
     """BLOCK_N rows of the weight times BLOCK_M rows of x. The weight is the left factor, because it has more rows.
 
-    A sum takes its products in the order of the inputs, 16 at a time, whatever the sizes of blocks are.
+    A sum takes its products in the order of the inputs, 16 at a time, whatever the sizes of blocks are. With BLOCK_E
+    there are experts, the rows of x are those of their pairs (`rows_of`), and M is the number of tokens.
     """
-    m, n = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M), tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)
+    wait_for_input(OVERLAPS, LETS_NEXT=False)
+    first, m, to, is_token, last = rows_of(counts, pairs, M, N, K, EXPERTS, EVERY, BLOCK_M, BLOCK_E)
+    n = tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)
     k = tl.arange(0, BLOCK_K)
-    is_row, is_token = n < N, m < M
-    weights = weight + n[:, None].to(tl.int64) * K + k[None, :]
+    is_row = n < N
+    weights = weight + (first + n)[:, None] * K + k[None, :]
     xs = x + m[None, :].to(tl.int64) * K + k[:, None]
     acc = tl.zeros([BLOCK_N, BLOCK_M], tl.float32)
-    wait_for_input(OVERLAPS, LETS_NEXT=False)
-    for start in range(0, K, BLOCK_K):
+    for start in range(0, last, BLOCK_K):
         is_column = start + k < K
         w = tl.load(weights + start, mask=is_row[:, None] & is_column[None, :], other=0.0)
-        acc = tl.dot(w, tl.load(xs + start, mask=is_token[None, :] & is_column[:, None], other=0.0), acc)
+        values = tl.load(xs + start, mask=is_token[None, :] & is_column[:, None], other=0.0)
+        acc = tl.dot(w, values, acc, input_precision="ieee")
     if HAS_BIAS:
-        acc += tl.load(bias + n, mask=is_row, other=0.0).to(tl.float32)[:, None]
-    place = m[None, :].to(tl.int64) * N + n[:, None]
+        acc += tl.load(bias + first + n, mask=is_row, other=0.0).to(tl.float32)[:, None]
+    place = to[None, :].to(tl.int64) * N + n[:, None]
     tl.store(out + place, acc.to(out.dtype.element_ty), mask=is_token[None, :] & is_row[:, None])
 
 
@@ -77,7 +93,7 @@ def skinny(x: Tensor, weight: Tensor, bias: Tensor | None, dtype: torch.dtype) -
         rows, warps = (1, 2) if n * k > 2**23 else (2, 4)
         launch(
             _gemv, (triton.cdiv(n, rows),),
-            x.contiguous(), weight, weight if bias is None else bias, out, n, k,
+            x.contiguous(), weight, weight if bias is None else bias, out, x, n, k, 1,
             BLOCK_N=rows, BLOCK_K=_GEMV_BLOCK_K, HAS_BIAS=bias is not None,
             overlaps=True, num_warps=warps,
         )  # fmt: skip
@@ -100,7 +116,7 @@ def _multiply(x: Tensor, weight: Tensor, bias: Tensor | None, out: Tensor) -> No
     block_m, block_n, block_k, warps, stages = _tile(rows, n)
     launch(
         _product, (triton.cdiv(rows, block_m), triton.cdiv(n, block_n)),
-        x.contiguous(), weight, weight if bias is None else bias, out, rows, n, k,
+        x.contiguous(), weight, weight if bias is None else bias, out, x, x, rows, n, k, 0, 1,
         BLOCK_M=block_m, BLOCK_N=block_n, BLOCK_K=block_k, HAS_BIAS=bias is not None,
         overlaps=rows <= OVERLAPPING_ROWS, num_warps=warps, num_stages=stages,
     )  # fmt: skip
@@ -118,3 +134,40 @@ def _tile(rows: int, outputs: int) -> tuple[int, int, int, int, int]:
     if triton.cdiv(rows, 128) * triton.cdiv(outputs, 128) >= _PROGRAMS * 2 // 3:
         return 128, 128, 64, 8, 4
     return 128, 64, 128, 4, 3
+
+
+# ---------------------------------------------------------------------- experts
+
+
+def grouped(x: Tensor, weight: Tensor, bias: Tensor | None, routes: Routes, is_batch_invariant: bool = False) -> Tensor:
+    """The product of each pair's row with the weight of its expert; see `app.kernels.ops.grouped`."""
+    _, outputs, size = weight.shape
+    out = x.new_empty(routes.num_pairs, outputs)
+    every = routes.num_pairs // len(x)
+    x, added = x.contiguous(), weight if bias is None else bias
+    if len(routes.experts) == 1 and not is_batch_invariant:
+        rows = 2
+        launch(
+            _gemv, (triton.cdiv(outputs, rows), routes.num_pairs),
+            x, weight, added, out, routes.experts, outputs, size, every,
+            BLOCK_N=rows, BLOCK_K=_GEMV_BLOCK_K, HAS_BIAS=bias is not None, HAS_EXPERTS=True,
+            overlaps=True, num_warps=4,
+        )  # fmt: skip
+        return out
+    block_m = block_size(routes, most=128)
+    block_n, block_k, warps, stages = _grouped_tile(block_m, x.dtype)
+    launch(
+        _product, (most_blocks(routes, block_m), triton.cdiv(outputs, block_n)),
+        x, weight, added, out, routes.counts, routes.pairs, len(routes.experts), outputs, size, len(weight), every,
+        BLOCK_M=block_m, BLOCK_N=block_n, BLOCK_K=block_k, HAS_BIAS=bias is not None,
+        BLOCK_E=triton.next_power_of_2(len(weight)), overlaps=len(routes.experts) <= OVERLAPPING_ROWS,
+        num_warps=warps, num_stages=stages,
+    )  # fmt: skip
+    return out
+
+
+def _grouped_tile(rows: int, dtype: torch.dtype) -> tuple[int, int, int, int]:
+    """Outputs and inputs that a program takes at once, its warps, and stages of its loop."""
+    if dtype is torch.float32:
+        return 64, 32, 4, 2
+    return (64, 128, 4, 4) if rows <= MOST_ROWS else (128, 64, 8, 3)

@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from ...kernels.ops import HAS_TRITON
+from ...kernels.routes import Routes
 from ..linear import Linear
 from .plain import Plain
 
@@ -18,6 +19,13 @@ class Invariant(Plain):
         from ...kernels.gpu import linear
 
         return linear.invariant(x, layer.weight, layer.bias, layer.out_dtype or x.dtype)
+
+    def grouped(self, layer: Linear, x: Tensor, routes: Routes) -> Tensor:
+        """See `LinearMethod`."""
+        from ...kernels.gpu import linear
+
+        weight = layer.weight.unflatten(0, (len(routes.counts), -1))
+        return linear.grouped(x, weight, None, routes, is_batch_invariant=True)
 
 
 def has_kernel(device: torch.device, dtype: torch.dtype) -> bool:

@@ -5,6 +5,7 @@ from torch import Tensor
 
 from ...kernels.ops import refine_largest
 from ..linear import Linear
+from ..moe import Stacked
 from .plain import Plain
 
 
@@ -20,7 +21,12 @@ class OneDnn(Plain):
     """
 
     def finish(self, layer: Linear) -> None:
-        """See `LinearMethod`. The plain weight is freed, unless it is needed to compute the largest logits again."""
+        """See `LinearMethod`. The plain weight is freed, unless it is needed to compute the largest logits again.
+
+        oneDNN has no product of experts, so that their weights stay as they are.
+        """
+        if isinstance(layer, Stacked):
+            return
         layer.packed = torch.ops.mkldnn._reorder_linear_weight(layer.weight.data)
         if layer.out_dtype is None:
             layer.weight.data = layer.weight.data.new_empty(0)

@@ -3,7 +3,8 @@
 import torch
 from torch import Tensor, nn
 
-from ...kernels.ops import linear, logits, take_rows
+from ...kernels.ops import grouped, linear, logits, take_rows
+from ...kernels.routes import Routes
 from ..linear import Linear
 from ..sources import Target
 
@@ -39,6 +40,12 @@ class Plain:
         if layer.out_dtype is None:
             return linear(x, layer.weight, layer.bias)
         return logits(x, layer.weight)
+
+    def grouped(self, layer: Linear, x: Tensor, routes: Routes) -> Tensor:
+        """See `LinearMethod`."""
+        by_expert = len(routes.counts), -1
+        bias = None if layer.bias is None else layer.bias.unflatten(0, by_expert)
+        return grouped(x, layer.weight.unflatten(0, by_expert), bias, routes)
 
     def rows(self, layer: Linear, at: Tensor, dtype: torch.dtype) -> Tensor:
         """See `LinearMethod`."""

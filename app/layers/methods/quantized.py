@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from ...errors import ModelError
+from ...kernels.routes import Routes
 from ..formats.base import Format, Weight
 from ..linear import Linear, LinearMethod
 from ..sources import Target
@@ -89,6 +90,10 @@ class Stored:
         raise NotImplementedError
 
     def apply(self, layer: Linear, x: Tensor) -> Tensor:
+        """A layer has another method when it multiplies."""
+        raise NotImplementedError
+
+    def grouped(self, layer: Linear, x: Tensor, routes: Routes) -> Tensor:
         """A layer has another method when it multiplies."""
         raise NotImplementedError
 

@@ -1,0 +1,91 @@
+"""Mixtures of experts (Shazeer et al., 2017): each token passes the few feed-forward layers that a router chooses.
+
+Experts are stacked: what is one linear layer in each expert is one layer here, whose weight has the outputs of one
+expert after those of the other. So experts have the methods, formats and loading of other layers.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from ..kernels.ops import combine, gated, rounded_gated, route, router_logits
+from ..kernels.routes import Routes
+from .linear import MergedLinear
+from .sources import Target
+
+
+class Stacked(MergedLinear):
+    """A linear layer of each expert, with (num_experts * outputs) outputs in all.
+
+    Checkpoints have tensors for each expert, such as `3.gate_proj.weight`, or the plain weights of all as one tensor of
+    the layer's own name (num_experts, outputs, in_features).
+    """
+
+    def __init__(self, num_experts: int, in_features: int, sizes: Sequence[int], names: Sequence[str]) -> None:
+        """`sizes` and `names`: of the layers of an expert that this one is made of, side by side."""
+        of_all = [f"{expert}.{name}" for expert in range(num_experts) for name in names]
+        super().__init__(in_features, list(sizes) * num_experts, bias=False, names=of_all)
+        self.num_experts = num_experts
+
+    def forward(self, x: Tensor, routes: Routes) -> Tensor:  # type: ignore[override]
+        """The outputs of each pair's expert (pairs, outputs), for x with a row for each pair, or for each token."""
+        return self.method.grouped(self, x, routes)
+
+    def sources(self, name: str) -> dict[str, Target]:
+        """See `Filled`."""
+        sources = super().sources(name)
+        if "weight" in dict(self.named_parameters(recurse=False)):
+            sources[name] = Target(self.weight.data.unflatten(0, (self.num_experts, -1)))
+        return sources
+
+
+class Experts(nn.Module):
+    """The experts alone: gated feed-forward layers whose results are added up, with the weights of routes."""
+
+    def __init__(
+        self, num_experts: int, hidden_size: int, intermediate_size: int, activation: str, names: Sequence[str]
+    ) -> None:
+        """`names`: of gate, up and down projection of an expert, in checkpoints. `activation`: see `gated`."""
+        super().__init__()
+        *into, back = names
+        self.gate_up_proj = Stacked(num_experts, hidden_size, (intermediate_size, intermediate_size), into)
+        self.down_proj = Stacked(num_experts, intermediate_size, (hidden_size,), (back,))
+        self.activation = activation
+
+    def forward(self, x: Tensor, routes: Routes) -> Tensor:
+        """For x (tokens, hidden_size): the same shape."""
+        gate_up = self.gate_up_proj(x, routes)
+        group = self.down_proj.group_for(gate_up)
+        inner = rounded_gated(gate_up, self.activation, group) if group else gated(gate_up, self.activation)
+        return combine(self.down_proj(inner, routes), routes.weights)
+
+
+class Router(nn.Module):
+    """Chooses the experts of each token. It is small and decides much, so it is never quantized."""
+
+    def __init__(self, num_experts: int, hidden_size: int, top_k: int, normalizes: bool) -> None:
+        """`normalizes`: whether the weights of the experts that are chosen add up to 1."""
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(num_experts, hidden_size))
+        self.top_k = top_k
+        self.normalizes = normalizes
+
+    def forward(self, x: Tensor, is_batch_invariant: bool) -> Routes:
+        """For x (tokens, hidden_size). `is_batch_invariant`: whether the experts' products are."""
+        return route(router_logits(x, self.weight, is_batch_invariant), self.top_k, self.normalizes)
+
+
+class MixtureOfExperts(nn.Module):
+    """A router and its experts, in the place of a feed-forward layer."""
+
+    def __init__(self, gate: Router, experts: Experts) -> None:
+        super().__init__()
+        self.gate = gate
+        self.experts = experts
+
+    def forward(self, x: Tensor) -> Tensor:
+        """For x (tokens, hidden_size): the same shape."""
+        routes = self.gate(x, self.experts.gate_up_proj.method.is_batch_invariant)
+        out: Tensor = self.experts(x, routes)
+        return out

@@ -1,0 +1,120 @@
+"""What a mixture of experts does, on the CPU and on a GPU (or in Triton's interpreter), against float64."""
+
+from types import ModuleType
+
+import pytest
+import torch
+from torch import Tensor
+
+pytest.importorskip("triton")
+
+from app.kernels import ops
+from app.kernels.cpu import experts as cpu
+from app.kernels.gpu import experts as gpu
+from app.kernels.gpu import linear
+from app.kernels.routes import Routes
+from tests.kernels.test_gpu import DEVICE, HALF, close, randn
+
+pytestmark = [
+    pytest.mark.usefixtures("compiled_kernels"),
+    pytest.mark.filterwarnings("ignore:overflow encountered"),
+    pytest.mark.filterwarnings("ignore:invalid value encountered"),
+]
+NUM_EXPERTS, TOP_K = 5, 3  # neither is a power of two
+
+
+def scores_of(tokens: int) -> Tensor:
+    """Some experts are chosen by nobody, and some by nearly all."""
+    torch.manual_seed(tokens)
+    return torch.randn(tokens, NUM_EXPERTS) + torch.tensor([4.0, -9.0, 0.0, 0.0, 0.5])
+
+
+def expected_routes(scores: Tensor, normalizes: bool) -> tuple[Tensor, Tensor]:
+    """Weights in float64 (tokens, experts), zero for those that are not chosen; and the choice, sorted."""
+    probabilities = torch.softmax(scores.double(), -1)
+    weights, chosen = probabilities.topk(TOP_K)
+    if normalizes:
+        weights = weights / weights.sum(-1, keepdim=True)
+    return torch.zeros_like(probabilities).scatter(1, chosen, weights), chosen.sort().values
+
+
+def pairs_of(routes: Routes, expert: int) -> list[int]:
+    if routes.pairs.dim() == 2:
+        return sorted(routes.pairs[expert, : routes.counts[expert]].tolist())
+    first = int(routes.counts[:expert].sum())
+    return routes.pairs[first : first + int(routes.counts[expert])].tolist()
+
+
+@pytest.mark.parametrize("tokens", [1, 2, 70])
+@pytest.mark.parametrize("kernels", [cpu, gpu], ids=["cpu", "gpu"])
+@pytest.mark.parametrize("normalizes", [True, False])
+def test_each_token_goes_to_its_best_experts(kernels: ModuleType, tokens: int, normalizes: bool) -> None:
+    scores = scores_of(tokens)
+    device = DEVICE if kernels is gpu else torch.device("cpu")
+    chosen = kernels.route(scores.to(device), TOP_K, normalizes)
+    again = kernels.routes_of(chosen.experts, chosen.weights, NUM_EXPERTS)
+    weights, experts = expected_routes(scores, normalizes)
+    for routes in (Routes(*(tensor.cpu() for tensor in chosen)), Routes(*(tensor.cpu() for tensor in again))):
+        assert torch.equal(routes.experts.long().sort().values, experts)
+        close(torch.zeros(weights.shape).scatter(1, routes.experts.long(), routes.weights), weights)
+        for expert in range(NUM_EXPERTS):
+            mine = (routes.experts.flatten() == expert).nonzero()[:, 0].tolist()
+            assert pairs_of(routes, expert) == mine
+            assert routes.counts[expert] == len(mine)
+
+
+@pytest.mark.parametrize("kernels", [cpu, gpu], ids=["cpu", "gpu"])
+def test_scores_that_are_no_numbers_choose_each_expert_once(kernels: ModuleType) -> None:
+    scores = torch.full((4, NUM_EXPERTS), float("nan"), device=DEVICE if kernels is gpu else "cpu")
+    routes = kernels.route(scores, TOP_K, True)
+    assert all(len(set(chosen)) == TOP_K for chosen in routes.experts.tolist())
+    assert routes.counts.sum() == 4 * TOP_K
+
+
+def products(x: Tensor, weight: Tensor, bias: Tensor | None, routes: Routes) -> Tensor:
+    """In float64: (pairs, outputs)."""
+    rows = x.double().repeat_interleave(routes.num_pairs // len(x), 0)
+    chosen = routes.experts.flatten().long()
+    out = torch.einsum("pi,poi->po", rows, weight.double()[chosen])
+    return out if bias is None else out + bias.double()[chosen]
+
+
+@pytest.mark.parametrize("tokens", [1, 2, 16, 40])
+@pytest.mark.parametrize("of_pairs", [True, False])
+def test_products_of_experts_on_a_cpu(tokens: int, of_pairs: bool) -> None:
+    routes = cpu.route(scores_of(tokens), TOP_K, True)
+    for dtype, tolerance in ((torch.float32, 2e-6), (torch.bfloat16, 2**-7)):
+        x = torch.randn(tokens * TOP_K if of_pairs else tokens, 48).to(dtype)
+        weight, bias = torch.randn(NUM_EXPERTS, 33, 48).to(dtype), torch.randn(NUM_EXPERTS, 33).to(dtype)
+        for added in (None, bias):
+            expected = products(x, weight, added, routes)
+            error = (ops.grouped(x, weight, added, routes).double() - expected).abs().max()
+            assert error <= tolerance * expected.abs().max()
+
+
+@pytest.mark.parametrize("tokens", [1, 3, 90])
+@pytest.mark.parametrize("of_pairs", [True, False])
+@pytest.mark.parametrize("dtype", [torch.float32, HALF], ids=str)
+def test_products_of_experts_on_a_gpu(tokens: int, of_pairs: bool, dtype: torch.dtype) -> None:
+    routes = gpu.route(scores_of(tokens).to(DEVICE), TOP_K, True)
+    x = randn(tokens * TOP_K if of_pairs else tokens, 144, dtype=dtype)
+    weight, bias = randn(NUM_EXPERTS, 70, 144, dtype=dtype), randn(NUM_EXPERTS, 70, dtype=dtype)
+    for added in (None, bias):
+        expected = products(x, weight, added, routes)
+        close(linear.grouped(x, weight, added, routes), expected)
+        close(linear.grouped(x, weight, added, routes, is_batch_invariant=True), expected)
+
+
+@pytest.mark.parametrize("kernels", [cpu, gpu], ids=["cpu", "gpu"])
+def test_pairs_are_added_up_by_weight(kernels: ModuleType) -> None:
+    device = DEVICE if kernels is gpu else torch.device("cpu")
+    x, weights = torch.randn(7 * TOP_K, 100), torch.rand(7, TOP_K)
+    expected = (x.double().view(7, TOP_K, 100) * weights.double()[..., None]).sum(1)
+    close(kernels.combine(x.to(device), weights.to(device)).cpu(), expected)
+
+
+def test_a_row_of_router_logits_depends_on_nothing_but_the_row() -> None:
+    x, weight = torch.randn(9, 64, dtype=torch.bfloat16), torch.randn(NUM_EXPERTS, 64, dtype=torch.bfloat16)
+    whole = cpu.logits(x, weight)
+    close(whole, x.double() @ weight.double().T)
+    assert torch.equal(torch.cat([cpu.logits(row[None], weight) for row in x]), whole)
