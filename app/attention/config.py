@@ -1,12 +1,14 @@
 """What one layer's attention looks like, and the memory that it keeps."""
 
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
 
 from ..kernels.kv import LayerKV
+
+Position = TypeVar("Position", int, Tensor)
 
 
 @dataclass(frozen=True)
@@ -21,8 +23,17 @@ class AttentionConfig:
     """Factor of the scores."""
     window: int | None = None
     """Each token sees itself and the `window - 1` tokens before it; None sees all."""
+    chunked: bool = False
+    """Windows do not move along: they begin at whole multiples of their size, and each token sees what lies in its own,
+    up to itself (Llama 4)."""
     softcap: float | None = None
     """Scores are squashed to `softcap * tanh(score / softcap)` (Gemma 2)."""
+
+    def first_seen(self, position: Position) -> Position:
+        """From where on a token at a position sees others; it may be below 0."""
+        if self.window is None:
+            return position * 0
+        return position // self.window * self.window if self.chunked else position - self.window + 1
 
 
 class HeadNorms(NamedTuple):

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_pre_hook
-from transformers import CONFIG_MAPPING, MODEL_FOR_CAUSAL_LM_MAPPING
+from transformers import CONFIG_MAPPING, MODEL_FOR_CAUSAL_LM_MAPPING, PreTrainedModel
 from transformers import __version__ as version
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
@@ -29,6 +29,7 @@ from ..layers.recurrent import StatePart, step_of
 from .classes import auto_class, config_of
 from .fixed_ropes import fix_ropes
 from .fusion import fuse
+from .places import Places
 from .recurrent import keep_states
 from .stored import finish_stored, load_pretrained
 from .weights import refuse_unmatched
@@ -39,7 +40,7 @@ _NAME = "paceline"
 _OWN_CODE = "code that comes with a checkpoint (auto_map) is not run"
 _LONGEST_QUOTE = 200
 """Characters of an error of transformers' that are shown."""
-_ATTENDING = {"full_attention", "sliding_attention", "attention", "hybrid", "hybrid_sliding"}
+_ATTENDING = {"full_attention", "sliding_attention", "chunked_attention", "attention", "hybrid", "hybrid_sliding"}
 _KEEPING_STATES = {"linear_attention", "conv", "hybrid", "hybrid_sliding"}
 _NEITHER = {"mlp", "moe"}
 """transformers' names for kinds of layers."""
@@ -73,6 +74,7 @@ def _describe(module: nn.Module, q: Tensor, k: Tensor, v: Tensor, options: dict[
     if options.get("is_causal") is False or not getattr(module, "is_causal", True):
         raise ModelError("attention that is not causal is not supported")
     scale = options.get("scaling")
+    chunk = _chunk(module)
     module.paceline = Attention(
         AttentionConfig(
             num_heads=q.shape[1],
@@ -80,10 +82,20 @@ def _describe(module: nn.Module, q: Tensor, k: Tensor, v: Tensor, options: dict[
             head_dim=q.shape[2],
             v_head_dim=v.shape[2],
             scale=q.shape[2] ** -0.5 if scale is None else float(scale),
-            window=options.get("sliding_window"),
+            window=options.get("sliding_window") if chunk is None else chunk,
+            chunked=chunk is not None,
             softcap=options.get("softcap"),
         )
     )
+
+
+def _chunk(module: Any) -> int | None:
+    """The size of the chunks that a layer attends in. transformers tells its masks alone."""
+    types = getattr(getattr(module, "config", None), "layer_types", None)
+    if not types or types[module.layer_idx] != "chunked_attention":
+        return None
+    size: int = module.config.attention_chunk_size
+    return size
 
 
 class _NoAttention(TorchPagedBackend):
@@ -147,9 +159,11 @@ class GenericModel(nn.Module):
     def __init__(self, model: Any) -> None:
         super().__init__()
         self.vocab_size, self.hidden_size = map(int, model.get_output_embeddings().weight.shape)
-        self.body = getattr(model, model.base_model_prefix)
+        name = model.base_model_prefix if hasattr(model, model.base_model_prefix) else "model"  # Llama 4 calls it so
+        self.body = getattr(model, name)
         self.fixed = _FixedHidden(self.body)
-        setattr(model, model.base_model_prefix, self.fixed)
+        setattr(model, name, self.fixed)
+        self.places = Places.of(self.body)
         self.head = model
         self.continues_prompts = True
         """Whether a prompt may be computed in several pieces."""
@@ -159,6 +173,7 @@ class GenericModel(nn.Module):
 
         `parts`: what layers that keep states compute at once.
         """
+        self.places.set(positions)
         with step_of(parts):
             out = self.body(input_ids=input_ids[None], position_ids=positions[None], use_cache=False)
         hidden: Tensor = out.last_hidden_state[0]
@@ -218,7 +233,7 @@ def _split(model: Any) -> GenericModel:
         whole = model(input_ids=tokens[None], position_ids=positions[None], use_cache=False).logits[0].float()
     try:
         with forward_context(ForwardContext(_NoAttention(), None)):
-            generic = GenericModel(model)
+            generic = GenericModel(_reader(model))
             _drop_unused(generic.body, called)
             in_two = generic.compute_logits(generic(tokens, positions))
     except (AttributeError, TypeError):  # the head wants more of the body than hidden states
@@ -228,6 +243,15 @@ def _split(model: Any) -> GenericModel:
     with forward_context(ForwardContext(_NoAttention(), None)):
         _keep_states(generic, model.config.get_text_config(), tokens, positions)
     return generic
+
+
+def _reader(model: Any) -> Any:
+    """The part of a model that also sees which is a model of text by itself, head included, as Llama 4 has one."""
+    part = getattr(model, "language_model", None)
+    is_whole = isinstance(part, PreTrainedModel) and part.get_output_embeddings() is not None
+    if is_whole:
+        log.info("of this model, the one that reads and writes text is served")
+    return part if is_whole else model
 
 
 @contextmanager
@@ -264,7 +288,10 @@ def _keep_states(generic: GenericModel, config: Any, tokens: Tensor, positions: 
     kind = config.model_type
     types = getattr(config, "layer_types", None) or ["full_attention"] * config.num_hidden_layers
     expected = sum(name in _ATTENDING for name in types)
-    num_layers = sum(isinstance(module, Attention) for module in generic.modules())
+    layers = [module for module in generic.modules() if isinstance(module, Attention)]
+    num_layers, num_chunked = len(layers), sum(layer.config.chunked for layer in layers)
+    if num_chunked != types.count("chunked_attention"):
+        raise ModelError(f"{kind}: layers that attend in chunks do not say of which size")
     if num_layers != expected:
         raise ModelError(
             f"{kind}: {num_layers} of {expected} layers attend through transformers' "

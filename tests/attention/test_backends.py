@@ -85,7 +85,7 @@ def make_step(
     blocks = (1 + torch.randperm(NUM_BLOCKS - 1, dtype=torch.int32)[: sum(counts)]).split(counts)
     firsts = []
     for (known, _), table in zip(work, blocks, strict=True):
-        behind = 0 if config.window is None else max(0, known + 1 - config.window) // BLOCK
+        behind = max(0, config.first_seen(known)) // BLOCK
         table[:behind] = 0  # blocks behind the window were given back: this one is somebody else's
         firsts.append(behind * BLOCK)
     tables = torch.nn.utils.rnn.pad_sequence(blocks, batch_first=True)
@@ -135,7 +135,10 @@ def reference(step: Step, config: AttentionConfig, sinks: Tensor | None = None) 
             scores = config.softcap * torch.tanh(scores / config.softcap)
         at = torch.arange(len(k) - len(q), len(k))[:, None]
         seen = torch.arange(len(k)) <= at
-        if config.window:
+        if config.chunked:
+            assert config.window
+            seen &= torch.arange(len(k)) // config.window == at // config.window
+        elif config.window:
             seen &= torch.arange(len(k)) > at - config.window
         scores = scores.masked_fill(~seen, -math.inf)
         if sinks is not None:
@@ -161,8 +164,9 @@ def reference(step: Step, config: AttentionConfig, sinks: Tensor | None = None) 
             torch.float32,
             SINKS,
         ),
+        (replace(GROUPED, window=24, chunked=True), torch.float32, None),
     ],
-    ids=["grouped", "grouped bfloat16", "values of another size", "window and softcap"],
+    ids=["grouped", "grouped bfloat16", "values of another size", "window and softcap", "chunked"],
 )
 def test_a_step_of_decodes_and_chunks(
     config: AttentionConfig,
@@ -203,12 +207,12 @@ def test_whole_numbers_of_8_bits_with_a_scale_for_each_token_and_head(config: At
 
 
 @pytest.mark.parametrize("kv_dtype", [torch.float32, torch.int8])
-@pytest.mark.parametrize("window", [None, 20])
+@pytest.mark.parametrize("window", [None, 20, 24])
 def test_on_the_cpu_a_token_is_computed_alike_in_a_prompt_and_in_a_decode(
     window: int | None, kv_dtype: torch.dtype
 ) -> None:
     torch.manual_seed(0)
-    config = replace(GROUPED, window=window, softcap=None if window is None else 5.0)
+    config = replace(GROUPED, window=window, chunked=window == 24, softcap=None if window is None else 5.0)
     backend, length = CpuPagedBackend([config], 1), 75
     cache = LayerCache(config, *backend.allocate([config], NUM_BLOCKS, BLOCK, kv_dtype, torch.device("cpu")))
     step = make_step(backend, config, cache, [(0, length)], torch.float32)

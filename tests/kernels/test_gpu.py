@@ -177,13 +177,15 @@ def is_float8_of(kept: Tensor, scales: Tensor, exact: Tensor, dtype: torch.dtype
 
 # ---------------------------------------------------------------------- attention
 
-SHAPES = {
-    "grouped": {"heads": 9, "kv_heads": 3, "dim": 64, "v_dim": 64, "window": None, "softcap": None, "sinks": None},
-    "odd sizes": {"heads": 2, "kv_heads": 2, "dim": 24, "v_dim": 16, "window": None, "softcap": None}
-    | {"sinks": torch.tensor([-2.0, 3.0])},
+SHAPES: dict[str, dict[str, Any]] = {
+    "grouped": {"heads": 9, "kv_heads": 3, "dim": 64, "v_dim": 64},
+    "odd sizes": {"heads": 2, "kv_heads": 2, "dim": 24, "v_dim": 16, "sinks": torch.tensor([-2.0, 3.0])},
     "window, softcap": {"heads": 4, "kv_heads": 1, "dim": 32, "v_dim": 32, "window": 20, "softcap": 3.0}
     | {"sinks": torch.tensor([2.0, -9.0, 0.5, 40.0])},
+    "chunked": {"heads": 4, "kv_heads": 2, "dim": 32, "v_dim": 32, "window": 24, "chunked": True},
 }
+NONE = {"window": None, "chunked": False, "softcap": None, "sinks": None}
+SHAPES = {name: NONE | shape for name, shape in SHAPES.items()}
 
 
 class Past:
@@ -206,7 +208,7 @@ class Past:
         self.past = []
         for row, (length, count) in enumerate(zip(lengths, counts, strict=True)):
             table, blocks = blocks[:count], blocks[count:]
-            behind = 0 if shape["window"] is None else max(0, firsts[row] + 1 - shape["window"]) // BLOCK_SIZE
+            behind = self.first_seen(firsts[row]) // BLOCK_SIZE
             self.tables[row, behind:count] = table[behind:]
             k, v = (draw(length, shape["kv_heads"], d).to(dtype) for d in (shape["dim"], shape["v_dim"]))
             for position in range(behind * BLOCK_SIZE, length):
@@ -221,10 +223,17 @@ class Past:
             self.past.append((k.double(), v.double()))
         self.tables = self.tables.to(DEVICE)
 
+    def first_seen(self, position: int) -> int:
+        """Where the window of a token begins."""
+        size = self.shape["window"]
+        if size is None:
+            return 0
+        return position - position % size if self.shape["chunked"] else max(0, position + 1 - size)
+
     def reference(self, q: Tensor, request: int, last: int) -> Tensor:
         """Attention of q (heads, dim), at position `last`, written out."""
         shape = self.shape
-        first = 0 if shape["window"] is None else max(0, last + 1 - shape["window"])
+        first = self.first_seen(last)
         repeats = shape["heads"] // shape["kv_heads"]
         k, v = (t[first : last + 1].repeat_interleave(repeats, dim=1) for t in self.past[request])
         scores = torch.einsum("hd,khd->hk", q.double().cpu(), k) * 0.2
@@ -246,7 +255,7 @@ def drawn_from_float8(*shape: int) -> Tensor:
 def options_of(shape: dict[str, Any], dtype: torch.dtype) -> dict[str, Any]:
     """What a kernel is told of a shape of `SHAPES`."""
     sinks = None if shape["sinks"] is None else shape["sinks"].to(DEVICE, dtype)
-    return {"scale": 0.2, "window": shape["window"], "softcap": shape["softcap"], "sinks": sinks}
+    return {"scale": 0.2, **{name: shape[name] for name in NONE}, "sinks": sinks}
 
 
 @pytest.mark.parametrize("splits", [1, 4])
@@ -280,8 +289,8 @@ def test_decode_of_a_long_past() -> None:
     q, out = randn(1, 1, 16), torch.full((1, 1, 16), math.nan, device=DEVICE)
     row, seq_len, count = (torch.tensor([value], dtype=torch.int32, device=DEVICE) for value in (0, length - 3, 1))
     paged_attention.decode(
-        q, LayerKV(k, v, k, v), table[None], row, seq_len, count, out, scale=0.2, window=None, softcap=None, sinks=None,
-        splits=4, tiling=paged_attention.Tiling(512, 4, 3),
+        q, LayerKV(k, v, k, v), table[None], row, seq_len, count, out, scale=0.2, **NONE, splits=4,
+        tiling=paged_attention.Tiling(512, 4, 3),
     )  # fmt: skip
     keys, values = (t[table.long()].view(-1, 16)[: length - 3].double() for t in (k, v))
     weights = (0.2 * keys @ q[0, 0].double()).softmax(-1)

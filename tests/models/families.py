@@ -42,6 +42,16 @@ _EYES = {
 }
 
 _MOE = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32}
+_CHUNKED = {  # attention in chunks, and queries that are scaled by their positions
+    "num_hidden_layers": 4,
+    "head_dim": 16,
+    "attention_chunk_size": 24,
+    "num_local_experts": 4,
+    "interleave_moe_layer_step": 2,
+    "intermediate_size_mlp": 96,
+    "floor_scale": 20,
+    "attn_scale": 0.7,
+}
 
 DECODER: dict[str, dict[str, Any]] = {
     "Llama": {"rope_parameters": _LLAMA3_ROPE, "attention_bias": True, "mlp_bias": True},
@@ -91,6 +101,7 @@ GENERIC: dict[str, dict[str, Any]] = {
         "num_experts_per_tok": 2,
         "moe_intermediate_size": 32,
     },
+    "Llama4Text": _CHUNKED,
     "Gemma3": {  # it also sees; served for text
         "text_config": {**_TINY, **_WINDOW, "head_dim": 24, "layer_types": ["sliding_attention", "full_attention"] * 2}
         | {"num_hidden_layers": 4},
@@ -173,6 +184,10 @@ SEEING: dict[str, dict[str, Any]] = {
     "Mistral3": {
         "text_config": {**_TINY, "model_type": "mistral", "head_dim": 16},
         "vision_config": {**_EYES, "model_type": "pixtral", "head_dim": 16},
+    },
+    "Llama4": {
+        "text_config": {**_TINY, **_CHUNKED},
+        "vision_config": {**_EYES, "vision_output_dim": 32, "projector_input_dim": 32, "projector_output_dim": 32},
     },
     "InternVL": {"text_config": {**_TINY, "model_type": "qwen2"}, "vision_config": _EYES},
     "Qwen3VL": {

@@ -147,7 +147,7 @@ class CpuPagedBackend:
         run = paged_attention(group, config.head_dim, config.v_head_dim, block_size)
         run(
             len(metadata.tiles) * config.num_kv_heads, True, q, *map(constant, cache.kv),
-            metadata.block_tables[cache.group], metadata.tiles, config.window or 0, float(config.scale),
+            metadata.block_tables[cache.group], metadata.tiles, config.window or 0, config.chunked, float(config.scale),
             float(config.softcap or 0.0), _NO_SINKS if sinks is None else sinks, out,
         )  # fmt: skip
         return out.flatten(1)

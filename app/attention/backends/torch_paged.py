@@ -145,10 +145,10 @@ class TorchPagedBackend:
 
     def _decode_groups(self, cache: LayerCache, metadata: AttentionMetadata) -> list[_DecodeGroup]:
         """The step's decodes by length, for this layer's window. Made by the first such layer of a step."""
-        window = cache.config.window
-        key = ("decode", window)
+        config = cache.config
+        key = ("decode", config.window, config.chunked)
         if key not in metadata.derived:
-            first_blocks = [_first_block(length, window, metadata) for length in metadata.seq_lens]
+            first_blocks = [_first_block(length - 1, config, metadata) for length in metadata.seq_lens]
             spans = [
                 -(-length // metadata.block_size) - first
                 for length, first in zip(metadata.seq_lens, first_blocks, strict=True)
@@ -175,7 +175,7 @@ class TorchPagedBackend:
         positions = first * metadata.block_size + torch.arange(span * metadata.block_size, device=device)
         seen = positions < lengths
         if cache.config.window is not None:
-            seen &= positions >= lengths - cache.config.window
+            seen &= positions >= cache.config.first_seen(lengths - 1)
         mask = _mask(seen, cache.kv.k.dtype)[None, :, None]
         return _DecodeGroup(rows, blocks, mask, ~seen[None, :, :, None])
 
@@ -215,26 +215,25 @@ class TorchPagedBackend:
     ) -> tuple[int, Tensor, Tensor]:
         """First key position, blocks to gather, and the mask (queries, keys) of a chunk, once for all layers."""
         config = cache.config
-        key = ("prefill", config.window, index)
+        key = ("prefill", config.window, config.chunked, index)
         if key not in metadata.derived:
             length, num_queries = metadata.seq_lens[index], q.shape[0]
-            window = None if config.window is None else config.window + num_queries - 1
-            first_block = _first_block(length, window, metadata)
+            first_block = _first_block(length - num_queries, config, metadata)
             blocks = metadata.block_tables[cache.group][index, first_block : -(-length // metadata.block_size)]
             first_key = first_block * metadata.block_size
             keys = torch.arange(first_key, length, device=q.device)
             queries = torch.arange(length - num_queries, length, device=q.device)[:, None]
             seen = keys <= queries
             if config.window is not None:
-                seen &= keys > queries - config.window
+                seen &= keys >= config.first_seen(queries)
             metadata.derived[key] = (first_key, blocks, _mask(seen, q.dtype))
         plan: tuple[int, Tensor, Tensor] = metadata.derived[key]
         return plan
 
 
-def _first_block(length: int, window: int | None, metadata: AttentionMetadata) -> int:
-    """Index of the first block that holds a token seen from a request's last `window` positions."""
-    return 0 if window is None else max(0, length - window) // metadata.block_size
+def _first_block(position: int, config: AttentionConfig, metadata: AttentionMetadata) -> int:
+    """Index of the first block that holds what a token at a position sees."""
+    return max(0, config.first_seen(position)) // metadata.block_size
 
 
 def _attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, sinks: Tensor | None, config: AttentionConfig) -> Tensor:

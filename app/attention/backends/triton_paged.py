@@ -153,7 +153,8 @@ class TritonPagedBackend:
         out = q.new_empty(q.shape[0], config.num_heads, config.v_head_dim)
         caches = cache.kv, metadata.block_tables[cache.group]
         options: dict[str, Any] = {
-            "scale": config.scale, "window": config.window, "softcap": config.softcap, "sinks": sinks,
+            "scale": config.scale, "window": config.window, "chunked": config.chunked, "softcap": config.softcap,
+            "sinks": sinks,
         }  # fmt: skip
         count = metadata.decode_rows.shape[0]
         if count:

@@ -17,6 +17,13 @@ _SLICE = 16
 
 
 @inline
+def _first_seen(position, window, chunked):  # type: ignore[no-untyped-def]
+    if chunked:
+        return position // window * window
+    return max(0, position + 1 - window) if window > 0 else 0
+
+
+@inline
 def _softmax(scores, low, high, scale, softcap, sink):  # type: ignore[no-untyped-def]
     """Of scores (positions,) from low to before high, and of a sink, in place; others become 0."""
     for i in range(low):
@@ -87,7 +94,7 @@ def paged_attention(group: int, head_dim: int, v_head_dim: int, block_size: int)
     - k_scales and v_scales (num_kv_heads, num_blocks, block_size) float32, which are read if K and V are int8,
     - block_tables (rows, blocks),
     - tiles (tiles, 4): row, first token, number of tokens (0: nothing to do), position of the first token,
-    - window: each token sees the last `window` positions, or all if that is 0,
+    - window and whether it is chunked: see `app.attention.config.AttentionConfig`; 0 is none,
     - scale and softcap (0: none), float32,
     - sinks (num_kv_heads * group,), or none: see `app.attention.layer.Attention.forward`,
     - out (tokens, num_kv_heads * group, v_head_dim), which it fills.
@@ -106,6 +113,7 @@ def paged_attention(group: int, head_dim: int, v_head_dim: int, block_size: int)
         block_tables,
         tiles,
         window,
+        chunked,
         scale,
         softcap,
         sinks,
@@ -125,7 +133,7 @@ def paged_attention(group: int, head_dim: int, v_head_dim: int, block_size: int)
                 for g in range(group):
                     for d in range(head_dim):
                         queries[t * group + g, d] = to_float(q[token + t, head * group + g, d])
-            first = max(0, position + 1 - window) if window > 0 else 0
+            first = _first_seen(position, window, chunked)
             last = position + count
             base = first // block_size
             blocks = (last + block_size - 1) // block_size - base
@@ -138,7 +146,7 @@ def paged_attention(group: int, head_dim: int, v_head_dim: int, block_size: int)
                 _scores_of_block(queries, keys, block_size, k_cache, scales, scores, block * block_size)
             for t in range(count):
                 seen = position + t + 1
-                low = max(0, seen - window) - base * block_size if window > 0 else 0
+                low = _first_seen(position + t, window, chunked) - base * block_size
                 for g in range(group):
                     sink = to_float(sinks[head * group + g]) if sinks.shape[0] > 0 else np.float32(-np.inf)
                     _softmax(scores[t * group + g], low, seen - base * block_size, scale, softcap, sink)

@@ -25,6 +25,7 @@ from .paged_attention import (
     OVERLAPPING_DECODES,
     Tiling,
     attend_tile,
+    first_seen,
     first_state,
     fitting,
     mean,
@@ -47,9 +48,9 @@ def _add_part(state, lse, part):
 
 
 @triton.jit
-def _first_key(position, TILE: tl.constexpr, WINDOW: tl.constexpr):
+def _first_key(position, TILE: tl.constexpr, WINDOW: tl.constexpr, CHUNKED: tl.constexpr):
     """The first key of the first tile that a token sees."""
-    return tl.maximum(position + 1 - WINDOW, 0) // TILE * TILE if WINDOW > 0 else 0
+    return first_seen(position, WINDOW, CHUNKED) // TILE * TILE if WINDOW > 0 else 0
 
 
 @triton.jit(do_not_specialize=["splits"])
@@ -58,8 +59,8 @@ def _attend(
     table_stride, splits, most_parts, GROUP: tl.constexpr, ROWS: tl.constexpr, KV_HEADS: tl.constexpr,
     DIM: tl.constexpr, V_DIM: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_V: tl.constexpr, BLOCK_SIZE: tl.constexpr,
     TILE: tl.constexpr,
-    PART: tl.constexpr, IS_DECODE: tl.constexpr, WINDOW: tl.constexpr, SOFTCAP: tl.constexpr, SINKS: tl.constexpr,
-    SLOW: tl.constexpr, SCALED: tl.constexpr, STAGES: tl.constexpr, OVERLAPS: tl.constexpr = False,
+    PART: tl.constexpr, IS_DECODE: tl.constexpr, WINDOW: tl.constexpr, CHUNKED: tl.constexpr, SOFTCAP: tl.constexpr,
+    SINKS: tl.constexpr, SLOW: tl.constexpr, SCALED: tl.constexpr, STAGES: tl.constexpr, OVERLAPS: tl.constexpr = False,
 ):  # fmt: skip
     """One K/V head, and some successive query tokens of one request, each with all of its heads: ROWS queries.
 
@@ -89,7 +90,7 @@ def _attend(
     k_base, v_base = k_cache + head * BLOCK_SIZE * DIM, v_cache + head * BLOCK_SIZE * V_DIM
     k_scales += head * BLOCK_SIZE
     v_scales += head * BLOCK_SIZE
-    first = _first_key(position, TILE, WINDOW)
+    first = _first_key(position, TILE, WINDOW, CHUNKED)
     all_see = 0 if WINDOW > 0 else (position + 1) // TILE * TILE
     mask = is_query[:, None] & (dv[None, :] < V_DIM)
     nothing = tl.full([ROWS], float("-inf"), tl.float32), tl.zeros([ROWS], tl.float32)
@@ -102,14 +103,14 @@ def _attend(
         for begin in range(start, full, TILE):
             part_largest, part_total, part_acc = attend_tile(
                 (part_largest, part_total, part_acc), queries, k_base, v_base, k_scales, v_scales, table, begin, last,
-                end, scale, softcap, KV_HEADS, DIM, V_DIM, BLOCK_D, BLOCK_V, BLOCK_SIZE, TILE, 0, SOFTCAP, SLOW, SCALED,
-                True,
+                end, scale, softcap, KV_HEADS, DIM, V_DIM, BLOCK_D, BLOCK_V, BLOCK_SIZE, TILE, 0, False, SOFTCAP, SLOW,
+                SCALED, True,
             )  # fmt: skip
         for begin in tl.range(full, stop, TILE, num_stages=STAGES if WINDOW > 0 else 1):
             part_largest, part_total, part_acc = attend_tile(
                 (part_largest, part_total, part_acc), queries, k_base, v_base, k_scales, v_scales, table, begin, last,
-                end, scale, softcap, KV_HEADS, DIM, V_DIM, BLOCK_D, BLOCK_V, BLOCK_SIZE, TILE, WINDOW, SOFTCAP, SLOW,
-                SCALED, False,
+                end, scale, softcap, KV_HEADS, DIM, V_DIM, BLOCK_D, BLOCK_V, BLOCK_SIZE, TILE, WINDOW, CHUNKED, SOFTCAP,
+                SLOW, SCALED, False,
             )  # fmt: skip
         lse, result = part_largest + tl.log2(part_total), mean(part_total, part_acc, SCALED)
         if not IS_DECODE:
@@ -126,7 +127,8 @@ def _attend(
 @triton.jit
 def _merge(
     parts, lses, lens, sinks, out, most_parts, HEADS: tl.constexpr, V_DIM: tl.constexpr, BLOCK_V: tl.constexpr,
-    TILE: tl.constexpr, PART: tl.constexpr, WINDOW: tl.constexpr, SINKS: tl.constexpr, OVERLAPS: tl.constexpr = False,
+    TILE: tl.constexpr, PART: tl.constexpr, WINDOW: tl.constexpr, CHUNKED: tl.constexpr, SINKS: tl.constexpr,
+    OVERLAPS: tl.constexpr = False,
 ):  # fmt: skip
     """Add up the parts of one head of one decode, in their order."""
     wait_for_input(OVERLAPS, LETS_NEXT=True)
@@ -135,7 +137,7 @@ def _merge(
     q_head = request.to(tl.int64) * HEADS + head + one
     end = tl.load(lens + request)
     largest, total, acc = first_state(sinks, head + one, one == 0, 1, BLOCK_V, SINKS)
-    for part in tl.range(_first_key(end - 1, TILE, WINDOW) // PART, tl.cdiv(end, PART), num_stages=4):
+    for part in tl.range(_first_key(end - 1, TILE, WINDOW, CHUNKED) // PART, tl.cdiv(end, PART), num_stages=4):
         place = q_head * most_parts + part
         result = tl.load(parts + place[:, None] * V_DIM + dv, mask=dv < V_DIM, other=0.0)
         largest, total, acc = _add_part((largest, total, acc), tl.load(lses + place), result)
@@ -145,7 +147,7 @@ def _merge(
 
 def decode(
     q: Tensor, kv: LayerKV, tables: Tensor, rows: Tensor, seq_lens: Tensor, counts: Tensor, out: Tensor,
-    *, scale: float, window: int | None, softcap: float | None, sinks: Tensor | None, splits: int,
+    *, scale: float, window: int | None, chunked: bool, softcap: float | None, sinks: Tensor | None, splits: int,
 ) -> None:  # fmt: skip
     """See `.paged_attention.decode`; `splits`: programs that share the parts of each past."""
     decodes, heads, _ = q.shape
@@ -153,7 +155,7 @@ def decode(
     most_parts = triton.cdiv(tables.shape[1] * block_size, PART)
     parts = torch.empty(decodes * heads * most_parts * v_dim, dtype=torch.float32, device=q.device)
     lses = torch.empty(decodes * heads * most_parts, dtype=torch.float32, device=q.device)
-    constants = _constants(q, kv, window, softcap, sinks, *_tile_of_decodes(q, kv, splits))
+    constants = _constants(q, kv, window, chunked, softcap, sinks, *_tile_of_decodes(q, kv, splits))
     of_heads = q if sinks is None else sinks
     launch(
         _attend, (decodes, kv_heads, splits),
@@ -164,14 +166,14 @@ def decode(
     launch(
         _merge, (decodes, heads), parts, lses, seq_lens, of_heads, out, most_parts,
         HEADS=heads, V_DIM=v_dim, BLOCK_V=constants["BLOCK_V"], TILE=constants["TILE"], PART=PART, WINDOW=window or 0,
-        SINKS=sinks is not None,
+        CHUNKED=chunked, SINKS=sinks is not None,
         overlaps=decodes <= OVERLAPPING_DECODES, num_warps=1, enable_fp_fusion=False,
     )  # fmt: skip
 
 
 def chunks(
     q: Tensor, kv: LayerKV, tables: Tensor, tiles: Tensor, out: Tensor,
-    *, scale: float, window: int | None, softcap: float | None, sinks: Tensor | None, tile_tokens: int,
+    *, scale: float, window: int | None, chunked: bool, softcap: float | None, sinks: Tensor | None, tile_tokens: int,
 ) -> None:  # fmt: skip
     """See `.paged_attention.chunks`."""
     kv_heads = kv.k.shape[1]
@@ -179,7 +181,8 @@ def chunks(
     launch(
         _attend, (tiles.shape[0], kv_heads, 1),
         q, *kv, tables, tiles, tiles, tiles, q if sinks is None else sinks, out, out, out, scale, softcap or 0.0,
-        tables.stride(0), 1, 0, **_constants(q, kv, window, softcap, sinks, max(_ROWS, tile_tokens * group), 4),
+        tables.stride(0), 1, 0,
+        **_constants(q, kv, window, chunked, softcap, sinks, max(_ROWS, tile_tokens * group), 4),
         IS_DECODE=False, STAGES=2, num_stages=2,
     )  # fmt: skip
 
@@ -207,6 +210,7 @@ def _constants(
     q: Tensor,
     kv: LayerKV,
     window: int | None,
+    chunked: bool,
     softcap: float | None,
     sinks: Tensor | None,
     rows: int,
@@ -228,6 +232,7 @@ def _constants(
         "TILE": fitting(Tiling(64, 4, 3), kv).keys,
         "PART": PART,
         "WINDOW": window or 0,
+        "CHUNKED": chunked,
         "SOFTCAP": softcap is not None,
         "SINKS": sinks is not None,
         "SLOW": q.dtype is torch.float32,

@@ -29,11 +29,20 @@ MANY_PROGRAMS = 512
 
 
 @triton.jit
+def first_seen(position, WINDOW: tl.constexpr, CHUNKED: tl.constexpr):
+    """From where on tokens at positions see others: see `app.attention.config.AttentionConfig`."""
+    if CHUNKED:
+        return tl.maximum(position, 0) // WINDOW * WINDOW
+    else:
+        return tl.maximum(position - WINDOW + 1, 0)
+
+
+@triton.jit
 def attend_tile(
     state, q, k_base, v_base, k_scales, v_scales, table, begin, last, seen_from, scale, softcap,
     KV_HEADS: tl.constexpr, DIM: tl.constexpr, V_DIM: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_V: tl.constexpr,
-    BLOCK_SIZE: tl.constexpr, TILE: tl.constexpr, WINDOW: tl.constexpr, SOFTCAP: tl.constexpr, SLOW: tl.constexpr,
-    SCALED: tl.constexpr, FULL: tl.constexpr,
+    BLOCK_SIZE: tl.constexpr, TILE: tl.constexpr, WINDOW: tl.constexpr, CHUNKED: tl.constexpr, SOFTCAP: tl.constexpr,
+    SLOW: tl.constexpr, SCALED: tl.constexpr, FULL: tl.constexpr,
 ):  # fmt: skip
     """Take in TILE keys from position `begin`. `last`: the last position that each query (rows,) sees.
 
@@ -49,7 +58,7 @@ def attend_tile(
         # What nobody sees is not even read: blocks behind the window may be others' by now, and others hold anything.
         own = tl.minimum(own, seen_from - 1)
         if WINDOW > 0:
-            own = tl.maximum(own, tl.min(last, axis=0) - WINDOW + 1)
+            own = tl.maximum(own, first_seen(tl.min(last, axis=0), WINDOW, CHUNKED))
     block = tl.load(table + own // BLOCK_SIZE).to(tl.int64)
     place = block * KV_HEADS * BLOCK_SIZE + own % BLOCK_SIZE
     d, dv = tl.arange(0, BLOCK_D), tl.arange(0, BLOCK_V)
@@ -66,7 +75,7 @@ def attend_tile(
     if not FULL:
         seen = positions[None, :] <= last[:, None]
         if WINDOW > 0:
-            seen &= positions[None, :] > last[:, None] - WINDOW
+            seen &= positions[None, :] >= first_seen(last, WINDOW, CHUNKED)[:, None]
         scores = tl.where(seen, scores, float("-inf"))
     new_largest = tl.maximum(largest, tl.max(scores, axis=1))
     # A query that has seen nothing yet: -inf less -inf is no number.
@@ -120,8 +129,8 @@ def _decode(
     q, k_cache, v_cache, k_scales, v_scales, tables, rows, seq_lens, counts, sinks, out, partial, lse, scale, softcap,
     table_stride, splits, GROUP: tl.constexpr, ROWS: tl.constexpr, KV_HEADS: tl.constexpr, DIM: tl.constexpr,
     V_DIM: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_V: tl.constexpr, BLOCK_SIZE: tl.constexpr, TILE: tl.constexpr,
-    IS_WHOLE: tl.constexpr, WINDOW: tl.constexpr, SOFTCAP: tl.constexpr, SINKS: tl.constexpr, SLOW: tl.constexpr,
-    SCALED: tl.constexpr, STAGES: tl.constexpr, OVERLAPS: tl.constexpr = False,
+    IS_WHOLE: tl.constexpr, WINDOW: tl.constexpr, CHUNKED: tl.constexpr, SOFTCAP: tl.constexpr, SINKS: tl.constexpr,
+    SLOW: tl.constexpr, SCALED: tl.constexpr, STAGES: tl.constexpr, OVERLAPS: tl.constexpr = False,
 ):  # fmt: skip
     """One K/V head of some decodes of one request, and one of `splits` equal parts of their past: the whole, if
     IS_WHOLE.
@@ -135,7 +144,7 @@ def _decode(
     length = seen_by_first + count - 1
     first = 0
     if WINDOW > 0:
-        first = tl.maximum(seen_by_first - WINDOW, 0) // TILE * TILE
+        first = first_seen(seen_by_first - 1, WINDOW, CHUNKED) // TILE * TILE
     share = tl.cdiv(tl.cdiv(length - first, TILE), splits) * TILE
     start = first + split * share
     end = tl.minimum(start + share, length)
@@ -163,12 +172,14 @@ def _decode(
         for begin in range(start, full, TILE):
             largest, total, acc = attend_tile(
                 (largest, total, acc), queries, k_base, v_base, k_scales, v_scales, table, begin, last, end, scale,
-                softcap, KV_HEADS, DIM, V_DIM, BLOCK_D, BLOCK_V, BLOCK_SIZE, TILE, 0, SOFTCAP, SLOW, SCALED, True,
+                softcap, KV_HEADS, DIM, V_DIM, BLOCK_D, BLOCK_V, BLOCK_SIZE, TILE, 0, False, SOFTCAP, SLOW, SCALED,
+                True,
             )  # fmt: skip
         for begin in tl.range(full, end, TILE, num_stages=STAGES if WINDOW > 0 else 1):
             largest, total, acc = attend_tile(
                 (largest, total, acc), queries, k_base, v_base, k_scales, v_scales, table, begin, last, end, scale,
-                softcap, KV_HEADS, DIM, V_DIM, BLOCK_D, BLOCK_V, BLOCK_SIZE, TILE, WINDOW, SOFTCAP, SLOW, SCALED, False,
+                softcap, KV_HEADS, DIM, V_DIM, BLOCK_D, BLOCK_V, BLOCK_SIZE, TILE, WINDOW, CHUNKED, SOFTCAP, SLOW,
+                SCALED, False,
             )  # fmt: skip
     result = mean(total, acc, SCALED)
     mask = is_query[:, None] & (dv[None, :] < V_DIM)
@@ -236,7 +247,7 @@ def _shared_memory() -> int:
 
 def decode(
     q: Tensor, kv: LayerKV, tables: Tensor, rows: Tensor, seq_lens: Tensor, counts: Tensor, out: Tensor,
-    *, scale: float, window: int | None, softcap: float | None, sinks: Tensor | None, splits: int,
+    *, scale: float, window: int | None, chunked: bool, softcap: float | None, sinks: Tensor | None, splits: int,
     tiling: Tiling | None = None,
 ) -> None:  # fmt: skip
     """One query token per decode: q (decodes, heads, head_dim) to out (decodes, heads, v_head_dim).
@@ -262,7 +273,7 @@ def decode(
         tables.stride(0), splits,
         GROUP=group, ROWS=max(DECODE_QUERIES, triton.next_power_of_2(group)), KV_HEADS=kv_heads, DIM=dim, V_DIM=v_dim,
         BLOCK_D=max(16, triton.next_power_of_2(dim)), BLOCK_V=max(LEAST_BLOCK_V, block_v), BLOCK_SIZE=block_size,
-        TILE=tiling.keys, IS_WHOLE=splits == 1, WINDOW=window or 0, SOFTCAP=softcap is not None,
+        TILE=tiling.keys, IS_WHOLE=splits == 1, WINDOW=window or 0, CHUNKED=chunked, SOFTCAP=softcap is not None,
         SINKS=sinks is not None, SLOW=q.dtype is torch.float32,
         SCALED=kv.k.dtype in ROUNDED_DTYPES, STAGES=tiling.stages, overlaps=decodes <= OVERLAPPING_DECODES,
         num_warps=tiling.warps, num_stages=tiling.stages,
@@ -279,8 +290,8 @@ def _chunks(
     q, k_cache, v_cache, k_scales, v_scales, tables, tiles, sinks, out, scale, softcap, table_stride,
     GROUP: tl.constexpr, ROWS: tl.constexpr, KV_HEADS: tl.constexpr, DIM: tl.constexpr, V_DIM: tl.constexpr,
     BLOCK_D: tl.constexpr, BLOCK_V: tl.constexpr, BLOCK_SIZE: tl.constexpr, TILE: tl.constexpr,
-    WINDOW: tl.constexpr, SOFTCAP: tl.constexpr, SINKS: tl.constexpr, SLOW: tl.constexpr, SCALED: tl.constexpr,
-    STAGES: tl.constexpr,
+    WINDOW: tl.constexpr, CHUNKED: tl.constexpr, SOFTCAP: tl.constexpr, SINKS: tl.constexpr, SLOW: tl.constexpr,
+    SCALED: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
     """One K/V head, and some successive query tokens of one request, each with all of its heads: ROWS queries."""
     tile, head = tl.program_id(0), tl.program_id(1)
@@ -306,18 +317,20 @@ def _chunks(
         end = position + count
         first = 0
         if WINDOW > 0:
-            first = tl.maximum(position + 1 - WINDOW, 0) // TILE * TILE
+            first = first_seen(position, WINDOW, CHUNKED) // TILE * TILE
         largest, total, acc = first_state(sinks, head * GROUP + m % GROUP, is_query, ROWS, BLOCK_V, SINKS)
         full = first if WINDOW > 0 else (position + 1) // TILE * TILE
         for begin in range(first, full, TILE):
             largest, total, acc = attend_tile(
                 (largest, total, acc), queries, k_base, v_base, k_scales, v_scales, table, begin, last, end, scale,
-                softcap, KV_HEADS, DIM, V_DIM, BLOCK_D, BLOCK_V, BLOCK_SIZE, TILE, 0, SOFTCAP, SLOW, SCALED, True,
+                softcap, KV_HEADS, DIM, V_DIM, BLOCK_D, BLOCK_V, BLOCK_SIZE, TILE, 0, False, SOFTCAP, SLOW, SCALED,
+                True,
             )  # fmt: skip
         for begin in tl.range(full, end, TILE, num_stages=STAGES if WINDOW > 0 else 1):
             largest, total, acc = attend_tile(
                 (largest, total, acc), queries, k_base, v_base, k_scales, v_scales, table, begin, last, end, scale,
-                softcap, KV_HEADS, DIM, V_DIM, BLOCK_D, BLOCK_V, BLOCK_SIZE, TILE, WINDOW, SOFTCAP, SLOW, SCALED, False,
+                softcap, KV_HEADS, DIM, V_DIM, BLOCK_D, BLOCK_V, BLOCK_SIZE, TILE, WINDOW, CHUNKED, SOFTCAP, SLOW,
+                SCALED, False,
             )  # fmt: skip
         result = mean(total, acc, SCALED)
         mask = is_query[:, None] & (dv[None, :] < V_DIM)
@@ -326,7 +339,7 @@ def _chunks(
 
 def chunks(
     q: Tensor, kv: LayerKV, tables: Tensor, tiles: Tensor, out: Tensor,
-    *, scale: float, window: int | None, softcap: float | None, sinks: Tensor | None, tile_tokens: int,
+    *, scale: float, window: int | None, chunked: bool, softcap: float | None, sinks: Tensor | None, tile_tokens: int,
 ) -> None:  # fmt: skip
     """Chunks of prompts: q (tokens, heads, head_dim) to out (tokens, heads, v_head_dim).
 
@@ -343,7 +356,7 @@ def chunks(
         GROUP=group, ROWS=max(16, triton.next_power_of_2(tile_tokens * group)), KV_HEADS=kv_heads, DIM=dim,
         V_DIM=v_dim, BLOCK_D=max(16, triton.next_power_of_2(dim)),
         BLOCK_V=max(LEAST_BLOCK_V, triton.next_power_of_2(v_dim)), BLOCK_SIZE=block_size, TILE=tiling.keys,
-        WINDOW=window or 0, SOFTCAP=softcap is not None, SINKS=sinks is not None,
+        WINDOW=window or 0, CHUNKED=chunked, SOFTCAP=softcap is not None, SINKS=sinks is not None,
         SLOW=q.dtype is torch.float32, SCALED=kv.k.dtype in ROUNDED_DTYPES, STAGES=tiling.stages,
         num_warps=tiling.warps, num_stages=tiling.stages,
     )  # fmt: skip
