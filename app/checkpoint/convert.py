@@ -1,6 +1,7 @@
-"""From a GGUF file to a model folder: `python -m app.checkpoint.convert FILE FOLDER`, run once in a process of its own.
+"""From a GGUF file, or a folder without tokenizer.json, to a model folder.
 
-Progress goes to stderr. If the file cannot be converted, the exit code is 1 and stdout says why, in one line.
+`python -m app.checkpoint.convert SOURCE FOLDER` is run once, in a process of its own. Progress goes to stderr. If the
+source cannot be converted, the exit code is 1 and stdout says why, in one line.
 """
 
 import json
@@ -16,18 +17,19 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from ..core.parent import when_parent_ends
-from .folder import GGUF_FILE
+from .folder import GGUF_FILE, ModelFolder
 from .gguf.config import model_config, other_config
 from .gguf.file import GgufFile
 from .gguf.tensors import StoredTensor, decoder_tensors, split
 from .gguf.tokenizer import GgufTokenizer
+from .own_tokenizer import own_tokenizer
 
 _STORED_DTYPES = {0: "float32", 1: "float16"}
 """`general.file_type` of files that are not quantized. Weights of all others become bfloat16, which has more bits than
 they have in the file, and is what hardware computes fastest with."""
 
 
-def convert(gguf: Path, target: Path) -> None:
+def convert(source: Path, target: Path) -> None:
     """Write a folder with config, weights and tokenizer. `target` is complete as soon as it exists.
 
     If several processes ask for the same folder, one converts and the others wait for it.
@@ -37,21 +39,21 @@ def convert(gguf: Path, target: Path) -> None:
     try:
         held = lock.acquire(blocking=False)
     except Timeout:
-        _say(f"waiting for another process that is converting {gguf.name}")
+        _say(f"waiting for another process that is converting {source.name}")
         held = lock.acquire()
     with held:
         if not target.is_dir():
-            _write_at_once(gguf, target)
+            _write_at_once(source, target)
 
 
-def _write_at_once(gguf: Path, target: Path) -> None:
+def _write_at_once(source: Path, target: Path) -> None:
     prefix = f".{target.name}-"
     for entry in target.parent.iterdir():
         if entry.name.startswith(prefix):  # a conversion that was killed has left it
             shutil.rmtree(entry)
     temporary = Path(tempfile.mkdtemp(prefix=prefix, dir=target.parent))
     try:
-        _write(gguf, temporary)
+        _write_beside(source, temporary) if source.is_dir() else _write(source, temporary)
         for path in (*temporary.iterdir(), temporary):
             _sync(path)
         temporary.rename(target)
@@ -59,6 +61,17 @@ def _write_at_once(gguf: Path, target: Path) -> None:
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
+
+
+def _write_beside(source: Path, folder: Path) -> None:
+    """Write tokenizer.json beside links to all files of a folder that has none."""
+    _say(f"converting the tokenizer of {source.name}, once")
+    for file in source.iterdir():
+        (folder / file.name).symlink_to(file.resolve())
+    tokenizer = own_tokenizer(ModelFolder(source))
+    tokenizer.fast.save(str(folder / "tokenizer.json"))
+    if not (source / "tokenizer_config.json").exists():
+        _write_json(folder / "tokenizer_config.json", tokenizer.config)
 
 
 def _write(gguf: Path, folder: Path) -> None:

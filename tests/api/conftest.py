@@ -22,6 +22,7 @@ from app.api.edge.admission import Admission
 from app.api.edge.resumable import ResumableStreams
 from app.api.process import server_config
 from app.api.service import Service
+from app.checkpoint.byte_alphabet import byte_alphabet
 from app.checkpoint.encoders import EncoderConfig
 from app.grammar.checker import GrammarChecker
 from app.metrics import Metrics
@@ -29,7 +30,6 @@ from app.settings import RequestLimits, Settings
 from app.text.chat_template import ChatTemplate
 from app.text.message_format import MessageFormat
 from app.text.tokenizer import Tokenizer as PacelineTokenizer
-from app.text.tokenizer import _byte_alphabet
 from tests.api.fake_engine import FakeEngine
 from tests.patience import PATIENCE
 
@@ -49,7 +49,7 @@ def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def write_tokenizer(folder: Path) -> Path:
     """A tokenizer whose token ids are the bytes of a text, and two control tokens."""
-    fast = Tokenizer(models.BPE(vocab=_byte_alphabet(), merges=[]))
+    fast = Tokenizer(models.BPE(vocab=byte_alphabet(), merges=[]))
     fast.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     fast.decoder = decoders.ByteLevel()
     fast.add_special_tokens([AddedToken("<|im_start|>", special=True), AddedToken("<|im_end|>", special=True)])

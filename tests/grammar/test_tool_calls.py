@@ -15,6 +15,7 @@ from llguidance import LLMatcher
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
 from app.api.chat.schema import FunctionDefinition
+from app.checkpoint.byte_alphabet import byte_alphabet
 from app.grammar.compiler import GrammarCompiler
 from app.grammar.constraint import json_rule
 from app.grammar.reasoning import reasoning_prefix
@@ -23,7 +24,6 @@ from app.text.detokenizer import make_detokenizer
 from app.text.message_format import MessageFormat
 from app.text.reasoning import TAGS, THINK, ReasoningTags
 from app.text.tokenizer import Tokenizer as PacelineTokenizer
-from app.text.tokenizer import _byte_alphabet
 from app.text.tools.formats import FORMATS, format_of_required_calls
 from tests.text.test_message_parsers import Whole, parse
 
@@ -70,7 +70,7 @@ SCHEMAS = {
 @pytest.fixture(scope="module", params=["letters", "added", "special"])
 def tokenizer(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> PacelineTokenizer:
     """A tokenizer of bytes. The markers are ordinary text, tokens, or special tokens."""
-    fast = Tokenizer(models.BPE(vocab=_byte_alphabet(), merges=[]))
+    fast = Tokenizer(models.BPE(vocab=byte_alphabet(), merges=[]))
     fast.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     fast.decoder = decoders.ByteLevel()
     fast.add_special_tokens([AddedToken("<|im_end|>", special=True)])

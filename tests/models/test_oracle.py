@@ -13,6 +13,7 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedModel
 
+from app.checkpoint.byte_alphabet import byte_alphabet
 from app.checkpoint.source import find_model
 from app.core.sampling import SamplingParams
 from app.core.step import KVGroup
@@ -27,7 +28,6 @@ from app.grammar import constraint
 from app.grammar.masks import GrammarMasks
 from app.models.reference import transformers_model
 from app.settings import Settings, load_settings
-from app.text.tokenizer import _byte_alphabet
 from app.worker.factory import build_worker
 from tests.models.families import BY_LENGTH, DECODER, GENERIC, REFUSED, SEEING, VOCAB_SIZE, write_checkpoint
 
@@ -156,7 +156,7 @@ def greedy(model: PreTrainedModel, prompt: list[int], said: list[int], max_token
 
 def write_tokenizer(folder: Path) -> None:
     """Tokens that are bytes; the last one ends a text."""
-    fast = Tokenizer(models.BPE(vocab={c: b for c, b in _byte_alphabet().items() if b < VOCAB_SIZE}, merges=[]))
+    fast = Tokenizer(models.BPE(vocab={c: b for c, b in byte_alphabet().items() if b < VOCAB_SIZE}, merges=[]))
     fast.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     fast.decoder = decoders.ByteLevel()
     fast.save(str(folder / "tokenizer.json"))

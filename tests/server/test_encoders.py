@@ -11,7 +11,7 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import AutoModel
 
-from app.text.tokenizer import _byte_alphabet
+from app.checkpoint.byte_alphabet import byte_alphabet
 from tests import web
 from tests.server.process import Server, running_server
 from tests.worker.test_encoder_runner import write_encoder
@@ -21,7 +21,7 @@ CLS, SEP = 256, 257
 
 def write_tokenizer(folder: Path) -> None:
     """Tokens that are bytes, between two special ones."""
-    vocabulary = _byte_alphabet() | {"[CLS]": CLS, "[SEP]": SEP}
+    vocabulary = byte_alphabet() | {"[CLS]": CLS, "[SEP]": SEP}
     fast = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
     fast.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     fast.decoder = decoders.ByteLevel()

@@ -1,11 +1,10 @@
 """From a GGUF file's vocabulary to tokenizer.json and tokenizer_config.json, by the rules of llama.cpp's loader."""
 
-from typing import Any
+from typing import Any, Protocol
 
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, normalizers, pre_tokenizers, processors
 from tokenizers.models import BPE
 
-from .file import GgufFile
 from .pre_tokenizers import PRE_TOKENIZERS
 
 _UNKNOWN, _CONTROL, _USER_DEFINED = 2, 3, 4
@@ -24,10 +23,20 @@ _NOT_READ = ("seperator", "cls", "mask", "fim_pre", "fim_suf", "fim_mid", "prefi
 """Tokens that only tell callers how to write prompts of other kinds."""
 
 
+class Metadata(Protocol):
+    """What a file says of its tokenizer; see `GgufFile`."""
+
+    def get(self, key: str, default: Any = None) -> Any:
+        """A value of the metadata."""
+
+    def all_of(self, prefix: str) -> dict[str, Any]:
+        """All values whose keys begin with a prefix, by the rest of the key."""
+
+
 class GgufTokenizer:
     """The tokenizer that a file describes. Raises ValueError for what it says and nobody here knows."""
 
-    def __init__(self, file: GgufFile) -> None:
+    def __init__(self, file: Metadata) -> None:
         self._file = file
         self._kind = str(self._get("model"))
         if self._kind not in _DEFAULT_IDS:

@@ -1,0 +1,95 @@
+"""Folders with a vocabulary of SentencePiece or tiktoken get a tokenizer.json that gives those libraries' tokens.
+
+`own_tokenizers.json` was made by sentencepiece 0.2 (vocabularies trained on a small text) and tiktoken (the merges of
+llama_cpp.json as ranks, with the patterns of the classes' own code).
+"""
+
+import base64
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from app.checkpoint.folder import ModelFolder
+from app.checkpoint.own_tokenizer import own_tokenizer
+from app.text.tokenizer import Tokenizer
+from tests.checkpoint.conftest import find
+from tests.checkpoint.vocabularies import LLAMA_CPP
+
+OWN: dict[str, Any] = json.loads(Path(__file__).with_name("own_tokenizers.json").read_text(encoding="utf-8"))
+TEXTS: list[str] = LLAMA_CPP["texts"]
+RANKS = "".join(f"{token} {rank}\n" for rank, token in enumerate(OWN["ranks"]))
+PIECES = base64.b64decode(OWN["sentence_pieces"][0]["model"])
+
+
+def write(folder: Path, name: str, content: bytes | str, **config: object) -> Path:
+    (folder / name).write_bytes(content if isinstance(content, bytes) else content.encode())
+    (folder / "tokenizer_config.json").write_text(json.dumps(config))
+    return folder
+
+
+@pytest.mark.parametrize("case", OWN["sentence_pieces"], ids=["with a space in front", "without"])
+def test_pieces(case: dict[str, Any], tmp_path: Path) -> None:
+    write(tmp_path, "tokenizer.model", base64.b64decode(case["model"]), add_eos_token=True)
+    fast = own_tokenizer(ModelFolder(tmp_path)).fast
+    for text, ids in zip(TEXTS, case["ids"], strict=True):
+        assert fast.encode(text).ids == [1, *ids, 2], text
+
+
+@pytest.mark.parametrize("kind", OWN["tiktoken"])
+def test_ranks(kind: str, tmp_path: Path) -> None:
+    write(tmp_path, "some.tiktoken", RANKS, tokenizer_class=kind)
+    fast = own_tokenizer(ModelFolder(tmp_path)).fast
+    for text, ids in zip(TEXTS, OWN["tiktoken"][kind], strict=True):
+        if "<|im_end|>" not in text:  # a token of Qwen's, which tiktoken was not told
+            assert fast.encode(text).ids == ids, text
+
+
+def test_a_folder_is_completed_once(tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    first = len(OWN["ranks"])
+    declared = {str(first + at): {"content": text, "special": True} for at, text in ((1, "[BOS]"), (3, "<|end|>"))}
+    folder = write(
+        tmp_path / "in",
+        "tiktoken.model",
+        RANKS,
+        tokenizer_class="TikTokenTokenizer",
+        eos_token="<|end|>",
+        added_tokens_decoder=declared,
+    )
+    (folder / "config.json").write_text("{}")
+    (folder / "model.safetensors").write_text("weights")
+    found = Path(find(folder, XDG_CACHE_HOME=str(tmp_path)))
+    assert found.parent.name == "models"
+    assert (found / "model.safetensors").read_text() == "weights"
+    tokenizer = Tokenizer(found)
+    assert tokenizer.eos_token_ids == {first + 3}
+    assert tokenizer.encode("[BOS]<|end|>") == [first + 1, first + 3]
+    made = (found / "tokenizer.json").stat().st_mtime_ns
+    assert Path(find(folder, XDG_CACHE_HOME=str(tmp_path))) == found
+    assert (found / "tokenizer.json").stat().st_mtime_ns == made
+    (folder / "config.json").write_text('{"model_type": "other"}')
+    assert Path(find(folder, XDG_CACHE_HOME=str(tmp_path))) != found
+
+
+def test_pieces_name_their_special_tokens_where_nothing_else_does(tmp_path: Path) -> None:
+    write(tmp_path, "tokenizer.model", PIECES)
+    (tmp_path / "tokenizer_config.json").unlink()
+    config = own_tokenizer(ModelFolder(tmp_path)).config
+    assert (config["bos_token"], config["eos_token"]) == ("<s>", "</s>")
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "words"),
+    [
+        ("qwen.tiktoken", RANKS, "tokenizer class None cuts a text for qwen.tiktoken"),
+        ("tokenizer.model", b"\n\x05\n\x03abc", "not of SentencePiece's kind BPE"),
+        ("tokenizer.model", "version https://git-lfs.github.com/spec/v1\n", "no readable file of SentencePiece"),
+        ("tokenizer.model", PIECES[:-3], "no readable file of SentencePiece"),
+    ],
+)
+def test_what_cannot_be_read_is_named(name: str, content: bytes | str, words: str, tmp_path: Path) -> None:
+    write(tmp_path, name, content)
+    with pytest.raises(ValueError, match=words):
+        own_tokenizer(ModelFolder(tmp_path))
