@@ -44,6 +44,16 @@ class Emitter:
         """Write a value, with any alignment."""
         self.b.store(value, self.b.inttoptr(self.at(base, offset), value.type.as_pointer())).align = 1
 
+    def prefetch(self, base: Any, offset: int) -> None:
+        """Have a cache line read from memory that is needed soon."""
+        address = self.b.inttoptr(self.at(base, offset), I8.as_pointer())
+        kind = ir.FunctionType(ir.VoidType(), [I8.as_pointer(), I32, I32, I32])
+        to_read, for_long, data = (ir.Constant(I32, number) for number in (0, 3, 1))
+        self.b.call(
+            cgutils.get_or_insert_function(self.b.module, kind, "llvm.prefetch.p0i8"),
+            [address, to_read, for_long, data],
+        )
+
     def load_floats(self, base: Any, offset: Any, kind: types.Type) -> Any:
         """Numbers of an array's kind as `floats`; bfloat16, kept as uint16, is the upper half of a float32."""
         if kind == types.float32:
