@@ -196,9 +196,9 @@ def routes_of(experts: Tensor, weights: Tensor, num_experts: int) -> Routes:
 
 
 def grouped(x: Tensor, weight: Tensor, bias: Tensor | None, routes: Routes) -> Tensor:
-    """`x[row] @ weight[expert].T + bias[expert]` of each pair: (pairs, out).
+    """`x @ weight.T + bias` of each pair, with its row of x and its expert's part of the others: (pairs, out).
 
-    weight: (experts, out, in); bias: (experts, out). x has a row for each pair, or (tokens, in) for each token.
+    weight: (experts * out, in), bias: (experts * out,), one expert after the other; x: (pairs, in), or (tokens, in).
     """
     if x.is_cuda and HAS_TRITON:
         from .gpu.linear import grouped as on_gpu
@@ -212,11 +212,12 @@ def grouped(x: Tensor, weight: Tensor, bias: Tensor | None, routes: Routes) -> T
 
 def _grouped_by_torch(x: Tensor, weight: Tensor, bias: Tensor | None, routes: Routes) -> Tensor:
     rows = x[routes.pairs // (routes.num_pairs // len(x))]
-    out, first = x.new_empty(len(rows), weight.shape[1]), 0
+    outputs, first = len(weight) // len(routes.counts), 0
+    out = x.new_empty(len(rows), outputs)
     for expert, count in enumerate(routes.counts.tolist()):
         if count:
-            some, added = rows[first : first + count], None if bias is None else bias[expert]
-            out[routes.pairs[first : first + count]] = F.linear(some, weight[expert], added)
+            mine, some = slice(expert * outputs, (expert + 1) * outputs), slice(first, first + count)
+            out[routes.pairs[some]] = F.linear(rows[some], weight[mine], None if bias is None else bias[mine])
             first += count
     return out
 

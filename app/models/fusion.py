@@ -1,19 +1,20 @@
 """Replaces some modules of transformers' models by faster ones, without changing the models' code.
 
 The module at `q_proj` computes the products of `q_proj`, `k_proj` and `v_proj` at once, and the modules at the other
-two return their slices of it; likewise for `gate_proj` and `up_proj`. Norms and other linear layers get Paceline's
-kernels. Each replacement is tried on random numbers first, and dropped if the results differ.
+two return their slices of it; likewise for `gate_proj` and `up_proj`. Norms, stacked experts and other linear layers
+get Paceline's kernels. Each replacement is tried on random numbers first, and dropped if the results differ.
 """
 
 import logging
-from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from ..kernels.ops import ACTIVATIONS, routes_of
 from ..layers.linear import MergedLinear
 from ..layers.methods.plain import PLAIN, adopt, fill
+from ..layers.moe import Experts
 from ..layers.norm import OffsetRMSNorm, RMSNorm
 
 log = logging.getLogger(__name__)
@@ -56,10 +57,17 @@ class _Slice(nn.Module):
         return self._merged[0].take_slice(x, self._index)
 
 
+class _ChosenExperts(Experts):
+    """Stacked experts as transformers' models call them, which choose the experts by themselves."""
+
+    def forward(self, hidden_states: Tensor, top_k_index: Tensor, top_k_weights: Tensor) -> Tensor:  # type: ignore[override]
+        return super().forward(hidden_states, routes_of(top_k_index, top_k_weights, self.gate_up_proj.num_experts))
+
+
 @torch.inference_mode()
 def fuse(model: Any) -> None:
     """Replace what can be replaced in one of transformers' causal models, except for its output embedding."""
-    counts = {"merged": 0, "linear": 0, "norm": 0}
+    counts = {"merged": 0, "linear": 0, "norm": 0, "experts": 0}
     head = model.get_output_embeddings()
     for parent in list(model.modules()):
         for names in _SAME_INPUT:
@@ -69,7 +77,10 @@ def fuse(model: Any) -> None:
                 counts["linear"] += _swap(parent, {name: adopt(child)}, child.in_features)
             elif type(child).__name__.endswith("RMSNorm"):
                 counts["norm"] += _swap_norm(parent, name, child)
-    log.info("faster modules: %(merged)d merged products, %(linear)d linear layers, %(norm)d norms", counts)
+            elif {"gate_up_proj", "down_proj"} == dict(child.named_parameters()).keys():
+                counts["experts"] += _swap_experts(parent, name, child)
+    kinds = "%(merged)d merged products, %(linear)d linear layers, %(norm)d norms, %(experts)d mixtures of experts"
+    log.info(f"faster modules: {kinds}", counts)
 
 
 def _merge(parent: nn.Module, names: tuple[str, ...]) -> bool:
@@ -101,20 +112,41 @@ def _swap_norm(parent: nn.Module, name: str, norm: nn.Module) -> bool:
     return False
 
 
+def _swap_experts(parent: nn.Module, name: str, experts: nn.Module) -> bool:
+    gate_up, down = experts.gate_up_proj, experts.down_proj
+    if gate_up.dim() != 3 or down.shape != (len(gate_up), gate_up.shape[2], gate_up.shape[1] // 2):
+        return False
+    (count, _, size), inner = gate_up.shape, down.shape[2]
+    x = torch.randn(3, size, device=gate_up.device, dtype=gate_up.dtype)
+    weights, chosen = torch.rand(3, count, device=x.device).topk(min(2, count))
+    for activation in ACTIVATIONS:
+        with torch.device("meta"):
+            candidate = _ChosenExperts(count, size, inner, activation, ("gate_proj", "up_proj", "down_proj"))
+        for layer, weight in ((candidate.gate_up_proj, gate_up), (candidate.down_proj, down)):
+            fill(layer, weight.flatten(0, 1), None)
+            layer.method = PLAIN
+        # Some models bound what goes through the activation, which only large numbers show.
+        are_same = (_are_same(experts, candidate, scale * x, chosen, weights.to(x.dtype)) for scale in (1, 100))
+        if all(are_same):
+            setattr(parent, name, candidate)
+            return True
+    return False
+
+
 def _swap(parent: nn.Module, new: dict[str, nn.Module], in_features: int) -> bool:
     """Replace modules by others, if these compute the same from the same input."""
     old = {name: getattr(parent, name) for name in new}
     parameter = next(next(iter(old.values())).parameters())
     x = torch.randn(1, 3, in_features, device=parameter.device, dtype=parameter.dtype)
-    tolerance = _TOLERANCE.get(parameter.dtype, 0.0)
-    for name, module in new.items():
-        expected, found = (_run(m, x) for m in (old[name], module))
-        if expected.shape != found.shape or (expected - found).abs().max() > tolerance * expected.abs().max():
-            return False
+    if not all(_are_same(old[name], module, x) for name, module in new.items()):
+        return False
     for name, module in new.items():
         setattr(parent, name, module)
     return True
 
 
-def _run(module: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
-    return module(x).float()
+def _are_same(old: nn.Module, new: nn.Module, *arguments: Tensor) -> bool:
+    """Whether two modules compute the same numbers, but for rounding."""
+    expected, found = (module(*arguments).float() for module in (old, new))
+    tolerance = _TOLERANCE.get(arguments[0].dtype, 0.0)
+    return expected.shape == found.shape and bool((expected - found).abs().max() <= tolerance * expected.abs().max())

@@ -75,8 +75,9 @@ def products(x: Tensor, weight: Tensor, bias: Tensor | None, routes: Routes) -> 
     """In float64: (pairs, outputs)."""
     rows = x.double().repeat_interleave(routes.num_pairs // len(x), 0)
     chosen = routes.experts.flatten().long()
-    out = torch.einsum("pi,poi->po", rows, weight.double()[chosen])
-    return out if bias is None else out + bias.double()[chosen]
+    of_experts = weight.double().unflatten(0, (NUM_EXPERTS, -1))
+    out = torch.einsum("pi,poi->po", rows, of_experts[chosen])
+    return out if bias is None else out + bias.double().unflatten(0, (NUM_EXPERTS, -1))[chosen]
 
 
 @pytest.mark.parametrize("tokens", [1, 2, 16, 40])
@@ -85,7 +86,7 @@ def test_products_of_experts_on_a_cpu(tokens: int, of_pairs: bool) -> None:
     routes = cpu.route(scores_of(tokens), TOP_K, True)
     for dtype, tolerance in ((torch.float32, 2e-6), (torch.bfloat16, 2**-7)):
         x = torch.randn(tokens * TOP_K if of_pairs else tokens, 48).to(dtype)
-        weight, bias = torch.randn(NUM_EXPERTS, 33, 48).to(dtype), torch.randn(NUM_EXPERTS, 33).to(dtype)
+        weight, bias = torch.randn(NUM_EXPERTS * 33, 48).to(dtype), torch.randn(NUM_EXPERTS * 33).to(dtype)
         for added in (None, bias):
             expected = products(x, weight, added, routes)
             error = (ops.grouped(x, weight, added, routes).double() - expected).abs().max()
@@ -98,7 +99,7 @@ def test_products_of_experts_on_a_cpu(tokens: int, of_pairs: bool) -> None:
 def test_products_of_experts_on_a_gpu(tokens: int, of_pairs: bool, dtype: torch.dtype) -> None:
     routes = gpu.route(scores_of(tokens).to(DEVICE), TOP_K, True)
     x = randn(tokens * TOP_K if of_pairs else tokens, 144, dtype=dtype)
-    weight, bias = randn(NUM_EXPERTS, 70, 144, dtype=dtype), randn(NUM_EXPERTS, 70, dtype=dtype)
+    weight, bias = randn(NUM_EXPERTS * 70, 144, dtype=dtype), randn(NUM_EXPERTS * 70, dtype=dtype)
     for added in (None, bias):
         expected = products(x, weight, added, routes)
         close(linear.grouped(x, weight, added, routes), expected)

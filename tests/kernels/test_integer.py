@@ -5,8 +5,9 @@ import pytest
 import torch
 
 from app.kernels.cpu import integer
+from app.kernels.cpu.experts import route
 from app.kernels.cpu.vector_code import lanes_of_processor
-from app.layers.formats.codes import Codes, quantize
+from app.layers.formats.codes import Codes, joined, quantize
 
 pytestmark = [
     pytest.mark.skipif(not lanes_of_processor(), reason="the processor has no AVX2"),
@@ -86,6 +87,29 @@ def test_a_row_has_the_same_result_in_every_batch(bits: int, lanes: int) -> None
     for row in range(37):
         assert torch.equal(_product(codes, x[row : row + 1], lanes)[0], together[row])
     assert torch.equal(_product(codes, x[5:11], lanes), together[5:11])
+
+
+@pytest.mark.parametrize(("outputs", "inputs", "group"), [(32, 64, 32), (21, 100, 100)])
+@pytest.mark.parametrize("bits", [4, 8])
+@pytest.mark.parametrize("of_pairs", [True, False])
+def test_each_pair_gets_the_product_of_its_expert(
+    bits: int, outputs: int, inputs: int, group: int, of_pairs: bool, lanes: int
+) -> None:
+    """To the last bit what the expert alone gives."""
+    experts = [_codes(outputs, inputs, bits, group, seed) for seed in range(5)]
+    whole = joined(experts)
+    assert whole is not None
+    packed = integer.pack(whole.codes, whole.scales, whole.zeros, bits, lanes, num_experts=5)
+    chance = torch.Generator().manual_seed(0)
+    scores, bias = torch.randn(9, 5, generator=chance), torch.randn(5 * outputs, generator=chance)
+    routes = route(scores + torch.tensor([0.0, -9, 0, 9, 0]), 2, True)
+    x = torch.randn(18 if of_pairs else 9, inputs, generator=chance)
+    out = torch.full((18, outputs), torch.nan)
+    integer.multiply(packed, integer.quantize_rows(x, packed.part, routes), bias, 0, out, routes)
+    for pair, expert in enumerate(routes.experts.flatten().tolist()):
+        row = x[pair if of_pairs else pair // 2][None]
+        added = bias.view(5, outputs)[expert].contiguous()
+        assert torch.equal(out[pair], _product(experts[expert], row, lanes, added)[0])
 
 
 def test_all_instruction_sets_give_the_same_numbers() -> None:

@@ -2,12 +2,13 @@
 
 import pytest
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import LlamaConfig, LlamaForCausalLM, Qwen2MoeConfig, Qwen2MoeForCausalLM
 
 from app.layers.linear import Linear, MergedLinear
+from app.layers.moe import Experts
 from app.layers.norm import RMSNorm
 from app.models.fusion import fuse
-from tests.models.families import _TINY, DECODER
+from tests.models.families import _TINY, DECODER, GENERIC
 
 pytestmark = pytest.mark.usefixtures("compiled_kernels")
 
@@ -42,6 +43,22 @@ def test_merged_layers_may_get_different_inputs() -> None:
     assert attention.q_proj.input is not None
     attention.v_proj(other)
     assert attention.q_proj.input is None
+
+
+@pytest.mark.parametrize("bound", [None, 7.0])
+def test_experts_are_swapped_unless_they_bound_numbers(bound: float | None) -> None:
+    """A bound that the numbers of a first trial do not reach."""
+    torch.manual_seed(0)
+    model = Qwen2MoeForCausalLM(Qwen2MoeConfig(**{**_TINY, **GENERIC["Qwen2Moe"]})).eval().requires_grad_(False)
+    experts = model.model.layers[1].mlp.experts
+    if bound is not None:
+        experts.act_fn.forward = lambda gate: torch.nn.functional.silu(gate.clamp(max=bound))
+    before = model(torch.tensor([[1, 2, 3]])).logits
+    fuse(model)
+    assert isinstance(model.model.layers[0].mlp.experts, Experts)
+    assert isinstance(model.model.layers[1].mlp.experts, Experts) == (bound is None)
+    with torch.inference_mode():
+        assert torch.allclose(model(torch.tensor([[1, 2, 3]])).logits, before, atol=1e-5)
 
 
 def test_modules_that_compute_something_else_are_not_swapped() -> None:

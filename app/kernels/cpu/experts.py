@@ -99,25 +99,26 @@ def routes_of(experts: Tensor, weights: Tensor, num_experts: int) -> Routes:
 def _grouped(begin, end, x, every, weight, bias, has_bias, counts, pairs, out):  # type: ignore[no-untyped-def]
     """Its tasks are outputs, each of all experts."""
     first = 0
-    for expert in range(weight.shape[0]):
+    for expert in range(counts.shape[0]):
         last = first + counts[expert]
         if last > first:
             for output in range(begin, end):
-                added = to_float(bias[expert, output]) if has_bias else np.float32(0)
+                of_all = expert * out.shape[1] + output
+                added = to_float(bias[of_all]) if has_bias else np.float32(0)
                 for at in range(first, last):
                     row, total = pairs[at] // every, np.float32(0)
                     for i in range(x.shape[1]):
-                        total += to_float(x[row, i]) * to_float(weight[expert, output, i])
+                        total += to_float(x[row, i]) * to_float(weight[of_all, i])
                     out[pairs[at], output] = from_float(total + added, out)
         first = last
 
 
 def grouped(x: Tensor, weight: Tensor, bias: Tensor | None, routes: Routes) -> Tensor:
     """See `app.kernels.ops.grouped`; for few tokens."""
-    out = x.new_empty(routes.num_pairs, weight.shape[1])
-    added = weight[0] if bias is None else bias
+    out = x.new_empty(routes.num_pairs, len(weight) // len(routes.counts))
+    added = x[0] if bias is None else constant(bias)
     _grouped(
-        weight.shape[1], True, x.contiguous(), len(out) // len(x), constant(weight), constant(added), bias is not None,
+        out.shape[1], True, x.contiguous(), len(out) // len(x), constant(weight), added, bias is not None,
         routes.counts, routes.pairs, out,
     )  # fmt: skip
     return out

@@ -18,6 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..routes import Routes
 from .kernel import Argument, constant, describe, kernel
 from .numerics import from_float, inline, of_half, to_float
 from .vector_code import lanes_of_processor, quantize_group, tile
@@ -45,40 +46,54 @@ def _product(lanes: int, bits: int, part: int, scale_bytes: int) -> Any:
       by, and what the part adds up to,
     - step: parts of a group,
     - bias (all outputs,), and whether there is one,
+    - counts (experts,) int32: how many rows each of the experts has whose weights these are, one after the other,
+    - places (rows,) int32: the rows of the result, and whether these are not just 0, 1, 2, ...
     - out (rows, all outputs), float32 or as bfloat16 is kept, of which it fills `outputs` columns from `first` on.
 
-    Its tasks are panels.
+    Its tasks are panels of one expert, each with those of the others in its place.
     """
 
     @kernel
-    def run(begin, end, codes, scales, zeros, x, factors, sums, step, bias, has_bias, first, outputs, out):  # type: ignore[no-untyped-def]
+    def run(  # type: ignore[no-untyped-def]
+        begin, end, codes, scales, zeros, x, factors, sums, step, bias, has_bias, first, outputs, counts, places,
+        is_placed, out,
+    ):  # fmt: skip
         added, last = np.zeros(lanes, np.float32), np.empty((_TILE, lanes), out.dtype)
-        for panel in range(begin, end):
-            of_panel = codes[panel].ctypes.data, scales[panel].ctypes.data, zeros[panel].ctypes.data
-            column, row = first + panel * lanes, 0
-            width = min(lanes, first + outputs - column)
-            if has_bias:
-                for lane in range(width):
-                    added[lane] = to_float(bias[column + lane])
-            # The last panel may be wider than what is left of the outputs.
-            target = out[:, column:] if width == lanes else last
-            while row < out.shape[0]:
-                of_rows = x[row].ctypes.data, x.shape[1], factors[row].ctypes.data, sums[row].ctypes.data
-                results = target[row if width == lanes else 0 :].ctypes.data, target.strides[0]
-                addresses = (*of_panel, *of_rows, codes.shape[1], step, added.ctypes.data, *results)
-                left = out.shape[0] - row
-                if left >= _TILE:
-                    count = _TILE
-                    tile(lanes, bits, part, scale_bytes, _TILE, addresses, out)  # type: ignore[call-arg]
-                elif left >= 2:
-                    count = 2
-                    tile(lanes, bits, part, scale_bytes, 2, addresses, out)  # type: ignore[call-arg]
-                else:
-                    count = 1
-                    tile(lanes, bits, part, scale_bytes, 1, addresses, out)  # type: ignore[call-arg]
-                if width < lanes:
-                    out[row : row + count, column : column + width] = last[:count, :width]
-                row += count
+        panels, stop = codes.shape[0] // counts.shape[0], 0
+        for expert in range(counts.shape[0]):
+            start, stop = stop, stop + counts[expert]
+            if start == stop:
+                continue
+            for panel in range(begin, end):
+                at, row = expert * panels + panel, start
+                of_panel = codes[at].ctypes.data, scales[at].ctypes.data, zeros[at].ctypes.data
+                column = first + panel * lanes
+                width = min(lanes, first + outputs - column)
+                if has_bias:
+                    for lane in range(width):
+                        added[lane] = to_float(bias[expert * outputs + column + lane])
+                # The last panel may be wider than what is left of the outputs.
+                is_direct = width == lanes and not is_placed
+                target = out[:, column:] if is_direct else last
+                while row < stop:
+                    of_rows = x[row].ctypes.data, x.shape[1], factors[row].ctypes.data, sums[row].ctypes.data
+                    results = target[row if is_direct else 0 :].ctypes.data, target.strides[0]
+                    addresses = (*of_panel, *of_rows, codes.shape[1], step, added.ctypes.data, *results)
+                    left = stop - row
+                    if left >= _TILE:
+                        count = _TILE
+                        tile(lanes, bits, part, scale_bytes, _TILE, addresses, out)  # type: ignore[call-arg]
+                    elif left >= 2:
+                        count = 2
+                        tile(lanes, bits, part, scale_bytes, 2, addresses, out)  # type: ignore[call-arg]
+                    else:
+                        count = 1
+                        tile(lanes, bits, part, scale_bytes, 1, addresses, out)  # type: ignore[call-arg]
+                    if not is_direct:
+                        for of_tile in range(count):
+                            place = places[row + of_tile] if is_placed else row + of_tile
+                            out[place, column : column + width] = last[of_tile, :width]
+                    row += count
 
     return run
 
@@ -106,9 +121,10 @@ def _quantize_at(x, begin, part, q, factors, sums):  # type: ignore[no-untyped-d
 
 
 @kernel
-def _quantize(begin, end, x, part, q, factors, sums):  # type: ignore[no-untyped-def]
+def _quantize(begin, end, x, pairs, every, part, q, factors, sums):  # type: ignore[no-untyped-def]
     for row in range(begin, end):
-        _quantize_row(x[row], part, q[row], factors[row], sums[row])
+        source = pairs[row] // every if every else row
+        _quantize_row(x[source], part, q[row], factors[row], sums[row])
 
 
 @kernel
@@ -142,6 +158,7 @@ class Packed(NamedTuple):
     step: int
     """Parts of a group."""
     outputs: int
+    """Of each expert, if the weight is that of several."""
     width: int
     """Outputs of a panel."""
     scale_bytes: int
@@ -160,25 +177,31 @@ def can_pack(in_features: int, group: int) -> bool:
     return group % 16 == 0 or group == in_features
 
 
-def pack(codes: Tensor, scales: Tensor, zeros: Tensor, bits: int, width: int = 0) -> Packed:
+def pack(codes: Tensor, scales: Tensor, zeros: Tensor, bits: int, width: int = 0, num_experts: int = 1) -> Packed:
     """Bring codes (outputs, inputs) with scales and zeros (outputs, groups) into panels of `width` outputs.
 
     A panel has, for four neighbouring inputs at a time, the codes of all of its outputs. With 4 bits a byte holds two
-    codes: the lower one is of the first half of a part. The width that this processor is best at is `lanes()`.
+    codes: the lower one is of the first half of a part. The width that this processor is best at is `lanes()`. Of
+    experts, whose weights follow each other, each has panels of its own.
     """
     width = width or lanes()
-    outputs, inputs = codes.shape
+    outputs = len(codes) // num_experts
+    if num_experts > 1 and outputs % width:
+        codes, scales, zeros = (
+            _pad_experts(numbers, num_experts, -outputs % width) for numbers in (codes, scales, zeros)
+        )
+    inputs = codes.shape[1]
     group = inputs // scales.shape[1]
     part = 16 if group % GROUP and group != inputs else GROUP
     padded = codes if inputs % GROUP == 0 else F.pad(codes, (0, -inputs % GROUP))
     words = padded.contiguous().view(torch.int32)
     parts = words.shape[1] * _QUAD // part
-    panels = torch.empty(-(-outputs // width), parts, part // _QUAD * bits // 8, width, dtype=torch.int32)
+    panels = torch.empty(-(-len(codes) // width), parts, part // _QUAD * bits // 8, width, dtype=torch.int32)
     _pack(len(panels), True, words, bits == 4, panels)
     is_half = all(torch.equal(numbers.half().float(), numbers) for numbers in (scales, zeros))
 
     def of_groups(numbers: Tensor) -> Argument:
-        turned = F.pad(numbers, (0, 0, 0, -outputs % width)).view(-1, width, numbers.shape[1]).transpose(1, 2)
+        turned = F.pad(numbers, (0, 0, 0, -len(numbers) % width)).view(-1, width, numbers.shape[1]).transpose(1, 2)
         return describe(turned.contiguous().half() if is_half else turned.contiguous())
 
     return Packed(
@@ -194,6 +217,11 @@ def pack(codes: Tensor, scales: Tensor, zeros: Tensor, bits: int, width: int = 0
     )
 
 
+def _pad_experts(numbers: Tensor, num_experts: int, rows: int) -> Tensor:
+    """Some rows more for each expert."""
+    return F.pad(numbers.unflatten(0, (num_experts, -1)), (0, 0, 0, rows)).flatten(0, 1)
+
+
 class Rows(NamedTuple):
     """Activations as the kernel reads them; see `_product`."""
 
@@ -202,30 +230,49 @@ class Rows(NamedTuple):
     sums: Tensor
 
 
-def quantize_rows(x: Tensor, part: int) -> Rows:
-    """Activations (rows, inputs) in whole numbers, for weights with parts of this size."""
-    rows, inputs = x.shape
+def quantize_rows(x: Tensor, part: int, routes: Routes | None = None) -> Rows:
+    """Activations (rows, inputs) in whole numbers, for weights with parts of this size.
+
+    With routes, the result has a row for each pair, one expert after the other, of which x has a row, or of its token.
+    """
+    rows, inputs = len(x) if routes is None else routes.num_pairs, x.shape[1]
+    pairs, every = (_no_places(), 0) if routes is None else (routes.pairs, rows // len(x))
     x = x if x.stride(1) == 1 else x.contiguous()
     padded = -(-inputs // GROUP) * GROUP
     q = torch.empty(rows, padded, dtype=torch.int8)
     factors, sums = torch.empty(2, rows, padded // part, dtype=torch.float32)
-    _quantize(rows, x.numel() >= _WORTH_A_THREAD, x, part, q, factors, sums)
+    _quantize(rows, q.numel() >= _WORTH_A_THREAD, x, pairs, every, part, q, factors, sums)
     return Rows(q, factors, sums)
 
 
-def multiply(weight: Packed, rows: Rows, bias: Tensor | None, first: int, out: Tensor) -> None:
+@cache
+def _no_places() -> Argument:
+    return describe(np.zeros(1, np.int32))
+
+
+@lru_cache
+def _all_of_one(rows: int) -> Argument:
+    """How many rows each of one expert has."""
+    return describe(np.array([rows], np.int32))
+
+
+def multiply(
+    weight: Packed, rows: Rows, bias: Tensor | None, first: int, out: Tensor, routes: Routes | None = None
+) -> None:
     """Fill the columns of out (rows, outputs) from `first` on with the product of the rows and a weight.
 
-    The bias is that of all columns of `out`.
+    The bias is that of all columns of `out`. With routes, `out` has a row for each pair, in their order, and the
+    rows of activations are those of `quantize_rows`.
     """
     if not len(out):
         return
     run = _product(weight.width, weight.bits, weight.part, weight.scale_bytes)
     added = rows.factors[0] if bias is None else constant(bias)
     panels = -(-weight.outputs // weight.width)
+    counts, places = (_all_of_one(len(out)), _no_places()) if routes is None else (routes.counts, routes.pairs)
     run(
         panels, True, weight.codes, weight.scales, weight.zeros, *rows, weight.step, added, bias is not None, first,
-        weight.outputs, out,
+        weight.outputs, counts, places, routes is not None, out,
     )  # fmt: skip
 
 

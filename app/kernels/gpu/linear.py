@@ -141,7 +141,8 @@ def _tile(rows: int, outputs: int) -> tuple[int, int, int, int, int]:
 
 def grouped(x: Tensor, weight: Tensor, bias: Tensor | None, routes: Routes, is_batch_invariant: bool = False) -> Tensor:
     """The product of each pair's row with the weight of its expert; see `app.kernels.ops.grouped`."""
-    _, outputs, size = weight.shape
+    num_experts, size = len(routes.counts), weight.shape[1]
+    outputs = len(weight) // num_experts
     out = x.new_empty(routes.num_pairs, outputs)
     every = routes.num_pairs // len(x)
     x, added = x.contiguous(), weight if bias is None else bias
@@ -158,9 +159,9 @@ def grouped(x: Tensor, weight: Tensor, bias: Tensor | None, routes: Routes, is_b
     block_n, block_k, warps, stages = _grouped_tile(block_m, x.dtype)
     launch(
         _product, (most_blocks(routes, block_m), triton.cdiv(outputs, block_n)),
-        x, weight, added, out, routes.counts, routes.pairs, len(routes.experts), outputs, size, len(weight), every,
+        x, weight, added, out, routes.counts, routes.pairs, len(routes.experts), outputs, size, num_experts, every,
         BLOCK_M=block_m, BLOCK_N=block_n, BLOCK_K=block_k, HAS_BIAS=bias is not None,
-        BLOCK_E=triton.next_power_of_2(len(weight)), overlaps=len(routes.experts) <= OVERLAPPING_ROWS,
+        BLOCK_E=triton.next_power_of_2(num_experts), overlaps=len(routes.experts) <= OVERLAPPING_ROWS,
         num_warps=warps, num_stages=stages,
     )  # fmt: skip
     return out

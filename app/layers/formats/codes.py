@@ -1,5 +1,6 @@
 """The one form that quantized weights have in memory, whatever format they come in."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -49,6 +50,25 @@ class Codes:
         out = torch.empty_like(weight)
         out[:, self.order] = weight
         return out
+
+
+def joined(pieces: Sequence[Codes]) -> Codes | None:
+    """Weights of neighbouring outputs as one; None if they are not of one form, with their inputs in one order."""
+    first = pieces[0]
+    if len(pieces) == 1:
+        return first
+    if any((piece.bits, piece.group) != (first.bits, first.group) for piece in pieces):
+        return None
+    if any(not _are_equal(piece.order, first.order) for piece in pieces):
+        return None
+    codes, scales, zeros = (
+        torch.cat([getattr(piece, kind) for piece in pieces]) for kind in ("codes", "scales", "zeros")
+    )
+    return Codes(codes, scales, zeros, first.bits, first.order)
+
+
+def _are_equal(one: Tensor | None, other: Tensor | None) -> bool:
+    return one is other or (one is not None and other is not None and torch.equal(one, other))
 
 
 def around(codes: Tensor, scales: Tensor, zero_points: Tensor | int, bits: int, order: Tensor | None = None) -> Codes:

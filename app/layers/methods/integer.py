@@ -8,9 +8,11 @@ from torch import Tensor
 
 from ...kernels.cpu import integer
 from ...kernels.ops import CPU_DTYPES
+from ...kernels.routes import Routes
 from ..formats.base import Weight
-from ..formats.codes import Codes
+from ..formats.codes import Codes, joined
 from ..linear import Linear
+from ..moe import Stacked
 from .plain import Plain
 
 
@@ -27,9 +29,13 @@ class Integer(Plain):
 
     is_batch_invariant = True
 
-    def __init__(self, pieces: Sequence[Codes]) -> None:
+    def __init__(self, pieces: Sequence[Codes], num_experts: int = 1) -> None:
+        """Of several experts there is one piece, with their outputs one after the other."""
         self._pieces = [
-            _Piece(integer.pack(piece.codes, piece.scales, piece.zeros, piece.bits), piece.order) for piece in pieces
+            _Piece(
+                integer.pack(piece.codes, piece.scales, piece.zeros, piece.bits, num_experts=num_experts), piece.order
+            )
+            for piece in pieces
         ]
 
     def apply(self, layer: Linear, x: Tensor) -> Tensor:
@@ -48,6 +54,14 @@ class Integer(Plain):
             first += weight.outputs
         return out.view(*x.shape[:-1], layer.out_features)
 
+    def grouped(self, layer: Linear, x: Tensor, routes: Routes) -> Tensor:
+        """See `LinearMethod`."""
+        [(weight, order)] = self._pieces
+        out = torch.empty(routes.num_pairs, weight.outputs, dtype=x.dtype)
+        rows = integer.quantize_rows(x if order is None else x[:, order], weight.part, routes)
+        integer.multiply(weight, rows, layer.bias, 0, out, routes)
+        return out
+
     def rows(self, layer: Linear, at: Tensor, dtype: torch.dtype) -> Tensor:
         """See `LinearMethod`."""
         [(weight, order)] = self._pieces
@@ -60,8 +74,13 @@ def has_kernel(device: torch.device, dtype: torch.dtype) -> bool:
     return device.type == "cpu" and dtype in CPU_DTYPES and integer.lanes() > 0
 
 
-def keep(_layer: Linear, pieces: Sequence[Weight]) -> Integer | None:
-    """See `Keeper`."""
+def keep(layer: Linear, pieces: Sequence[Weight]) -> Integer | None:
+    """See `Keeper`. Those of experts must be of one form."""
     codes = [piece for piece in pieces if isinstance(piece, Codes)]
     fit = [piece for piece in codes if integer.can_pack(piece.codes.shape[1], piece.group)]
-    return Integer(fit) if len(fit) == len(pieces) else None
+    if len(fit) < len(pieces):
+        return None
+    if isinstance(layer, Stacked):
+        whole = joined(fit)
+        return None if whole is None else Integer([whole], layer.num_experts)
+    return Integer(fit)

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from ...kernels.ops import HAS_TRITON
 from ..formats.base import Weight
-from ..formats.codes import Codes
+from ..formats.codes import Codes, joined
 from ..linear import Linear
 from .plain import Plain
 
@@ -51,21 +51,11 @@ def keep(layer: Linear, pieces: Sequence[Weight], is_batch_invariant: bool = Fal
     from ...kernels.gpu import integer
 
     codes = [piece for piece in pieces if isinstance(piece, Codes)]
-    bits, group, order = codes[0].bits, codes[0].group, codes[0].order
-    are_alike = all((piece.bits, piece.group) == (bits, group) and _are_equal(piece.order, order) for piece in codes)
-    if len(codes) < len(pieces) or not are_alike or not integer.can_pack(layer.in_features, group):
+    whole = joined(codes) if len(codes) == len(pieces) else None
+    if whole is None or not integer.can_pack(layer.in_features, whole.group):
         return None
-    weight = integer.pack(
-        torch.cat([piece.codes for piece in codes]),
-        torch.cat([piece.scales for piece in codes]),
-        torch.cat([piece.zeros for piece in codes]),
-        bits,
-    )
+    weight = integer.pack(whole.codes, whole.scales, whole.zeros, whole.bits)
     layer.weight = nn.Parameter(weight.words, requires_grad=False)
     layer.register_buffer("factors", weight.factors, persistent=False)
     layer.register_buffer("counters", weight.counters, persistent=False)
-    return IntegerGpu(bits, weight.group, order, is_batch_invariant)
-
-
-def _are_equal(one: Tensor | None, other: Tensor | None) -> bool:
-    return one is other or (one is not None and other is not None and torch.equal(one, other))
+    return IntegerGpu(whole.bits, weight.group, whole.order, is_batch_invariant)

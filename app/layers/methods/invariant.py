@@ -24,8 +24,7 @@ class Invariant(Plain):
         """See `LinearMethod`."""
         from ...kernels.gpu import linear
 
-        weight = layer.weight.unflatten(0, (len(routes.counts), -1))
-        return linear.grouped(x, weight, None, routes, is_batch_invariant=True)
+        return linear.grouped(x, layer.weight, layer.bias, routes, is_batch_invariant=True)
 
 
 def has_kernel(device: torch.device, dtype: torch.dtype) -> bool:

@@ -43,9 +43,7 @@ class Plain:
 
     def grouped(self, layer: Linear, x: Tensor, routes: Routes) -> Tensor:
         """See `LinearMethod`."""
-        by_expert = len(routes.counts), -1
-        bias = None if layer.bias is None else layer.bias.unflatten(0, by_expert)
-        return grouped(x, layer.weight.unflatten(0, by_expert), bias, routes)
+        return grouped(x, layer.weight, layer.bias, routes)
 
     def rows(self, layer: Linear, at: Tensor, dtype: torch.dtype) -> Tensor:
         """See `LinearMethod`."""
