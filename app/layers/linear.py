@@ -32,7 +32,8 @@ class LinearMethod(Protocol):
     def group_for(self, layer: "Linear", like: Tensor) -> int | None:
         """How many neighbouring inputs share a scale, if `apply` would round activations to FP8.
 
-        What computes them may do that then. They have as many rows as `like` (rows, ...), and are where it is.
+        What computes them may do that then. They have as many rows as `like` (rows, ...), or are those of its experts,
+        and are where it is.
         """
         ...
 

@@ -56,7 +56,7 @@ class Experts(nn.Module):
     def forward(self, x: Tensor, routes: Routes) -> Tensor:
         """For x (tokens, hidden_size): the same shape."""
         gate_up = self.gate_up_proj(x, routes)
-        group = self.down_proj.group_for(gate_up)
+        group = self.down_proj.group_for(x)
         inner = rounded_gated(gate_up, self.activation, group) if group else gated(gate_up, self.activation)
         return combine(self.down_proj(inner, routes), routes.weights)
 

@@ -113,7 +113,7 @@ def _swap_norm(parent: nn.Module, name: str, norm: nn.Module) -> bool:
 
 
 def _swap_experts(parent: nn.Module, name: str, experts: nn.Module) -> bool:
-    gate_up, down = experts.gate_up_proj, experts.down_proj
+    gate_up, down = experts.get_parameter("gate_up_proj"), experts.get_parameter("down_proj")
     if gate_up.dim() != 3 or down.shape != (len(gate_up), gate_up.shape[2], gate_up.shape[1] // 2):
         return False
     (count, _, size), inner = gate_up.shape, down.shape[2]

@@ -11,9 +11,12 @@ pytest.importorskip("triton")
 from app.kernels import ops
 from app.kernels.cpu import experts as cpu
 from app.kernels.gpu import experts as gpu
-from app.kernels.gpu import linear
+from app.kernels.gpu import float8, integer, linear
 from app.kernels.routes import Routes
-from tests.kernels.test_gpu import DEVICE, HALF, close, randn
+from tests.kernels import test_gpu_float8, test_gpu_integer
+from tests.kernels.test_gpu import DEVICE, HALF, close, randn, rounding
+
+__all__ = ["rounding"]  # a fixture that all tests use
 
 pytestmark = [
     pytest.mark.usefixtures("compiled_kernels"),
@@ -104,6 +107,58 @@ def test_products_of_experts_on_a_gpu(tokens: int, of_pairs: bool, dtype: torch.
         expected = products(x, weight, added, routes)
         close(linear.grouped(x, weight, added, routes), expected)
         close(linear.grouped(x, weight, added, routes, is_batch_invariant=True), expected)
+
+
+@pytest.mark.parametrize("tokens", [1, 3, 90])
+@pytest.mark.parametrize("of_pairs", [True, False])
+@pytest.mark.parametrize(("bits", "group", "is_whole"), [(4, 128, True), (4, 32, False), (8, 32, True)])
+def test_products_of_experts_with_codes(tokens: int, of_pairs: bool, bits: int, group: int, is_whole: bool) -> None:
+    routes = gpu.route(scores_of(tokens).to(DEVICE), TOP_K, True)
+    weight, dense = test_gpu_integer.a_weight(NUM_EXPERTS * 70, 128, group, bits, is_whole)
+    x = randn(tokens * TOP_K if of_pairs else tokens, 128, dtype=HALF)
+    bias = randn(NUM_EXPERTS * 70, dtype=HALF)
+    for added in (None, bias):
+        expected = products(x, dense, added, routes)
+        close(integer.grouped(x, weight, added, routes), expected, 2)
+        close(integer.grouped(x, weight, added, routes, is_batch_invariant=True), expected, 2)
+
+
+@pytest.mark.parametrize("tokens", [1, 3, 90])
+@pytest.mark.parametrize("of_pairs", [True, False])
+@pytest.mark.parametrize("group", [160, 64])
+def test_products_of_experts_in_float8(tokens: int, of_pairs: bool, group: int) -> None:
+    routes = gpu.route(scores_of(tokens).to(DEVICE), TOP_K, True)
+    weight, stands_for = test_gpu_float8.a_weight(NUM_EXPERTS * 70, 160, group)
+    x = randn(tokens * TOP_K if of_pairs else tokens, 160, dtype=HALF)
+    rounded, bias = float8.quantize(x, group), randn(NUM_EXPERTS * 70, dtype=HALF)
+    for added in (None, bias):
+        expected = products(test_gpu_float8.dense(rounded, group), stands_for, added, routes)
+        close(float8.grouped(rounded, weight, added, routes), expected)
+        close(float8.grouped(x, weight, added, routes, is_batch_invariant=True), expected)
+    if tokens == 1:
+        close(float8.grouped(x, weight, None, routes), products(x, stands_for, None, routes))
+
+
+@pytest.mark.skipif(DEVICE.type == "cpu", reason="the interpreter adds up in an order of its own")
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_a_pair_does_not_depend_on_the_others(dtype: torch.dtype) -> None:
+    scores = scores_of(300).to(DEVICE)
+    x, plain = randn(300, 512, dtype=dtype), randn(NUM_EXPERTS * 70, 512, dtype=dtype)
+    codes, _ = test_gpu_integer.a_weight(NUM_EXPERTS * 70, 512, 128, 4, True)
+    values, _ = test_gpu_float8.a_weight(NUM_EXPERTS * 70, 512, 128)
+
+    def all_products(some: slice) -> list[Tensor]:
+        routes = gpu.route(scores[some], TOP_K, True)
+        return [
+            linear.grouped(x[some], plain, None, routes, is_batch_invariant=True),
+            integer.grouped(x[some], codes, None, routes, is_batch_invariant=True),
+            float8.grouped(x[some], values, None, routes, is_batch_invariant=True),
+        ]
+
+    crowd = all_products(slice(0, 300))
+    for some in (slice(7, 8), slice(20, 22), slice(100, 250)):
+        for together, alone in zip(crowd, all_products(some), strict=True):
+            assert torch.equal(together.unflatten(0, (-1, TOP_K))[some].flatten(0, 1), alone)
 
 
 @pytest.mark.parametrize("kernels", [cpu, gpu], ids=["cpu", "gpu"])

@@ -37,20 +37,20 @@ def block_of_pairs(block, counts, pairs, EXPERTS, TOKENS, BLOCK_E: tl.constexpr,
 
 @triton.jit
 def rows_of(
-    counts, pairs, M, N, K, EXPERTS, EVERY, BLOCK_M: tl.constexpr, BLOCK_E: tl.constexpr
+    block, counts, pairs, TOKENS, N, EXPERTS, EVERY, BLOCK_M: tl.constexpr, BLOCK_E: tl.constexpr
 ):  # fmt: skip
-    """What a program of a product computes, whose weight has N outputs and K inputs. The program's first index says it.
+    """What a program of a product computes, whose weight has N outputs for each expert.
 
     These are: the weight's row with its first output; the rows of activations (BLOCK_M,), the rows of the result, and
-    which of these there are; and how many inputs there are to be multiplied, none if there are no rows. With BLOCK_E, M
-    is a number of tokens, and a pair has row `pair // EVERY`. Otherwise M is the number of rows, with no experts.
+    which of these there are; and whether there are any. A pair has row `pair // EVERY`. Without BLOCK_E there are no
+    experts, and each token has a row.
     """
     if BLOCK_E > 0:
-        expert, to, is_row = block_of_pairs(tl.program_id(0), counts, pairs, EXPERTS, M, BLOCK_E, BLOCK_M)
-        return expert * N, to // EVERY, to, is_row, tl.where(expert < EXPERTS, K, 0)
+        expert, to, is_row = block_of_pairs(block, counts, pairs, EXPERTS, TOKENS, BLOCK_E, BLOCK_M)
+        return tl.minimum(expert, EXPERTS - 1) * N, to // EVERY, to, is_row, (expert < EXPERTS).to(tl.int32)
     else:
-        row = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
-        return tl.zeros([], tl.int64), row, row, row < M, K
+        row = block * BLOCK_M + tl.arange(0, BLOCK_M)
+        return tl.zeros([], tl.int64), row, row, row < TOKENS, 1
 
 
 def most_blocks(routes: Routes, size: int) -> int:

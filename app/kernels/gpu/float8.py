@@ -12,7 +12,9 @@ import triton.language as tl
 from torch import Tensor
 from torch.nn.functional import ScalingType, scaled_mm
 
+from ..routes import Routes
 from ..rows import Rows
+from .experts import block_size, most_blocks, rows_of
 from .launch import OVERLAPPING_ROWS, launch, wait_for_input
 
 MOST_ROWS = 256
@@ -127,19 +129,32 @@ def _to_float(numbers, IS_PACKED: tl.constexpr):
 
 @triton.jit
 def _one_row(
-    x, weight, scales, bias, out, N, K, GROUP,
+    x, weight, scales, bias, out, experts, N, ALL, K, GROUP, EVERY,
     BLOCK_N: tl.constexpr, GROUPS: tl.constexpr, BLOCK: tl.constexpr, IS_GROUPED: tl.constexpr,
-    HAS_BIAS: tl.constexpr, IS_PACKED: tl.constexpr, OVERLAPS: tl.constexpr = False,
+    HAS_BIAS: tl.constexpr, IS_PACKED: tl.constexpr, HAS_EXPERTS: tl.constexpr = False, OVERLAPS: tl.constexpr = False,
 ):  # fmt: skip
-    """BLOCK_N outputs of one row of x. Inputs are taken in pieces of BLOCK, which are groups if IS_GROUPED."""
+    """BLOCK_N outputs of one row of x. Inputs are taken in pieces of BLOCK, which are groups if IS_GROUPED.
+
+    With HAS_EXPERTS, the row is one of a pair, `pair // EVERY`, and ALL are the outputs of all experts.
+    """
+    if HAS_EXPERTS:
+        wait_for_input(OVERLAPS, LETS_NEXT=False)
+        pair = tl.program_id(1).to(tl.int64)
+        first = tl.load(experts + pair).to(tl.int64) * N
+        x += pair // EVERY * K
+        weight += first * K
+        scales += first
+        bias += first
+        out += pair * N
     n = (tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N))[:, None, None]
     piece, within = tl.arange(0, GROUPS)[None, :, None], tl.arange(0, BLOCK)[None, None, :]
     k = piece * GROUP + within
     is_row, is_mine = n < N, within < GROUP
     weights = weight + n.to(tl.int64) * K + k
-    of_piece = scales + piece * N + n
+    of_piece = scales + piece * ALL + n
     w = tl.load(weights, mask=is_row & is_mine & (k < K), other=0.0)
-    wait_for_input(OVERLAPS, LETS_NEXT=False)
+    if not HAS_EXPERTS:
+        wait_for_input(OVERLAPS, LETS_NEXT=False)
     xs = tl.load(x + k, mask=is_mine & (k < K), other=0.0).to(tl.float32)
     if IS_GROUPED:
         xs *= tl.load(of_piece, mask=is_row & (piece * GROUP < K), other=0.0)
@@ -148,7 +163,7 @@ def _one_row(
         is_column = is_mine & (start + k < K)
         xs = tl.load(x + start + k, mask=is_column, other=0.0).to(tl.float32)
         if IS_GROUPED:
-            xs *= tl.load(of_piece + start // GROUP * N, mask=is_row & (start + piece * GROUP < K), other=0.0)
+            xs *= tl.load(of_piece + start // GROUP * ALL, mask=is_row & (start + piece * GROUP < K), other=0.0)
         acc += _to_float(tl.load(weights + start, mask=is_row & is_column, other=0.0), IS_PACKED) * xs
     n = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
     is_row = n < N
@@ -162,31 +177,34 @@ def _one_row(
 
 @triton.jit(do_not_specialize=["M"])
 def _few_rows(
-    x, x_scales, weight, scales, bias, out, M, N, K,
+    x, x_scales, weight, scales, bias, out, counts, pairs, M, TOKENS, N, ALL, K, EXPERTS, EVERY,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, IS_GROUPED: tl.constexpr,
-    HAS_BIAS: tl.constexpr, OVERLAPS: tl.constexpr = False,
+    HAS_BIAS: tl.constexpr, BLOCK_E: tl.constexpr = 0, OVERLAPS: tl.constexpr = False,
 ):  # fmt: skip
-    """BLOCK_N outputs of BLOCK_M rows. The weight is the left factor, because it has more rows.
+    """BLOCK_N outputs of BLOCK_M of the M rows. The weight is the left factor, because it has more rows.
 
-    IS_GROUPED: a group is BLOCK_K inputs.
+    IS_GROUPED: a group is BLOCK_K inputs. With BLOCK_E there are experts, with ALL outputs together (`rows_of`).
     """
-    m, n = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M), tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)
+    block = tl.program_id(0)
+    wait_for_input(OVERLAPS, LETS_NEXT=False)
+    first, m, to, is_token, has_rows = rows_of(block, counts, pairs, TOKENS, N, EXPERTS, EVERY, BLOCK_M, BLOCK_E)
+    n = tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)
     k = tl.arange(0, BLOCK_K)
-    is_row, is_token = n < N, m < M
-    weights = weight + n[:, None].to(tl.int64) * K + k[None, :]
+    is_row = n < N
+    scales += first
+    weights = weight + (first + n)[:, None] * K + k[None, :]
     xs = x + m[None, :].to(tl.int64) * K + k[:, None]
     acc = tl.zeros([BLOCK_N, BLOCK_M], tl.float32)
-    wait_for_input(OVERLAPS, LETS_NEXT=False)
     factor = tl.load(scales + n, mask=is_row, other=0.0)
     x_factor = tl.load(x_scales + m, mask=is_token, other=0.0)
-    for start in range(0, K, BLOCK_K):
+    for start in range(0, K * has_rows, BLOCK_K):
         is_column = start + k < K
         w = tl.load(weights + start, mask=is_row[:, None] & is_column[None, :], other=0.0)
         values = tl.load(xs + start, mask=is_token[None, :] & is_column[:, None], other=0.0)
         if IS_GROUPED:  # the next group's scales are on their way while this one is multiplied
             following = start + BLOCK_K
             is_next = is_row & (following + 0 * n < K)
-            next_factor = tl.load(scales + following // BLOCK_K * N + n, mask=is_next, other=0.0)
+            next_factor = tl.load(scales + following // BLOCK_K * ALL + n, mask=is_next, other=0.0)
             is_next = is_token & (following + 0 * m < K)
             next_x_factor = tl.load(x_scales + following // BLOCK_K * M + m, mask=is_next, other=0.0)
             acc += tl.dot(w, values) * (factor[:, None] * x_factor[None, :])
@@ -196,25 +214,32 @@ def _few_rows(
     if not IS_GROUPED:
         acc *= factor[:, None] * x_factor[None, :]
     if HAS_BIAS:
-        acc += tl.load(bias + n, mask=is_row, other=0.0).to(tl.float32)[:, None]
-    place = m[None, :].to(tl.int64) * N + n[:, None]
+        acc += tl.load(bias + first + n, mask=is_row, other=0.0).to(tl.float32)[:, None]
+    place = to[None, :].to(tl.int64) * N + n[:, None]
     tl.store(out + place, acc.to(out.dtype.element_ty), mask=is_token[None, :] & is_row[:, None])
 
 
-def one_row(x: Tensor, weight: Weight, bias: Tensor | None, dtype: torch.dtype) -> Tensor:
-    """`x @ weight.T + bias` (1, outputs) in `dtype`, for x (1, inputs) as it is."""
-    outputs, size = weight.values.shape
-    out = torch.empty(1, outputs, dtype=dtype, device=x.device)
+def one_row(x: Tensor, weight: Weight, bias: Tensor | None, dtype: torch.dtype, routes: Routes | None = None) -> Tensor:
+    """`x @ weight.T + bias` (1, outputs) in `dtype`, for x (1, inputs) as it is.
+
+    With routes, of one token, x has a row for each pair, or one for all: (pairs, outputs of an expert).
+    """
+    pairs, experts = (1, 1) if routes is None else (routes.num_pairs, len(routes.counts))
+    of_all, size = weight.values.shape
+    outputs = of_all // experts
+    out = torch.empty(pairs, outputs, dtype=dtype, device=x.device)
     is_grouped = weight.group < size
     group = weight.group if is_grouped else _PIECE
     block = triton.next_power_of_2(group)
     # Measured on an H200: a small weight wants programs with more under way, a large one has enough of them.
     at_once, warps = (4, 2) if outputs <= 4096 and not is_grouped else (1, 1 + is_grouped)
     launch(
-        _one_row, (triton.cdiv(outputs, at_once),),
-        x.contiguous(), weight.values, weight.scales, weight.values if bias is None else bias, out, outputs, size,
-        group, BLOCK_N=at_once, GROUPS=max(1, _PIECE // block), BLOCK=block, IS_GROUPED=is_grouped,
-        HAS_BIAS=bias is not None, IS_PACKED=x.is_cuda, overlaps=True, num_warps=warps,
+        _one_row, (triton.cdiv(outputs, at_once), pairs),
+        x.contiguous(), weight.values, weight.scales, weight.values if bias is None else bias, out,
+        x if routes is None else routes.experts, outputs, of_all, size, group, pairs // len(x),
+        BLOCK_N=at_once, GROUPS=max(1, _PIECE // block), BLOCK=block, IS_GROUPED=is_grouped,
+        HAS_BIAS=bias is not None, IS_PACKED=x.is_cuda, HAS_EXPERTS=routes is not None,
+        overlaps=True, num_warps=warps,
     )  # fmt: skip
     return out
 
@@ -239,8 +264,9 @@ def _multiply(x: Rows, weight: Weight, bias: Tensor | None, dtype: torch.dtype, 
     out = torch.empty(rows, outputs, dtype=dtype, device=x.values.device)
     launch(
         _few_rows, (triton.cdiv(rows, tile.rows), triton.cdiv(outputs, tile.outputs)),
-        x.values, x.scales, weight.values, weight.scales, weight.values if bias is None else bias, out,
-        rows, outputs, size, BLOCK_M=tile.rows, BLOCK_N=tile.outputs, BLOCK_K=tile.inputs,
+        x.values, x.scales, weight.values, weight.scales, weight.values if bias is None else bias, out, x.scales,
+        x.scales, rows, rows, outputs, outputs, size, 0, 1,
+        BLOCK_M=tile.rows, BLOCK_N=tile.outputs, BLOCK_K=tile.inputs,
         IS_GROUPED=weight.group < size, HAS_BIAS=bias is not None, overlaps=rows <= OVERLAPPING_ROWS,
         num_warps=tile.warps, num_stages=tile.stages, **options,
     )  # fmt: skip
@@ -309,3 +335,31 @@ def invariant(x: Tensor | Rows, weight: Weight, bias: Tensor | None, dtype: torc
     if weight.group == size and triton.cdiv(rows, 256) * triton.cdiv(outputs, 128) >= _PROGRAMS:
         tile = Tile(256, 128, 128, 8, 3)  # measured on an H200
     return _multiply(x, weight, bias, dtype, tile, enable_fp_fusion=False)
+
+
+def grouped(
+    x: Tensor | Rows, weight: Weight, bias: Tensor | None, routes: Routes, is_batch_invariant: bool = False
+) -> Tensor:
+    """The product of each pair's row with the weight of its expert; see `app.kernels.ops.grouped`.
+
+    Activations are rounded, but for those of a token that is alone, if the product need not be batch invariant.
+    """
+    if not isinstance(x, Rows):
+        if len(routes.experts) == 1 and not is_batch_invariant:
+            return one_row(x, weight, bias, x.dtype, routes)
+        x = quantize(x, weight.group)
+    experts, pairs, rows = len(routes.counts), routes.num_pairs, len(x.values)
+    of_all, size = weight.values.shape
+    outputs, is_grouped = of_all // experts, weight.group < size
+    out = torch.empty(pairs, outputs, dtype=x.dtype, device=x.values.device)
+    block_m = block_size(routes, 128)
+    options = {"enable_fp_fusion": False} if is_batch_invariant else {}
+    launch(
+        _few_rows, (most_blocks(routes, block_m), triton.cdiv(outputs, 64)),
+        x.values, x.scales, weight.values, weight.scales, weight.values if bias is None else bias, out,
+        routes.counts, routes.pairs, rows, len(routes.experts), outputs, of_all, size, experts, pairs // rows,
+        BLOCK_M=block_m, BLOCK_N=64, BLOCK_K=weight.group if is_grouped else 256, IS_GROUPED=is_grouped,
+        HAS_BIAS=bias is not None, BLOCK_E=triton.next_power_of_2(experts),
+        overlaps=len(routes.experts) <= OVERLAPPING_ROWS, num_warps=4, num_stages=4, **options,
+    )  # fmt: skip
+    return out

@@ -13,6 +13,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from ..routes import Routes
+from .experts import block_size, most_blocks, rows_of
 from .launch import OVERLAPPING_ROWS, launch, wait_for_input
 
 MOST_ROWS = 256
@@ -175,31 +177,42 @@ def _load_pairs(x, at, K, IS_BFLOAT16: tl.constexpr):
 
 @triton.jit
 def _one_row(
-    x, words, factors, bias, out, N, K, WORDS, GROUPS,
+    x, words, factors, bias, out, experts, N, ALL, K, WORDS, GROUPS, EVERY,
     GROUP: tl.constexpr, BITS: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_N: tl.constexpr,
     PLACES: tl.constexpr, IS_WHOLE: tl.constexpr, HAS_BIAS: tl.constexpr, IS_BFLOAT16: tl.constexpr,
-    HAS_ASM: tl.constexpr, OVERLAPS: tl.constexpr = False,
+    HAS_ASM: tl.constexpr, HAS_EXPERTS: tl.constexpr = False, OVERLAPS: tl.constexpr = False,
 ):  # fmt: skip
     """BLOCK_N outputs of one row. Each of BLOCK_T threads takes 16 bytes of an output's words at once.
 
-    x and words: two as int32, and WORDS of these for each output. PLACES: of a word, whose codes share a scale.
+    x and words: two as int32, and WORDS of these for each output. PLACES: of a word, whose codes share a scale. With
+    HAS_EXPERTS, the row is one of a pair, `pair // EVERY`, and ALL are the outputs of all experts.
     """
     CODES: tl.constexpr = 16 // BITS  # of a word
     SPAN: tl.constexpr = 32
     PIECES: tl.constexpr = SPAN // 8  # of 16 bytes, in a unit
+    if HAS_EXPERTS:
+        wait_for_input(OVERLAPS, LETS_NEXT=True)
+        pair = tl.program_id(1).to(tl.int64)
+        first = tl.load(experts + pair).to(tl.int64) * N
+        x += pair // EVERY * (K // 2)
+        words += first * WORDS
+        factors += first
+        bias += first
+        out += pair * N
     n = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)[None, :, None]
     t, i = tl.arange(0, BLOCK_T)[:, None, None], tl.arange(0, 4)[None, None, :]
     at_word = words + n.to(tl.int64) * WORDS + t * 4 + i
     w = tl.load(at_word, mask=(n < N) & (t * 4 + i < WORDS), other=0)
     acc = tl.zeros([BLOCK_T, BLOCK_N], tl.float32)
-    wait_for_input(OVERLAPS, LETS_NEXT=True)
+    if not HAS_EXPERTS:
+        wait_for_input(OVERLAPS, LETS_NEXT=True)
     for start in range(0, WORDS, BLOCK_T * 4):
         following = start + BLOCK_T * 4
         next_w = tl.load(at_word + following, mask=(n < N) & (following + t * 4 + i < WORDS), other=0)
         unit = start // (4 * PIECES) + t // PIECES
         for part in tl.static_range(CODES // PLACES):
             group = tl.minimum((unit * CODES + part * PLACES) * SPAN // GROUP, GROUPS - 1)  # inputs behind K are zeros
-            scale, point = _factors(factors, group * N + n, n < N, GROUPS * N, IS_WHOLE)
+            scale, point = _factors(factors, group * ALL + n, n < N, GROUPS * ALL, IS_WHOLE)
             odd, even = tl.zeros([BLOCK_T, BLOCK_N, 4], tl.float32), tl.zeros([BLOCK_T, BLOCK_N, 4], tl.float32)
             odd_x, even_x = tl.zeros([BLOCK_T, 1, 4], tl.float32), tl.zeros([BLOCK_T, 1, 4], tl.float32)
             for place in tl.static_range(PLACES):
@@ -224,18 +237,24 @@ def _one_row(
     tl.store(out + n, result.to(out.dtype.element_ty), mask=n < N)
 
 
-def one_row(x: Tensor, weight: Weight, bias: Tensor | None, dtype: torch.dtype) -> Tensor:
-    """`x @ weight.T + bias` (1, outputs) in `dtype`, for x (1, inputs) in bfloat16 or float16."""
-    outputs = len(weight.words)
-    out = torch.empty(1, outputs, dtype=dtype, device=x.device)
+def one_row(x: Tensor, weight: Weight, bias: Tensor | None, dtype: torch.dtype, routes: Routes | None = None) -> Tensor:
+    """`x @ weight.T + bias` (1, outputs) in `dtype`, for x (1, inputs) in bfloat16 or float16.
+
+    With routes, of one token, x has a row for each pair, or one for all: (pairs, outputs of an expert).
+    """
+    pairs, experts = (1, 1) if routes is None else (routes.num_pairs, len(routes.counts))
+    outputs = len(weight.words) // experts
+    out = torch.empty(pairs, outputs, dtype=dtype, device=x.device)
     words = weight.words.view(torch.int32)
     launch(
-        _one_row, (triton.cdiv(outputs, 4),),
+        _one_row, (triton.cdiv(outputs, 4), pairs),
         x.contiguous().view(torch.int32), words, weight.factors, x if bias is None else bias, out,
-        outputs, weight.inputs, words.shape[1], weight.factors.shape[-2],
+        x if routes is None else routes.experts, outputs, len(words), weight.inputs, words.shape[1],
+        weight.factors.shape[-2], pairs // len(x),
         GROUP=weight.group, BITS=weight.bits, BLOCK_T=64, BLOCK_N=4,
         PLACES=weight.places, IS_WHOLE=weight.has_whole_points, HAS_BIAS=bias is not None,
-        IS_BFLOAT16=x.dtype is torch.bfloat16, HAS_ASM=x.is_cuda, overlaps=True, num_warps=2,
+        IS_BFLOAT16=x.dtype is torch.bfloat16, HAS_ASM=x.is_cuda, HAS_EXPERTS=routes is not None,
+        overlaps=True, num_warps=2,
     )  # fmt: skip
     return out
 
@@ -279,31 +298,32 @@ def _finish(acc, bias, out, n, is_row, place, mask, HAS_BIAS: tl.constexpr):
 
 @triton.jit(do_not_specialize=["M"])
 def _few_rows(
-    x, words, factors, bias, out, parts, counters, M, N, K, UNITS, GROUPS,
+    x, words, factors, bias, out, parts, counters, counts, pairs, M, N, ALL, K, UNITS, GROUPS, EXPERTS, EVERY,
     GROUP: tl.constexpr, BITS: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
     SPLITS: tl.constexpr, PLACES: tl.constexpr, IS_WHOLE: tl.constexpr, HAS_BIAS: tl.constexpr, HAS_ASM: tl.constexpr,
-    OVERLAPS: tl.constexpr = False,
+    BLOCK_E: tl.constexpr = 0, OVERLAPS: tl.constexpr = False,
 ):  # fmt: skip
     """BLOCK_N outputs of BLOCK_M rows. The weight is the left factor, because it has more rows.
 
     SPLITS programs share the inputs of a tile. The last one that is done adds up what each has left in `parts`
-    (SPLITS, M, N), in their order, so that the sum is always the same.
+    (SPLITS, M, N), in their order, so that the sum is always the same. With BLOCK_E there are experts, with ALL outputs
+    together, and M tokens (`rows_of`).
     """
     CODES: tl.constexpr = 16 // BITS  # of a word
     SPAN: tl.constexpr = 32
-    tile, split = tl.program_id(0), tl.program_id(1)
+    tile, split, block = tl.program_id(0), tl.program_id(1), tl.program_id(2)
+    wait_for_input(OVERLAPS, LETS_NEXT=False)
+    top, m, to, is_token, has_rows = rows_of(block, counts, pairs, M, N, EXPERTS, EVERY, BLOCK_M, BLOCK_E)
     n, i = tile * BLOCK_N + tl.arange(0, BLOCK_N), tl.arange(0, SPAN)
-    m = tl.program_id(2) * BLOCK_M + tl.arange(0, BLOCK_M)
-    is_row, is_token = n < N, m < M
-    at_word = words + n[:, None].to(tl.int64) * (UNITS * SPAN) + i[None, :]
+    is_row = n < N
+    at_word = words + (top + n)[:, None] * (UNITS * SPAN) + i[None, :]
     at_x = x + m[None, :].to(tl.int64) * K + i[:, None]
     acc = tl.zeros([BLOCK_N, BLOCK_M], tl.float32)
-    wait_for_input(OVERLAPS, LETS_NEXT=False)
-    for unit in range(UNITS * split // SPLITS, UNITS * (split + 1) // SPLITS):
+    for unit in range(UNITS * split // SPLITS, UNITS * (split + 1) // SPLITS * has_rows):
         w = tl.load(at_word + unit * SPAN, mask=is_row[:, None], other=0)
         for part in tl.static_range(CODES // PLACES):
             group = tl.minimum((unit * CODES + part * PLACES) * SPAN // GROUP, GROUPS - 1)
-            scale, point = _factors(factors, group * N + n, is_row, GROUPS * N, IS_WHOLE)
+            scale, point = _factors(factors, group * ALL + top + n, is_row, GROUPS * ALL, IS_WHOLE)
             # Points that are whole numbers are subtracted from the codes, exactly; others from the sum.
             from_code = point if IS_WHOLE else tl.zeros([BLOCK_N], tl.float32)
             from_upper = tl.floor(from_code / 16.0)
@@ -325,14 +345,14 @@ def _few_rows(
             if not IS_WHOLE:
                 total -= point[:, None] * sums
             acc += scale[:, None] * total
-    place = m[None, :].to(tl.int64) * N + n[:, None]
+    place = to[None, :].to(tl.int64) * N + n[:, None]
     mask = is_token[None, :] & is_row[:, None]
     if SPLITS == 1:
-        _finish(acc, bias, out, n, is_row, place, mask, HAS_BIAS)
+        _finish(acc, bias + top, out, n, is_row, place, mask, HAS_BIAS)
     else:
         tl.store(parts + split * M * N + place, acc, mask=mask)
         tl.debug_barrier()
-        counter = counters + tl.program_id(2) * tl.num_programs(0) + tile
+        counter = counters + block * tl.num_programs(0) + tile
         if tl.atomic_add(counter, 1, sem="acq_rel") == SPLITS - 1:
             acc = tl.zeros([BLOCK_N, BLOCK_M], tl.float32)
             for other in tl.static_range(SPLITS):
@@ -355,8 +375,8 @@ def _multiply(
     parts = torch.empty(splits, rows, outputs, dtype=torch.float32, device=x.device) if splits > 1 else out
     launch(
         _few_rows, (triton.cdiv(outputs, block_n), splits, triton.cdiv(rows, block_m)),
-        x.contiguous(), weight.words, weight.factors, x if bias is None else bias, out, parts, weight.counters,
-        rows, outputs, weight.inputs, weight.units, weight.factors.shape[-2],
+        x.contiguous(), weight.words, weight.factors, x if bias is None else bias, out, parts, weight.counters, x, x,
+        rows, outputs, outputs, weight.inputs, weight.units, weight.factors.shape[-2], 0, 1,
         GROUP=weight.group, BITS=weight.bits, BLOCK_M=block_m, BLOCK_N=block_n, SPLITS=splits, PLACES=weight.places,
         IS_WHOLE=weight.has_whole_points, HAS_BIAS=bias is not None, HAS_ASM=x.is_cuda,
         overlaps=rows <= OVERLAPPING_ROWS, num_warps=block_n // 16, num_stages=3, **options,
@@ -441,3 +461,28 @@ def invariant(x: Tensor, weight: Weight, bias: Tensor | None, dtype: torch.dtype
     if splits > 1:
         block_n //= 2
     return _multiply(x, weight, bias, dtype, (block_m, block_n, 1), enable_fp_fusion=False)
+
+
+# ---------------------------------------------------------------------- experts
+
+
+def grouped(x: Tensor, weight: Weight, bias: Tensor | None, routes: Routes, is_batch_invariant: bool = False) -> Tensor:
+    """The product of each pair's row with the weight of its expert; see `app.kernels.ops.grouped`."""
+    if len(routes.experts) == 1 and not is_batch_invariant:
+        return one_row(x, weight, bias, x.dtype, routes)
+    experts, pairs = len(routes.counts), routes.num_pairs
+    outputs = len(weight.words) // experts
+    out = torch.empty(pairs, outputs, dtype=x.dtype, device=x.device)
+    block_m, block_n = block_size(routes, _MOST_TILE_ROWS), _LEAST_TILE
+    options = {"enable_fp_fusion": False} if is_batch_invariant else {}
+    launch(
+        _few_rows, (triton.cdiv(outputs, block_n), 1, most_blocks(routes, block_m)),
+        x.contiguous(), weight.words, weight.factors, x if bias is None else bias, out, out, weight.counters,
+        routes.counts, routes.pairs, len(routes.experts), outputs, len(weight.words), weight.inputs, weight.units,
+        weight.factors.shape[-2], experts, pairs // len(x),
+        GROUP=weight.group, BITS=weight.bits, BLOCK_M=block_m, BLOCK_N=block_n, SPLITS=1, PLACES=weight.places,
+        IS_WHOLE=weight.has_whole_points, HAS_BIAS=bias is not None, HAS_ASM=x.is_cuda,
+        BLOCK_E=triton.next_power_of_2(experts), overlaps=len(routes.experts) <= OVERLAPPING_ROWS,
+        num_warps=4, num_stages=3, **options,
+    )  # fmt: skip
+    return out

@@ -66,14 +66,15 @@ def _product(
     there are experts, the rows of x are those of their pairs (`rows_of`), and M is the number of tokens.
     """
     wait_for_input(OVERLAPS, LETS_NEXT=False)
-    first, m, to, is_token, last = rows_of(counts, pairs, M, N, K, EXPERTS, EVERY, BLOCK_M, BLOCK_E)
+    block = tl.program_id(0)
+    first, m, to, is_token, has_rows = rows_of(block, counts, pairs, M, N, EXPERTS, EVERY, BLOCK_M, BLOCK_E)
     n = tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)
     k = tl.arange(0, BLOCK_K)
     is_row = n < N
     weights = weight + (first + n)[:, None] * K + k[None, :]
     xs = x + m[None, :].to(tl.int64) * K + k[:, None]
     acc = tl.zeros([BLOCK_N, BLOCK_M], tl.float32)
-    for start in range(0, last, BLOCK_K):
+    for start in range(0, K * has_rows, BLOCK_K):
         is_column = start + k < K
         w = tl.load(weights + start, mask=is_row[:, None] & is_column[None, :], other=0.0)
         values = tl.load(xs + start, mask=is_token[None, :] & is_column[:, None], other=0.0)

@@ -1,16 +1,21 @@
 """Weights in FP8, multiplied as they are by the GPU's kernels for them."""
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
 from ...kernels.ops import HAS_TRITON
+from ...kernels.routes import Routes
 from ...kernels.rows import Rows
 from ..formats.base import Weight
 from ..formats.float8 import Float8Weight
 from ..linear import Linear
 from .plain import Plain
+
+if TYPE_CHECKING:
+    from ...kernels.gpu import float8
 
 _LEAST_GROUP = 32
 """Inputs that the GPU's product in FP8 takes at once."""
@@ -36,13 +41,24 @@ class Float8(Plain):
         """See `LinearMethod`."""
         from ...kernels.gpu import float8
 
-        weight = float8.Weight(layer.weight, layer.get_buffer("scales"), self._group, self._blocks)
+        weight = self._weight(layer)
         multiply = float8.invariant if self.is_batch_invariant else float8.multiply
         dtype = layer.out_dtype or x.dtype
         if isinstance(x, Rows):
             return multiply(x, weight, layer.bias, dtype)
         out = multiply(x.reshape(-1, layer.in_features), weight, layer.bias, dtype)
         return out.view(*x.shape[:-1], layer.out_features)
+
+    def grouped(self, layer: Linear, x: Tensor | Rows, routes: Routes) -> Tensor:
+        """See `LinearMethod`."""
+        from ...kernels.gpu import float8
+
+        return float8.grouped(x, self._weight(layer), layer.bias, routes, self.is_batch_invariant)
+
+    def _weight(self, layer: Linear) -> "float8.Weight":
+        from ...kernels.gpu import float8
+
+        return float8.Weight(layer.weight, layer.get_buffer("scales"), self._group, self._blocks)
 
 
 def has_kernel(device: torch.device) -> bool:

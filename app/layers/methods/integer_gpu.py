@@ -1,15 +1,20 @@
 """Weights as small whole numbers, multiplied as they are, by the GPU's kernels for them."""
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
 from ...kernels.ops import HAS_TRITON
+from ...kernels.routes import Routes
 from ..formats.base import Weight
 from ..formats.codes import Codes, joined
 from ..linear import Linear
 from .plain import Plain
+
+if TYPE_CHECKING:
+    from ...kernels.gpu import integer
 
 GROUP = 128
 """Inputs that share a scale, of weights that are rounded on a GPU: with 32, as on a CPU, decodes are slower."""
@@ -29,14 +34,26 @@ class IntegerGpu(Plain):
         """See `LinearMethod`."""
         from ...kernels.gpu import integer
 
-        factors, counters = layer.get_buffer("factors"), layer.get_buffer("counters")
-        weight = integer.Weight(layer.weight, factors, counters, self._bits, self._group, layer.in_features)
-        inputs = x.reshape(-1, layer.in_features)
-        if self._order is not None:
-            inputs = inputs[:, self._order]
+        inputs = self._in_order(x.reshape(-1, layer.in_features))
         multiply = integer.invariant if self.is_batch_invariant else integer.multiply
-        out = multiply(inputs, weight, layer.bias, layer.out_dtype or x.dtype)
+        out = multiply(inputs, self._weight(layer), layer.bias, layer.out_dtype or x.dtype)
         return out.view(*x.shape[:-1], layer.out_features)
+
+    def grouped(self, layer: Linear, x: Tensor, routes: Routes) -> Tensor:
+        """See `LinearMethod`."""
+        from ...kernels.gpu import integer
+
+        return integer.grouped(self._in_order(x), self._weight(layer), layer.bias, routes, self.is_batch_invariant)
+
+    def _in_order(self, x: Tensor) -> Tensor:
+        """Activations (rows, inputs) in the order of the weight's inputs."""
+        return x if self._order is None else x[:, self._order]
+
+    def _weight(self, layer: Linear) -> "integer.Weight":
+        from ...kernels.gpu import integer
+
+        factors, counters = layer.get_buffer("factors"), layer.get_buffer("counters")
+        return integer.Weight(layer.weight, factors, counters, self._bits, self._group, layer.in_features)
 
 
 def has_kernel(device: torch.device, dtype: torch.dtype) -> bool:
