@@ -197,13 +197,13 @@ class ServerSettings(BaseModel):
         ByteSize(64 * 2**20),
         description="memory for stored responses, and as much again for resumable streams; 0: no response is stored",
     )
-    tool_parser: Literal["auto", "hermes", "llama3_json", "mistral", "pythonic", "qwen3_coder"] = Field(
+    tool_parser: Literal["auto", "harmony", "hermes", "llama3_json", "mistral", "pythonic", "qwen3_coder"] = Field(
         "auto", description="format of the model's tool calls; auto: the one that its chat template shows"
     )
     reasoning_parser: Literal["auto", "think", "mistral", "none"] = Field(
         "auto",
         description="think: text in <think> becomes reasoning_content; mistral: text in [THINK]; "
-        "auto: the tags that the chat template shows",
+        "auto: the tags that the chat template shows. tool_parser harmony reads reasoning, too",
     )
     trust_request_chat_template: bool = Field(
         False, description="accept a chat_template in requests: a program that can take time and memory"

@@ -5,20 +5,35 @@ import re
 
 from ..text.reasoning import ReasoningTags
 from ..text.tokenizer import Tokenizer
+from ..text.tools.formats import ToolFormat
+from .literals import join, literal
 
 
-def reasoning_prefix(tokenizer: Tokenizer, tags: ReasoningTags, is_open: bool) -> tuple[str, list[str]]:
+def reasoning_prefix(
+    tokenizer: Tokenizer, tags: ReasoningTags, is_open: bool, format_: ToolFormat
+) -> tuple[str, list[str]]:
     """An expression of a Lark grammar that matches reasoning in front of the answer, and the rules that it needs.
 
     If the prompt has opened the reasoning (`is_open`), the model has to close it; otherwise reasoning is optional.
     """
-    opening, closing = map(tokenizer.added_id, tags)
-    if closing is None:
-        rules = ["reasoning: thought /\\n{0,2}/", f"thought[suffix={json.dumps(tags.close)}]: /(?s:.*)/"]
+
+    def fixed(text: str) -> str:
+        return literal(text, (*tags, *format_.markers), tokenizer)
+
+    closing, space = fixed(tags.close), "" if format_.before_answer else "/\\n{0,2}/"
+    if not closing.startswith("<["):
+        rules = [join("reasoning: thought", space), f"thought[suffix={json.dumps(tags.close)}]: /(?s:.*)/"]
     else:
-        rules = [f"reasoning: THOUGHT <[{closing}]> /\\n{{0,2}}/"]
+        rules = [join("reasoning: THOUGHT", closing, space)]
         rules += ["THOUGHT: /(?s:.*)/ & ~/(?s:.*)" + re.escape(tags.close).replace("/", "\\/") + "(?s:.*)/"]
-    if is_open:
-        return "reasoning", rules
-    begin = json.dumps(tags.open) if opening is None else f"<[{opening}]>"
-    return f"({begin} reasoning)?", rules
+    return ("reasoning" if is_open else f"({fixed(tags.open)} reasoning)?"), rules
+
+
+def answer_behind(before: tuple[str, list[str]], answer: str, format_: ToolFormat, tokenizer: Tokenizer) -> str:
+    """A grammar of an answer in its channel, behind reasoning. `before`: see `reasoning_prefix`."""
+    first, rules = before
+    begin = literal(format_.before_answer, format_.markers, tokenizer)
+    if answer.lstrip().startswith("{"):  # the library's own form, of one grammar in Lark
+        (inner,) = json.loads(answer)["grammars"]
+        answer = inner["lark_grammar"]
+    return "\n".join([f"start: {join(first, begin, 'answer')}", *rules, "answer: %lark {", answer, "}"])

@@ -1,13 +1,13 @@
 """A grammar of tool calls, so that their arguments match the tools' schemas."""
 
 import json
-import re
 from collections.abc import Mapping
 from typing import Any
 
 from ..text.tokenizer import Tokenizer
 from ..text.tools.formats import ToolFormat
 from .constraint import json_rule
+from .literals import join, literal
 from .tagged import tagged_call
 
 
@@ -26,27 +26,27 @@ def tool_calls(
     """
     first, rules = before
 
-    def literal(text: str) -> str:
-        return _literal(text, format_, tokenizer)
+    def fixed(text: str) -> str:
+        return literal(text, format_.markers, tokenizer)
 
-    repeated = f"call ({literal(format_.between)} call)*" if several else "call"
+    repeated = f"call ({fixed(format_.between)} call)*" if several else "call"
     lines = [
-        f"start: {_join(first, '(calls | answer)' if answer else 'calls')}",
+        f"start: {join(first, '(calls | answer)' if answer else 'calls')}",
         *rules,
-        *([f"answer: {answer}"] if answer else []),
-        f"calls: {_join(literal(format_.begin), repeated, literal(format_.end))}",
+        *([f"answer: {join(fixed(format_.before_answer), answer)}"] if answer else []),
+        f"calls: {join(fixed(format_.begin), repeated, fixed(format_.end))}",
         f"call: {' | '.join(f'call{index}' for index in range(len(schemas)))}",
     ]
     for index, (name, schema) in enumerate(schemas.items()):
-        tagged = tagged_call(f"call{index}", name, schema, literal) if format_.tagged else None
+        tagged = tagged_call(f"call{index}", name, schema, fixed) if format_.tagged else None
         if tagged is not None:
             lines += tagged
             continue
         if answer and format_.looks_like_json:
             lines.append(f"call{index}: {json_rule(_call_schema(format_, name, schema))}")
             continue
-        head = literal(f"{format_.before_name}{json.dumps(name)}{format_.before_arguments}")
-        lines.append(f"call{index}: {_join(head, f'args{index}', literal(format_.after_arguments))}")
+        end = fixed(format_.after_arguments)
+        lines.append(f"call{index}: {join(fixed(format_.head(name)), f'args{index}', end)}")
         lines.append(f"args{index}: {json_rule({**schema, 'type': 'object'})}")
     return "\n".join(lines)
 
@@ -77,14 +77,3 @@ def _moved_keyword(key: str, value: Any, place: str) -> Any:
     if key == "$ref" and isinstance(value, str) and (value == "#" or value.startswith("#/")):
         return place + value[1:]
     return value if key in ("const", "enum") else _moved(value, place)
-
-
-def _literal(text: str, format_: ToolFormat, tokenizer: Tokenizer) -> str:
-    """A text as a literal of the grammar. Markers that are tokens of their own are written as <[id]>."""
-    ids = {marker: id_ for marker in format_.markers if (id_ := tokenizer.added_id(marker)) is not None}
-    pieces = re.split("(" + "|".join(map(re.escape, ids)) + ")", text) if ids else [text]
-    return _join(*(f"<[{ids[piece]}]>" if piece in ids else json.dumps(piece) for piece in pieces if piece))
-
-
-def _join(*parts: str) -> str:
-    return " ".join(filter(None, parts))

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from .chat_template import ChatTemplate
+from .harmony import ANALYSIS, HarmonyParser
 from .message_parser import MessageParser, PlainText, WithoutContent
 from .reasoning import TAGS, ReasoningParser, ReasoningTags
 from .shape import Message
@@ -26,15 +27,19 @@ class MessageFormat:
     @classmethod
     def choose(cls, tool_parser: str, reasoning_parser: str, template: ChatTemplate) -> "MessageFormat":
         """Choose by the settings, and where these are "auto", by the chat template."""
+        tools = choose_format(tool_parser, template)
+        if tools.before_answer:
+            return cls(tools, ANALYSIS)  # these channels are told apart whatever the setting says
         if reasoning_parser == "auto":
             tags = next((tags for tags in TAGS.values() if any(tag in template.source for tag in tags)), None)
         else:
             tags = TAGS.get(reasoning_parser)
-        return cls(choose_format(tool_parser, template), tags)
+        return cls(tools, tags)
 
     def shown(self, tokenizer: Tokenizer, has_tools: bool) -> frozenset[int]:
         """Special tokens whose text the parser needs. With `has_tools` it looks for calls."""
-        texts = (*(self.tools.markers if has_tools else ()), *(self.reasoning or ()))
+        has_markers = has_tools or self.tools.before_answer
+        texts = (*(self.tools.markers if has_markers else ()), *(self.reasoning or ()))
         return frozenset(id_ for text in texts if (id_ := tokenizer.added_id(text)) in tokenizer.special_ids)
 
     def ends_in_reasoning(self, prompt: str, continued: Message) -> bool:
@@ -50,6 +55,8 @@ class MessageFormat:
 
     def parser(self, schemas: Mapping[str, Schema], in_reasoning: bool) -> MessageParser:
         """A parser of text that no grammar constrains. `schemas`: of the arguments of tools, by their names."""
+        if self.tools.before_answer:
+            return HarmonyParser(schemas, in_reasoning)
         parser = self.tools.parser(schemas) if schemas else PlainText()
         return self._behind_reasoning(parser, in_reasoning)
 
@@ -58,6 +65,9 @@ class MessageFormat:
     ) -> MessageParser:
         """A parser of text that a grammar constrains to calls, or to an answer, with reasoning in front of them."""
         format_ = format_of_required_calls(self.tools)
+        if format_.before_answer:
+            messages = HarmonyParser(schemas, in_reasoning)
+            return messages if or_answer else WithoutContent(messages)
         parser = format_.parser(schemas)
         if format_.looks_like_json or not or_answer:
             parser = WithoutContent(parser)

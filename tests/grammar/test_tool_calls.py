@@ -24,8 +24,8 @@ from app.text.detokenizer import make_detokenizer
 from app.text.message_format import MessageFormat
 from app.text.reasoning import TAGS, THINK, ReasoningTags
 from app.text.tokenizer import Tokenizer as PacelineTokenizer
-from app.text.tools.formats import FORMATS, format_of_required_calls
-from tests.text.test_message_parsers import Whole, parse
+from app.text.tools.formats import format_of_required_calls
+from tests.text.test_message_parsers import FORMATS, Whole, parse
 
 MARKERS = [
     "<tool_call>",
@@ -87,7 +87,7 @@ def tokenizer(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathF
 def test_calls_that_a_grammar_allows_are_parsed(name: str, reasoning: str | None, tokenizer: PacelineTokenizer) -> None:
     message_format = MessageFormat(FORMATS[name], None if reasoning is None else THINK)
     is_open = reasoning is not None and not reasoning.startswith("<think>")
-    before = ("", []) if reasoning is None else reasoning_prefix(tokenizer, THINK, is_open)
+    before = ("", []) if reasoning is None else reasoning_prefix(tokenizer, THINK, is_open, FORMATS[name])
     # Random letters take long to end a text in quotes, so only tags have one without a bound.
     schemas = {called: SCHEMAS[called] for called in SCHEMAS if FORMATS[name].tagged or called != "note"}
     grammar = tool_calls(format_of_required_calls(FORMATS[name]), schemas, True, tokenizer, before)
@@ -212,7 +212,8 @@ def test_markers_are_hidden_where_nobody_reads_them(tokenizer: PacelineTokenizer
 
 @pytest.mark.parametrize("tags", TAGS.values())
 def test_the_reasoning_that_a_prompt_has_opened_comes_first(tags: ReasoningTags, tokenizer: PacelineTokenizer) -> None:
-    grammar = tool_calls(FORMATS["hermes"], SCHEMAS, True, tokenizer, reasoning_prefix(tokenizer, tags, True))
+    before = reasoning_prefix(tokenizer, tags, True, FORMATS["hermes"])
+    grammar = tool_calls(FORMATS["hermes"], SCHEMAS, True, tokenizer, before)
     compiler = GrammarCompiler(lambda: tokenizer, tokenizer.vocab_size)
     call = '<tool_call>\n{"name": "cancel", "arguments": {}}\n</tool_call>'
     for text, is_whole in [(call, False), (f"Hm.{tags.close}{call}", True), (f"Hm.{tags.close}", False)]:

@@ -10,6 +10,7 @@ from app.text.tools.formats import FORMATS
 from tests.text.families import SOURCES
 
 READ = {
+    "gpt_oss_like": "harmony",
     "llama3_1": "llama3_json",
     "magistral": "mistral",
     "mistral_v3": "mistral",
@@ -20,7 +21,6 @@ READ = {
 NOT_READ = {
     "command_r": "Action:",
     "glm4_5": "<arg_key>",
-    "gpt_oss_like": "to=functions.probe_function",
     "granite3": "<|tool_call|>[",
 }
 TOLD_IN_WORDS = sorted({"gemma2", "gemma3", "llama2", "phi4_mini", "smollm2", "deepseek_v3"})

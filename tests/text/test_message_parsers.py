@@ -12,8 +12,10 @@ from hypothesis import strategies as st
 from app.text.message_format import MessageFormat
 from app.text.message_parser import MessageDelta, MessageParser, PlainText
 from app.text.reasoning import TAGS, THINK, ReasoningParser
-from app.text.tools.formats import FORMATS
+from app.text.tools import formats
 
+FORMATS = {name: format_ for name, format_ in formats.FORMATS.items() if not format_.before_answer}
+"""Those of calls alone: for the other one see `.test_harmony`."""
 Whole = tuple[str, str, list[tuple[str, str]]]
 """Content, reasoning, and calls with their arguments."""
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from ...errors import UnsupportedError
-from ...grammar.reasoning import reasoning_prefix
+from ...grammar.reasoning import answer_behind, reasoning_prefix
 from ...grammar.tool_calls import tool_calls
 from ...text.message_parser import MessageParser, PlainText
 from ...text.tools.formats import format_of_required_calls
@@ -87,12 +87,16 @@ async def prepare_chat(service: Service, body: ChatRequest, limit: TokenLimit | 
     check_token_ids(prompt.token_ids, ready.vocab_size, "messages")
     schemas, in_reasoning = _schemas(body.usable_tools), prompt.ends_in_reasoning
     constraint, or_answer = body.constraint(), _may_call_or_answer(body)
+    has_channels = bool(service.message_format.tools.before_answer)
     grammar = await grammar_of(service, body, constraint)
+    if constraint is not None and has_channels and not or_answer and not body.continue_final_message:
+        grammar = await grammar_of(service, body, _in_channel(service, constraint, grammar, in_reasoning))
     if or_answer:
         await _check_that_calls_are_no_answers(service, schemas, grammar)
     if calls := _calls(service, body, in_reasoning, grammar if or_answer else ""):
         grammar = await grammar_of(service, body, calls)
-    is_only_format = constraint is not None and calls is None  # which leaves no room for reasoning
+    # That leaves no room for reasoning, unless there is a channel for it.
+    is_only_format = constraint is not None and calls is None and not has_channels
     choices = make_choices(
         service,
         body,
@@ -142,6 +146,18 @@ async def _check_that_calls_are_no_answers(service: Service, schemas: dict[str, 
         )
 
 
+def _in_channel(service: Service, constraint: Constraint, grammar: str, in_reasoning: bool) -> Constraint:
+    """The constraint of which this is the grammar, of the answer alone: reasoning may come before, in its channel."""
+    before, format_ = _before(service, in_reasoning), service.message_format.tools
+    return constraint._replace(build=lambda: answer_behind(before, grammar, format_, service.tokenizer))
+
+
+def _before(service: Service, in_reasoning: bool) -> tuple[str, list[str]]:
+    """What a grammar has in front of calls or an answer: see `reasoning_prefix`."""
+    tags, format_ = service.message_format.reasoning, service.message_format.tools
+    return ("", []) if tags is None else reasoning_prefix(service.tokenizer, tags, in_reasoning, format_)
+
+
 def _calls(service: Service, body: ChatRequest, in_reasoning: bool, answer: str) -> Constraint | None:
     """A constraint to call one of the required tools, if there are any. Reasoning may come before.
 
@@ -153,8 +169,7 @@ def _calls(service: Service, body: ChatRequest, in_reasoning: bool, answer: str)
     schemas = _schemas(tools)
     several = body.parallel_tool_calls and not isinstance(body.tool_choice, NamedToolChoice)
     format_ = format_of_required_calls(service.message_format.tools)
-    tags = service.message_format.reasoning
-    before = ("", []) if tags is None else reasoning_prefix(service.tokenizer, tags, in_reasoning)
+    before = _before(service, in_reasoning)
     rule = answer.removeprefix("start: ")
     return Constraint(
         "tools", len(str(schemas)), lambda: tool_calls(format_, schemas, several, service.tokenizer, before, rule)

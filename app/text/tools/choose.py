@@ -13,6 +13,7 @@ log = logging.getLogger(__name__)
 
 _SIGNS = {
     "qwen3_coder": ("<function=",),
+    "harmony": ("<|channel|>",),
     "hermes": ("<tool_call>",),
     "mistral": ("[TOOL_CALLS]",),
     "llama3_json": ('"parameters":', "<|python_tag|>"),

@@ -4,6 +4,7 @@ import json
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 
+from .. import harmony
 from ..message_parser import MessageParser
 from .hermes import HermesParser
 from .llama import LlamaParser
@@ -16,7 +17,7 @@ from .tagged import TaggedParser
 class ToolFormat:
     """One format of tool calls: a parser, and the texts from which a grammar of required calls is made.
 
-    Required calls are `begin`, the calls with `between` them, then `end`. Each call is `before_name`, the name as JSON,
+    Required calls are `begin`, the calls with `between` them, then `end`. Each call is `before_name`, the name,
     `before_arguments`, the arguments as JSON, and `after_arguments`.
     """
 
@@ -33,6 +34,15 @@ class ToolFormat:
     tagged: bool = False
     """Whether required calls are written in tags, where their arguments can be. Otherwise they are JSON."""
 
+    quotes_names: bool = True
+    """Whether names are written as JSON."""
+    before_answer: str = ""
+    """What an answer begins with, in a format of messages in channels. Its parser then reads all of them."""
+
+    def head(self, name: str) -> str:
+        """What stands in front of the arguments of a function."""
+        return f"{self.before_name}{json.dumps(name) if self.quotes_names else name}{self.before_arguments}"
+
     @property
     def looks_like_json(self) -> bool:
         """Whether required calls may be told from an answer that is JSON by their beginnings only."""
@@ -40,7 +50,7 @@ class ToolFormat:
 
     def beginnings(self, names: Iterable[str]) -> tuple[str, ...]:
         """What a required call of one of these functions begins with, up to the brace of its arguments."""
-        return tuple(f"{self.begin}{self.before_name}{json.dumps(name)}{self.before_arguments}{{" for name in names)
+        return tuple(f"{self.begin}{self.head(name)}{{" for name in names)
 
 
 HERMES = ToolFormat(
@@ -79,8 +89,25 @@ PYTHONIC = ToolFormat(
     markers=("<|python_tag|>",),
 )
 """Required calls are written as JSON, like LLAMA's, because their arguments have to match a schema."""
+HARMONY = ToolFormat(
+    harmony.HarmonyParser,
+    before_name=harmony.TO_FUNCTION,
+    before_arguments=harmony.BEFORE_ARGUMENTS,
+    after_arguments="",
+    between=harmony.BETWEEN,
+    markers=harmony.MARKERS,
+    quotes_names=False,
+    before_answer=harmony.ANSWER,
+)
 
-FORMATS = {"hermes": HERMES, "llama3_json": LLAMA, "mistral": MISTRAL, "pythonic": PYTHONIC, "qwen3_coder": QWEN3_CODER}
+FORMATS = {
+    "hermes": HERMES,
+    "llama3_json": LLAMA,
+    "mistral": MISTRAL,
+    "pythonic": PYTHONIC,
+    "qwen3_coder": QWEN3_CODER,
+    "harmony": HARMONY,
+}
 
 
 def format_of_required_calls(format_: ToolFormat) -> ToolFormat:
