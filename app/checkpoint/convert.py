@@ -19,8 +19,8 @@ from filelock import FileLock, Timeout
 from ..core.parent import when_parent_ends
 from .folder import GGUF_FILE, ModelFolder
 from .gguf.config import model_config, other_config
-from .gguf.file import GgufFile
-from .gguf.tensors import StoredTensor, decoder_tensors, split
+from .gguf.file import GgufFile, parts_of
+from .gguf.tensors import StoredTensor, added_to, decoder_tensors, heads_of, split
 from .gguf.tokenizer import GgufTokenizer
 from .own_tokenizer import own_tokenizer
 
@@ -87,8 +87,12 @@ def _write(gguf: Path, folder: Path) -> None:
     if config and isinstance(tensors, dict):
         _link(file, config, tensors, folder)
         return
-    _say(f"converting the weights, once ({gguf.stat().st_size / 2**20:.0f} MiB): {tensors}; [1/3] loading transformers")
-    _convert_weights(file, config, folder)
+    size = sum(part.stat().st_size for part in parts_of(file.path))
+    _say(f"converting the weights, once ({size / 2**20:.0f} MiB): {tensors}; [1/3] loading transformers")
+    if config and not transformers_reads(file):
+        _convert_by_name(file, config, folder)
+    else:
+        _convert_weights(file, config, folder)
 
 
 def _link(file: GgufFile, config: dict[str, Any], tensors: dict[str, StoredTensor], folder: Path) -> None:
@@ -132,6 +136,46 @@ def _convert_weights(file: GgufFile, known: dict[str, Any] | None, folder: Path)
     # model.save_pretrained refuses models from GGUF files, although their weights are plain tensors by now.
     save_file(_unique_tensors(model), folder / "model.safetensors", metadata={"format": "pt"})
     _write_json(folder / "config.json", config | {"dtype": _dtype(file), "architectures": [type(model).__name__]})
+
+
+def transformers_reads(file: GgufFile) -> bool:
+    """Whether transformers can read a file: of some families, and not in parts."""
+    from transformers.integrations.ggml import GGUF_CONFIG_MAPPING
+
+    return file.architecture.replace("-", "_") in GGUF_CONFIG_MAPPING and len(parts_of(file.path)) == 1
+
+
+def _convert_by_name(file: GgufFile, config: dict[str, Any], folder: Path) -> None:
+    """Read the weights of a family that transformers does not read, and write them as plain numbers."""
+    import gguf
+    import torch
+    from safetensors.torch import save_file
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    _say("[2/3] converting")
+    auto: Any = AutoModelForCausalLM
+    with torch.device("meta"):
+        model = auto.from_config(AutoConfig.for_model(**config))
+    kind = next(kind for kind, name in gguf.MODEL_ARCH_NAMES.items() if name == file.architecture)
+    names = gguf.get_tensor_name_map(kind, config["num_hidden_layers"])
+    stored = {tensor.name: tensor for part in parts_of(file.path) for tensor in gguf.GGUFReader(part).tensors}
+    weights = {}
+    for name, parameter in model.named_parameters():
+        theirs = names.get_name(name, try_suffixes=(".weight", ".bias")) or name
+        if theirs not in stored:
+            raise ValueError(f"the file lacks {theirs}")
+        file.begin_of(theirs, 0)  # it is read
+        tensor = stored[theirs]
+        numbers = gguf.quants.dequantize(tensor.data, tensor.tensor_type)
+        if heads := heads_of(file, theirs, config):
+            numbers = numbers.reshape(heads, -1, 2, *numbers.shape[1:]).swapaxes(1, 2)
+        plain = torch.from_numpy(numbers.copy()).reshape(parameter.shape) - added_to(file, theirs)
+        weights[name] = plain.to(getattr(torch, _dtype(file)))
+    _refuse_unread(file, config["model_type"])
+
+    _say("[3/3] writing")
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    _write_json(folder / "config.json", config | {"dtype": _dtype(file)})
 
 
 def _keys(file: GgufFile) -> list[str]:

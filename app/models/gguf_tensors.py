@@ -1,7 +1,7 @@
 """Reads the tensors of a GGUF file, in the place of safetensors' reader."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..checkpoint.gguf.file import parts_of
 from ..checkpoint.gguf.tensors import StoredTensor, row_bytes
 from ..checkpoint.quantization import gguf_tensors
 from ..errors import ModelError
@@ -27,10 +28,10 @@ class GgufTensors:
 
     def __init__(self, file: Path, quantization: dict[str, Any]) -> None:
         try:
-            data = np.memmap(file, np.uint8, "c")  # torch wants what could be written to; nobody does
+            data = _Parts(file)
             blocks, numbers = (gguf_tensors(quantization, part) for part in ("blocks", "numbers"))
-            tensors = {f"{name}.blocks": _Tensor(_rows_of(data, at), at, True) for name, at in blocks.items()}
-            self._tensors = tensors | {name: _Tensor(_rows_of(data, at), at, False) for name, at in numbers.items()}
+            tensors = {f"{name}.blocks": _Tensor(data.rows_of(at), at, True) for name, at in blocks.items()}
+            self._tensors = tensors | {name: _Tensor(data.rows_of(at), at, False) for name, at in numbers.items()}
         except (OSError, ValueError, LookupError, TypeError) as error:
             raise ModelError(f"{file} is not the GGUF file that config.json describes: {error}") from error
 
@@ -45,6 +46,13 @@ class GgufTensors:
     def get_tensor(self, name: str) -> Tensor:
         """A whole tensor."""
         return self._tensors[name][:]
+
+    def plain(self) -> dict[str, Tensor]:
+        """All tensors as plain numbers, by their names in a checkpoint."""
+        return {
+            f"{name.removesuffix('.blocks')}.weight" if tensor.is_blocks else name: replace(tensor, is_blocks=False)[:]
+            for name, tensor in self._tensors.items()
+        }
 
 
 @dataclass(frozen=True)
@@ -84,8 +92,19 @@ def _checkpoints_order(rows: int, heads: int) -> Any:
     return np.arange(rows).reshape(heads, -1, 2).swapaxes(1, 2).flatten()
 
 
-def _rows_of(data: Any, stored: StoredTensor) -> Any:
-    """The bytes of a tensor: (rows, bytes of a row)."""
-    rows = stored.shape[0]
-    size = row_bytes(stored.kind, prod(stored.shape[1:]))
-    return data[stored.begin : stored.begin + rows * size].reshape(rows, size)
+class _Parts:
+    """All files of a model, memory-mapped."""
+
+    def __init__(self, file: Path) -> None:
+        # torch wants what could be written to; nobody does
+        self._parts = [np.memmap(part, np.uint8, "c") for part in parts_of(file)]
+
+    def rows_of(self, stored: StoredTensor) -> Any:
+        """The bytes of a tensor: (rows, bytes of a row)."""
+        rows, begin = stored.shape[0], stored.begin
+        size = row_bytes(stored.kind, prod(stored.shape[1:]))
+        for part in self._parts:
+            if begin < len(part):
+                return part[begin : begin + rows * size].reshape(rows, size)
+            begin -= len(part)
+        raise ValueError(f"the file ends before byte {stored.begin}")

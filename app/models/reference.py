@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from ..checkpoint.convert import transformers_reads
 from ..checkpoint.folder import ModelFolder
 from ..checkpoint.gguf.file import GgufFile
 
@@ -23,6 +24,7 @@ def transformers_model(
     from transformers import AutoConfig  # seconds, which wait until the model is found
 
     from .classes import auto_class, config_of
+    from .gguf_tensors import GgufTensors
     from .stored import own_class
     from .weights import plain_tensors
 
@@ -32,14 +34,19 @@ def transformers_model(
     if (file := opened.gguf_file) is not None:
         # It needs to be told the model's configuration, of which it reads less from the file than Paceline.
         config = {key: value for key, value in opened.config.items() if key != "quantization_config"}
-        is_tied = "output.weight" not in GgufFile(file).tensors
-        shape = AutoConfig.for_model(**config | {"tie_word_embeddings": is_tied})
-        options |= {"gguf_file": file.name}
+        read = GgufFile(file)
+        shape = AutoConfig.for_model(**config | {"tie_word_embeddings": "output.weight" not in read.tensors})
+        if transformers_reads(read):
+            options |= {"gguf_file": file.name}
+        else:
+            options |= {"state_dict": GgufTensors(file, opened.quantization or {}).plain()}
     else:
         shape = config_of(opened)
     kind = auto_class(shape, opened.architecture)
     if opened.alias is not None and opened.alias.renames_tensors:
-        kind, place, options = own_class(kind, shape), None, options | {"state_dict": plain_tensors(opened)}
+        options |= {"state_dict": plain_tensors(opened)}
+    if "state_dict" in options:
+        kind, place = own_class(kind, shape), None
     model: Any = kind.from_pretrained(place, config=shape, **options)
     loaded: PreTrainedModel = model.eval()
     return loaded

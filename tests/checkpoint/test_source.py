@@ -148,9 +148,9 @@ class Hub(BaseHTTPRequestHandler):
 
 
 @contextmanager
-def hub(refusal: tuple[int, str] | None = None) -> Iterator[str]:
+def hub(refusal: tuple[int, str] | None = None, files: dict[str, str] = Hub.files) -> Iterator[str]:
     """A running hub for one test; gives its address."""
-    handler = type("ThisHub", (Hub,), {"refusal": refusal, "downloaded": []})
+    handler = type("ThisHub", (Hub,), {"refusal": refusal, "files": files, "downloaded": []})
     with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
         thread = threading.Thread(target=server.serve_forever)
         thread.start()
@@ -195,3 +195,17 @@ def test_a_hub_that_cannot_be_reached_or_does_not_answer_is_given_up(tmp_path: P
     assert answer == "ModelError: org/tiny is no folder here, and could not be downloaded: timed out"
     answer = find("org/tiny", HF_ENDPOINT=address, HF_HOME=str(tmp_path))  # now nobody listens
     assert answer.startswith("ModelError: org/tiny is no folder here, and could not be downloaded: [Errno")
+
+
+def test_a_gguf_file_of_the_hub_is_named_by_a_part_of_its_name(tmp_path: Path) -> None:
+    parts = {f"Q4/m-Q4_K_M-{number:05}-of-00002.gguf": f"{number}" for number in (1, 2)}
+    files = parts | {"m-Q8_0.gguf": "x", "m-Q8_1.gguf": "x", "mmproj-Q8_1.gguf": "x"}
+    with hub(files=files) as address:
+        places = {"HF_ENDPOINT": address, "HF_HOME": str(tmp_path)}
+        assert re.fullmatch(
+            r"ModelError: \S+Q4_K_M-00001-of-00002.gguf is not a GGUF file", find("org/m:Q4_K_M", **places)
+        )
+        assert find("org/m:q8_", **places).endswith("q8_ has to name one GGUF file: m-Q8_0.gguf, m-Q8_1.gguf")
+        assert find("org/m:q9", **places).endswith("q9 has to name one GGUF file: none")
+    assert find("org/m:q8_1", **places).endswith("m-Q8_1.gguf is not a GGUF file")  # it is there already
+    assert {file.name for file in tmp_path.rglob("m-Q4*")} == {Path(name).name for name in parts}

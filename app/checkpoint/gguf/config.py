@@ -14,6 +14,24 @@ _SIZES = {
     "attention.head_count_kv": "num_key_value_heads",
     "attention.layer_norm_rms_epsilon": "rms_norm_eps",
 }
+_OTHER_NORMS = {"command-r": ("attention.layer_norm_epsilon", "layer_norm_eps")}
+"""What stands in the place of the last of these."""
+_GRANITE = {
+    "attention.scale": "attention_multiplier",
+    "embedding_scale": "embedding_multiplier",
+    "residual_scale": "residual_multiplier",
+    "logit_scale": "logits_scaling",
+}
+_BIASES = {
+    "llama": {"attention_bias": "attn_q.bias", "mlp_bias": "ffn_up.bias"},
+    "internlm2": {"attention_bias": "attn_q.bias"},
+    "smollm3": {"attention_bias": "attn_q.bias"},
+    "granite": {"attention_bias": "attn_q.bias", "mlp_bias": "ffn_up.bias"},
+    "glm4": {"attention_bias": "attn_q.bias"},
+    "seed_oss": {"attention_bias": "attn_q.bias", "attention_out_bias": "attn_output.bias"},
+    "command-r": {"use_qk_norm": "attn_q_norm.weight"},
+}
+"""Fields that say whether layers have a tensor."""
 _EXPERTS = {
     "expert_count": "num_experts",
     "expert_used_count": "num_experts_per_tok",
@@ -26,6 +44,14 @@ _FAMILIES = {
     "qwen3": ("qwen3", "Qwen3ForCausalLM"),
     "qwen3moe": ("qwen3_moe", "Qwen3MoeForCausalLM"),
     "phi3": ("phi3", "Phi3ForCausalLM"),
+    "smollm3": ("smollm3", "SmolLM3ForCausalLM"),
+    "olmo2": ("olmo2", "Olmo2ForCausalLM"),
+    "internlm2": ("llama", "LlamaForCausalLM"),
+    "granite": ("granite", "GraniteForCausalLM"),
+    "glm4": ("glm4", "Glm4ForCausalLM"),
+    "command-r": ("cohere", "CohereForCausalLM"),
+    "seed_oss": ("seed_oss", "SeedOssForCausalLM"),
+    "gemma": ("gemma", "GemmaForCausalLM"),
     "gemma2": ("gemma2", "Gemma2ForCausalLM"),
     "gemma3": ("gemma3_text", "Gemma3ForCausalLM"),
 }
@@ -43,7 +69,11 @@ def model_config(file: GgufFile) -> dict[str, Any] | None:
     if family not in _FAMILIES:
         return None
     model_type, architecture = _FAMILIES[family]
-    config: dict[str, Any] = {field: file.of_model(key) for key, field in _SIZES.items()}
+    sizes = dict(_SIZES)
+    if family in _OTHER_NORMS:
+        del sizes["attention.layer_norm_rms_epsilon"]
+        sizes |= [_OTHER_NORMS[family]]
+    config: dict[str, Any] = {field: file.of_model(key) for key, field in sizes.items()}
     config["num_key_value_heads"] = config["num_key_value_heads"] or config["num_attention_heads"]
     if odd := [field for field, value in config.items() if type(value) not in (int, float) or value <= 0]:
         raise ValueError(f"{odd[0]} is {config[odd[0]]!r}")
@@ -93,9 +123,13 @@ def vocab_size(file: GgufFile) -> int:
 def _of_family(file: GgufFile, family: str, config: dict[str, Any]) -> dict[str, Any]:
     """What sets a family apart."""
     rope = _rope(file, config)
-    if family == "llama":
-        biases = {"attention_bias": "attn_q.bias", "mlp_bias": "ffn_up.bias"}
-        return {"rope_parameters": rope} | {key: f"blk.0.{name}" in file.tensors for key, name in biases.items()}
+    if family in _BIASES:
+        own = {key: f"blk.0.{name}" in file.tensors for key, name in _BIASES[family].items()}
+        if family == "granite":
+            own |= {field: file.of_model(key, 1.0) for key, field in _GRANITE.items()}
+        if family == "command-r":
+            own["logit_scale"] = file.of_model("logit_scale", 1.0)
+        return {"rope_parameters": rope} | own
     if family.endswith("moe"):
         experts = {field: file.of_model(key) for key, field in _EXPERTS.items()}
         if family == "qwen2moe":

@@ -5,6 +5,7 @@ caller can refuse what nobody has read.
 """
 
 import mmap
+import re
 import struct
 from collections.abc import Callable
 from pathlib import Path
@@ -18,8 +19,22 @@ _NUMBERS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: 
 _STRING, _ARRAY = 8, 9
 _FLOAT32 = 0
 """The type of tensors whose data are plain numbers."""
+_SPLIT = re.compile(r"(.+)-\d{5}-of-(\d{5})\.gguf")
+"""The name of a part of a model."""
 _DESCRIPTIONS = ("general.", "quantize.", "mradermacher.")
 """Beginnings of keys that only say where a file comes from."""
+
+
+def parts_of(path: Path) -> list[Path]:
+    """All files of a model, of which a file is one part, or a link to it. ValueError names one that is missing."""
+    named = path.readlink() if path.is_symlink() and not _SPLIT.fullmatch(path.name) else path
+    if (match := _SPLIT.fullmatch(named.name)) is None:
+        return [path]
+    count = int(match[2])
+    parts = [named.with_name(f"{match[1]}-{part:05}-of-{count:05}.gguf") for part in range(1, count + 1)]
+    if missing := [part.name for part in parts if not part.is_file()]:
+        raise ValueError(f"{named.name} is a part of a model, of which {missing[0]} is missing")
+    return parts
 
 
 class TensorInfo(NamedTuple):
@@ -29,29 +44,50 @@ class TensorInfo(NamedTuple):
     """In torch's order."""
     kind: int
     """ggml's number of the data type."""
-    offset: int
-    """Bytes from the beginning of the data."""
+    begin: int
+    """The byte at which its data begin, of all parts of the model one behind the other."""
+    end: int
+    """The byte at which its part ends."""
 
 
 class GgufFile:
-    """What a GGUF file says. Raises ValueError for a file that is broken or of another version."""
+    """What a GGUF file says. If it is a part of a model, then the others are read with it.
+
+    Raises ValueError for a file that is broken or of another version.
+    """
 
     def __init__(self, path: Path) -> None:
-        self.path = path
+        self.path, *others = parts_of(path)
+        """The first part."""
         self._read: set[str] = set()
-        with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
-            self._size = len(content)
-            try:
-                reader = _Reader(content)
-                self._metadata, self.tensors = reader.metadata, reader.tensors
-            except (struct.error, KeyError, UnicodeDecodeError, OverflowError, RecursionError) as error:
-                raise ValueError(f"{path} is not a readable GGUF file: {error!r}") from error
-        alignment = self.get("general.alignment", 32)
-        if type(alignment) is not int or alignment < 1:
-            raise ValueError(f"general.alignment is {alignment!r}")
-        self._data_at = -(-reader.at // alignment) * alignment
+        self.tensors: dict[str, TensorInfo] = {}
+        self._metadata, size = self._add(self.path, 0)
+        for number, part in enumerate(others, 1):
+            metadata, size = self._add(part, size)
+            if metadata.get("split.no") != number:
+                raise ValueError(f"{part} is not the part that its name says")
+        counts = self.get("split.no", 0), self.get("split.count", 0) or 1, self.get("split.tensors.count")
+        if counts[:2] != (0, len(others) + 1) or counts[2] not in (None, len(self.tensors)):
+            raise ValueError(f"{self.path} is a part of a model whose other parts are not beside it (split.count)")
         self.architecture = str(self.get("general.architecture"))
         """llama.cpp's name of the family."""
+
+    def _add(self, path: Path, before: int) -> tuple[dict[str, Any], int]:
+        """Add the tensors of a part, which follows so many bytes; returns its metadata, and where it ends."""
+        with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+            end = before + len(content)
+            try:
+                reader = _Reader(content)
+            except (struct.error, KeyError, UnicodeDecodeError, OverflowError, RecursionError) as error:
+                raise ValueError(f"{path} is not a readable GGUF file: {error!r}") from error
+        self._read.add("general.alignment")
+        alignment = reader.metadata.get("general.alignment", 32)
+        if type(alignment) is not int or alignment < 1:
+            raise ValueError(f"general.alignment is {alignment!r}")
+        data_at = before + -(-reader.at // alignment) * alignment
+        for name, (shape, kind, offset) in reader.tensors.items():
+            self.tensors[name] = TensorInfo(shape, kind, data_at + offset, end)
+        return reader.metadata, end
 
     def get(self, key: str, default: Any = None) -> Any:
         """A value of the metadata."""
@@ -78,16 +114,23 @@ class GgufFile:
         if info.kind != _FLOAT32:
             raise ValueError(f"{name} is not of type F32")
         count = int(np.prod(info.shape))
-        values: list[float] = np.fromfile(self.path, "<f4", count, offset=self.begin_of(name, 4 * count)).tolist()
+        begin = self.begin_of(name, 4 * count)
+        for part in parts_of(self.path):
+            if begin < part.stat().st_size:
+                break
+            begin -= part.stat().st_size
+        values: list[float] = np.fromfile(part, "<f4", count, offset=begin).tolist()
         return values
 
     def begin_of(self, name: str, num_bytes: int) -> int:
-        """The byte at which a tensor's data begin, for who reads them. ValueError if the file ends before their end."""
+        """The byte at which a tensor's data begin, of all parts together, for who reads them. ValueError if the
+        file ends before their end.
+        """
         self._read.add(name)
-        begin: int = self._data_at + self.tensors[name].offset
-        if begin + num_bytes > self._size:
+        info = self.tensors[name]
+        if info.begin + num_bytes > info.end:
             raise ValueError(f"the file ends within {name}")
-        return begin
+        return info.begin
 
     def unread(self, tensors: Callable[[str], bool]) -> list[str]:
         """Keys and tensors that nobody has read. `tensors` says of names whether somebody else reads these tensors."""
@@ -109,11 +152,12 @@ class _Reader:
         for _ in range(num_keys):
             key = self._string()
             self.metadata[key] = self._value(self._number("I"))
-        self.tensors: dict[str, TensorInfo] = {}
+        self.tensors: dict[str, tuple[tuple[int, ...], int, int]] = {}
+        """Shape, type, and offset from the beginning of the data."""
         for _ in range(num_tensors):
             name = self._string()
             shape = self._numbers("Q", self._number("I"))[::-1]
-            self.tensors[name] = TensorInfo(shape, self._number("I"), self._number("Q"))
+            self.tensors[name] = shape, self._number("I"), self._number("Q")
 
     def _value(self, kind: int) -> Any:
         if kind == _STRING:

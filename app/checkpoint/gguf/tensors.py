@@ -60,8 +60,21 @@ _OF_GEMMA = {
     "ffn_norm": "pre_feedforward_layernorm",
     "post_ffw_norm": "post_feedforward_layernorm",
 }
-_NAMES_OF_LAYER = {"phi3": _OF_LAYER | _OF_PHI3, "gemma2": _OF_LAYER | _OF_GEMMA, "gemma3": _OF_LAYER | _OF_GEMMA}
+_OF_OLMO2 = {
+    "post_attention_norm": "post_attention_layernorm",
+    "post_ffw_norm": "post_feedforward_layernorm",
+}
+_NAMES_OF_LAYER = {
+    "phi3": _OF_LAYER | _OF_PHI3,
+    "gemma2": _OF_LAYER | _OF_GEMMA,
+    "gemma3": _OF_LAYER | _OF_GEMMA,
+    "olmo2": _OF_LAYER | _OF_OLMO2,
+}
 """From llama.cpp's names to a checkpoint's, by family; for all others _OF_LAYER."""
+
+
+_ROTATE_NEIGHBOURS = {"llama", "smollm3", "internlm2", "granite"}
+"""Families whose rotary embedding turns neighbouring dimensions in llama.cpp, and halves in transformers."""
 
 
 class StoredTensor(NamedTuple):
@@ -107,7 +120,7 @@ def decoder_tensors(file: GgufFile, config: dict[str, Any]) -> dict[str, StoredT
             return f"it cannot read {name}, whose type has the number {info.kind}"
         kind = KINDS[info.kind].name
         begin = file.begin_of(name, info.shape[0] * row_bytes(kind, prod(info.shape[1:])))
-        tensors[ours] = StoredTensor(kind, info.shape, begin, _heads(file, name, config), _added(file, name))
+        tensors[ours] = StoredTensor(kind, info.shape, begin, heads_of(file, name, config), added_to(file, name))
     return tensors
 
 
@@ -163,14 +176,14 @@ def _refuse_missing(names: Iterable[str], num_layers: int) -> None:
         raise ValueError(f"the file lacks {len(missing)} tensors of the model, {missing[0]} for one")
 
 
-def _heads(file: GgufFile, name: str, config: dict[str, Any]) -> int:
-    """See `StoredTensor.heads`: llama.cpp has its own order of rows for Llama only."""
-    if file.architecture != "llama":
+def heads_of(file: GgufFile, name: str, config: dict[str, Any]) -> int:
+    """See `StoredTensor.heads`: llama.cpp has its own order of rows for families that rotate neighbours there."""
+    if file.architecture not in _ROTATE_NEIGHBOURS:
         return 0
     heads = {".attn_q.": config["num_attention_heads"], ".attn_k.": config["num_key_value_heads"]}
     return next((number for part, number in heads.items() if part in name), 0)
 
 
-def _added(file: GgufFile, name: str) -> float:
+def added_to(file: GgufFile, name: str) -> float:
     """See `StoredTensor.added`: Gemma's norms have weights that are added to one, and llama.cpp has added it."""
     return 1.0 if file.architecture.startswith("gemma") and name.endswith("norm.weight") else 0.0
