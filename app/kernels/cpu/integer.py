@@ -83,7 +83,10 @@ def _product(lanes: int, bits: int, part: int, scale_bytes: int) -> Any:
                     if left >= _TILE:
                         count = _TILE
                         tile(lanes, bits, part, scale_bytes, _TILE, addresses, out)  # type: ignore[call-arg]
-                    elif left >= 2:
+                    elif left == 3:
+                        count = 3
+                        tile(lanes, bits, part, scale_bytes, 3, addresses, out)  # type: ignore[call-arg]
+                    elif left == 2:
                         count = 2
                         tile(lanes, bits, part, scale_bytes, 2, addresses, out)  # type: ignore[call-arg]
                     else:
