@@ -25,12 +25,13 @@ _FEW = 4
 class DraftModel:
     """See `app.worker.runner.Drafter`."""
 
-    def __init__(self, runner: ModelRunner, most_tokens: int) -> None:
+    def __init__(self, runner: ModelRunner, num_tokens: int, most_tokens: int) -> None:
         """`runner`: of the smaller model, whose rows have the block tables of the served model's.
 
-        `most_tokens`: of a step.
+        `num_tokens`: those that both models have. `most_tokens`: of a step.
         """
         self._runner = runner
+        self._num_tokens = num_tokens
         self._few = 0 if runner.execution.step_sizes else _FEW
         self._most_tokens = most_tokens
         self._new: dict[int, list[int]] = {}
@@ -38,13 +39,22 @@ class DraftModel:
 
     def add(self, request: NewRequest) -> None:
         """Give a row to a request. Cached blocks may hold no K and V of this model, so it begins at the first token."""
-        sampling = request.sampling.for_drafts
-        self._runner.add(msgspec.structs.replace(request, num_computed_tokens=0, sampling=sampling))
+        sampling, known = request.sampling.for_drafts, range(self._num_tokens)
+        bias = {token: value for token, value in sampling.logit_bias.items() if token in known}
+        sampling = msgspec.structs.replace(sampling, logit_bias=bias)
+        token_ids = [self._known(token) for token in request.token_ids]
+        self._runner.add(
+            msgspec.structs.replace(request, token_ids=token_ids, num_computed_tokens=0, sampling=sampling)
+        )
         self._new[request.row] = []
+
+    def _known(self, token: int) -> int:
+        """A token that both models have; it stands for one that only one of them has, or that is no token."""
+        return token if 0 <= token < self._num_tokens else 0
 
     def take(self, row: int, tokens: Sequence[int]) -> None:
         """Learn what the served model has given a row."""
-        self._new[row] += tokens
+        self._new[row] += map(self._known, tokens)
 
     def see(self, entries: Entries, tokens: Tensor, hidden: Tensor) -> None:
         """See `Drafter`: it needs tokens only, and not at once."""
@@ -64,7 +74,7 @@ class DraftModel:
         made = {row: [] if row in ready else [0] * count for row, count in wanted.items()}
         for rows, tokens in launched:  # only now is anything waited for: each step goes on from the one before
             for row, sampled in zip(rows, tokens.result().token_ids, strict=True):
-                made[row] += [max(0, token) for token in sampled]
+                made[row] += map(self._known, sampled)
         return msgspec.structs.replace(step, drafts=step.drafts | made)
 
     def _counts_at_once(self, rows: Iterable[int]) -> dict[int, int]:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from tokenizers import Tokenizer
 
 from ..attention.backends.base import AttentionBackend
 from ..attention.registry import Recordable, choose_backend
@@ -45,7 +46,7 @@ def build_worker(settings: Settings, path: Path) -> BuiltWorker:
             raise StartupError(
                 "draft_model: the model keeps recurrent states, which cannot go back behind wrong drafts"
             )
-        draft = _load_draft_model(settings, resolved, loaded) if settings.drafts_by_model else None
+        draft = _load_draft_model(settings, resolved, loaded, path) if settings.drafts_by_model else None
         clock.lap("load_weights")
         worker, limits = _build_runner(settings, resolved, loaded, draft, path, clock)
     except torch.cuda.OutOfMemoryError as error:
@@ -65,8 +66,14 @@ def build_worker(settings: Settings, path: Path) -> BuiltWorker:
     )
 
 
-def _load_draft_model(settings: Settings, resolved: Resolved, served: LoadedModel) -> LoadedModel | DraftHead:
-    """The smaller model, or the draft head, that guesses for another model."""
+def _load_draft_model(
+    settings: Settings, resolved: Resolved, served: LoadedModel, served_path: Path
+) -> LoadedModel | DraftHead:
+    """The smaller model, or the draft head, that guesses for another model.
+
+    Vocabularies are the same if they have all tokens of the tokenizer: models of one family and of several sizes often
+    differ in the rows behind them, which are there to make a round number.
+    """
     path = find_model(str(settings.draft_model), needs_weights=settings.load_format != "dummy")
     folder, length = ModelFolder.open(path), resolved.limits.max_model_len
     if is_draft_head(folder):
@@ -74,7 +81,7 @@ def _load_draft_model(settings: Settings, resolved: Resolved, served: LoadedMode
     if (made_for := folder.max_position_embeddings) and made_for < length:
         raise StartupError(f"draft_model: it was made for {made_for} tokens, and max_model_len is {length}")
     draft = load_model(folder, settings, resolved.dtype, resolved.device, length)
-    if draft.vocab_size != served.vocab_size:
+    if draft.vocab_size != served.vocab_size and min(draft.vocab_size, served.vocab_size) < _num_tokens(served_path):
         raise StartupError(
             f"draft_model: its vocabulary has {draft.vocab_size:,} tokens, the model's {served.vocab_size:,}"
         )
@@ -83,6 +90,14 @@ def _load_draft_model(settings: Settings, resolved: Resolved, served: LoadedMode
     if draft.recurrent_layers:
         raise StartupError("draft_model: it keeps recurrent states, which draft models may not")
     return draft
+
+
+def _num_tokens(path: Path) -> int:
+    """How many rows of a vocabulary the tokenizer in a folder uses."""
+    file = path / "tokenizer.json"
+    if not file.is_file():  # it may be a model of numbers
+        return sys.maxsize
+    return max(Tokenizer.from_file(str(file)).get_vocab().values()) + 1
 
 
 def _load_draft_head(folder: ModelFolder, resolved: Resolved, served: LoadedModel) -> DraftHead:
@@ -157,9 +172,9 @@ def _build_runner(
     bind_kv_cache(groups, [group.num_blocks for group in limits.groups], *storage)
     clock.lap("allocate_kv_cache")
     runner.prepare()
-    if guessing:
+    if guessing and isinstance(draft, LoadedModel):
         guessing.prepare()
-        runner.drafter = DraftModel(guessing, limits.max_num_batched_tokens)
+        runner.drafter = DraftModel(guessing, min(loaded.vocab_size, draft.vocab_size), limits.max_num_batched_tokens)
     if isinstance(draft, DraftHead):
         execution, _ = _execution(chosen.recordable, limits, runner.backend, draft.config.num_tokens, 1, device)
         runner.drafter = drafter = HeadDrafter(draft, execution, runner.batch, limits.max_num_seqs)

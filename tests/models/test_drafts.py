@@ -231,6 +231,17 @@ def test_drafts_of_a_model(family: str, is_same: bool, tmp_path: Path) -> None:
         assert num_steps["draft model"] < 0.95 * num_steps["none"], num_steps  # after prompts were seen in pieces
 
 
+@pytest.mark.parametrize("padding", [0, 11])
+def test_a_vocabulary_with_other_padding(padding: int, tmp_path: Path) -> None:
+    """Either model may have tokens that no text has. Both of these have random weights, so they draw them."""
+    for name, size in (("target", VOCAB_SIZE + padding), ("draft", VOCAB_SIZE + 11 - padding)):
+        (tmp_path / name).mkdir()
+        write_checkpoint("Llama", DECODER["Llama"] | {"vocab_size": size}, tmp_path / name)
+        write_tokenizer(tmp_path / name)
+    requests = make_requests(16, temperature=0.0) if padding else varied(16)
+    check(tmp_path / "target", requests, tiny_settings(draft_model=str(tmp_path / "draft")), kinds=["draft model"])
+
+
 @pytest.mark.parametrize(("family", "backend"), [("Gemma3Text", "cpu"), ("Qwen2", "torch")])
 def test_windows(family: str, backend: str, tmp_path: Path) -> None:
     write_checkpoint(family, DECODER[family], tmp_path)
