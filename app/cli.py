@@ -44,7 +44,7 @@ def _option(name: str, field: FieldInfo, group: str) -> inspect.Parameter:
         rich_help_panel=group,
         show_default=False,
     )
-    kind: Any = bool if is_switch else str
+    kind: Any = bool if is_switch else list[str] if get_origin(field.annotation) is dict else str
     return inspect.Parameter(
         name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Annotated[kind | None, option]
     )
@@ -53,6 +53,8 @@ def _option(name: str, field: FieldInfo, group: str) -> inspect.Parameter:
 def _metavar(annotation: Any) -> str:
     """What help shows as the value of an option: its choices, or its type. `annotation` may be optional."""
     kinds = [kind for kind in get_args(annotation) if kind is not NoneType]
+    if get_origin(annotation) is dict:
+        return "NAME=FOLDER"
     if get_origin(annotation) is Literal:
         return "|".join(kinds)
     return _METAVARS.get(kinds[0] if kinds else annotation, "TEXT")

@@ -123,6 +123,45 @@ class SchedulerSettings(BaseModel):
         return self.draft_model is not None and self.speculate in ("auto", "draft")
 
 
+def _adapters(value: Any) -> Any:
+    """Names and absolute folders of adapters, from NAME=FOLDER; flags give several, a variable has commas between them.
+
+    Other processes of the service may have another working directory.
+    """
+    if isinstance(value, str):
+        value = value.split(",")
+    if isinstance(value, list | tuple):
+        parts = [str(given).partition("=") for given in value]
+        if wrong := next((given for given, part in zip(value, parts, strict=True) if not all(part)), None):
+            raise ValueError(f"{wrong} is not NAME=FOLDER")
+        if len({name for name, _, _ in parts}) < len(parts):
+            raise ValueError("a name occurs twice")
+        value = {name: folder for name, _, folder in parts}
+    if not isinstance(value, dict):
+        return value
+    return {name: str(Path(str(folder)).expanduser().absolute()) for name, folder in value.items()}
+
+
+ADAPTER_NAME = r"^[\w.:/@+-]{1,128}$"
+
+
+class AdapterSettings(BaseModel):
+    """Adapters"""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    lora: Annotated[dict[Annotated[str, Field(pattern=ADAPTER_NAME)], str], BeforeValidator(_adapters)] = Field(
+        {}, description="a LoRA adapter, as NAME=FOLDER, that requests choose by its name as their model; may be repeated"
+    )
+    lora_loading: bool = Field(False, description="load and unload LoRA adapters while the service runs, over HTTP")
+    max_loras: int | None = Field(
+        None, ge=1, le=1024, description="LoRA adapters at once; auto: those of lora, at least 4 with lora_loading"
+    )
+    max_lora_rank: int | None = Field(
+        None, ge=1, le=512, description="the largest rank of one; auto: of those of lora, at least 16 with lora_loading"
+    )
+
+
 class RequestLimits(BaseModel):
     """The largest sizes of a request's parts. A request beyond one is refused with a 400 that names the limit."""
 
@@ -258,7 +297,15 @@ class AccessSettings(BaseModel):
     public_metrics: bool = Field(False, description="with api_keys: answer /metrics without a key")
 
 
-class Settings(ModelSettings, CacheSettings, SchedulerSettings, ServerSettings, ReliabilitySettings, AccessSettings):
+class Settings(
+    ModelSettings,
+    CacheSettings,
+    SchedulerSettings,
+    AdapterSettings,
+    ServerSettings,
+    ReliabilitySettings,
+    AccessSettings,
+):
     """All settings of the service. Each part of the service takes the group that it reads."""
 
 
@@ -266,6 +313,7 @@ GROUPS: tuple[type[BaseModel], ...] = (
     ModelSettings,
     CacheSettings,
     SchedulerSettings,
+    AdapterSettings,
     ServerSettings,
     ReliabilitySettings,
     AccessSettings,
@@ -282,7 +330,7 @@ def shown_default(field: FieldInfo) -> str:
         return field.default.human_readable().replace(".0", "")
     if isinstance(field.default, bool):
         return str(field.default).lower()
-    if isinstance(field.default, tuple):
+    if isinstance(field.default, tuple | dict):
         return ",".join(field.default) or "none"
     return f"{field.default:g}" if isinstance(field.default, float) else str(field.default)
 
@@ -292,7 +340,7 @@ def load_settings(**flags: Any) -> Settings:
 
     Raises StartupError, which names every key that is unknown or has a wrong value.
     """
-    given = {name: value for name, value in flags.items() if value is not None}
+    given = {name: value for name, value in flags.items() if value not in (None, [])}
     try:
         return Settings.model_validate(read_sources(Settings.model_fields) | given)
     except ValidationError as error:

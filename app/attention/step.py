@@ -40,6 +40,8 @@ class StepInput:
     block_size: int
     snapshots: dict[int, tuple[int, int]] = field(default_factory=dict)
     """See `SchedulerOutput.snapshots`."""
+    adapters: Ints | None = None
+    """(tokens,): slot of each token's adapter, or NO_ADAPTER; None if no token has one."""
 
     @property
     def num_tokens(self) -> int:
@@ -60,3 +62,5 @@ class StepShape(NamedTuple):
     """Most requests with several tokens; 0 in a step that only decodes."""
     is_long: bool = False
     """Whether a decode may see more than the backend's `long_past` tokens."""
+    is_adapted: bool = False
+    """Whether tokens may have adapters. Those that have none wait for what is computed for the others."""

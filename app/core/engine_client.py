@@ -1,6 +1,6 @@
 """The API layer's view of an engine: the one seam between HTTP and the batch."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from typing import Protocol
 
 from .heartbeat import EngineHeartbeat
@@ -23,6 +23,11 @@ class EngineClient(Protocol):
     @property
     def heartbeat(self) -> EngineHeartbeat:
         """Whether the engine gets on."""
+        ...
+
+    @property
+    def adapters(self) -> Mapping[str, str]:
+        """The adapters that requests can have, by name: their folders. They outlive an engine."""
         ...
 
     @property
@@ -66,6 +71,17 @@ class EngineClient(Protocol):
         Raises EngineUnavailableError while the engine is loading or dead, QueueFullError when too many
         requests are open.
         """
+        ...
+
+    async def load_adapter(self, name: str, folder: str) -> None:
+        """Load an adapter; it is among `adapters` then.
+
+        Raises InvalidRequestError if it cannot be loaded, EngineUnavailableError while the engine is loading or dead.
+        """
+        ...
+
+    async def unload_adapter(self, name: str) -> None:
+        """Let no more requests have an adapter. Those that have it go on. Raises what `load_adapter` does."""
         ...
 
     def expire(self, request_id: str) -> None:

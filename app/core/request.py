@@ -38,6 +38,9 @@ class FinishReason(enum.StrEnum):
     """Its deadline came."""
 
 
+NO_ADAPTER = -1
+
+
 class Extras(msgspec.Struct, frozen=True, omit_defaults=True):
     """What a request brings along beside token ids, for the models that read it."""
 
@@ -45,6 +48,8 @@ class Extras(msgspec.Struct, frozen=True, omit_defaults=True):
     """Parallel to the prompt: which text of a pair each token is of, 0 or 1. Empty if all are of one."""
     num_ignored: int = 0
     """Tokens at the front that an embedding is made without, because they are of the model's own prompt."""
+    adapter: int = NO_ADAPTER
+    """The worker's slot with the request's adapter."""
 
 
 NO_EXTRAS = Extras()

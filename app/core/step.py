@@ -129,6 +129,13 @@ class Worker(Protocol):
         """Get ready for requests with this grammar, at the side; the future raises ValueError if there can be none."""
         ...
 
+    def load_adapter(self, slot: int, folder: str) -> Future[None]:
+        """Fill a slot for adapters, below `Limits.num_adapters`, at the side: no step in flight may need it.
+
+        The future raises ModelError for an adapter that is broken or does not fit.
+        """
+        ...
+
     def submit(self, step: SchedulerOutput) -> StepHandle:
         """Start a step and return at once where the device allows it. What goes wrong is raised by the handle."""
         ...
@@ -172,6 +179,8 @@ class Limits:
     """Whether a prompt may be computed in several steps."""
     states: RowStates | None = None
     """None if rows keep nothing but what is in KV blocks."""
+    num_adapters: int = 0
+    """Slots for adapters."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -53,6 +53,8 @@ class GenerateCommand(msgspec.Struct, tag=True, kw_only=True):
     weight: float = 1.0
     """The tenant's share of the service, relative to the weights of other tenants."""
     cache_salt: str = ""
+    adapter: str = ""
+    """The name of an adapter; empty for the model as it is."""
     max_drafts: int | None = None
     """Most drafts in a step; None leaves it to the engine. They change no text."""
     arrived_at: float
@@ -92,7 +94,22 @@ class AbortCommand(msgspec.Struct, tag=True):
     request_ids: list[str]
 
 
-EngineCommand = HelloCommand | GenerateCommand | EncodeCommand | AbortCommand
+class LoadAdapterCommand(msgspec.Struct, tag=True):
+    """Load an adapter, unless it is loaded from this folder; answered by AdapterOutcome."""
+
+    name: str
+    folder: str
+
+
+class UnloadAdapterCommand(msgspec.Struct, tag=True):
+    """Take no more requests of an adapter, if there is one; answered by AdapterOutcome."""
+
+    name: str
+
+
+EngineCommand = (
+    HelloCommand | GenerateCommand | EncodeCommand | AbortCommand | LoadAdapterCommand | UnloadAdapterCommand
+)
 
 # ------------------------------------------------------------------ engine to API worker
 
@@ -116,6 +133,23 @@ class EngineReady(msgspec.Struct, tag=True, kw_only=True):
     num_kv_blocks: int
     startup_seconds: dict[str, float]
     """Phase to duration, in order."""
+    adapters: dict[str, str] = {}
+    """Name to folder."""
+
+
+class AdaptersChanged(msgspec.Struct, tag=True):
+    """Sent to all API workers: the adapters that requests can have from now on."""
+
+    adapters: dict[str, str]
+    """Name to folder; some may still be loading."""
+
+
+class AdapterOutcome(msgspec.Struct, tag=True):
+    """What came of loading or unloading an adapter, for the API worker that asked."""
+
+    name: str
+    error: str
+    """Why an adapter cannot be loaded, for people; empty if all is well."""
 
 
 class RequestOutput(msgspec.Struct, kw_only=True, omit_defaults=True):
@@ -204,7 +238,7 @@ class StepOutputs(msgspec.Struct, tag=True):
     """Sent to one API worker only, since what several workers count is added up."""
 
 
-EngineMessage = EngineReady | StepOutputs
+EngineMessage = EngineReady | StepOutputs | AdaptersChanged | AdapterOutcome
 
 MAX_UNREAD_MESSAGES = 128
 """At either end of a connection from the engine to an API worker; beyond them the engine merges what it has to say."""

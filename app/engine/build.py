@@ -10,6 +10,7 @@ from ..checkpoint.encoders import EncoderConfig
 from ..checkpoint.folder import ModelFolder
 from ..core.step import BuiltWorker, Limits
 from ..core.wire import EngineReady, Task
+from ..errors import StartupError
 from ..fairness.alone import Alone
 from ..fairness.fair_shares import FairShares
 from ..settings import Settings
@@ -29,6 +30,7 @@ _MOST_ON_A_CPU = 4
 def build_engine(settings: Settings, model_folder: Path) -> tuple[EngineCore, EngineReady]:
     """Load the model in a folder and put an engine around it. Raises StartupError."""
     encoder = None if settings.worker == "echo" else ModelFolder(model_folder).encoder
+    _check_adapters(settings, encoder)
     built, import_seconds = _build_worker(settings, model_folder, encoder)
     limits = built.limits
     pacer = ChunkPacer(limits.max_itl, settings.block_size, limits.max_num_batched_tokens)
@@ -46,7 +48,24 @@ def build_engine(settings: Settings, model_folder: Path) -> tuple[EngineCore, En
         speculation=None if encoder else _speculation(settings, limits),
     )
     task: Task = encoder.task if encoder else "generate"
-    return EngineCore(scheduler, built.worker, settings.overlap), _ready(built, task, settings, import_seconds)
+    core = EngineCore(scheduler, built.worker, settings.overlap, limits.num_adapters)
+    _load_adapters(core, settings)
+    return core, _ready(built, task, settings, import_seconds)
+
+
+def _load_adapters(core: EngineCore, settings: Settings) -> None:
+    """Load those that are there from the start; StartupError names one that cannot be."""
+    for name, folder in settings.lora.items():
+        try:
+            core.load_adapter(name, folder).result()
+        except StartupError as error:
+            raise StartupError(f"lora: {name}: {error}") from None
+
+
+def _check_adapters(settings: Settings, encoder: EncoderConfig | None) -> None:
+    if (settings.lora or settings.lora_loading) and (encoder or settings.worker == "echo"):
+        what = "encoders take" if encoder else "the echo worker takes"
+        raise StartupError(f"lora: {what} no adapters")
 
 
 def _speculation(settings: Settings, limits: Limits) -> Speculation | None:

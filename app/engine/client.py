@@ -16,18 +16,22 @@ from ..core.request import FinishReason
 from ..core.wire import (
     MAX_UNREAD_MESSAGES,
     AbortCommand,
+    AdapterOutcome,
+    AdaptersChanged,
     EngineCommand,
     EngineMessage,
     EngineReady,
     EngineStats,
     GenerateCommand,
     HelloCommand,
+    LoadAdapterCommand,
     Progress,
     RequestCommand,
     RequestOutput,
     StepOutputs,
+    UnloadAdapterCommand,
 )
-from ..errors import EngineUnavailableError, QueueFullError
+from ..errors import EngineUnavailableError, InvalidRequestError, QueueFullError
 from .backlog import Backlog
 
 log = logging.getLogger(__name__)
@@ -140,6 +144,10 @@ class AsyncEngine:
         self._max_queue_tokens = max_queue_tokens
         self._backlog = Backlog()
         self._listener = listener
+        self.adapters: dict[str, str] = {}
+        self._has_had_engine = False
+        self._asked: dict[str, asyncio.Future[None]] = {}
+        """By name of an adapter that is being loaded or unloaded for a caller here."""
         self._open: dict[str, _OpenRequest] = {}
         self._encode = msgspec.msgpack.Encoder().encode
         self._decode = msgspec.msgpack.Decoder(EngineMessage).decode
@@ -231,6 +239,50 @@ class AsyncEngine:
             self.abort(request_id)
             request.stream.put(RequestOutput(request_id=request_id, token_ids=[], finish_reason=FinishReason.TIMEOUT))
 
+    # ------------------------------------------------------------------ adapters
+
+    async def load_adapter(self, name: str, folder: str) -> None:
+        """See `EngineClient.load_adapter`."""
+        await self._ask(name, LoadAdapterCommand(name, folder))
+
+    async def unload_adapter(self, name: str) -> None:
+        """See `EngineClient.unload_adapter`."""
+        await self._ask(name, UnloadAdapterCommand(name))
+
+    async def _ask(self, name: str, command: EngineCommand) -> None:
+        if self.ready is None:
+            raise EngineUnavailableError(self.failure or "the model is still loading")
+        if name in self._asked:
+            raise InvalidRequestError(f"{name} is just being loaded or unloaded", "lora_name")
+        self._asked[name] = outcome = asyncio.get_running_loop().create_future()
+        try:
+            self._send(command)
+            await outcome
+        finally:
+            del self._asked[name]
+
+    def _answer(self, name: str, error: Exception | None) -> None:
+        outcome = self._asked.get(name)
+        if outcome is None or outcome.done():
+            return
+        if error is None:
+            outcome.set_result(None)
+        else:
+            outcome.set_exception(error)
+
+    def _bring_back_adapters(self, ready: EngineReady) -> None:
+        """Have an engine that took over from another one load what that had loaded; the first one says what there is."""
+        if not self._has_had_engine:
+            self.adapters, self._has_had_engine = ready.adapters, True
+            return
+        for name in ready.adapters.keys() - self.adapters.keys():
+            self._send(UnloadAdapterCommand(name))
+        for name, folder in self.adapters.items():
+            if name not in ready.adapters:
+                self._send(LoadAdapterCommand(name, folder))
+
+    # ------------------------------------------------------------------ messages
+
     def _send(self, command: EngineCommand) -> None:
         assert self._socket is not None
         self._socket.send(self._encode(command), copy=True)
@@ -288,6 +340,10 @@ class AsyncEngine:
                 self._dispatch(outputs)
             case EngineReady() as ready:
                 await self._on_ready(ready)
+            case AdaptersChanged(adapters):
+                self.adapters = adapters
+            case AdapterOutcome(name, error):
+                self._answer(name, InvalidRequestError(error, "lora_path") if error else None)
 
     def _dispatch(self, outputs: list[RequestOutput]) -> None:
         for output in outputs:
@@ -305,6 +361,7 @@ class AsyncEngine:
         A request that the last one ran alone goes first: if it is not to blame, that shows before all else.
         """
         self.ready = ready
+        self._bring_back_adapters(ready)
         self._record_that_nothing_runs()
         for request in sorted(self._open.values(), key=lambda request: request.deaths_alone, reverse=True):
             self._send(request.command_for_the_next_engine())
@@ -316,6 +373,8 @@ class AsyncEngine:
         for request_id, request in list(self._open.items()):
             if not request.survives(suspect):
                 self._end(request_id, f"the engine died {_FATAL_DEATHS} times in a row while it ran this request")
+        for name in self._asked:
+            self._answer(name, EngineUnavailableError("the engine has died; try again"))
         log.warning("the engine has died; %d open requests wait for the next one", len(self._open))
         self._record_that_nothing_runs()
         await self._notify()

@@ -7,10 +7,11 @@ from concurrent.futures import Future, wait
 from contextlib import suppress
 from typing import NamedTuple
 
-from ..core.request import Extras, FinishReason, Request, RequestStatus
+from ..core.request import NO_EXTRAS, Extras, FinishReason, Request, RequestStatus
 from ..core.sampling import SamplingParams
 from ..core.step import SchedulerOutput, StepHandle, Worker, WorkerLostError, WorkerOutOfMemoryError
 from ..core.wire import EncodeCommand, GenerateCommand, RequestCommand, RequestOutput, StepOutputs
+from .adapters import Adapter, Adapters
 from .scheduler import Scheduler
 
 log = logging.getLogger(__name__)
@@ -32,15 +33,18 @@ class EngineCore:
     and submits a step while the one before it runs, so that the device never waits for Python.
     """
 
-    def __init__(self, scheduler: Scheduler, worker: Worker, overlap: bool = True) -> None:
+    def __init__(self, scheduler: Scheduler, worker: Worker, overlap: bool = True, num_adapters: int = 0) -> None:
+        """`num_adapters`: the worker's slots for them."""
         self.scheduler = scheduler
         self.worker = worker
+        self.adapters = Adapters(worker, num_adapters)
         self.step = self._step_overlapped if overlap else self._step_plain
         self._in_flight: _Submitted | None = None
         self._last_result_at = 0.0
         self._planning_seconds = 0.0
         self._endings: list[RequestOutput] = []  # of requests that ended between steps
-        self._compiling: dict[str, tuple[Request, Future[None]]] = {}  # requests that wait for their grammars
+        self._compiling: dict[str, _Compiling] = {}
+        """Requests that wait for their grammars, or for an adapter that is being loaded."""
 
     @property
     def has_work(self) -> bool:
@@ -48,17 +52,32 @@ class EngineCore:
 
     def add(self, command: RequestCommand) -> None:
         """Queue a request. One that can never run ends with an error at once."""
-        request = _to_encode(command) if isinstance(command, EncodeCommand) else _to_generate(command)
+        if isinstance(command, EncodeCommand):
+            self._queue(_to_encode(command))
+            return
+        adapter = self.adapters.find(command.adapter) if command.adapter else None
+        request = _to_generate(command, adapter)
+        needs = {}
+        if adapter is not None and not adapter.is_ready:
+            needs["the adapter cannot be loaded"] = adapter.loading
         if request.sampling.grammar:
-            compiled = self.worker.compile_grammar(request.sampling.grammar)
-            self._compiling[request.request_id] = request, compiled
+            needs["the grammar cannot be compiled"] = self.worker.compile_grammar(request.sampling.grammar)
+        if needs:
+            self._compiling[request.request_id] = _Compiling(request, needs)
             if (
                 request.is_suspect
             ):  # suspects run one after the other in order of arrival: no suspect may overtake another
-                wait([compiled])
+                wait(needs.values())
                 self.admit_compiled()
             return
         self._queue(request)
+        if command.adapter and adapter is None:
+            self._end([request.request_id], FinishReason.ERROR, f"the adapter {command.adapter} is not loaded")
+
+    def load_adapter(self, name: str, folder: str) -> Future[None]:
+        """See `Adapters.load`."""
+        requests = (*self.scheduler.requests.values(), *(waiting.request for waiting in self._compiling.values()))
+        return self.adapters.load(name, folder, {request.extras.adapter for request in requests})
 
     def _queue(self, request: Request) -> None:
         self.scheduler.add(request)
@@ -77,16 +96,16 @@ class EngineCore:
     def _end(self, request_ids: Sequence[str], reason: FinishReason, error: str = "") -> None:
         for request_id in request_ids:
             if request_id in self._compiling:
-                self.scheduler.add(self._compiling.pop(request_id)[0])
+                self.scheduler.add(self._compiling.pop(request_id).request)
             self._endings += self.scheduler.abort(request_id, reason, error)
 
     def admit_compiled(self) -> bool:
-        """Queue the requests whose grammars have been compiled; returns whether others are still being compiled."""
-        for request_id, (request, compiled) in list(self._compiling.items()):
-            if not compiled.done():
+        """Queue the requests whose grammars and adapters are there; returns whether others still wait for theirs."""
+        for request_id, (request, needs) in list(self._compiling.items()):
+            if not all(need.done() for need in needs.values()):
                 continue
-            if error := compiled.exception():
-                self._end([request_id], FinishReason.ERROR, f"the grammar cannot be compiled: {error}")
+            if errors := [f"{what}: {error}" for what, need in needs.items() if (error := need.exception())]:
+                self._end([request_id], FinishReason.ERROR, errors[0])
             else:
                 del self._compiling[request_id]
                 self._queue(request)
@@ -171,6 +190,14 @@ class EngineCore:
                 in_flight.handle.result()
 
 
+class _Compiling(NamedTuple):
+    """A request that cannot be queued yet."""
+
+    request: Request
+    needs: dict[str, Future[None]]
+    """What it waits for, by what is to be said if that fails."""
+
+
 class _Submitted(NamedTuple):
     """A step that the worker has, and may still be running."""
 
@@ -179,7 +206,7 @@ class _Submitted(NamedTuple):
     at: float
 
 
-def _to_generate(command: GenerateCommand) -> Request:
+def _to_generate(command: GenerateCommand, adapter: Adapter | None) -> Request:
     """The request for a command: a new one, or one to resume, which was preempted by the death of another engine."""
     request = Request(
         request_id=command.request_id,
@@ -188,10 +215,11 @@ def _to_generate(command: GenerateCommand) -> Request:
         sampling=command.sampling,
         arrived_at=command.arrived_at,
         priority=command.priority,
-        cache_salt=command.cache_salt,
+        cache_salt=command.cache_salt if adapter is None else f"{command.cache_salt} {adapter.salt}",
         tenant=command.tenant,
         weight=command.weight,
         max_drafts=command.max_drafts,
+        extras=NO_EXTRAS if adapter is None else Extras(adapter=adapter.slot),
     )
     if progress := command.progress:
         request.token_ids += progress.token_ids

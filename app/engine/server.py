@@ -12,6 +12,7 @@ import math
 import os
 import signal
 import sys
+from concurrent.futures import Future
 from functools import partial
 from pathlib import Path
 
@@ -23,13 +24,17 @@ from ..core.parent import give_up, read_settings, remove_if_orphan, when_parent_
 from ..core.wire import (
     MAX_UNREAD_MESSAGES,
     AbortCommand,
+    AdapterOutcome,
+    AdaptersChanged,
     EncodeCommand,
     EngineCommand,
     EngineMessage,
     EngineReady,
     GenerateCommand,
     HelloCommand,
+    LoadAdapterCommand,
     StepOutputs,
+    UnloadAdapterCommand,
 )
 from ..errors import StartupError
 from ..log import configure_logging
@@ -73,11 +78,15 @@ class EngineServer:
         """By name of the API worker."""
         self._outbox_of: dict[str, Outbox] = {}
         """By open request."""
+        self._loads: list[tuple[bytes, str, Future[None]]] = []
+        """API worker, name of the adapter, and what comes of it, of all that were not answered yet."""
+        self._told: dict[bytes, dict[str, str]] = {}
+        """The adapters that each API worker knows of."""
 
     def run(self, core: EngineCore, ready: EngineReady) -> None:
         """Serve until the process ends."""
         while True:
-            compiles, has_told = core.admit_compiled(), self._flush()
+            compiles, has_told = core.admit_compiled(), self._flush() and self._tell_of_adapters(core)
             if not core.has_work:
                 self._heartbeat.rest()
                 self._socket.poll(_RETRY_MS if compiles or not has_told else self._idle_ms)
@@ -99,12 +108,20 @@ class EngineServer:
             match self._decode(payload):
                 case HelloCommand():
                     self._greet(worker, core)
-                    self._send(worker, ready)
+                    self._told[worker] = core.adapters.folders
+                    self._send(worker, msgspec.structs.replace(ready, adapters=self._told[worker]))
                 case GenerateCommand() | EncodeCommand() as command:
                     self._outbox_of[command.request_id] = self._outboxes[worker]
                     core.add(command)
                 case AbortCommand(request_ids):
                     core.abort(request_ids)
+                case LoadAdapterCommand(name, folder):
+                    self._loads.append((worker, name, core.load_adapter(name, folder)))
+                case UnloadAdapterCommand(name):
+                    core.adapters.unload(name)
+                    done: Future[None] = Future()
+                    done.set_result(None)
+                    self._loads.append((worker, name, done))
 
     def _greet(self, worker: bytes, core: EngineCore) -> None:
         """Take in a new API worker: the clients of an earlier one of its name are gone."""
@@ -126,6 +143,21 @@ class EngineServer:
                 del self._outbox_of[output.request_id]
             outbox.put(output)
         self._flush()
+
+    def _tell_of_adapters(self, core: EngineCore) -> bool:
+        """Tell API workers of changes, then those that asked of the outcome; returns whether nothing is left to tell."""
+        folders = core.adapters.folders
+        for worker, told in self._told.items():
+            if told != folders and self._send(worker, AdaptersChanged(folders)):
+                self._told[worker] = folders
+        self._loads = [load for load in self._loads if not self._tell_outcome(*load)]
+        return not self._loads and all(told == folders for told in self._told.values())
+
+    def _tell_outcome(self, worker: bytes, name: str, loading: "Future[None]") -> bool:
+        """Returns whether it has come, and was told."""
+        if not loading.done():
+            return False
+        return self._send(worker, AdapterOutcome(name, str(loading.exception() or "")))
 
     def _flush(self) -> bool:
         """Send what is pending; returns whether all API workers have taken theirs."""

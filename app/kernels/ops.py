@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .adapters import Adapters
 from .routes import Routes
 from .rows import Rows
 
@@ -86,6 +87,45 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         out: Tensor = skinny(x, weight, bias, x.dtype)
         return out
     return F.linear(x, weight, bias)
+
+
+def adapted_linear(
+    x: Tensor, weight: Tensor, bias: Tensor | None, adapters: Adapters, slots: Tensor
+) -> Tensor:
+    """`linear` of x (tokens, in), with what adapters add to it; see `add_adapters`."""
+    if skinny := _skinny(x):
+        from .gpu.adapters import shrink
+
+        out: Tensor = skinny(x, weight, bias, x.dtype, shrink(x, adapters, slots))
+        return out
+    out = linear(x, weight, bias)
+    add_adapters(x, adapters, slots, out)
+    return out
+
+
+def add_adapters(x: Tensor, adapters: Adapters, slots: Tensor, out: Tensor) -> None:
+    """Add to out (tokens, outputs), which a layer made of x (tokens, inputs), what each token's adapter adds.
+
+    slots (tokens,) int32: see `Adapters`; -1 for a token without an adapter.
+    """
+    if x.is_cuda and HAS_TRITON:
+        from .gpu.adapters import expand, shrink
+
+        expand(shrink(x, adapters, slots), out)
+        return
+    if x.is_cpu and x.dtype in CPU_DTYPES:
+        from .cpu.adapters import add
+
+        add(x, adapters, slots, out)
+        return
+    first = 0
+    for part, size in enumerate(adapters.sizes):
+        own = slice(first, first + size)
+        for slot, (a, b) in enumerate(zip(adapters.a, adapters.b, strict=True)):
+            of_b = b[:, own] if x.is_cpu else b[own].T
+            delta = x @ a[part * adapters.rank : (part + 1) * adapters.rank].T @ of_b
+            out[:, own] += delta * (slots == slot)[:, None]
+        first += size
 
 
 def _skinny(x: Tensor) -> Callable[..., Tensor] | None:

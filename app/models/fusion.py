@@ -90,7 +90,7 @@ def _merge(parent: nn.Module, names: tuple[str, ...]) -> bool:
     if len({(layer.in_features, layer.bias is None) for layer in layers}) > 1:  # type: ignore[union-attr]
         return False
     has_bias = layers[0].bias is not None
-    merged = _Merged(layers[0].in_features, [layer.out_features for layer in layers], has_bias)
+    merged = _Merged(layers[0].in_features, [layer.out_features for layer in layers], has_bias, names)
     bias = torch.cat([layer.bias for layer in layers]) if has_bias else None
     fill(merged, torch.cat([layer.weight for layer in layers]), bias)
     merged.method = PLAIN

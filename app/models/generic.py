@@ -24,6 +24,7 @@ from ..attention.context import ForwardContext, forward_context
 from ..attention.layer import Attention
 from ..checkpoint.folder import ModelFolder
 from ..errors import ModelError
+from ..layers.linear import Linear
 from ..layers.methods import Methods
 from ..layers.recurrent import StatePart, step_of
 from .classes import auto_class, config_of
@@ -38,6 +39,8 @@ log = logging.getLogger(__name__)
 
 _NAME = "paceline"
 _OWN_CODE = "code that comes with a checkpoint (auto_map) is not run"
+_PROBE = 64
+"""Tokens of a pass that finds out which layers get all of them."""
 _LONGEST_QUOTE = 200
 """Characters of an error of transformers' that are shown."""
 _ATTENDING = {"full_attention", "sliding_attention", "chunked_attention", "attention", "hybrid", "hybrid_sliding"}
@@ -178,6 +181,21 @@ class GenericModel(nn.Module):
             out = self.body(input_ids=input_ids[None], position_ids=positions[None], use_cache=False)
         hidden: Tensor = out.last_hidden_state[0]
         return hidden
+
+    @torch.inference_mode()
+    def layers_of_all_tokens(self) -> set[Linear]:
+        """The linear layers that a pass calls once, with all of its tokens: an expert of some gets only its own."""
+        counts: dict[Linear, list[int]] = {layer: [] for layer in self.modules() if isinstance(layer, Linear)}
+        hooks = [
+            layer.register_forward_pre_hook(lambda own, given: counts[own].append(given[0].numel() // own.in_features))
+            for layer in counts
+        ]
+        tokens = torch.arange(_PROBE, device=next(self.parameters()).device)
+        with forward_context(ForwardContext(_NoAttention(), None)):
+            self(tokens % self.vocab_size, tokens)
+        for hook in hooks:
+            hook.remove()
+        return {layer for layer, called in counts.items() if called == [_PROBE]}
 
     def compute_logits(self, hidden: Tensor) -> Tensor:
         """Logits (n, vocab_size) in float32 for hidden states (n, hidden_size)."""

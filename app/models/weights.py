@@ -207,15 +207,15 @@ def open_files(folder: ModelFolder) -> list[Open]:
     if (file := folder.gguf_file) is not None:
         tensors = GgufTensors(file, folder.quantization or {})
         return [partial(nullcontext, tensors)]
-    reading: Callable[[Path], AbstractContextManager[Any]]
-    reading = _reading_four_bits if has_four_bits(folder.quantization or {}) else _reading
+    read: Callable[[Path], AbstractContextManager[Any]]
+    read = _reading_four_bits if has_four_bits(folder.quantization or {}) else reading
     if (alias := folder.alias) is not None and alias.renames_tensors:
-        reading = partial(_reading_renamed, alias, folder.config)
-    return [partial(reading, file) for file in folder.weight_files]
+        read = partial(_reading_renamed, alias, folder.config)
+    return [partial(read, file) for file in folder.weight_files]
 
 
 @contextmanager
-def _reading(file: Path) -> Iterator[Any]:
+def reading(file: Path) -> Iterator[Any]:
     """A safetensors file, memory-mapped: pages are read as they are copied. ModelError if it is broken."""
     try:
         with safe_open(file, framework="pt") as tensors:
@@ -226,11 +226,11 @@ def _reading(file: Path) -> Iterator[Any]:
 
 @contextmanager
 def _reading_renamed(alias: Alias, config: Config, file: Path) -> Iterator[RenamedTensors]:
-    with _reading(file) as tensors:
+    with reading(file) as tensors:
         yield RenamedTensors(tensors, alias, config)
 
 
 @contextmanager
 def _reading_four_bits(file: Path) -> Iterator[FourBitTensors]:
-    with _reading(file) as tensors:
+    with reading(file) as tensors:
         yield FourBitTensors(tensors)

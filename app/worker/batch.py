@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..attention.step import Ints, StepInput
+from ..core.request import NO_ADAPTER
 from ..core.step import NewRequest, SchedulerOutput
 
 
@@ -96,6 +97,8 @@ class InputBatch:
         self.first_prompt_logprob = np.zeros(max_num_seqs, dtype=np.int64)
         """Prompt logprobs before this one were reported earlier."""
         self.token_ids: list[Ints] = [_NOTHING] * max_num_seqs
+        self.adapters = np.full(max_num_seqs, NO_ADAPTER, dtype=np.int64)
+        """The slot of each row's adapter."""
 
     def add(self, request: NewRequest) -> None:
         """Give a row to a request; whoever had it is gone."""
@@ -108,6 +111,7 @@ class InputBatch:
         self.num_logprobs[row] = NO_LOGPROBS if wanted is None else wanted
         self.num_prompt_logprobs[row] = NO_LOGPROBS if of_prompt is None else of_prompt
         self.first_prompt_logprob[row] = request.num_prompt_logprobs
+        self.adapters[row] = request.extras.adapter
         self.num_blocks[row] = 0
         self.num_admissions[row] += 1
 
@@ -169,6 +173,7 @@ class InputBatch:
             num_decodes=num_decodes,
             block_size=self.block_size,
             snapshots=step.snapshots,
+            adapters=self.adapters[token_rows] if (self.adapters[rows] != NO_ADAPTER).any() else None,
         )
 
     def padding(self) -> StepInput:

@@ -13,6 +13,7 @@ import msgspec
 import numpy as np
 from torch import Tensor
 
+from ..core.request import NO_EXTRAS
 from ..core.step import BY_MODEL, NewRequest, SchedulerOutput, StepHandle
 from .batch import Entries
 from .runner import ModelRunner
@@ -38,13 +39,20 @@ class DraftModel:
         """By row: tokens that the served model has given since the row last had drafts."""
 
     def add(self, request: NewRequest) -> None:
-        """Give a row to a request. Cached blocks may hold no K and V of this model, so it begins at the first token."""
+        """Give a row to a request. Cached blocks may hold no K and V of this model, so it begins at the first token.
+
+        It guesses without the request's adapter, which is the served model's.
+        """
         sampling, known = request.sampling.for_drafts, range(self._num_tokens)
         bias = {token: value for token, value in sampling.logit_bias.items() if token in known}
-        sampling = msgspec.structs.replace(sampling, logit_bias=bias)
-        token_ids = [self._known(token) for token in request.token_ids]
         self._runner.add(
-            msgspec.structs.replace(request, token_ids=token_ids, num_computed_tokens=0, sampling=sampling)
+            msgspec.structs.replace(
+                request,
+                token_ids=[self._known(token) for token in request.token_ids],
+                num_computed_tokens=0,
+                sampling=msgspec.structs.replace(sampling, logit_bias=bias),
+                extras=NO_EXTRAS,
+            )
         )
         self._new[request.row] = []
 

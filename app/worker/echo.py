@@ -45,6 +45,10 @@ class EchoWorker:
         refused.set_exception(ValueError("the echo worker knows no grammars"))
         return refused
 
+    def load_adapter(self, slot: int, folder: str) -> Future[None]:
+        """See `app.core.step.Worker`: it has no slots."""
+        raise NotImplementedError
+
 
 def build_echo_worker(settings: Settings, path: Path) -> BuiltWorker:
     """A worker with the vocabulary of the model in a folder, and nothing else of it. Raises StartupError."""

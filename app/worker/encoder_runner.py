@@ -42,6 +42,10 @@ class EncoderRunner:
         refused.set_exception(ValueError("an encoder generates no text"))
         return refused
 
+    def load_adapter(self, slot: int, folder: str) -> Future[None]:
+        """See `app.core.step.Worker`: it has no slots."""
+        raise NotImplementedError
+
     def _execute(self, step: SchedulerOutput) -> ModelRunnerOutput:
         with named_faults():
             vectors = self.encode(step.new_requests)

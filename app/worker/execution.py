@@ -94,12 +94,13 @@ class Eager:
     step_sizes: tuple[int, ...] = ()
 
     def __init__(self, max_num_seqs: int, max_entries: int, max_num_batched_tokens: int) -> None:
-        self.largest = StepShape(max_num_batched_tokens, max_entries, max_num_seqs)
+        self.largest = StepShape(max_num_batched_tokens, max_entries, max_num_seqs, is_adapted=True)
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="model-runner")
 
     def shape(self, step: StepInput) -> StepShape:
         """See `Execution.shape`."""
-        return StepShape(step.num_tokens, step.num_decodes, len(step.rows) - step.num_decodes)
+        chunks, is_adapted = len(step.rows) - step.num_decodes, step.adapters is not None
+        return StepShape(step.num_tokens, step.num_decodes, chunks, is_adapted=is_adapted)
 
     def size(self, num_entries: int) -> int:
         """See `Execution.size`."""

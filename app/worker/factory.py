@@ -14,10 +14,11 @@ from ..attention.registry import Recordable, choose_backend
 from ..checkpoint.draft_head import is_draft_head, read_draft_head
 from ..checkpoint.folder import ModelFolder
 from ..checkpoint.source import find_model
-from ..core.step import MAX_WITH_DRAFTS, BuiltWorker, Limits, Worker
+from ..core.step import MAX_WITH_DRAFTS, BuiltWorker, Limits
 from ..errors import StartupError
 from ..grammar.masks import GrammarMasks
 from ..kernels.ops import keep_compiled
+from ..models.adapters import ModelAdapters
 from ..models.draft_head import DraftHead, load_draft_head
 from ..models.loader import LoadedModel, load_model
 from ..settings import Settings, cache_folder
@@ -46,9 +47,11 @@ def build_worker(settings: Settings, path: Path) -> BuiltWorker:
             raise StartupError(
                 "draft_model: the model keeps recurrent states, which cannot go back behind wrong drafts"
             )
+        adapters = _make_adapters(resolved, loaded) if resolved.limits.num_adapters else None
         draft = _load_draft_model(settings, resolved, loaded, path) if settings.drafts_by_model else None
         clock.lap("load_weights")
         worker, limits = _build_runner(settings, resolved, loaded, draft, path, clock)
+        worker.adapters = adapters
     except torch.cuda.OutOfMemoryError as error:
         raise StartupError(
             f"the GPU's memory does not suffice: {error}. Lower gpu_memory_utilization if other programs use this GPU, "
@@ -64,6 +67,14 @@ def build_worker(settings: Settings, path: Path) -> BuiltWorker:
         vocab_size=loaded.vocab_size,
         startup_seconds=clock.seconds,
     )
+
+
+def _make_adapters(resolved: Resolved, loaded: LoadedModel) -> ModelAdapters:
+    """Room for adapters in a model's layers."""
+    if loaded.recurrent_layers:
+        raise StartupError("lora: the model keeps recurrent states, and its layers take no adapters")
+    like = torch.empty(0, dtype=resolved.dtype, device=resolved.device)
+    return ModelAdapters(loaded.model, resolved.limits.num_adapters, resolved.max_rank, like)
 
 
 def _load_draft_model(
@@ -118,7 +129,7 @@ def _build_runner(
     draft: LoadedModel | DraftHead | None,
     path: Path,
     clock: "_PhaseClock",
-) -> tuple[Worker, Limits]:
+) -> tuple[ModelRunner, Limits]:
     """Put a runner together, give it its KV blocks, and have it do all that is done once."""
     bytes_of_row = sum(layer.bytes_of_slot for layer in loaded.recurrent_layers)
     if bytes_of_row:
@@ -137,7 +148,8 @@ def _build_runner(
         backend = chosen.make(configs, len(groups), settings.batch_invariant)
         # A step that is recorded runs several times before it counts, and states would go on each time.
         recordable = "nothing" if model.recurrent_layers else chosen.recordable
-        execution, sampling = _execution(recordable, limits, backend, model.vocab_size, max_entries, device)
+        of_model = replace(limits, num_adapters=limits.num_adapters if model is loaded else 0)
+        execution, sampling = _execution(recordable, of_model, backend, model.vocab_size, max_entries, device)
         state: ModelState = NoState()
         if model.recurrent_layers:
             state = RecurrentStates(model.recurrent_layers, limits.max_num_seqs, num_snapshots, device)
@@ -202,6 +214,7 @@ def _execution(
             max_entries=max_entries,
             max_num_batched_tokens=limits.max_num_batched_tokens,
             long_past=backend.long_past if limits.max_model_len > backend.long_past else None,
+            has_adapters=limits.num_adapters > 0,
         )
         return recorded, GpuSampling(limits.max_num_seqs, max_entries, vocab_size, device)
     from .sampling.cpu import CpuSampling

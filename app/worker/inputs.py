@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ..attention.backends.base import AttentionBackend
 from ..attention.step import StepInput, StepShape
+from ..core.request import NO_ADAPTER
 from .batch import BlockChanges, Entries, InputBatch
 from .sampling.base import Sampling
 
@@ -90,6 +91,10 @@ class StepBuffer:
         body["sampled_by"][:count] = np.where(step.input_is_sampled, step.token_rows, -1)
         body["sampled_by"][count:] = -1
         body["positions"][:count], body["positions"][count:] = step.positions, 0
+        if shape.is_adapted:
+            body["adapters"][:] = NO_ADAPTER
+            if step.adapters is not None:
+                body["adapters"][:count] = step.adapters
         self._backend.write(step, body)
         sampling = self._host_sampling(size, self._turn)
         sampling["logits_at"][: len(entries)], sampling["logits_at"][len(entries) :] = entries.logits_at, 0
@@ -112,6 +117,7 @@ class StepBuffer:
         """What a forward pass of a shape reads, on the device: input_ids, sampled_by, positions, and the backend's.
 
         sampled_by (tokens,): the row that sampled the token last, or -1 for one that came with its request.
+        adapters (tokens,): see `StepInput.adapters`; only if the shape is adapted.
         """
         return {name: self._device[part] for name, _, part in self._body_parts(shape)}
 
@@ -129,7 +135,8 @@ class StepBuffer:
         return {name: host[part].view(kind) for name, kind, part in self._sampling_parts(size)}
 
     def _lay_out_body(self, shape: StepShape) -> list[_Part]:
-        sizes = dict.fromkeys(("input_ids", "sampled_by", "positions"), shape.tokens) | self._backend.fields(shape)
+        of_tokens = ("input_ids", "sampled_by", "positions", *(("adapters",) if shape.is_adapted else ()))
+        sizes = dict.fromkeys(of_tokens, shape.tokens) | self._backend.fields(shape)
         return list(_laid_out(((name, np.int32, size) for name, size in sizes.items()), self._body_at))
 
     def _lay_out_sampling(self, size: int) -> list[_Part]:

@@ -9,6 +9,7 @@ import logging
 import os
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass
+from itertools import product
 
 import torch
 from torch import Tensor
@@ -38,30 +39,36 @@ class Recorded:
         max_entries: int,
         max_num_batched_tokens: int,
         long_past: int | None,
+        has_adapters: bool,
     ) -> None:
-        """`long_past`: the backend's, or None if no request can have more tokens than that."""
+        """`long_past`: the backend's, or None if no request can have more tokens than that.
+
+        `has_adapters`: whether requests may have adapters. Steps without one are recorded apart, and cost no more.
+        """
         self._device = device
         self._max_num_seqs = max_num_seqs
         self._max_entries = max_entries
         self._long_past = long_past
+        self._has_adapters = has_adapters
         self._decode_sizes = decode_sizes(max_entries)  # drafts are decodes, too
         self._token_sizes = token_sizes(max_num_batched_tokens)
         self._entry_sizes = self._decode_sizes
         self._graphs: Graphs | None = None
         self.step_sizes = tuple(self._token_sizes)
-        self.largest = self._mixed_shape(max_num_batched_tokens, long_past is not None)
+        self.largest = self._mixed_shape(max_num_batched_tokens, long_past is not None, has_adapters)
         self._shapes = self._all_shapes()
 
-    def _mixed_shape(self, tokens: int, is_long: bool) -> StepShape:
+    def _mixed_shape(self, tokens: int, is_long: bool, is_adapted: bool) -> StepShape:
         """For steps with chunks, of two tokens at least."""
         decodes = min(tokens, self._max_entries)
-        return StepShape(tokens, decodes, min(tokens // 2, self._max_num_seqs), is_long)
+        return StepShape(tokens, decodes, min(tokens // 2, self._max_num_seqs), is_long, is_adapted)
 
     def _all_shapes(self) -> list[StepShape]:
         """All that are recorded, the largest first: smaller ones find room in their memory."""
         pasts = (False,) if self._long_past is None else (True, False)
-        mixed = [self._mixed_shape(size, is_long) for size in self._token_sizes[::-1] for is_long in pasts]
-        return mixed + [StepShape(size, size, 0, is_long) for size in self._decode_sizes[::-1] for is_long in pasts]
+        kinds = list(product(pasts, (True, False) if self._has_adapters else (False,)))
+        mixed = [self._mixed_shape(size, *kind) for size in self._token_sizes[::-1] for kind in kinds]
+        return mixed + [StepShape(size, size, 0, *kind) for size in self._decode_sizes[::-1] for kind in kinds]
 
     # ------------------------------------------------------------------ start-up
 
@@ -133,10 +140,11 @@ class Recorded:
         """See `Execution.shape`."""
         count = step.num_tokens
         is_long = self._long_past is not None and step.longest_decode > self._long_past
+        is_adapted = step.adapters is not None
         if count == step.num_decodes:
             size = fitting(self._decode_sizes, count)
-            return StepShape(size, size, 0, is_long)
-        return self._mixed_shape(fitting(self._token_sizes, count), is_long)
+            return StepShape(size, size, 0, is_long, is_adapted)
+        return self._mixed_shape(fitting(self._token_sizes, count), is_long, is_adapted)
 
     def size(self, num_entries: int) -> int:
         """See `Execution.size`."""

@@ -14,6 +14,7 @@ from pathlib import Path
 import psutil
 import torch
 
+from ..checkpoint.adapter import read_adapter
 from ..checkpoint.folder import ModelFolder
 from ..core.step import Limits, RowStates
 from ..errors import StartupError
@@ -30,6 +31,8 @@ _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torc
 _KV_DTYPES = {"int8": torch.int8, "fp8": torch.float8_e4m3fn}
 _CGROUP = Path("/sys/fs/cgroup")
 """Of this process, where it is in a container."""
+_LEAST_ADAPTERS, _LEAST_RANK = 4, 16
+"""Room for adapters that may come while the service runs."""
 _FALLBACK_LENGTH = 2048
 """Context of a model that does not say what it was made for."""
 _KV_SHARE_OF_MEMORY = 0.5
@@ -53,6 +56,8 @@ class Resolved:
     """Of K and V in the cache."""
     limits: Limits
     """Without KV blocks, until the weights are loaded."""
+    max_rank: int = 0
+    """Of adapters."""
 
 
 def resolve(settings: Settings, folder: ModelFolder) -> Resolved:
@@ -63,7 +68,22 @@ def resolve(settings: Settings, folder: ModelFolder) -> Resolved:
         raise StartupError("kv_dtype: fp8 takes a GPU of compute capability 8.9 or more")
     _check_draft_model(settings)
     limits = initial_limits(settings, _max_model_len(settings, folder), device.type == "cuda")
-    return Resolved(device, dtype, _KV_DTYPES.get(settings.kv_dtype, dtype), limits)
+    num_adapters, max_rank = _adapters(settings)
+    limits = replace(limits, num_adapters=num_adapters)
+    return Resolved(device, dtype, _KV_DTYPES.get(settings.kv_dtype, dtype), limits, max_rank)
+
+
+def _adapters(settings: Settings) -> tuple[int, int]:
+    """How many adapters there is to be room for, and of which rank."""
+    ranks = [read_adapter(Path(folder)).largest_rank for folder in settings.lora.values()]
+    if not ranks and not settings.lora_loading:
+        if settings.max_loras or settings.max_lora_rank:
+            raise StartupError("max_loras, max_lora_rank: without lora or lora_loading they have no use")
+        return 0, 0
+    least, least_rank = (_LEAST_ADAPTERS, _LEAST_RANK) if settings.lora_loading else (0, 0)
+    if settings.max_loras and settings.max_loras < len(ranks):
+        raise StartupError(f"max_loras: {settings.max_loras} is less than the {len(ranks)} adapters of lora")
+    return settings.max_loras or max(least, len(ranks)), settings.max_lora_rank or max(least_rank, *ranks, 0)
 
 
 def _check_draft_model(settings: Settings) -> None:

@@ -10,6 +10,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import compress
+from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
@@ -22,6 +23,8 @@ from ..attention.step import Ints, StepInput, StepShape
 from ..core.sampling import SamplingParams
 from ..core.step import NOTHING_ALLOWED, ModelRunnerOutput, NewRequest, SchedulerOutput, StepHandle
 from ..grammar.masks import Constrained, GrammarMasks, Masks
+from ..layers.adapters import adapters_of
+from ..models.adapters import ModelAdapters
 from ..models.loader import LoadedModel
 from .batch import NO_LOGPROBS, Entries, InputBatch, no_entries
 from .drafts import accepted_tokens
@@ -84,17 +87,24 @@ class ModelRunner:
         self.batch = batch
         self.device = device
         self.drafter: Drafter | None = None
+        self.adapters: ModelAdapters | None = None
         tables = tables_of._buffer.block_tables if tables_of else None
         self._buffer: StepBuffer = StepBuffer(batch, backend, sampling, execution.largest, max_entries, device, tables)
         self._hidden: Tensor | None = None
         """(tokens of the largest step, hidden_size): hands hidden states from the forward pass to sampling."""
         self._masks = ThreadPoolExecutor(max_workers=1, thread_name_prefix="masks")
+        self._loads = ThreadPoolExecutor(max_workers=1, thread_name_prefix="adapters")
         self._to_accept: list[tuple[_Launched, Constrained]] = []
         """Steps whose tokens the grammars have not taken in yet."""
 
     def compile_grammar(self, grammar: str) -> Future[None]:
         """See `app.core.step.Worker`."""
         return self.grammars.compile(grammar)
+
+    def load_adapter(self, slot: int, folder: str) -> Future[None]:
+        """See `app.core.step.Worker`."""
+        assert self.adapters is not None
+        return self._loads.submit(self.adapters.load, slot, Path(folder))
 
     def submit(self, step: SchedulerOutput) -> StepHandle:
         """See `app.core.step.Worker`."""
@@ -190,7 +200,7 @@ class ModelRunner:
         sampled = self.sampling.last_sampled[sampled_by.clamp(min=0)]
         input_ids = torch.where(sampled_by >= 0, sampled, numbers["input_ids"])
         metadata = self.backend.metadata(batch, shape, numbers, self._buffer.block_tables)
-        with forward_context(ForwardContext(self.backend, metadata)):
+        with forward_context(ForwardContext(self.backend, metadata)), adapters_of(numbers.get("adapters")):
             hidden = self.model(input_ids, numbers["positions"].long(), **self.state.inputs(batch, shape))
         if self._hidden is None:
             self._hidden = hidden.new_zeros(self.execution.largest.tokens, hidden.shape[-1])

@@ -3,8 +3,10 @@
 import json
 import random
 import time
+from collections.abc import Mapping
 from concurrent.futures import wait
 from pathlib import Path
+from types import MappingProxyType
 
 import msgspec
 import numpy as np
@@ -55,7 +57,10 @@ def make_engine(folder: Path, settings: Settings, overlap: bool = True) -> Engin
         max_model_len=MAX_MODEL_LEN,
         chunked_prefill=limits.chunked_prefill,
     )
-    return EngineCore(scheduler, built.worker, overlap)
+    core = EngineCore(scheduler, built.worker, overlap, limits.num_adapters)
+    for name, adapter in settings.lora.items():
+        core.load_adapter(name, adapter).result()
+    return core
 
 
 def tiny_settings(**options: object) -> Settings:
@@ -71,9 +76,15 @@ def tiny_settings(**options: object) -> Settings:
 
 
 def run_crowd(
-    core: EngineCore, requests: dict[str, tuple[list[int], SamplingParams]], seed: int = 0
+    core: EngineCore,
+    requests: dict[str, tuple[list[int], SamplingParams]],
+    seed: int = 0,
+    adapters: Mapping[str, str] = MappingProxyType({}),
 ) -> tuple[dict[str, list[RequestOutput]], int]:
-    """Submit requests at random steps; returns the outputs of each, and the number of preemptions."""
+    """Submit requests at random steps; returns the outputs of each, and the number of preemptions.
+
+    `adapters`: by request, for those that have one.
+    """
     rng = random.Random(seed)
     waiting, preemptions = list(requests), 0
     outputs: dict[str, list[RequestOutput]] = {name: [] for name in requests}
@@ -83,7 +94,11 @@ def run_crowd(
             prompt, sampling = requests[name]
             core.add(
                 GenerateCommand(
-                    request_id=name, prompt_token_ids=prompt, sampling=sampling, arrived_at=time.monotonic()
+                    request_id=name,
+                    prompt_token_ids=prompt,
+                    sampling=sampling,
+                    adapter=adapters.get(name, ""),
+                    arrived_at=time.monotonic(),
                 )
             )
         message = core.step()

@@ -8,6 +8,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ..routes import Routes
+from .adapters import Shrunk, plus_expanded, plus_expanded_of_one
 from .experts import block_size, most_blocks, rows_of
 from .launch import OVERLAPPING_ROWS, launch, wait_for_input
 
@@ -20,12 +21,13 @@ _PROGRAMS = 132
 
 @triton.jit
 def _gemv(
-    x, weight, bias, out, experts, N, K, EVERY,
+    x, weight, bias, out, experts, N, K, EVERY, sums, b, slots, END_0, END_1,
     BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, HAS_BIAS: tl.constexpr, HAS_EXPERTS: tl.constexpr = False,
+    COLUMNS: tl.constexpr = 0, RANK: tl.constexpr = 0, BLOCK_R: tl.constexpr = 0, SPLITS: tl.constexpr = 0,
     OVERLAPS: tl.constexpr = False,
 ):  # fmt: skip
     """BLOCK_N rows of the weight times one row of x. With HAS_EXPERTS, there are pairs, and row `pair // EVERY` is one
-    pair's.
+    pair's. With COLUMNS, what adapters add is added.
     """
     n = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
     k = tl.arange(0, BLOCK_K)
@@ -51,19 +53,25 @@ def _gemv(
     result = tl.sum(acc, axis=1)
     if HAS_BIAS:
         result += tl.load(bias + n, mask=is_row, other=0.0).to(tl.float32)
+    if COLUMNS > 0:
+        result = plus_expanded_of_one(
+            result, sums, b, slots, n, N, END_0, END_1, COLUMNS=COLUMNS, RANK=RANK, BLOCK_R=BLOCK_R, SPLITS=SPLITS
+        )
     tl.store(out + n, result.to(out.dtype.element_ty), mask=is_row)
 
 
 @triton.jit(do_not_specialize=["M"])
 def _product(
-    x, weight, bias, out, counts, pairs, M, N, K, EXPERTS, EVERY,
+    x, weight, bias, out, counts, pairs, M, N, K, EXPERTS, EVERY, sums, b, slots, END_0, END_1,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, HAS_BIAS: tl.constexpr,
-    BLOCK_E: tl.constexpr = 0, OVERLAPS: tl.constexpr = False,
+    BLOCK_E: tl.constexpr = 0, COLUMNS: tl.constexpr = 0, RANK: tl.constexpr = 0, BLOCK_R: tl.constexpr = 0,
+    SPLITS: tl.constexpr = 0, OVERLAPS: tl.constexpr = False,
 ):  # fmt: skip
     """BLOCK_N rows of the weight times BLOCK_M rows of x. The weight is the left factor, because it has more rows.
 
     A sum takes its products in the order of the inputs, 16 at a time, whatever the sizes of blocks are. With BLOCK_E
-    there are experts, the rows of x are those of their pairs (`rows_of`), and M is the number of tokens.
+    there are experts, the rows of x are those of their pairs (`rows_of`), and M is the number of tokens. With COLUMNS,
+    what adapters add is added.
     """
     wait_for_input(OVERLAPS, LETS_NEXT=False)
     block = tl.program_id(0)
@@ -81,12 +89,21 @@ def _product(
         acc = tl.dot(w, values, acc, input_precision="ieee")
     if HAS_BIAS:
         acc += tl.load(bias + first + n, mask=is_row, other=0.0).to(tl.float32)[:, None]
+    if COLUMNS > 0:
+        acc = plus_expanded(
+            acc, sums, b, slots, m, n, M, N, END_0, END_1, COLUMNS=COLUMNS, RANK=RANK, BLOCK_R=BLOCK_R, SPLITS=SPLITS
+        )
     place = to[None, :].to(tl.int64) * N + n[:, None]
     tl.store(out + place, acc.to(out.dtype.element_ty), mask=is_token[None, :] & is_row[:, None])
 
 
-def skinny(x: Tensor, weight: Tensor, bias: Tensor | None, dtype: torch.dtype) -> Tensor:
-    """`x @ weight.T + bias` in `dtype`, for x (..., k) of at most MOST_ROWS rows and weight (n, k), not float32."""
+def skinny(
+    x: Tensor, weight: Tensor, bias: Tensor | None, dtype: torch.dtype, adapted: Shrunk | None = None
+) -> Tensor:
+    """`x @ weight.T + bias` in `dtype`, for x (..., k) of at most MOST_ROWS rows and weight (n, k), not float32.
+
+    `adapted`: what adapters add to that is made of it.
+    """
     n, k = weight.shape
     out = torch.empty(*x.shape[:-1], n, dtype=dtype, device=x.device)
     if x.numel() == k:
@@ -94,13 +111,27 @@ def skinny(x: Tensor, weight: Tensor, bias: Tensor | None, dtype: torch.dtype) -
         rows, warps = (1, 2) if n * k > 2**23 else (2, 4)
         launch(
             _gemv, (triton.cdiv(n, rows),),
-            x.contiguous(), weight, weight if bias is None else bias, out, x, n, k, 1,
-            BLOCK_N=rows, BLOCK_K=_GEMV_BLOCK_K, HAS_BIAS=bias is not None,
+            x.contiguous(), weight, weight if bias is None else bias, out, x, n, k, 1, *_pointers(adapted, x),
+            **_sizes(adapted), BLOCK_N=rows, BLOCK_K=_GEMV_BLOCK_K, HAS_BIAS=bias is not None,
             overlaps=True, num_warps=warps,
         )  # fmt: skip
         return out
-    _multiply(x, weight, bias, out)
+    _multiply(x, weight, bias, out, adapted)
     return out
+
+
+def _pointers(adapted: Shrunk | None, unused: Tensor) -> tuple[Tensor | int, ...]:
+    """Arguments of the kernels for `adapted`."""
+    if adapted is None:
+        return unused, unused, unused, 0, 0
+    return adapted.sums, adapted.adapters.b, adapted.slots, *adapted.first_ends
+
+
+def _sizes(adapted: Shrunk | None) -> dict[str, int]:
+    if adapted is None:
+        return {"COLUMNS": 0, "RANK": 0, "BLOCK_R": 0, "SPLITS": 0}
+    splits, _, columns = adapted.sums.shape
+    return {"COLUMNS": columns, "RANK": adapted.adapters.rank, "BLOCK_R": adapted.block, "SPLITS": splits}
 
 
 def invariant(x: Tensor, weight: Tensor, bias: Tensor | None, dtype: torch.dtype) -> Tensor:
@@ -110,15 +141,17 @@ def invariant(x: Tensor, weight: Tensor, bias: Tensor | None, dtype: torch.dtype
     return out
 
 
-def _multiply(x: Tensor, weight: Tensor, bias: Tensor | None, out: Tensor) -> None:
+def _multiply(
+    x: Tensor, weight: Tensor, bias: Tensor | None, out: Tensor, adapted: Shrunk | None = None
+) -> None:
     """In tiles that suit the number of rows."""
     n, k = weight.shape
     rows = x.numel() // k
     block_m, block_n, block_k, warps, stages = _tile(rows, n)
     launch(
         _product, (triton.cdiv(rows, block_m), triton.cdiv(n, block_n)),
-        x.contiguous(), weight, weight if bias is None else bias, out, x, x, rows, n, k, 0, 1,
-        BLOCK_M=block_m, BLOCK_N=block_n, BLOCK_K=block_k, HAS_BIAS=bias is not None,
+        x.contiguous(), weight, weight if bias is None else bias, out, x, x, rows, n, k, 0, 1, *_pointers(adapted, x),
+        **_sizes(adapted), BLOCK_M=block_m, BLOCK_N=block_n, BLOCK_K=block_k, HAS_BIAS=bias is not None,
         overlaps=rows <= OVERLAPPING_ROWS, num_warps=warps, num_stages=stages,
     )  # fmt: skip
 
@@ -151,7 +184,7 @@ def grouped(x: Tensor, weight: Tensor, bias: Tensor | None, routes: Routes, is_b
         rows = 2
         launch(
             _gemv, (triton.cdiv(outputs, rows), routes.num_pairs),
-            x, weight, added, out, routes.experts, outputs, size, every,
+            x, weight, added, out, routes.experts, outputs, size, every, *_pointers(None, x),
             BLOCK_N=rows, BLOCK_K=_GEMV_BLOCK_K, HAS_BIAS=bias is not None, HAS_EXPERTS=True,
             overlaps=True, num_warps=4,
         )  # fmt: skip
@@ -161,7 +194,7 @@ def grouped(x: Tensor, weight: Tensor, bias: Tensor | None, routes: Routes, is_b
     launch(
         _product, (most_blocks(routes, block_m), triton.cdiv(outputs, block_n)),
         x, weight, added, out, routes.counts, routes.pairs, len(routes.experts), outputs, size, num_experts, every,
-        BLOCK_M=block_m, BLOCK_N=block_n, BLOCK_K=block_k, HAS_BIAS=bias is not None,
+        *_pointers(None, x), BLOCK_M=block_m, BLOCK_N=block_n, BLOCK_K=block_k, HAS_BIAS=bias is not None,
         BLOCK_E=triton.next_power_of_2(num_experts), overlaps=len(routes.experts) <= OVERLAPPING_ROWS,
         num_warps=warps, num_stages=stages,
     )  # fmt: skip
