@@ -24,7 +24,7 @@ PacelineError
 
 from typing import Literal
 
-ErrorType = Literal["invalid_request_error", "rate_limit_error", "server_error", "timeout"]
+ErrorType = Literal["invalid_request_error", "permission_error", "rate_limit_error", "server_error", "timeout"]
 """What `type` of OpenAI's error format may be."""
 EXIT_STARTUP_ERROR = 2
 """Exit code of a process that ends with a StartupError."""
@@ -77,6 +77,15 @@ class AuthenticationError(ApiError):
     type = "invalid_request_error"
     code = "invalid_api_key"
     rejection = "unauthorized"
+
+
+class ForbiddenError(ApiError):
+    """The server, or the tenant, may not do that."""
+
+    status = 403
+    type = "permission_error"
+    code = "forbidden"
+    rejection = "forbidden"
 
 
 class NotFoundError(ApiError):

@@ -91,6 +91,8 @@ class Metrics:
         self._rejected = {reason: rejected.labels(reason) for reason in sorted(rejections())}
         self._tenant_requests = self._counter("tenant_requests", "Requests admitted, by tenant", ["tenant"])
         self._tenant_tokens = self._counter("tenant_tokens", "Tokens of admitted requests", ["tenant", "kind"])
+        self._adapter_requests = self._counter("adapter_requests", "Requests admitted, by adapter", ["adapter"])
+        self._adapter_tokens = self._counter("adapter_tokens", "Tokens of admitted requests", ["adapter", "kind"])
         finished = self._counter("request_success", "Requests that ended, by reason", ["finished_reason"])
         self._finished = {reason: finished.labels(reason.value) for reason in FinishReason}
 
@@ -160,6 +162,14 @@ class Metrics:
     def record_tenant_tokens(self, tenant: str, kind: Literal["prompt", "generation"], count: int) -> None:
         """Record tokens that were computed for a tenant."""
         self._tenant_tokens.labels(tenant, kind).inc(count)
+
+    def record_adapter_request(self, adapter: str) -> None:
+        """Record an admitted call that has an adapter."""
+        self._adapter_requests.labels(adapter).inc()
+
+    def record_adapter_tokens(self, adapter: str, kind: Literal["prompt", "generation"], count: int) -> None:
+        """Record tokens that were computed with an adapter."""
+        self._adapter_tokens.labels(adapter, kind).inc(count)
 
     def record_first_token(self, seconds: float, num_tokens: int) -> None:
         """Record a request's first output, `seconds` after its arrival."""

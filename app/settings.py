@@ -151,7 +151,8 @@ class AdapterSettings(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     lora: Annotated[dict[Annotated[str, Field(pattern=ADAPTER_NAME)], str], BeforeValidator(_adapters)] = Field(
-        {}, description="a LoRA adapter, as NAME=FOLDER, that requests choose by its name as their model; may be repeated"
+        {},
+        description="a LoRA adapter, as NAME=FOLDER, that requests choose by its name as their model; may be repeated",
     )
     lora_loading: bool = Field(False, description="load and unload LoRA adapters while the service runs, over HTTP")
     max_loras: int | None = Field(

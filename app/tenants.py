@@ -32,6 +32,8 @@ class Tenant(BaseModel):
     share_prefixes: bool = False
     """Whether to reuse cached prefixes across all tenants that have this set. The time of an answer then reveals
     whether another tenant's prompt was cached."""
+    may_operate: bool = False
+    """Whether it may change what is served: load and unload adapters."""
 
     @property
     def cache_salt(self) -> str:
@@ -39,7 +41,7 @@ class Tenant(BaseModel):
         return "" if self.share_prefixes else f"tenant {self.name}"
 
 
-EVERYBODY = Tenant(name=DEFAULT_TENANT, share_prefixes=True)
+EVERYBODY = Tenant(name=DEFAULT_TENANT, share_prefixes=True, may_operate=True)
 """The only tenant of a service without keys."""
 
 

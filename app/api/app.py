@@ -23,7 +23,7 @@ from .edge.head import HeadMiddleware
 from .edge.middleware import Drain, RequestMiddleware
 from .encoders import route as encoders
 from .messages import route as messages
-from .operations import health, models, streams, tokenize
+from .operations import adapters, health, models, streams, tokenize
 from .operations.deep_check import DeepCheck
 from .responses import route as responses
 from .responses import stored
@@ -68,7 +68,19 @@ def create_app(settings: Settings, lifespan: Lifespan) -> FastAPI:
     app.state.responses = ResponseStore.of(settings)
     app.state.background = Background()
     _surround(app, settings, tracing)
-    for routes in (models, completions, chat, responses, stored, messages, streams, encoders, tokenize, health):
+    for routes in (
+        models,
+        completions,
+        chat,
+        responses,
+        stored,
+        messages,
+        streams,
+        encoders,
+        tokenize,
+        adapters,
+        health,
+    ):
         app.include_router(routes.router)
     install_document(app)
     return app

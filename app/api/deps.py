@@ -7,6 +7,7 @@ from fastapi import Depends, Request
 
 from ..errors import TenantQueueFullError
 from ..tenants import Tenant
+from .edge.azure import PATH_MODEL
 from .edge.body import Body, read_body
 from .edge.request_log import RequestLog
 from .service import Service
@@ -52,6 +53,9 @@ def body_of(model: type[Body]) -> Callable[[Request, Service], Awaitable[Body]]:
     async def read(request: Request, service: ServiceDep) -> Body:
         entry: RequestLog = request.scope["request_log"]
         ignored = entry.ignored_fields if service.settings.unknown_fields == "ignore" else None
-        return await read_body(request, model, service.settings.request_limits.max_items, ignored)
+        body = await read_body(request, model, service.settings.request_limits.max_items, ignored)
+        if (name := request.scope.get(PATH_MODEL)) is not None:
+            body = body.model_copy(update={"model": name})
+        return body
 
     return read

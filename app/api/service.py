@@ -73,19 +73,30 @@ class Service:
         entry.rejection = DeadlineError.rejection
         return DeadlineError("the request's time is over (X-Request-Timeout, or the server's request_timeout)")
 
-    def use_tokens(self, tenant: Tenant, kind: Literal["prompt", "generation"], count: int) -> None:
-        """Count the tokens of a tenant, for its limits and its metrics."""
+    def use_tokens(self, tenant: Tenant, kind: Literal["prompt", "generation"], count: int, adapter: str = "") -> None:
+        """Count the tokens of a tenant, for its limits and its metrics, and for those of an adapter."""
         self.admission.use_tokens(tenant, count)
         self.metrics.record_tenant_tokens(tenant.name, kind, count)
+        if adapter:
+            self.metrics.record_adapter_tokens(adapter, kind, count)
 
     def check_generates(self) -> None:
         """UnsupportedError for a model that does not generate text."""
         if self.encoder is not None:
             raise UnsupportedError("this model is an encoder: it generates no text", "model")
 
+    def serves(self, name: str) -> bool:
+        """Whether a name is that of the served model, or of one of its adapters."""
+        return name == self.model_name or name in self.engine.adapters
+
+    def adapter_of(self, name: str | None) -> str:
+        """The adapter that a model's name stands for; empty for the served model itself."""
+        return "" if name is None or name == self.model_name else name
+
     def check_model(self, name: str | None) -> None:
-        """NotFoundError if `name` is given and is not the served model."""
-        if name is not None and name != self.model_name:
-            error = NotFoundError(f"the model '{name}' does not exist; this server has '{self.model_name}'", "model")
+        """NotFoundError if `name` is given, and neither the served model nor one of its adapters."""
+        if name is not None and not self.serves(name):
+            names = ", ".join(f"'{served}'" for served in (self.model_name, *self.engine.adapters))
+            error = NotFoundError(f"the model '{name}' does not exist; this server has {names}", "model")
             error.code = "model_not_found"
             raise error

@@ -138,10 +138,10 @@ class EngineReady(msgspec.Struct, tag=True, kw_only=True):
 
 
 class AdaptersChanged(msgspec.Struct, tag=True):
-    """Sent to all API workers: the adapters that requests can have from now on."""
+    """Sent to all API workers: the adapters that are loaded."""
 
     adapters: dict[str, str]
-    """Name to folder; some may still be loading."""
+    """Name to folder."""
 
 
 class AdapterOutcome(msgspec.Struct, tag=True):

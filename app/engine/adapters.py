@@ -35,9 +35,9 @@ class Adapters:
 
     @property
     def folders(self) -> dict[str, str]:
-        """All of them, except those that could not be loaded."""
+        """Of those that are loaded, by name."""
         self._forget_failed()
-        return {name: adapter.folder for name, adapter in self._adapters.items()}
+        return {name: adapter.folder for name, adapter in self._adapters.items() if adapter.is_ready}
 
     def find(self, name: str) -> Adapter | None:
         """The adapter of a name; it may still be loading."""

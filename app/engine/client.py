@@ -144,7 +144,10 @@ class AsyncEngine:
         self._max_queue_tokens = max_queue_tokens
         self._backlog = Backlog()
         self._listener = listener
-        self.adapters: dict[str, str] = {}
+        self._adapters: dict[str, str] = {}
+        """The engine's."""
+        self._coming_back: dict[str, str] = {}
+        """Those of the last engine that this one is still loading."""
         self._has_had_engine = False
         self._asked: dict[str, asyncio.Future[None]] = {}
         """By name of an adapter that is being loaded or unloaded for a caller here."""
@@ -241,6 +244,11 @@ class AsyncEngine:
 
     # ------------------------------------------------------------------ adapters
 
+    @property
+    def adapters(self) -> dict[str, str]:
+        """See `EngineClient.adapters`. Requests of those that are coming back wait in the engine."""
+        return self._adapters | self._coming_back
+
     async def load_adapter(self, name: str, folder: str) -> None:
         """See `EngineClient.load_adapter`."""
         await self._ask(name, LoadAdapterCommand(name, folder))
@@ -272,14 +280,13 @@ class AsyncEngine:
 
     def _bring_back_adapters(self, ready: EngineReady) -> None:
         """Have an engine that took over from another one load what that had loaded; the first one says what there is."""
-        if not self._has_had_engine:
-            self.adapters, self._has_had_engine = ready.adapters, True
-            return
-        for name in ready.adapters.keys() - self.adapters.keys():
+        wanted = self.adapters if self._has_had_engine else ready.adapters
+        self._adapters, self._has_had_engine = ready.adapters, True
+        self._coming_back = {name: folder for name, folder in wanted.items() if name not in ready.adapters}
+        for name in ready.adapters.keys() - wanted.keys():
             self._send(UnloadAdapterCommand(name))
-        for name, folder in self.adapters.items():
-            if name not in ready.adapters:
-                self._send(LoadAdapterCommand(name, folder))
+        for name, folder in self._coming_back.items():
+            self._send(LoadAdapterCommand(name, folder))
 
     # ------------------------------------------------------------------ messages
 
@@ -341,8 +348,10 @@ class AsyncEngine:
             case EngineReady() as ready:
                 await self._on_ready(ready)
             case AdaptersChanged(adapters):
-                self.adapters = adapters
+                self._adapters = adapters
             case AdapterOutcome(name, error):
+                if self._coming_back.pop(name, None) and error:
+                    log.error("the adapter %s could not be loaded again: %s", name, error)
                 self._answer(name, InvalidRequestError(error, "lora_path") if error else None)
 
     def _dispatch(self, outputs: list[RequestOutput]) -> None:

@@ -89,9 +89,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     return F.linear(x, weight, bias)
 
 
-def adapted_linear(
-    x: Tensor, weight: Tensor, bias: Tensor | None, adapters: Adapters, slots: Tensor
-) -> Tensor:
+def adapted_linear(x: Tensor, weight: Tensor, bias: Tensor | None, adapters: Adapters, slots: Tensor) -> Tensor:
     """`linear` of x (tokens, in), with what adapters add to it; see `add_adapters`."""
     if skinny := _skinny(x):
         from .gpu.adapters import shrink

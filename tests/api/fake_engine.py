@@ -56,6 +56,7 @@ class FakeEngine:
         """Back to the state of a new engine."""
         self.ready: EngineReady | None = READY
         self.failure: str | None = None
+        self.adapters: dict[str, str] = {}
         self.is_full = False
         self.refusal: ApiError | None = None
         self.script: Script = say("Hello")
@@ -69,6 +70,14 @@ class FakeEngine:
     async def wait_until_ready(self) -> EngineReady:
         """See EngineClient."""
         return READY
+
+    async def load_adapter(self, name: str, folder: str) -> None:
+        """See EngineClient."""
+        self.adapters[name] = folder
+
+    async def unload_adapter(self, name: str) -> None:
+        """See EngineClient."""
+        del self.adapters[name]
 
     async def wait_until_lost(self) -> None:
         """See EngineClient: it never is."""

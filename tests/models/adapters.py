@@ -38,7 +38,14 @@ def write_adapter(
             tensors[f"base_model.model.{name}.lora_{kind}.weight"] = numbers.bfloat16()
     folder.mkdir(parents=True, exist_ok=True)
     save_file(tensors, folder / "adapter_model.safetensors")
-    written = {"peft_type": "LORA", "r": rank, "lora_alpha": 2 * rank, "target_modules": [*ends], "bias": "none", **config}
+    written = {
+        "peft_type": "LORA",
+        "r": rank,
+        "lora_alpha": 2 * rank,
+        "target_modules": [*ends],
+        "bias": "none",
+        **config,
+    }
     (folder / "adapter_config.json").write_text(json.dumps(written))
     return folder
 

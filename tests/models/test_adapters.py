@@ -1,15 +1,12 @@
 """Requests with adapters say what transformers says with the adapter's products added to its weights."""
 
 from pathlib import Path
-from typing import Any
 
 import pytest
 from transformers import PreTrainedModel
 
 from app.core.sampling import SamplingParams
 from app.engine.core import EngineCore
-from app.errors import ModelError
-from app.models.adapters import adaptable
 from tests.models.adapters import merged, write_adapter
 from tests.models.families import DECODER, GENERIC, write_checkpoint
 from tests.models.test_oracle import (

@@ -14,6 +14,10 @@ _PATH = re.compile(
 """The model's name, which may have slashes, is in the paths of completions, chats and embeddings only."""
 
 
+PATH_MODEL = "paceline.path_model"
+"""The key of a scope with the model that the path names."""
+
+
 class AzureMiddleware:
     """Serves `/openai/deployments/MODEL/...`, `/openai/v1/...` and `/openai/...` as `/v1/...` (pure ASGI).
 
@@ -27,7 +31,7 @@ class AzureMiddleware:
         """See ASGI."""
         if scope["type"] == "http" and (found := _PATH.fullmatch(scope["path"])):
             path = f"/v1{found['rest']}"
-            scope = {**scope, "path": path, "raw_path": quote(path).encode()}
+            scope = {**scope, "path": path, "raw_path": quote(path).encode(), PATH_MODEL: found["model"]}
             try:
                 scope["app"].state.service.check_model(found["model"])
             except ApiError as error:

@@ -15,6 +15,7 @@ Answers = dict[int | str, dict[str, Any]]
 _ERRORS = {
     400: "The request is wrong, or asks for what is not supported; the error names the field",
     401: "There is no API key, or a wrong one",
+    403: "The server, or the key's owner, may not do that",
     404: "There is no such model, response, stream or path",
     408: "The body did not arrive within client_timeout",
     413: "The body is larger than max_body_size",

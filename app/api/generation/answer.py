@@ -215,7 +215,7 @@ class ChoicesAnswer(Answer):
         self._head: dict[str, Any] = {
             "id": response_id,
             "created": int(time.time()),
-            "model": service.model_name,
+            "model": body.model or service.model_name,
             "system_fingerprint": service.fingerprint,
         }
         self._chunk = chunk(**self._head, usage=None if self._include_usage else UNSET, choices=[])

@@ -30,6 +30,8 @@ class Choice:
     """None if reasoning is not told from the answer."""
     max_drafts: int | None = None
     """See `GenerateCommand`."""
+    adapter: str = ""
+    """See `GenerateCommand`."""
 
 
 @dataclass(frozen=True)
@@ -71,7 +73,7 @@ def make_choices(
         shown=shown,
     )
     seed = secrets.randbits(_SEED_BITS) if request.seed is None else request.seed % 2**_SEED_BITS
-    choices = []
+    adapter, choices = service.adapter_of(request.model), []
     for prompt in prompts:
         max_tokens = _max_tokens(len(prompt), limit, service.ready().max_model_len)
         if request.min_tokens > max_tokens:
@@ -79,7 +81,7 @@ def make_choices(
         for index in range(request.n):
             own_seed = _seed_of_choice(seed, index)
             sampling = _sampling_params(service, request, max_tokens, own_seed, logprobs, prompt_logprobs, grammar)
-            choices.append(Choice(prompt, sampling, conditions, reasoning, request.max_drafts))
+            choices.append(Choice(prompt, sampling, conditions, reasoning, request.max_drafts, adapter))
     return choices
 
 

@@ -48,7 +48,10 @@ class Generation:
         for choice in choices[::n]:
             self.usage.prompt_tokens += len(choice.prompt_token_ids)
             service.metrics.record_admitted(len(choice.prompt_token_ids))
-        service.use_tokens(entry.tenant, "prompt", self.usage.prompt_tokens)
+        self._adapter = choices[0].adapter
+        if self._adapter:
+            service.metrics.record_adapter_request(self._adapter)
+        service.use_tokens(entry.tenant, "prompt", self.usage.prompt_tokens, self._adapter)
         entry.usage, entry.sampling, entry.num_choices = self.usage, choices[0].sampling, n
 
     def _submit(self, index: int, choice: Choice, priority: int, counts_prompt: bool) -> None:
@@ -60,6 +63,7 @@ class Generation:
             tenant=self._entry.tenant.name,
             weight=self._entry.tenant.weight,
             cache_salt=self._entry.tenant.cache_salt,
+            adapter=choice.adapter,
             max_drafts=choice.max_drafts,
             arrived_at=self._entry.arrived_at,
         )
@@ -160,7 +164,7 @@ class Generation:
             self.usage.completion_tokens += len(delta.token_ids)
             if choice.reasoning is not None:
                 self.usage.reasoning_tokens += choice.reasoning.count(delta.token_ids)
-            self._service.use_tokens(self._entry.tenant, "generation", len(delta.token_ids))
+            self._service.use_tokens(self._entry.tenant, "generation", len(delta.token_ids), self._adapter)
         if delta.finish_reason is not None:
             del self._open[choice.index]
             if delta.needs_abort:

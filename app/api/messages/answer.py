@@ -155,7 +155,7 @@ class MessageAnswer(BlocksAnswer):
         edits = UNSET if body.context_management is None else AppliedEdits()
         self._message = AnthropicMessage(
             id=self.response_id,
-            model=service.model_name,
+            model=body.model or service.model_name,
             content=[],
             usage=MessageUsage.of(Usage()),
             context_management=edits,

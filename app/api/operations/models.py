@@ -14,7 +14,7 @@ router = APIRouter()
 
 
 class ServedModel(AnswerBody, kw_only=True):
-    """A model that is served."""
+    """A model that is served, or an adapter of it."""
 
     id: str
     object: Literal["model"] = "model"
@@ -22,6 +22,8 @@ class ServedModel(AnswerBody, kw_only=True):
     owned_by: Literal["paceline"] = "paceline"
     max_model_len: int | None
     """Null while the model is loading."""
+    parent: str | None
+    """Of an adapter: its model."""
 
 
 class ServedModels(AnswerBody, kw_only=True):
@@ -33,17 +35,19 @@ class ServedModels(AnswerBody, kw_only=True):
 
 @router.get("/v1/models", responses=answers(ServedModels))
 async def list_models(service: ServiceDep) -> Response:
-    """The one model that is served here."""
-    return json_response(ServedModels(data=[_describe(service)]))
+    """The one model that is served here, and its adapters."""
+    names = (service.model_name, *service.engine.adapters)
+    return json_response(ServedModels(data=[_describe(service, name) for name in names]))
 
 
 @router.get("/v1/models/{model_id:path}", responses=answers(ServedModel, (*ANY, 404)))
 async def get_model(model_id: str, service: ServiceDep) -> Response:
-    """One model by its name."""
+    """One model, or adapter, by its name."""
     service.check_model(model_id)
-    return json_response(_describe(service))
+    return json_response(_describe(service, model_id))
 
 
-def _describe(service: Service) -> ServedModel:
+def _describe(service: Service, name: str) -> ServedModel:
     longest = service.engine.ready.max_model_len if service.engine.ready else None
-    return ServedModel(id=service.model_name, created=service.created, max_model_len=longest)
+    parent = service.model_name if service.adapter_of(name) else None
+    return ServedModel(id=name, created=service.created, max_model_len=longest, parent=parent)

@@ -97,9 +97,7 @@ def _product(
     tl.store(out + place, acc.to(out.dtype.element_ty), mask=is_token[None, :] & is_row[:, None])
 
 
-def skinny(
-    x: Tensor, weight: Tensor, bias: Tensor | None, dtype: torch.dtype, adapted: Shrunk | None = None
-) -> Tensor:
+def skinny(x: Tensor, weight: Tensor, bias: Tensor | None, dtype: torch.dtype, adapted: Shrunk | None = None) -> Tensor:
     """`x @ weight.T + bias` in `dtype`, for x (..., k) of at most MOST_ROWS rows and weight (n, k), not float32.
 
     `adapted`: what adapters add to that is made of it.
@@ -141,9 +139,7 @@ def invariant(x: Tensor, weight: Tensor, bias: Tensor | None, dtype: torch.dtype
     return out
 
 
-def _multiply(
-    x: Tensor, weight: Tensor, bias: Tensor | None, out: Tensor, adapted: Shrunk | None = None
-) -> None:
+def _multiply(x: Tensor, weight: Tensor, bias: Tensor | None, out: Tensor, adapted: Shrunk | None = None) -> None:
     """In tiles that suit the number of rows."""
     n, k = weight.shape
     rows = x.numel() // k
