@@ -197,6 +197,39 @@ def _external_load(
     return Load(result["out_tok_s"], result["ttft_ms"]["p50"])
 
 
+def write_adapters(model: Path, folder: Path, count: int, rank: int) -> dict[str, Path]:
+    """LoRA adapters of random numbers for all projections of a model like Llama; their folders by name.
+
+    `model`: a folder with config.json.
+    """
+    import torch
+    from safetensors.torch import save_file
+
+    config = json.loads((model / "config.json").read_text())
+    hidden, inner, heads = config["hidden_size"], config["intermediate_size"], config["num_attention_heads"]
+    dim = config.get("head_dim") or hidden // heads
+    q_size, kv_size = heads * dim, config["num_key_value_heads"] * dim
+    shapes = {
+        f"self_attn.{name}_proj": (hidden, size) for name, size in zip("qkv", (q_size, kv_size, kv_size), strict=True)
+    }
+    shapes |= {"self_attn.o_proj": (q_size, hidden), "mlp.down_proj": (inner, hidden)}
+    shapes |= {f"mlp.{name}_proj": (hidden, inner) for name in ("gate", "up")}
+    told = {"peft_type": "LORA", "r": rank, "lora_alpha": rank, "bias": "none"}
+    folders = {}
+    for index in range(count):
+        tensors = {}
+        for layer in range(config["num_hidden_layers"]):
+            for name, (inputs, outputs) in shapes.items():
+                for kind, shape in (("A", (rank, inputs)), ("B", (outputs, rank))):
+                    key = f"base_model.model.model.layers.{layer}.{name}.lora_{kind}.weight"
+                    tensors[key] = torch.randn(shape, dtype=torch.bfloat16) * 0.01
+        own = folders[f"adapter{index}"] = folder / f"adapter{index}"
+        own.mkdir()
+        save_file(tensors, own / "adapter_model.safetensors")
+        (own / "adapter_config.json").write_text(json.dumps(told))
+    return folders
+
+
 def forget_shapes() -> None:
     """Keep servers from holding on to compiled products: oneDNN has up to 1,024, by shape, some 100 MB in the end.
 

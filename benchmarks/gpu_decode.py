@@ -8,6 +8,7 @@ of each kind of kernel in a step.
 import argparse
 import statistics
 import sys
+import tempfile
 import time
 from collections import defaultdict
 from collections.abc import Callable
@@ -15,9 +16,10 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from common import print_table, write_result
+from common import print_table, write_adapters, write_result
 
 from app.attention.layer import Attention
+from app.core.request import NO_ADAPTER, Extras
 from app.core.sampling import SamplingParams
 from app.core.step import BuiltWorker, NewRequest, SchedulerOutput
 from app.kernels.kv import bytes_of_token
@@ -41,8 +43,13 @@ def copy_bandwidth() -> float:
     return statistics.median(rates)
 
 
-def prefill(built: BuiltWorker, batch: int, args: argparse.Namespace, sampling: SamplingParams) -> float:
-    """Give rows 0 to batch - 1 to requests and compute their prompts; returns seconds."""
+def prefill(
+    built: BuiltWorker, batch: int, args: argparse.Namespace, sampling: SamplingParams, num_adapters: int = 0
+) -> float:
+    """Give rows 0 to batch - 1 to requests and compute their prompts; returns seconds.
+
+    `num_adapters`: they have so many adapters, in turn.
+    """
     blocks = -(-(args.input_len + args.steps + 8) // args.block_size)
     at_once = max(1, args.max_num_batched_tokens // args.input_len)
     began = time.perf_counter()
@@ -55,6 +62,7 @@ def prefill(built: BuiltWorker, batch: int, args: argparse.Namespace, sampling: 
                 num_prompt_tokens=args.input_len,
                 block_ids=[list(range(row * blocks, (row + 1) * blocks))],
                 sampling=sampling,
+                extras=Extras(adapter=row % num_adapters if num_adapters else NO_ADAPTER),
             )
             for row in rows
         ]
@@ -109,6 +117,8 @@ def main() -> None:
     parser.add_argument("--quantization", default="auto", help="see the setting")
     parser.add_argument("--kv-dtype", default="auto", help="see the setting")
     parser.add_argument("--batch-invariant", action="store_true", help="see the setting")
+    parser.add_argument("--adapters", type=int, default=0, help="beside none, so many random LoRA adapters in turn")
+    parser.add_argument("--rank", type=int, default=16, help="of the adapters")
     parser.add_argument("--sampled", action="store_true", help="temperature 0.8, top-k 50, top-p 0.95 beside greedy")
     args = parser.parse_args()
     bandwidth = copy_bandwidth()
@@ -121,8 +131,15 @@ def main() -> None:
         block_size=args.block_size,
         max_num_batched_tokens=args.max_num_batched_tokens,
         max_model_len=args.max_model_len,
+        max_loras=args.adapters or None,
+        max_lora_rank=args.rank if args.adapters else None,
+        lora_loading=args.adapters > 0,
     )
     built = build_worker(settings, args.model)
+    if args.adapters:
+        with tempfile.TemporaryDirectory() as folder:
+            for slot, path in enumerate(write_adapters(args.model, Path(folder), args.adapters, args.rank).values()):
+                built.worker.load_adapter(slot, str(path)).result()
     runner = built.worker
     model = runner.model  # type: ignore[attr-defined]
     weights = sum(p.nbytes for p in {id(p): p for p in model.parameters()}.values())
@@ -133,26 +150,30 @@ def main() -> None:
     caches = [(layer.config, layer.cache.kv.k) for layer in model.modules() if isinstance(layer, Attention)]
     per_token = sum(bytes_of_token(c.num_kv_heads, c.head_dim, c.v_head_dim, k.dtype) for c, k in caches)
     num_blocks = built.limits.groups[0].num_blocks
-    kinds = {"greedy": SamplingParams(max_tokens=10**6, seed=1, temperature=0.0)}
+    greedy = SamplingParams(max_tokens=10**6, seed=1, temperature=0.0)
+    kinds = {"greedy": (greedy, 0)}
     if args.sampled:
-        kinds["sampled"] = SamplingParams(max_tokens=10**6, seed=1, temperature=0.8, top_k=50, top_p=0.95)
+        kinds["sampled"] = SamplingParams(max_tokens=10**6, seed=1, temperature=0.8, top_k=50, top_p=0.95), 0
+    if args.adapters:
+        kinds[f"greedy, {args.adapters} adapters"] = greedy, args.adapters
     rows = []
     for batch in args.batch:
         floor = (weights + batch * (args.input_len + args.steps / 2) * per_token) / bandwidth
-        for kind, sampling in kinds.items():
-            prefill_s = prefill(built, batch, args, sampling)
+        for kind, (sampling, num_adapters) in kinds.items():
+            prefill_s = prefill(built, batch, args, sampling, num_adapters)
             step = statistics.median(decode(built, batch, args.steps))
             rows.append((batch, kind, prefill_s, step * 1000, floor * 1000, floor / step))
             print(rows[-1], flush=True)
         if args.profile:
             profile(f"decode, batch {batch}", 10, partial(decode, built, batch, 10))
     if args.profile:
-        profile("one prompt", 1, partial(prefill, built, 1, args, sampling))
+        profile("one prompt", 1, partial(prefill, built, 1, args, sampling, num_adapters))
     header = ("batch", "sampling", "prefill s", "step ms", "floor ms", "floor / step")
     print_table(header, rows)
     figures = {"copy_bytes_per_s": bandwidth, "startup_seconds": built.startup_seconds, "num_kv_blocks": num_blocks}
     figures |= {"gpu": torch.cuda.get_device_name()}
-    write_result(args, figures | {"steps": [dict(zip(header, row, strict=True)) for row in rows]}, args.model.name)
+    of = f"{args.model.name}_adapters" if args.adapters else args.model.name
+    write_result(args, figures | {"steps": [dict(zip(header, row, strict=True)) for row in rows]}, of)
 
 
 if __name__ == "__main__":

@@ -279,7 +279,7 @@ class AsyncEngine:
             outcome.set_exception(error)
 
     def _bring_back_adapters(self, ready: EngineReady) -> None:
-        """Have an engine that took over from another one load what that had loaded; the first one says what there is."""
+        """Have an engine that took over load what the last one had loaded; the first one says what there is."""
         wanted = self.adapters if self._has_had_engine else ready.adapters
         self._adapters, self._has_had_engine = ready.adapters, True
         self._coming_back = {name: folder for name, folder in wanted.items() if name not in ready.adapters}

@@ -145,7 +145,7 @@ class EngineServer:
         self._flush()
 
     def _tell_of_adapters(self, core: EngineCore) -> bool:
-        """Tell API workers of changes, then those that asked of the outcome; returns whether nothing is left to tell."""
+        """Tell API workers of changes, then who asked of the outcome; returns whether nothing is left to tell."""
         folders = core.adapters.folders
         for worker, told in self._told.items():
             if told != folders and self._send(worker, AdaptersChanged(folders)):

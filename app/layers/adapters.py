@@ -1,4 +1,4 @@
-"""Linear layers with low-rank adapters: each token of a step may have one, and others at its side have another or none."""
+"""Linear layers with low-rank adapters: each token of a step may have one, and those at its side others or none."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager

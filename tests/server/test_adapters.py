@@ -1,4 +1,4 @@
-"""LoRA adapters over HTTP, with a real server and OpenAI's own client; merged weights in transformers are the oracle."""
+"""LoRA adapters over HTTP: a real server, OpenAI's own client, and merged weights in transformers as the oracle."""
 
 import os
 import signal
@@ -166,7 +166,7 @@ def test_only_who_may_operate_changes_adapters(server: Server, adapters: Adapter
     assert "mine" not in models(server)
 
 
-def test_an_adapter_that_cannot_be_loaded_ends_the_start(tiny_model: Path, adapters: Adapters, tmp_path: Path) -> None:
+def test_an_adapter_that_cannot_be_loaded_ends_the_start(tiny_model: Path, adapters: Adapters) -> None:
     flags = ("--model", str(tiny_model), "--lora", f"red={adapters.folders['red']}", "--max-lora-rank", "2")
     ended = run("-m", "app.cli", "serve", "--port", "0", *flags)
     assert ended.code == 2

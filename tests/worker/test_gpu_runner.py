@@ -25,6 +25,7 @@ from app.settings import load_settings
 from app.worker.factory import build_worker
 from app.worker.graphs import decode_sizes, fitting, token_sizes
 from tests.kernels.test_gpu import rounding
+from tests.models.adapters import merged, write_adapter
 from tests.models.families import DECODER, VOCAB_SIZE, write_checkpoint
 from tests.models.test_drafts import Eager
 from tests.models.test_oracle import (
@@ -74,7 +75,10 @@ def make_engine(folder: Path, backend: str, kv_dtype: str = "auto", **changes: A
     built = build_worker(settings, folder)
     kv = KVCache(built.limits.groups, BLOCK_SIZE, limits["max_num_batched_tokens"])
     scheduler = Scheduler(kv, pacer, Alone(pacer), **limits)
-    return EngineCore(scheduler, built.worker)
+    core = EngineCore(scheduler, built.worker, num_adapters=built.limits.num_adapters)
+    for name, adapter in settings.lora.items():
+        core.load_adapter(name, adapter).result()
+    return core
 
 
 def test_a_crowd_equals_transformers_alone(model: tuple[Path, PreTrainedModel]) -> None:
@@ -96,6 +100,21 @@ def test_a_crowd_equals_transformers_alone(model: tuple[Path, PreTrainedModel]) 
         assert said == greedy(oracle, prompt, said, sampling.max_tokens), name
         if sampling.logprobs is not None:
             check_logprobs(oracle, prompt, outputs[name])
+
+
+def test_adapters_in_recorded_steps(model: tuple[Path, PreTrainedModel], tmp_path: Path) -> None:
+    """Steps with and without adapters are recorded apart; requests of all kinds follow one another and run together."""
+    folder, oracle = model
+    adapters = {name: write_adapter(oracle, tmp_path / name, seed) for seed, name in enumerate(("one", "two"))}
+    models = {"": oracle} | {name: merged(oracle, path) for name, path in adapters.items()}
+    core = make_engine(folder, "triton", lora={name: str(path) for name, path in adapters.items()})
+    plain = SamplingParams(max_tokens=6, seed=1, temperature=0.0)
+    for kinds in ([""], ["one"], ["two", "", "one"]):
+        requests: Requests = {name: ([3 + (7 * at) % 190 for at in range(13)], plain) for name in kinds}
+        outputs, _ = run_crowd(core, requests, adapters={name: name for name in kinds})
+        for name, (prompt, _) in requests.items():
+            said = tokens_of(outputs[name])
+            assert said == greedy(models[name], prompt, said, 6), name
 
 
 def test_k_and_v_are_kept_in_float8(model: tuple[Path, PreTrainedModel]) -> None:
