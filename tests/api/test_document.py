@@ -48,6 +48,7 @@ READING = {
     "/v1/responses/input_tokens": {"input": "Hi"},
 }
 BODIES = {**GENERATING, **ENCODING, **READING}
+OPERATING = {"/v1/load_lora_adapter", "/v1/unload_lora_adapter"}  # see tests/server/test_adapters.py
 GETS = ["/v1/models", "/health", "/health/ready", "/health/live", "/health/deep", "/metrics", "/version"]
 
 
@@ -77,7 +78,7 @@ def _check(document: Any, answer: httpx.Response, status: int, path: str | None 
 def test_it_knows_every_route_and_no_other_outcome(document: Any) -> None:
     one = "/v1/responses/{response_id}"
     templates = {"/v1/models/{model_id}", one, f"{one}/cancel", f"{one}/input_items", "/v1/streams/{stream_id}"}
-    assert set(document["paths"]) == {*BODIES, *GETS, *templates}
+    assert set(document["paths"]) == {*BODIES, *GETS, *OPERATING, *templates}
     for operations in document["paths"].values():
         assert not any("422" in operation["responses"] for operation in operations.values())
 

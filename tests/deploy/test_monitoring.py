@@ -56,6 +56,7 @@ def test_refusals_are_counted_from_zero() -> None:
     counts = re.findall(r'^paceline_requests_rejected_total\{reason="(\w+)"\} 0\.0$', metrics_text(), re.MULTILINE)
     assert {
         "unauthorized",
+        "forbidden",
         "queue_full",
         "tenant_queue_full",
         "rate_limited",
