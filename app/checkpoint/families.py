@@ -27,6 +27,11 @@ class RopeConfig:
     """Llama 3.1's scaling: factor, low_freq_factor, high_freq_factor, original context length."""
     factors: tuple[float, ...] | None = None
     """What the frequency of each pair of dimensions is divided by."""
+    yarn: tuple[float, float, float, int, bool] | None = None
+    """YaRN's scaling (Peng et al., 2023): factor, beta_fast, beta_slow, original context length, and whether the
+    dimensions at which it begins and ends are made whole."""
+    scale: float = 1.0
+    """What cosines and sines are multiplied by."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,10 +47,18 @@ class ExpertsConfig:
     """Whether the weights of a token's experts add up to 1."""
     in_layers: tuple[bool, ...]
     """Which layers have experts."""
+    clamp: tuple[float, float] | None = None
+    """Gain and limit of the clamped activation of gpt-oss; None if the activation is that of other layers."""
+    has_bias: bool = False
+    """Whether router and experts have biases."""
+    inputs_first: bool = False
+    """Whether tensors of all experts are (experts, inputs, outputs) in checkpoints."""
     block: str = "mlp"
     """What a layer calls it, in checkpoints."""
-    names: tuple[str, str, str] = ("gate_proj", "up_proj", "down_proj")
-    """What each expert calls its gate, up and down projection."""
+    router: str = "gate"
+    """What the block calls its router."""
+    names: tuple[str, ...] = ("gate_proj", "up_proj", "down_proj")
+    """What each expert calls its gate, up and down projection; the first two may be one."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,6 +93,8 @@ class DecoderConfig:
     attention_softcap: float | None = None
     logit_softcap: float | None = None
     embedding_scale: float = 1.0
+    has_sinks: bool = False
+    """Whether each head has an attention sink."""
     experts: ExpertsConfig | None = None
 
 
@@ -183,6 +198,33 @@ _DEFAULTS["qwen3_moe"] = {
     "num_experts": 128,
     "norm_topk_prob": False,
     "mlp_only_layers": None,
+}
+_DEFAULTS["gpt_oss"] = {
+    "vocab_size": 201088,
+    "hidden_size": 2880,
+    "intermediate_size": 2880,
+    "num_hidden_layers": 36,
+    "num_attention_heads": 64,
+    "num_key_value_heads": 8,
+    "head_dim": 64,
+    "max_position_embeddings": 131072,
+    "rms_norm_eps": 1e-5,
+    "rope_theta": 150000.0,
+    "rope_scaling": {
+        "rope_type": "yarn",
+        "factor": 32.0,
+        "beta_fast": 32.0,
+        "beta_slow": 1.0,
+        "truncate": False,
+        "original_max_position_embeddings": 4096,
+    },
+    "attention_bias": True,
+    "sliding_window": 128,
+    "sliding_window_pattern": 2,
+    "num_local_experts": 128,
+    "num_experts_per_tok": 4,
+    "swiglu_alpha": 1.702,
+    "swiglu_limit": 7.0,
 }
 _DEFAULTS["qwen3"] = _DEFAULTS["qwen2"] | {"head_dim": 128}
 _DEFAULTS["gemma3_text"] = _DEFAULTS["gemma2"] | {
@@ -341,10 +383,26 @@ def _rope(full: dict[str, Any], source: dict[str, Any]) -> RopeConfig:
         factor, low, high = (float(parameters[name]) for name in names)
         context = int(parameters["original_max_position_embeddings"])
         return RopeConfig(theta, rotary_dim, llama3=(factor, low, high, context))
+    if kind == "yarn" and parameters.get("factor") and parameters.get("original_max_position_embeddings"):
+        return _yarn(theta, rotary_dim, parameters)
     factors = parameters.get("long_factor")
     if kind == "longrope" and parameters["short_factor"] == factors and parameters.get("attention_factor") == 1.0:
         return RopeConfig(theta, rotary_dim, factors=tuple(map(float, factors)))  # as GGUF files of Llama 3 have it
     raise NotCarriedError(f"rotary embedding of type {kind}")
+
+
+def _yarn(theta: float, rotary_dim: int, parameters: dict[str, Any]) -> RopeConfig:
+    factor, scale = float(parameters["factor"]), parameters.get("attention_factor")
+
+    def magnitude(gain: float) -> float:
+        return 1.0 if factor <= 1 else 0.1 * gain * math.log(factor) + 1.0
+
+    if scale is None:
+        gain, of_all = parameters.get("mscale"), parameters.get("mscale_all_dim")
+        scale = magnitude(gain) / magnitude(of_all) if gain and of_all else magnitude(1.0)
+    fast, slow = float(parameters.get("beta_fast") or 32), float(parameters.get("beta_slow") or 1)
+    context, truncates = int(parameters["original_max_position_embeddings"]), parameters.get("truncate", True)
+    return RopeConfig(theta, rotary_dim, yarn=(factor, fast, slow, context, bool(truncates)), scale=float(scale))
 
 
 # ---------------------------------------------------------------------- what sets each family apart
@@ -418,6 +476,19 @@ def _qwen3_moe(full: dict[str, Any]) -> dict[str, Any]:
     return {"qk_norm": "head", "experts": _experts(full, "num_experts", "moe_intermediate_size", layers=layers)}
 
 
+def _gpt_oss(full: dict[str, Any]) -> dict[str, Any]:
+    experts = _experts(full, "num_local_experts", "intermediate_size", normalizes=True)
+    experts = replace(
+        experts,
+        clamp=(float(full["swiglu_alpha"]), float(full["swiglu_limit"])),
+        has_bias=True,
+        inputs_first=True,
+        router="router",
+        names=("gate_up_proj", "down_proj"),
+    )
+    return {"has_sinks": True, "experts": experts}
+
+
 def _experts(
     full: dict[str, Any], count: str, size: str, normalizes: bool | None = None, layers: Sequence[bool] = ()
 ) -> ExpertsConfig:
@@ -447,6 +518,7 @@ FAMILIES: dict[str, Callable[[dict[str, Any]], dict[str, Any]]] = {
     "mixtral": _mixtral,
     "olmoe": _olmoe,
     "qwen3_moe": _qwen3_moe,
+    "gpt_oss": _gpt_oss,
     "gemma2": _gemma2,
     "gemma3_text": _gemma3,
 }

@@ -6,6 +6,7 @@ from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 from types import ModuleType
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -162,6 +163,22 @@ def gated(gate_up: Tensor, activation: str) -> Tensor:
         return out
     gate, up = gate_up.chunk(2, dim=-1)
     return ACTIVATIONS[activation](gate) * up
+
+
+class Clamped(NamedTuple):
+    """The activation of gpt-oss: `gate * sigmoid(gain * gate) * (up + 1)`, gate at most `limit`, up within it."""
+
+    gain: float
+    limit: float
+
+
+def clamped(gate_up: Tensor, activation: Clamped) -> Tensor:
+    """(tokens, size) of gate_up (tokens, 2 * size), in which gate and up take turns."""
+    if gate_up.is_cuda and (kernels := _kernels(gate_up)):
+        out: Tensor = kernels.clamped(gate_up, *activation)
+        return out
+    gate, up = gate_up[:, ::2].clamp(max=activation.limit), gate_up[:, 1::2].clamp(-activation.limit, activation.limit)
+    return gate * torch.sigmoid(activation.gain * gate) * (up + 1)
 
 
 def rounded_gated(gate_up: Tensor, activation: str, group: int) -> Rows:

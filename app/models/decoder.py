@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from ..attention.config import AttentionConfig, HeadNorms
 from ..attention.layer import Attention
 from ..checkpoint.families import DecoderConfig, ExpertsConfig, NotCarriedError
-from ..kernels.ops import ACTIVATIONS, gated, rounded_gated, take_rows
+from ..kernels.ops import ACTIVATIONS, Clamped, gated, rounded_gated, take_rows
 from ..kernels.rows import Rows
 from ..layers.linear import Head, Linear, MergedLinear
 from ..layers.moe import Experts, MixtureOfExperts, Router
@@ -45,6 +45,7 @@ class DecoderAttention(nn.Module):
         if config.qk_norm != "none":
             self.q_norm = _norm(config, config.head_dim if self.norm_per_head else q_size)
             self.k_norm = _norm(config, config.head_dim if self.norm_per_head else kv_size)
+        self.sinks = nn.Parameter(torch.empty(config.num_heads)) if config.has_sinks else None
         self.attn = Attention(
             AttentionConfig(
                 num_heads=config.num_heads,
@@ -64,7 +65,7 @@ class DecoderAttention(nn.Module):
             q, k, v = qkv.split(sizes, dim=-1)
             qkv = torch.cat((self.q_norm(q), self.k_norm(k), v), dim=-1)
         heads = qkv.unflatten(-1, (-1, self.head_dim))  # (tokens, heads, head_dim)
-        out: Tensor = self.o_proj(self.attn.forward_merged(heads, rope, self._head_norms()))
+        out: Tensor = self.o_proj(self.attn.forward_merged(heads, rope, self._head_norms(), self.sinks))
         return out
 
     def _head_norms(self) -> HeadNorms | None:
@@ -95,9 +96,12 @@ class DecoderMLP(nn.Module):
 
 def _experts(config: DecoderConfig, experts: ExpertsConfig) -> MixtureOfExperts:
     count, size = experts.num_experts, config.hidden_size
+    activation = Clamped(*experts.clamp) if experts.clamp else _activation(config)
+    layout = experts.names, experts.has_bias, experts.inputs_first
     return MixtureOfExperts(
-        Router(count, size, experts.top_k, experts.normalizes),
-        Experts(count, size, experts.intermediate_size, _activation(config), experts.names),
+        Router(count, size, experts.top_k, experts.normalizes, experts.has_bias),
+        Experts(count, size, experts.intermediate_size, activation, *layout),
+        experts.router,
     )
 
 

@@ -66,6 +66,7 @@ DECODER: dict[str, dict[str, Any]] = {
     "Qwen3Moe": {**_MOE, "head_dim": 24, "mlp_only_layers": [1], "norm_topk_prob": True},
     "Mixtral": {"num_local_experts": 4, "intermediate_size": 48},
     "Olmoe": {"num_experts": 8, "num_experts_per_tok": 3, "intermediate_size": 48},
+    "GptOss": {"num_local_experts": 4, "num_experts_per_tok": 2, "head_dim": 16, **_WINDOW},
 }
 """Families of the hand-written decoder: name of the configuration class, less "Config", to what is special here."""
 
@@ -91,7 +92,6 @@ GENERIC: dict[str, dict[str, Any]] = {
         "first_k_dense_replace": 1,
         "num_key_value_heads": 4,
     },
-    "GptOss": {"num_local_experts": 4, "num_experts_per_tok": 2, "head_dim": 16, **_WINDOW},
     "GraniteSWA": {**_WINDOW, "layer_types": ["sliding_attention", "full_attention", "sliding_attention"]},
     "MiMoV2Flash": {
         **_WINDOW,

@@ -104,6 +104,31 @@ def gated(gate_up: Tensor, activation: str, group: int | None = None) -> Tensor 
 
 
 @triton.jit
+def _clamped(gate_up, out, gain, limit, SIZE, BLOCK: tl.constexpr, OVERLAPS: tl.constexpr = False):
+    """BLOCK numbers of one row."""
+    wait_for_input(OVERLAPS, LETS_NEXT=True)
+    row = tl.program_id(0).to(tl.int64)
+    at = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    both = tl.arange(0, 2 * BLOCK) + tl.program_id(1) * 2 * BLOCK
+    pairs = tl.load(gate_up + row * 2 * SIZE + both, mask=both < 2 * SIZE, other=0.0).to(tl.float32)
+    gate, up = tl.split(tl.reshape(pairs, [BLOCK, 2]))
+    gate, up = tl.minimum(gate, limit), tl.minimum(tl.maximum(up, -limit), limit)
+    result = gate * tl.sigmoid(gain * gate) * (up + 1)
+    tl.store(out + row * SIZE + at, result.to(out.dtype.element_ty), mask=at < SIZE)
+
+
+def clamped(gate_up: Tensor, gain: float, limit: float) -> Tensor:
+    """See `app.kernels.ops.clamped`."""
+    rows, size = gate_up.shape[0], gate_up.shape[1] // 2
+    out = gate_up.new_empty(rows, size)
+    launch(
+        _clamped, (rows, triton.cdiv(size, 1024)), gate_up.contiguous(), out, gain, limit, size, BLOCK=1024,
+        overlaps=rows <= OVERLAPPING_ROWS, num_warps=4,
+    )  # fmt: skip
+    return out
+
+
+@triton.jit
 def _prepare_heads(
     qkv, cos, sin, q_weight, k_weight, q_out, k_cache, v_cache, k_scales, v_scales, slots, eps, offset,
     HEADS: tl.constexpr, KV_HEADS: tl.constexpr, DIM: tl.constexpr, BLOCK: tl.constexpr, AT_ONCE: tl.constexpr,
