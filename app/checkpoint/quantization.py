@@ -9,7 +9,7 @@ from .gguf.tensors import StoredTensor
 
 _EMBEDDINGS = "model.embed_tokens.weight"
 
-Kind = Literal["gptq", "awq", "packed", "int8", "float8", "gguf", "rows"]
+Kind = Literal["gptq", "awq", "packed", "int8", "float8", "gguf", "rows", "mxfp4"]
 
 
 @dataclass(frozen=True)
@@ -58,6 +58,7 @@ def parse_quantization(config: dict[str, Any]) -> Quantization:
         "fp8": _fp8,
         "gguf": _gguf,
         "bitsandbytes": _bitsandbytes,
+        "mxfp4": _mxfp4,
     }
     if method not in parsers:
         raise ValueError(f"quant_method {method!r} is not supported: it is none of {', '.join(parsers)}")
@@ -156,6 +157,11 @@ def _bitsandbytes(config: dict[str, Any]) -> Callable[[str], Scheme | None]:
     if config.get("load_in_8bit") is not True:
         raise ValueError("bitsandbytes without load_in_4bit and load_in_8bit is not supported")
     return _outside(Scheme("rows"), config, config.get("llm_int8_skip_modules") or ("lm_head",))
+
+
+def _mxfp4(_config: dict[str, Any]) -> Callable[[str], Scheme | None]:
+    """Of the experts, and of them alone."""
+    return lambda name: Scheme("mxfp4", 4, 32) if ".mlp.experts." in name else None
 
 
 def _gguf(config: dict[str, Any]) -> Callable[[str], Scheme | None]:

@@ -16,6 +16,7 @@ from ..checkpoint.quantization import embeds_by_head
 from ..errors import ModelError
 from ..layers.linear import Choice, Linear, attach, change
 from ..layers.methods import choose
+from ..layers.methods.mxfp4 import Mxfp4
 from ..layers.methods.plain import PLAIN
 from ..layers.recurrent import Recurrent
 from ..settings import ModelSettings
@@ -152,12 +153,14 @@ def _fill_with_noise(model: Decoder, device: torch.device) -> None:
     They are drawn where the model is to be: a GPU does that a thousand times faster, also for what is rounded then.
     """
     for module in model.modules():
-        for parameter in module.parameters(recurse=False):
+        for name, parameter in module.named_parameters(recurse=False):
             if parameter.device.type != device.type:
                 parameter.data = torch.empty_like(parameter, device=device)
-            if parameter.dim() > 1:
+            if parameter.is_floating_point() and parameter.dim() > 1:
                 parameter.normal_(0.0, 0.02)
-            else:
-                parameter.fill_(1.0)
+            elif parameter.is_floating_point():
+                parameter.fill_(0.0 if name == "bias" else 1.0)
         if isinstance(module, Linear):
+            if isinstance(module.method, Mxfp4):
+                module.method.draw(module)
             module.method.finish(module)

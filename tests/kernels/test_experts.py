@@ -13,6 +13,9 @@ from app.kernels.cpu import experts as cpu
 from app.kernels.gpu import experts as gpu
 from app.kernels.gpu import float8, integer, linear
 from app.kernels.routes import Routes
+from app.layers.methods.mxfp4 import Mxfp4
+from app.layers.methods.plain import PLAIN
+from app.layers.moe import Stacked
 from tests.kernels import test_gpu_float8, test_gpu_integer
 from tests.kernels.test_gpu import DEVICE, HALF, close, randn, rounding
 
@@ -174,3 +177,30 @@ def test_a_row_of_router_logits_depends_on_nothing_but_the_row() -> None:
     whole = cpu.logits(x, weight)
     close(whole, x.double() @ weight.double().T)
     assert torch.equal(torch.cat([cpu.logits(row[None], weight) for row in x]), whole)
+
+
+@pytest.mark.parametrize("tokens", [1, 3, 90])
+@pytest.mark.parametrize("of_pairs", [True, False])
+def test_products_of_experts_in_mxfp4(tokens: int, of_pairs: bool) -> None:
+    """As `app.layers.methods.mxfp4` has a GPU do it, against what a CPU makes of the same file."""
+    routes = gpu.route(scores_of(tokens).to(DEVICE), TOP_K, True)
+    layer = Stacked(NUM_EXPERTS, 192, (70,), ("up",), bias=True)
+    plain = Stacked(NUM_EXPERTS, 192, (70,), ("up",), bias=True)
+    blocks = torch.randint(0, 256, (NUM_EXPERTS, 70, 6, 16), dtype=torch.uint8)
+    scales = torch.randint(110, 129, (NUM_EXPERTS, 70, 6), dtype=torch.uint8)
+    bias = torch.randn(NUM_EXPERTS, 70)
+    for one, like, has_kernel in ((layer, randn(0, dtype=HALF), True), (plain, torch.empty(0), False)):
+        one.method = Mxfp4(PLAIN, like, has_kernel)
+        with torch.device(like.device):
+            one.method.create(one)
+        sources = one.sources("up")
+        for name, tensor in (("up_blocks", blocks), ("up_scales", scales), ("up_bias", bias)):
+            assert sources[name].memory.shape == tensor.shape
+            sources[name].memory.copy_(tensor)
+        one.method.finish(one)
+    x = randn(tokens * TOP_K if of_pairs else tokens, 192, dtype=HALF)
+    found = layer(x, routes)
+    assert isinstance(layer.method, Mxfp4)
+    assert plain.method is PLAIN
+    chosen = Routes(*(tensor.cpu() for tensor in routes))
+    close(found.cpu(), products(x.cpu(), plain.weight, plain.bias, chosen))

@@ -89,6 +89,13 @@ def test_gated(activation: str, size: int, dtype: torch.dtype) -> None:
     close(fused.gated(gate_up, activation), gate * up)
 
 
+@pytest.mark.parametrize("size", [1, 96, 1500])
+def test_clamped(size: int, dtype: torch.dtype) -> None:
+    gate_up = 10 * randn(3, 2 * size, dtype=dtype)
+    gate, up = gate_up.double()[:, ::2].clamp(max=7.0), gate_up.double()[:, 1::2].clamp(-7.0, 7.0)
+    close(fused.clamped(gate_up, 1.702, 7.0), gate * torch.sigmoid(1.702 * gate) * (up + 1))
+
+
 def rotated(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     size = cos.shape[-1]
     first, second = x[..., :size].chunk(2, dim=-1)

@@ -29,6 +29,13 @@ _LLAMA3_ROPE = {
     "high_freq_factor": 4.0,
     "original_max_position_embeddings": 64,
 }
+_YARN_ROPE = {
+    "rope_type": "yarn",
+    "rope_theta": 10000.0,
+    "factor": 4.0,
+    "beta_fast": 8.0,
+    "original_max_position_embeddings": 64,
+}
 _HALF_ROPE = {"rope_type": "default", "rope_theta": 10000.0, "partial_rotary_factor": 0.5}
 _WINDOW = {"sliding_window": 20}
 
@@ -58,7 +65,7 @@ DECODER: dict[str, dict[str, Any]] = {
     "Mistral": {**_WINDOW, "head_dim": 24},
     "Qwen2": {**_WINDOW, "use_sliding_window": True, "max_window_layers": 1, "tie_word_embeddings": True},
     "Qwen3": {"head_dim": 24},
-    "SmolLM3": {},
+    "SmolLM3": {"rope_parameters": _YARN_ROPE},
     "Phi3": {"rope_parameters": _HALF_ROPE},
     "Gemma2": {**_WINDOW, "head_dim": 24, "query_pre_attn_scalar": 20},
     "Gemma3Text": {**_WINDOW, "head_dim": 24, "sliding_window_pattern": 2},

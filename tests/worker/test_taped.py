@@ -35,6 +35,7 @@ class Looking(torch.nn.Module):
         ("Gemma3Text", "float32"),
         ("Qwen3", "float32"),
         ("Olmoe", "float32"),
+        ("GptOss", "float32"),
     ],
 )
 def test_recorded_decodes_say_what_decodes_that_cannot_be_recorded_say(family: str, dtype: str, tmp_path: Path) -> None:

@@ -17,7 +17,9 @@ from ..formats.codes import GROUP, Codes, quantize
 from ..formats.float8 import Float8Weight
 from ..formats.float8 import quantize as to_float8
 from ..linear import Choice, Head, Linear, LinearMethod
-from . import float8, integer, integer_gpu, invariant
+from ..moe import Stacked
+from . import float8, integer, integer_gpu, invariant, mxfp4
+from .mxfp4 import Mxfp4
 from .onednn import OneDnn, has_bfloat16
 from .plain import PLAIN
 from .quantized import Keeper, Rounded, Rounder, Stored
@@ -35,11 +37,20 @@ class Methods:
     """How the others are stored; None if there are none."""
     _keep: Keeper
     _like: Tensor
+    _keeps_mxfp4: bool = False
+    """Whether experts in MXFP4 are multiplied as they are."""
 
     def choice(self, layer: Linear, names: Sequence[str]) -> LinearMethod:
         """See `Choice`, for names without the prefix "model."."""
-        method = self.stored([_in_checkpoint(name) for name in names]) if layer.tied is None else None
+        full_names = [_in_checkpoint(name) for name in names]
+        if isinstance(layer, Stacked) and self._are_mxfp4(full_names):
+            return Mxfp4(self.plain, self._like, self._keeps_mxfp4)
+        method = self.stored(full_names) if layer.tied is None else None
         return method or self.plain
+
+    def _are_mxfp4(self, names: Sequence[str]) -> bool:
+        schemes = [self.quantization.scheme(name) for name in names] if self.quantization else []
+        return any(scheme is not None and scheme.kind == "mxfp4" for scheme in schemes)
 
     def stored(self, names: Sequence[str]) -> Stored | None:
         """Of a layer that a checkpoint has as quantized layers of these names; None if they are not quantized."""
@@ -73,9 +84,12 @@ def choose(
         kept_by = keepers.get(type(pieces[0]))
         return kept_by(layer, pieces) if kept_by else None
 
-    if stored is not None:
+    keeps_mxfp4 = quantization == "auto" and mxfp4.has_kernel(device, dtype)
+    if stored is not None and (folder.quantization or {}).get("quant_method") == "mxfp4":
+        log.info("experts in MXFP4 are %s", "multiplied as they are" if keeps_mxfp4 else "converted to plain numbers")
+    elif stored is not None:
         log.info("weights are %s", _what_becomes_of(keepers))
-    return Methods(plain, stored, keep, like)
+    return Methods(plain, stored, keep, like, keeps_mxfp4)
 
 
 def in_eight_bits(device: torch.device, dtype: torch.dtype) -> Choice:
