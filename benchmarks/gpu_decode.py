@@ -1,8 +1,8 @@
 """A decode step on the GPU, compared with the limit of the GPU's memory, without HTTP and scheduler.
 
 The floor of a step is the bytes of weights and of K/V that it reads, over the bandwidth of a copy measured in the same
-run (read and written bytes both count). Steps are launched one ahead, as the engine does it. `--profile` adds the time
-of each kind of kernel in a step.
+run (read and written bytes both count). Of experts, those count that the last step's tokens have gone to. Steps are
+launched one ahead, as the engine does it. `--profile` adds the time of each kind of kernel in a step.
 """
 
 import argparse
@@ -14,9 +14,11 @@ from collections import defaultdict
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from common import print_table, write_adapters, write_result
+from torch.nn.modules.module import register_module_forward_hook
 
 from app.attention.layer import Attention
 from app.core.request import NO_ADAPTER, Extras
@@ -24,6 +26,7 @@ from app.core.sampling import SamplingParams
 from app.core.step import BuiltWorker, NewRequest, SchedulerOutput
 from app.kernels.kv import bytes_of_token
 from app.layers.linear import Linear
+from app.layers.moe import Router, Stacked
 from app.settings import load_settings
 from app.worker.factory import build_worker
 
@@ -41,6 +44,31 @@ def copy_bandwidth() -> float:
         torch.cuda.synchronize()
         rates.append(4 * 2 * source.nbytes / begin.elapsed_time(end) * 1000)
     return statistics.median(rates)
+
+
+class TouchedExperts:
+    """How many experts a step's tokens go to: it keeps the counts of recorded steps, by their number of tokens.
+
+    A step that is recorded writes to the same memory whenever it runs.
+    """
+
+    def __init__(self) -> None:
+        self._counts: dict[int, list[torch.Tensor]] = defaultdict(list)
+        register_module_forward_hook(self._keep)
+
+    def _keep(self, module: torch.nn.Module, _arguments: object, result: Any) -> None:
+        if isinstance(module, Router):
+            self._counts[len(result.experts)].append(result.counts)
+
+    def share(self, tokens: int, layers: int) -> float:
+        """Of the experts of all layers: steps that only decode are recorded last."""
+        counts = torch.stack(self._counts[tokens][-layers:])
+        return float((counts > 0).float().mean())
+
+
+def bytes_of(layer: torch.nn.Module) -> int:
+    """Of a layer's weight, with its scales."""
+    return sum(tensor.nbytes for tensor in (*layer.parameters(recurse=False), *layer.buffers(recurse=False)))
 
 
 def prefill(
@@ -121,7 +149,7 @@ def main() -> None:
     parser.add_argument("--rank", type=int, default=16, help="of the adapters")
     parser.add_argument("--sampled", action="store_true", help="temperature 0.8, top-k 50, top-p 0.95 beside greedy")
     args = parser.parse_args()
-    bandwidth = copy_bandwidth()
+    bandwidth, touched = copy_bandwidth(), TouchedExperts()
     settings = load_settings(
         model=str(args.model),
         load_format="dummy",
@@ -145,6 +173,8 @@ def main() -> None:
     weights = sum(p.nbytes for p in {id(p): p for p in model.parameters()}.values())
     linears = [module for module in model.modules() if isinstance(module, Linear)]
     weights += sum(buffer.nbytes for layer in linears for buffer in layer.buffers(recurse=False))
+    of_experts = sum(bytes_of(layer) for layer in linears if isinstance(layer, Stacked))
+    num_routers = sum(isinstance(module, Router) for module in model.modules())
     if not model.config.tie_word_embeddings:
         weights -= model.embed_tokens.weight.nbytes
     caches = [(layer.config, layer.cache.kv.k) for layer in model.modules() if isinstance(layer, Attention)]
@@ -158,10 +188,12 @@ def main() -> None:
         kinds[f"greedy, {args.adapters} adapters"] = greedy, args.adapters
     rows = []
     for batch in args.batch:
-        floor = (weights + batch * (args.input_len + args.steps / 2) * per_token) / bandwidth
+        of_kv = batch * (args.input_len + args.steps / 2) * per_token
         for kind, (sampling, num_adapters) in kinds.items():
             prefill_s = prefill(built, batch, args, sampling, num_adapters)
             step = statistics.median(decode(built, batch, args.steps))
+            share = touched.share(batch, num_routers) if num_routers else 1.0
+            floor = (weights - (1 - share) * of_experts + of_kv) / bandwidth
             rows.append((batch, kind, prefill_s, step * 1000, floor * 1000, floor / step))
             print(rows[-1], flush=True)
         if args.profile:
