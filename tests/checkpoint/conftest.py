@@ -106,16 +106,17 @@ def add_keys(writer: gguf.GGUFWriter, keys: dict[str, Any]) -> None:
         (writer.add_array if isinstance(value, list) else add[type(value)])(key, value)
 
 
-def add_tokenizer(writer: gguf.GGUFWriter) -> int:
+def add_tokenizer(writer: gguf.GGUFWriter, most: int | None = None) -> int:
+    """A vocabulary, of at most so many tokens."""
     from transformers.convert_slow_tokenizer import bytes_to_unicode
 
-    tokens = [*SPECIAL, *bytes_to_unicode().values(), *(merge.replace(" ", "") for merge in MERGES)]
+    tokens = [*SPECIAL, *bytes_to_unicode().values(), *(merge.replace(" ", "") for merge in MERGES)][:most]
     kinds = [gguf.TokenType.CONTROL] * len(SPECIAL) + [gguf.TokenType.NORMAL] * (len(tokens) - len(SPECIAL))
     writer.add_tokenizer_model("gpt2")
     writer.add_tokenizer_pre("smollm")
     writer.add_token_list(tokens)
     writer.add_token_types(kinds)
-    writer.add_token_merges(MERGES)
+    writer.add_token_merges(MERGES if most is None else [])
     writer.add_bos_token_id(1)
     writer.add_eos_token_id(0)  # as many files have it: only the chat template tells that a turn ends otherwise
     writer.add_add_bos_token(False)

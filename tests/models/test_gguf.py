@@ -2,10 +2,12 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
-from gguf import GGMLQuantizationType
+from gguf import GGMLQuantizationType, GGUFWriter, dequantize, quantize
 from transformers import AutoModelForCausalLM
 
 from app.checkpoint.convert import convert
@@ -19,7 +21,8 @@ from app.layers.methods.integer import Integer
 from app.models.gguf_tensors import GgufTensors
 from app.models.loader import load_model
 from app.settings import load_settings
-from tests.checkpoint.conftest import write_gguf
+from tests.checkpoint.conftest import add_tokenizer, write_gguf
+from tests.models.families import DECODER, VOCAB_SIZE, write_checkpoint
 from tests.models.test_quantized import errors, greedy
 
 KINDS = ["F32", "F16", "BF16", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0"]
@@ -85,6 +88,82 @@ def test_plain_numbers_are_rounded_at_the_start(tmp_path: Path) -> None:
     file, folder = write("F16", tmp_path)
     model = AutoModelForCausalLM.from_pretrained(tmp_path, gguf_file=file.name, dtype=torch.float32).eval()
     assert 0 < float(errors(model, greedy(folder, "int8")).mean()) < 0.03
+
+
+_OF_LAYER = {
+    "input_layernorm": "attn_norm",
+    "post_attention_layernorm": "ffn_norm",
+    **{f"self_attn.{name}_proj": f"attn_{name}" for name in "qkv"},
+    **{f"self_attn.{name}_norm": f"attn_{name}_norm" for name in "qk"},
+    "self_attn.o_proj": "attn_output",
+    "mlp.gate": "ffn_gate_inp",
+}
+
+
+def write_experts(family: str, name: str, kind: GGMLQuantizationType, folder: Path) -> tuple[Any, Path]:
+    """A file of a family that llama.cpp calls `name`; transformers' model with the weights that the file stands for."""
+    options = {**DECODER[family], "head_dim": 16, "intermediate_size": 96, "mlp_only_layers": []}
+    model = write_checkpoint(family, options, folder / "plain")
+    config, sizes = model.config, model.config.to_dict()
+    writer = GGUFWriter(folder / "written.gguf", name)
+    writer.add_block_count(config.num_hidden_layers)
+    writer.add_context_length(256)
+    writer.add_embedding_length(64)
+    writer.add_feed_forward_length(config.intermediate_size)
+    writer.add_head_count(4)
+    writer.add_head_count_kv(2)
+    writer.add_key_length(16)
+    writer.add_value_length(16)
+    writer.add_rope_freq_base(config.rope_parameters["rope_theta"])
+    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
+    writer.add_expert_count(config.num_local_experts)
+    writer.add_expert_used_count(config.num_experts_per_tok)
+    if "moe_intermediate_size" in sizes:
+        writer.add_expert_feed_forward_length(config.moe_intermediate_size)
+    writer.add_vocab_size(VOCAB_SIZE)
+    add_tokenizer(writer, VOCAB_SIZE)
+    for path, parameter in model.named_parameters():
+        rounds = parameter.dim() > 1 and ".mlp.gate." not in path
+        stored = quantize(parameter.data.numpy(), kind) if rounds else parameter.data.numpy()
+        parameter.data = torch.from_numpy(dequantize(stored, kind)) if rounds else parameter.data
+        for theirs, part in _named(path, stored, name):
+            writer.add_tensor(theirs, np.ascontiguousarray(part), raw_dtype=kind if rounds else None)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    convert(folder / "written.gguf", folder / "model")
+    return model, folder / "model"
+
+
+def _named(path: str, stored: Any, name: str) -> list[tuple[str, Any]]:
+    """The tensors of a file for a parameter of transformers' model."""
+    others = {"lm_head": "output", "model.norm": "output_norm", "model.embed_tokens": "token_embd"}
+    if (module := path.removesuffix(".weight")) in others:
+        return [(f"{others[module]}.weight", stored)]
+    layer, _, of_layer = module.removeprefix("model.layers.").partition(".")
+    if of_layer == "mlp.experts.gate_up_proj":
+        half = stored.shape[1] // 2
+        parts = {"ffn_gate_exps": stored[:, :half], "ffn_up_exps": stored[:, half:]}
+    elif of_layer == "mlp.experts.down_proj":
+        parts = {"ffn_down_exps": stored}
+    else:
+        if name == "llama" and of_layer in ("self_attn.q_proj", "self_attn.k_proj"):  # it rotates neighbours
+            stored = stored.reshape(-1, 2, 8, stored.shape[1]).swapaxes(1, 2).reshape(stored.shape)
+        parts = {_OF_LAYER[of_layer]: stored}
+    return [(f"blk.{layer}.{theirs}.weight", part) for theirs, part in parts.items()]
+
+
+@pytest.mark.parametrize("kind", ["F32", "Q8_0"])
+@pytest.mark.parametrize(("family", "name"), [("Mixtral", "llama"), ("Olmoe", "olmoe"), ("Qwen3Moe", "qwen3moe")])
+def test_experts_run_from_the_file(family: str, name: str, kind: str, tmp_path: Path) -> None:
+    model, folder = write_experts(family, name, GGMLQuantizationType[kind], tmp_path)
+    assert float(errors(model, greedy(folder, "none")).max()) < 1e-4
+    if kind == "Q8_0" and family == "Olmoe" and integer.lanes():
+        loaded = load_model(ModelFolder.open(folder), load_settings(), torch.float32, torch.device("cpu"), 200)
+        layers = [layer for layer in loaded.model.modules() if hasattr(layer, "method")]
+        assert all(isinstance(layer.method, Integer) for layer in layers)
+        assert 0 < float(errors(model, greedy(folder, "auto")).median()) < 0.05
 
 
 def test_a_file_that_has_become_shorter_is_refused(tmp_path: Path) -> None:

@@ -39,6 +39,7 @@ _EXPERTS = {
 }
 _FAMILIES = {
     "llama": ("llama", "LlamaForCausalLM"),
+    "olmoe": ("olmoe", "OlmoeForCausalLM"),
     "qwen2": ("qwen2", "Qwen2ForCausalLM"),
     "qwen2moe": ("qwen2_moe", "Qwen2MoeForCausalLM"),
     "qwen3": ("qwen3", "Qwen3ForCausalLM"),
@@ -56,6 +57,9 @@ _FAMILIES = {
     "gemma3": ("gemma3_text", "Gemma3ForCausalLM"),
 }
 """By llama.cpp's name: transformers' model_type and class."""
+_MIXTRAL = ("mixtral", "MixtralForCausalLM")
+"""For llama.cpp this is a Llama with experts."""
+_WITH_EXPERTS = {"llama", "olmoe", "qwen2moe", "qwen3moe"}
 _GEMMA_27B_LAYERS = {"gemma2": 46, "gemma3": 62}
 """Gemma's largest models scale attention by their width; llama.cpp, too, knows them by their number of layers."""
 
@@ -68,7 +72,8 @@ def model_config(file: GgufFile) -> dict[str, Any] | None:
     family = file.architecture
     if family not in _FAMILIES:
         return None
-    model_type, architecture = _FAMILIES[family]
+    has_experts = bool(file.of_model("expert_count", 0))
+    model_type, architecture = _MIXTRAL if family == "llama" and has_experts else _FAMILIES[family]
     sizes = dict(_SIZES)
     if family in _OTHER_NORMS:
         del sizes["attention.layer_norm_rms_epsilon"]
@@ -93,7 +98,7 @@ def model_config(file: GgufFile) -> dict[str, Any] | None:
     }
     if file.of_model("vocab_size", config["vocab_size"]) != config["vocab_size"]:
         raise ValueError(f"vocab_size is not that of the embeddings, which have {config['vocab_size']} tokens")
-    if file.of_model("expert_count", 0) and not family.endswith("moe"):
+    if has_experts and family not in _WITH_EXPERTS:
         raise ValueError(f"experts of the family {family} are not supported")
     return config | _of_family(file, family, config)
 
@@ -123,6 +128,9 @@ def vocab_size(file: GgufFile) -> int:
 def _of_family(file: GgufFile, family: str, config: dict[str, Any]) -> dict[str, Any]:
     """What sets a family apart."""
     rope = _rope(file, config)
+    if config["model_type"] == "mixtral":
+        counts = {"expert_count": "num_local_experts", "expert_used_count": "num_experts_per_tok"}
+        return {"rope_parameters": rope} | {field: file.of_model(key) for key, field in counts.items()}
     if family in _BIASES:
         own = {key: f"blk.0.{name}" in file.tensors for key, name in _BIASES[family].items()}
         if family == "granite":
@@ -131,7 +139,7 @@ def _of_family(file: GgufFile, family: str, config: dict[str, Any]) -> dict[str,
             own["logit_scale"] = file.of_model("logit_scale", 1.0)
         return {"rope_parameters": rope} | own
     if family.endswith("moe"):
-        experts = {field: file.of_model(key) for key, field in _EXPERTS.items()}
+        experts = {field: value for key, field in _EXPERTS.items() if (value := file.of_model(key)) is not None}
         if family == "qwen2moe":
             experts["shared_expert_intermediate_size"] = file.of_model("expert_shared_feed_forward_length")
         return {"rope_parameters": rope, "norm_topk_prob": family == "qwen3moe"} | experts

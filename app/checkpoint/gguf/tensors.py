@@ -64,7 +64,23 @@ _OF_OLMO2 = {
     "post_attention_norm": "post_attention_layernorm",
     "post_ffw_norm": "post_feedforward_layernorm",
 }
+_OF_EXPERTS = {
+    "ffn_gate_inp": "mlp.gate",
+    "ffn_gate_exps": "mlp.experts.*.gate_proj",
+    "ffn_up_exps": "mlp.experts.*.up_proj",
+    "ffn_down_exps": "mlp.experts.*.down_proj",
+}
+"""A star is the number of an expert: the tensors of all are one in the file."""
+_OF_MIXTRAL = {
+    "ffn_gate_inp": "block_sparse_moe.gate",
+    "ffn_gate_exps": "block_sparse_moe.experts.*.w1",
+    "ffn_up_exps": "block_sparse_moe.experts.*.w3",
+    "ffn_down_exps": "block_sparse_moe.experts.*.w2",
+}
 _NAMES_OF_LAYER = {
+    "llama": _OF_LAYER | _OF_MIXTRAL,
+    "olmoe": _OF_LAYER | _OF_EXPERTS,
+    "qwen3moe": _OF_LAYER | _OF_EXPERTS,
     "phi3": _OF_LAYER | _OF_PHI3,
     "gemma2": _OF_LAYER | _OF_GEMMA,
     "gemma3": _OF_LAYER | _OF_GEMMA,
@@ -119,9 +135,24 @@ def decoder_tensors(file: GgufFile, config: dict[str, Any]) -> dict[str, StoredT
         if info.kind not in KINDS:
             return f"it cannot read {name}, whose type has the number {info.kind}"
         kind = KINDS[info.kind].name
+        if "*" in ours:
+            tensors |= _of_each_expert(file, name, ours)
+            continue
         begin = file.begin_of(name, info.shape[0] * row_bytes(kind, prod(info.shape[1:])))
         tensors[ours] = StoredTensor(kind, info.shape, begin, heads_of(file, name, config), added_to(file, name))
     return tensors
+
+
+def _of_each_expert(file: GgufFile, name: str, ours: str) -> dict[str, StoredTensor]:
+    """The parts of a tensor (experts, outputs, inputs)."""
+    experts, outputs, inputs = file.tensors[name].shape
+    kind = KINDS[file.tensors[name].kind].name
+    size = outputs * row_bytes(kind, inputs)
+    begin = file.begin_of(name, experts * size)
+    return {
+        ours.replace("*", str(expert)): StoredTensor(kind, (outputs, inputs), begin + expert * size)
+        for expert in range(experts)
+    }
 
 
 def split(tensors: dict[str, StoredTensor]) -> dict[str, dict[str, Any]]:
@@ -143,7 +174,8 @@ def split(tensors: dict[str, StoredTensor]) -> dict[str, dict[str, Any]]:
 
 def _is_quantized(name: str, stored: StoredTensor) -> bool:
     """Whether a tensor is the weight of a linear layer, in blocks."""
-    return stored.kind not in _PLAIN and name.endswith(("_proj.weight", "lm_head.weight"))
+    is_linear = ".experts." in name or name.endswith(("_proj.weight", "lm_head.weight"))
+    return is_linear and stored.kind not in _PLAIN
 
 
 def row_bytes(kind: str, inputs: int) -> int:

@@ -192,13 +192,13 @@ def _one_row(
     PIECES: tl.constexpr = SPAN // 8  # of 16 bytes, in a unit
     if HAS_EXPERTS:
         wait_for_input(OVERLAPS, LETS_NEXT=True)
-        pair = tl.program_id(1).to(tl.int64)
-        first = tl.load(experts + pair).to(tl.int64) * N
-        x += pair // EVERY * (K // 2)
+        mine = tl.program_id(1).to(tl.int64)
+        first = tl.load(experts + mine).to(tl.int64) * N
+        x += mine // EVERY * (K // 2)
         words += first * WORDS
         factors += first
         bias += first
-        out += pair * N
+        out += mine * N
     n = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)[None, :, None]
     t, i = tl.arange(0, BLOCK_T)[:, None, None], tl.arange(0, 4)[None, None, :]
     at_word = words + n.to(tl.int64) * WORDS + t * 4 + i
