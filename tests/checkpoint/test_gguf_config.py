@@ -128,7 +128,7 @@ def test_metadata_as_transformers_writes_it(
     ("family", "keys", "words"),
     [
         ("llama", {"rope.scaling.type": "su"}, r"rope\.scaling\.type su"),
-        ("llama", {"expert_count": 8}, "experts"),
+        ("qwen3", {"expert_count": 8}, "experts"),
         ("llama", {"attention.value_length": 8}, "values of another length"),
         ("llama", {"vocab_size": 100}, "vocab_size"),
         ("llama", {"attention.head_count": [4, 2]}, "num_attention_heads is"),
