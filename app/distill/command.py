@@ -1,11 +1,15 @@
 """`paceline distill`: from prompts to a folder with a student or a draft head."""
 
+import gc
+import logging
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
+from filelock import FileLock, Timeout
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
 from transformers import PreTrainedModel
@@ -24,12 +28,15 @@ from .own_answers import own_answers
 from .prompts import PromptReader
 from .questions import make_questions
 from .report import REPORT, make_report, print_report, write_report
+from .speed import measure_speed
 from .states import StateFile, StateKeeper
-from .student import StudentLearner, count_layers, make_student, spaced_layers
+from .student import StudentLearner, count_layers, make_student, perplexity, spaced_layers
 from .task import Task
 from .teacher import Teacher
 from .training import Measurement, Trainer
 
+log = logging.getLogger(__name__)
+_CHECKPOINT = "checkpoint.safetensors"
 _SHARE_OF_GPU = 0.5
 """Of a GPU's memory, for the teacher's engine; the student learns in the rest."""
 _ANY_PAUSE = 1e6
@@ -54,7 +61,26 @@ def distill(task: Task, **flags: Any) -> None:
     reader = PromptReader(folder.path)
     prompts = reader.read(task.prompts)
     questions = make_questions(list(prompts.values()), task.temperatures, task.recipe.seed, task.repeats)
-    work = _work_folder(task.out)
+    with _work_folder(task.out) as work:
+        report = _learn(task, settings, folder, reader, prompts, questions, work, console)
+        gc.collect()  # the teacher: only one engine may need the memory at a time
+        report["speed"] = _speed(task, settings, folder, [each for each in questions if each.held_out])
+        write_report(report, task.out)
+        (work / _CHECKPOINT).unlink()
+    print_report(report, console)
+
+
+def _learn(
+    task: Task,
+    settings: Settings,
+    folder: ModelFolder,
+    reader: PromptReader,
+    prompts: Mapping[int, list[int]],
+    questions: list[Question],
+    work: Path,
+    console: Console,
+) -> dict[str, Any]:
+    """Have the teacher answer and somebody learn from it; what has learnt is saved. Returns the report."""
     model = transformers_model(folder.path)  # before the answers, which take long: it may have no students
     layers = _layers(task, model)
     eos_token_ids = reader.tokenizer.eos_token_ids
@@ -76,24 +102,32 @@ def distill(task: Task, **flags: Any) -> None:
     missing = kept(teacher.answer(questions[len(answers) :], task.max_tokens))
     _add_missing(answers, file.add(missing), len(questions), console)
     learnt = [answer for answer in answers if not answer.question.held_out]
+    held_out = [answer for answer in answers if answer.question.held_out]
     device = torch.device(teacher.ready.device)
     fast = has_bfloat16() if device.type == "cpu" else torch.cuda.is_bf16_supported()
+    model.to(device)  # type: ignore[arg-type]
     learner: Learner
     if states:
-        on_device = model.to(device)  # type: ignore[arg-type]
-        learner = make_head(on_device, learnt, states.read(answers), fast, task.recipe.seed)
+        learner = make_head(model, learnt, states.read(answers), fast, task.recipe.seed)
     else:
-        student = make_student(model, layers).to(device)  # type: ignore[arg-type]
-        learner = StudentLearner(student, layers, partial(own_answers, teacher, eos_token_ids), fast)
+        of_teacher = perplexity(model, held_out, task.recipe.batch_tokens, fast)
+        own = partial(own_answers, teacher, eos_token_ids)
+        learner = StudentLearner(make_student(model, layers).to(device), layers, own, fast, of_teacher)  # type: ignore[arg-type]
     del model
-    held_out = [answer for answer in answers if answer.question.held_out]
-    trainer = Trainer(learner, learnt, held_out, task.recipe, work / "checkpoint.safetensors")
+    trainer = Trainer(learner, learnt, held_out, task.recipe, work / _CHECKPOINT)
     _train(trainer, console)
     learner.save(folder, task.out)
-    report = make_report(task, trainer)
-    write_report(report, trainer.history, task.out)
-    trainer.checkpoint.unlink()
-    print_report(report, console)
+    return make_report(task, trainer)
+
+
+def _speed(task: Task, settings: Settings, folder: ModelFolder, questions: list[Question]) -> list[dict[str, Any]]:
+    """What drafts of it are worth; nothing where the service would refuse them."""
+    try:
+        with_drafts = settings.model_copy(update={"draft_model": str(task.out), "speculate": "draft"})
+        return measure_speed(with_drafts, folder.path, questions)
+    except StartupError as error:
+        log.warning("what drafts are worth is not measured: %s", error)
+        return []
 
 
 def _layers(task: Task, model: PreTrainedModel) -> list[int]:
@@ -112,8 +146,12 @@ def _check_teacher(folder: ModelFolder) -> None:
         raise ModelError(f"--teacher: the weights in {folder.path} are quantized ({kind}), and no student learns them")
 
 
-def _work_folder(out: Path) -> Path:
-    """Where answers and the state of training are kept. Raises StartupError for a folder of something else."""
+@contextmanager
+def _work_folder(out: Path) -> Iterator[Path]:
+    """Where answers and the state of training are kept, for this process alone.
+
+    Raises StartupError for a folder of something else, or of a run that goes on elsewhere.
+    """
     work = out / "distill"
     if (out / REPORT).exists():
         raise StartupError(f"--out: {out} has a student already")
@@ -121,9 +159,16 @@ def _work_folder(out: Path) -> Path:
         raise StartupError(f"--out: {out} is neither empty nor a run that was broken off")
     try:
         work.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(work / "lock", blocking=False)
+        lock.acquire()
+    except Timeout:
+        raise StartupError(f"--out: another run is writing to {out}") from None
     except OSError as error:
         raise StartupError(f"--out: {out} cannot be written: {error.strerror}") from error
-    return work
+    try:
+        yield work
+    finally:
+        lock.release()
 
 
 def _check_lengths(prompts: Mapping[int, list[int]], room: int) -> None:

@@ -154,6 +154,10 @@ class HeadLearner:
     def own_answers(self, answers: Sequence[Answer], seed: int) -> None:
         """See `Learner`."""
 
+    def more_figures(self, held_out: Sequence[Answer], batch_tokens: int) -> dict[str, Any]:  # noqa: ARG002
+        """See `Learner`."""
+        return {}
+
     def save(self, teacher: ModelFolder, out: Path) -> None:
         """See `Learner`."""
         size = self.module.norm.shape[0]

@@ -36,6 +36,10 @@ class Learner(Protocol):
         """Its own answers to the same questions, which the teacher has judged; None for who learns nothing of such."""
         ...
 
+    def more_figures(self, held_out: Sequence[Answer], batch_tokens: int) -> dict[str, Any]:
+        """What else a report says of it."""
+        ...
+
     def save(self, teacher: ModelFolder, out: Path) -> None:
         """Write a folder that can be served. What is measured afterwards is what was written."""
         ...

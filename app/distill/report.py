@@ -48,22 +48,23 @@ def make_report(task: Task, trainer: Trainer) -> dict[str, Any]:
         "seconds": trainer.seconds,
         "before": {"held_out_loss": before.held_out_loss, "acceptance": before.acceptance},
         "after": {"held_out_loss": loss, "acceptance": {heat: each.to_json() for heat, each in acceptance.items()}},
+        **learner.more_figures(trainer.held_out, tokens),
         "accepted_with_independent_luck": {heat: each.share for heat, each in independent.items()},
         "history": msgspec.to_builtins(trainer.history),
     }
 
 
-def write_report(report: dict[str, Any], history: Sequence[Measurement], out: Path) -> None:
+def write_report(report: dict[str, Any], out: Path) -> None:
     """Write all figures, and the picture if matplotlib is there to draw it."""
     (out / REPORT).write_text(json.dumps(report, indent=1) + "\n")
     try:
-        _draw(history, out / _PICTURE)
+        _draw(msgspec.convert(report["history"], list[Measurement]), report["speed"], out / _PICTURE)
     except ImportError:
         log.warning("there is no picture beside %s: matplotlib is not installed", out / REPORT)
 
 
 def print_report(report: dict[str, Any], console: Console) -> None:
-    """Print what is accepted before and after."""
+    """Print what is accepted before and after, what is lost, and what is gained."""
     table = Table(box=SIMPLE, title="Held-out tokens that are guessed, and tokens a step with so many drafts")
     drafts = [f"+{n}" for n in _SHOWN_DRAFTS]
     for heading in ("temperature", "training", "loss", "accepted", *drafts):
@@ -75,13 +76,29 @@ def print_report(report: dict[str, Any], console: Console) -> None:
             loss = report[when]["held_out_loss"]
             table.add_row(heat, when, f"{loss:.3f}", f"{found['share']:.1%}", *steps)
     console.print(table)
+    if "perplexity" in report:
+        own, of_teacher = report["perplexity"], report["perplexity_of_teacher"]
+        console.print(f"perplexity of held-out answers: {own:.2f}, the teacher's {of_teacher:.2f}", highlight=False)
+    if report["speed"]:
+        console.print(_speed_table(report["speed"]))
 
 
-def _draw(history: Sequence[Measurement], file: Path) -> None:
+def _speed_table(speed: Sequence[dict[str, Any]]) -> Table:
+    table = Table(box=SIMPLE, title="Tokens a second of the service with drafts and without")
+    for heading in ("clients", "without", "with", "times", "drafts right"):
+        table.add_column(heading, justify="right")
+    for found in speed:
+        right = f"{found['accepted'] / found['drafted']:.0%}" if found["drafted"] else ""
+        rates = found["tokens_a_second_without"], found["tokens_a_second"]
+        table.add_row(str(found["clients"]), *(f"{rate:.0f}" for rate in rates), f"{found['times']:.2f}", right)
+    return table
+
+
+def _draw(history: Sequence[Measurement], speed: Sequence[dict[str, Any]], file: Path) -> None:
     from matplotlib.figure import Figure  # an optional dependency; without pyplot, no display is needed
 
-    figure = Figure(figsize=(12, 4), layout="constrained")
-    losses, shares, depths = figure.subplots(1, 3)
+    figure = Figure(figsize=(16, 4), layout="constrained")
+    losses, shares, depths, speeds = figure.subplots(1, 4)
     steps = [each.step for each in history]
     losses.plot(
         steps, [each.loss if each.loss is not None else float("nan") for each in history], "o-", label="training"
@@ -95,6 +112,10 @@ def _draw(history: Sequence[Measurement], file: Path) -> None:
             drafts = each.acceptance[heat]["first_drafts"]
             depths.plot(range(1, MOST_DRAFTS + 1), drafts, style, label=f"temperature {heat}, {when}")
     _label(shares, "Held-out tokens that are guessed", "step", "share")
+    clients = [found["clients"] for found in speed]
+    for name, label in (("tokens_a_second_without", "without drafts"), ("tokens_a_second", "with drafts")):
+        speeds.plot(clients, [found[name] for found in speed], "o-", label=label)
+    _label(speeds, "Speed of the service", "clients", "tokens a second")
     _label(depths, "So many drafts are all right", "drafts", "chance")
     figure.savefig(file, dpi=150)
 

@@ -1,5 +1,6 @@
 """The student: some of the teacher's layers, between its embeddings and its head."""
 
+import math
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -8,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.functional import cross_entropy
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from ..checkpoint.copy_files import copy_beside_weights
@@ -15,7 +17,7 @@ from ..checkpoint.folder import ModelFolder
 from ..errors import ModelError, StartupError
 from .acceptance import Runs, matches, runs_of
 from .answers import Answer
-from .batches import Batch, make_batch
+from .batches import Batch, divide, make_batch
 from .loss import divergence
 
 OwnAnswers = Callable[[PreTrainedModel, Sequence[Answer], int], Sequence[Answer]]
@@ -82,6 +84,18 @@ def _name_in_teacher(name: str, layers: Sequence[int]) -> str:
     return _LAYER.sub(lambda found: f".{layers[int(found[1])]}.", name, count=1)
 
 
+@torch.no_grad()
+def perplexity(model: PreTrainedModel, answers: Sequence[Answer], batch_tokens: int, fast: bool) -> float:
+    """Of the tokens of answers, each behind those before it. `fast`: see `StudentLearner`."""
+    surprise, count = 0.0, 0
+    for part in divide(answers, batch_tokens):
+        batch = make_batch(part, model.device)
+        tokens = torch.tensor([token for answer in part for token in answer.tokens], device=model.device)
+        surprise += float(cross_entropy(_logits_of(model, batch, fast), tokens, reduction="sum"))
+        count += len(tokens)
+    return math.exp(surprise / count)
+
+
 @dataclass
 class StudentLearner:
     """See `Learner`."""
@@ -92,6 +106,8 @@ class StudentLearner:
     own: OwnAnswers
     fast: bool
     """Whether products are in bfloat16."""
+    perplexity_of_teacher: float
+    """Of the held-out answers."""
 
     @property
     def sizes(self) -> dict[str, Any]:
@@ -119,6 +135,11 @@ class StudentLearner:
     def own_answers(self, answers: Sequence[Answer], seed: int) -> Sequence[Answer]:
         """See `Learner`."""
         return self.own(self.module, answers, seed)
+
+    def more_figures(self, held_out: Sequence[Answer], batch_tokens: int) -> dict[str, Any]:
+        """See `Learner`."""
+        own = perplexity(self.module, held_out, batch_tokens, self.fast)
+        return {"perplexity": own, "perplexity_of_teacher": self.perplexity_of_teacher}
 
     def save(self, teacher: ModelFolder, out: Path) -> None:
         """See `Learner`. The folder is a model's, with the teacher's dtype and tokenizer."""

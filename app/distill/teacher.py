@@ -12,9 +12,9 @@ from typing import Any
 from ..core.sampling import Logprobs, SamplingParams
 from ..core.wire import GenerateCommand, RequestOutput
 from ..engine.build import build_engine
-from ..errors import InternalError
 from ..settings import Settings
 from .answers import TOP, Answer, Question
+from .crowd import run_crowd
 from .states import StateKeeper
 
 _DIGITS = 5
@@ -71,27 +71,7 @@ class Teacher:
         )
 
     def _run(self, commands: Iterator[GenerateCommand]) -> Iterator[RequestOutput]:
-        """Whole outputs, in the order of the commands. As many run at once as the engine takes."""
-        done: dict[str, RequestOutput] = {}  # and those that run
-        order: deque[str] = deque()
-        running = 0
-        while True:
-            while running < self.ready.max_num_seqs and (command := next(commands, None)) is not None:
-                self._engine.add(command)
-                order.append(command.request_id)
-                running += 1
-            if not order:
-                return
-            for output in self._engine.step().outputs:
-                if output.error:
-                    raise InternalError(output.error)
-                if output.request_id in done:
-                    done[output.request_id].extend(output)
-                else:
-                    done[output.request_id] = output
-                running -= output.finish_reason is not None
-            while order and order[0] in done and done[order[0]].finish_reason is not None:
-                yield done.pop(order.popleft())
+        return run_crowd(self._engine, commands, self.ready.max_num_seqs)
 
 
 def _answer(question: Question, tokens: list[int], logprobs: Sequence[Logprobs]) -> Answer:

@@ -11,8 +11,9 @@ import msgspec
 import numpy as np
 import pytest
 import torch
+from filelock import FileLock
 from safetensors.torch import load_file
-from transformers import AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from app.check_model import check
 from app.checkpoint.folder import ModelFolder
@@ -148,6 +149,32 @@ def test_the_folder_is_a_model(done: tuple[Path, dict[str, Any]], teacher: Path)
     assert (out / "distill.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_the_report_says_what_is_lost_and_gained(done: tuple[Path, dict[str, Any]], teacher: Path) -> None:
+    """Perplexities are what transformers finds; a tiny teacher gains nothing, but its steps have drafts."""
+    out, report = done
+    for folder, name in ((out, "perplexity"), (teacher, "perplexity_of_teacher")):
+        model = AutoModelForCausalLM.from_pretrained(folder)
+        surprises = []
+        for answer in answers_of(out):
+            if answer.question.held_out:
+                logits = model(torch.tensor([answer.question.prompt + answer.tokens])).logits[
+                    0, -len(answer.tokens) - 1 : -1
+                ]
+                surprises += (-torch.log_softmax(logits, -1))[range(len(answer.tokens)), answer.tokens].tolist()
+        assert report[name] == pytest.approx(np.exp(np.mean(surprises)), rel=0.03)  # products may be in bfloat16
+    assert report["perplexity"] > report["perplexity_of_teacher"]
+    assert [found["clients"] for found in report["speed"]] == [1, 2, 4, 8]
+    for found in report["speed"]:
+        assert found["times"] == pytest.approx(found["tokens_a_second"] / found["tokens_a_second_without"])
+    assert 0 < report["speed"][0]["accepted"] <= report["speed"][0]["drafted"]
+
+
+def test_two_runs_do_not_share_a_folder(teacher: Path, prompts: Path, tmp_path: Path) -> None:
+    (tmp_path / "distill").mkdir()
+    with FileLock(tmp_path / "distill" / "lock"), pytest.raises(StartupError, match="--out: another run is writing to"):
+        run(teacher, prompts, tmp_path)
+
+
 def test_a_run_that_was_broken_off_goes_on(
     done: tuple[Path, dict[str, Any]], teacher: Path, prompts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -215,7 +242,7 @@ def test_a_student_of_a_gguf_file_is_plain(tmp_path: Path) -> None:
     model = write_checkpoint("Llama", {}, tmp_path / "teacher")
     # As transformers says of weights that it has read from such a file.
     model.config.quantization_config = {"quant_method": "gguf", "gguf_file": "model.gguf"}
-    student = StudentLearner(make_student(model, [0]), [0], lambda *_: [], fast=False)
+    student = StudentLearner(make_student(model, [0]), [0], lambda *_: [], False, 1.0)
     student.save(ModelFolder(tmp_path / "teacher"), tmp_path / "out")
     assert ModelFolder(tmp_path / "out").quantization is None
 
