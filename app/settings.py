@@ -248,6 +248,10 @@ class ServerSettings(BaseModel):
     trust_request_chat_template: bool = Field(
         False, description="accept a chat_template in requests: a program that can take time and memory"
     )
+    keep_prompts: Path | None = Field(
+        None,
+        description="a file to which the prompts of requests are added as token ids, for paceline distill; auto: none",
+    )
     log_format: Literal["console", "json"] = Field("console", description="form of the log lines on stderr")
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="the least severe lines to log")
     otlp_traces_endpoint: HttpUrl | None = Field(

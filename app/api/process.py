@@ -40,6 +40,7 @@ from ..text.tokenizer import Tokenizer
 from .app import create_app
 from .edge.admission import Admission
 from .edge.http_protocol import HttpProtocol
+from .edge.kept_prompts import KeptPrompts
 from .edge.middleware import Drain
 from .edge.resumable import ResumableStreams
 from .service import Service
@@ -64,14 +65,19 @@ class TextSide:
     grammars: GrammarChecker
     encoder: EncoderConfig | None
     """None for a model that generates."""
+    kept_prompts: KeptPrompts
 
 
 def load_text_side(settings: Settings, folder: Path) -> TextSide:
-    """Read a model folder. Raises ModelError; call it before the server starts, which would log a traceback as well."""
+    """Read a model folder, and open what is to be written to.
+
+    Raises ModelError or StartupError; call it before the server starts, which would log a traceback as well.
+    """
     tokenizer = Tokenizer(folder)
     template = ChatTemplate.from_folder(folder, tokenizer)
     name = settings.served_model_name or _default_name(settings, folder)
-    return TextSide(name, tokenizer, template, GrammarChecker(folder), ModelFolder(folder).encoder)
+    encoder, kept_prompts = ModelFolder(folder).encoder, KeptPrompts.of(settings)
+    return TextSide(name, tokenizer, template, GrammarChecker(folder), encoder, kept_prompts)
 
 
 @asynccontextmanager
@@ -92,6 +98,7 @@ async def running_service(
         message_format=MessageFormat.choose(settings.tool_parser, settings.reasoning_parser, text.chat_template),
         grammars=text.grammars,
         streams=ResumableStreams.of(settings),
+        kept_prompts=text.kept_prompts,
         encoder=text.encoder,
         engine=engine,
         metrics=metrics,

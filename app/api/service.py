@@ -26,6 +26,7 @@ from ..text.chat_template import ChatTemplate
 from ..text.message_format import MessageFormat
 from ..text.tokenizer import Tokenizer
 from .edge.admission import Admission
+from .edge.kept_prompts import KeptPrompts
 from .edge.request_log import RequestLog
 from .edge.resumable import ResumableStreams
 
@@ -43,6 +44,7 @@ class Service:
     message_format: MessageFormat
     grammars: GrammarChecker
     streams: ResumableStreams
+    kept_prompts: KeptPrompts
     encoder: EncoderConfig | None
     """None for a model that generates."""
     engine: EngineClient

@@ -12,7 +12,10 @@ _ROLES = {"system", "developer", "user", "assistant"}
 
 
 class PromptReader:
-    """Turns lines of JSON, `{"prompt": text}` or `{"messages": [...]}`, into token ids."""
+    """Turns lines of JSON, `{"prompt": text}` or `{"messages": [...]}`, into token ids.
+
+    The service keeps prompts as `{"token_ids": [...]}` (`app.api.edge.kept_prompts`).
+    """
 
     def __init__(self, folder: Path) -> None:
         """`folder`: of the teacher."""
@@ -38,13 +41,25 @@ class PromptReader:
 
     def _tokens(self, line: str) -> list[int]:
         """Raises ValueError or InvalidRequestError."""
-        messages = _messages(json.loads(line))
+        content = json.loads(line)
+        if isinstance(content, dict) and content.keys() == {"token_ids"}:
+            return self._checked(content["token_ids"])
+        messages = _messages(content)
         if self._template.source:
             token_ids = self.tokenizer.encode_segments(self._template.render(messages))
         elif len(messages) == 1:
             token_ids = self.tokenizer.encode(messages[0]["content"])
         else:
             raise ValueError("the teacher has no chat template for messages")
+        if not token_ids:
+            raise ValueError("the prompt has no tokens")
+        return token_ids
+
+    def _checked(self, token_ids: Any) -> list[int]:
+        """Raises ValueError for anything else than tokens."""
+        known = range(self.tokenizer.vocab_size)
+        if not isinstance(token_ids, list) or not all(type(token) is int and token in known for token in token_ids):
+            raise ValueError(f'"token_ids" is not a list of numbers from 0 to {known[-1]}')
         if not token_ids:
             raise ValueError("the prompt has no tokens")
         return token_ids

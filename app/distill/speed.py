@@ -25,7 +25,7 @@ _ROUNDS = 3
 def measure_speed(settings: Settings, folder: Path, questions: Sequence[Question]) -> list[dict[str, Any]]:
     """By number of clients, what an engine of the model in a folder does. Raises StartupError.
 
-    `settings` name who drafts. With drafts and without, which take turns, the same questions are asked, the coldest ones.
+    `settings` name who drafts. With drafts and without, which take turns, the same coldest questions are asked.
     """
     engine, _ = build_engine(settings, folder)
     asked = sorted(questions, key=lambda question: question.temperature)[:_ANSWERS]

@@ -19,6 +19,7 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from app.api.app import create_app
 from app.api.edge import sse
 from app.api.edge.admission import Admission
+from app.api.edge.kept_prompts import KeptPrompts
 from app.api.edge.resumable import ResumableStreams
 from app.api.process import server_config
 from app.api.service import Service
@@ -113,6 +114,7 @@ def make_service(folder: Path, engine: FakeEngine, settings: Settings, encoder: 
         message_format=MessageFormat.choose(settings.tool_parser, settings.reasoning_parser, template),
         grammars=GrammarChecker(folder),
         streams=ResumableStreams.of(settings),
+        kept_prompts=KeptPrompts.of(settings),
         encoder=encoder,
         engine=engine,
         metrics=Metrics(),

@@ -268,6 +268,8 @@ def test_answers_of_other_questions_are_refused(
     [
         ('{"prompt": "a"', "Expecting"),
         ("[1]", "not an object"),
+        ('{"token_ids": [1, 199]}', '"token_ids" is not a list of numbers from 0 to 198'),
+        ('{"token_ids": []}', "the prompt has no tokens"),
         ('{"text": "a"}', 'not an object with either "prompt" or "messages"'),
         ('{"prompt": 5}', "not a text"),
         ('{"prompt": ""}', "the prompt has no tokens"),

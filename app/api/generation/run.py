@@ -48,6 +48,7 @@ class Generation:
         for choice in choices[::n]:
             self.usage.prompt_tokens += len(choice.prompt_token_ids)
             service.metrics.record_admitted(len(choice.prompt_token_ids))
+            service.kept_prompts.keep(choice.prompt_token_ids)
         self._adapter = choices[0].adapter
         if self._adapter:
             service.metrics.record_adapter_request(self._adapter)
