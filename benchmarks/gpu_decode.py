@@ -23,7 +23,7 @@ from torch.nn.modules.module import register_module_forward_hook
 from app.attention.layer import Attention
 from app.core.request import NO_ADAPTER, Extras
 from app.core.sampling import SamplingParams
-from app.core.step import BuiltWorker, NewRequest, SchedulerOutput
+from app.core.step import BuiltWorker, KVGroup, NewRequest, SchedulerOutput
 from app.kernels.kv import bytes_of_token
 from app.layers.linear import Linear
 from app.layers.moe import Router, Stacked
@@ -71,6 +71,12 @@ def bytes_of(layer: torch.nn.Module) -> int:
     return sum(tensor.nbytes for tensor in (*layer.parameters(recurse=False), *layer.buffers(recurse=False)))
 
 
+def _blocks_of(row: int, count: int, group: KVGroup, block_size: int) -> list[int]:
+    """A row's blocks. Of a group with a window, a row has as many as the window touches, again and again."""
+    own = count if group.window is None else min(count, -(-group.window // block_size) + 2)
+    return [row * own + index % own for index in range(count)]
+
+
 def prefill(
     built: BuiltWorker, batch: int, args: argparse.Namespace, sampling: SamplingParams, num_adapters: int = 0
 ) -> float:
@@ -88,7 +94,7 @@ def prefill(
                 row=row,
                 token_ids=[(7 * row + 13 * at) % 30_000 for at in range(args.input_len)],
                 num_prompt_tokens=args.input_len,
-                block_ids=[list(range(row * blocks, (row + 1) * blocks))],
+                block_ids=[_blocks_of(row, blocks, group, args.block_size) for group in built.limits.groups],
                 sampling=sampling,
                 extras=Extras(adapter=row % num_adapters if num_adapters else NO_ADAPTER),
             )
@@ -178,7 +184,11 @@ def main() -> None:
     if not model.config.tie_word_embeddings:
         weights -= model.embed_tokens.weight.nbytes
     caches = [(layer.config, layer.cache.kv.k) for layer in model.modules() if isinstance(layer, Attention)]
-    per_token = sum(bytes_of_token(c.num_kv_heads, c.head_dim, c.v_head_dim, k.dtype) for c, k in caches)
+    tokens = args.input_len + args.steps / 2
+    of_kv = sum(
+        min(tokens, c.window or tokens) * bytes_of_token(c.num_kv_heads, c.head_dim, c.v_head_dim, k.dtype)
+        for c, k in caches
+    )
     num_blocks = built.limits.groups[0].num_blocks
     greedy = SamplingParams(max_tokens=10**6, seed=1, temperature=0.0)
     kinds = {"greedy": (greedy, 0)}
@@ -188,12 +198,11 @@ def main() -> None:
         kinds[f"greedy, {args.adapters} adapters"] = greedy, args.adapters
     rows = []
     for batch in args.batch:
-        of_kv = batch * (args.input_len + args.steps / 2) * per_token
         for kind, (sampling, num_adapters) in kinds.items():
             prefill_s = prefill(built, batch, args, sampling, num_adapters)
             step = statistics.median(decode(built, batch, args.steps))
             share = touched.share(batch, num_routers) if num_routers else 1.0
-            floor = (weights - (1 - share) * of_experts + of_kv) / bandwidth
+            floor = (weights - (1 - share) * of_experts + batch * of_kv) / bandwidth
             rows.append((batch, kind, prefill_s, step * 1000, floor * 1000, floor / step))
             print(rows[-1], flush=True)
         if args.profile:

@@ -22,6 +22,8 @@ UNIT = 64
 """Inputs whose codes are in one piece of 32 bytes: byte i has those of inputs i, as its lower half, and 32 + i."""
 LARGEST_SCALE = 128
 """Of those that kernels take: 2 ** (scale - 127). With the factor, larger ones would be no float32."""
+_TILE_OF_ONE = 4, 16, 2
+"""Of one token: outputs and units that a program takes at once, and its warps."""
 _AT_ONCE = 2**24
 """Bytes that are packed at once."""
 
@@ -71,11 +73,11 @@ def _one_token(
     for start in tl.static_range(0, UNITS, BLOCK_U):
         unit = start + u
         is_there = (n < N)[:, None] & (unit < UNITS)[None, :]
-        at = row[:, None, None] * (K // 2) + unit[None, :, None] * 32 + i[None, None, :]
-        codes = tl.load(blocks + at, mask=is_there[:, :, None], other=0).to(tl.int32)
-        at = x + pair // EVERY * K + unit[:, None] * 64 + i[None, :]
-        low = tl.load(at, mask=(unit < UNITS)[:, None], other=0.0).to(tl.float32)
-        high = tl.load(at + 32, mask=(unit < UNITS)[:, None], other=0.0).to(tl.float32)
+        at_code = blocks + row[:, None, None] * (K // 2) + unit[None, :, None] * 32 + i[None, None, :]
+        codes = tl.load(at_code, mask=is_there[:, :, None], other=0).to(tl.int32)
+        at_x = x + pair // EVERY * K + unit[:, None] * 64 + i[None, :]
+        low = tl.load(at_x, mask=(unit < UNITS)[:, None], other=0.0).to(tl.float32)
+        high = tl.load(at_x + 32, mask=(unit < UNITS)[:, None], other=0.0).to(tl.float32)
         at_scale = scales + row[:, None] * (K // 32) + unit[None, :] * 2
         low_scale = tl.load(at_scale, mask=is_there, other=0)
         high_scale = tl.load(at_scale + 1, mask=is_there, other=0)
@@ -116,6 +118,11 @@ def _pairs(
     tl.store(out + place, acc.to(out.dtype.element_ty), mask=is_pair[None, :] & is_row[:, None])
 
 
+def _tile(rows: int) -> tuple[int, int, int]:
+    """Outputs that a program takes at once, its warps, and stages of its loop."""
+    return (64, 4, 4) if rows <= 64 else (128, 8, 4)
+
+
 def grouped(x: Tensor, weight: Weight, bias: Tensor | None, routes: Routes) -> Tensor:
     """The product of each pair's row with the weight of its expert; see `app.kernels.ops.grouped`.
 
@@ -126,18 +133,19 @@ def grouped(x: Tensor, weight: Weight, bias: Tensor | None, routes: Routes) -> T
     out = x.new_empty(routes.num_pairs, outputs)
     x, added, units = x.contiguous(), x if bias is None else bias, size // UNIT
     if len(routes.experts) == 1:
+        block_n, block_u, warps = _TILE_OF_ONE
         launch(
-            _one_token, (triton.cdiv(outputs, 4), routes.num_pairs),
+            _one_token, (triton.cdiv(outputs, block_n), routes.num_pairs),
             x, *weight, added, out, routes.experts, outputs, size, every,
-            UNITS=units, BLOCK_N=4, BLOCK_U=16, HAS_BIAS=bias is not None, overlaps=True, num_warps=2,
+            UNITS=units, BLOCK_N=block_n, BLOCK_U=block_u, HAS_BIAS=bias is not None, overlaps=True, num_warps=warps,
         )  # fmt: skip
         return out
     block_m = block_size(routes, most=128)
-    block_n, warps = (64, 4) if block_m <= 64 else (128, 8)
+    block_n, warps, stages = _tile(block_m)
     launch(
         _pairs, (most_blocks(routes, block_m), triton.cdiv(outputs, block_n)),
         x, *weight, added, out, routes.counts, routes.pairs, len(routes.experts), outputs, size, units, num_experts,
         every, BLOCK_M=block_m, BLOCK_N=block_n, BLOCK_E=triton.next_power_of_2(num_experts),
-        HAS_BIAS=bias is not None, overlaps=len(routes.experts) <= OVERLAPPING_ROWS, num_warps=warps, num_stages=4,
+        HAS_BIAS=bias is not None, overlaps=len(routes.experts) <= OVERLAPPING_ROWS, num_warps=warps, num_stages=stages,
     )  # fmt: skip
     return out
