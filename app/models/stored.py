@@ -35,7 +35,7 @@ def load_pretrained(
                 del config.quantization_config
             kind, place, options = own_class(kind, config), None, options | {"state_dict": plain_tensors(folder)}
     elif (folder.quantization or {}).get("quant_method") == "mxfp4":
-        raise ModelError(f"{folder.path}: MXFP4 is for the decoder, which does not run {folder.architecture} here")
+        config.quantization_config |= {"dequantize": True}  # by transformers: its experts take plain numbers
     elif folder.gguf_file is not None:
         raise ModelError(f"{folder.path}: GGUF files are for the decoder, which does not run {folder.architecture}")
     else:
