@@ -237,13 +237,30 @@ class ServerSettings(BaseModel):
         ByteSize(64 * 2**20),
         description="memory for stored responses, and as much again for resumable streams; 0: no response is stored",
     )
-    tool_parser: Literal["auto", "harmony", "hermes", "llama3_json", "mistral", "pythonic", "qwen3_coder"] = Field(
-        "auto", description="format of the model's tool calls; auto: the one that its chat template shows"
-    )
-    reasoning_parser: Literal["auto", "think", "mistral", "none"] = Field(
+    tool_parser: Literal[
         "auto",
-        description="think: text in <think> becomes reasoning_content; mistral: text in [THINK]; "
-        "auto: the tags that the chat template shows. tool_parser harmony reads reasoning, too",
+        "command",
+        "deepseek_v3",
+        "deepseek_v31",
+        "functiongemma",
+        "gemma4",
+        "glm45",
+        "granite",
+        "harmony",
+        "hermes",
+        "kimi_k2",
+        "llama3_json",
+        "minimax",
+        "minimax_m2",
+        "mistral",
+        "pythonic",
+        "qwen3_coder",
+        "seed_oss",
+    ] = Field("auto", description="format of the model's tool calls; auto: the one that its chat template shows")
+    reasoning_parser: Literal["auto", "think", "mistral", "seed_oss", "command", "gemma4", "none"] = Field(
+        "auto",
+        description="think: text in <think> becomes reasoning_content; mistral: text in [THINK]; others: in these "
+        "families' tags; auto: the tags that the chat template shows. tool_parser harmony reads reasoning, too",
     )
     trust_request_chat_template: bool = Field(
         False, description="accept a chat_template in requests: a program that can take time and memory"

@@ -18,7 +18,7 @@ def reasoning_prefix(
     """
 
     def fixed(text: str) -> str:
-        return literal(text, (*tags, *format_.markers), tokenizer)
+        return literal(text, (*tags.markers, *format_.markers), tokenizer)
 
     closing, space = fixed(tags.close), "" if format_.before_answer else "/\\n{0,2}/"
     if not closing.startswith("<["):

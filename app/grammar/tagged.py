@@ -1,4 +1,4 @@
-"""A grammar of calls in tags (Qwen3-Coder), for functions whose arguments can be written so."""
+"""A grammar of calls in tags, for functions whose arguments can be written so."""
 
 import json
 import re
@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from ..text.tools.arguments import Schema, resolve, types_of
-from ..text.tools.tagged import END_OF_FUNCTION, END_OF_PARAMETER, FUNCTION, PARAMETER
+from ..text.tools.tags import Tags
 from .constraint import json_rule
 
 _OF_AN_OBJECT = {"type", "properties", "required", "additionalProperties"}
@@ -15,7 +15,7 @@ _COMMENTS = {"title", "description", "default", "examples", "$comment", "$schema
 _OTHER_REFERENCE = re.compile(r'"\$ref": "(?!#/\$defs/|#/definitions/)')
 
 
-def tagged_call(rule: str, name: str, schema: Schema, literal: Callable[[str], str]) -> list[str] | None:
+def tagged_call(tags: Tags, rule: str, name: str, schema: Schema, literal: Callable[[str], str]) -> list[str] | None:
     """The rule of a call, and the rules that it needs; None if the schema says more than this form can hold.
 
     `literal` makes the literals of markers. Arguments come in the order of the schema's properties.
@@ -25,7 +25,7 @@ def tagged_call(rule: str, name: str, schema: Schema, literal: Callable[[str], s
         return None
     if not isinstance(required, list) or any(key not in list(properties) for key in required):
         return None
-    if any(set(key) & set("<>\n") for key in properties):
+    if any(set(key) & set('<>"\n') for key in properties):
         return None
     if _OTHER_REFERENCE.search(json.dumps(schema)):
         return None
@@ -33,28 +33,28 @@ def tagged_call(rule: str, name: str, schema: Schema, literal: Callable[[str], s
     rules, parts = [], []
     for number, (key, one) in enumerate(properties.items()):
         argument = f"{rule}_{number}"
-        value = _value(f"{argument}_value", one, definitions)
+        value = _value(tags, f"{argument}_value", one, definitions)
         if value is None:
             return None
-        begin = json.dumps(f"{PARAMETER}{key}>\n")
+        begin = literal(tags.argument.replace("{}", key))
         rules += [f"{argument}: {begin} {argument}_value", *value]
         parts.append(argument if key in required else f"{argument}?")
-    head, tail = literal(f"<tool_call>\n{FUNCTION}{name}>\n"), literal(f"{END_OF_FUNCTION}\n</tool_call>")
+    head, tail = literal(tags.call.replace("{}", name)), literal(tags.end_of_call)
     return [f"{rule}: {' '.join([head, *parts, tail])}", *rules]
 
 
-def _value(rule: str, schema: Any, definitions: Schema) -> list[str] | None:
+def _value(tags: Tags, rule: str, schema: Any, definitions: Schema) -> list[str] | None:
     """The rule of a value with its end, and the rules that it needs; None if it cannot be written without quotes."""
-    end = json.dumps(f"\n{END_OF_PARAMETER}\n")
+    end, last = json.dumps(tags.end_of_argument), tags.end_of_parameter
     types = types_of(schema, definitions)
     if types and "string" not in types:
         return [f"{rule}: {rule}_json {end}", f"{rule}_json: {json_rule(schema | definitions)}"]
     texts = _texts(schema, definitions)
-    if texts is None or any(END_OF_PARAMETER in text for text in texts):
+    if texts is None or any(last in text for text in texts):
         return None
     if texts:
         return [f"{rule}: ({' | '.join(map(json.dumps, texts))}) {end}"]
-    return [f'{rule}: {rule}_text "\\n"', f"{rule}_text[suffix={json.dumps(END_OF_PARAMETER)}]: /(?s:.*)/"]
+    return [f'{rule}: {rule}_text "\\n"', f"{rule}_text[suffix={json.dumps(last)}]: /(?s:.*)/"]
 
 
 def _texts(schema: Any, definitions: Schema) -> list[str] | None:

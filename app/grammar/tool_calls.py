@@ -38,7 +38,7 @@ def tool_calls(
         f"call: {' | '.join(f'call{index}' for index in range(len(schemas)))}",
     ]
     for index, (name, schema) in enumerate(schemas.items()):
-        tagged = tagged_call(f"call{index}", name, schema, fixed) if format_.tagged else None
+        tagged = tagged_call(format_.tags, f"call{index}", name, schema, fixed) if format_.tags else None
         if tagged is not None:
             lines += tagged
             continue

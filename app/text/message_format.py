@@ -39,7 +39,7 @@ class MessageFormat:
     def shown(self, tokenizer: Tokenizer, has_tools: bool) -> frozenset[int]:
         """Special tokens whose text the parser needs. With `has_tools` it looks for calls."""
         has_markers = has_tools or self.tools.before_answer
-        texts = (*(self.tools.markers if has_markers else ()), *(self.reasoning or ()))
+        texts = (*(self.tools.markers if has_markers else ()), *(self.reasoning.markers if self.reasoning else ()))
         return frozenset(id_ for text in texts if (id_ := tokenizer.added_id(text)) in tokenizer.special_ids)
 
     def ends_in_reasoning(self, prompt: str, continued: Message) -> bool:
@@ -51,7 +51,8 @@ class MessageFormat:
             return False
         own = text_of(continued.get("content")) or continued.get("reasoning_content", "")
         before = prompt.rstrip().removesuffix(own.strip()).rstrip()
-        return self.reasoning.end_open((self.reasoning.open if before.endswith(self.reasoning.open) else "") + own)
+        begun = self.reasoning.open if before.endswith(self.reasoning.open.rstrip()) else ""
+        return self.reasoning.end_open(begun + own)
 
     def parser(self, schemas: Mapping[str, Schema], in_reasoning: bool) -> MessageParser:
         """A parser of text that no grammar constrains. `schemas`: of the arguments of tools, by their names."""

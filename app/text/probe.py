@@ -26,6 +26,8 @@ _INPUT = {"type": "string", "description": "Anything."}
 _SCHEMA = {"type": "object", "properties": {"probe_input": _INPUT}, "required": ["probe_input"]}
 _TOOL = {"type": "function", "function": {"name": FUNCTION, "description": "Probes.", "parameters": _SCHEMA}}
 _CALLS: tuple[Literal["together", "one by one"], ...] = ("together", "one by one")
+_IDS = ((False, False), (True, False), (False, True))
+"""`short_ids` and `named_ids`."""
 _NO_CONTENT: tuple[Literal["missing", "empty", "none"], ...] = ("missing", "empty", "none")
 _USER = {"role": "user", "content": "Probeuser"}
 _ASSISTANT = {"role": "assistant", "content": "Probeassistant"}
@@ -143,10 +145,11 @@ class _Probes:
         """The shape with how calls and results are read, if they are."""
         chat = [_USER, _call(*_ARGUMENTS), *_TOOL_RESULTS]
         in_parts = replace(shape, text_roles=shape.text_roles - {"tool"}, part_roles=shape.part_roles | {"tool"})
-        for calls, base, short_ids, no_content, as_text in product(
-            _CALLS, (shape, in_parts), (False, True), _NO_CONTENT, (False, True)
+        for calls, base, (short_ids, named_ids), no_content, as_text in product(
+            _CALLS, (shape, in_parts), _IDS, _NO_CONTENT, (False, True)
         ):
-            found = replace(base, calls=calls, short_ids=short_ids, no_content=no_content, arguments_as_text=as_text)
+            found = replace(base, calls=calls, short_ids=short_ids, named_ids=named_ids)
+            found = replace(found, no_content=no_content, arguments_as_text=as_text)
             if self._shows(found, chat, FUNCTION, *VALUES, *_RESULTS):
                 found = self._with_text_before_calls(self._with_content_of(found, "tool"))
                 cut = [_USER, _call(_LAST), _TOOL_RESULTS[0]]

@@ -12,13 +12,24 @@ class ReasoningTags(NamedTuple):
     open: str
     close: str
 
+    @property
+    def markers(self) -> tuple[str, ...]:
+        """What of these may be special tokens: the tags themselves, without words behind them."""
+        return tuple(tag[: tag.find(">") + 1] or tag for tag in self)
+
     def end_open(self, text: str) -> bool:
         """Whether a text ends inside of reasoning."""
         return text.rfind(self.open) > text.rfind(self.close)
 
 
 THINK = ReasoningTags("<think>", "</think>")
-TAGS = {"think": THINK, "mistral": ReasoningTags("[THINK]", "[/THINK]")}
+TAGS = {
+    "think": THINK,
+    "mistral": ReasoningTags("[THINK]", "[/THINK]"),
+    "seed_oss": ReasoningTags("<seed:think>", "</seed:think>"),
+    "command": ReasoningTags("<|START_THINKING|>", "<|END_THINKING|>"),
+    "gemma4": ReasoningTags("<|channel>thought\n", "<channel|>"),
+}
 
 
 class ReasoningTokens:

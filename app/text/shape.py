@@ -45,6 +45,8 @@ class Shape:
     """Whether the text of a message with calls has to stand in a message of its own."""
     short_ids: bool = False
     """Whether ids of calls have to be nine letters or digits (Mistral)."""
+    named_ids: bool = False
+    """Whether ids of calls tell the functions' names, which stand nowhere else (Kimi)."""
     arguments_as_text: bool = False
     """Whether arguments are read as JSON text, rather than as an object."""
     any_arguments: bool = True
@@ -60,6 +62,7 @@ class Shape:
         chat = [{name: value for name, value in message.items() if value is not None} for message in messages]
         if not self.developer:  # most templates silently drop roles that they do not know
             chat = [{**message, "role": "system"} if message["role"] == "developer" else message for message in chat]
+        chat = _with_named_ids(chat) if self.named_ids else chat
         chat = chat if self.later_systems else system_first(chat)
         chat = chat if self.users_apart else users_together(chat)
         described = list(tools) if self.tools else []
@@ -132,6 +135,21 @@ def _object_in(text: str, is_cut: bool = False) -> Message | None:
 
 def _short(id_: str) -> str:
     return id_ if _SHORT_ID.fullmatch(id_) else hashlib.sha256(id_.encode()).hexdigest()[:9]
+
+
+def _with_named_ids(chat: Sequence[Message]) -> list[Message]:
+    """The chat with ids of calls as Kimi writes them: functions.NAME:INDEX, counted from the chat's first call on."""
+    names: dict[str, str] = {}
+    for call in (call for message in chat for call in message.get("tool_calls") or []):
+        names.setdefault(call["id"], f"functions.{call['function']['name']}:{len(names)}")
+    told = []
+    for message in chat:
+        if calls := message.get("tool_calls"):
+            message = message | {"tool_calls": [call | {"id": names[call["id"]]} for call in calls]}
+        elif message.get("tool_call_id") in names:
+            message = message | {"tool_call_id": names[message["tool_call_id"]]}
+        told.append(message)
+    return told
 
 
 def _text_apart(chat: Sequence[Message]) -> list[Message]:

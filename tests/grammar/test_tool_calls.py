@@ -28,14 +28,18 @@ from app.text.tools.formats import format_of_required_calls
 from tests.text.test_message_parsers import FORMATS, Whole, parse
 
 MARKERS = [
+    *dict.fromkeys(
+        marker for format_ in FORMATS.values() for marker in format_.markers if "<|" in marker or "▁" in marker
+    ),
     "<tool_call>",
     "</tool_call>",
     "[TOOL_CALLS]",
-    "<|python_tag|>",
     "<think>",
     "</think>",
     "[THINK]",
     "[/THINK]",
+    "<|channel>",
+    "<channel|>",
 ]
 SCHEMAS = {
     "book.table": {
@@ -89,7 +93,7 @@ def test_calls_that_a_grammar_allows_are_parsed(name: str, reasoning: str | None
     is_open = reasoning is not None and not reasoning.startswith("<think>")
     before = ("", []) if reasoning is None else reasoning_prefix(tokenizer, THINK, is_open, FORMATS[name])
     # Random letters take long to end a text in quotes, so only tags have one without a bound.
-    schemas = {called: SCHEMAS[called] for called in SCHEMAS if FORMATS[name].tagged or called != "note"}
+    schemas = {called: SCHEMAS[called] for called in SCHEMAS if FORMATS[name].tags or called != "note"}
     grammar = tool_calls(format_of_required_calls(FORMATS[name]), schemas, True, tokenizer, before)
     compiler = GrammarCompiler(lambda: tokenizer, tokenizer.vocab_size)
     numbers = set()
@@ -97,7 +101,10 @@ def test_calls_that_a_grammar_allows_are_parsed(name: str, reasoning: str | None
         matcher = compiler.matcher(grammar)
         begun = tokenizer.encode(reasoning or "", False)
         assert matcher.consume_tokens(begun)
-        token_ids = begun + _random_walk(matcher, random.Random(seed), tokenizer.vocab_size, tokenizer.eos_token_ids)
+        tags = FORMATS[name].tags
+        end = [] if tags is None else [*tags.end_of_argument.strip("\n").encode()]
+        walk = _random_walk(matcher, random.Random(seed), tokenizer.vocab_size, tokenizer.eos_token_ids, end)
+        token_ids = begun + walk
         content, thought, calls = _read(token_ids, message_format, is_open, tokenizer)
         assert content == ""
         assert thought == (reasoning or "").removeprefix("<think>").rstrip("\n").removesuffix("</think>").rstrip("\n")
@@ -107,18 +114,19 @@ def test_calls_that_a_grammar_allows_are_parsed(name: str, reasoning: str | None
     assert len(numbers) > 1  # one call, and several
 
 
-_END_OF_TEXT = [*b"\n</parameter>"]
-"""Random letters never end a text in tags."""
+def _random_walk(
+    matcher: LLMatcher, rng: random.Random, vocab_size: int, eos: frozenset[int], end_of_text: list[int]
+) -> list[int]:
+    """Random tokens that the grammar allows, until it may end or sometimes a little further.
 
-
-def _random_walk(matcher: LLMatcher, rng: random.Random, vocab_size: int, eos: frozenset[int]) -> list[int]:
-    """Random tokens that the grammar allows, until it may end or sometimes a little further."""
+    `end_of_text`: what ends a text in tags, which random letters never do.
+    """
     token_ids: list[int] = []
     while not (matcher.is_accepting() and rng.random() < 0.5):
         bits = np.unpackbits(np.frombuffer(matcher.compute_bitmask(), dtype=np.uint8), bitorder="little")
-        if rng.random() < 0.2 and matcher.validate_tokens(_END_OF_TEXT) == len(_END_OF_TEXT):
-            assert matcher.consume_tokens(_END_OF_TEXT)
-            token_ids += _END_OF_TEXT
+        if end_of_text and rng.random() < 0.2 and matcher.validate_tokens(end_of_text) == len(end_of_text):
+            assert matcher.consume_tokens(end_of_text)
+            token_ids += end_of_text
             continue
         allowed = [id_ for id_ in np.flatnonzero(bits[:vocab_size]).tolist() if id_ not in eos]
         if not allowed:
@@ -164,7 +172,7 @@ def test_an_answer_in_json_is_told_from_calls(name: str, size: int) -> None:
         assert parsed(answer) == (answer, "", [])
         assert parsed(f"<think>Hm</think>{answer}") == (answer, "Hm", [])
     calls = format_of_required_calls(format_.tools)
-    one = f'{calls.before_name}"cancel"{calls.before_arguments}{{}}{calls.after_arguments}'
+    one = f"{calls.head('cancel')}{{}}{calls.after_arguments}"
     text = f"{calls.begin}{one}{calls.between}{one}{calls.end}"
     assert parsed(text) == ("", "", [("cancel", "{}")] * 2)
     if calls.looks_like_json:
@@ -192,11 +200,11 @@ def test_a_grammar_allows_calls_or_the_answer(name: str, tokenizer: PacelineToke
 
     for name_ in ("book.table", "book", "x"):
         assert is_allowed(json.dumps({"name": name_}))
-    if format_.tagged:
+    if format_.tags:
         return
     for tag, is_valid in (("; é", True), ("other", False)):
         arguments = json.dumps({"seats": 2, "name": "Ann", "tags": [tag]}, ensure_ascii=False)
-        one = f'{format_.before_name}"book.table"{format_.before_arguments}{arguments}{format_.after_arguments}'
+        one = f"{format_.head('book.table')}{arguments}{format_.after_arguments}"
         for calls in (one, f"{one}{format_.between}{one}"):
             assert is_allowed(f"{format_.begin}{calls}{format_.end}") == is_valid
         assert not is_allowed(f'{one}{{"name": "x"}}')
@@ -206,7 +214,7 @@ def test_markers_are_hidden_where_nobody_reads_them(tokenizer: PacelineTokenizer
     special = {marker: tokenizer.added_id(marker) for marker in MARKERS if tokenizer.special_ids - {256}}
     format_ = MessageFormat(FORMATS["hermes"], THINK)
     assert format_.shown(tokenizer, False) == {id_ for marker, id_ in special.items() if "think" in marker}
-    shown = {id_ for marker, id_ in special.items() if "think" in marker or "tool_call" in marker}
+    shown = {id_ for marker, id_ in special.items() if "think" in marker or marker in FORMATS["hermes"].markers}
     assert format_.shown(tokenizer, True) == shown
 
 

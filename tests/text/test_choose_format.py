@@ -1,15 +1,19 @@
 """The format of tool calls is the one in which a chat template shows them; a form that is not read is a warning."""
 
 import logging
+import re
 
 import pytest
 
 from app.text.chat_template import ChatTemplate
 from app.text.tools.choose import choose_format
 from app.text.tools.formats import FORMATS
-from tests.text.families import SOURCES
+from tests.text.families import CITIES, SOURCES, USER, call, called, result
 
 READ = {
+    "deepseek_v3": "deepseek_v3",
+    "glm4_5": "glm45",
+    "granite3": "granite",
     "gpt_oss_like": "harmony",
     "llama3_1": "llama3_json",
     "magistral": "mistral",
@@ -20,10 +24,44 @@ READ = {
 }
 NOT_READ = {
     "command_r": "Action:",
-    "glm4_5": "<arg_key>",
-    "granite3": "<|tool_call|>[",
 }
-TOLD_IN_WORDS = sorted({"gemma2", "gemma3", "llama2", "phi4_mini", "smollm2", "deepseek_v3"})
+TOLD_IN_WORDS = sorted({"gemma2", "gemma3", "llama2", "phi4_mini", "smollm2"})
+
+
+SHOWN = {
+    "deepseek_v31": "{% if loop.first %}<｜tool▁calls▁begin｜>{% endif %}<｜tool▁call▁begin｜>{{ f.name }}"
+    "<｜tool▁sep｜>{{ f.arguments | tojson }}<｜tool▁call▁end｜>{% if loop.last %}<｜tool▁calls▁end｜>{% endif %}",
+    "kimi_k2": "<|tool_calls_section_begin|><|tool_call_begin|>{{ c.id }}<|tool_call_argument_begin|>"
+    "{{ f.arguments | tojson }}<|tool_call_end|><|tool_calls_section_end|>",
+    "minimax_m2": '\n<minimax:tool_call>\n<invoke name="{{ f.name }}">\n{% for k, v in f.arguments | items %}'
+    '<parameter name="{{ k }}">{{ v }}</parameter>{% endfor %}\n</invoke>\n</minimax:tool_call>',
+    "minimax": '<tool_calls>\n{"name": "{{ f.name }}", "arguments": {{ f.arguments | tojson }}}\n</tool_calls>',
+    "seed_oss": "\n<seed:tool_call>\n<function={{ f.name }}>\n{% for k, v in f.arguments | items %}"
+    "<parameter={{ k }}>{{ v }}</parameter>\n{% endfor %}</function>\n</seed:tool_call>",
+    "command": '<|START_ACTION|>[\n    {"tool_call_id": "0", "tool_name": "{{ f.name }}", '
+    '"parameters": {{ f.arguments | tojson }}}\n]<|END_ACTION|>',
+    "functiongemma": "<start_function_call>call:{{ f.name }}{{ '{' }}"
+    "{% for k, v in f.arguments | items %}{{ k }}:<escape>{{ v }}<escape>{% endfor %}{{ '}' }}<end_function_call>",
+    "gemma4": "<|tool_call>call:{{ f.name }}{{ '{' }}"
+    '{% for k, v in f.arguments | items %}{{ k }}:<|"|>{{ v }}<|"|>{% endfor %}{{ "}" }}<tool_call|>',
+}
+"""How the templates of these families write a call `c` of a function `f`."""
+
+
+@pytest.mark.parametrize("name", SHOWN)
+def test_a_form_is_found_in_the_template(name: str, caplog: pytest.LogCaptureFixture) -> None:
+    calls = f"{{% for c in m.tool_calls or [] %}}{{% set f = c.function %}}{SHOWN[name]}{{% endfor %}}"
+    source = f"{{{{ tools }}}}{{% for m in messages %}}<{{{{ m.role }}}}>{{{{ m.content or '' }}}}{calls}{{% endfor %}}"
+    assert choose_format("auto", template(source)) is FORMATS[name]
+    assert not [record for record in caplog.records if record.levelno >= logging.WARNING]
+
+
+def test_ids_tell_functions_where_the_template_writes_nothing_else() -> None:
+    calls = f"{{% for c in m.tool_calls or [] %}}{{% set f = c.function %}}{SHOWN['kimi_k2']}{{% endfor %}}"
+    source = "{% for m in messages %}{{ m.tool_call_id }}:{{ m.content or '' }}" + calls + "{% endfor %}"
+    chat = [USER, call(*CITIES), result(1), result(0), call("Ulm") | {"tool_calls": [called('{"city": "Ulm"}', 7)]}]
+    rendered = "".join(text for text, _ in template(source).render(chat))
+    assert re.findall(r"functions\.weather:\d", rendered) == [f"functions.weather:{index}" for index in (0, 1, 1, 0, 2)]
 
 
 def template(source: str) -> ChatTemplate:

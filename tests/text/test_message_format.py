@@ -10,6 +10,7 @@ from app.text.message_format import MessageFormat
 from app.text.reasoning import TAGS, THINK, ReasoningTags
 from app.text.tools.formats import FORMATS
 from tests.text.families import SOURCES, USER, Message
+from tests.text.test_message_parsers import parse
 
 FORMAT = MessageFormat(FORMATS["hermes"], THINK)
 
@@ -21,6 +22,7 @@ FORMAT = MessageFormat(FORMATS["hermes"], THINK)
         ("deepseek_v3", "auto", THINK),
         ("magistral", "auto", TAGS["mistral"]),
         ("llama3_1", "auto", None),
+        ("llama3_1", "gemma4", TAGS["gemma4"]),
         ("qwen3", "none", None),
         ("llama3_1", "mistral", TAGS["mistral"]),
     ],
@@ -69,3 +71,17 @@ def test_reasoning_that_was_cut_is_continued(family: str, ours: Callable[..., st
     if family != "magistral":  # reads a part of the content, which transformers does not continue
         options: dict[str, Any] = {"continue_final_message": "reasoning_content", "add_generation_prompt": False}
         assert prompt == theirs(family, [USER, final], **options)
+
+
+@pytest.mark.parametrize("tags", TAGS.values())
+@pytest.mark.parametrize("end", ["", "\n"])
+def test_reasoning_that_a_prompt_has_opened_needs_no_tag_of_its_own(tags: ReasoningTags, end: str) -> None:
+    """As of templates whose generation prompt is <think>, so that the model writes </think> alone."""
+    format_ = MessageFormat(FORMATS["hermes"], tags)
+    prompt = f"Hi<assistant>{tags.open.strip()}{end}"
+    assert format_.ends_in_reasoning(prompt, {})
+    assert not format_.ends_in_reasoning(f"{prompt}{tags.close}", {})
+    text = f"Hm.{tags.close}\n\nYes.<tool_call>" + '{"name": "f", "arguments": {}}</tool_call>'
+    for pieces in ([text], list(text)):
+        assert parse(format_.parser({"f": {}}, True), pieces) == ("Yes.", "Hm.", [("f", "{}")])
+        assert parse(format_.parser({"f": {}}, False), [tags.open, *pieces])[1] == "Hm."

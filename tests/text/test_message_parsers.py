@@ -1,6 +1,7 @@
 """Tool calls and reasoning in texts, which may be cut anywhere."""
 
 import json
+import re
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -59,12 +60,69 @@ SCHEMAS = {
     }
 }
 CALLS = [("weather", ARGUMENTS), ("time", {})]
+ONE_L, OTHER_L = (text.replace("arguments", "parameters") for text in (ONE, OTHER))
+IN_JSON = json.dumps(ARGUMENTS, ensure_ascii=False)
+IN_GLM = """<tool_call>weather
+<arg_key>city</arg_key>
+<arg_value>Köln "am" {Rhein}]}</arg_value>
+<arg_key>days</arg_key>
+<arg_value>[1, 2]</arg_value>
+<arg_key>deep</arg_key>
+<arg_value>{"a": null, "b": true}</arg_value>
+</tool_call>"""
+INVOKED = """<minimax:tool_call>
+<invoke name="weather">
+<parameter name="city">Köln "am" {Rhein}]}</parameter>
+<parameter name="days">[1, 2]</parameter>
+<parameter name="deep">{"a": null, "b": true}</parameter>
+</invoke>
+<invoke name="time">
+</invoke>
+</minimax:tool_call>"""
+IN_SEED = TAGGED.replace("tool_call>", "seed:tool_call>")
+DEEPSEEK = (
+    "<｜tool▁calls▁begin｜><｜tool▁call▁begin｜>function<｜tool▁sep｜>weather\n```json\n{}\n```<｜tool▁call▁end｜>\n"
+    "<｜tool▁call▁begin｜>function<｜tool▁sep｜>time\n```json\n{{}}\n```<｜tool▁call▁end｜><｜tool▁calls▁end｜>"
+)
+DEEPSEEK_31 = (
+    "<｜tool▁calls▁begin｜><｜tool▁call▁begin｜>weather<｜tool▁sep｜>{}<｜tool▁call▁end｜>"
+    "<｜tool▁call▁begin｜>time<｜tool▁sep｜>{{}}<｜tool▁call▁end｜><｜tool▁calls▁end｜>"
+)
+KIMI = (
+    "<|tool_calls_section_begin|><|tool_call_begin|>functions.weather:0<|tool_call_argument_begin|>{}<|tool_call_end|>"
+    "<|tool_call_begin|>functions.time:1<|tool_call_argument_begin|>{{}}<|tool_call_end|><|tool_calls_section_end|>"
+)
+COHERE = (
+    '<|START_ACTION|>[\n    {{"tool_call_id": "0", "tool_name": "weather", "parameters": {}}},\n'
+    '    {{"tool_call_id": "1", "tool_name": "time", "parameters": {{}}}}\n]<|END_ACTION|>'
+)
+FUNCTION_GEMMA = (
+    '<start_function_call>call:weather{city:<escape>Köln "am" {Rhein}]}<escape>,days:[1,2],deep:{a:null,b:true}}'
+    "<end_function_call><start_function_call>call:time{}<end_function_call>"
+)
+GEMMA_4 = (
+    FUNCTION_GEMMA.replace("<escape>", '<|"|>')
+    .replace("{a:", '{<|"|>a<|"|>: ')
+    .replace("<start_function_call>", "<|tool_call>")
+    .replace("<end_function_call>", "<tool_call|>")
+)
 TEXTS = {
     "hermes": f"Let me see.\n<tool_call>\n{ONE}\n</tool_call>\n<tool_call>{OTHER}</tool_call>",
     "llama3_json": f"  {ONE.replace('arguments', 'parameters')}; {OTHER}",
     "mistral": f"Let me see. [TOOL_CALLS][{ONE}, {OTHER}]",
     "pythonic": """[weather(city='Köln "am" {Rhein}]}', days=[1, 2], deep={"a": None, "b": true}), time()]""",
     "qwen3_coder": f"Let me see.\n{TAGGED}\n<tool_call>\n<function=time>\n</function>\n</tool_call>",
+    "glm45": f"Let me see.\n{IN_GLM}\n<tool_call>time\n</tool_call>",
+    "minimax_m2": f"Let me see.\n{INVOKED}",
+    "seed_oss": f"Let me see.\n{IN_SEED}\n<seed:tool_call>\n<function=time>\n</function>\n</seed:tool_call>",
+    "deepseek_v3": f"Let me see.\n{DEEPSEEK.format(IN_JSON)}",
+    "deepseek_v31": f"Let me see.\n{DEEPSEEK_31.format(IN_JSON)}",
+    "kimi_k2": f"Let me see.\n{KIMI.format(IN_JSON)}",
+    "granite": f"Let me see.\n<|tool_call|>[{ONE}, {OTHER}]",
+    "command": f"Let me see.\n{COHERE.format(IN_JSON)}",
+    "minimax": f"Let me see.\n<tool_calls>\n{ONE}\n{OTHER}\n</tool_calls>",
+    "functiongemma": f"Let me see.\n{FUNCTION_GEMMA}",
+    "gemma4": f"Let me see.\n{GEMMA_4}",
 }
 OTHER_FORMS = {
     "hermes": f"Let me see. <tool_call>{ONE[:-1]}, \"id\": {{}}}}</tool_call><tool_call>" + '{"name": "time"}</tool',
@@ -72,10 +130,20 @@ OTHER_FORMS = {
     "mistral": f"Let me see.[TOOL_CALLS]weather[CALL_ID]a1[ARGS]{json.dumps(ARGUMENTS)} [TOOL_CALLS]time{{}}",
     "pythonic": "<|python_tag|>" + TEXTS["pythonic"],
     "qwen3_coder": f"Let me see.<function={TAGGED.partition('<function=')[2]}<tool_call>{OTHER}</tool_call>",
+    "glm45": re.sub(r"\n *<", "<", f"Let me see.{IN_GLM}<tool_call>{OTHER}</tool_call>"),
+    "minimax_m2": f"Let me see.\n{INVOKED.partition('<minimax:tool_call>')[2]}",
+    "seed_oss": f"Let me see.{IN_SEED}<seed:tool_call>{OTHER}</seed:tool_call>",
+    "deepseek_v3": f"Let me see.\n{DEEPSEEK.format(IN_JSON).removeprefix('<｜tool▁calls▁begin｜>')}",
+    "deepseek_v31": f"Let me see. {DEEPSEEK_31.format(IN_JSON).replace('<｜tool▁calls▁end｜>', '')}",
+    "kimi_k2": f"Let me see. {KIMI.format(' ' + IN_JSON).replace('functions.', '').replace(':1', '')}",
+    "granite": f"Let me see.functools[{ONE}, {OTHER}]",
+    "command": f"Let me see.<|START_ACTION|>{ONE_L}, {OTHER}<|END_ACTION|>",
+    "minimax": f"Let me see.<tool_calls>[{ONE}, {OTHER}]",
+    "functiongemma": f"Let me see.{FUNCTION_GEMMA.replace(',', ', ').replace(':[', ': [')}",
+    "gemma4": f"Let me see.{GEMMA_4.replace('call:', ' call:')}",
 }  # fmt: skip
 WITH_IDS = {"mistral": f'[TOOL_CALLS] [{ONE[:-1]}, "id": "a12345678"}}, {OTHER}]'}
 """As its template shows earlier calls to the model."""
-ONE_L, OTHER_L = (text.replace("arguments", "parameters") for text in (ONE, OTHER))
 ONE_P = TEXTS["pythonic"].removesuffix(", time()]") + "]"
 ONE_BEHIND_THE_OTHER = [
     *(("llama3_json", f"{ONE_L}{between}{OTHER_L}{end}") for between in ("\n", "", ", ", ";\n") for end in ("", "\n")),
@@ -214,6 +282,9 @@ def test_parsing_takes_time_in_proportion_to_the_text(name: str, piece: str) -> 
 FRAGMENTS = [
     *'<tool_call>{}"name:,argumets[TOOL_CALLS]\\/thinkf(x=1)|py ;\n',
     *("<tool_call>", "</tool_call>", "[TOOL_CALLS]", "[ARGS]", "<|python_tag|>", "<think>", "</think>", "[f(x="),
+    *("<arg_key>", "</arg_key>", "<arg_value>", "</arg_value>", '<invoke name="f">', "<minimax:tool_call>"),
+    *("<|tool_call>", "call:f{", '<|"|>', "<tool_call|>", "<|tool_call_begin|>", "<|tool_call_argument_begin|>"),
+    *("<｜tool▁call▁begin｜>", "f<｜tool▁sep｜>", "```json\n", "<|tool_call|>", "<|START_ACTION|>"),
     *("<function=f>", "</function>", "<parameter=x>", "</parameter>", '{"name": "f", "arguments": ', '"name"'),
     *(r"\ud800", "{[]}", "{{}: 1}", "1e999", "0x" + "f" * 4000, "-" * 50, "f'{x}'", "\x1c", "\x00", "\u2028"),
 ]
@@ -228,10 +299,8 @@ def test_nothing_is_lost_or_made_up(name: str, text: str) -> None:
         assert content == text
 
 
-WRITTEN = TEXTS | {
-    "pythonic": TEXTS["llama3_json"],
-    **{name: TEXTS[name].removeprefix("Let me see.\n") for name in ("hermes", "qwen3_coder")},
-}
+WRITTEN = {name: text.removeprefix("Let me see.\n") for name, text in TEXTS.items()}
+WRITTEN |= dict.fromkeys(["pythonic", "functiongemma", "gemma4"], TEXTS["llama3_json"])
 WRITTEN["mistral"] = TEXTS["mistral"].removeprefix("Let me see. ")
 
 

@@ -198,7 +198,8 @@ def _read_call(text: str) -> tuple[str, str]:
     Some models write the arguments as JSON in a string, or leave them out.
     """
     call = json.loads(text)
-    name, arguments = _name(call["name"]), call.get("arguments", call.get("parameters"))
+    name = _name(call["name"] if "name" in call else call["tool_name"])
+    arguments = call.get("arguments", call.get("parameters"))
     if arguments is None and call.keys() - {"name", "id", "type", "arguments", "parameters"}:
         raise ValueError("other data that has a name")
     if isinstance(arguments, str):

@@ -13,9 +13,15 @@ log = logging.getLogger(__name__)
 
 _SIGNS = {
     "qwen3_coder": ("<function=",),
-    "harmony": ("<|channel|>",),
+    "glm45": ("<arg_key>",),
+    "minimax_m2": ("<minimax:tool_call>",),
     "hermes": ("<tool_call>",),
     "mistral": ("[TOOL_CALLS]",),
+    "kimi_k2": ("<|tool_call_begin|>",),
+    "command": ("<|START_ACTION|>",),
+    "granite": ("<|tool_call|>",),
+    "gemma4": ("<|tool_call>",),
+    "functiongemma": ("<start_function_call>",),
     "llama3_json": ('"parameters":', "<|python_tag|>"),
     "pythonic": ("func_name1(", "function_name("),
 }
@@ -42,7 +48,8 @@ def choose_format(setting: str, template: ChatTemplate) -> ToolFormat:
 
 
 def _choose(shown: Sequence[str], template: ChatTemplate) -> str:
-    read = (name for name, format_ in FORMATS.items() if shown and _reads(format_, shown))
+    left = {name: left for name, format_ in FORMATS.items() if (left := _left_by(format_, shown)) is not None}
+    read = (name for name in sorted(left, key=lambda name: left[name]))
     described = (name for name, words in _SIGNS.items() if any(word in template.source for word in words))
     if (name := next(chain(read, described), None)) is not None:
         return name
@@ -52,16 +59,27 @@ def _choose(shown: Sequence[str], template: ChatTemplate) -> str:
 
 
 def _reads(format_: ToolFormat, shown: Iterable[str]) -> bool:
-    """Whether a format's parser finds the call that the template shows."""
-    return any(_calls(format_, text) == [(FUNCTION, {KEY: VALUES[0]})] for text in shown)
+    return _left_by(format_, shown) is not None
 
 
-def _calls(format_: ToolFormat, text: str) -> list[tuple[str, object]]:
+def _left_by(format_: ToolFormat, shown: Iterable[str]) -> int | None:
+    """How many characters a format's parser leaves beside the call that the template shows; None if it finds none.
+
+    A parser may find calls of another format by their inner tags, but it leaves the outer ones.
+    """
+    parsed = (_parsed(format_, text) for text in shown)
+    return min((left for calls, left in parsed if calls == [(FUNCTION, {KEY: VALUES[0]})]), default=None)
+
+
+def _parsed(format_: ToolFormat, text: str) -> tuple[list[tuple[str, object]], int]:
+    """Calls, and the length of the content."""
     parser = format_.parser()
-    deltas = [*parser.feed(text).tool_calls, *parser.finish().tool_calls]
+    both = parser.feed(text), parser.finish()
+    deltas = [*both[0].tool_calls, *both[1].tool_calls]
     names = [delta.name for delta in deltas if delta.name is not None]
     arguments = ("".join(delta.arguments for delta in deltas if delta.index == index) for index in range(len(names)))
+    left = len(both[0].content + both[1].content)
     try:
-        return [(name, json.loads(text)) for name, text in zip(names, arguments, strict=True)]
+        return [(name, json.loads(text)) for name, text in zip(names, arguments, strict=True)], left
     except ValueError:
-        return []
+        return [], left

@@ -1,65 +1,77 @@
-"""The format of Qwen3-Coder and Qwen3.5: <function=NAME> with a <parameter=KEY> for each argument, in <tool_call>."""
+"""Calls with a tag for each argument, as Qwen3-Coder, GLM-4.5 and MiniMax write them; see `app.text.tools.tags`."""
 
 import json
-import re
+from collections.abc import Mapping
 
 from ..message_parser import ToolCallDelta, length_before
 from .arguments import Schema, as_json, property_of, types_of
 from .hermes import HermesParser
-
-FUNCTION, END_OF_FUNCTION = "<function=", "</function>"
-PARAMETER, END_OF_PARAMETER = "<parameter=", "</parameter>"
-_NAME = re.compile(r"([^\s<>]{1,256})>")
-_NAME_BEGUN = re.compile(r"[^\s<>]{0,256}\Z")
-_KEY = re.compile(r"([^<>\n]{1,256})>")
-_KEY_BEGUN = re.compile(r"[^<>\n]{0,256}\Z")
-_BETWEEN = (PARAMETER, END_OF_FUNCTION, "</tool_call>")
-_ENDS_OF_VALUE = ("\n" + END_OF_PARAMETER, END_OF_PARAMETER)
+from .tags import Tags
 
 
 class TaggedParser(HermesParser):
     """Parses calls in tags, and also those of Hermes, because models mix them up.
 
-    Models leave out <tool_call> at times. Arguments that are strings are passed on as they arrive, others as a whole.
+    Models leave out the first tag at times. Arguments that are strings are passed on as they arrive, others as a whole.
     """
 
-    markers = ("<tool_call>", FUNCTION)
+    def __init__(self, schemas: Mapping[str, Schema] | None = None, *, tags: Tags) -> None:
+        before = tags.function.before
+        super().__init__(schemas, opening=(tags.opening, *([before] if before else [])), closing=tags.closing)
+        self._tags = tags
+        self._ends_of_value = "\n" + tags.end_of_parameter, tags.end_of_parameter
 
     def _after_marker(self) -> bool:
-        if not self._pending.endswith(FUNCTION):
+        before = self._tags.function.before
+        if not before or not self._pending.endswith(before):
             self._skip_space()
-            if not self._ended and FUNCTION.startswith(self._buffer):
+            if not self._buffer:
+                return self._ended and self._give_up()
+            if before and not self._ended and before.startswith(self._buffer):
                 return False
-            if not self._buffer.startswith(FUNCTION):
+            if self._buffer[0] in "{[" or not self._buffer.startswith(before):
                 return super()._after_marker()
-            self._pending += self._take(len(FUNCTION))
+            self._pending += self._take(len(before))
         self._state = self._at_name
         return True
 
     def _at_name(self) -> bool:
-        if match := _NAME.match(self._buffer):
-            self._take(match.end())
-            self._schema: Schema = self._schemas.get(match[1], {})
-            self._before = "{"
-            self._delta.tool_calls.append(ToolCallDelta(self._num_calls, name=match[1]))
-            self._state = self._in_function
-            return True
-        return False if not self._ended and _NAME_BEGUN.match(self._buffer) else self._give_up()
+        try:
+            found = self._tags.function.read(self._buffer)
+        except ValueError:
+            return self._give_up()
+        if found is None:
+            return self._ended and self._give_up()
+        name, length = found
+        self._take(length)
+        self._schema: Schema = self._schemas.get(name, {})
+        self._before = "{"
+        self._delta.tool_calls.append(ToolCallDelta(self._num_calls, name=name))
+        self._state = self._in_function
+        return True
 
     def _in_function(self) -> bool:
         """Between the parameters. A call that is cut here has no closing brace."""
         self._buffer = self._buffer.lstrip()
-        if self._buffer.startswith(PARAMETER):
-            if match := _KEY.match(self._buffer, len(PARAMETER)):
-                self._take(match.end())
-                self._begin_argument(match[1])
-                return True
-            if _KEY_BEGUN.match(self._buffer, len(PARAMETER)):
+        tags = self._tags
+        if self._buffer.startswith(tags.parameter.before):
+            try:
+                found = tags.parameter.read(self._buffer[len(tags.parameter.before) :])
+            except ValueError:
+                return self._end_function()
+            if found is None:
                 return False
-        elif any(tag.startswith(self._buffer) and tag != self._buffer for tag in _BETWEEN):
+            self._take(len(tags.parameter.before) + found[1])
+            self._begin_argument(found[0])
+            return True
+        between = (tags.parameter.before, tags.end_of_function, tags.closing)
+        if any(tag.startswith(self._buffer) and tag != self._buffer for tag in between):
             return False
-        if self._buffer.startswith(END_OF_FUNCTION):
-            self._take(len(END_OF_FUNCTION))
+        return self._end_function()
+
+    def _end_function(self) -> bool:
+        if self._buffer.startswith(self._tags.end_of_function):
+            self._take(len(self._tags.end_of_function))
         self._add_arguments("{}" if self._before == "{" else "}")
         self._end_call()
         self._state = self._after_call
@@ -85,25 +97,25 @@ class TaggedParser(HermesParser):
         return True
 
     def _in_string(self) -> bool:
-        end = self._buffer.find(END_OF_PARAMETER)
+        end = self._buffer.find(self._tags.end_of_parameter)
         if end < 0:
-            self._add_arguments(_escaped(self._take(length_before(self._buffer, _ENDS_OF_VALUE))))
+            self._add_arguments(_escaped(self._take(length_before(self._buffer, self._ends_of_value))))
             return False
         self._add_arguments(_escaped(self._take(end).removesuffix("\n")) + '"')
-        self._take(len(END_OF_PARAMETER))
+        self._take(len(self._tags.end_of_parameter))
         self._state = self._in_function
         return True
 
     def _in_value(self) -> bool:
         """Wait for the whole value. Of one that is cut, there is what was written."""
-        end = self._buffer.find(END_OF_PARAMETER, self._num_searched)
+        end = self._buffer.find(self._tags.end_of_parameter, self._num_searched)
         if end < 0:
-            self._num_searched = max(0, len(self._buffer) - len(END_OF_PARAMETER))
+            self._num_searched = max(0, len(self._buffer) - len(self._tags.end_of_parameter))
             if self._ended:
-                self._add_arguments(self._take(length_before(self._buffer, _ENDS_OF_VALUE)).strip())
+                self._add_arguments(self._take(length_before(self._buffer, self._ends_of_value)).strip())
             return False
         self._add_arguments(as_json(self._take(end).removesuffix("\n"), self._types))
-        self._take(len(END_OF_PARAMETER))
+        self._take(len(self._tags.end_of_parameter))
         self._state = self._in_function
         return True
 
