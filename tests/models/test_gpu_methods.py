@@ -9,8 +9,10 @@ pytest.importorskip("triton")
 
 from app.checkpoint.folder import ModelFolder
 from app.errors import ModelError
+from app.layers.adapters import adapters_of
 from app.layers.linear import Head, Linear
 from app.layers.methods import choose, float8, integer, integer_gpu
+from app.models.adapters import ModelAdapters
 from app.models.loader import load_model
 from app.settings import load_settings
 from tests.kernels.test_gpu import HALF
@@ -95,3 +97,27 @@ def test_what_has_no_kernel_is_refused(tmp_path: Path) -> None:
     write_checkpoint("Llama", SIZES, tmp_path)
     with pytest.raises(ModelError, match=r"compute capability 8\.9"):
         choose(ModelFolder.open(tmp_path), torch.device("cpu"), torch.float32, "fp8")
+
+
+@pytest.mark.usefixtures("has_kernel")
+@pytest.mark.parametrize("quantization", ["fp8", "int8", "int4"])
+def test_adapters_are_added_to_what_quantized_layers_compute(quantization: str, tmp_path: Path) -> None:
+    write_checkpoint("Llama", SIZES, tmp_path)
+    settings = load_settings(quantization=quantization)
+    loaded = load_model(ModelFolder.open(tmp_path), settings, torch.float32, DEVICE, 200)
+    layer = loaded.model.layers[0].self_attn.qkv_proj
+    x, slots = torch.randn(5, layer.in_features).to(DEVICE), torch.tensor([1, -1, 0, 1, -1], dtype=torch.int32)
+    before, group = layer(x), layer.group_for(x)
+    ModelAdapters(loaded.model, 2, 4, torch.empty(0, device=DEVICE))
+    size = layer.sizes[1]
+    a, b = torch.randn(3, layer.in_features), torch.randn(size, 3)
+    layer.method.fill(1, {1: (a, b)})  # for k_proj
+    assert torch.equal(layer(x), before)
+    assert layer.group_for(x) == group
+    with adapters_of(slots.to(DEVICE)):
+        assert layer.group_for(x) is None
+        found = (layer(x) - before).cpu()
+    expected = torch.zeros_like(found)
+    own = slice(layer.sizes[0], layer.sizes[0] + size)
+    expected[slots == 1, own] = x.cpu()[slots == 1] @ a.T @ b.T
+    torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-3)

@@ -65,7 +65,7 @@ def _shrink(
     # Without such tokens, there is nothing to add up.
     steps = tl.where(tl.max(is_own.to(tl.int32), axis=0) > 0, tl.cdiv(OF_SPLIT, BLOCK_K), 0)
     acc = tl.zeros([BLOCK_M, BLOCK_R], tl.float32)
-    for step in range(0, steps):
+    for step in range(steps):
         is_input = k + step * BLOCK_K < end
         values = tl.load(tokens + step * BLOCK_K, mask=is_own[:, None] & is_input[None, :], other=0.0)
         of_a = tl.load(rows + step * BLOCK_K, mask=(r < COLUMNS)[None, :] & is_input[:, None], other=0.0)
@@ -165,14 +165,15 @@ class ShrinkTile(NamedTuple):
 def shrink_tile(tokens: int, size: int, is_batch_invariant: bool) -> ShrinkTile:
     """For so many tokens of so many inputs."""
     share = max(_LEAST_SHARE, triton.cdiv(triton.cdiv(size, _MOST_SHARES), _STEP) * _STEP)
+    # Measured on an H200.
     if tokens <= _FEW_TOKENS:
-        return ShrinkTile(16, 128, 4, share)
-    return ShrinkTile(32, 128, 4, share if is_batch_invariant else size)
+        return ShrinkTile(16 if tokens <= 16 else 32, 128, 3, share)
+    return ShrinkTile(64, 128, 5, share if is_batch_invariant else size)
 
 
 def expand_tile(tokens: int) -> tuple[int, int]:
     """Tokens and outputs that a program takes at once."""
-    return (16, 128) if tokens <= _FEW_TOKENS else (64, 128)
+    return 16 if tokens <= 16 else 32, 256
 
 
 def shrink(x: Tensor, adapters: Adapters, slots: Tensor) -> Shrunk:
