@@ -162,13 +162,14 @@ class ShrinkTile(NamedTuple):
     share: int
 
 
-def shrink_tile(tokens: int, size: int, is_batch_invariant: bool) -> ShrinkTile:
+def shrink_tile(tokens: int, size: int, is_batch_invariant: bool, dtype: torch.dtype) -> ShrinkTile:
     """For so many tokens of so many inputs."""
     share = max(_LEAST_SHARE, triton.cdiv(triton.cdiv(size, _MOST_SHARES), _STEP) * _STEP)
     # Measured on an H200.
     if tokens <= _FEW_TOKENS:
         return ShrinkTile(16 if tokens <= 16 else 32, 128, 3, share)
-    return ShrinkTile(64, 128, 5, share if is_batch_invariant else size)
+    inputs = 64 if dtype is torch.float32 else 128  # which has to fit into shared memory
+    return ShrinkTile(64, inputs, 5, share if is_batch_invariant else size)
 
 
 def expand_tile(tokens: int) -> tuple[int, int]:
@@ -180,7 +181,7 @@ def shrink(x: Tensor, adapters: Adapters, slots: Tensor) -> Shrunk:
     """Multiply tokens x (tokens, inputs) by the A of their adapters, slots (tokens,) int32."""
     tokens, size = x.shape
     num_slots, columns, _ = adapters.a.shape
-    tile = shrink_tile(tokens, size, adapters.is_batch_invariant)
+    tile = shrink_tile(tokens, size, adapters.is_batch_invariant, x.dtype)
     block_r = min(_MOST_COLUMNS, max(16, triton.next_power_of_2(columns)))
     splits = triton.cdiv(size, tile.share)
     sums = torch.empty(splits, tokens, columns, dtype=torch.float32, device=x.device)
