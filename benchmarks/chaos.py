@@ -2,7 +2,8 @@
 
 Every answer must equal the answer to the same request before the first kill: text, tokens and finish reason. Requests
 differ in what they ask of the engine: greedy and seeded, penalties, logprobs, grammars, several choices, whole answers.
-While an engine starts, new requests get 503 and are tried again; a stream that has begun may only pause.
+While an engine starts, new requests get 503 and are tried again; a stream that has begun may only pause. With few
+clients, their steps have drafts.
 
 Requests whose answers differ without any kill are left out: two of their tokens are so close that rounding, which
 depends on the rest of the batch, decides between them. Exits with 1 if any other answer differs.
@@ -161,6 +162,9 @@ async def _measure(server: ServerProcess, args: argparse.Namespace) -> Counter[s
         await _kill(server, http, args.kills, random.Random(args.seed))
         stop.set()
         await asyncio.gather(*tasks)
+        metrics = (await http.get(f"{server.url}/metrics")).text
+    accepted = metrics.partition("\npaceline_spec_decode_num_accepted_tokens_total")[2].partition("\n")[0]
+    clients.seen["drafts that were right"] = int(float(accepted.rpartition(" ")[2]))
     return clients.seen
 
 
