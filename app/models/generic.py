@@ -30,6 +30,7 @@ from ..layers.recurrent import StatePart, step_of
 from .classes import auto_class, config_of
 from .fixed_ropes import fix_ropes
 from .fusion import fuse
+from .latents import Latents, keep_latents
 from .places import Places
 from .recurrent import keep_states
 from .stored import finish_stored, load_pretrained
@@ -63,10 +64,14 @@ def _attention(
     if attention_mask is not None:  # the forward context says what a token sees
         raise ModelError("attention with a mask of the model's own is not supported")
     q, k, v = (t[0].transpose(0, 1) for t in (query, key, value))
+    latents: Latents | None = getattr(module, "latents", None)
+    if latents:
+        options["scaling"] = options.get("scaling") or q.shape[2] ** -0.5
+        q = latents.queries(q)
     if not hasattr(module, "paceline"):
         _describe(module, q, k, v, options)
-    out = module.paceline(q, k, v, options.get("s_aux"))
-    return out.view(1, q.shape[0], q.shape[1], -1), None
+    out = module.paceline(q, k, v, options.get("s_aux")).view(*q.shape[:2], -1)
+    return (latents.values(out) if latents else out)[None], None
 
 
 def _describe(module: nn.Module, q: Tensor, k: Tensor, v: Tensor, options: dict[str, Any]) -> None:
@@ -206,7 +211,12 @@ class GenericModel(nn.Module):
 
 
 def load_generic(
-    folder: ModelFolder, methods: Methods, dtype: torch.dtype, device: torch.device, max_model_len: int
+    folder: ModelFolder,
+    methods: Methods,
+    dtype: torch.dtype,
+    device: torch.device,
+    max_model_len: int,
+    takes_adapters: bool,
 ) -> GenericModel:
     """Load a checkpoint through transformers. ModelError names what is not supported, or quotes transformers."""
     path, kind = folder.path, folder.model_type
@@ -221,6 +231,10 @@ def load_generic(
         _refuse_unsupported(config)
         model = _load(auto, folder, methods, config, dtype).to(device).eval().requires_grad_(False)
         fix_ropes(model, max_model_len, device)
+        # An adapter may change how latents expand. And the GPU's kernels have a whole key in the fast memory of a
+        # processor, for which these are too long.
+        if device.type == "cpu" and not takes_adapters:
+            keep_latents(model)
         fuse(model)
         return _split(model)
     except ModelError:

@@ -46,7 +46,12 @@ class LoadedModel:
 
 
 def load_model(
-    folder: ModelFolder, settings: ModelSettings, dtype: torch.dtype, device: torch.device, max_model_len: int
+    folder: ModelFolder,
+    settings: ModelSettings,
+    dtype: torch.dtype,
+    device: torch.device,
+    max_model_len: int,
+    takes_adapters: bool = False,
 ) -> LoadedModel:
     """Load a checkpoint with the hand-written decoder if it can run it, else through transformers.
 
@@ -71,7 +76,7 @@ def load_model(
             raise ModelError(
                 f"load_format: dummy weights are for the decoder, which does not run {folder.architecture}"
             )
-        model = load_generic(folder, methods, dtype, device, max_model_len)
+        model = load_generic(folder, methods, dtype, device, max_model_len, takes_adapters)
         change(model, PLAIN, methods.plain)
     if settings.batch_invariant:
         _check_invariance(model)

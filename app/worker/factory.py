@@ -42,7 +42,8 @@ def build_worker(settings: Settings, path: Path) -> BuiltWorker:
     keep_compiled(cache_folder(), resolved.device)
     clock.lap("resolve")
     try:
-        loaded = load_model(folder, settings, resolved.dtype, resolved.device, resolved.limits.max_model_len)
+        length, takes_adapters = resolved.limits.max_model_len, resolved.limits.num_adapters > 0
+        loaded = load_model(folder, settings, resolved.dtype, resolved.device, length, takes_adapters)
         if loaded.recurrent_layers and settings.drafts_by_model:
             raise StartupError(
                 "draft_model: the model keeps recurrent states, which cannot go back behind wrong drafts"
