@@ -41,7 +41,7 @@ class Weight(NamedTuple):
     """`scales[i // group, o] * (codes[o, i] - points[i // group, o])`."""
 
     words: Tensor
-    """(outputs, words) int16: the codes; see `_pack`."""
+    """(outputs, words) int16: the codes; see `pack_codes`."""
     factors: Tensor
     """(groups, outputs) int32, with a scale in float16 as the lower half and a point as the upper one. Where that would
     round them: (2, groups, outputs) float32, scales and points."""
@@ -93,10 +93,10 @@ def pack(codes: Tensor, scales: Tensor, zeros: Tensor, bits: int) -> Weight:
     else:
         factors = torch.stack([scales.T, points.T])
     counters = torch.zeros(_PROGRAMS, dtype=torch.int32, device=codes.device)
-    return Weight(_pack(codes, bits), factors, counters, bits, group, inputs)
+    return Weight(pack_codes(codes, bits), factors, counters, bits, group, inputs)
 
 
-def _pack(codes: Tensor, bits: int) -> Tensor:
+def pack_codes(codes: Tensor, bits: int) -> Tensor:
     """Codes (outputs, inputs) uint8 as words (outputs, n) int16.
 
     Of a unit, which is 32 words, word i has the codes of the inputs i, 32 + i, 64 + i, ... from the unit's first input

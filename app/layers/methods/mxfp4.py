@@ -60,8 +60,8 @@ class Mxfp4(Plain):
         if self._has_kernel:
             from ...kernels.gpu import mxfp4
 
-            if layer.in_features % mxfp4.UNIT == 0 and largest <= mxfp4.LARGEST_SCALE:
-                mxfp4.pack(blocks.data)
+            if largest <= mxfp4.LARGEST_SCALE:
+                blocks.data, scales.data = mxfp4.pack(blocks.data, scales.data)
                 return
         bias = layer.bias
         del layer.blocks, layer.scales
