@@ -179,7 +179,7 @@ def test_a_row_of_router_logits_depends_on_nothing_but_the_row() -> None:
     assert torch.equal(torch.cat([cpu.logits(row[None], weight) for row in x]), whole)
 
 
-@pytest.mark.parametrize("tokens", [1, 3, 90])
+@pytest.mark.parametrize("tokens", [1, 3, 15, 40, 90])
 @pytest.mark.parametrize("of_pairs", [True, False])
 def test_products_of_experts_in_mxfp4(tokens: int, of_pairs: bool) -> None:
     """As `app.layers.methods.mxfp4` has a GPU do it, against what a CPU makes of the same file."""
