@@ -1,8 +1,9 @@
 """A decode step on the GPU, compared with the limit of the GPU's memory, without HTTP and scheduler.
 
-The floor of a step is the bytes of weights and of K/V that it reads, over the bandwidth of a copy measured in the same
-run (read and written bytes both count). Of experts, those count that the last step's tokens have gone to. Steps are
-launched one ahead, as the engine does it. `--profile` adds the time of each kind of kernel in a step.
+The floor of a step is the bytes of weights and of K/V that it reads, and of states that it reads and writes, over the
+bandwidth of a copy measured in the same run (read and written bytes both count). Of experts, those count that the last
+step's tokens have gone to. Steps are launched one ahead, as the engine does it. `--profile` adds the time of each kind
+of kernel in a step.
 """
 
 import argparse
@@ -18,15 +19,18 @@ from typing import Any
 
 import torch
 from common import print_table, write_adapters, write_result
+from torch import nn
 from torch.nn.modules.module import register_module_forward_hook
 
 from app.attention.layer import Attention
+from app.checkpoint.folder import ModelFolder
 from app.core.request import NO_ADAPTER, Extras
 from app.core.sampling import SamplingParams
 from app.core.step import BuiltWorker, KVGroup, NewRequest, SchedulerOutput
 from app.kernels.kv import bytes_of_token
 from app.layers.linear import Linear
 from app.layers.moe import Router, Stacked
+from app.layers.recurrent import Recurrent
 from app.settings import load_settings
 from app.worker.factory import build_worker
 
@@ -181,14 +185,15 @@ def main() -> None:
     weights += sum(buffer.nbytes for layer in linears for buffer in layer.buffers(recurse=False))
     of_experts = sum(bytes_of(layer) for layer in linears if isinstance(layer, Stacked))
     num_routers = sum(isinstance(module, Router) for module in model.modules())
-    if not model.config.tie_word_embeddings:
-        weights -= model.embed_tokens.weight.nbytes
+    if not ModelFolder.open(args.model).config.get("tie_word_embeddings", False):
+        weights -= sum(module.weight.nbytes for module in model.modules() if isinstance(module, nn.Embedding))
     caches = [(layer.config, layer.cache.kv.k) for layer in model.modules() if isinstance(layer, Attention)]
     tokens = args.input_len + args.steps / 2
-    of_kv = sum(
+    of_row = sum(
         min(tokens, c.window or tokens) * bytes_of_token(c.num_kv_heads, c.head_dim, c.v_head_dim, k.dtype)
         for c, k in caches
     )
+    of_row += 2 * sum(module.bytes_of_slot for module in model.modules() if isinstance(module, Recurrent))
     num_blocks = built.limits.groups[0].num_blocks
     greedy = SamplingParams(max_tokens=10**6, seed=1, temperature=0.0)
     kinds = {"greedy": (greedy, 0)}
@@ -202,7 +207,7 @@ def main() -> None:
             prefill_s = prefill(built, batch, args, sampling, num_adapters)
             step = statistics.median(decode(built, batch, args.steps))
             share = touched.share(batch, num_routers) if num_routers else 1.0
-            floor = (weights - (1 - share) * of_experts + batch * of_kv) / bandwidth
+            floor = (weights - (1 - share) * of_experts + batch * of_row) / bandwidth
             rows.append((batch, kind, prefill_s, step * 1000, floor * 1000, floor / step))
             print(rows[-1], flush=True)
         if args.profile:

@@ -82,6 +82,22 @@ def rounded_rms_norm(x: Tensor, weight: Tensor, offset: float, eps: float, resid
     return out
 
 
+def gated_rms_norm(
+    x: Tensor, gate: Tensor, weight: Tensor, eps: float, group: int, activation: str, gates_first: bool
+) -> Tensor:
+    """`x / rms(x) * weight * activation(gate)`, where the norm is that of each `group` numbers of the last dimension.
+
+    With `gates_first` x is multiplied by `activation(gate)` before. `activation` is silu or sigmoid.
+    """
+    if x.is_cuda and HAS_TRITON:
+        out: Tensor = _gpu().gated_rms_norm(x, gate, weight, eps, group, activation, gates_first)
+        return out
+    factor = F.silu(gate.float()) if activation == "silu" else gate.float().sigmoid()
+    values = x.float() * factor if gates_first else x.float()
+    values = F.rms_norm(values.unflatten(-1, (-1, group)), (group,), None, eps).flatten(-2) * weight.float()
+    return (values if gates_first else values * factor).to(x.dtype)
+
+
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """`x @ weight.T + bias` of x (..., in) and weight (out, in)."""
     if skinny := _skinny(x):

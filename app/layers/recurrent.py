@@ -1,7 +1,8 @@
 """Layers that keep a state of fixed size for each request, instead of K and V for each token.
 
-Such a layer mixes tokens along the row that it is given. So it never sees tokens of two requests in a row: decodes are
-a batch of rows of one token, and each piece of a prompt is a row alone.
+Such a layer mixes tokens along the row that it is given. So it must not see tokens of two requests in a row. One that
+computes in parts gets decodes as a batch of rows of one token, and each piece of a prompt as a row alone. One with
+kernels that know where requests begin, and where their states lie, computes a whole step at once.
 """
 
 from collections.abc import Iterator, Sequence
@@ -33,22 +34,45 @@ class StatePart(NamedTuple):
     """Slots whose states are copied to other slots then."""
 
 
-_parts: ContextVar[Sequence[StatePart]] = ContextVar("parts")
+class SlotStep(NamedTuple):
+    """A step, for layers that compute it at once. The numbers may change under a recorded step."""
+
+    entries: Tensor
+    """(entries, 5) int32: the step's requests, and padding; see `app.kernels.entries`."""
+    entry_of: Tensor
+    """(tokens,) int32: the entry of each token, or -1 for padding."""
+    chunks: Tensor
+    """(chunks, 2) int32: see `app.kernels.entries`; there is none, nor padding, in a step of decodes."""
+
+
+RecurrentStep = Sequence[StatePart] | SlotStep
+"""Parts, or for layers that are `at_once` a step."""
+_step: ContextVar[Any] = ContextVar("recurrent_step")
 
 
 @contextmanager
-def step_of(parts: Sequence[StatePart]) -> Iterator[None]:
+def step_of(step: RecurrentStep) -> Iterator[None]:
     """Make a step known to the recurrent layers that run inside this block, in this thread."""
-    token = _parts.set(parts)
+    token = _step.set(step)
     try:
         yield
     finally:
-        _parts.reset(token)
+        _step.reset(token)
+
+
+def current_step() -> Any:
+    """The step that is being run, in the form that the layer takes; LookupError outside of one."""
+    return _step.get()
 
 
 class Recurrent(nn.Module):
-    """A layer with the states of all requests, each in a slot of its memory."""
+    """A layer with the states of all requests, each in a slot of its memory.
 
+    `forward` takes (1, tokens, width) of a step.
+    """
+
+    at_once = False
+    """Whether it computes a step at once, and can be recorded."""
     kinds: Sequence[StateKind]
     memory: Sequence[Tensor] = ()
     """(slots, ...) for each of `kinds`, which the worker allocates. Zeros are the state before the first token."""
@@ -58,13 +82,17 @@ class Recurrent(nn.Module):
         """What the state of one request takes."""
         return sum(prod(kind.shape) * kind.dtype.itemsize for kind in self.kinds)
 
+
+class RecurrentInParts(Recurrent):
+    """One that computes a step in parts."""
+
     def forward(self, hidden_states: Tensor, **options: Any) -> Tensor:
         """(1, tokens, width) of a step to (1, tokens, width of the output), with what `advance` takes beside.
 
         Tensors among that are of the step's tokens, too: (1, tokens, ...).
         """
         out = None
-        for part in _parts.get():
+        for part in current_step():
 
             def take(x: Any, part: StatePart = part) -> Any:
                 if not isinstance(x, Tensor):

@@ -1,26 +1,35 @@
 """Replaces some modules of transformers' models by faster ones, without changing the models' code.
 
 The module at `q_proj` computes the products of `q_proj`, `k_proj` and `v_proj` at once, and the modules at the other
-two return their slices of it; likewise for `gate_proj` and `up_proj`. Norms, stacked experts and other linear layers
-get Paceline's kernels. Each replacement is tried on random numbers first, and dropped if the results differ.
+two return their slices of it; likewise for `gate_proj` and `up_proj`, and what else has one input. Gated feed-forward
+layers, stacked experts, norms and other linear layers get Paceline's kernels. Each replacement is tried on random
+numbers first, and dropped if the results differ.
 """
 
 import logging
+from itertools import product
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ..kernels.ops import ACTIVATIONS, routes_of
-from ..layers.linear import MergedLinear
+from ..kernels.ops import ACTIVATIONS, gated, routes_of
+from ..layers.linear import Linear, MergedLinear
 from ..layers.methods.plain import PLAIN, adopt, fill
 from ..layers.moe import Experts
-from ..layers.norm import OffsetRMSNorm, RMSNorm
+from ..layers.norm import GatedRMSNorm, OffsetRMSNorm, RMSNorm
 
 log = logging.getLogger(__name__)
 
-_SAME_INPUT = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
+_SAME_INPUT = (
+    ("q_proj", "k_proj", "v_proj"),
+    ("gate_proj", "up_proj"),
+    ("in_proj_qkv", "in_proj_z", "in_proj_b", "in_proj_a"),
+    ("in_proj_qkvz", "in_proj_ba"),
+)
 """Names of linear layers that get the same input, in transformers' modules."""
+_SCALES = 1, 100
+"""Of random numbers: some models bound what goes through an activation, which only large ones show."""
 _TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 2**-6, torch.float16: 2**-9}
 """The difference that another order of additions makes, relative to the largest number."""
 
@@ -64,10 +73,23 @@ class _ChosenExperts(Experts):
         return super().forward(hidden_states, routes_of(top_k_index, top_k_weights, self.gate_up_proj.num_experts))
 
 
+class _GatedMLP(nn.Module):
+    """Stands for a feed-forward layer whose gate and input are merged already."""
+
+    def __init__(self, merged: _Merged, down: Linear, activation: str) -> None:
+        super().__init__()
+        self.gate_up_proj, self.down_proj, self.activation = merged, down, activation
+
+    def forward(self, x: Tensor) -> Tensor:
+        gate_up = MergedLinear.forward(self.gate_up_proj, x).flatten(0, -2)
+        out: Tensor = self.down_proj(gated(gate_up, self.activation))
+        return out.view(*x.shape[:-1], -1)
+
+
 @torch.inference_mode()
 def fuse(model: Any) -> None:
     """Replace what can be replaced in one of transformers' causal models, except for its output embedding."""
-    counts = {"merged": 0, "linear": 0, "norm": 0, "experts": 0}
+    counts = {"merged": 0, "linear": 0, "norm": 0, "mlp": 0, "experts": 0}
     head = model.get_output_embeddings()
     for parent in list(model.modules()):
         for names in _SAME_INPUT:
@@ -77,10 +99,15 @@ def fuse(model: Any) -> None:
                 counts["linear"] += _swap(parent, {name: adopt(child)}, child.in_features)
             elif type(child).__name__.endswith("RMSNorm"):
                 counts["norm"] += _swap_norm(parent, name, child)
+            elif type(child).__name__.endswith("RMSNormGated"):
+                counts["norm"] += _swap_gated_norm(parent, name, child)
             elif {"gate_up_proj", "down_proj"} == dict(child.named_parameters()).keys():
                 counts["experts"] += _swap_experts(parent, name, child)
-    kinds = "%(merged)d merged products, %(linear)d linear layers, %(norm)d norms, %(experts)d mixtures of experts"
-    log.info(f"faster modules: {kinds}", counts)
+    for parent in list(model.modules()):  # whose gates are merged now
+        for name, child in list(parent.named_children()):
+            counts["mlp"] += _swap_mlp(parent, name, child)
+    kinds = "%(merged)d merged products, %(linear)d linear layers, %(norm)d norms, %(mlp)d gated layers"
+    log.info(f"faster modules: {kinds}, %(experts)d mixtures of experts", counts)
 
 
 def _merge(parent: nn.Module, names: tuple[str, ...]) -> bool:
@@ -112,6 +139,36 @@ def _swap_norm(parent: nn.Module, name: str, norm: nn.Module) -> bool:
     return False
 
 
+def _swap_gated_norm(parent: nn.Module, name: str, norm: nn.Module) -> bool:
+    """Of which some gate before they norm, and some norm groups of numbers."""
+    parameters = dict(norm.named_parameters())
+    eps: float | None = getattr(norm, "variance_epsilon", getattr(norm, "eps", None))
+    if eps is None or set(parameters) != {"weight"}:
+        return False
+    size = len(parameters["weight"])
+    group: int = getattr(norm, "group_size", None) or size
+    for activation, gates_first in product(("silu", "sigmoid"), (False, True)):
+        with torch.device("meta"):
+            candidate = GatedRMSNorm(size, eps, group, activation, gates_first)
+        candidate.weight = nn.Parameter(parameters["weight"], requires_grad=False)
+        if _swap(parent, {name: candidate}, size, num_inputs=2):
+            return True
+    return False
+
+
+def _swap_mlp(parent: nn.Module, name: str, mlp: nn.Module) -> bool:
+    merged, down = getattr(mlp, "gate_proj", None), getattr(mlp, "down_proj", None)
+    names = {name for name, part in mlp.named_children() if any(True for _ in part.parameters())}
+    if names != {"gate_proj", "down_proj"} or not isinstance(merged, _Merged) or not isinstance(down, Linear):
+        return False
+    x = torch.randn(1, 3, merged.in_features, device=down.weight.device, dtype=down.weight.dtype)
+    for candidate in (_GatedMLP(merged, down, activation) for activation in ACTIVATIONS):
+        if all(_are_same(mlp, candidate, scale * x) for scale in _SCALES):
+            setattr(parent, name, candidate)
+            return True
+    return False
+
+
 def _swap_experts(parent: nn.Module, name: str, experts: nn.Module) -> bool:
     gate_up, down = experts.get_parameter("gate_up_proj"), experts.get_parameter("down_proj")
     if gate_up.dim() != 3 or down.shape != (len(gate_up), gate_up.shape[2], gate_up.shape[1] // 2):
@@ -125,20 +182,19 @@ def _swap_experts(parent: nn.Module, name: str, experts: nn.Module) -> bool:
         for layer, weight in ((candidate.gate_up_proj, gate_up), (candidate.down_proj, down)):
             fill(layer, weight.flatten(0, 1), None)
             layer.method = PLAIN
-        # Some models bound what goes through the activation, which only large numbers show.
-        are_same = (_are_same(experts, candidate, scale * x, chosen, weights.to(x.dtype)) for scale in (1, 100))
+        are_same = (_are_same(experts, candidate, scale * x, chosen, weights.to(x.dtype)) for scale in _SCALES)
         if all(are_same):
             setattr(parent, name, candidate)
             return True
     return False
 
 
-def _swap(parent: nn.Module, new: dict[str, nn.Module], in_features: int) -> bool:
-    """Replace modules by others, if these compute the same from the same input."""
+def _swap(parent: nn.Module, new: dict[str, nn.Module], in_features: int, num_inputs: int = 1) -> bool:
+    """Replace modules by others, if these compute the same from the same inputs."""
     old = {name: getattr(parent, name) for name in new}
     parameter = next(next(iter(old.values())).parameters())
-    x = torch.randn(1, 3, in_features, device=parameter.device, dtype=parameter.dtype)
-    if not all(_are_same(old[name], module, x) for name, module in new.items()):
+    inputs = torch.randn(num_inputs, 1, 3, in_features, device=parameter.device, dtype=parameter.dtype)
+    if not all(_are_same(old[name], module, *inputs) for name, module in new.items()):
         return False
     for name, module in new.items():
         setattr(parent, name, module)

@@ -7,7 +7,7 @@ keys, and its values. The model's code is unchanged; it reads one row of tokens,
 """
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -26,11 +26,12 @@ from ..checkpoint.folder import ModelFolder
 from ..errors import ModelError
 from ..layers.linear import Linear
 from ..layers.methods import Methods
-from ..layers.recurrent import StatePart, step_of
+from ..layers.recurrent import RecurrentStep, step_of
 from .classes import auto_class, config_of
 from .fixed_ropes import fix_ropes
 from .fusion import fuse
 from .latents import Latents, keep_latents
+from .noise import fill_with_noise
 from .places import Places
 from .recurrent import keep_states
 from .stored import finish_stored, load_pretrained
@@ -100,7 +101,7 @@ def _describe(module: nn.Module, q: Tensor, k: Tensor, v: Tensor, options: dict[
 def _chunk(module: Any) -> int | None:
     """The size of the chunks that a layer attends in. transformers tells its masks alone."""
     types = getattr(getattr(module, "config", None), "layer_types", None)
-    if not types or types[module.layer_idx] != "chunked_attention":
+    if "chunked_attention" not in (types or ()) or types[module.layer_idx] != "chunked_attention":
         return None
     size: int = module.config.attention_chunk_size
     return size
@@ -176,13 +177,13 @@ class GenericModel(nn.Module):
         self.continues_prompts = True
         """Whether a prompt may be computed in several pieces."""
 
-    def forward(self, input_ids: Tensor, positions: Tensor, parts: Sequence[StatePart] = ()) -> Tensor:
+    def forward(self, input_ids: Tensor, positions: Tensor, recurrent: RecurrentStep = ()) -> Tensor:
         """Hidden states after the last norm (tokens, hidden_size), for input_ids and positions (tokens,).
 
-        `parts`: what layers that keep states compute at once.
+        `recurrent`: the step, for layers that keep states.
         """
         self.places.set(positions)
-        with step_of(parts):
+        with step_of(recurrent):
             out = self.body(input_ids=input_ids[None], position_ids=positions[None], use_cache=False)
         hidden: Tensor = out.last_hidden_state[0]
         return hidden
@@ -217,8 +218,12 @@ def load_generic(
     device: torch.device,
     max_model_len: int,
     takes_adapters: bool,
+    is_dummy: bool = False,
 ) -> GenericModel:
-    """Load a checkpoint through transformers. ModelError names what is not supported, or quotes transformers."""
+    """Load a checkpoint through transformers, or with `is_dummy` a model with random weights.
+
+    ModelError names what is not supported, or quotes transformers.
+    """
     path, kind = folder.path, folder.model_type
     file = path / "config.json"
     own_code = f"; {_OWN_CODE}" if "auto_map" in folder.config else ""
@@ -229,7 +234,8 @@ def load_generic(
         if (auto := auto_class(config, folder.architecture)) is None:
             raise ModelError(f"{file}: transformers {version} has no {kind} that generates from text alone{own_code}")
         _refuse_unsupported(config)
-        model = _load(auto, folder, methods, config, dtype).to(device).eval().requires_grad_(False)
+        model = _load(auto, folder, methods, config, dtype) if not is_dummy else _make_up(auto, config, dtype, device)
+        model = model.to(device).eval().requires_grad_(False)
         fix_ropes(model, max_model_len, device)
         # An adapter may change how latents expand. And the GPU's kernels have a whole key in the fast memory of a
         # processor, for which these are too long.
@@ -253,6 +259,17 @@ def _load(auto: Any, folder: ModelFolder, methods: Methods, config: Any, dtype: 
     model, info = load_pretrained(auto, folder, methods, config, dtype, attn_implementation=_NAME)
     refuse_unmatched(folder, info)
     finish_stored(model)
+    return model
+
+
+def _make_up(auto: Any, config: Any, dtype: torch.dtype, device: torch.device) -> Any:
+    """A model with Paceline's attention, and random weights."""
+    ALL_ATTENTION_FUNCTIONS.register(_NAME, _attention)
+    if getattr(config, "quantization_config", None) is not None:
+        raise ModelError("load_format: dummy weights of a quantized checkpoint are for models that the decoder runs")
+    with torch.device(device):
+        model = auto.from_config(config, dtype=dtype, attn_implementation=_NAME)
+    fill_with_noise(model, device)
     return model
 
 

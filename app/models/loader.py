@@ -16,11 +16,11 @@ from ..checkpoint.quantization import embeds_by_head
 from ..errors import ModelError
 from ..layers.linear import Choice, Linear, attach, change
 from ..layers.methods import choose
-from ..layers.methods.mxfp4 import Mxfp4
 from ..layers.methods.plain import PLAIN
 from ..layers.recurrent import Recurrent
 from ..settings import ModelSettings
 from .decoder import Decoder
+from .noise import fill_with_noise
 from .weights import has_own_head, load_weights
 
 log = logging.getLogger(__name__)
@@ -72,11 +72,8 @@ def load_model(
         # Imported here because importing transformers takes seconds.
         from .generic import load_generic
 
-        if settings.load_format == "dummy":
-            raise ModelError(
-                f"load_format: dummy weights are for the decoder, which does not run {folder.architecture}"
-            )
-        model = load_generic(folder, methods, dtype, device, max_model_len, takes_adapters)
+        is_dummy = settings.load_format == "dummy"
+        model = load_generic(folder, methods, dtype, device, max_model_len, takes_adapters, is_dummy)
         change(model, PLAIN, methods.plain)
     if settings.batch_invariant:
         _check_invariance(model)
@@ -114,7 +111,7 @@ def _try_decoder(
         log.info("using transformers' model: the decoder does not carry %s", reason)
         return None
     if is_dummy:
-        _fill_with_noise(model, device)
+        fill_with_noise(model, device)
     else:
         load_weights(model, folder)
     return model
@@ -149,23 +146,3 @@ def default_dtype(dtype: torch.dtype) -> Iterator[None]:
         yield
     finally:
         torch.set_default_dtype(previous)
-
-
-@torch.no_grad()
-def _fill_with_noise(model: Decoder, device: torch.device) -> None:
-    """Give a model the weights of one before its training, so that its activations are ordinary numbers.
-
-    They are drawn where the model is to be: a GPU does that a thousand times faster, also for what is rounded then.
-    """
-    for module in model.modules():
-        for name, parameter in module.named_parameters(recurse=False):
-            if parameter.device.type != device.type:
-                parameter.data = torch.empty_like(parameter, device=device)
-            if parameter.is_floating_point() and parameter.dim() > 1:
-                parameter.normal_(0.0, 0.02)
-            elif parameter.is_floating_point():
-                parameter.fill_(0.0 if name == "bias" else 1.0)
-        if isinstance(module, Linear):
-            if isinstance(module.method, Mxfp4):
-                module.method.draw(module)
-            module.method.finish(module)

@@ -18,7 +18,7 @@ from transformers.cache_utils import LinearAttentionLayer
 from ..errors import ModelError
 from ..layers.linear import Linear
 from ..layers.methods.plain import Plain
-from ..layers.recurrent import Recurrent, StateKind
+from ..layers.recurrent import RecurrentInParts, StateKind
 
 _KINDS = ("conv_states", "recurrent_states")
 """transformers' words for the last inputs of convolutions, and for what recurrences carry on."""
@@ -31,7 +31,7 @@ _TOLERANCE_OF_HALF = 2e-2
 """The difference that another order of additions makes, relative to the numbers' norm."""
 
 
-class RecurrentModule(Recurrent):
+class RecurrentModule(RecurrentInParts):
     """One of transformers' modules, with the states of all requests."""
 
     def __init__(
@@ -41,23 +41,23 @@ class RecurrentModule(Recurrent):
         super().__init__()
         self.module = module
         self.kinds = list(states.values())
-        self._places = list(states)
+        self.places = list(states)
         self._layer = layer
-        self._argument = argument
-        self._like = like.new_empty(like.shape[-1])
+        self.argument = argument
+        self.like = like.new_empty(like.shape[-1])
 
     def advance(self, hidden_states: Tensor, states: Sequence[Tensor], **options: Any) -> Tensor:
-        """See `Recurrent.advance`. `options`: what the model gives to the module beside hidden states."""
-        cached = LinearAttentionLayer(number_of_states=1 + max(index for _, index in self._places))
-        for (kind, index), state in zip(self._places, states, strict=True):
+        """See `RecurrentInParts.advance`. `options`: what the model gives to the module beside hidden states."""
+        cached = LinearAttentionLayer(number_of_states=1 + max(index for _, index in self.places))
+        for (kind, index), state in zip(self.places, states, strict=True):
             getattr(cached, kind)[index] = state
             getattr(cached, f"is_{kind}_initialized")[index] = True
             cached.has_previous_state[index] = True
             if kind == "conv_states":
                 cached.conv_kernel_size[index] = state.shape[-1]
-        options[self._argument] = Cache(layers=[cached] * (self._layer + 1))
+        options[self.argument] = Cache(layers=[cached] * (self._layer + 1))
         out: Tensor = self.module(hidden_states, **options)
-        for (kind, index), state in zip(self._places, states, strict=True):
+        for (kind, index), state in zip(self.places, states, strict=True):
             new = getattr(cached, kind)[index]
             if new is not state:
                 state.copy_(new)
@@ -69,24 +69,30 @@ class RecurrentModule(Recurrent):
 
         ModelError if it does not even compute a prompt with a new state as it does without one.
         """
-        like = self._like
-        x = torch.randn(1, sum(_TRIAL), len(like), device=like.device, dtype=like.dtype)
-        expected = self.module(x, **{self._argument: None})
-        if not _are_alike(self.advance(x, self._new_states(like.device)), expected):
+        x, device = self.random_prompt(sum(_TRIAL)), self.like.device
+        expected = self.module(x, **{self.argument: None})
+        if not are_alike(self.advance(x, self._new_states(device)), expected):
             raise ModelError(
                 f"{type(self.module).__name__} does not begin with a state of zeros, which is not supported"
             )
-        states = self._new_states(like.device)
+        states = self._new_states(device)
         pieces = [self.advance(piece, states) for piece in x.split(_TRIAL, dim=1)]
-        return _are_alike(torch.cat(pieces, dim=1), expected)
+        return are_alike(torch.cat(pieces, dim=1), expected)
+
+    def random_prompt(self, num_tokens: int) -> Tensor:
+        """An input of the module's, (1, tokens, width)."""
+        like = self.like
+        return torch.randn(1, num_tokens, len(like), device=like.device, dtype=like.dtype)
 
     def _new_states(self, device: torch.device) -> list[Tensor]:
         """Of one row, before its first token."""
         return [torch.zeros(1, *kind.shape, dtype=kind.dtype, device=device) for kind in self.kinds]
 
 
-def _are_alike(found: Tensor, expected: Tensor) -> bool:
-    """(rows, tokens, width), of which what the last tokens differ by counts."""
+def are_alike(found: Tensor, expected: Tensor) -> bool:
+    """Whether two outputs of a module differ by roundings only.
+
+    (rows, tokens, width), of which what the last tokens differ by counts."""
     found, expected = (x[:, -_TRIAL[1] :] for x in (found, expected))
     tolerance = _TOLERANCE.get(found.dtype, _TOLERANCE_OF_HALF)
     return bool((found - expected).float().norm() <= tolerance * expected.float().norm())

@@ -44,6 +44,10 @@ class Steps(Protocol):
         """A prompt and a decode, from beginning to end."""
         ...
 
+    def run_largest(self) -> None:
+        """A step full of prompts, and one in which all rows decode, from beginning to end."""
+        ...
+
 
 class Execution(Protocol):
     """Runs steps, one after the other."""
@@ -93,7 +97,10 @@ class Eager:
 
     step_sizes: tuple[int, ...] = ()
 
-    def __init__(self, max_num_seqs: int, max_entries: int, max_num_batched_tokens: int) -> None:
+    def __init__(
+        self, max_num_seqs: int, max_entries: int, max_num_batched_tokens: int, is_on_gpu: bool = False
+    ) -> None:
+        self._is_on_gpu = is_on_gpu
         self.largest = StepShape(max_num_batched_tokens, max_entries, max_num_seqs, is_adapted=True)
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="model-runner")
 
@@ -127,9 +134,17 @@ class Eager:
         """See `Execution.end`: the results are waited for in any case."""
         return None
 
-    def measure_memory(self, steps: Steps) -> StepMemory:  # noqa: ARG002
+    def measure_memory(self, steps: Steps) -> StepMemory:
         """See `Execution.measure_memory`."""
-        return StepMemory(0, 0)
+        if not self._is_on_gpu:
+            return StepMemory(0, 0)
+        torch.cuda.synchronize()
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        steps.run_largest()
+        peak = torch.cuda.max_memory_allocated() - before
+        torch.cuda.empty_cache()
+        return StepMemory(peak, 0)
 
     def prepare(self, steps: Steps) -> None:
         """See `Execution.prepare`."""

@@ -14,7 +14,7 @@ from ..attention.registry import Recordable, choose_backend
 from ..checkpoint.draft_head import is_draft_head, read_draft_head
 from ..checkpoint.folder import ModelFolder
 from ..checkpoint.source import find_model
-from ..core.step import MAX_WITH_DRAFTS, BuiltWorker, Limits
+from ..core.step import MAX_WITH_DRAFTS, BuiltWorker, Limits, WorkerOutOfMemoryError
 from ..errors import StartupError
 from ..grammar.masks import GrammarMasks
 from ..kernels.ops import keep_compiled
@@ -28,7 +28,7 @@ from .draft_model import DraftModel
 from .execution import Eager, Execution, StepMemory
 from .kv_storage import bind_kv_cache, group_layers
 from .model_state import ModelState, NoState
-from .recurrent_states import RecurrentStates
+from .recurrent_states import RecurrentStates, StatesInSlots
 from .resolve import Resolved, resolve, resolve_blocks, resolve_states
 from .runner import ModelRunner
 from .sampling.base import Sampling
@@ -53,7 +53,7 @@ def build_worker(settings: Settings, path: Path) -> BuiltWorker:
         clock.lap("load_weights")
         worker, limits = _build_runner(settings, resolved, loaded, draft, path, clock)
         worker.adapters = adapters
-    except torch.cuda.OutOfMemoryError as error:
+    except (torch.cuda.OutOfMemoryError, WorkerOutOfMemoryError) as error:
         raise StartupError(
             f"the GPU's memory does not suffice: {error}. Lower gpu_memory_utilization if other programs use this GPU, "
             "else max_num_batched_tokens or max_num_seqs, or take a smaller model"
@@ -132,28 +132,35 @@ def _build_runner(
     clock: "_PhaseClock",
 ) -> tuple[ModelRunner, Limits]:
     """Put a runner together, give it its KV blocks, and have it do all that is done once."""
-    bytes_of_row = sum(layer.bytes_of_slot for layer in loaded.recurrent_layers)
-    if bytes_of_row:
-        resolved = replace(resolved, limits=resolve_states(settings, resolved, bytes_of_row, loaded.continues_prompts))
-    device, limits = resolved.device, resolved.limits
-    num_snapshots = limits.states.num_snapshots if limits.states else 0
-    layers = loaded.attention_layers + (draft.attention_layers if isinstance(draft, LoadedModel) else [])
+    device = resolved.device
     chosen = choose_backend(
         settings.attention_backend, device, resolved.dtype, resolved.kv_dtype, settings.batch_invariant
     )
+    if loaded.recurrent_layers and chosen.recordable == "steps":
+        from ..models.at_once import compute_at_once  # its kernels are for the GPU
+
+        loaded = compute_at_once(loaded)
+    bytes_of_row = sum(layer.bytes_of_slot for layer in loaded.recurrent_layers)
+    if bytes_of_row:
+        resolved = replace(resolved, limits=resolve_states(settings, resolved, bytes_of_row, loaded.continues_prompts))
+    limits = resolved.limits
+    num_snapshots = limits.states.num_snapshots if limits.states else 0
+    layers = loaded.attention_layers + (draft.attention_layers if isinstance(draft, LoadedModel) else [])
     groups = group_layers(layers, limits.max_model_len, settings.block_size, resolved.kv_dtype)
     max_entries = max(limits.max_num_seqs, min(limits.max_num_batched_tokens, MAX_WITH_DRAFTS))
 
     def make_runner(model: LoadedModel, tables_of: ModelRunner | None = None) -> ModelRunner:
         configs = [layer.config for layer in model.attention_layers]
         backend = chosen.make(configs, len(groups), settings.batch_invariant)
+        at_once = all(layer.at_once for layer in model.recurrent_layers)
         # A step that is recorded runs several times before it counts, and states would go on each time.
-        recordable = "nothing" if model.recurrent_layers else chosen.recordable
+        recordable = chosen.recordable if at_once else "nothing"
         of_model = replace(limits, num_adapters=limits.num_adapters if model is loaded else 0)
         execution, sampling = _execution(recordable, of_model, backend, model.vocab_size, max_entries, device)
         state: ModelState = NoState()
         if model.recurrent_layers:
-            state = RecurrentStates(model.recurrent_layers, limits.max_num_seqs, num_snapshots, device)
+            kind = StatesInSlots if at_once else RecurrentStates
+            state = kind(model.recurrent_layers, limits.max_num_seqs, num_snapshots, device)
         return ModelRunner(
             loaded=model,
             state=state,
@@ -225,7 +232,8 @@ def _execution(
         from .taped import Taped
 
         return Taped(limits.max_num_seqs, max_entries, limits.max_num_batched_tokens), sampling
-    return Eager(limits.max_num_seqs, max_entries, limits.max_num_batched_tokens), sampling
+    sizes = limits.max_num_seqs, max_entries, limits.max_num_batched_tokens
+    return Eager(*sizes, is_on_gpu=device.type == "cuda"), sampling
 
 
 class _PhaseClock:

@@ -13,6 +13,7 @@ from ..attention.backends.base import AttentionBackend
 from ..attention.step import StepInput, StepShape
 from ..core.request import NO_ADAPTER
 from .batch import BlockChanges, Entries, InputBatch
+from .model_state import ModelState
 from .sampling.base import Sampling
 
 _ALIGNMENT = 4
@@ -35,6 +36,7 @@ class StepBuffer:
         self,
         batch: InputBatch,
         backend: AttentionBackend[Any],
+        state: ModelState,
         sampling: Sampling,
         largest: StepShape,
         max_entries: int,
@@ -42,7 +44,7 @@ class StepBuffer:
         block_tables: list[Tensor] | None = None,
     ) -> None:
         """`block_tables`: those to use, on the device, which others keep up to date."""
-        self._backend, self._sampling = backend, sampling
+        self._backend, self._state, self._sampling = backend, state, sampling
         self._body_parts = lru_cache(maxsize=1024)(self._lay_out_body)
         self._sampling_parts = lru_cache(maxsize=1024)(self._lay_out_sampling)
         self._host_body = lru_cache(maxsize=1024)(self._make_host_body)
@@ -96,6 +98,7 @@ class StepBuffer:
             if step.adapters is not None:
                 body["adapters"][:count] = step.adapters
         self._backend.write(step, body)
+        self._state.write(step, body)
         sampling = self._host_sampling(size, self._turn)
         sampling["logits_at"][: len(entries)], sampling["logits_at"][len(entries) :] = entries.logits_at, 0
         self._sampling.write(entries, sampling)
@@ -114,7 +117,8 @@ class StepBuffer:
         self._device[start:end].copy_(self._hosts[self._turn][start:end], non_blocking=True)
 
     def body(self, shape: StepShape) -> dict[str, Tensor]:
-        """What a forward pass of a shape reads, on the device: input_ids, sampled_by, positions, and the backend's.
+        """What a forward pass of a shape reads, on the device: input_ids, sampled_by, positions, the backend's, and
+        the model state's.
 
         sampled_by (tokens,): the row that sampled the token last, or -1 for one that came with its request.
         adapters (tokens,): see `StepInput.adapters`; only if the shape is adapted.
@@ -136,7 +140,7 @@ class StepBuffer:
 
     def _lay_out_body(self, shape: StepShape) -> list[_Part]:
         of_tokens = ("input_ids", "sampled_by", "positions", *(("adapters",) if shape.is_adapted else ()))
-        sizes = dict.fromkeys(of_tokens, shape.tokens) | self._backend.fields(shape)
+        sizes = dict.fromkeys(of_tokens, shape.tokens) | self._backend.fields(shape) | self._state.fields(shape)
         return list(_laid_out(((name, np.int32, size) for name, size in sizes.items()), self._body_at))
 
     def _lay_out_sampling(self, size: int) -> list[_Part]:

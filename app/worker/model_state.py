@@ -1,6 +1,11 @@
 """What a kind of model does beside tokens."""
 
+from collections.abc import Mapping
 from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
 
 from ..attention.step import StepInput, StepShape
 from ..core.step import NewRequest
@@ -10,15 +15,27 @@ class ModelState(Protocol):
     """What a model keeps of each row beside K and V, and reads in each step beside token ids and positions.
 
     An encoder's output, the embeddings of images, a recurrent state, the slot of an adapter: each is a state of its
-    own. Where steps are recorded, what differs between them lies in memory on the device that does not move.
+    own. Where steps are recorded, what differs between them lies in memory on the device that does not move, and
+    `inputs` does not read `step`.
     """
 
     def add(self, request: NewRequest) -> None:
         """Give a row to a request; whoever had it is gone."""
         ...
 
-    def inputs(self, step: StepInput, shape: StepShape) -> dict[str, Any]:
-        """Arguments of the model's `forward` beside token ids and positions, for a step that is padded to a shape."""
+    def fields(self, shape: StepShape) -> dict[str, int]:
+        """The int32 numbers that the model wants on the device for a step of a shape: name to how many."""
+        ...
+
+    def write(self, step: StepInput, to: Mapping[str, NDArray[np.int32]]) -> None:
+        """Fill these numbers, padding included, on the host."""
+        ...
+
+    def inputs(self, step: StepInput, numbers: Mapping[str, Tensor]) -> dict[str, Any]:
+        """Arguments of the model's `forward` beside token ids and positions.
+
+        numbers: what `write` wrote, on the device.
+        """
         ...
 
 
@@ -28,6 +45,13 @@ class NoState:
     def add(self, request: NewRequest) -> None:
         """See `ModelState.add`."""
 
-    def inputs(self, step: StepInput, shape: StepShape) -> dict[str, Any]:  # noqa: ARG002
+    def fields(self, shape: StepShape) -> dict[str, int]:  # noqa: ARG002
+        """See `ModelState.fields`."""
+        return {}
+
+    def write(self, step: StepInput, to: Mapping[str, NDArray[np.int32]]) -> None:
+        """See `ModelState.write`."""
+
+    def inputs(self, step: StepInput, numbers: Mapping[str, Tensor]) -> dict[str, Any]:  # noqa: ARG002
         """See `ModelState.inputs`."""
         return {}

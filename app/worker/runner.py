@@ -89,7 +89,9 @@ class ModelRunner:
         self.drafter: Drafter | None = None
         self.adapters: ModelAdapters | None = None
         tables = tables_of._buffer.block_tables if tables_of else None
-        self._buffer: StepBuffer = StepBuffer(batch, backend, sampling, execution.largest, max_entries, device, tables)
+        self._buffer: StepBuffer = StepBuffer(
+            batch, backend, state, sampling, execution.largest, max_entries, device, tables
+        )
         self._hidden: Tensor | None = None
         """(tokens of the largest step, hidden_size): hands hidden states from the forward pass to sampling."""
         self._masks = ThreadPoolExecutor(max_workers=1, thread_name_prefix="masks")
@@ -201,7 +203,7 @@ class ModelRunner:
         input_ids = torch.where(sampled_by >= 0, sampled, numbers["input_ids"])
         metadata = self.backend.metadata(batch, shape, numbers, self._buffer.block_tables)
         with forward_context(ForwardContext(self.backend, metadata)), adapters_of(numbers.get("adapters")):
-            hidden = self.model(input_ids, numbers["positions"].long(), **self.state.inputs(batch, shape))
+            hidden = self.model(input_ids, numbers["positions"].long(), **self.state.inputs(batch, numbers))
         if self._hidden is None:
             self._hidden = hidden.new_zeros(self.execution.largest.tokens, hidden.shape[-1])
         self._hidden[: shape.tokens].copy_(hidden)
@@ -265,17 +267,28 @@ class ModelRunner:
 
     def run_short_request(self) -> None:
         """See `app.worker.execution.Steps`. Block 0 is overwritten later."""
-        length = min(2, self.batch.max_model_len - 1)
-        request = NewRequest(
-            row=0,
-            token_ids=[0] * length,
-            num_prompt_tokens=length,
-            block_ids=[[0]] * len(self.batch.block_tables),
-            sampling=SamplingParams(max_tokens=2, seed=0, top_k=2),
-        )
-        first = SchedulerOutput([request], [], [0], ["warm-up"], [length])
-        for step in (first, SchedulerOutput([], [], [0], ["warm-up"], [1])):
-            self.submit(step).result()
+        self._run_prompts([min(2, self.batch.max_model_len - 1)])
+        self.submit(SchedulerOutput([], [], [0], ["made up"], [1])).result()
+
+    def run_largest(self) -> None:
+        """See `app.worker.execution.Steps`. Block 0 is overwritten later."""
+        most, longest, rows = self.execution.largest.tokens, self.batch.max_model_len - 1, len(self.batch.num_computed)
+        self._run_prompts([min(longest, most - start) for start in range(0, most, longest)][:rows])
+        self._run_prompts([1] * min(rows, most))  # which are what decodes are
+
+    def _run_prompts(self, lengths: list[int]) -> None:
+        requests = [
+            NewRequest(
+                row=row,
+                token_ids=[0] * length,
+                num_prompt_tokens=length,
+                block_ids=[[0] * -(-(length + 1) // self.batch.block_size)] * len(self.batch.block_tables),
+                sampling=SamplingParams(max_tokens=2, seed=0, top_k=2),
+            )
+            for row, length in enumerate(lengths)
+        ]
+        rows = list(range(len(lengths)))
+        self.submit(SchedulerOutput(requests, [], rows, ["made up"] * len(rows), lengths)).result()
 
 
 @dataclass

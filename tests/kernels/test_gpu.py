@@ -77,6 +77,19 @@ def test_rms_norm(shape: tuple[int, ...], offset: float, dtype: torch.dtype) -> 
     close(residual, total.double())  # the interpreter cuts bfloat16 off instead of rounding
 
 
+@pytest.mark.parametrize("gates_first", [False, True])
+@pytest.mark.parametrize("activation", ["silu", "sigmoid"])
+def test_gated_rms_norm(activation: str, gates_first: bool, dtype: torch.dtype) -> None:
+    """On two groups of 48 numbers."""
+    x, gate, weight = randn(5, 2, 96, dtype=dtype), randn(5, 2, 96, dtype=dtype), randn(96, dtype=dtype)
+    factor = F.silu(gate.double()) if activation == "silu" else gate.double().sigmoid()
+    values = (x.double() * factor if gates_first else x.double()).unflatten(-1, (2, 48))
+    expected = (values / (values.square().mean(-1, keepdim=True) + 1e-5).sqrt()).flatten(-2) * weight.double()
+    expected = expected if gates_first else expected * factor
+    for gates in (gate, torch.cat([gate, gate], dim=1)[:, 2:]):  # also as parts of longer rows
+        close(fused.gated_rms_norm(x, gates, weight, 1e-5, 48, activation, gates_first), expected)
+
+
 @pytest.mark.parametrize("activation", ["silu", "gelu", "gelu_pytorch_tanh"])
 @pytest.mark.parametrize("size", [1, 96, 1500])
 def test_gated(activation: str, size: int, dtype: torch.dtype) -> None:

@@ -1,5 +1,7 @@
 """Modules of transformers' models are swapped for faster ones. The oracle tests show that results stay the same."""
 
+from pathlib import Path
+
 import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM, Qwen2MoeConfig, Qwen2MoeForCausalLM
@@ -7,8 +9,8 @@ from transformers import LlamaConfig, LlamaForCausalLM, Qwen2MoeConfig, Qwen2Moe
 from app.layers.linear import Linear, MergedLinear
 from app.layers.moe import Experts
 from app.layers.norm import RMSNorm
-from app.models.fusion import fuse
-from tests.models.families import _TINY, DECODER, GENERIC
+from app.models.fusion import _GatedMLP, fuse
+from tests.models.families import _TINY, DECODER, GENERIC, RECURRENT, write_checkpoint
 
 pytestmark = pytest.mark.usefixtures("compiled_kernels")
 
@@ -29,6 +31,7 @@ def test_all_layers_of_a_llama_are_swapped() -> None:
     assert sum(issubclass(kind, MergedLinear) for kind in kinds) == 2 * layers
     assert sum(issubclass(kind, Linear) for kind in kinds) == 4 * layers
     assert sum(issubclass(kind, RMSNorm) for kind in kinds) == 2 * layers + 1
+    assert kinds.count(_GatedMLP) == layers
     with torch.inference_mode():
         assert torch.allclose(model(torch.tensor([[1, 2, 3]])).logits, before, atol=1e-5)
 
@@ -71,3 +74,17 @@ def test_modules_that_compute_something_else_are_not_swapped() -> None:
     odd = model.model.norm = OddRMSNorm(64)
     fuse(model)
     assert model.model.norm is odd
+
+
+@pytest.mark.parametrize("family", ["Bamba", "Qwen3_5Text", "KimiLinear"])
+def test_gated_norms_are_swapped(family: str, tmp_path: Path) -> None:
+    """They gate before they norm, or behind it, by different functions."""
+    model = write_checkpoint(family, RECURRENT[family], tmp_path)
+    tokens = torch.tensor([[1, 2, 3]])
+    with torch.inference_mode():
+        before = model(tokens).logits
+        fuse(model)
+        assert torch.allclose(model(tokens).logits, before, atol=1e-4)
+    names = [type(module).__name__ for module in model.modules()]
+    assert "GatedRMSNorm" in names
+    assert not any(name.endswith("RMSNormGated") for name in names)

@@ -31,11 +31,16 @@ def dummy_settings(**options: object) -> Settings:
     return load_settings(load_format="dummy", device="cpu", num_kv_blocks=40, max_model_len=64, **options)
 
 
-def test_dummy_weights_need_no_checkpoint_and_compute_numbers(tmp_path: Path) -> None:
+def test_dummy_weights_need_no_checkpoint(tmp_path: Path) -> None:
     folder = write_config(tmp_path)
     with pytest.raises(ModelError, match="safetensors"):
         find_model(str(folder))
     assert find_model(str(folder), needs_weights=False) == folder
+
+
+@pytest.mark.parametrize("kind", [("llama", "LlamaForCausalLM"), ("gpt2", "GPT2LMHeadModel")])
+def test_dummy_weights_compute_numbers(kind: tuple[str, str], tmp_path: Path) -> None:
+    folder = write_config(tmp_path, model_type=kind[0], architectures=[kind[1]])
     worker = build_worker(dummy_settings(), folder).worker
     sampling = SamplingParams(max_tokens=1, seed=0, temperature=0.0)
     request = NewRequest(row=0, token_ids=[5, 6, 7], num_prompt_tokens=3, block_ids=[[0]], sampling=sampling)
@@ -43,8 +48,9 @@ def test_dummy_weights_need_no_checkpoint_and_compute_numbers(tmp_path: Path) ->
     assert 0 <= result.token_ids[0][0] < _TINY["vocab_size"]
 
 
-def test_dummy_weights_are_for_the_decoder(tmp_path: Path) -> None:
-    folder = write_config(tmp_path, model_type="gpt2", architectures=["GPT2LMHeadModel"])
+def test_dummy_weights_of_a_quantized_checkpoint_are_for_the_decoder(tmp_path: Path) -> None:
+    options = {"quantization_config": {"quant_method": "gptq", "bits": 4, "group_size": 128}}
+    folder = write_config(tmp_path, model_type="gpt2", architectures=["GPT2LMHeadModel"], **options)
     with pytest.raises(ModelError, match="load_format"):
         build_worker(dummy_settings(), folder)
 

@@ -73,7 +73,7 @@ def make_engine(folder: Path, backend: str, kv_dtype: str = "auto", **changes: A
     limits = {name: options[name] for name in LIMITS}
     pacer = ChunkPacer(0.02, BLOCK_SIZE, limits["max_num_batched_tokens"])
     built = build_worker(settings, folder)
-    kv = KVCache(built.limits.groups, BLOCK_SIZE, limits["max_num_batched_tokens"])
+    kv = KVCache(built.limits.groups, BLOCK_SIZE, limits["max_num_batched_tokens"], states=built.limits.states)
     scheduler = Scheduler(kv, pacer, Alone(pacer), **limits)
     core = EngineCore(scheduler, built.worker, num_adapters=built.limits.num_adapters)
     for name, adapter in settings.lora.items():

@@ -57,6 +57,55 @@ def rms_norm(
 
 
 @triton.jit
+def _gated_rms_norm(
+    x, gate, weight, out, ROWS, gate_stride, eps,
+    SIZE: tl.constexpr, GROUPS: tl.constexpr, HEADS: tl.constexpr, BLOCK: tl.constexpr, AT_ONCE: tl.constexpr,
+    SILU: tl.constexpr, GATES_FIRST: tl.constexpr, OVERLAPS: tl.constexpr = False,
+):  # fmt: skip
+    """AT_ONCE rows of SIZE numbers, of which GROUPS follow each other with weights of their own.
+
+    HEADS rows of the gate follow each other, and then the next begin a stride from these.
+    """
+    row = (tl.program_id(0) * AT_ONCE + tl.arange(0, AT_ONCE))[:, None]
+    at = tl.arange(0, BLOCK)[None, :]
+    mask = (row < ROWS) & (at < SIZE)
+    scale = tl.load(weight + row % GROUPS * SIZE + at, mask=mask, other=0.0).to(tl.float32)
+    wait_for_input(OVERLAPS, LETS_NEXT=True)
+    place = row.to(tl.int64) * SIZE + at
+    values = tl.load(x + place, mask=mask, other=0.0).to(tl.float32)
+    gate_place = (row // HEADS).to(tl.int64) * gate_stride + row % HEADS * SIZE + at
+    gates = tl.load(gate + gate_place, mask=mask, other=0.0).to(tl.float32)
+    factor = tl.sigmoid(gates)
+    if SILU:
+        factor = gates * factor
+    if GATES_FIRST:
+        values = values * factor
+    values = values * tl.rsqrt(tl.sum(values * values, axis=1)[:, None] / SIZE + eps) * scale
+    if not GATES_FIRST:
+        values = values * factor
+    tl.store(out + place, values.to(out.dtype.element_ty), mask=mask)
+
+
+def gated_rms_norm(
+    x: Tensor, gate: Tensor, weight: Tensor, eps: float, group: int, activation: str, gates_first: bool
+) -> Tensor:
+    """See `app.kernels.ops.gated_rms_norm`."""
+    x, out = x.contiguous(), torch.empty_like(x, memory_format=torch.contiguous_format)
+    if not (gate.dim() == 3 and gate.stride(2) == 1 and gate.stride(1) == gate.shape[2]):
+        gate = gate.contiguous().view(-1, 1, gate.shape[-1])
+    rows, block = x.numel() // group, triton.next_power_of_2(group)
+    at_once = max(1, 512 // block)
+    programs = triton.cdiv(rows, at_once)
+    launch(
+        _gated_rms_norm, (programs,),
+        x, gate, weight, out, rows, gate.stride(0), eps, SIZE=group, GROUPS=len(weight) // group,
+        HEADS=rows // len(gate), BLOCK=block, AT_ONCE=at_once, SILU=activation == "silu", GATES_FIRST=gates_first,
+        overlaps=programs <= OVERLAPPING_ROWS, num_warps=min(8, max(1, block * at_once // 512)),
+    )  # fmt: skip
+    return out
+
+
+@triton.jit
 def _tanh(x):
     return 2 * tl.sigmoid(2 * x) - 1
 
