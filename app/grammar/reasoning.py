@@ -20,7 +20,7 @@ def reasoning_prefix(
     def fixed(text: str) -> str:
         return literal(text, (*tags.markers, *format_.markers), tokenizer)
 
-    closing, space = fixed(tags.close), "" if format_.before_answer else "/\\n{0,2}/"
+    closing, space = fixed(tags.close), "" if format_.has_channels else "/\\n{0,2}/"
     if not closing.startswith("<["):
         rules = [join("reasoning: thought", space), f"thought[suffix={json.dumps(tags.close)}]: /(?s:.*)/"]
     else:

@@ -28,7 +28,7 @@ class MessageFormat:
     def choose(cls, tool_parser: str, reasoning_parser: str, template: ChatTemplate) -> "MessageFormat":
         """Choose by the settings, and where these are "auto", by the chat template."""
         tools = choose_format(tool_parser, template)
-        if tools.before_answer:
+        if tools.has_channels:
             return cls(tools, ANALYSIS)  # these channels are told apart whatever the setting says
         if reasoning_parser == "auto":
             tags = next((tags for tags in TAGS.values() if any(tag in template.source for tag in tags)), None)
@@ -38,7 +38,7 @@ class MessageFormat:
 
     def shown(self, tokenizer: Tokenizer, has_tools: bool) -> frozenset[int]:
         """Special tokens whose text the parser needs. With `has_tools` it looks for calls."""
-        has_markers = has_tools or self.tools.before_answer
+        has_markers = has_tools or self.tools.has_channels
         texts = (*(self.tools.markers if has_markers else ()), *(self.reasoning.markers if self.reasoning else ()))
         return frozenset(id_ for text in texts if (id_ := tokenizer.added_id(text)) in tokenizer.special_ids)
 
@@ -56,7 +56,7 @@ class MessageFormat:
 
     def parser(self, schemas: Mapping[str, Schema], in_reasoning: bool) -> MessageParser:
         """A parser of text that no grammar constrains. `schemas`: of the arguments of tools, by their names."""
-        if self.tools.before_answer:
+        if self.tools.has_channels:
             return HarmonyParser(schemas, in_reasoning)
         parser = self.tools.parser(schemas) if schemas else PlainText()
         return self._behind_reasoning(parser, in_reasoning)
@@ -66,7 +66,7 @@ class MessageFormat:
     ) -> MessageParser:
         """A parser of text that a grammar constrains to calls, or to an answer, with reasoning in front of them."""
         format_ = format_of_required_calls(self.tools)
-        if format_.before_answer:
+        if format_.has_channels:
             messages = HarmonyParser(schemas, in_reasoning)
             return messages if or_answer else WithoutContent(messages)
         parser = format_.parser(schemas)

@@ -15,7 +15,7 @@ from app.text.message_parser import MessageDelta, MessageParser, PlainText
 from app.text.reasoning import TAGS, THINK, ReasoningParser
 from app.text.tools import formats
 
-FORMATS = {name: format_ for name, format_ in formats.FORMATS.items() if not format_.before_answer}
+FORMATS = {name: format_ for name, format_ in formats.FORMATS.items() if not format_.has_channels}
 """Those of calls alone: for the other one see `.test_harmony`."""
 Whole = tuple[str, str, list[tuple[str, str]]]
 """Content, reasoning, and calls with their arguments."""

@@ -87,7 +87,7 @@ async def prepare_chat(service: Service, body: ChatRequest, limit: TokenLimit | 
     check_token_ids(prompt.token_ids, ready.vocab_size, "messages")
     schemas, in_reasoning = _schemas(body.usable_tools), prompt.ends_in_reasoning
     constraint, or_answer = body.constraint(), _may_call_or_answer(body)
-    has_channels = bool(service.message_format.tools.before_answer)
+    has_channels = service.message_format.tools.has_channels
     grammar = await grammar_of(service, body, constraint)
     if constraint is not None and has_channels and not or_answer and not body.continue_final_message:
         grammar = await grammar_of(service, body, _in_channel(service, constraint, grammar, in_reasoning))

@@ -40,7 +40,12 @@ class ToolFormat:
     quotes_names: bool = True
     """Whether names are written as JSON."""
     before_answer: str = ""
-    """What an answer begins with, in a format of messages in channels. Its parser then reads all of them."""
+    """What an answer begins with, in a format of messages in channels."""
+
+    @property
+    def has_channels(self) -> bool:
+        """Whether the parser reads all that a model writes: reasoning, answers and calls, each in its channel."""
+        return bool(self.before_answer)
 
     def head(self, name: str) -> str:
         """What stands in front of the arguments of a function."""
