@@ -52,6 +52,7 @@ def pytest_configure(config: pytest.Config) -> None:
     """
     if config.option.markexpr != "clients":  # whose servers are alone, with the embedded model
         os.environ |= {"OMP_NUM_THREADS": "1", f"{ENV_PREFIX}CPU_THREADS": "1"}
+    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # or each of some hundred processes compiles the sources again
     if config.option.markexpr != "quick":
         import torch
 

@@ -15,7 +15,6 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from app.checkpoint.convert import convert
 from app.checkpoint.source import find_model
-from app.models.reference import transformers_model
 from app.text.tokenizer import Tokenizer
 from tests.checkpoint.conftest import find, start_find, write_gguf
 from tests.patience import PATIENCE
@@ -151,16 +150,3 @@ def test_a_broken_file_is_a_model_error_with_the_reason(tmp_path: Path) -> None:
 def test_the_embedded_models_token_ids(text: str) -> None:
     folder = find_model("embedded")
     assert Tokenizer(folder).encode(text, add_special_tokens=True) == expected_ids(folder, text)
-
-
-def test_the_embedded_model_answers() -> None:
-    folder = find_model("embedded")
-    tokenizer: Any = AutoTokenizer.from_pretrained(folder)
-    model: Any = transformers_model(folder, torch.bfloat16)
-    question = [{"role": "user", "content": "What is the capital of France?"}]
-    prompt = tokenizer.apply_chat_template(question, add_generation_prompt=True, return_tensors="pt", return_dict=True)
-    ends = json.loads((folder / "generation_config.json").read_text())["eos_token_id"]
-    output = model.generate(**prompt, do_sample=False, max_new_tokens=30, eos_token_id=ends)
-    answer = output[0, prompt["input_ids"].shape[1] :]
-    assert answer[-1] == tokenizer.convert_tokens_to_ids("<|im_end|>")
-    assert tokenizer.decode(answer[:-1]) == "The capital of France is Paris."

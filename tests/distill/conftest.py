@@ -6,13 +6,14 @@ from pathlib import Path
 
 import pytest
 
-from tests.models.families import write_checkpoint
-from tests.models.test_oracle import write_tokenizer
-
 
 @pytest.fixture(scope="session")
 def teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """It writes letters from a to p. What follows depends most on the last one, which a single layer can learn."""
+    # Where tests/conftest.py has not yet had its turn, Triton would be imported as for a GPU.
+    from tests.models.families import write_checkpoint
+    from tests.models.test_oracle import write_tokenizer
+
     folder = tmp_path_factory.mktemp("teacher")
     model = write_checkpoint("Llama", {}, folder)
     for layer in model.model.layers:

@@ -16,7 +16,6 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedModel
 
 from app.checkpoint.byte_alphabet import byte_alphabet
-from app.checkpoint.source import find_model
 from app.core.sampling import SamplingParams
 from app.core.step import KVGroup
 from app.core.wire import GenerateCommand, Progress, RequestOutput
@@ -321,10 +320,11 @@ def test_unsupported_kinds_are_refused_by_name(family: str, tmp_path: Path) -> N
     assert "Error" not in str(raised.value)
 
 
-def test_the_embedded_model_on_real_prompts() -> None:
+def test_the_embedded_model_on_real_prompts(embedded_model: Path) -> None:
+    """Its answer to a question is right and ends as the file says."""
     from transformers import AutoTokenizer
 
-    folder = find_model("embedded")
+    folder = embedded_model
     tokenizer = AutoTokenizer.from_pretrained(folder)
     model = transformers_model(folder)
     core = make_engine(folder, tiny_settings(cpu_threads=2, quantization="none"))
@@ -333,8 +333,16 @@ def test_the_embedded_model_on_real_prompts() -> None:
         prompt: (tokenizer(prompt).input_ids, SamplingParams(max_tokens=24, seed=0, temperature=0.0, logprobs=0))
         for prompt in prompts
     }
+    question = [{"role": "user", "content": "What is the capital of France?"}]
+    ids = tokenizer.apply_chat_template(question, add_generation_prompt=True)["input_ids"]
+    end = json.loads((folder / "generation_config.json").read_text())["eos_token_id"]
+    stops = frozenset([end] if isinstance(end, int) else end)
+    requests["question"] = ids, SamplingParams(max_tokens=24, seed=0, temperature=0.0, stop_token_ids=stops)
     outputs, _ = run_crowd(core, requests)
     for prompt, (ids, _) in requests.items():
         said = tokens_of(outputs[prompt])
-        assert said == greedy(model, ids, said, 24)
+        assert said == greedy(model, ids, said, 24)[: len(said)]
+        assert len(said) == 24 or prompt == "question"
     assert "Paris" in tokenizer.decode(tokens_of(outputs[prompts[0]]))
+    answer = tokenizer.decode(tokens_of(outputs["question"]))
+    assert answer == "The capital of France is Paris.<|im_end|>"

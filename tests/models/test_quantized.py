@@ -170,8 +170,9 @@ def test_experts_are_multiplied_as_they_are(name: str, tmp_path: Path) -> None:
 
 
 def _are_those_of_each_alone(outputs: dict[str, list[RequestOutput]], folder: Path, **options: str) -> None:
+    core = make_engine(folder, tiny_settings(**options))
     for alone, request in make_requests(6, temperature=0.0).items():
-        found, _ = run_crowd(make_engine(folder, tiny_settings(**options)), {alone: request})
+        found, _ = run_crowd(core, {alone: request})
         assert tokens_of(found[alone]) == tokens_of(outputs[alone])
 
 

@@ -6,9 +6,9 @@ from tests.patience import PATIENCE
 from tests.server.process import run
 
 
-def test_every_stream_survives_eight_deaths_of_its_engine(tiny_model: Path) -> None:
-    options = ("--kills", "8", "--clients", "16", "--tokens", "24", "--no-result", "--", "--model", str(tiny_model))
-    code, output, log = run("benchmarks/chaos.py", *options, patience=5 * PATIENCE)  # it starts an engine nine times
+def test_every_stream_survives_four_deaths_of_its_engine(tiny_model: Path) -> None:
+    options = ("--kills", "4", "--clients", "16", "--tokens", "24", "--no-result", "--", "--model", str(tiny_model))
+    code, output, log = run("benchmarks/chaos.py", *options, patience=5 * PATIENCE)  # it starts an engine five times
     assert code == 0, output + log[-5000:]
     assert "| equal | " in output
 

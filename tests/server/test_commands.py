@@ -58,7 +58,7 @@ def test_the_version(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixt
     assert capsys.readouterr().out == f"paceline {__version__}\n"
 
 
-def test_check_model_agrees_with_transformers() -> None:
-    code, output, log = run("-m", "app.cli", "check-model", "embedded")
+def test_check_model_agrees_with_transformers(tiny_model: Path) -> None:
+    code, output, log = run("-m", "app.cli", "check-model", str(tiny_model))
     assert code == 0, log
     assert "decoder: agrees with transformers" in output
