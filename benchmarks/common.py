@@ -163,7 +163,8 @@ _LONG_PROMPT, _LONG_PROMPTS = 512, 5
 
 
 def load_figures(server: ServerProcess, round_number: int, args: argparse.Namespace) -> dict[str, float]:
-    """Output tokens a second by number of clients, and the first token of long prompts.
+    """Output tokens a second by number of clients, and the processor's time for each, with its share of the prompts;
+    and the first token of long prompts.
 
     `args`: concurrency, input_len, output_len and loadgen.
     """
@@ -171,9 +172,19 @@ def load_figures(server: ServerProcess, round_number: int, args: argparse.Namesp
     for concurrency in args.concurrency:
         load(server, concurrency, concurrency, args.input_len, 4, 1000 + round_number, args.loadgen)  # to warm up
         asked = concurrency, max(4, 2 * concurrency), args.input_len, args.output_len
+        before = _processor_seconds(server)
         figures[f"tok/s, {concurrency} clients"] = load(server, *asked, round_number, args.loadgen).out_tok_s
+        spent = (_processor_seconds(server) - before) / (asked[1] * args.output_len)
+        figures[f"processor ms a token, {concurrency} clients"] = spent * 1000
     long = load(server, 1, _LONG_PROMPTS, _LONG_PROMPT, 2, round_number, args.loadgen)
     return figures | {"first token of 512, ms": long.ttft_ms}
+
+
+def _processor_seconds(server: ServerProcess) -> float:
+    """Of a server's processes so far."""
+    main = psutil.Process(server.process.pid)
+    times = [process.cpu_times() for process in (main, *main.children(recursive=True))]
+    return sum(time.user + time.system for time in times)
 
 
 def _external_load(

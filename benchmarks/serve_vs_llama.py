@@ -1,5 +1,6 @@
 """Paceline and llama.cpp's server with the same GGUF file, through HTTP: output tokens a second, first token, memory.
 
+Where other programs use the machine, the processor's time for a token, with one thread each, still says something.
 Within each round one side follows the other, in processes of its own that have ended before the other's turn.
 llama.cpp's has a slot for each client, all cores, and flash attention, and its KV cache has room for what is asked.
 """
@@ -17,14 +18,15 @@ from common import ServerProcess, llama_serve, load_figures, paceline_serve, pri
 def serve(side: str, args: argparse.Namespace) -> AbstractContextManager[ServerProcess]:
     """A server with its best flags."""
     if side == "paceline":
-        return paceline_serve("--model", str(args.model), "--no-prefix-caching", *args.flags)
+        threads = ("--cpu-threads", str(args.threads))
+        return paceline_serve("--model", str(args.model), "--no-prefix-caching", *threads, *args.flags)
     most = max(args.concurrency)
     context = most * 1024  # it gives each slot the same part
     return llama_serve(
         args.llama,
         args.model,
         "-t",
-        str(os.cpu_count()),
+        str(args.threads),
         "-np",
         str(most),
         "-c",
@@ -61,6 +63,7 @@ def main() -> None:
     parser.add_argument("--output-len", type=int, default=128)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--loadgen", type=Path, help="an external load generator, instead of Paceline's own")
+    parser.add_argument("--threads", type=int, default=os.cpu_count(), help="of each server")
     parser.add_argument("--flags", nargs="*", default=[], help="more flags for Paceline, without their dashes: a=b")
     args = parser.parse_args()
     args.flags = [f"--{flag}" for flag in args.flags]

@@ -92,8 +92,8 @@ def _route(
     chosen = tl.zeros([BLOCK_K], tl.int32)
     best_scores = tl.full([BLOCK_K], -float("inf"), tl.float32)
     for choice in tl.static_range(TOP_K):
-        best = tl.argmax(left, 0)
-        best_scores = tl.where(k == choice, tl.max(left, 0), best_scores)
+        highest, best = tl.max(left, 0, return_indices=True)
+        best_scores = tl.where(k == choice, highest, best_scores)
         chosen = tl.where(k == choice, best, chosen)
         left = tl.where(e == best, -float("inf"), left)
     probability = tl.exp(best_scores - largest)
