@@ -14,9 +14,9 @@ from ..core.step import NewRequest
 class ModelState(Protocol):
     """What a model keeps of each row beside K and V, and reads in each step beside token ids and positions.
 
-    An encoder's output, the embeddings of images, a recurrent state, the slot of an adapter: each is a state of its
-    own. Where steps are recorded, what differs between them lies in memory on the device that does not move, and
-    `inputs` does not read `step`.
+    An encoder's output, the embeddings of images, a recurrent state: each is a state of its own. Where steps are
+    recorded, what differs between them lies in memory on the device that does not move, and `inputs` does not read
+    `step`.
     """
 
     def add(self, request: NewRequest) -> None:
