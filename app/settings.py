@@ -11,7 +11,7 @@ import os
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ByteSize, ConfigDict, Field, HttpUrl, ValidationError
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ByteSize, ConfigDict, Field, HttpUrl, ValidationError
 from pydantic.fields import FieldInfo
 
 from .errors import StartupError
@@ -197,6 +197,11 @@ def _from_list(value: Any) -> Any:
     return tuple(filter(None, value.replace(" ", "").split(","))) if isinstance(value, str) else value
 
 
+def _absolute(path: Path | None) -> Path | None:
+    """Processes of the service may run in other folders."""
+    return None if path is None else path.expanduser().absolute()
+
+
 Origin = Annotated[str, Field(pattern=r"^(\*|[a-z][a-z0-9+.-]*://[^/\s]+)$")]
 """As browsers send it: scheme, host, and the port if it is not the scheme's own; or all of them."""
 
@@ -265,7 +270,7 @@ class ServerSettings(BaseModel):
     trust_request_chat_template: bool = Field(
         False, description="accept a chat_template in requests: a program that can take time and memory"
     )
-    keep_prompts: Path | None = Field(
+    keep_prompts: Annotated[Path | None, AfterValidator(_absolute)] = Field(
         None,
         description="a file to which the prompts of requests are added as token ids, for paceline distill; auto: none",
     )

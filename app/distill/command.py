@@ -2,6 +2,7 @@
 
 import gc
 import logging
+import sys
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
@@ -59,7 +60,8 @@ def distill(task: Task, **flags: Any) -> None:
     folder = ModelFolder.open(find_model(settings.model))
     _check_teacher(folder)
     reader = PromptReader(folder.path)
-    prompts = reader.read(task.prompts)
+    longest = settings.max_model_len or folder.max_position_embeddings or sys.maxsize
+    prompts = reader.read(task.prompts, longest - task.max_tokens)
     questions = make_questions(list(prompts.values()), task.temperatures, task.recipe.seed, task.repeats)
     with _work_folder(task.out) as work:
         report = _learn(task, settings, folder, reader, prompts, questions, work, console)

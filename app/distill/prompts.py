@@ -1,6 +1,7 @@
 """Reads a file of prompts, and renders them by the teacher's chat template, as the server does."""
 
 import json
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +9,7 @@ from ..errors import InvalidRequestError, StartupError
 from ..text.chat_template import ChatTemplate
 from ..text.tokenizer import Tokenizer
 
+log = logging.getLogger(__name__)
 _ROLES = {"system", "developer", "user", "assistant"}
 
 
@@ -22,28 +24,44 @@ class PromptReader:
         self.tokenizer = Tokenizer(folder)
         self._template = ChatTemplate.from_folder(folder, self.tokenizer)
 
-    def read(self, file: Path) -> dict[int, list[int]]:
-        """Line numbers, from 1, to the token ids of prompts. Raises StartupError, which names a wrong line."""
+    def read(self, file: Path, room: int) -> dict[int, list[int]]:
+        """Line numbers, from 1, to the token ids of prompts. Raises StartupError, which names a wrong line.
+
+        Of what the service has kept, prompts of more than `room` tokens are left out, and those with tokens that the
+        tokenizer does not have.
+        """
         try:
             lines = file.read_text(encoding="utf-8").split("\n")  # JSON may hold other ends of lines
         except OSError as error:
             raise StartupError(f"--prompts: {file} cannot be read: {error.strerror}") from error
         except UnicodeDecodeError as error:
             raise StartupError(f"--prompts: {file} is not UTF-8: {error}") from error
-        prompts = {}
+        prompts, left_out = {}, 0
         for number, line in enumerate(lines, 1):
             try:
-                if line.strip():
-                    prompts[number] = self._tokens(line)
+                content = json.loads(line) if line.strip() else None
+                if isinstance(content, dict) and content.keys() == {"token_ids"}:
+                    if self._is_question(kept := content["token_ids"], room):
+                        prompts[number] = kept
+                    else:
+                        left_out += 1
+                elif content is not None:
+                    prompts[number] = self._tokens(content)
             except (ValueError, RecursionError, InvalidRequestError) as error:
                 raise StartupError(f"--prompts: line {number} of {file}: {error}") from error
+        if left_out:
+            log.warning("%d prompts that were kept are left out: no answer fits behind them", left_out)
         return prompts
 
-    def _tokens(self, line: str) -> list[int]:
+    def _is_question(self, token_ids: Any, room: int) -> bool:
+        """Raises ValueError for what is no list of numbers."""
+        if not isinstance(token_ids, list) or not all(type(token) is int for token in token_ids):
+            raise ValueError('"token_ids" is not a list of whole numbers')
+        known = range(self.tokenizer.vocab_size)
+        return 0 < len(token_ids) <= room and all(token in known for token in token_ids)
+
+    def _tokens(self, content: Any) -> list[int]:
         """Raises ValueError or InvalidRequestError."""
-        content = json.loads(line)
-        if isinstance(content, dict) and content.keys() == {"token_ids"}:
-            return self._checked(content["token_ids"])
         messages = _messages(content)
         if self._template.source:
             token_ids = self.tokenizer.encode_segments(self._template.render(messages))
@@ -51,15 +69,6 @@ class PromptReader:
             token_ids = self.tokenizer.encode(messages[0]["content"])
         else:
             raise ValueError("the teacher has no chat template for messages")
-        if not token_ids:
-            raise ValueError("the prompt has no tokens")
-        return token_ids
-
-    def _checked(self, token_ids: Any) -> list[int]:
-        """Raises ValueError for anything else than tokens."""
-        known = range(self.tokenizer.vocab_size)
-        if not isinstance(token_ids, list) or not all(type(token) is int and token in known for token in token_ids):
-            raise ValueError(f'"token_ids" is not a list of numbers from 0 to {known[-1]}')
         if not token_ids:
             raise ValueError("the prompt has no tokens")
         return token_ids

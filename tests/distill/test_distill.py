@@ -268,8 +268,7 @@ def test_answers_of_other_questions_are_refused(
     [
         ('{"prompt": "a"', "Expecting"),
         ("[1]", "not an object"),
-        ('{"token_ids": [1, 199]}', '"token_ids" is not a list of numbers from 0 to 198'),
-        ('{"token_ids": []}', "the prompt has no tokens"),
+        ('{"token_ids": [1, "2"]}', '"token_ids" is not a list of whole numbers'),
         ('{"text": "a"}', 'not an object with either "prompt" or "messages"'),
         ('{"prompt": 5}', "not a text"),
         ('{"prompt": ""}', "the prompt has no tokens"),
@@ -283,7 +282,14 @@ def test_a_broken_file_of_prompts_names_its_line(line: str, words: str, teacher:
     file = tmp_path / "prompts.jsonl"
     file.write_text(f'{{"prompt": "a"}}\n\n{line}\n')
     with pytest.raises(StartupError, match=rf"--prompts: line 3 of .*prompts.jsonl: .*{re.escape(words)}"):
-        PromptReader(teacher).read(file)
+        PromptReader(teacher).read(file, 9)
+
+
+def test_kept_prompts_that_are_no_questions_are_left_out(teacher: Path, tmp_path: Path) -> None:
+    file = tmp_path / "prompts.jsonl"
+    kept: list[list[int]] = [[1, 2], [1, 199], [], [5] * 9, [5] * 10]
+    file.write_text("".join(json.dumps({"token_ids": token_ids}) + "\n" for token_ids in kept))
+    assert PromptReader(teacher).read(file, 9) == {1: [1, 2], 4: [5] * 9}
 
 
 def test_prompts_become_what_the_server_makes_of_them(embedded_model: Path, tmp_path: Path) -> None:
@@ -293,7 +299,7 @@ def test_prompts_become_what_the_server_makes_of_them(embedded_model: Path, tmp_
     reader = PromptReader(embedded_model)
     template = AutoTokenizer.from_pretrained(embedded_model)
     expected = template.apply_chat_template([{"role": "user", "content": "Hi"}], add_generation_prompt=True)
-    first, second = reader.read(file).values()
+    first, second = reader.read(file, 9).values()
     assert first == expected["input_ids"]
     end = reader.tokenizer.added_id("<|im_end|>")
     assert second.count(end) == 2  # of the template; what a user types is text

@@ -1,7 +1,9 @@
 """The prompts that the service gets, kept for distillation where the operator wants that."""
 
+import errno
 import json
 import logging
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -19,8 +21,8 @@ class KeptPrompts:
         self._file = None
         if file is not None:
             try:
-                file.touch(mode=0o600)
                 self._file = file.open("ab", buffering=0)
+                file.chmod(0o600)
             except OSError as error:
                 raise StartupError(f"keep_prompts: {file} cannot be written: {error.strerror}") from error
 
@@ -33,10 +35,10 @@ class KeptPrompts:
         """Add a prompt. If that fails, no more are kept, and requests go on."""
         if self._file is None:
             return
+        line = json.dumps({"token_ids": list(token_ids)}).encode() + b"\n"
         try:
-            self._file.write(
-                json.dumps({"token_ids": list(token_ids)}).encode() + b"\n"
-            )  # at once: nobody writes between
+            if self._file.write(line) < len(line):  # at once, so that no other process writes between
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         except OSError as error:
             log.warning("keep_prompts: no more prompts are kept: %s", error.strerror)
             self._file.close()
