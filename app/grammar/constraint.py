@@ -34,7 +34,8 @@ def json_object() -> str:
 
 def regex(pattern: str) -> str:
     """A grammar of the texts that a regular expression matches as a whole."""
-    return LLMatcher.grammar_from_regex(pattern)
+    (grammar,) = json.loads(LLMatcher.grammar_from_regex(pattern))["grammars"]
+    return str(grammar["lark_grammar"])
 
 
 def choice(texts: Sequence[str]) -> str:

@@ -30,10 +30,12 @@ def reasoning_prefix(
 
 
 def answer_behind(before: tuple[str, list[str]], answer: str, format_: ToolFormat, tokenizer: Tokenizer) -> str:
-    """A grammar of an answer in its channel, behind reasoning. `before`: see `reasoning_prefix`."""
+    """A grammar of an answer in its channel, behind reasoning. `before`: see `reasoning_prefix`.
+
+    Raises ValueError for an answer's grammar in llguidance's other form, JSON, which nothing can stand in front of.
+    """
     first, rules = before
     begin = literal(format_.before_answer, format_.markers, tokenizer)
-    if answer.lstrip().startswith("{"):  # the library's own form, of one grammar in Lark
-        (inner,) = json.loads(answer)["grammars"]
-        answer = inner["lark_grammar"]
+    if answer.lstrip().startswith("{"):
+        raise ValueError("this model answers in channels, for which a grammar has to be in Lark or GBNF, not in JSON")
     return "\n".join([f"start: {join(first, begin, 'answer')}", *rules, "answer: %lark {", answer, "}"])

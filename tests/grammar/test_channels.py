@@ -61,6 +61,13 @@ def test_an_answer_in_its_channel(inner: str, answer: str, compiler: GrammarComp
     assert not allows(compiler, opened, FINAL_CHANNEL + answer)
 
 
+def test_a_grammar_as_json_is_refused(compiler: GrammarCompiler) -> None:
+    tokenizer = compiler._load_tokenizer()
+    for grammars in ([{"json_schema": {"type": "object"}}], [{"lark_grammar": 'start: "a"'}] * 2):
+        with pytest.raises(ValueError, match="in Lark or GBNF, not in JSON"):
+            answer_behind(("", []), json.dumps({"grammars": grammars}), HARMONY, tokenizer)
+
+
 def test_calls_and_an_answer_beside_them(compiler: GrammarCompiler) -> None:
     tokenizer = compiler._load_tokenizer()
     before = reasoning_prefix(tokenizer, ANALYSIS, False, HARMONY)
