@@ -30,6 +30,11 @@ _ENDS = (END, CALL, RETURN, START, CHANNEL)
 """What ends a message; the last two, because models leave the end out at times, begin another one."""
 _LONGEST_HEADER = 500
 """Characters."""
+_CUT_HEADER = re.compile(
+    rf"({re.escape(END)}|{re.escape(START)}\w*)*( to=[^\s<]*)?({re.escape(CHANNEL)}\s*\w*)?( to=[^\s<]*)?"
+    rf"( ?{re.escape(CONSTRAIN)})?( ?\w*)"
+)
+"""A header, or the beginning of one, at the end of a text."""
 _RECIPIENT = re.compile(r"(?:^|\s)to=([^\s<]+)")
 _CHANNEL = re.compile(re.escape(CHANNEL) + r"\s*(\w+)")
 
@@ -63,7 +68,11 @@ class HarmonyParser(Scanner):
     def _in_header(self) -> bool:
         at = self._buffer.find(MESSAGE, 0, _LONGEST_HEADER)
         if at < 0:
-            if not self._ended and len(self._buffer) < _LONGEST_HEADER:
+            is_short = len(self._buffer) < _LONGEST_HEADER
+            if not self._ended and is_short:
+                return False
+            if is_short and _CUT_HEADER.fullmatch(self._buffer):  # the text ended at its limit of tokens
+                self._take(len(self._buffer))
                 return False
             marker = next(beginning for beginning in _BEGINNINGS if self._buffer.startswith(beginning))
             self._begin("content")

@@ -34,7 +34,12 @@ TEXTS: list[tuple[str, Whole]] = [
     ("<|channel|>analysis<|message|>Hm.<|channel|>final<|message|>Yes", ("Yes", "Hm.", [])),
     ("<|channel|>analysis<|message|>cut", ("", "cut", [])),
     ("no header <|here|>", ("no header <|here|>", "", [])),
-    ("<|channel|>final", ("<|channel|>final", "", [])),
+    # headers that are cut at the limit of tokens, and what is none
+    ("<|channel|>", ("", "", [])),
+    ("<|channel|>final", ("", "", [])),
+    (THINKS + CALL.partition("<|message|>")[0], ("", "User asks for 2 + 2.", [])),
+    (THINKS + " to=functions.wea", ("", "User asks for 2 + 2.", [])),
+    ("<|channel|>final 2 + 2 = 4.", ("<|channel|>final 2 + 2 = 4.", "", [])),
     ("", ("", "", [])),
 ]
 
