@@ -5,6 +5,7 @@ import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import count
 from typing import Any, Literal
 
 from pydantic_core import from_json
@@ -139,13 +140,14 @@ def _short(id_: str) -> str:
 
 def _with_named_ids(chat: Sequence[Message]) -> list[Message]:
     """The chat with ids of calls as Kimi writes them: functions.NAME:INDEX, counted from the chat's first call on."""
-    names: dict[str, str] = {}
-    for call in (call for message in chat for call in message.get("tool_calls") or []):
-        names.setdefault(call["id"], f"functions.{call['function']['name']}:{len(names)}")
+    numbers = count()
+    names: dict[str, str] = {}  # of the last call that has an id, since clients may use one again
     told = []
     for message in chat:
         if calls := message.get("tool_calls"):
-            message = message | {"tool_calls": [call | {"id": names[call["id"]]} for call in calls]}
+            ids = [f"functions.{call['function']['name']}:{next(numbers)}" for call in calls]
+            names |= {call["id"]: id_ for call, id_ in zip(calls, ids, strict=True)}
+            message = message | {"tool_calls": [call | {"id": id_} for call, id_ in zip(calls, ids, strict=True)]}
         elif message.get("tool_call_id") in names:
             message = message | {"tool_call_id": names[message["tool_call_id"]]}
         told.append(message)

@@ -59,9 +59,13 @@ def test_a_form_is_found_in_the_template(name: str, caplog: pytest.LogCaptureFix
 def test_ids_tell_functions_where_the_template_writes_nothing_else() -> None:
     calls = f"{{% for c in m.tool_calls or [] %}}{{% set f = c.function %}}{SHOWN['kimi_k2']}{{% endfor %}}"
     source = "{% for m in messages %}{{ m.tool_call_id }}:{{ m.content or '' }}" + calls + "{% endfor %}"
-    chat = [USER, call(*CITIES), result(1), result(0), call("Ulm") | {"tool_calls": [called('{"city": "Ulm"}', 7)]}]
+    again = called("{}", 1)  # a client may use an id again
+    again["function"]["name"] = "time"
+    chat = [USER, call(*CITIES), result(1), result(0), call("") | {"tool_calls": [again]}, result(1)]
     rendered = "".join(text for text, _ in template(source).render(chat))
-    assert re.findall(r"functions\.weather:\d", rendered) == [f"functions.weather:{index}" for index in (0, 1, 1, 0, 2)]
+    assert re.findall(r"functions\.(\w+:\d)", rendered) == [
+        *("weather:0", "weather:1", "weather:1", "weather:0", "time:2", "time:2")
+    ]
 
 
 def template(source: str) -> ChatTemplate:
