@@ -159,6 +159,7 @@ ONE_BEHIND_THE_OTHER = [
     ("qwen3_coder", f"{TAGGED}\n\n<tool_call>\n<function=time>\n</function>\n</tool_call>\n"),
     ("qwen3_coder", TAGGED.removesuffix("</tool_call>") + "<function=time></function></tool_call>"),
     ("qwen3_coder", f"<tool_call>{ONE}</tool_call><tool_call>{OTHER}</tool_call>"),
+    ("command", f'<|START_ACTION|>[{ONE_L}, {{"tool_call_id": "1", "tool_name": "time"}}]<|END_ACTION|>'),
 ]
 NO_CALLS = [
     "Just text, with {braces} and <tool_ca and [brackets] .\n ",

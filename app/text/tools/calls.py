@@ -17,6 +17,8 @@ _HEAD = re.compile(
 """The beginning of a call whose arguments can be streamed. The pattern is tried at each piece of text, so its length is
 bounded; a longer beginning is parsed when the whole object is there."""
 _REST = re.compile(r',\s*"')
+_FIELDS = frozenset(("name", "tool_name", "id", "tool_call_id", "type", "arguments", "parameters"))
+"""Of an object that is a call, though it may have no arguments."""
 
 
 class CallScanner(Scanner):
@@ -200,7 +202,7 @@ def _read_call(text: str) -> tuple[str, str]:
     call = json.loads(text)
     name = _name(call["name"] if "name" in call else call["tool_name"])
     arguments = call.get("arguments", call.get("parameters"))
-    if arguments is None and call.keys() - {"name", "id", "type", "arguments", "parameters"}:
+    if arguments is None and call.keys() - _FIELDS:
         raise ValueError("other data that has a name")
     if isinstance(arguments, str):
         return name, escape_surrogates(arguments)
