@@ -12,7 +12,7 @@ from app.checkpoint.folder import ModelFolder
 from app.errors import ModelError
 from app.settings import load_settings
 from app.worker.encoder_factory import build_encoder
-from tests.models.families import write_checkpoint
+from tests.models.families import RECURRENT, write_checkpoint
 from tests.models.test_oracle import make_engine, tiny_settings
 from tests.models.test_quantized import errors, greedy, needs_kernel, quantize_folder
 from tests.worker.test_encoder_runner import alone, encode, make_requests, write_encoder, write_modules
@@ -31,6 +31,16 @@ def write_generic(name: str, folder: Path) -> Any:
 def test_plain_numbers_are_what_is_stored(name: str, tmp_path: Path) -> None:
     model = write_generic(name, tmp_path)
     assert float(errors(model, greedy(tmp_path, "none")).max()) < 1e-4
+
+
+@pytest.mark.parametrize(
+    ("family", "name", "layers"),
+    [("Qwen3_5Text", "FP8 in blocks", r".*(_proj|in_proj_qkv|in_proj_z)"), ("Bamba", "W4A16", r".*_proj")],
+)
+def test_layers_that_keep_states(family: str, name: str, layers: str, tmp_path: Path) -> None:
+    sizes = RECURRENT[family] | {"intermediate_size": 128}
+    model = quantize_folder(name, tmp_path, write_checkpoint(family, sizes, tmp_path), layers)
+    assert float(errors(model, greedy(tmp_path, "none")).max()) < 2e-4
 
 
 @needs_kernel
