@@ -30,16 +30,20 @@ SLOW_FOLDERS = {
 
 LONGEST_FILES = [
     "server/test_reliability.py",
-    "server/test_chaos.py",
-    "models/test_oracle.py",
+    "distill/test_distill.py",
     "deploy/test_nginx.py",
-    "kernels/test_gpu.py",
+    "models/test_oracle.py",
     "server/test_pressure.py",
-    "worker/test_gpu_runner.py",
+    "server/test_chaos.py",
     "server/test_service.py",
-    "attention/test_backends.py",
+    "kernels/test_compiled.py",
+    "worker/test_gpu_runner.py",
+    "kernels/test_gpu.py",
+    "distill/test_head.py",
+    "models/test_drafts.py",
+    "models/test_recurrent.py",
 ]
-"""They take half a minute to two minutes each, and run first. A file's tests stay in one process (`scripts/test`): when
+"""They take 20 seconds to two minutes each, and run first. A file's tests stay in one process (`scripts/test`): when
 two processes share the files, neither should begin a long one at the end, while the other has nothing left to do."""
 
 
