@@ -78,10 +78,13 @@ class _GatedMLP(nn.Module):
 
     def __init__(self, merged: _Merged, down: Linear, activation: str) -> None:
         super().__init__()
-        self.gate_up_proj, self.down_proj, self.activation = merged, down, activation
+        self.gate_up_proj = MergedLinear(merged.in_features, merged.sizes, merged.has_bias, merged.names)
+        fill(self.gate_up_proj, merged.weight, merged.bias)
+        self.gate_up_proj.method = PLAIN
+        self.down_proj, self.activation = down, activation
 
     def forward(self, x: Tensor) -> Tensor:
-        gate_up = MergedLinear.forward(self.gate_up_proj, x).flatten(0, -2)
+        gate_up = self.gate_up_proj(x).flatten(0, -2)
         out: Tensor = self.down_proj(gated(gate_up, self.activation))
         return out.view(*x.shape[:-1], -1)
 
