@@ -1,6 +1,7 @@
 """Reads a folder with a low-rank adapter (LoRA, Hu et al., 2021) as Hugging Face's PEFT writes it."""
 
 import json
+import math
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,10 +13,11 @@ _CONFIG, _WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 
 _IRRELEVANT = {
     "auto_mapping", "base_model_class", "base_model_name_or_path", "ensure_weight_tying", "eva_config",
-    "exclude_modules", "inference_mode", "layers_pattern", "layers_to_transform", "lora_dropout", "parent_library",
-    "peft_version", "qalora_group_size", "revision", "runtime_config", "target_modules",
+    "exclude_modules", "inference_mode", "layers_pattern", "layers_to_transform", "lora_dropout", "megatron_core",
+    "parent_library", "peft_version", "qalora_group_size", "revision", "runtime_config", "target_modules",
 }  # fmt: skip
-"""Keys about training, or about which layers have an adapter: the tensors tell that."""
+"""Keys about training, or about which layers have an adapter: the tensors tell that. PEFT always writes megatron_core,
+which says something only beside a megatron_config."""
 _FIRST_WEIGHTS = (True, False, "gaussian", "orthogonal", "eva")
 """Values of init_lora_weights with which the training has left the model's own weights as they are."""
 
@@ -66,10 +68,10 @@ def read_adapter(folder: Path) -> AdapterConfig:
             path=folder,
             weights=weights,
             rank=_rank(config.pop("r")),
-            alpha=float(config.pop("lora_alpha")),
+            alpha=_alpha(config.pop("lora_alpha")),
             by_root=bool(config.pop("use_rslora", False)),
             ranks={str(key): _rank(value) for key, value in (config.pop("rank_pattern", None) or {}).items()},
-            alphas={str(key): float(value) for key, value in (config.pop("alpha_pattern", None) or {}).items()},
+            alphas={str(key): _alpha(value) for key, value in (config.pop("alpha_pattern", None) or {}).items()},
         )
         for key in (*read.ranks, *read.alphas):
             re.compile(key)
@@ -84,6 +86,12 @@ def _rank(value: Any) -> int:
     if not isinstance(value, int) or value < 1:
         raise ValueError(f"{value} is no rank")
     return value
+
+
+def _alpha(value: Any) -> float:
+    if not math.isfinite(alpha := float(value)):
+        raise ValueError(f"{value} is no alpha")
+    return alpha
 
 
 def _refuse_unsupported(config: dict[str, Any], file: Path) -> None:

@@ -69,11 +69,18 @@ class ModelAdapters:
         parts: dict[Adapted, dict[int, tuple[Tensor, Tensor]]] = defaultdict(dict)
         for name, (a, b) in self._read(config).items():
             place = self._places[name]
-            parts[place.method][place.part] = a, b.float() * config.scale_of(name)
+            parts[place.method][place.part] = a, self._scaled(b, name, config)
         for method in self._methods:
             method.fill(slot, parts.get(method, {}))
         if self._like.is_cuda:
             torch.cuda.current_stream().synchronize()
+
+    def _scaled(self, b: Tensor, layer: str, config: AdapterConfig) -> Tensor:
+        """A layer's B times its scale, in the model's dtype."""
+        scaled = (b.float() * config.scale_of(layer)).to(self._like.dtype)
+        if not scaled.isfinite().all():
+            raise ModelError(f"{config.path}: lora_alpha makes B of {layer} too large for {self._like.dtype}")
+        return scaled
 
     def _read(self, config: AdapterConfig) -> dict[str, tuple[Tensor, Tensor]]:
         """A and B of each layer that has them."""
@@ -86,7 +93,7 @@ class ModelAdapters:
                 wanted = (rank, place.inputs) if kind == "A" else (place.outputs, rank)
                 if tuple(tensor.shape) != wanted:
                     raise ModelError(f"{config.path}: {name} has shape {tuple(tensor.shape)}, not {wanted}")
-                if not (tensor.is_floating_point() and tensor.isfinite().all()):
+                if not (tensor.is_floating_point() and tensor.to(self._like.dtype).isfinite().all()):
                     raise ModelError(f"{config.path}: {name} has values that are no numbers")
         for layer, matrices in found.items():
             if len(matrices) < 2:

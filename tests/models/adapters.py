@@ -14,6 +14,18 @@ from transformers import PreTrainedModel
 
 EVERYWHERE = ("",)
 """Ends of the names of all linear layers."""
+_DEFAULTS = {
+    "alora_invocation_tokens": None, "alpha_pattern": {}, "arrow_config": None, "auto_mapping": None,
+    "base_model_name_or_path": "some/model", "bias": "none", "corda_config": None, "ensure_weight_tying": False,
+    "eva_config": None, "exclude_modules": None, "fan_in_fan_out": False, "inference_mode": True,
+    "init_lora_weights": True, "layer_replication": None, "layers_pattern": None, "layers_to_transform": None,
+    "loftq_config": {}, "lora_alpha": 8, "lora_bias": False, "lora_dropout": 0.0, "lora_ga_config": None,
+    "megatron_config": None, "megatron_core": "megatron.core", "modules_to_save": None, "peft_type": "LORA",
+    "peft_version": "0.19.1", "qalora_group_size": 16, "r": 8, "rank_pattern": {}, "revision": None,
+    "target_modules": None, "target_parameters": None, "task_type": "CAUSAL_LM", "trainable_token_indices": None,
+    "use_bdlora": None, "use_dora": False, "use_qalora": False, "use_rslora": False,
+}  # fmt: skip
+"""What PEFT 0.19.1 writes of a LoraConfig whose fields were not given."""
 
 
 def layers_of(model: PreTrainedModel, ends: Collection[str] = EVERYWHERE) -> dict[str, nn.Linear]:
@@ -38,14 +50,7 @@ def write_adapter(
             tensors[f"base_model.model.{name}.lora_{kind}.weight"] = numbers.bfloat16()
     folder.mkdir(parents=True, exist_ok=True)
     save_file(tensors, folder / "adapter_model.safetensors")
-    written = {
-        "peft_type": "LORA",
-        "r": rank,
-        "lora_alpha": 2 * rank,
-        "target_modules": [*ends],
-        "bias": "none",
-        **config,
-    }
+    written = {**_DEFAULTS, "r": rank, "lora_alpha": 2 * rank, "target_modules": [*ends], **config}
     (folder / "adapter_config.json").write_text(json.dumps(written))
     return folder
 

@@ -1,6 +1,7 @@
 """Requests with adapters say what transformers says with the adapter's products added to its weights."""
 
 import json
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -164,6 +165,10 @@ def renamed(name: str) -> Callable[[Tensors], None]:
         ("init_lora_weights pissa is not supported", None, {"init_lora_weights": "pissa"}),
         ("peft_type IA3 is not supported", None, {"peft_type": "IA3"}),
         ("target_parameters is not supported", None, {"target_parameters": ["experts"]}),
+        ("megatron_config is not supported", None, {"megatron_config": {"num_layers": 2}}),
+        ("adapter_config.json: ValueError: nan is no alpha", None, {"lora_alpha": math.nan}),
+        ("adapter_config.json: ValueError: inf is no alpha", None, {"alpha_pattern": {"q_proj": math.inf}}),
+        ("lora_alpha makes B of model.layers.0.self_attn.q_proj too large", None, {"lora_alpha": 1e39}),
         ("has rank 64, and max_lora_rank is 16", None, {"r": 64}),
     ],
 )  # fmt: skip
