@@ -26,7 +26,7 @@ from ..checkpoint.folder import ModelFolder
 from ..errors import ModelError
 from ..layers.linear import Linear
 from ..layers.methods import Methods
-from ..layers.recurrent import RecurrentStep, step_of
+from ..layers.recurrent import Recurrent, RecurrentStep, step_of
 from .classes import auto_class, config_of
 from .fixed_ropes import fix_ropes
 from .fusion import fuse
@@ -41,6 +41,8 @@ log = logging.getLogger(__name__)
 
 _NAME = "paceline"
 _OWN_CODE = "code that comes with a checkpoint (auto_map) is not run"
+_ROUNDING = 0.1
+"""The largest difference between two computations of a token, relative to its length, that rounding explains."""
 _PROBE = 64
 """Tokens of a pass that finds out which layers get all of them."""
 _LONGEST_QUOTE = 200
@@ -112,12 +114,15 @@ class _NoAttention(TorchPagedBackend):
 
     def __init__(self) -> None:
         self._called: list[LayerCache] = []
+        self.last_keys: list[Tensor] = []
+        """Of the last token, in each layer."""
 
-    def store(self, cache: LayerCache, *_arguments: Any) -> None:
+    def store(self, cache: LayerCache, k: Tensor, *_arguments: Any) -> None:
         """Raises ModelError for a layer whose keys of one call would overwrite those of another."""
         if any(cache is other for other in self._called):
             raise ModelError("a layer that attends several times in a pass is not supported")
         self._called.append(cache)
+        self.last_keys.append(k[-1])
 
     def attend(self, cache: LayerCache, q: Tensor, _sinks: Tensor | None, _metadata: object) -> Tensor:
         """Returns zeros."""
@@ -169,9 +174,12 @@ class GenericModel(nn.Module):
         super().__init__()
         self.vocab_size, self.hidden_size = map(int, model.get_output_embeddings().weight.shape)
         name = model.base_model_prefix if hasattr(model, model.base_model_prefix) else "model"  # Llama 4 calls it so
-        self.body = getattr(model, name)
+        holder, body = model, getattr(model, name)
+        if isinstance(inner := getattr(body, "decoder", None), PreTrainedModel):  # as OPT has one
+            holder, name, body = body, "decoder", inner
+        self.body: nn.Module = body
         self.fixed = _FixedHidden(self.body)
-        setattr(model, name, self.fixed)
+        setattr(holder, name, self.fixed)
         self.places = Places.of(self.body)
         self.head = model
         self.continues_prompts = True
@@ -247,10 +255,12 @@ def load_generic(
         raise
     except Exception as error:  # transformers raises all kinds of errors for a broken checkpoint
         of_text = MODEL_FOR_CAUSAL_LM_MAPPING.get(CONFIG_MAPPING[kind], None)
-        if not getattr(of_text, "_supports_attention_backend", True):
+        if _NAME in error.args or not getattr(of_text, "_supports_attention_backend", True):
             raise ModelError(f"{kind} does not attend through transformers' attention interface") from error
         reason = " ".join(str(error).split())[:_LONGEST_QUOTE]
-        raise ModelError(f"transformers cannot load {path}: {type(error).__name__}: {reason}") from error
+        if isinstance(error, LookupError | AttributeError):  # which say a name and little else
+            reason = f"{type(error).__name__}: {reason}"
+        raise ModelError(f"transformers cannot load {path}: {reason}") from error
 
 
 def _load(auto: Any, folder: ModelFolder, methods: Methods, config: Any, dtype: torch.dtype) -> Any:
@@ -291,7 +301,26 @@ def _split(model: Any) -> GenericModel:
         raise ModelError(f"{kind} is not a body and a head, and cannot be run as these")
     with forward_context(ForwardContext(_NoAttention(), None)):
         _keep_states(generic, model.config.get_text_config(), tokens, positions)
+    if not any(isinstance(module, Recurrent) for module in generic.modules()):
+        _check_tokens(generic, kind)
     return generic
+
+
+def _check_tokens(generic: GenericModel, kind: str) -> None:
+    """Raise ModelError if a token is computed otherwise alone than behind others to which it does not attend.
+
+    Then its position is not what the step says, or tokens are mixed by something else than attention.
+    """
+    tokens = torch.arange(_PROBE, device=next(generic.parameters()).device)
+    found = []
+    for positions in (tokens, tokens[-1:]):
+        backend = _NoAttention()
+        with forward_context(ForwardContext(backend, None)):
+            hidden = generic(positions % generic.vocab_size, positions)
+        found.append(torch.cat([hidden[-1], *(keys.flatten() for keys in backend.last_keys)]).float())
+    behind, alone = found
+    if not (alone - behind).norm() < _ROUNDING * alone.norm():
+        raise ModelError(f"{kind}: a token is computed otherwise alone than behind others, so it cannot be batched")
 
 
 def _reader(model: Any) -> Any:
