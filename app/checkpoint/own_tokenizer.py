@@ -40,17 +40,25 @@ def own_tokenizer(folder: ModelFolder) -> OwnTokenizer:
     config = folder.read_object("tokenizer_config.json")
     with file.open("rb") as opened:
         is_tiktoken = _RANK.match(opened.readline(1000)) is not None
-    tokenizer = _tiktoken(file, config) if is_tiktoken else _sentence_pieces(file, config)
     declared = {int(id_): token["content"] for id_, token in (config.get("added_tokens_decoder") or {}).items()}
+    tokenizer = _tiktoken(file, config) if is_tiktoken else _sentence_pieces(file, config, declared)
     _reach(tokenizer.fast, declared)
     return tokenizer
 
 
 def _reach(fast: Any, declared: dict[int, str]) -> None:
-    """Add tokens up to the last declared one, each under its id. Those in between are reserved."""
+    """Add tokens up to the last declared one, each under its id. Those in between are reserved.
+
+    Raises ValueError if a declared token cannot have its id, because the vocabulary has another token there.
+    """
     first = fast.get_vocab_size()
     texts = [declared.get(id_, f"<|reserved_token_{id_}|>") for id_ in range(first, max(declared, default=0) + 1)]
     fast.add_special_tokens([AddedToken(text, normalized=False, special=True) for text in texts])
+    for id_, text in declared.items():
+        if (found := fast.token_to_id(text)) != id_:
+            raise ValueError(
+                f"added_tokens_decoder declares {text!r} as token {id_}, and the vocabulary has it as {found}"
+            )
 
 
 # ---------------------------------------------------------------------- tiktoken
@@ -111,15 +119,17 @@ def _merges(ranks: dict[bytes, int]) -> tuple[dict[str, int], list[tuple[str, st
 # ---------------------------------------------------------------------- SentencePiece
 
 
-def _sentence_pieces(file: Path, config: dict[str, Any]) -> OwnTokenizer:
+def _sentence_pieces(file: Path, config: dict[str, Any], declared: dict[int, str]) -> OwnTokenizer:
     """Pieces that are merged by their scores, as a GGUF file has them."""
-    model = _SentencePieces(file.read_bytes(), config)
+    model = _SentencePieces(file.read_bytes(), config, declared)
     tokenizer = GgufTokenizer(model)
     return OwnTokenizer(tokenizer.fast, tokenizer.config())
 
 
 _BPE = 2
 """Of SentencePiece's types of models."""
+_CONTROL = 3
+"""Of SentencePiece's types of pieces."""
 _PIECE, _TRAINER, _NORMALIZER = 1, 2, 3
 """Fields of SentencePiece's ModelProto, https://github.com/google/sentencepiece/blob/master/src/sentencepiece_model.proto"""
 
@@ -127,7 +137,8 @@ _PIECE, _TRAINER, _NORMALIZER = 1, 2, 3
 class _SentencePieces:
     """What a GGUF file with the same vocabulary would say. ValueError for a file that is none of SentencePiece."""
 
-    def __init__(self, content: bytes, config: dict[str, Any]) -> None:
+    def __init__(self, content: bytes, config: dict[str, Any], declared: dict[int, str]) -> None:
+        """`declared`: tokens by their ids, which take the places of pieces: chat models name reserved ones so."""
         fields = list(_fields(content))
         pieces = [dict(_fields(value)) for number, value in fields if number == _PIECE]
         trainer, normalizer = (
@@ -138,11 +149,13 @@ class _SentencePieces:
             raise ValueError("tokenizer.model is not of SentencePiece's kind BPE, which alone is supported")
         if normalizer.get(2):
             raise ValueError(f"SentencePiece's normalization {_text(normalizer.get(1))} is not supported")
+        texts = [declared.get(id_, _text(piece.get(1))) for id_, piece in enumerate(pieces)]
+        types = [_CONTROL if id_ in declared else piece.get(3, 1) for id_, piece in enumerate(pieces)]
         self._said: dict[str, Any] = {
             "tokenizer.ggml.model": "llama",
-            "tokenizer.ggml.tokens": [_text(piece.get(1)) for piece in pieces],
+            "tokenizer.ggml.tokens": texts,
             "tokenizer.ggml.scores": [_number(piece.get(2)) for piece in pieces],
-            "tokenizer.ggml.token_type": [piece.get(3, 1) for piece in pieces],
+            "tokenizer.ggml.token_type": types,
             "tokenizer.ggml.add_space_prefix": bool(normalizer.get(3, 1)),
             "tokenizer.ggml.remove_extra_whitespaces": bool(normalizer.get(4, 1)),
             "tokenizer.ggml.add_bos_token": config.get("add_bos_token", True),

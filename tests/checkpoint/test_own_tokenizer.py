@@ -49,14 +49,13 @@ def test_ranks(kind: str, tmp_path: Path) -> None:
 def test_a_folder_is_completed_once(tmp_path: Path) -> None:
     (tmp_path / "in").mkdir()
     first = len(OWN["ranks"])
-    declared = {str(first + at): {"content": text, "special": True} for at, text in ((1, "[BOS]"), (3, "<|end|>"))}
     folder = write(
         tmp_path / "in",
         "tiktoken.model",
         RANKS,
         tokenizer_class="TikTokenTokenizer",
         eos_token="<|end|>",
-        added_tokens_decoder=declared,
+        added_tokens_decoder=declared((first + 1, "[BOS]"), (first + 3, "<|end|>")),
     )
     (folder / "config.json").write_text("{}")
     (folder / "model.safetensors").write_text("weights")
@@ -78,6 +77,30 @@ def test_pieces_name_their_special_tokens_where_nothing_else_does(tmp_path: Path
     (tmp_path / "tokenizer_config.json").unlink()
     config = own_tokenizer(ModelFolder(tmp_path)).config
     assert (config["bos_token"], config["eos_token"]) == ("<s>", "</s>")
+
+
+def declared(*tokens: tuple[int, str]) -> dict[str, Any]:
+    return {str(id_): {"content": text, "special": True} for id_, text in tokens}
+
+
+def test_declared_tokens_take_the_places_of_pieces(tmp_path: Path) -> None:
+    """As InternLM2's chat models have it."""
+    write(tmp_path, "tokenizer.model", PIECES)
+    last = own_tokenizer(ModelFolder(tmp_path)).fast.get_vocab_size() - 1
+    tokens = declared((0, "<unk>"), (2, "</s>"), (last, "<|im_start|>"), (last + 1, "<|im_end|>"))
+    write(tmp_path, "tokenizer.model", PIECES, added_tokens_decoder=tokens)
+    fast = own_tokenizer(ModelFolder(tmp_path)).fast
+    assert fast.encode("<|im_start|><|im_end|></s>").ids == [1, last, last + 1, 2]
+
+
+@pytest.mark.parametrize(
+    ("name", "content"), [("tokenizer.model", PIECES), ("some.tiktoken", RANKS)], ids=["pieces", "ranks"]
+)
+def test_a_declared_token_with_another_id_is_refused(name: str, content: bytes | str, tmp_path: Path) -> None:
+    tokens = declared((1000, "a"), (1001, "<|im_end|>"))
+    write(tmp_path, name, content, tokenizer_class="QWenTokenizer", added_tokens_decoder=tokens)
+    with pytest.raises(ValueError, match=r"declares '(a|<\|im_end\|>)' as token 100\d, and the vocabulary has it as"):
+        own_tokenizer(ModelFolder(tmp_path))
 
 
 @pytest.mark.parametrize(
