@@ -16,6 +16,7 @@ from ..checkpoint.quantization import embeds_by_head
 from ..errors import ModelError
 from ..layers.linear import Choice, Linear, attach, change
 from ..layers.methods import choose
+from ..layers.methods.mxfp4 import Mxfp4
 from ..layers.methods.plain import PLAIN
 from ..layers.recurrent import Recurrent
 from ..settings import ModelSettings
@@ -86,6 +87,11 @@ def load_model(
 
 def _check_invariance(model: nn.Module) -> None:
     for path, layer in model.named_modules():
+        if isinstance(layer, Linear) and isinstance(layer.method, Mxfp4):
+            raise ModelError(
+                f"batch_invariant: products of {path} with numbers in MXFP4 depend on the batch; with quantization "
+                "none they become plain numbers"
+            )
         if isinstance(layer, Linear) and not layer.method.is_batch_invariant:
             raise ModelError(
                 f"batch_invariant: products of {path} depend on the batch. On a CPU weights have to be quantized "

@@ -9,6 +9,10 @@ from safetensors.torch import load_file, save_file
 from transformers.integrations.mxfp4 import convert_moe_packed_tensors
 
 from app.errors import ModelError
+from app.layers.methods.invariant import Invariant
+from app.layers.methods.mxfp4 import Mxfp4
+from app.layers.moe import Stacked
+from app.models.loader import _check_invariance
 from tests.models.families import DECODER, write_checkpoint
 from tests.models.test_oracle import greedy, make_engine, make_requests, run_crowd, tiny_settings, tokens_of
 
@@ -53,3 +57,18 @@ def test_scales_that_are_no_numbers_are_refused(tmp_path: Path) -> None:
     save_file(tensors, file)
     with pytest.raises(ModelError, match="scales that are no numbers"):
         make_engine(tmp_path, tiny_settings())
+
+
+def test_a_gpu_is_told_what_makes_experts_batch_invariant() -> None:
+    layer = Stacked(2, 32, (8,), ("up",))
+    model = torch.nn.ModuleDict({"experts": layer})
+    for has_kernel in (True, False):  # with `quantization` auto and none
+        layer.method = Mxfp4(Invariant(), torch.empty(0), has_kernel)
+        layer.method.create(layer)
+        layer.get_parameter("scales").fill_(120)
+        if has_kernel:
+            with pytest.raises(ModelError, match=r"experts with numbers in MXFP4 .* with quantization none"):
+                _check_invariance(model)
+        else:
+            layer.method.finish(layer)
+            _check_invariance(model)
