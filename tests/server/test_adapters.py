@@ -1,6 +1,7 @@
 """LoRA adapters over HTTP: a real server, OpenAI's own client, and merged weights in transformers as the oracle."""
 
 import os
+import shutil
 import signal
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -119,7 +120,7 @@ def test_every_endpoint_that_generates_takes_the_adapters_name(server: Server) -
 
 
 def test_adapters_are_loaded_and_unloaded_while_running_and_survive_an_engine(
-    server: Server, adapters: Adapters
+    server: Server, adapters: Adapters, tmp_path: Path
 ) -> None:
     with pytest.raises(openai.NotFoundError, match="green"):
         complete(server, "green")
@@ -134,6 +135,9 @@ def test_adapters_are_loaded_and_unloaded_while_running_and_survive_an_engine(
 
     assert change(server, "unload", lora_name="blue").status_code == 200
     assert change(server, "unload", lora_name="blue").status_code == 404
+    gone = shutil.copytree(adapters.folders["blue"], tmp_path / "gone")
+    assert change(server, "load", lora_name="gone", lora_path=str(gone)).status_code == 200
+    shutil.rmtree(gone)  # the next engine cannot load it
     with openai.OpenAI(base_url=f"{server.url}/v1", api_key=USER, max_retries=0) as client:
         options = {"max_tokens": 400, "temperature": 0, "stream": True, "extra_body": {"ignore_eos": True}}
         stream = client.completions.create(model="green", prompt=PROMPT, **options)  # type: ignore[call-overload]
@@ -144,8 +148,10 @@ def test_adapters_are_loaded_and_unloaded_while_running_and_survive_an_engine(
     wait_until(lambda: models(server) == {"tiny": None, "red": "tiny", "green": "tiny"})
     for name in ("green", "red", "tiny"):
         assert complete(server, name) == adapters.texts[name]
-    with pytest.raises(openai.NotFoundError, match="blue"):
-        complete(server, "blue")
+    server.wait_for("the adapter gone could not be loaded again")
+    for name in ("blue", "gone"):
+        with pytest.raises(openai.NotFoundError, match=name):
+            complete(server, name)
 
     assert change(server, "unload", lora_name="green").status_code == 200
     assert change(server, "load", lora_name="green", lora_path=str(adapters.folders["blue"])).status_code == 200
