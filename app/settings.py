@@ -132,13 +132,15 @@ def _adapters(value: Any) -> Any:
         value = value.split(",")
     if isinstance(value, list | tuple):
         parts = [str(given).partition("=") for given in value]
-        if wrong := next((given for given, part in zip(value, parts, strict=True) if not all(part)), None):
-            raise ValueError(f"{wrong} is not NAME=FOLDER")
+        if wrong := [str(given) for given, part in zip(value, parts, strict=True) if not all(part)]:
+            raise ValueError(f"'{wrong[0]}' is not NAME=FOLDER")
         if len({name for name, _, _ in parts}) < len(parts):
             raise ValueError("a name occurs twice")
         value = {name: folder for name, _, folder in parts}
     if not isinstance(value, dict):
         return value
+    if wrong := [str(name) for name, folder in value.items() if not folder]:
+        raise ValueError(f"{wrong[0]} has no folder")
     return {name: str(Path(str(folder)).expanduser().absolute()) for name, folder in value.items()}
 
 

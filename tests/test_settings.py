@@ -118,3 +118,16 @@ def test_yaml_takes_off_for_false(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     file.write_text("speculate: off\n")
     monkeypatch.setenv("PACELINE_CONFIG", str(file))
     assert load_settings().speculate == "off"
+
+
+@pytest.mark.parametrize(
+    ("lora", "words"),
+    [
+        ("sql=/sql,", "lora: Value error, '' is not NAME=FOLDER"),
+        (["=/sql"], "'=/sql' is not NAME=FOLDER"),
+        ({"sql": None}, "sql has no folder"),
+    ],
+)
+def test_an_adapter_has_a_name_and_a_folder(lora: Any, words: str) -> None:
+    with pytest.raises(StartupError, match=words):
+        load_settings(lora=lora)

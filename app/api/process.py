@@ -76,6 +76,8 @@ def load_text_side(settings: Settings, folder: Path) -> TextSide:
     tokenizer = Tokenizer(folder)
     template = ChatTemplate.from_folder(folder, tokenizer)
     name = settings.served_model_name or _default_name(settings, folder)
+    if name in settings.lora:
+        raise StartupError(f"lora: the served model has the name {name}; the adapter needs another one")
     encoder, kept_prompts = ModelFolder(folder).encoder, KeptPrompts.of(settings)
     return TextSide(name, tokenizer, template, GrammarChecker(folder), encoder, kept_prompts)
 

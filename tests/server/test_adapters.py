@@ -178,3 +178,10 @@ def test_an_adapter_that_cannot_be_loaded_ends_the_start(tiny_model: Path, adapt
     assert ended.code == 2
     assert "lora: red: " in ended.log
     assert "max_lora_rank is 2" in ended.log
+
+
+def test_an_adapter_is_not_called_as_the_model(tiny_model: Path, adapters: Adapters) -> None:
+    flags = ("--model", str(tiny_model), "--served-model-name", "red", "--lora", f"red={adapters.folders['red']}")
+    ended = run("-m", "app.cli", "serve", "--port", "0", *flags)
+    assert ended.code == 2
+    assert "lora: the served model has the name red" in ended.log
