@@ -36,6 +36,7 @@ class Adapted(Plain):
         """`sizes`: how many outputs each part has, with matrices of its own. `like`: dtype and device of matrices."""
         self._method: LinearMethod = layer.method
         self.is_batch_invariant = self._method.is_batch_invariant
+        assert len(sizes) <= 3, "kernels know no layers of more parts"
         outputs, device = layer.out_features, like.device
         self.adapters = Adapters(
             a=like.new_zeros(num_slots, len(sizes) * rank, layer.in_features),
@@ -73,8 +74,9 @@ class Adapted(Plain):
     def apply(self, layer: Linear, x: Tensor | Rows) -> Tensor:
         """See `LinearMethod`."""
         slots = _slots.get()
-        if slots is None or isinstance(x, Rows):
+        if slots is None:
             return self._method.apply(layer, x)  # type: ignore[arg-type]
+        assert not isinstance(x, Rows), "`group_for` asks for none in a step with adapters"
         tokens = x.reshape(-1, layer.in_features)
         if self._method is PLAIN:  # whose product can add what adapters add, without a further pass over its outputs
             out = adapted_linear(tokens, layer.weight, layer.bias, self.adapters, slots)
