@@ -55,6 +55,8 @@ class GenerateCommand(msgspec.Struct, tag=True, kw_only=True):
     cache_salt: str = ""
     adapter: str = ""
     """The name of an adapter; empty for the model as it is."""
+    adapter_folder: str = ""
+    """Its folder. Another adapter may have the name when an engine goes on with the request; empty: whatever has it."""
     max_drafts: int | None = None
     """Most drafts in a step; None leaves it to the engine. They change no text."""
     arrived_at: float
@@ -135,6 +137,8 @@ class EngineReady(msgspec.Struct, tag=True, kw_only=True):
     """Phase to duration, in order."""
     adapters: dict[str, str] = {}
     """Name to folder."""
+    adapters_of_start: list[str] = []
+    """Those of them that no API worker has asked for, nor unloaded: the setting `lora` has them."""
 
 
 class AdaptersChanged(msgspec.Struct, tag=True):

@@ -224,6 +224,8 @@ class AsyncEngine:
                 raise EngineUnavailableError("the model is still loading")
             self.check_room()
             self._backlog.enter(command)
+            if isinstance(command, GenerateCommand):
+                command.adapter_folder = self.adapters.get(command.adapter, "")
         request = self._open[command.request_id] = _OpenRequest(command, progress or Progress())
         if self.ready is not None:
             self._send(command)
@@ -279,11 +281,14 @@ class AsyncEngine:
             outcome.set_exception(error)
 
     def _bring_back_adapters(self, ready: EngineReady) -> None:
-        """Have an engine that took over load what the last one had loaded; the first one says what there is."""
+        """Have an engine that took over load what the last one had loaded; the first one says what there is.
+
+        What has been loaded there meanwhile was asked for through another API worker, and stays.
+        """
         wanted = self.adapters if self._has_had_engine else ready.adapters
         self._adapters, self._has_had_engine = ready.adapters, True
         self._coming_back = {name: folder for name, folder in wanted.items() if name not in ready.adapters}
-        for name in ready.adapters.keys() - wanted.keys():
+        for name in set(ready.adapters_of_start) - wanted.keys():
             self._send(UnloadAdapterCommand(name))
         for name, folder in self._coming_back.items():
             self._send(LoadAdapterCommand(name, folder))
@@ -401,6 +406,8 @@ class AsyncEngine:
         self.failure = self.failure or error
         for request_id in list(self._open):
             self._end(request_id, self.failure)
+        for name in self._asked:
+            self._answer(name, EngineUnavailableError(self.failure))
         await self._notify()
 
     def _end(self, request_id: str, error: str) -> None:

@@ -55,7 +55,9 @@ class EngineCore:
         if isinstance(command, EncodeCommand):
             self._queue(_to_encode(command))
             return
-        adapter = self.adapters.find(command.adapter) if command.adapter else None
+        adapter = None
+        if command.adapter:
+            adapter = self.adapters.find(command.adapter, command.adapter_folder, self._slots_in_use)
         request = _to_generate(command, adapter)
         needs = {}
         if adapter is not None and not adapter.is_ready:
@@ -76,8 +78,13 @@ class EngineCore:
 
     def load_adapter(self, name: str, folder: str) -> Future[None]:
         """See `Adapters.load`."""
+        return self.adapters.load(name, folder, self._slots_in_use)
+
+    @property
+    def _slots_in_use(self) -> set[int]:
+        """The worker's slots for adapters that requests have."""
         requests = (*self.scheduler.requests.values(), *(waiting.request for waiting in self._compiling.values()))
-        return self.adapters.load(name, folder, {request.extras.adapter for request in requests})
+        return {request.extras.adapter for request in requests}
 
     def _queue(self, request: Request) -> None:
         self.scheduler.add(request)

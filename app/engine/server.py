@@ -82,14 +82,17 @@ class EngineServer:
         """API worker, name of the adapter, and what comes of it, of all that were not answered yet."""
         self._told: dict[bytes, dict[str, str]] = {}
         """The adapters that each API worker knows of."""
+        self._adapters_of_start: set[str] = set()
+        """Names of those that were loaded before `run`, and not unloaded since."""
 
     def run(self, core: EngineCore, ready: EngineReady) -> None:
         """Serve until the process ends."""
+        self._adapters_of_start = set(core.adapters.folders)
         while True:
-            compiles, has_told = core.admit_compiled(), self._flush() and self._tell_of_adapters(core)
+            waits = [core.admit_compiled(), not self._flush(), not self._tell_of_adapters(core)]
             if not core.has_work:
                 self._heartbeat.rest()
-                self._socket.poll(_RETRY_MS if compiles or not has_told else self._idle_ms)
+                self._socket.poll(_RETRY_MS if any(waits) else self._idle_ms)
             elif spare := core.spare_seconds:
                 spare_ms = int(spare * 1000)  # the step may end sooner than expected
                 self._socket.poll(min(spare_ms, max(_RETRY_MS, spare_ms // _LOOKS)))
@@ -109,7 +112,8 @@ class EngineServer:
                 case HelloCommand():
                     self._greet(worker, core)
                     self._told[worker] = core.adapters.folders
-                    self._send(worker, msgspec.structs.replace(ready, adapters=self._told[worker]))
+                    own = {"adapters": self._told[worker], "adapters_of_start": sorted(self._adapters_of_start)}
+                    self._send(worker, msgspec.structs.replace(ready, **own))
                 case GenerateCommand() | EncodeCommand() as command:
                     self._outbox_of[command.request_id] = self._outboxes[worker]
                     core.add(command)
@@ -119,6 +123,7 @@ class EngineServer:
                     self._loads.append((worker, name, core.load_adapter(name, folder)))
                 case UnloadAdapterCommand(name):
                     core.adapters.unload(name)
+                    self._adapters_of_start.discard(name)
                     done: Future[None] = Future()
                     done.set_result(None)
                     self._loads.append((worker, name, done))
@@ -157,7 +162,9 @@ class EngineServer:
         """Returns whether it has come, and was told."""
         if not loading.done():
             return False
-        return self._send(worker, AdapterOutcome(name, str(loading.exception() or "")))
+        error = loading.exception()
+        said = "" if error is None else str(error) or type(error).__name__
+        return self._send(worker, AdapterOutcome(name, said))
 
     def _flush(self) -> bool:
         """Send what is pending; returns whether all API workers have taken theirs."""

@@ -12,6 +12,7 @@ import zmq
 import zmq.asyncio
 
 from app.api.edge.request_log import RequestLog
+from app.api.generation import choices
 from app.api.generation.choices import Choice
 from app.api.generation.run import Generation
 from app.core.request import FinishReason
@@ -139,3 +140,18 @@ async def test_a_slow_reader_costs_no_copies() -> None:
         stream.put(RequestOutput(request_id="a", token_ids=[token]))
     assert (await anext(stream)).token_ids is token_ids
     assert token_ids == list(range(100))
+
+
+def test_an_adapter_that_was_unloaded_since_its_request_came_does_not_exist(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server.engine.adapters["sql"] = "/sql"
+    make = choices.make_choices
+
+    def unload_and_make(*given: Any, **options: Any) -> list[Choice]:
+        server.engine.adapters.clear()
+        return make(*given, **options)
+
+    monkeypatch.setattr("app.api.completions.route.make_choices", unload_and_make)
+    answer = server.post("/v1/completions", {"model": "sql", "prompt": "Hi"})
+    assert (answer.status_code, answer.json()["error"]["code"]) == (404, "model_not_found")

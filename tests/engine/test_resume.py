@@ -16,17 +16,23 @@ from app.core.request import FinishReason
 from app.core.sampling import Logprobs, SamplingParams
 from app.core.step import ModelRunnerOutput, SchedulerOutput
 from app.core.wire import (
+    AdaptersChanged,
     EngineCommand,
+    EngineMessage,
     EngineReady,
     EngineStats,
     GenerateCommand,
     HelloCommand,
+    LoadAdapterCommand,
     Progress,
     RequestOutput,
     RequestTiming,
     StepOutputs,
+    UnloadAdapterCommand,
 )
+from app.engine.adapters import Adapters
 from app.engine.client import AsyncEngine
+from app.errors import EngineUnavailableError
 from app.worker.echo import EchoWorker
 from tests.api.fake_engine import READY, STATS
 from tests.engine.test_core import ROWS, command, make_core, run
@@ -60,11 +66,18 @@ class Engine:
         if ready:
             await self._router.send_multipart((self._worker, self._encode(ready)))
 
-    async def receive(self) -> GenerateCommand:
+    async def receive_any(self) -> EngineCommand:
         _, payload = await asyncio.wait_for(self._router.recv_multipart(), PATIENCE)
-        received = self._decode(payload)
+        received: EngineCommand = self._decode(payload)
+        return received
+
+    async def receive(self) -> GenerateCommand:
+        received = await self.receive_any()
         assert isinstance(received, GenerateCommand)
         return received
+
+    async def tell(self, message: EngineMessage) -> None:
+        await self._router.send_multipart((self._worker, self._encode(message)))
 
     async def send(self, *outputs: RequestOutput) -> None:
         await self._router.send_multipart((self._worker, self._encode(StepOutputs(list(outputs), STATS))))
@@ -110,6 +123,76 @@ async def test_the_next_engine_goes_on_where_the_last_one_ended(tmp_path: Path, 
     assert again.progress == Progress(token_ids=[7, 8], num_prompt_logprobs=1, num_cached_tokens=2, timing=timing)
     await engine.send(RequestOutput(request_id="a", token_ids=[9], finish_reason=FinishReason.LENGTH))
     assert (await anext(stream)).token_ids == [9]
+    engine.die()
+
+
+async def test_the_next_engine_gets_the_adapters_that_there_were_and_requests_their_own(
+    tmp_path: Path, client: AsyncEngine
+) -> None:
+    """Those of the setting that were unloaded are unloaded again; what others have loaded meanwhile is left alone."""
+    engine = Engine(tmp_path)
+    at_start = msgspec.structs.replace(READY, adapters={"a": "/a", "b": "/b"}, adapters_of_start=["a", "b"])
+    await engine.start(at_start)
+    await client.wait_until_ready()
+    request = command("one", [1, 2, 3])
+    request.adapter = "a"
+    stream = client.generate(request)
+    assert (await engine.receive()).adapter_folder == "/a"
+    await engine.tell(AdaptersChanged({"a": "/other", "c": "/c"}))
+    await engine.send(RequestOutput(request_id="one", token_ids=[7]))
+    await anext(stream)  # so it has read what was sent before
+    engine.die()
+    await client.wait_until_lost()
+    await engine.start(msgspec.structs.replace(at_start, adapters={"b": "/b", "d": "/d"}, adapters_of_start=["b"]))
+    received = [await engine.receive_any() for _ in range(4)]
+    assert received[:3] == [UnloadAdapterCommand("b"), LoadAdapterCommand("a", "/other"), LoadAdapterCommand("c", "/c")]
+    assert isinstance(received[3], GenerateCommand)
+    assert (received[3].adapter, received[3].adapter_folder) == ("a", "/a")
+    engine.die()
+
+
+class _Shelf(EchoWorker):
+    """A worker that notes what it has in its slots for adapters."""
+
+    def __init__(self) -> None:
+        super().__init__(ROWS)
+        self.slots: dict[int, str] = {}
+
+    def load_adapter(self, slot: int, folder: str) -> Future[None]:
+        self.slots[slot] = folder
+        done: Future[None] = Future()
+        done.set_result(None)
+        return done
+
+
+def test_adapters_without_a_name_are_there_as_long_as_requests_have_them() -> None:
+    worker = _Shelf()
+    adapters = Adapters(worker, 2)
+    adapters.load("a", "/new", ())
+    named = adapters.find("a", "/new", ())
+    former = adapters.find("a", "/old", ())
+    assert named
+    assert former
+    assert worker.slots == {named.slot: "/new", former.slot: "/old"}
+    assert adapters.find("a", "/old", {former.slot}) is former
+    assert adapters.folders == {"a": "/new"}
+    missing = adapters.find("b", "/gone", {-1, former.slot})
+    assert missing
+    assert "room for 2 adapters" in str(missing.loading.exception())
+    adapters.load("c", "/c", {-1})  # its requests have ended, so the slot is free
+    assert worker.slots == {named.slot: "/new", former.slot: "/c"}
+    assert adapters.find("a", "/old", {-1, former.slot}) is not former
+
+
+async def test_a_load_that_waits_fails_with_the_engine(tmp_path: Path, client: AsyncEngine) -> None:
+    engine = Engine(tmp_path)
+    await engine.start()
+    await client.wait_until_ready()
+    loading = asyncio.create_task(client.load_adapter("a", "/a"))
+    assert await engine.receive_any() == LoadAdapterCommand("a", "/a")
+    await client.close()
+    with pytest.raises(EngineUnavailableError, match="shutting down"):
+        await asyncio.wait_for(loading, PATIENCE)
     engine.die()
 
 

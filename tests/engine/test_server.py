@@ -16,11 +16,13 @@ from app.core.step import ModelRunnerOutput, SchedulerOutput
 from app.core.wire import (
     MAX_UNREAD_MESSAGES,
     AbortCommand,
+    AdapterOutcome,
     EngineCommand,
     EngineMessage,
     EngineReady,
     HelloCommand,
     StepOutputs,
+    UnloadAdapterCommand,
 )
 from app.engine.build import build_engine
 from app.engine.core import EngineCore
@@ -118,6 +120,8 @@ def test_messages_to_a_slow_api_worker_are_merged_and_hold_up_nobody(address: st
 
     heartbeat = EngineHeartbeat(address)
     wait_until(lambda: heartbeat.num_steps >= NUM_TOKENS)
+    quick.send(UnloadAdapterCommand("none"))
+    assert quick.receive() == AdapterOutcome("none", "")
     messages = list(slow.answer())
     outputs = [output for message in messages for output in message.outputs]
     tokens = [token for output in outputs for token in output.token_ids]

@@ -37,6 +37,7 @@ class Generation:
                 raise service.expired(entry)
             self._expiry = asyncio.get_running_loop().call_later(left, self._expire)
         try:
+            service.check_model(choices[0].adapter or None)  # an adapter may have been unloaded since the request came
             for index, choice in enumerate(choices):
                 self._submit(index, choice, priority, counts_prompt=index % n == 0)
         except BaseException:
