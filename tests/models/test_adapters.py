@@ -13,6 +13,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from app.core.sampling import SamplingParams
+from app.core.wire import GenerateCommand
 from app.engine.core import EngineCore
 from app.errors import ModelError, StartupError
 from tests.models.adapters import merged, write_adapter
@@ -110,6 +111,28 @@ def test_what_was_computed_with_an_adapter_is_no_other_requests(
     core.adapters.unload("own")
     core.load_adapter("own", str(adapters[1])).result()
     assert ask("own", merged(base, adapters[1])) == 0
+
+
+def test_a_request_that_is_resumed_has_the_adapter_that_it_began_with(
+    llama: tuple[Path, PreTrainedModel], tmp_path: Path
+) -> None:
+    """Although another one has the name; see law 5."""
+    folder, base = llama
+    adapters = [write_adapter(base, tmp_path / str(seed), seed) for seed in range(2)]
+    core = make_engine(folder, tiny_settings(lora={"own": str(adapters[1])}, max_loras=2))
+    prompt, sampling = list(range(3, 53)), SamplingParams(max_tokens=20, seed=0, temperature=0.0)
+    for adapter in adapters:
+        name, own = adapter.name, {"adapter": "own", "adapter_folder": str(adapter)}
+        core.add(GenerateCommand(request_id=name, prompt_token_ids=prompt, sampling=sampling, arrived_at=0.0, **own))
+    said: dict[str, list[int]] = {"0": [], "1": []}
+    while core.admit_compiled() or core.has_work:
+        for output in core.step().outputs:
+            said[output.request_id] += output.token_ids
+    for adapter in adapters:
+        tokens = said[adapter.name]
+        assert tokens == greedy(merged(base, adapter), prompt, tokens, 20)
+    assert said["0"] != said["1"]
+    assert core.adapters.folders == {"own": str(adapters[1])}
 
 
 def test_on_quantized_weights_a_text_depends_on_its_request_alone(
