@@ -11,6 +11,7 @@ import os
 import signal
 import sys
 import threading
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
@@ -49,7 +50,7 @@ def make_app() -> FastAPI:
             # Ray Serve, for example, runs applications in another thread, which may not handle signals.
             if settings.api_keys is not None and threading.current_thread() is threading.main_thread():
                 signal.signal(signal.SIGHUP, lambda _number, _frame: app.state.admission.reload())
-            async with running_service(settings, text, app.state.admission, engine.address) as service:
+            async with running_service(settings, text, app.state.admission, engine.address, time.time()) as service:
                 app.state.service = service
                 ready = await _wait_until_ready(service.engine, engine)
                 service.metrics.record_startup(ready.startup_seconds)

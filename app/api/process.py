@@ -84,9 +84,12 @@ def load_text_side(settings: Settings, folder: Path) -> TextSide:
 
 @asynccontextmanager
 async def running_service(
-    settings: Settings, text: TextSide, admission: Admission, address: str, name: str = "0"
+    settings: Settings, text: TextSide, admission: Admission, address: str, started_at: float, name: str = "0"
 ) -> AsyncIterator[Service]:
-    """A service that is connected to an engine, which knows it as `name`. Does not wait until the engine is ready."""
+    """A service that is connected to an engine, which knows it as `name`. Does not wait until the engine is ready.
+
+    `started_at`: the same for all processes of the service, in seconds since 1970.
+    """
     proposer = "draft" if settings.drafts_by_model else "ngram"
     metrics = Metrics(lambda: engine.heartbeat.num_restarts, proposer)
     metrics.record_model(text.model_name)
@@ -94,7 +97,7 @@ async def running_service(
     service = Service(
         settings=settings,
         model_name=text.model_name,
-        created=int(time.time()),
+        created=int(started_at),
         tokenizer=text.tokenizer,
         chat_template=text.chat_template,
         message_format=MessageFormat.choose(settings.tool_parser, settings.reasoning_parser, text.chat_template),
@@ -135,7 +138,7 @@ def main() -> None:
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         async with running:
             service = await running.enter_async_context(
-                running_service(settings, text, app.state.admission, address, index)
+                running_service(settings, text, app.state.admission, address, float(started_at), index)
             )
             app.state.service = service
             greeting = asyncio.create_task(_follow_engine(service, sock, float(started_at))) if index == "0" else None

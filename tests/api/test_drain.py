@@ -5,6 +5,7 @@ import logging
 import signal
 import socket
 import threading
+import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from pathlib import Path
@@ -82,7 +83,7 @@ def serving(model_folder: Path, engine: Engine, drain_timeout: float) -> Iterato
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         async with running:
             app.state.service = await running.enter_async_context(
-                running_service(settings, text, app.state.admission, engine.address)
+                running_service(settings, text, app.state.admission, engine.address, time.time())
             )
             await app.state.service.engine.wait_until_ready()
             started.set()

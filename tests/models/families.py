@@ -78,6 +78,8 @@ DECODER: dict[str, dict[str, Any]] = {
 """Families of the hand-written decoder: name of the configuration class, less "Config", to what is special here."""
 
 GENERIC: dict[str, dict[str, Any]] = {
+    "GPTNeoX": {},
+    "Cohere": {},
     "GPT2": {"n_embd": 64, "n_layer": 3, "n_head": 4, "n_positions": 512},
     "Starcoder2": _WINDOW,
     "Qwen2Moe": {**_MOE, "shared_expert_intermediate_size": 32},

@@ -84,7 +84,7 @@ def models(server: Server) -> dict[str, str | None]:
     """The parents of what both API workers list."""
     headers = {"Authorization": f"Bearer {USER}"}
     listings = [web.get(f"{server.url}/v1/models", headers=headers).json()["data"] for _ in range(8)]
-    assert all(listing == listings[0] for listing in listings)
+    assert listings == [listings[0]] * len(listings)
     return {entry["id"]: entry["parent"] for entry in listings[0]}
 
 
