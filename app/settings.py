@@ -123,11 +123,13 @@ class SchedulerSettings(BaseModel):
         return self.draft_model is not None and self.speculate in ("auto", "draft")
 
 
-def _adapters(value: Any) -> Any:
-    """Names and absolute folders of adapters, from NAME=FOLDER; flags give several, a variable has commas between them.
+def _absolute(path: Path | None) -> Path | None:
+    """Other processes of the service may have another working directory."""
+    return None if path is None else path.expanduser().absolute()
 
-    Other processes of the service may have another working directory.
-    """
+
+def _adapters(value: Any) -> Any:
+    """Names and absolute folders of adapters, from NAME=FOLDER: several from flags, with commas from a variable."""
     if isinstance(value, str):
         value = value.split(",")
     if isinstance(value, list | tuple):
@@ -141,7 +143,7 @@ def _adapters(value: Any) -> Any:
         return value
     if wrong := [str(name) for name, folder in value.items() if not folder]:
         raise ValueError(f"{wrong[0]} has no folder")
-    return {name: str(Path(str(folder)).expanduser().absolute()) for name, folder in value.items()}
+    return {name: str(_absolute(Path(str(folder)))) for name, folder in value.items()}
 
 
 ADAPTER_NAME = r"^[\w.:/@+-]{1,128}$"
@@ -197,11 +199,6 @@ def _from_json(value: Any) -> Any:
 def _from_list(value: Any) -> Any:
     """Split a list, which flags and variables give with commas; the YAML file may give a list."""
     return tuple(filter(None, value.replace(" ", "").split(","))) if isinstance(value, str) else value
-
-
-def _absolute(path: Path | None) -> Path | None:
-    """Processes of the service may run in other folders."""
-    return None if path is None else path.expanduser().absolute()
 
 
 Origin = Annotated[str, Field(pattern=r"^(\*|[a-z][a-z0-9+.-]*://[^/\s]+)$")]

@@ -91,6 +91,10 @@ class Service:
         """Whether a name is that of the served model, or of one of its adapters."""
         return name == self.model_name or name in self.engine.adapters
 
+    def name_of(self, asked: str | None) -> str:
+        """What an answer calls the model that was asked for."""
+        return asked or self.model_name
+
     def adapter_of(self, name: str | None) -> str:
         """The adapter that a model's name stands for; empty for the served model itself."""
         return "" if name is None or name == self.model_name else name

@@ -217,6 +217,13 @@ _INTERNLM2 = Alias(
     },
     splits=_internlm2_splits,
 )
+_NAMES_OF_GPT2 = {
+    "transformer.wte.": "model.embed_tokens.",
+    "transformer.h.": "model.layers.",
+    "transformer.ln_f.": "model.norm.",
+    ".ln_1.": ".input_layernorm.",
+    ".ln_2.": ".post_attention_layernorm.",
+}
 _EXAONE = Alias(
     model_type="llama",
     architecture="LlamaForCausalLM",
@@ -227,11 +234,7 @@ _EXAONE = Alias(
     },
     defaults={"rms_norm_eps": 1e-5},
     names={
-        "transformer.wte.": "model.embed_tokens.",
-        "transformer.h.": "model.layers.",
-        "transformer.ln_f.": "model.norm.",
-        ".ln_1.": ".input_layernorm.",
-        ".ln_2.": ".post_attention_layernorm.",
+        **_NAMES_OF_GPT2,
         ".attn.attention.out_proj.": ".self_attn.o_proj.",
         ".attn.attention.": ".self_attn.",
         ".mlp.c_fc_0.": ".mlp.gate_proj.",
@@ -292,11 +295,7 @@ _QWEN = Alias(
     assumed={"no_bias": (True,), "rotary_pct": (1.0,), "scale_attn_weights": (True,)},
     derived=_qwen,
     names={
-        "transformer.wte.": "model.embed_tokens.",
-        "transformer.h.": "model.layers.",
-        "transformer.ln_f.": "model.norm.",
-        ".ln_1.": ".input_layernorm.",
-        ".ln_2.": ".post_attention_layernorm.",
+        **_NAMES_OF_GPT2,
         ".attn.c_proj.": ".self_attn.o_proj.",
         ".mlp.w1.": ".mlp.up_proj.",
         ".mlp.w2.": ".mlp.gate_proj.",

@@ -215,7 +215,7 @@ class ChoicesAnswer(Answer):
         self._head: dict[str, Any] = {
             "id": response_id,
             "created": int(time.time()),
-            "model": body.model or service.model_name,
+            "model": service.name_of(body.model),
             "system_fingerprint": service.fingerprint,
         }
         self._chunk = chunk(**self._head, usage=None if self._include_usage else UNSET, choices=[])

@@ -155,7 +155,7 @@ class MessageAnswer(BlocksAnswer):
         edits = UNSET if body.context_management is None else AppliedEdits()
         self._message = AnthropicMessage(
             id=self.response_id,
-            model=body.model or service.model_name,
+            model=service.name_of(body.model),
             content=[],
             usage=MessageUsage.of(Usage()),
             context_management=edits,

@@ -74,7 +74,7 @@ class ResponseAnswer(BlocksAnswer):
         self._unique = unique
         self._encrypts = ENCRYPTED in body.include
         self._keep = keep
-        self._empty = _empty(f"resp_{unique}", body.model or service.model_name, body, run.choices[0], keep is not None)
+        self._empty = _empty(f"resp_{unique}", service.name_of(body.model), body, run.choices[0], keep is not None)
         self._num_events = 0
 
     # ------------------------------------------------------------------ a body
