@@ -102,7 +102,13 @@ def _build_worker(settings: Settings, folder: Path, encoder: EncoderConfig | Non
 
 @contextmanager
 def _no_collections() -> Iterator[None]:
-    """For imports: they make some 100,000 objects that stay, and Python would look through them again and again."""
+    """For imports: they make some 100,000 objects that stay, and Python would look through them again and again.
+
+    The next engine of a process finds them there. What is left of the last one by then is not to stay.
+    """
+    if gc.get_freeze_count():
+        yield
+        return
     gc.disable()
     try:
         yield

@@ -7,6 +7,7 @@ same with what then lies at these addresses. Kernels that follow each other run 
 """
 
 import mmap
+import sys
 import weakref
 from array import array
 from collections.abc import Callable, Hashable, Sequence
@@ -24,6 +25,9 @@ from .kernel import Argument, of_thread
 
 _ARENA_BYTES = 2**30
 """Of addresses; memory is taken only where something is written."""
+_PROMISES_NOTHING = getattr(mmap, "MAP_NORESERVE", 0x4000 if sys.platform == "linux" else 0)
+"""Else a process with several arenas could not be forked: the system would have to promise all of them once more. The
+flag has a name from Python 3.13 on."""
 _SMALLEST_CHUNK = 64
 """Bytes: a line of the cache."""
 _ALLOCATIONS = {
@@ -47,7 +51,8 @@ class Arena:
     """
 
     def __init__(self) -> None:
-        self._memory = np.frombuffer(mmap.mmap(-1, _ARENA_BYTES, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS), np.uint8)
+        flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _PROMISES_NOTHING
+        self._memory = np.frombuffer(mmap.mmap(-1, _ARENA_BYTES, flags=flags), np.uint8)
         self._start = self._memory.ctypes.data
         self._used = 0
         self._free: dict[int, list[int]] = {}
