@@ -33,7 +33,8 @@ class Tenant(BaseModel):
     """Whether to reuse cached prefixes across all tenants that have this set. The time of an answer then reveals
     whether another tenant's prompt was cached."""
     may_operate: bool = False
-    """Whether it may change what is served: load and unload adapters."""
+    """Whether it may change what is served (load and unload adapters), and watch the
+    batch with everybody's requests."""
 
     @property
     def cache_salt(self) -> str:

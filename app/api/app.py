@@ -23,7 +23,7 @@ from .edge.head import HeadMiddleware
 from .edge.middleware import Drain, RequestMiddleware
 from .encoders import route as encoders
 from .messages import route as messages
-from .operations import adapters, health, models, streams, tokenize
+from .operations import adapters, health, models, steps, streams, tokenize
 from .operations.deep_check import DeepCheck
 from .responses import route as responses
 from .responses import stored
@@ -79,6 +79,7 @@ def create_app(settings: Settings, lifespan: Lifespan) -> FastAPI:
         encoders,
         tokenize,
         adapters,
+        steps,
         health,
     ):
         app.include_router(routes.router)

@@ -1,9 +1,10 @@
 """The API layer's view of an engine: the one seam between HTTP and the batch."""
 
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from typing import Protocol
 
 from .heartbeat import EngineHeartbeat
+from .step_report import StepReport
 from .wire import EngineReady, RequestCommand, RequestOutput
 
 
@@ -82,6 +83,13 @@ class EngineClient(Protocol):
 
     async def unload_adapter(self, name: str) -> None:
         """Let no more requests have an adapter. Those that have it go on. Raises what `load_adapter` does."""
+        ...
+
+    def step_reports(self) -> AsyncGenerator[StepReport, None]:
+        """What the engine's steps look like, as long as somebody reads: the latest one, at most ten a second.
+
+        They go on with the next engine if this one dies, and end when the service does.
+        """
         ...
 
     def expire(self, request_id: str) -> None:

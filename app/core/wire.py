@@ -6,6 +6,7 @@ import msgspec
 
 from .request import DEFAULT_TENANT, FinishReason
 from .sampling import Logprobs, SamplingParams
+from .step_report import StepReport
 
 # ------------------------------------------------------------------ API worker to engine
 
@@ -109,8 +110,20 @@ class UnloadAdapterCommand(msgspec.Struct, tag=True):
     name: str
 
 
+class WatchCommand(msgspec.Struct, tag=True):
+    """Send StepReported for WATCH_SECONDS from now on, since somebody watches, and once in any case."""
+
+
+WATCH_SECONDS = 3.0
+
 EngineCommand = (
-    HelloCommand | GenerateCommand | EncodeCommand | AbortCommand | LoadAdapterCommand | UnloadAdapterCommand
+    HelloCommand
+    | GenerateCommand
+    | EncodeCommand
+    | AbortCommand
+    | LoadAdapterCommand
+    | UnloadAdapterCommand
+    | WatchCommand
 )
 
 # ------------------------------------------------------------------ engine to API worker
@@ -242,7 +255,13 @@ class StepOutputs(msgspec.Struct, tag=True):
     """Sent to one API worker only, since what several workers count is added up."""
 
 
-EngineMessage = EngineReady | StepOutputs | AdaptersChanged | AdapterOutcome
+class StepReported(msgspec.Struct, tag=True):
+    """What the batch looks like, for an API worker through which somebody watches. One that is behind misses some."""
+
+    report: StepReport
+
+
+EngineMessage = EngineReady | StepOutputs | AdaptersChanged | AdapterOutcome | StepReported
 
 MAX_UNREAD_MESSAGES = 128
 """At either end of a connection from the engine to an API worker; beyond them the engine merges what it has to say."""

@@ -36,6 +36,14 @@ class BlockPool:
     def num_used(self) -> int:
         return self.num_blocks - self.num_available
 
+    def states(self, stride: int) -> bytes:
+        """Of every `stride`-th block: 0 free, 1 cached, 2 used by one request, 3 shared by several."""
+        known = self.prefix_cache
+        return bytes(
+            min(count, 2) + 1 if count else block * stride in known
+            for block, count in enumerate(self._references[::stride])
+        )
+
     def allocate(self, count: int) -> list[int]:
         """`count` blocks whose contents mean nothing, each with one reference.
 

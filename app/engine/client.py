@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -13,6 +13,7 @@ from zmq.utils.monitor import recv_monitor_message
 
 from ..core.heartbeat import EngineHeartbeat
 from ..core.request import FinishReason
+from ..core.step_report import StepReport
 from ..core.wire import (
     MAX_UNREAD_MESSAGES,
     AbortCommand,
@@ -29,10 +30,13 @@ from ..core.wire import (
     RequestCommand,
     RequestOutput,
     StepOutputs,
+    StepReported,
     UnloadAdapterCommand,
+    WatchCommand,
 )
 from ..errors import EngineUnavailableError, InvalidRequestError, QueueFullError
 from .backlog import Backlog
+from .watching import Watching
 
 log = logging.getLogger(__name__)
 
@@ -152,6 +156,7 @@ class AsyncEngine:
         self._asked: dict[str, asyncio.Future[None]] = {}
         """By name of an adapter that is being loaded or unloaded for a caller here."""
         self._open: dict[str, _OpenRequest] = {}
+        self._watching = Watching(self._ask_for_reports)
         self._encode = msgspec.msgpack.Encoder().encode
         self._decode = msgspec.msgpack.Decoder(EngineMessage).decode
         self._changed = asyncio.Condition()
@@ -183,6 +188,7 @@ class AsyncEngine:
         if self._connection is not None:
             self._connection.cancel()
             await asyncio.gather(self._connection, return_exceptions=True)
+        await self._watching.close()
         await self._fail("the server is shutting down")
 
     # ------------------------------------------------------------------ requests
@@ -243,6 +249,14 @@ class AsyncEngine:
         if request is not None:
             self.abort(request_id)
             request.stream.put(RequestOutput(request_id=request_id, token_ids=[], finish_reason=FinishReason.TIMEOUT))
+
+    def step_reports(self) -> AsyncGenerator[StepReport, None]:
+        """See `EngineClient.step_reports`."""
+        return self._watching.reports()
+
+    def _ask_for_reports(self) -> None:
+        if self.ready is not None:
+            self._send(WatchCommand())
 
     # ------------------------------------------------------------------ adapters
 
@@ -350,6 +364,8 @@ class AsyncEngine:
                 if stats is not None:
                     self._listener.record_step(stats)
                 self._dispatch(outputs)
+            case StepReported(report):
+                await self._watching.take(report)
             case EngineReady() as ready:
                 await self._on_ready(ready)
             case AdaptersChanged(adapters):

@@ -2,14 +2,14 @@
 
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, wait
 from contextlib import suppress
 from typing import NamedTuple
 
 from ..core.request import NO_EXTRAS, Extras, FinishReason, Request, RequestStatus
 from ..core.sampling import SamplingParams
-from ..core.step import SchedulerOutput, StepHandle, Worker, WorkerLostError, WorkerOutOfMemoryError
+from ..core.step import ModelRunnerOutput, SchedulerOutput, StepHandle, Worker, WorkerLostError, WorkerOutOfMemoryError
 from ..core.wire import EncodeCommand, GenerateCommand, RequestCommand, RequestOutput, StepOutputs
 from .adapters import Adapter, Adapters
 from .scheduler import Scheduler
@@ -39,6 +39,8 @@ class EngineCore:
         self.worker = worker
         self.adapters = Adapters(worker, num_adapters)
         self.step = self._step_overlapped if overlap else self._step_plain
+        self.on_step: Callable[[SchedulerOutput, ModelRunnerOutput], None] | None = None
+        """Told of each step that was run, while somebody watches."""
         self._in_flight: _Submitted | None = None
         self._last_result_at = 0.0
         self._planning_seconds = 0.0
@@ -185,6 +187,8 @@ class EngineCore:
                 num_tokens, seconds = submitted.step.num_tokens, now - max(submitted.at, self._last_result_at)
                 self._last_result_at = now
                 outputs = self.scheduler.update(submitted.step, result, seconds)
+                if self.on_step is not None:
+                    self.on_step(submitted.step, result)
         outputs += self._endings
         self._endings = []
         return StepOutputs(outputs, self.scheduler.take_stats(num_tokens, seconds))

@@ -62,6 +62,11 @@ class RequestBatch:
         return bool(self.requests)
 
     @property
+    def num_rows(self) -> int:
+        """Most requests that can run."""
+        return len(self.running) + len(self._free_rows)
+
+    @property
     def suspect(self) -> str:
         """The request that the next step is for alone; empty if it is for all."""
         return self._suspects[0].request_id if self._suspects else ""

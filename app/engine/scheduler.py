@@ -78,7 +78,7 @@ class Scheduler(RequestBatch):
     def schedule(self) -> SchedulerOutput | None:
         """Plan the next step; None if there is nothing to compute now."""
         self.kv.begin_step()
-        self.policy.begin_step(self.clock(), self.running, len(self.running) + len(self._free_rows))
+        self.policy.begin_step(self.clock(), self.running, self.num_rows)
         step = self._plan_alone(self._suspects[0]) if self._suspects else self._plan_for_all()
         if not step.rows:
             return None

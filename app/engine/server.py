@@ -34,13 +34,16 @@ from ..core.wire import (
     HelloCommand,
     LoadAdapterCommand,
     StepOutputs,
+    StepReported,
     UnloadAdapterCommand,
+    WatchCommand,
 )
 from ..errors import StartupError
 from ..log import configure_logging
 from .build import build_engine
 from .core import EngineCore
 from .outbox import Outbox
+from .reporter import Reporter
 
 log = logging.getLogger(__spec__.name)  # since this runs as __main__
 
@@ -88,23 +91,30 @@ class EngineServer:
     def run(self, core: EngineCore, ready: EngineReady) -> None:
         """Serve until the process ends."""
         self._adapters_of_start = set(core.adapters.folders)
+        reporter = Reporter(core)
         while True:
-            waits = [core.admit_compiled(), not self._flush(), not self._tell_of_adapters(core)]
+            waits = [
+                core.admit_compiled(),
+                not self._flush(),
+                not self._tell_of_adapters(core),
+                not self._report(reporter),
+            ]
             if not core.has_work:
                 self._heartbeat.rest()
                 self._socket.poll(_RETRY_MS if any(waits) else self._idle_ms)
             elif spare := core.spare_seconds:
                 spare_ms = int(spare * 1000)  # the step may end sooner than expected
                 self._socket.poll(min(spare_ms, max(_RETRY_MS, spare_ms // _LOOKS)))
-            self._receive(core, ready)
+            self._receive(core, ready, reporter)
             if core.has_work and not core.spare_seconds:
                 self._heartbeat.begin_step(core.suspect)
                 message = core.step()
                 if message.stats and message.stats.step_tokens:
                     self._heartbeat.end_step()
+                reporter.take_outputs(message)
                 self._publish(message)
 
-    def _receive(self, core: EngineCore, ready: EngineReady) -> None:
+    def _receive(self, core: EngineCore, ready: EngineReady, reporter: Reporter) -> None:
         """Take in all commands that have arrived."""
         while self._socket.poll(0):
             worker, payload = self._socket.recv_multipart()
@@ -119,6 +129,8 @@ class EngineServer:
                     core.add(command)
                 case AbortCommand(request_ids):
                     core.abort(request_ids)
+                case WatchCommand():
+                    reporter.watch(worker)
                 case LoadAdapterCommand(name, folder):
                     self._loads.append((worker, name, core.load_adapter(name, folder)))
                 case UnloadAdapterCommand(name):
@@ -165,6 +177,14 @@ class EngineServer:
         error = loading.exception()
         said = "" if error is None else str(error) or type(error).__name__
         return self._send(worker, AdapterOutcome(name, said))
+
+    def _report(self, reporter: Reporter) -> bool:
+        """Send what steps look like to those who watch; returns whether nothing is left to tell."""
+        if made := reporter.report():
+            workers, report = made
+            for worker in workers:
+                self._send(worker, StepReported(report))
+        return not reporter.is_pending
 
     def _flush(self) -> bool:
         """Send what is pending; returns whether all API workers have taken theirs."""

@@ -3,7 +3,7 @@
 import asyncio
 import queue
 import threading
-from collections.abc import Callable
+from collections.abc import AsyncGenerator, Callable
 from contextlib import suppress
 from pathlib import Path
 
@@ -12,6 +12,7 @@ from msgspec import structs
 from app.core.heartbeat import EngineHeartbeat
 from app.core.request import FinishReason
 from app.core.sampling import Logprobs
+from app.core.step_report import StepCounts, StepReport
 from app.core.wire import EngineReady, EngineStats, GenerateCommand, RequestOutput, RequestTiming
 from app.engine.client import RequestStream
 from app.errors import ApiError, QueueFullError
@@ -100,6 +101,10 @@ class FakeEngine:
             while not self.released.is_set() or stream._pending is not None:
                 await asyncio.sleep(0.001)
             stream.put(output)
+
+    async def step_reports(self) -> AsyncGenerator[StepReport, None]:
+        """See EngineClient: of an engine that nobody uses, then the end."""
+        yield StepReport(1.0, 8, 16, StepCounts(), [], [], [], [])
 
     def check_room(self) -> None:
         """See EngineClient."""

@@ -49,7 +49,16 @@ READING = {
 }
 BODIES = {**GENERATING, **ENCODING, **READING}
 OPERATING = {"/v1/load_lora_adapter", "/v1/unload_lora_adapter"}  # see tests/server/test_adapters.py
-GETS = ["/v1/models", "/health", "/health/ready", "/health/live", "/health/deep", "/metrics", "/version"]
+GETS = [
+    "/v1/models",
+    "/health",
+    "/health/ready",
+    "/health/live",
+    "/health/deep",
+    "/metrics",
+    "/version",
+    "/v1/engine/steps",
+]
 
 
 @pytest.fixture(scope="module")

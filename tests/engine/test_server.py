@@ -22,7 +22,9 @@ from app.core.wire import (
     EngineReady,
     HelloCommand,
     StepOutputs,
+    StepReported,
     UnloadAdapterCommand,
+    WatchCommand,
 )
 from app.engine.build import build_engine
 from app.engine.core import EngineCore
@@ -167,3 +169,24 @@ def test_requests_that_arrive_during_a_long_step_join_the_next_one(
     assert [names for names, _ in worker.steps] == [["first"], ["first", "second"]]
     assert [output.token_ids for message in api.answer() for output in message.outputs] == [[5], [6], [1]]
     api.close()
+
+
+def test_only_an_api_worker_through_which_somebody_watches_is_told_of_steps(address: str) -> None:
+    watching, other = ApiWorker(address, "0"), ApiWorker(address, "1")
+    watching.greet()
+    other.greet()
+    watching.send(WatchCommand())
+    assert isinstance(idle := watching.receive(), StepReported)
+    assert (idle.report.rows, idle.report.kv[0].num_used) == ([], 0)
+    other.send(command("long", [5, 6, 7], max_tokens=500))
+    assert {type(message) for message in other.answer()} == {StepOutputs}
+    reports, joined = [], 0
+    while not joined or reports[-1].rows:  # up to the one that tells that nobody runs any more
+        message = watching.receive()
+        if isinstance(message, StepReported):
+            reports.append(message.report)
+            joined += message.report.counts.joined
+    assert joined == sum(report.counts.left for report in reports) == 1
+    assert sum(report.counts.output_tokens for report in reports) == 500
+    watching.close()
+    other.close()

@@ -18,12 +18,13 @@ from tests import web
 from tests.server.keys import api_keys, digest, write_keys
 from tests.server.process import Server, run, running_server
 
-ALICE, BOB, EVE = "sk-alice", "sk-bob", "sk-eve"
+ALICE, BOB, EVE, OPERATOR = "sk-alice", "sk-bob", "sk-eve", "sk-operator"
 
 
 TENANTS: dict[str, dict[str, Any]] = {
     "alice": {"keys": [digest(ALICE)], "weight": 2},
     "bob": {"keys": [digest(BOB)], "requests_per_minute": 3},
+    "operator": {"keys": [digest(OPERATOR)], "may_operate": True},
     "few": {"keys": [digest("sk-few")], "tokens_per_minute": 20},
 }
 
@@ -57,7 +58,8 @@ def complete(server: Server, key: str, prompt: str = "Hi", max_tokens: int = 2, 
 PATHS = [
     "/v1/models", "//v1/models", "/v1//models", "/v1/models/", "/V1/MODELS", "/v1%2Fmodels", "/%76%31/models",
     "/health/../v1/models", "/health/", "/health/ready/", "/health%2Flive", "//health", "/HEALTH", "/health;x",
-    "/metrics", "/metrics/", "//metrics", "/docs", "/openapi.json", "/version", "/", "/nothing", "/v1/chat/completions",
+    "/metrics", "/metrics/", "//metrics", "/docs", "/openapi.json", "/version", "/", "/nothing",
+    "/v1/chat/completions", "/v1/engine/steps",
 ]  # fmt: skip
 
 
@@ -74,6 +76,21 @@ def test_nothing_but_health_is_answered_without_a_key(server: Server, path: str,
 def test_health_needs_no_key(server: Server) -> None:
     for path in ("/health", "/health/live", "/health/ready", "/health/deep"):
         assert server.get(path).status_code == 200
+
+
+def test_only_who_may_operate_watches_the_batch(server: Server) -> None:
+    path = f"{server.url}/v1/engine/steps"
+    assert web.get(path, headers={"x-api-key": ALICE}).status_code == 403
+    with web.stream("GET", path, headers={"x-api-key": OPERATOR}) as watched:
+        reports = (json.loads(line[6:]) for line in watched.iter_lines() if line.startswith("data: "))
+        assert next(reports)["rows"] == []
+        body = {"prompt": "a secret prompt", "max_tokens": 5000, "stream": True}
+        headers = {"x-api-key": ALICE, "X-Request-ID": "a-secret-id"}
+        with web.stream("POST", f"{server.url}/v1/completions", json=body, headers=headers) as running:
+            report = next(report for report in reports if report["rows"])
+            running.close()
+        assert [tenant[:2] for tenant in report["tenants"]] == [["alice", 1]]
+        assert "secret" not in json.dumps(report)
 
 
 @pytest.mark.parametrize("key", [EVE, "x", "sk-alic", "sk-alicee", ALICE.upper(), digest(ALICE), "k" * 5000])

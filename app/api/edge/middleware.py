@@ -22,8 +22,9 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(f"{__package__}.access")
 
-_QUIET = {"/health", "/health/live", "/health/ready", "/health/deep", "/metrics"}
-"""Paths of probes. They are answered while the server drains, and logged at level debug."""
+_QUIET = {"/health", "/health/live", "/health/ready", "/health/deep", "/metrics", "/v1/engine/steps"}
+"""Paths of those who look on. They are answered while the server drains, hold it up no longer, and are logged at level
+debug."""
 _BEGUN = ("/v1/streams/", "/v1/responses/")
 """Paths of work that has begun: resumed streams and responses in the background. They are served during a drain."""
 _MOST_IGNORED, _LONGEST_NAME = 16, 64
