@@ -12,7 +12,7 @@ from .checkpoint.encoders import EncoderConfig
 from .checkpoint.folder import ModelFolder
 from .checkpoint.source import find_model
 from .core.sampling import SamplingParams
-from .core.wire import EncodeCommand, EngineReady, GenerateCommand
+from .core.wire import EngineReady, GenerateCommand, PredictCommand
 from .engine.build import build_engine
 from .engine.core import EngineCore
 from .errors import StartupError
@@ -39,9 +39,11 @@ def check(model: str) -> bool:
         )  # this import takes seconds, so it waits until the model is found
 
         disable_progress_bar()  # type: ignore[no-untyped-call]
-        encoder = ModelFolder(folder).encoder
+        predictor = ModelFolder(folder).predictor
         return all(
-            _of_generator(console, model, folder) if encoder is None else _of_encoder(console, model, folder, encoder)
+            _of_generator(console, model, folder)
+            if predictor is None
+            else _of_encoder(console, model, folder, predictor)
         )
     except StartupError as error:
         console.print(f"[red]{model} cannot run:[/red] {error}")
@@ -133,7 +135,9 @@ def _encode(
     inputs = _random_inputs(min(config.max_len, _NUM_TOKENS), vocab_size, model.config.get_text_config().pad_token_id)
     for index, token_ids in enumerate(inputs):
         types = [0] * len(token_ids)
-        core.add(EncodeCommand(request_id=f"{index}", token_ids=token_ids, type_ids=types, arrived_at=time.monotonic()))
+        core.add(
+            PredictCommand(request_id=f"{index}", token_ids=token_ids, type_ids=types, arrived_at=time.monotonic())
+        )
     ours: dict[str, torch.Tensor] = {}
     while core.has_work:
         for output in core.step().outputs:

@@ -94,7 +94,7 @@ def _windows(text: str, folders: Sequence[Path]) -> Tensor:
     """
     models = [ModelFolder(folder) for folder in folders]
     for model in models:
-        if model.encoder is not None:
+        if model.predictor is not None:
             raise ModelError(f"{model.path} is an encoder, which predicts no tokens")
     size = min(_WINDOW, *(model.max_position_embeddings or _WINDOW for model in models))
     tokenizers = [Tokenizer(folder) for folder in folders]

@@ -79,7 +79,7 @@ def quantize(model: str, out: Path, to: WrittenFormat) -> str:
 
 def _projections(folder: ModelFolder) -> dict[str, tuple[int, int]]:
     """The sizes of the linear layers that are to be rounded, by their names in the checkpoint."""
-    if folder.encoder is not None:
+    if folder.predictor is not None:
         raise ModelError(f"{folder.architecture} is an encoder, and only models that generate are written")
     try:
         with torch.device("meta"):

@@ -22,8 +22,8 @@ from typing import cast
 import uvicorn
 from fastapi import FastAPI
 
-from ..checkpoint.encoders import EncoderConfig
 from ..checkpoint.folder import ModelFolder
+from ..checkpoint.predictors import Predictor
 from ..core.free_memory import give_back
 from ..core.heartbeat import Heartbeat
 from ..core.parent import give_up, read_settings, when_parent_ends
@@ -63,7 +63,7 @@ class TextSide:
     tokenizer: Tokenizer
     chat_template: ChatTemplate
     grammars: GrammarChecker
-    encoder: EncoderConfig | None
+    predictor: Predictor | None
     """None for a model that generates."""
     kept_prompts: KeptPrompts
 
@@ -78,8 +78,8 @@ def load_text_side(settings: Settings, folder: Path) -> TextSide:
     name = settings.served_model_name or _default_name(settings, folder)
     if name in settings.lora:
         raise StartupError(f"lora: the served model has the name {name}; the adapter needs another one")
-    encoder, kept_prompts = ModelFolder(folder).encoder, KeptPrompts.of(settings)
-    return TextSide(name, tokenizer, template, GrammarChecker(folder), encoder, kept_prompts)
+    predictor, kept_prompts = ModelFolder(folder).predictor, KeptPrompts.of(settings)
+    return TextSide(name, tokenizer, template, GrammarChecker(folder), predictor, kept_prompts)
 
 
 @asynccontextmanager
@@ -104,7 +104,7 @@ async def running_service(
         grammars=text.grammars,
         streams=ResumableStreams.of(settings),
         kept_prompts=text.kept_prompts,
-        encoder=text.encoder,
+        predictor=text.predictor,
         engine=engine,
         metrics=metrics,
         admission=admission,
@@ -255,12 +255,12 @@ def _greet(service: Service, ready: EngineReady, url: str, seconds: float) -> No
 
 def _banner(service: Service, ready: EngineReady, url: str, seconds: float) -> str:
     phases = ", ".join(f"{name} {duration:.2f}" for name, duration in ready.startup_seconds.items())
-    if service.encoder is None:
+    if service.predictor is None:
         memory = f"KV cache   {ready.num_kv_blocks} blocks of {ready.block_size} tokens; up to "
         path, body = "chat/completions", _CHAT
     else:
-        memory = "encoder    up to "
-        path, body = ("embeddings" if ready.task == "embed" else "classify"), '{"input": "What a day!"}'
+        memory = "predictor  up to "
+        path, body = ("embeddings" if "embed" in ready.tasks else "classify"), '{"input": "What a day!"}'
     return f"""
   Paceline is ready at {url} after {seconds:.1f} s ({phases})
   model      {service.model_name} ({ready.architecture}, {ready.model_impl}, {ready.dtype}, {ready.device})

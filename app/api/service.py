@@ -6,9 +6,9 @@ from functools import cached_property
 from typing import Literal
 
 from .. import __version__
-from ..checkpoint.encoders import EncoderConfig
+from ..checkpoint.predictors import Predictor
 from ..core.engine_client import EngineClient
-from ..core.wire import EngineReady
+from ..core.wire import EngineReady, Task
 from ..errors import (
     ApiError,
     DeadlineError,
@@ -30,6 +30,13 @@ from .edge.kept_prompts import KeptPrompts
 from .edge.request_log import RequestLog
 from .edge.resumable import ResumableStreams
 
+_DOES: dict[Task, str] = {
+    "generate": "generates text",
+    "embed": "embeds texts",
+    "classify": "classifies texts",
+    "score": "compares texts",
+}
+
 
 @dataclass(frozen=True)
 class Service:
@@ -45,7 +52,7 @@ class Service:
     grammars: GrammarChecker
     streams: ResumableStreams
     kept_prompts: KeptPrompts
-    encoder: EncoderConfig | None
+    predictor: Predictor | None
     """None for a model that generates."""
     engine: EngineClient
     metrics: Metrics
@@ -82,10 +89,16 @@ class Service:
         if adapter:
             self.metrics.record_adapter_tokens(adapter, kind, count)
 
-    def check_generates(self) -> None:
-        """UnsupportedError for a model that does not generate text."""
-        if self.encoder is not None:
-            raise UnsupportedError("this model is an encoder: it generates no text", "model")
+    @property
+    def tasks(self) -> tuple[Task, ...]:
+        """What the served model can do."""
+        return self.predictor.tasks if self.predictor else ("generate",)
+
+    def check_task(self, task: Task) -> None:
+        """UnsupportedError, which says what the served model does, if it cannot do the task."""
+        if task not in self.tasks:
+            does = " and ".join(_DOES[task] for task in self.tasks)
+            raise UnsupportedError(f"this model {does}: it cannot do what this path does", "model")
 
     def serves(self, name: str) -> bool:
         """Whether a name is that of the served model, or of one of its adapters."""

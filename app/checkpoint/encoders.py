@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from ..core.wire import Task
 from .sentence_transformers import DEFAULT_MODULES, Modules, Read, activation_of, parse_modules
 
 ENCODERS = frozenset(
@@ -35,6 +36,12 @@ class EncoderConfig:
     """Whether several labels, or none, may apply at once."""
     activation: Literal["Identity", "Sigmoid"] = "Sigmoid"
     """From the logit of a classifier with one label to a score."""
+
+    @property
+    def tasks(self) -> tuple[Task, ...]:
+        """What it can do. Texts are compared by the cosine of their embeddings, or read in pairs by a classifier."""
+        compares = self.task == "embed" or len(self.labels) == 1
+        return (self.task, "score") if compares else (self.task,)
 
 
 def parse_encoder_config(read: Read) -> EncoderConfig | None:

@@ -8,8 +8,8 @@ from typing import Any
 
 from ..errors import ModelError
 from .aliases import Alias, alias_of
-from .encoders import EncoderConfig, parse_encoder_config
 from .families import max_position_embeddings
+from .predictors import Predictor, parse_predictor
 
 _DTYPES = ("float32", "bfloat16", "float16")
 GGUF_FILE = "model.gguf"
@@ -172,12 +172,12 @@ class ModelFolder:
     # ------------------------------------------------------------------ what the model is for
 
     @cached_property
-    def encoder(self) -> EncoderConfig | None:
-        """How the model encodes texts; None for a model that generates."""
+    def predictor(self) -> Predictor | None:
+        """How the model answers with numbers; None for a model that generates."""
         if self.alias is not None:
             return None
         try:
-            return parse_encoder_config(self.read)
+            return parse_predictor(self.read)
         except (ValueError, TypeError, AttributeError) as error:
             raise ModelError(f"the files in {self.path} do not say what the model is: {error}") from error
 

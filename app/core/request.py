@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 
 import msgspec
 
+from .media import Media
 from .sampling import SamplingParams
 
 DEFAULT_TENANT = "default"
@@ -48,6 +49,8 @@ class Extras(msgspec.Struct, frozen=True, omit_defaults=True):
     """Parallel to the prompt: which text of a pair each token is of, 0 or 1. Empty if all are of one."""
     num_ignored: int = 0
     """Tokens at the front that an embedding is made without, because they are of the model's own prompt."""
+    media: Media | None = None
+    """What a predictor reads, if it is no text."""
     adapter: int = NO_ADAPTER
     """The worker's slot with the request's adapter."""
 

@@ -96,7 +96,7 @@ class ModelRunnerOutput(msgspec.Struct):
     prompt_logprobs: dict[int, list[Logprobs]] = {}
     """By index into `rows`: of the prompt tokens that this step's chunk *predicts*, in order."""
     vectors: dict[int, bytes] = {}
-    """By index into `rows`, of an encoder: float32 numbers, the embedding, or the logit of each label."""
+    """By index into `rows`, of a predictor: float32 numbers, such as an embedding, or the logit of each label."""
 
 
 class WorkerOutOfMemoryError(Exception):

@@ -4,6 +4,7 @@ from typing import Literal
 
 import msgspec
 
+from .media import Media
 from .request import DEFAULT_TENANT, FinishReason
 from .sampling import Logprobs, SamplingParams
 from .step_report import StepReport
@@ -66,14 +67,17 @@ class GenerateCommand(msgspec.Struct, tag=True, kw_only=True):
     """Of a request that is submitted again."""
 
 
-class EncodeCommand(msgspec.Struct, tag=True, kw_only=True):
-    """Have an encoder read an input. `request_id` is unique among all open requests of the engine."""
+class PredictCommand(msgspec.Struct, tag=True, kw_only=True):
+    """Have a model read an input, and answer with numbers. `request_id` is unique among all open requests of the
+    engine."""
 
     request_id: str
-    token_ids: list[int]
-    """Not empty; each within the vocabulary; no more than the model reads."""
-    type_ids: list[int]
+    token_ids: list[int] = msgspec.field(default_factory=list)
+    """Of a text: not empty; each within the vocabulary; no more than the model reads."""
+    type_ids: list[int] = msgspec.field(default_factory=list)
     """Parallel to `token_ids`: which text of a pair each token is of, 0 or 1."""
+    media: Media | None = None
+    """What is read if it is no text."""
     num_ignored: int = 0
     """See `Extras`."""
     priority: int = 0
@@ -88,7 +92,7 @@ class EncodeCommand(msgspec.Struct, tag=True, kw_only=True):
         return (self.priority, self.arrived_at)
 
 
-RequestCommand = GenerateCommand | EncodeCommand
+RequestCommand = GenerateCommand | PredictCommand
 
 
 class AbortCommand(msgspec.Struct, tag=True):
@@ -119,7 +123,7 @@ WATCH_SECONDS = 3.0
 EngineCommand = (
     HelloCommand
     | GenerateCommand
-    | EncodeCommand
+    | PredictCommand
     | AbortCommand
     | LoadAdapterCommand
     | UnloadAdapterCommand
@@ -129,14 +133,14 @@ EngineCommand = (
 # ------------------------------------------------------------------ engine to API worker
 
 
-Task = Literal["generate", "embed", "classify"]
-"""What a model can do."""
+Task = Literal["generate", "embed", "classify", "score"]
+"""What a model can do. `score`: say how well two texts belong together."""
 
 
 class EngineReady(msgspec.Struct, tag=True, kw_only=True):
     """The engine accepts requests; describes the model and the limits."""
 
-    task: Task
+    tasks: tuple[Task, ...]
     architecture: str
     model_impl: str
     device: str
@@ -186,7 +190,7 @@ class RequestOutput(msgspec.Struct, kw_only=True, omit_defaults=True):
     num_accepted_tokens: int = 0
     """Those that were right."""
     vector: bytes = b""
-    """Of an encoder: float32 numbers, the embedding, or the logit of each label."""
+    """Of a predictor: float32 numbers, such as an embedding, or the logit of each label."""
     finish_reason: FinishReason | None = None
     timing: RequestTiming | None = None
     """Comes with the first token, and again with `finish_reason`."""

@@ -141,7 +141,7 @@ def _layers(task: Task, model: PreTrainedModel) -> list[int]:
 
 
 def _check_teacher(folder: ModelFolder) -> None:
-    if folder.encoder is not None:
+    if folder.predictor is not None:
         raise ModelError(f"--teacher: {folder.architecture} is an encoder, which generates nothing")
     if folder.quantization is not None and folder.gguf_file is None:
         kind = folder.quantization.get("quant_method")

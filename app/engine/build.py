@@ -6,8 +6,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from ..checkpoint.encoders import EncoderConfig
 from ..checkpoint.folder import ModelFolder
+from ..checkpoint.predictors import Predictor
 from ..core.step import BuiltWorker, Limits
 from ..core.wire import EngineReady, Task
 from ..errors import StartupError
@@ -29,9 +29,9 @@ _MOST_ON_A_CPU = 4
 
 def build_engine(settings: Settings, model_folder: Path) -> tuple[EngineCore, EngineReady]:
     """Load the model in a folder and put an engine around it. Raises StartupError."""
-    encoder = None if settings.worker == "echo" else ModelFolder(model_folder).encoder
-    _check_adapters(settings, encoder)
-    built, import_seconds = _build_worker(settings, model_folder, encoder)
+    predictor = None if settings.worker == "echo" else ModelFolder(model_folder).predictor
+    _check_adapters(settings, predictor)
+    built, import_seconds = _build_worker(settings, model_folder, predictor)
     limits = built.limits
     pacer = ChunkPacer(limits.max_itl, settings.block_size, limits.max_num_batched_tokens)
     num_blocks = limits.groups[0].num_blocks if limits.groups else 1  # nobody holds any, then
@@ -45,12 +45,12 @@ def build_engine(settings: Settings, model_folder: Path) -> tuple[EngineCore, En
         max_model_len=limits.max_model_len,
         step_sizes=limits.step_sizes,
         chunked_prefill=limits.chunked_prefill,
-        speculation=None if encoder else _speculation(settings, limits),
+        speculation=None if predictor else _speculation(settings, limits),
     )
-    task: Task = encoder.task if encoder else "generate"
+    tasks: tuple[Task, ...] = predictor.tasks if predictor else ("generate",)
     core = EngineCore(scheduler, built.worker, settings.overlap, limits.num_adapters)
     _load_adapters(core, settings)
-    return core, _ready(built, task, settings, import_seconds)
+    return core, _ready(built, tasks, settings, import_seconds)
 
 
 def _load_adapters(core: EngineCore, settings: Settings) -> None:
@@ -62,9 +62,9 @@ def _load_adapters(core: EngineCore, settings: Settings) -> None:
             raise StartupError(f"lora: {name}: {error}") from None
 
 
-def _check_adapters(settings: Settings, encoder: EncoderConfig | None) -> None:
-    if (settings.lora or settings.lora_loading) and (encoder or settings.worker == "echo"):
-        what = "encoders take" if encoder else "the echo worker takes"
+def _check_adapters(settings: Settings, predictor: Predictor | None) -> None:
+    if (settings.lora or settings.lora_loading) and (predictor or settings.worker == "echo"):
+        what = "models that do not generate take" if predictor else "the echo worker takes"
         raise StartupError(f"lora: {what} no adapters")
 
 
@@ -77,7 +77,7 @@ def _speculation(settings: Settings, limits: Limits) -> Speculation | None:
     return Speculation(proposer, limits.max_num_batched_tokens, most_rows)
 
 
-def _build_worker(settings: Settings, folder: Path, encoder: EncoderConfig | None) -> tuple[BuiltWorker, float]:
+def _build_worker(settings: Settings, folder: Path, predictor: Predictor | None) -> tuple[BuiltWorker, float]:
     """The worker for a model, and how many seconds the import of what it needs took.
 
     Imported here because torch takes a second: it is a phase of its own, and the echo worker does without.
@@ -87,12 +87,12 @@ def _build_worker(settings: Settings, folder: Path, encoder: EncoderConfig | Non
         from ..worker.echo import build_echo_worker
 
         return build_echo_worker(settings, folder), 0.0
-    if encoder:
+    if predictor:
         with _no_collections():
             from ..worker.encoder_factory import build_encoder
 
         imported = time.monotonic()
-        return build_encoder(settings, folder, encoder), imported - started
+        return build_encoder(settings, folder, predictor), imported - started
     with _no_collections():
         from ..worker.factory import build_worker
 
@@ -117,10 +117,10 @@ def _no_collections() -> Iterator[None]:
         gc.enable()
 
 
-def _ready(built: BuiltWorker, task: Task, settings: Settings, import_seconds: float) -> EngineReady:
+def _ready(built: BuiltWorker, tasks: tuple[Task, ...], settings: Settings, import_seconds: float) -> EngineReady:
     limits = built.limits
     return EngineReady(
-        task=task,
+        tasks=tasks,
         architecture=built.architecture,
         model_impl=built.model_impl,
         device=built.device,

@@ -10,7 +10,7 @@ from typing import NamedTuple
 from ..core.request import NO_EXTRAS, Extras, FinishReason, Request, RequestStatus
 from ..core.sampling import SamplingParams
 from ..core.step import ModelRunnerOutput, SchedulerOutput, StepHandle, Worker, WorkerLostError, WorkerOutOfMemoryError
-from ..core.wire import EncodeCommand, GenerateCommand, RequestCommand, RequestOutput, StepOutputs
+from ..core.wire import GenerateCommand, PredictCommand, RequestCommand, RequestOutput, StepOutputs
 from .adapters import Adapter, Adapters
 from .scheduler import Scheduler
 
@@ -54,8 +54,8 @@ class EngineCore:
 
     def add(self, command: RequestCommand) -> None:
         """Queue a request. One that can never run ends with an error at once."""
-        if isinstance(command, EncodeCommand):
-            self._queue(_to_encode(command))
+        if isinstance(command, PredictCommand):
+            self._queue(_to_predict(command))
             return
         adapter = None
         if command.adapter:
@@ -247,16 +247,17 @@ def _to_generate(command: GenerateCommand, adapter: Adapter | None) -> Request:
 _NO_TOKENS = SamplingParams(max_tokens=0, seed=0)
 
 
-def _to_encode(command: EncodeCommand) -> Request:
-    """A command to an encoder as a request: a prompt that no token follows."""
+def _to_predict(command: PredictCommand) -> Request:
+    """A command to a predictor as a request: a prompt that no token follows. Media take as many places as they say."""
+    token_ids = [0] * command.media.num_tokens if command.media else list(command.token_ids)
     return Request(
         request_id=command.request_id,
-        token_ids=list(command.token_ids),
-        num_prompt_tokens=len(command.token_ids),
+        token_ids=token_ids,
+        num_prompt_tokens=len(token_ids),
         sampling=_NO_TOKENS,
         arrived_at=command.arrived_at,
         priority=command.priority,
         tenant=command.tenant,
         weight=command.weight,
-        extras=Extras(command.type_ids, command.num_ignored),
+        extras=Extras(command.type_ids, command.num_ignored, command.media),
     )

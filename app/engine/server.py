@@ -26,13 +26,13 @@ from ..core.wire import (
     AbortCommand,
     AdapterOutcome,
     AdaptersChanged,
-    EncodeCommand,
     EngineCommand,
     EngineMessage,
     EngineReady,
     GenerateCommand,
     HelloCommand,
     LoadAdapterCommand,
+    PredictCommand,
     StepOutputs,
     StepReported,
     UnloadAdapterCommand,
@@ -124,7 +124,7 @@ class EngineServer:
                     self._told[worker] = core.adapters.folders
                     own = {"adapters": self._told[worker], "adapters_of_start": sorted(self._adapters_of_start)}
                     self._send(worker, msgspec.structs.replace(ready, **own))
-                case GenerateCommand() | EncodeCommand() as command:
+                case GenerateCommand() | PredictCommand() as command:
                     self._outbox_of[command.request_id] = self._outboxes[worker]
                     core.add(command)
                 case AbortCommand(request_ids):

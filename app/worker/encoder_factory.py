@@ -21,8 +21,9 @@ from ..models.pooling import Pooler
 from ..models.stored import finish_stored, load_pretrained
 from ..models.weights import refuse_unmatched
 from ..settings import Settings
-from .encoder_runner import EncoderRunner
+from .predictive_runner import PredictiveRunner
 from .resolve import Resolved, resolve
+from .text_encoder import TextEncoder
 
 _TOKENS = 4096
 """Of a step, unless settings say something else."""
@@ -62,8 +63,9 @@ def build_encoder(settings: Settings, path: Path, config: EncoderConfig) -> Buil
     )
     pooler = None if config.task == "classify" else Pooler(folder, config.modules).to(resolved.device).eval()
     text = model.config.get_text_config()
-    runner = EncoderRunner(model, pooler, resolved.device, getattr(text, "pad_token_id", None) or 0)
-    _try(runner, folder, min(max_len, _LONGEST_TRIAL))
+    pad_id = getattr(text, "pad_token_id", None) or 0
+    runner = PredictiveRunner(TextEncoder(model, pooler, resolved.device, pad_id))
+    _try(runner, folder, min(max_len, _LONGEST_TRIAL), token_id=int(pad_id == 0))
     return BuiltWorker(
         worker=runner,
         limits=limits,
@@ -95,12 +97,12 @@ def _load(folder: ModelFolder, methods: Methods, config: EncoderConfig, resolved
     return model.to(resolved.device).eval().requires_grad_(False)
 
 
-def _try(runner: EncoderRunner, folder: ModelFolder, longest: int) -> None:
+def _try(runner: PredictiveRunner, folder: ModelFolder, longest: int, token_id: int) -> None:
     """Run a long input, and a short one beside one that is longer. ModelError says what does not work."""
-    long, middle, short = (_request([int(runner.pad_id == 0)] * length) for length in (longest, 4, 2))
+    long, middle, short = (_request([token_id] * length) for length in (longest, 4, 2))
     try:
-        runner.encode([long])
-        padded, alone = runner.encode([short, middle])[0], runner.encode([short])[0]
+        runner.predict([long])
+        padded, alone = runner.predict([short, middle])[0], runner.predict([short])[0]
     except Exception as error:  # the library's, of many kinds
         reason = f"{type(error).__name__}: {' '.join(str(error).split())[:_LONGEST_QUOTE]}"
         raise ModelError(f"{folder.architecture} does not run as an encoder: {reason}") from error

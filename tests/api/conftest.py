@@ -115,7 +115,7 @@ def make_service(folder: Path, engine: FakeEngine, settings: Settings, encoder: 
         grammars=GrammarChecker(folder),
         streams=ResumableStreams.of(settings),
         kept_prompts=KeptPrompts.of(settings),
-        encoder=encoder,
+        predictor=encoder,
         engine=engine,
         metrics=Metrics(),
         admission=Admission(settings),

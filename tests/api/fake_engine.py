@@ -18,7 +18,7 @@ from app.engine.client import RequestStream
 from app.errors import ApiError, QueueFullError
 
 READY = EngineReady(
-    task="generate",
+    tasks=("generate",),
     architecture="Fake",
     model_impl="fake",
     device="none",

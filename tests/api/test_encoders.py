@@ -11,12 +11,12 @@ import pytest
 from app.checkpoint.encoders import EncoderConfig
 from app.checkpoint.sentence_transformers import Modules
 from app.core.request import FinishReason
-from app.core.wire import EncodeCommand, RequestOutput
+from app.core.wire import PredictCommand, RequestOutput
 from tests.api.conftest import Server, start_server
 from tests.api.test_document import _check
 
 
-def count_letters(command: EncodeCommand) -> list[RequestOutput]:
+def count_letters(command: PredictCommand) -> list[RequestOutput]:
     """The engine's part: how many a and how many b a text has. Its token ids are its bytes."""
     text = bytes(command.token_ids)
     vector = np.array([text.count(b"a"), text.count(b"b")], np.float32)
@@ -88,7 +88,7 @@ def test_a_prompt_stands_in_front_of_texts_and_not_of_token_ids(model_folder: Pa
     for server in serving(model_folder, EncoderConfig("embed", 256, modules, prompt="aa: ", lowercases=True)):
         ignored = []
 
-        def count(command: EncodeCommand, ignored: list[int] = ignored) -> list[RequestOutput]:
+        def count(command: PredictCommand, ignored: list[int] = ignored) -> list[RequestOutput]:
             ignored.append(command.num_ignored)
             return count_letters(command)
 
@@ -106,7 +106,7 @@ def test_a_prompt_stands_in_front_of_texts_and_not_of_token_ids(model_folder: Pa
 def test_the_scores_of_a_cross_encoder_have_its_activation(
     model_folder: Path, activation: Any, expected: list[float]
 ) -> None:
-    def logit(command: EncodeCommand) -> list[RequestOutput]:
+    def logit(command: PredictCommand) -> list[RequestOutput]:
         (counted,) = count_letters(command)
         a, b = np.frombuffer(counted.vector, np.float32)
         counted.vector = np.array([a - b], np.float32).tobytes()

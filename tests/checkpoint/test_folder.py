@@ -27,7 +27,7 @@ def test_a_file_is_read_once(tmp_path: Path) -> None:
     assert (folder.model_type, folder.dtype, folder.vocab_size) == ("llama", "bfloat16", 99)
     assert folder.max_position_embeddings == 2048  # its family's
     assert folder.quantization == {"quant_method": "fp8"}
-    assert folder.encoder is None
+    assert folder.predictor is None
 
 
 @pytest.mark.parametrize(

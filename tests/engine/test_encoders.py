@@ -6,7 +6,7 @@ import pytest
 
 from app.core.request import FinishReason
 from app.core.step import ModelRunnerOutput, SchedulerOutput
-from app.core.wire import EncodeCommand, RequestOutput
+from app.core.wire import PredictCommand, RequestOutput
 from app.engine.chunk_pacer import ChunkPacer
 from app.engine.core import EngineCore
 from app.engine.kv_cache import KVCache
@@ -51,8 +51,8 @@ def make_core(worker: CountingWorker, overlap: bool) -> EngineCore:
     return EngineCore(scheduler, worker, overlap)
 
 
-def command(name: str, length: int, token: int = 1, priority: int = 0, arrived_at: float = 0.0) -> EncodeCommand:
-    return EncodeCommand(
+def command(name: str, length: int, token: int = 1, priority: int = 0, arrived_at: float = 0.0) -> PredictCommand:
+    return PredictCommand(
         request_id=name, token_ids=[token] * length, type_ids=[0] * length, priority=priority, arrived_at=arrived_at
     )
 

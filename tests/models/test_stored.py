@@ -52,7 +52,7 @@ def test_codes_are_multiplied_as_they_are(name: str, tmp_path: Path) -> None:
 
 def encodings(folder: Path, quantization: str) -> list[np.ndarray]:
     """What an encoder gives for the inputs of `make_requests`."""
-    config = ModelFolder(folder).encoder
+    config = ModelFolder(folder).predictor
     assert config is not None
     built = build_encoder(load_settings(device="cpu", dtype="float32", quantization=quantization), folder, config)
     return [np.frombuffer(vector, np.float32) for vector in encode(built, make_requests(has_types=True))]

@@ -126,7 +126,7 @@ def test_another_task_is_refused_by_the_name_of_its_class(family: str, kind: str
 )
 def test_a_tensor_of_an_encoder_that_is_not_read_is_named(kind: str, name: str, tmp_path: Path) -> None:
     write_encoder(tmp_path, "Bert", kind)
-    config = ModelFolder(tmp_path).encoder
+    config = ModelFolder(tmp_path).predictor
     assert config is not None
     add_tensors(tmp_path, **{name: torch.ones(3)})
     with pytest.raises(ModelError, match=f"a tensor that the model does not: {name}"):
@@ -136,7 +136,7 @@ def test_a_tensor_of_an_encoder_that_is_not_read_is_named(kind: str, name: str, 
 def test_a_classifier_without_its_head_is_not_made_up(tmp_path: Path) -> None:
     write_encoder(tmp_path, "Bert", "Model")
     rewrite_config(tmp_path, architectures=["BertForSequenceClassification"])
-    config = ModelFolder(tmp_path).encoder
+    config = ModelFolder(tmp_path).predictor
     assert config is not None
     with pytest.raises(ModelError, match=r"lacks 2 tensors of the model, classifier\.bias"):
         build_encoder(load_settings(device="cpu"), tmp_path, config)

@@ -162,7 +162,7 @@ def test_codes_are_not_taken_for_numbers(impl: str, dtype: torch.dtype, tmp_path
 
 def test_codes_of_an_encoder_are_not_taken_for_numbers(tmp_path: Path) -> None:
     write_encoder(tmp_path, "Bert", "Model")
-    config = ModelFolder(tmp_path).encoder
+    config = ModelFolder(tmp_path).predictor
     assert config is not None
     tensors = load_file(tmp_path / "model.safetensors")
     name = "encoder.layer.0.output.dense.weight"

@@ -23,7 +23,7 @@ from app.core.step import BuiltWorker, NewRequest, SchedulerOutput
 from app.errors import ModelError
 from app.settings import load_settings
 from app.worker.encoder_factory import build_encoder
-from app.worker.encoder_runner import EncoderRunner
+from app.worker.predictive_runner import PredictiveRunner
 
 TINY: dict[str, Any] = {
     "vocab_size": 99,
@@ -99,7 +99,7 @@ def alone(model: torch.nn.Module, request: NewRequest, has_types: bool) -> Any:
 )
 def test_embeddings(family: str, pooling: tuple[Pooling, ...], tmp_path: Path) -> None:
     oracle = write_encoder(tmp_path, family, "Model")
-    config = ModelFolder(tmp_path).encoder
+    config = ModelFolder(tmp_path).predictor
     assert config is not None
     assert config.max_len == (68 if family in ("Roberta", "XLMRoberta", "MPNet") else 70)
     config = replace(config, modules=Modules(pooling))
@@ -127,7 +127,7 @@ def pooled(hidden: torch.Tensor) -> dict[str, Any]:
 
 def test_a_prompt_that_does_not_count_is_left_out_of_the_pooling(tmp_path: Path) -> None:
     oracle = write_encoder(tmp_path, "Bert", "Model")
-    config = ModelFolder(tmp_path).encoder
+    config = ModelFolder(tmp_path).predictor
     assert config is not None
     modes: tuple[Pooling, ...] = ("cls", "max", "mean", "lasttoken")
     built = build_encoder(load_settings(device="cpu"), tmp_path, replace(config, modules=Modules(modes)))
@@ -144,7 +144,7 @@ def test_linear_layers_behind_the_pooling(tmp_path: Path) -> None:
     layer = torch.nn.Linear(32, 7)
     tensors = {f"linear.{name}": tensor for name, tensor in layer.state_dict().items()}
     (tmp_path / "2_Dense").mkdir()
-    config = ModelFolder(tmp_path).encoder
+    config = ModelFolder(tmp_path).predictor
     assert config is not None
     modules = Modules(dense=(Dense("2_Dense", 32, 7, has_bias=True, activation="Tanh"),))
     with pytest.raises(ModelError, match=r"2_Dense has no model\.safetensors"):
@@ -163,7 +163,7 @@ def test_linear_layers_behind_the_pooling(tmp_path: Path) -> None:
 
 def test_an_encoder_that_does_not_run_is_refused_with_a_reason(tmp_path: Path) -> None:
     write_encoder(tmp_path, "Bert", "Model")
-    config = ModelFolder(tmp_path).encoder
+    config = ModelFolder(tmp_path).predictor
     assert config is not None
     with pytest.raises(ModelError, match="BertModel does not run as an encoder: RuntimeError: The size of tensor a"):
         build_encoder(load_settings(device="cpu"), tmp_path, replace(config, max_len=100))  # it has 70 positions
@@ -175,7 +175,7 @@ def test_half_of_an_encoder_decoder_embeds_and_the_whole_is_refused(tmp_path: Pa
     for model, folder in ((half, tmp_path / "half"), (whole, tmp_path / "whole")):
         model.save_pretrained(folder)
         write_modules(folder, "mean")
-    description = ModelFolder(tmp_path / "half").encoder
+    description = ModelFolder(tmp_path / "half").predictor
     assert description is not None
     built = build_encoder(load_settings(device="cpu"), tmp_path / "half", description)
     requests = make_requests(has_types=False)
@@ -189,7 +189,7 @@ def test_half_of_an_encoder_decoder_embeds_and_the_whole_is_refused(tmp_path: Pa
 @pytest.mark.parametrize("family", ["Bert", "Roberta", "ModernBert"])
 def test_classifiers(family: str, tmp_path: Path) -> None:
     oracle = write_encoder(tmp_path, family, "ForSequenceClassification", id2label={0: "no", 1: "yes", 2: "maybe"})
-    config = ModelFolder(tmp_path).encoder
+    config = ModelFolder(tmp_path).predictor
     assert config is not None
     assert (config.task, config.labels, config.is_multi_label) == ("classify", ("no", "yes", "maybe"), False)
     built = build_encoder(load_settings(device="cpu"), tmp_path, config)
@@ -207,8 +207,8 @@ def test_check_model_compares_encoders(
     (tmp_path / "tokenizer.json").write_text("{}")
     assert check(str(tmp_path))
     assert "transformers: agrees" in capsys.readouterr().out
-    original = EncoderRunner.encode
-    monkeypatch.setattr(EncoderRunner, "encode", lambda self, requests: original(self, requests)[::-1])
+    original = PredictiveRunner.predict
+    monkeypatch.setattr(PredictiveRunner, "predict", lambda self, requests: original(self, requests)[::-1])
     assert not check(str(tmp_path))
     assert "transformers: DIFFERS" in capsys.readouterr().out
 
@@ -229,7 +229,7 @@ def test_decoders_whose_files_make_them_embedders(
     oracle = getattr(transformers, kind)(config).eval()
     oracle.save_pretrained(tmp_path)
     write_modules(tmp_path, pooling)
-    description = ModelFolder(tmp_path).encoder
+    description = ModelFolder(tmp_path).predictor
     assert description is not None
     built = build_encoder(load_settings(device="cpu", dtype="float32"), tmp_path, description)
     requests = make_requests(has_types=False)

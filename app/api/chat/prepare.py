@@ -77,7 +77,7 @@ class Chat:
 async def prepare_chat(service: Service, body: ChatRequest, limit: TokenLimit | None = None) -> Chat:
     """Raises InvalidRequestError that names the field. `limit`: of another API than chats; by default the body's."""
     service.check_model(body.model)
-    service.check_generates()
+    service.check_task("generate")
     ready = service.ready()
     check_logprobs(service, body.top_logprobs, "top_logprobs")
     check_num_choices(service, 1, body.n)

@@ -30,7 +30,7 @@ async def create_completion(
 ) -> Response:
     """Continue a text, or several, with n choices each."""
     service.check_model(body.model)
-    service.check_generates()
+    service.check_task("generate")
     service.ready()
     check_logprobs(service, body.logprobs, "logprobs")
     prompts = await _prompts(service, body)

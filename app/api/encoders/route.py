@@ -7,7 +7,8 @@ from fastapi import APIRouter, Depends, Request
 from starlette.responses import Response
 
 from ...checkpoint.encoders import EncoderConfig
-from ...errors import InvalidRequestError, UnsupportedError
+from ...core.wire import Task
+from ...errors import InvalidRequestError
 from ..deps import ADMITTED, ServiceDep, body_of
 from ..edge.answer import run_unless_disconnected
 from ..edge.body import body_schema
@@ -79,7 +80,7 @@ async def score(
     body: Annotated[ScoreRequest, Depends(body_of(ScoreRequest))], request: Request, service: ServiceDep
 ) -> Response:
     """How similar texts are, or how well one answers the other."""
-    config = _check(service, body, None)
+    config = _check(service, body, "score")
     firsts, seconds = ([text] if isinstance(text, str) else text for text in (body.text_1, body.text_2))
     if len(firsts) == 1:
         firsts = firsts * len(seconds)
@@ -102,7 +103,7 @@ async def rerank(
     body: Annotated[RerankRequest, Depends(body_of(RerankRequest))], request: Request, service: ServiceDep
 ) -> Response:
     """Documents by how well they answer a query, the best first."""
-    config = _check(service, body, None)
+    config = _check(service, body, "score")
     texts = body.texts()
 
     async def work() -> Ranking:
@@ -125,10 +126,6 @@ async def _scores(
 ) -> Encoded:
     """A score for each pair: a classifier's own, or the cosine of embeddings."""
     if config.task == "classify":
-        if len(config.labels) != 1:
-            raise UnsupportedError(
-                f"this model has {len(config.labels)} labels; scores are of models with one", "model"
-            )
         encoded = await encode(service, request, body, list(pairs), param)
         return Encoded(scores(config, encoded.vectors), encoded.num_tokens)
     texts = list(dict.fromkeys(text for pair in pairs for text in pair))  # each text is embedded once
@@ -137,15 +134,13 @@ async def _scores(
     return Encoded([np.atleast_1d(vectors[one] @ vectors[other]) for one, other in pairs], encoded.num_tokens)
 
 
-def _check(service: Service, body: EncoderFields, task: str | None) -> EncoderConfig:
+def _check(service: Service, body: EncoderFields, task: Task) -> EncoderConfig:
     """The encoder's description. Raises UnsupportedError if the model cannot do the task."""
     service.check_model(body.model)
     service.ready()
-    if service.encoder is None or task not in (None, service.encoder.task):
-        kind = {"embed": "embeds texts", "classify": "classifies texts"}
-        does = kind[service.encoder.task] if service.encoder else "generates text"
-        raise UnsupportedError(f"this model {does}: it cannot do what this path does", "model")
-    return service.encoder
+    service.check_task(task)
+    assert service.predictor is not None
+    return service.predictor
 
 
 def _texts(given: Any) -> list[Text]:

@@ -12,7 +12,7 @@ from fastapi import Request
 from numpy.typing import NDArray
 
 from ...core.request import FinishReason
-from ...core.wire import EncodeCommand, RequestOutput, RequestTiming
+from ...core.wire import PredictCommand, RequestOutput, RequestTiming
 from ...errors import ContextLengthError, InvalidRequestError
 from ...text.tokenizer import EncoderInput
 from ..edge.request_log import RequestLog, Usage
@@ -84,7 +84,7 @@ async def _tokenize(service: Service, body: EncoderFields, texts: list[Text], pa
 
 def _encoder_input(service: Service, text: Text, limit: int | None) -> EncoderInput:
     """An input as the model's files want it. Token ids are taken as they are."""
-    config, tokenizer = service.encoder, service.tokenizer
+    config, tokenizer = service.predictor, service.tokenizer
     assert config is not None
     if isinstance(text, list):
         return tokenizer.encoder_input(text, limit)
@@ -105,7 +105,7 @@ class _Open:
     """An input that the engine has."""
 
     index: int
-    command: EncodeCommand
+    command: PredictCommand
     outputs: AsyncIterator[RequestOutput]
 
 
@@ -136,7 +136,7 @@ class _Run:
         return vectors
 
     def _submit(self, index: int, one: EncoderInput) -> None:
-        command = EncodeCommand(
+        command = PredictCommand(
             request_id=self._entry.engine_id(index),
             token_ids=one.token_ids,
             type_ids=one.type_ids,

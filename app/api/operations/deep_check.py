@@ -5,7 +5,7 @@ import time
 
 from ...core.request import FinishReason
 from ...core.sampling import SamplingParams
-from ...core.wire import EncodeCommand, GenerateCommand, RequestCommand
+from ...core.wire import GenerateCommand, PredictCommand, RequestCommand
 from ...errors import ApiError
 from ..service import Service
 
@@ -51,8 +51,8 @@ async def _try(service: Service) -> str:
 def _command(service: Service) -> RequestCommand:
     now = time.monotonic()
     request_id = f"deep-check-{time.monotonic_ns():x}"
-    if service.encoder is not None:
-        return EncodeCommand(request_id=request_id, token_ids=[0], type_ids=[0], priority=_PRIORITY, arrived_at=now)
+    if service.predictor is not None:
+        return PredictCommand(request_id=request_id, token_ids=[0], type_ids=[0], priority=_PRIORITY, arrived_at=now)
     sampling = SamplingParams(max_tokens=1, seed=0, temperature=0.0)
     return GenerateCommand(
         request_id=request_id, prompt_token_ids=[0], sampling=sampling, priority=_PRIORITY, arrived_at=now

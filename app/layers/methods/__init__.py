@@ -156,7 +156,7 @@ def _plain_method(folder: ModelFolder, device: torch.device, dtype: torch.dtype,
     if batch_invariant and invariant.has_kernel(device, dtype):
         return invariant.Invariant()
     # In float32 the reordered form is faster from about eight rows on. An encoder has as many, a decode has not.
-    is_faster = folder.encoder is not None if dtype is torch.float32 else dtype is torch.bfloat16 and has_bfloat16()
+    is_faster = folder.predictor is not None if dtype is torch.float32 else dtype is torch.bfloat16 and has_bfloat16()
     return OneDnn() if device.type == "cpu" and is_faster else PLAIN
 
 

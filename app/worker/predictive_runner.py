@@ -1,0 +1,77 @@
+"""Runs a model that answers with numbers on many inputs at once: those of nearly the same size together."""
+
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from ..core.step import ModelRunnerOutput, NewRequest, SchedulerOutput
+from .faults import named_faults
+
+_MOST_PADDING = 4
+"""Inputs of a batch are at most a quarter smaller than its largest, or ..."""
+_SMALL = 4
+"""... this many tokens."""
+
+
+class Reader(Protocol):
+    """A model that reads inputs as a whole, and keeps nothing of them."""
+
+    def read(self, requests: Sequence[NewRequest]) -> Tensor | list[Tensor]:
+        """Numbers for each of several inputs of nearly the same size, on the model's device."""
+        ...
+
+
+class PredictiveRunner:
+    """The worker of a model that answers with numbers; see `app.core.step.Worker`.
+
+    An input is done after one step, which computes all of it.
+    """
+
+    def __init__(self, reader: Reader) -> None:
+        self.reader = reader
+        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="predictor")
+
+    def submit(self, step: SchedulerOutput) -> Future[ModelRunnerOutput]:
+        """See `app.core.step.Worker`."""
+        return self._thread.submit(self._execute, step)
+
+    def compile_grammar(self, grammar: str) -> Future[None]:  # noqa: ARG002
+        """See `app.core.step.Worker`."""
+        refused: Future[None] = Future()
+        refused.set_exception(ValueError("the model generates no text"))
+        return refused
+
+    def load_adapter(self, slot: int, folder: str) -> Future[None]:
+        """See `app.core.step.Worker`: it has no slots."""
+        raise NotImplementedError
+
+    def _execute(self, step: SchedulerOutput) -> ModelRunnerOutput:
+        with named_faults():
+            vectors = self.predict(step.new_requests)
+        by_row = {request.row: vector for request, vector in zip(step.new_requests, vectors, strict=True)}
+        return ModelRunnerOutput(
+            [[] for _ in step.rows], vectors={index: by_row[row] for index, row in enumerate(step.rows)}
+        )
+
+    @torch.inference_mode()
+    def predict(self, requests: Sequence[NewRequest]) -> list[bytes]:
+        """Compute inputs; float32 numbers for each."""
+        vectors = [b""] * len(requests)
+        order = sorted(range(len(requests)), key=lambda index: len(requests[index].token_ids))
+        for indices in _batches(order, [len(requests[index].token_ids) for index in order]):
+            outputs = self.reader.read([requests[index] for index in indices])
+            for index, numbers in zip(indices, outputs, strict=True):
+                vectors[index] = numbers.float().cpu().numpy().tobytes()
+        return vectors
+
+
+def _batches(order: list[int], sizes: list[int]) -> Iterator[list[int]]:
+    """Cut inputs, which are sorted by size, where the next would make too much padding."""
+    start = 0
+    for at in range(1, len(order) + 1):
+        if at == len(order) or sizes[at] - sizes[start] > max(_SMALL, sizes[at] // _MOST_PADDING):
+            yield order[start:at]
+            start = at
