@@ -13,10 +13,10 @@ from pydantic.fields import FieldInfo
 
 from paceline_bench.command import bench
 
-from . import __version__
 from .errors import EXIT_STARTUP_ERROR, PacelineError, StartupError
 from .settings import GROUPS, RequestLimits, load_settings, shown_default
 from .tenants import digest_of, new_key
+from .version import __version__
 
 cli = typer.Typer(
     name="paceline",

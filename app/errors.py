@@ -22,6 +22,7 @@ PacelineError
     └── ModelError               the model is missing, broken, or of an unsupported kind
 """
 
+from collections.abc import Iterator
 from typing import Literal
 
 ErrorType = Literal["invalid_request_error", "permission_error", "rate_limit_error", "server_error", "timeout"]
@@ -49,6 +50,15 @@ class ApiError(PacelineError):
         super().__init__(message)
         self.message = message
         self.param = param
+
+    @staticmethod
+    def of(status: int, message: str, param: str | None, code: str | None) -> "ApiError":
+        """The error that has become an HTTP answer: of the class with this status and code, or with this status."""
+        kinds = [kind for kind in _kinds(ApiError) if kind.status == status]
+        kind = next((kind for kind in kinds if kind.code == code), kinds[0] if kinds else ApiError)
+        error = kind(message, param)
+        error.code = code
+        return error
 
 
 class InvalidRequestError(ApiError):
@@ -192,10 +202,16 @@ class ModelError(StartupError):
     """The model is missing, broken, or of a kind that Paceline does not run."""
 
 
-def rejections(kind: type[ApiError] = ApiError) -> set[str]:
+def _kinds(base: type[ApiError]) -> Iterator[type[ApiError]]:
+    """A class of errors, and all below it."""
+    yield base
+    for kind in base.__subclasses__():
+        yield from _kinds(kind)
+
+
+def rejections() -> set[str]:
     """All labels of `requests_rejected_total`."""
-    own = {kind.rejection} if kind.rejection else set()
-    return own.union(*(rejections(one) for one in kind.__subclasses__()))
+    return {kind.rejection for kind in _kinds(ApiError) if kind.rejection}
 
 
 def is_fault(error: BaseException) -> bool:

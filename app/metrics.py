@@ -14,10 +14,10 @@ from prometheus_client.metrics_core import CounterMetricFamily
 from prometheus_client.multiprocess import MultiProcessCollector
 from prometheus_client.registry import Collector
 
-from . import __version__
 from .core.request import FinishReason
 from .core.wire import EngineStats, RequestTiming
 from .errors import rejections
+from .version import __version__
 
 CONTENT_TYPE = CONTENT_TYPE_LATEST
 

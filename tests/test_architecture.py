@@ -10,10 +10,12 @@ import pytest
 REPOSITORY = Path(__file__).parent.parent
 APP = REPOSITORY / "app"
 
-EVERYBODY = {"core", "settings", "errors"}
+EVERYBODY = {"core", "settings", "errors", "version"}
 MAY_IMPORT = {
     "cli": {"supervisor", "offline", "check_model", "quality", "quantize", "distill", "tenants"},
-    "main": {"api", "supervisor", "checkpoint", "log"},
+    "main": {"own_engine", "log"},
+    "own_engine": {"api", "supervisor", "checkpoint"},
+    "llm": {"own_engine", "api", "text", "tenants"},
     "supervisor": {"checkpoint", "log", "metrics", "tenants"},
     "offline": {"engine", "checkpoint", "text", "log"},
     "check_model": {"engine", "checkpoint", "models"},
@@ -38,6 +40,7 @@ MAY_IMPORT = {
     "settings": {"setting_sources"},
     "setting_sources": set(),
     "errors": set(),
+    "version": set(),
 }
 COMPOSITION_ROOT = APP / "engine" / "build.py"
 """The one place that knows scheduler and worker both; it imports the worker when it is asked to build one."""
@@ -62,6 +65,9 @@ TORCH_FREE = {
     "supervisor",
     "cli",
     "main",
+    "own_engine",
+    "llm",
+    "version",
 }
 HEAVY = {"torch", "transformers", "safetensors"}
 OWN_PROCESS = APP / "checkpoint" / "convert.py"

@@ -10,9 +10,9 @@ from fastapi import FastAPI
 from fastapi_offline import FastAPIOffline
 from starlette.middleware.cors import CORSMiddleware
 
-from .. import __version__
 from ..errors import StartupError
 from ..settings import Settings
+from ..version import __version__
 from .chat import route as chat
 from .completions import route as completions
 from .edge.admission import Admission, AuthMiddleware

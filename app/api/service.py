@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal
 
-from .. import __version__
 from ..checkpoint.predictors import Predictor
 from ..core.engine_client import EngineClient
 from ..core.wire import EngineReady, Task
@@ -25,6 +24,7 @@ from ..tenants import Tenant
 from ..text.chat_template import ChatTemplate
 from ..text.message_format import MessageFormat
 from ..text.tokenizer import Tokenizer
+from ..version import __version__
 from .edge.admission import Admission
 from .edge.kept_prompts import KeptPrompts
 from .edge.request_log import RequestLog

@@ -99,3 +99,7 @@ class EngineClient(Protocol):
     def abort(self, request_id: str) -> None:
         """End a request early; does nothing if it has ended. Its iterator must not be used any more."""
         ...
+
+    async def close(self, reason: str) -> None:
+        """Stop listening to engines: open requests end with an error, and more are refused, for this reason."""
+        ...

@@ -183,13 +183,13 @@ class AsyncEngine:
         if self.failure is not None:
             raise EngineUnavailableError(self.failure)
 
-    async def close(self) -> None:
-        """Stop listening; open requests end with an error."""
+    async def close(self, reason: str = "the server is shutting down") -> None:
+        """See `EngineClient.close`."""
         if self._connection is not None:
             self._connection.cancel()
             await asyncio.gather(self._connection, return_exceptions=True)
         await self._watching.close()
-        await self._fail("the server is shutting down")
+        await self._fail(reason)
 
     # ------------------------------------------------------------------ requests
 

@@ -18,6 +18,7 @@ from ...errors import (
 from ...settings import Settings
 from ...tenants import EVERYBODY, Tenant, read_tenants
 from .errors import error_response
+from .inside import TENANT
 from .request_log import RequestLog
 
 log = logging.getLogger(__name__)
@@ -77,6 +78,9 @@ class Admission:
 
     def tenant_of(self, scope: Scope) -> Tenant:
         """The tenant whose key a request carries. Raises AuthenticationError if it has none and the path needs one."""
+        if TENANT in scope:
+            inside: Tenant = scope[TENANT]
+            return inside
         if self._tenants is None or scope["path"] in self._public:
             return EVERYBODY
         tenant = None

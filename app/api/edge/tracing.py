@@ -21,9 +21,9 @@ from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapProp
 from opentelemetry.util.types import AttributeValue
 from starlette.types import Scope
 
-from ... import __version__
 from ...core.sampling import SamplingParams
 from ...core.wire import RequestTiming
+from ...version import __version__
 from .request_log import RequestLog
 
 _OPERATIONS = {

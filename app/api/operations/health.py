@@ -4,8 +4,8 @@ from fastapi import APIRouter, Request
 from fastapi.responses import PlainTextResponse
 from starlette.responses import Response
 
-from ... import __version__
 from ...metrics import CONTENT_TYPE
+from ...version import __version__
 from ..deps import ServiceDep
 from ..edge.answer import AnswerBody, json_response
 from ..edge.document import answers
