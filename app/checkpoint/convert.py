@@ -22,7 +22,7 @@ from .gguf.config import model_config, other_config
 from .gguf.file import GgufFile, parts_of
 from .gguf.tensors import StoredTensor, added_to, decoder_tensors, heads_of, split
 from .gguf.tokenizer import GgufTokenizer
-from .own_tokenizer import own_tokenizer
+from .own_tokenizer import OwnTokenizer, own_tokenizer
 
 _STORED_DTYPES = {0: "float32", 1: "float16"}
 """`general.file_type` of files that are not quantized. Weights of all others become bfloat16, which has more bits than
@@ -68,10 +68,23 @@ def _write_beside(source: Path, folder: Path) -> None:
     _say(f"converting the tokenizer of {source.name}, once")
     for file in source.iterdir():
         (folder / file.name).symlink_to(file.resolve())
-    tokenizer = own_tokenizer(ModelFolder(source))
+    tokenizer = own_tokenizer(ModelFolder(source)) or _tokenizer_of_class(source)
     tokenizer.fast.save(str(folder / "tokenizer.json"))
     if not (source / "tokenizer_config.json").exists():
         _write_json(folder / "tokenizer_config.json", tokenizer.config)
+
+
+def _tokenizer_of_class(folder: Path) -> OwnTokenizer:
+    """The tokenizer that transformers makes."""
+    from transformers import AutoTokenizer  # which takes a second
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+    except Exception as error:  # the library's, of many kinds
+        raise ValueError(f"transformers makes no tokenizer of it: {' '.join(str(error).split())[:200]}") from error
+    if not hasattr(tokenizer, "backend_tokenizer"):
+        raise ValueError(f"{type(tokenizer).__name__} cannot be written as tokenizer.json")
+    return OwnTokenizer(tokenizer.backend_tokenizer, {})
 
 
 def _write(gguf: Path, folder: Path) -> None:

@@ -1,6 +1,6 @@
 """Which adapters there are, and which of the worker's slots each is in."""
 
-from collections.abc import Collection
+from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass
 from itertools import count
@@ -33,7 +33,9 @@ class Adapter:
 class Adapters:
     """Adapters by name. Requests of one that is unloaded keep its slot until they end."""
 
-    def __init__(self, worker: Worker, num_slots: int) -> None:
+    def __init__(self, worker: Worker, num_slots: int, slots_in_use: Callable[[], set[int]]) -> None:
+        """`slots_in_use`: those that requests have."""
+        self._slots_in_use = slots_in_use
         self._worker = worker
         self._num_slots = num_slots
         self._adapters: dict[str, Adapter] = {}
@@ -47,7 +49,7 @@ class Adapters:
         self._forget_failed()
         return {name: adapter.folder for name, adapter in self._adapters.items() if adapter.is_ready}
 
-    def find(self, name: str, folder: str, slots_in_use: Collection[int]) -> Adapter | None:
+    def find(self, name: str, folder: str) -> Adapter | None:
         """The adapter of a name; it may still be loading.
 
         If there is none from this folder, since it was unloaded after the request had come, one is loaded that only
@@ -57,29 +59,26 @@ class Adapters:
         if not folder or (present and present.folder == folder):
             return present
         former = self._former.get(folder)
-        if former is None or former.has_failed or former.slot not in slots_in_use:
-            former = self._former[folder] = self._load(folder, slots_in_use)
+        if former is None or former.has_failed or former.slot not in self._slots_in_use():
+            former = self._former[folder] = self._load(folder)
         return former
 
-    def load(self, name: str, folder: str, slots_in_use: Collection[int]) -> Future[None]:
-        """Load an adapter, unless it is there; the future raises an error that says why it cannot be.
-
-        `slots_in_use`: of all requests.
-        """
+    def load(self, name: str, folder: str) -> Future[None]:
+        """Load an adapter, unless it is there; the future raises an error that says why it cannot be."""
         self._forget_failed()
         if (present := self._adapters.get(name)) is not None:
             if present.folder == folder:
                 return present.loading
             return _failed(f"{name} is loaded from another folder; unload it first")
-        adapter = self._load(folder, slots_in_use)
+        adapter = self._load(folder)
         if adapter.slot != NO_ADAPTER:
             self._adapters[name] = adapter
         return adapter.loading
 
-    def _load(self, folder: str, slots_in_use: Collection[int]) -> Adapter:
+    def _load(self, folder: str) -> Adapter:
         """An adapter that is being loaded into a free slot, or has failed if there is none."""
         self._forget_failed()
-        taken = {adapter.slot for adapter in self._adapters.values()} | set(slots_in_use)
+        taken = {adapter.slot for adapter in self._adapters.values()} | self._slots_in_use()
         slot = next((slot for slot in range(self._num_slots) if slot not in taken), NO_ADAPTER)
         if slot != NO_ADAPTER:
             self._former = {key: former for key, former in self._former.items() if former.slot != slot}

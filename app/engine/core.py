@@ -37,7 +37,7 @@ class EngineCore:
         """`num_adapters`: the worker's slots for them."""
         self.scheduler = scheduler
         self.worker = worker
-        self.adapters = Adapters(worker, num_adapters)
+        self.adapters = Adapters(worker, num_adapters, self._slots_in_use)
         self.step = self._step_overlapped if overlap else self._step_plain
         self.on_step: Callable[[SchedulerOutput, ModelRunnerOutput], None] | None = None
         """Told of each step that was run, while somebody watches."""
@@ -45,7 +45,7 @@ class EngineCore:
         self._last_result_at = 0.0
         self._planning_seconds = 0.0
         self._endings: list[RequestOutput] = []  # of requests that ended between steps
-        self._compiling: dict[str, _Compiling] = {}
+        self._preparing: dict[str, _Preparing] = {}
         """Requests that wait for their grammars, or for an adapter that is being loaded."""
 
     @property
@@ -59,7 +59,7 @@ class EngineCore:
             return
         adapter = None
         if command.adapter:
-            adapter = self.adapters.find(command.adapter, command.adapter_folder, self._slots_in_use)
+            adapter = self.adapters.find(command.adapter, command.adapter_folder)
         request = _to_generate(command, adapter)
         needs = {}
         if adapter is not None and not adapter.is_ready:
@@ -67,12 +67,12 @@ class EngineCore:
         if request.sampling.grammar:
             needs["the grammar cannot be compiled"] = self.worker.compile_grammar(request.sampling.grammar)
         if needs:
-            self._compiling[request.request_id] = _Compiling(request, needs)
+            self._preparing[request.request_id] = _Preparing(request, needs)
             if (
                 request.is_suspect
             ):  # suspects run one after the other in order of arrival: no suspect may overtake another
                 wait(needs.values())
-                self.admit_compiled()
+                self.admit_prepared()
             return
         self._queue(request)
         if command.adapter and adapter is None:
@@ -80,12 +80,11 @@ class EngineCore:
 
     def load_adapter(self, name: str, folder: str) -> Future[None]:
         """See `Adapters.load`."""
-        return self.adapters.load(name, folder, self._slots_in_use)
+        return self.adapters.load(name, folder)
 
-    @property
     def _slots_in_use(self) -> set[int]:
         """The worker's slots for adapters that requests have."""
-        requests = (*self.scheduler.requests.values(), *(waiting.request for waiting in self._compiling.values()))
+        requests = (*self.scheduler.requests.values(), *(waiting.request for waiting in self._preparing.values()))
         return {request.extras.adapter for request in requests}
 
     def _queue(self, request: Request) -> None:
@@ -104,21 +103,21 @@ class EngineCore:
 
     def _end(self, request_ids: Sequence[str], reason: FinishReason, error: str = "") -> None:
         for request_id in request_ids:
-            if request_id in self._compiling:
-                self.scheduler.add(self._compiling.pop(request_id).request)
+            if request_id in self._preparing:
+                self.scheduler.add(self._preparing.pop(request_id).request)
             self._endings += self.scheduler.abort(request_id, reason, error)
 
-    def admit_compiled(self) -> bool:
+    def admit_prepared(self) -> bool:
         """Queue the requests whose grammars and adapters are there; returns whether others still wait for theirs."""
-        for request_id, (request, needs) in list(self._compiling.items()):
+        for request_id, (request, needs) in list(self._preparing.items()):
             if not all(need.done() for need in needs.values()):
                 continue
             if errors := [f"{what}: {error}" for what, need in needs.items() if (error := need.exception())]:
                 self._end([request_id], FinishReason.ERROR, errors[0])
             else:
-                del self._compiling[request_id]
+                del self._preparing[request_id]
                 self._queue(request)
-        return bool(self._compiling)
+        return bool(self._preparing)
 
     # ------------------------------------------------------------------ the two loops
 
@@ -201,7 +200,7 @@ class EngineCore:
                 in_flight.handle.result()
 
 
-class _Compiling(NamedTuple):
+class _Preparing(NamedTuple):
     """A request that cannot be queued yet."""
 
     request: Request

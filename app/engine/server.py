@@ -94,7 +94,7 @@ class EngineServer:
         reporter = Reporter(core)
         while True:
             waits = [
-                core.admit_compiled(),
+                core.admit_prepared(),
                 not self._flush(),
                 not self._tell_of_adapters(core),
                 not self._report(reporter),

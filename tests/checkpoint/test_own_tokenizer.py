@@ -5,14 +5,18 @@ llama_cpp.json as ranks, with the patterns of the classes' own code).
 """
 
 import base64
+import io
 import json
 from pathlib import Path
 from typing import Any
 
 import pytest
+import sentencepiece
+import tokenizers
 
+from app.checkpoint.convert import convert
 from app.checkpoint.folder import ModelFolder
-from app.checkpoint.own_tokenizer import own_tokenizer
+from app.checkpoint.own_tokenizer import OwnTokenizer, own_tokenizer
 from app.text.tokenizer import Tokenizer
 from tests.checkpoint.conftest import find
 from tests.checkpoint.vocabularies import LLAMA_CPP
@@ -29,18 +33,69 @@ def write(folder: Path, name: str, content: bytes | str, **config: object) -> Pa
     return folder
 
 
+def own(folder: Path) -> OwnTokenizer:
+    tokenizer = own_tokenizer(ModelFolder(folder))
+    assert tokenizer is not None
+    return tokenizer
+
+
 @pytest.mark.parametrize("case", OWN["sentence_pieces"], ids=["with a space in front", "without"])
 def test_pieces(case: dict[str, Any], tmp_path: Path) -> None:
     write(tmp_path, "tokenizer.model", base64.b64decode(case["model"]), add_eos_token=True)
-    fast = own_tokenizer(ModelFolder(tmp_path)).fast
+    fast = own(tmp_path).fast
     for text, ids in zip(TEXTS, case["ids"], strict=True):
         assert fast.encode(text).ids == [1, *ids, 2], text
+
+
+def trained_pieces(**ids: Any) -> bytes:
+    """A vocabulary of the other kind, whose pieces are chosen by their probabilities."""
+    written = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(TEXTS * 3), model_writer=written, vocab_size=200, hard_vocab_limit=False,
+        model_type="unigram", minloglevel=2, **ids,
+    )  # fmt: skip
+    return written.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("kind", "file", "ids", "shift", "around"),
+    [
+        ("t5", "spiece.model", {"pad_id": 0, "eos_id": 1, "unk_id": 2, "bos_id": -1}, 0, ([], [1])),
+        ("xlm-roberta", "sentencepiece.bpe.model", {"unk_id": 0, "bos_id": 1, "eos_id": 2}, 1, ([0], [2])),
+    ],
+)
+def test_probable_pieces(
+    kind: str, file: str, ids: dict[str, int], shift: int, around: tuple[list[int], list[int]], tmp_path: Path
+) -> None:
+    content = trained_pieces(**ids)
+    (given := tmp_path / "given").mkdir()
+    (write(given, file, content) / "config.json").write_text(json.dumps({"model_type": kind}))
+    convert(given, tmp_path / "converted")
+    fast = tokenizers.Tokenizer.from_file(str(tmp_path / "converted" / "tokenizer.json"))
+    oracle = sentencepiece.SentencePieceProcessor(model_proto=content)
+    begin, end = around
+
+    def told(found: list[int]) -> tuple[str, Any]:
+        """The text of pieces, and how probable they are: several ways to cut a text may be equally so."""
+        pieces = "".join(map(oracle.id_to_piece, found)).replace("<unk>", "⁇")
+        return pieces, pytest.approx(sum(map(oracle.get_score, found)), abs=1e-3)
+
+    for text in TEXTS:
+        if "<" in text or text.strip() != text:  # names of special tokens, which SentencePiece was not told
+            continue
+        found = fast.encode(text).ids
+        assert (found[: len(begin)], found[len(found) - len(end) :]) == (begin, end)
+        unknown = fast.token_to_id("<unk>")
+        inner = [
+            oracle.unk_id() if id_ == unknown else id_ - shift for id_ in found[len(begin) : len(found) - len(end)]
+        ]
+        assert told(inner) == told(oracle.encode(text)), text
 
 
 @pytest.mark.parametrize("kind", OWN["tiktoken"])
 def test_ranks(kind: str, tmp_path: Path) -> None:
     write(tmp_path, "some.tiktoken", RANKS, tokenizer_class=kind)
-    fast = own_tokenizer(ModelFolder(tmp_path)).fast
+    fast = own(tmp_path).fast
     for text, ids in zip(TEXTS, OWN["tiktoken"][kind], strict=True):
         if "<|im_end|>" not in text:  # a token of Qwen's, which tiktoken was not told
             assert fast.encode(text).ids == ids, text
@@ -75,7 +130,7 @@ def test_a_folder_is_completed_once(tmp_path: Path) -> None:
 def test_pieces_name_their_special_tokens_where_nothing_else_does(tmp_path: Path) -> None:
     write(tmp_path, "tokenizer.model", PIECES)
     (tmp_path / "tokenizer_config.json").unlink()
-    config = own_tokenizer(ModelFolder(tmp_path)).config
+    config = own(tmp_path).config
     assert (config["bos_token"], config["eos_token"]) == ("<s>", "</s>")
 
 
@@ -86,10 +141,10 @@ def declared(*tokens: tuple[int, str]) -> dict[str, Any]:
 def test_declared_tokens_take_the_places_of_pieces(tmp_path: Path) -> None:
     """As InternLM2's chat models have it."""
     write(tmp_path, "tokenizer.model", PIECES)
-    last = own_tokenizer(ModelFolder(tmp_path)).fast.get_vocab_size() - 1
+    last = own(tmp_path).fast.get_vocab_size() - 1
     tokens = declared((0, "<unk>"), (2, "</s>"), (last, "<|im_start|>"), (last + 1, "<|im_end|>"))
     write(tmp_path, "tokenizer.model", PIECES, added_tokens_decoder=tokens)
-    fast = own_tokenizer(ModelFolder(tmp_path)).fast
+    fast = own(tmp_path).fast
     assert fast.encode("<|im_start|><|im_end|></s>").ids == [1, last, last + 1, 2]
 
 
@@ -100,14 +155,14 @@ def test_a_declared_token_with_another_id_is_refused(name: str, content: bytes |
     tokens = declared((1000, "a"), (1001, "<|im_end|>"))
     write(tmp_path, name, content, tokenizer_class="QWenTokenizer", added_tokens_decoder=tokens)
     with pytest.raises(ValueError, match=r"declares '(a|<\|im_end\|>)' as token 100\d, and the vocabulary has it as"):
-        own_tokenizer(ModelFolder(tmp_path))
+        own(tmp_path)
 
 
 @pytest.mark.parametrize(
     ("name", "content", "words"),
     [
         ("qwen.tiktoken", RANKS, "tokenizer class None cuts a text for qwen.tiktoken"),
-        ("tokenizer.model", b"\n\x05\n\x03abc", "not of SentencePiece's kind BPE"),
+        ("tokenizer.model", b"", "has no pieces"),
         ("tokenizer.model", "version https://git-lfs.github.com/spec/v1\n", "no readable file of SentencePiece"),
         ("tokenizer.model", PIECES[:-3], "no readable file of SentencePiece"),
     ],
@@ -115,4 +170,4 @@ def test_a_declared_token_with_another_id_is_refused(name: str, content: bytes |
 def test_what_cannot_be_read_is_named(name: str, content: bytes | str, words: str, tmp_path: Path) -> None:
     write(tmp_path, name, content)
     with pytest.raises(ValueError, match=words):
-        own_tokenizer(ModelFolder(tmp_path))
+        own(tmp_path)

@@ -178,7 +178,7 @@ def test_a_copy_that_cannot_be_converted_says_why_without_the_hub(tmp_path: Path
     with hub(files=files | {"tokenizer.model": "x"}) as address:
         places = {"HF_ENDPOINT": address, "HF_HOME": str(tmp_path), "XDG_CACHE_HOME": str(tmp_path)}
         answer = find("org/tiny", **places)
-    assert "could not be converted: tokenizer.model is no readable file" in answer
+    assert "could not be converted: tokenizer.model: the vocabulary is no readable file" in answer
     assert find("org/tiny", **places) == answer
 
 

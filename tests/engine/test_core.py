@@ -185,13 +185,13 @@ def test_a_grammar_that_is_being_compiled_holds_back_its_own_request_only() -> N
     for name in ("good", "bad", "left", "none"):
         sampling = SamplingParams(max_tokens=5, seed=0, grammar="" if name == "none" else name)
         core.add(msgspec.structs.replace(command(name, [1, 2, 3]), sampling=sampling))
-    assert core.admit_compiled()
+    assert core.admit_prepared()
     run(core, outputs)
     assert outputs.keys() == {"none"}
     core.abort(["left"])
     worker.compiling["good"].set_result(None)
     worker.compiling["bad"].set_exception(ValueError("no rule `start`"))
-    assert not core.admit_compiled()
+    assert not core.admit_prepared()
     run(core, outputs)
     endings = {name: (news[-1].finish_reason, news[-1].error) for name, news in outputs.items()}
     assert endings["good"] == endings["none"] == (FinishReason.LENGTH, "")

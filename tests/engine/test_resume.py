@@ -166,22 +166,25 @@ class _Shelf(EchoWorker):
 
 
 def test_adapters_without_a_name_are_there_as_long_as_requests_have_them() -> None:
-    worker = _Shelf()
-    adapters = Adapters(worker, 2)
-    adapters.load("a", "/new", ())
-    named = adapters.find("a", "/new", ())
-    former = adapters.find("a", "/old", ())
+    worker, in_use = _Shelf(), set[int]()
+    adapters = Adapters(worker, 2, lambda: in_use)
+    adapters.load("a", "/new")
+    named = adapters.find("a", "/new")
+    former = adapters.find("a", "/old")
     assert named
     assert former
     assert worker.slots == {named.slot: "/new", former.slot: "/old"}
-    assert adapters.find("a", "/old", {former.slot}) is former
+    in_use |= {-1, former.slot}
+    assert adapters.find("a", "/old") is former
     assert adapters.folders == {"a": "/new"}
-    missing = adapters.find("b", "/gone", {-1, former.slot})
+    missing = adapters.find("b", "/gone")
     assert missing
     assert "room for 2 adapters" in str(missing.loading.exception())
-    adapters.load("c", "/c", {-1})  # its requests have ended, so the slot is free
+    in_use.remove(former.slot)  # its requests have ended, so the slot is free
+    adapters.load("c", "/c")
     assert worker.slots == {named.slot: "/new", former.slot: "/c"}
-    assert adapters.find("a", "/old", {-1, former.slot}) is not former
+    in_use.add(former.slot)
+    assert adapters.find("a", "/old") is not former
 
 
 async def test_a_load_that_waits_fails_with_the_engine(tmp_path: Path, client: AsyncEngine) -> None:

@@ -99,7 +99,7 @@ def address(tmp_path: Path, engine: tuple[EngineCore, EngineReady]) -> Iterator[
             server.run(core, ready)
         server._socket.close()
 
-    core.admit_compiled = compile_or_end  # type: ignore[method-assign]
+    core.admit_prepared = compile_or_end  # type: ignore[method-assign]
     thread = threading.Thread(target=serve)
     thread.start()
     assert listens.wait(PATIENCE)

@@ -125,7 +125,7 @@ def test_a_request_that_is_resumed_has_the_adapter_that_it_began_with(
         name, own = adapter.name, {"adapter": "own", "adapter_folder": str(adapter)}
         core.add(GenerateCommand(request_id=name, prompt_token_ids=prompt, sampling=sampling, arrived_at=0.0, **own))
     said: dict[str, list[int]] = {"0": [], "1": []}
-    while core.admit_compiled() or core.has_work:
+    while core.admit_prepared() or core.has_work:
         for output in core.step().outputs:
             said[output.request_id] += output.token_ids
     for adapter in adapters:

@@ -171,7 +171,7 @@ def test_two_engines_that_die_change_no_text(kind: str, tmp_path: Path) -> None:
         core.scheduler.speculation = speculation = Eager(kind, texts)
         for name in sorted(left):
             resume(core, name, requests[name], told[name])
-        while speculation.num_with_drafts < most_with_drafts and (core.admit_compiled() or core.has_work):
+        while speculation.num_with_drafts < most_with_drafts and (core.admit_prepared() or core.has_work):
             for output in core.step().outputs:
                 told[output.request_id] += output.token_ids
                 left -= {output.request_id} if output.finish_reason else set()

@@ -87,7 +87,7 @@ def run_crowd(
     rng = random.Random(seed)
     waiting, preemptions = list(requests), 0
     outputs: dict[str, list[RequestOutput]] = {name: [] for name in requests}
-    while core.admit_compiled() or waiting or core.has_work:
+    while core.admit_prepared() or waiting or core.has_work:
         if waiting and rng.random() < 0.4:
             name = waiting.pop(0)
             prompt, sampling = requests[name]
