@@ -5,13 +5,17 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from rich.console import Console
 
+from .checkpoint.encoder_decoders import EncoderDecoderConfig
 from .checkpoint.encoders import EncoderConfig
 from .checkpoint.folder import ModelFolder
 from .checkpoint.source import find_model
+from .core.media import Media
 from .core.sampling import SamplingParams
+from .core.sources import sound_source, text_source
 from .core.wire import EngineReady, GenerateCommand, PredictCommand
 from .engine.build import build_engine
 from .engine.core import EngineCore
@@ -97,12 +101,26 @@ def _paths(default: str, is_gguf: bool) -> list[str]:
 
 
 def _largest_difference(core: EngineCore, folder: Path, vocab_size: int) -> float:
-    """The largest difference between both log probabilities of the tokens of a random prompt."""
+    """The largest difference between both log probabilities of the tokens of a random prompt.
+
+    The encoder of an encoder-decoder reads something random, too.
+    """
     generator = torch.Generator().manual_seed(0)
     prompt = torch.randint(vocab_size, (_NUM_TOKENS,), generator=generator).tolist()
+    source = None
+    if (described := ModelFolder(folder).encoder_decoder) is not None:
+        source = _random_source(described, vocab_size)
+        prompt[0] = described.beginning[0]  # and its padding, which some of them do not place, is in no other place
+        prompt[1:] = [token for token in prompt[1:] if token != ModelFolder(folder).config.get("pad_token_id")]
     sampling = SamplingParams(max_tokens=1, seed=0, temperature=0.0, prompt_logprobs=0)
     core.add(
-        GenerateCommand(request_id="check", prompt_token_ids=prompt, sampling=sampling, arrived_at=time.monotonic())
+        GenerateCommand(
+            request_id="check",
+            prompt_token_ids=prompt,
+            source=source,
+            sampling=sampling,
+            arrived_at=time.monotonic(),
+        )
     )
     ours = []
     while core.has_work:
@@ -110,13 +128,26 @@ def _largest_difference(core: EngineCore, folder: Path, vocab_size: int) -> floa
             if output.error:
                 raise StartupError(output.error)
             ours += [entry.logprobs[0] for entry in output.prompt_logprobs]
-    return float((torch.tensor(ours) - _reference(folder, prompt)).abs().max())
+    return float((torch.tensor(ours) - _reference(folder, prompt, source)).abs().max())
+
+
+def _random_source(described: EncoderDecoderConfig, vocab_size: int) -> Media:
+    draw = np.random.default_rng(0)
+    if described.hears:
+        assert described.max_source_len is not None
+        features = draw.standard_normal((described.num_mel_bins, described.num_frames)).astype(np.float32)
+        return sound_source(features, described.max_source_len)
+    return text_source(draw.integers(vocab_size, size=_NUM_TOKENS).tolist())
 
 
 @torch.inference_mode()
-def _reference(folder: Path, prompt: list[int]) -> torch.Tensor:
+def _reference(folder: Path, prompt: list[int], source: Media | None) -> torch.Tensor:
     """Log probabilities (tokens - 1,) of all tokens but the first, by transformers' own model."""
-    logits = transformers_model(folder)(torch.tensor([prompt])).logits[0, :-1].float()
+    inputs = {"input_ids": torch.tensor([prompt])}
+    if source is not None:
+        arrays = {name: torch.tensor(array.numpy())[None] for name, array in source.arrays.items()}
+        inputs = {"decoder_input_ids": torch.tensor([prompt])} | arrays
+    logits = transformers_model(folder)(**inputs).logits[0, :-1].float()
     return torch.log_softmax(logits, -1).gather(1, torch.tensor(prompt[1:])[:, None])[:, 0]
 
 

@@ -4,8 +4,10 @@ import secrets
 import time
 from collections.abc import Iterator
 
+from .checkpoint.folder import ModelFolder
 from .checkpoint.source import find_model
 from .core.sampling import SamplingParams
+from .core.sources import text_source
 from .core.wire import GenerateCommand
 from .engine.build import build_engine
 from .errors import InternalError, StartupError
@@ -26,8 +28,16 @@ def generate_text(settings: Settings, prompt: str, max_tokens: int, temperature:
     core, ready = build_engine(settings, folder)
     tokenizer = Tokenizer(folder)
     token_ids = (
-        tokenizer.encode(prompt) if raw else _chat(ChatTemplate.from_folder(folder, tokenizer), tokenizer, prompt)
+        tokenizer.encode(prompt)
+        if raw or ModelFolder(folder).encoder_decoder is not None
+        else _chat(ChatTemplate.from_folder(folder, tokenizer), tokenizer, prompt)
     )
+    described, source = ModelFolder(folder).encoder_decoder, None
+    if described is not None:
+        if described.hears or not 0 < len(token_ids) <= ready.max_source_len:
+            what = "sound, not text" if described.hears else f"1 to {ready.max_source_len} tokens, not {len(token_ids)}"
+            raise StartupError(f"the model's encoder reads {what}")
+        token_ids, source = list(described.beginning), text_source(token_ids)
     room = ready.max_model_len - len(token_ids)
     if not token_ids or room < 1:
         raise StartupError(f"the prompt has {len(token_ids)} tokens; the model takes 1 to {ready.max_model_len - 1}")
@@ -36,9 +46,16 @@ def generate_text(settings: Settings, prompt: str, max_tokens: int, temperature:
         seed=secrets.randbits(63),
         temperature=temperature,
         stop_token_ids=tokenizer.eos_token_ids,
+        rules=None if described is None else described.rules,
     )
     core.add(
-        GenerateCommand(request_id="prompt", prompt_token_ids=token_ids, sampling=sampling, arrived_at=time.monotonic())
+        GenerateCommand(
+            request_id="prompt",
+            prompt_token_ids=token_ids,
+            source=source,
+            sampling=sampling,
+            arrived_at=time.monotonic(),
+        )
     )
     processor = OutputProcessor(tokenizer, token_ids, StopConditions())
     while core.has_work:

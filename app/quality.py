@@ -48,6 +48,8 @@ def measure(model: str, against: str | None, text: Path | None, json_file: Path 
     if against is not None:
         settings.append(load_settings(model=against, **flags | {"quantization": "none", "kv_dtype": "auto"}))
     folders = [find_model(each.model) for each in settings]
+    if any(ModelFolder(folder).encoder_decoder is not None for folder in folders):
+        raise ModelError("an encoder-decoder is not supported: its decoder continues no text that it is given")
     windows = _windows(content, folders)
     built = [_build(each, folder, windows.shape[1]) for each, folder in zip(settings, folders, strict=True)]
     if built[0].vocab_size != built[-1].vocab_size:

@@ -22,6 +22,7 @@ from typing import cast
 import uvicorn
 from fastapi import FastAPI
 
+from ..checkpoint.encoder_decoders import EncoderDecoderConfig
 from ..checkpoint.folder import ModelFolder
 from ..checkpoint.predictors import Predictor
 from ..core.free_memory import give_back
@@ -66,6 +67,8 @@ class TextSide:
     predictor: Predictor | None
     """None for a model that generates."""
     kept_prompts: KeptPrompts
+    encoder_decoder: EncoderDecoderConfig | None
+    """How the model reads and writes, if it does so with an encoder and a decoder."""
 
 
 def load_text_side(settings: Settings, folder: Path) -> TextSide:
@@ -78,8 +81,15 @@ def load_text_side(settings: Settings, folder: Path) -> TextSide:
     name = settings.served_model_name or _default_name(settings, folder)
     if name in settings.lora:
         raise StartupError(f"lora: the served model has the name {name}; the adapter needs another one")
-    predictor, kept_prompts = ModelFolder(folder).predictor, KeptPrompts.of(settings)
-    return TextSide(name, tokenizer, template, GrammarChecker(folder), predictor, kept_prompts)
+    opened, kept_prompts = ModelFolder(folder), KeptPrompts.of(settings)
+    described = opened.encoder_decoder
+    if described is not None and described.num_beams > 1:
+        log.info(
+            "its makers search with %d beams (generation_config.json); Paceline does not search, and takes the most "
+            "probable token where temperature is 0",
+            described.num_beams,
+        )
+    return TextSide(name, tokenizer, template, GrammarChecker(folder), opened.predictor, kept_prompts, described)
 
 
 @asynccontextmanager
@@ -108,6 +118,7 @@ async def running_service(
         engine=engine,
         metrics=metrics,
         admission=admission,
+        encoder_decoder=text.encoder_decoder,
     )
     await engine.start()
     try:
@@ -258,6 +269,8 @@ def _banner(service: Service, ready: EngineReady, url: str, seconds: float) -> s
     if service.predictor is None:
         memory = f"KV cache   {ready.num_kv_blocks} blocks of {ready.block_size} tokens; up to "
         path, body = "chat/completions", _CHAT
+        if service.encoder_decoder is not None:
+            path, body = "completions", '{"prompt": "What a day!"}'
     else:
         memory = "predictor  up to "
         path, body = ("embeddings" if "embed" in ready.tasks else "classify"), '{"input": "What a day!"}'

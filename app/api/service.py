@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal
 
+from ..checkpoint.encoder_decoders import EncoderDecoderConfig
 from ..checkpoint.predictors import Predictor
 from ..core.engine_client import EngineClient
 from ..core.wire import EngineReady, Task
@@ -57,6 +58,8 @@ class Service:
     engine: EngineClient
     metrics: Metrics
     admission: Admission
+    encoder_decoder: EncoderDecoderConfig | None = None
+    """How the model reads and writes, if it does so with an encoder and a decoder."""
 
     def ready(self) -> EngineReady:
         """What the engine says of itself. Raises EngineUnavailableError while it is not ready."""

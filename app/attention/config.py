@@ -55,3 +55,10 @@ class LayerCache:
     kv: LayerKV = field(default_factory=lambda: LayerKV(*torch.empty(4, 0)))
     group: int = 0
     """The KV group whose block tables say where a request's tokens lie in it."""
+    bias: Tensor | None = None
+    """(num_heads, distances) float32: what is added to the score of a token so far before the one that sees it; beyond
+    the last distance, what is there (Raffel et al., 2020: T5). None if nothing is."""
+
+    def bias_at(self, distances: Tensor) -> Tensor | None:
+        """(num_heads, ...) for distances of any shape; those below 0 are not seen, and get anything."""
+        return None if self.bias is None else self.bias[:, distances.clamp(0, self.bias.shape[1] - 1)]

@@ -16,6 +16,8 @@ class ForwardContext:
     backend: AttentionBackend[Any]
     metadata: Any
     """The step, as the backend wants it."""
+    cross: "ForwardContext | None" = None
+    """What its tokens see of encoders' outputs, in a model whose layers attend to these, too."""
 
 
 _current: ContextVar[ForwardContext] = ContextVar("forward_context")

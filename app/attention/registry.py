@@ -33,6 +33,8 @@ class Capabilities:
     """Of K and V in the cache, besides that of all else."""
     recordable: Recordable
     """What can be recorded once and replayed: see `AttentionBackend.metadata`."""
+    adds_bias: bool
+    """Whether it adds a `LayerCache.bias`."""
     is_batch_invariant: bool
     """Whether it is able to compute a token alike in any batch, in a prompt and in a decode."""
     reason: str
@@ -58,11 +60,12 @@ BACKENDS = {
         _ALL_DTYPES,
         (torch.float8_e4m3fn,),
         "steps",
+        False,
         True,
         "kernels that CUDA graphs can hold",
     ),
     "cpu": Capabilities(
-        _make_cpu, ("cpu",), CPU_DTYPES, (torch.int8,), "decodes", True, "kernels that read KV blocks in place"
+        _make_cpu, ("cpu",), CPU_DTYPES, (torch.int8,), "decodes", True, True, "kernels that read KV blocks in place"
     ),
     "torch": Capabilities(
         lambda _configs, _num_groups, _batch_invariant: TorchPagedBackend(),
@@ -70,6 +73,7 @@ BACKENDS = {
         _ALL_DTYPES,
         (),
         "nothing",
+        True,
         False,
         "no other kernels for this device and dtype",
     ),
@@ -78,10 +82,18 @@ BACKENDS = {
 
 
 def choose_backend(
-    asked: str, device: torch.device, dtype: torch.dtype, kv_dtype: torch.dtype, batch_invariant: bool
+    asked: str,
+    device: torch.device,
+    dtype: torch.dtype,
+    kv_dtype: torch.dtype,
+    batch_invariant: bool,
+    adds_bias: bool = False,
 ) -> Capabilities:
-    """The backend that was asked for, or with "auto" the first that fits; StartupError if it does not run here."""
-    chosen = _choose(asked, device, dtype, kv_dtype)
+    """The backend that was asked for, or with "auto" the first that fits; StartupError if it does not run here.
+
+    `adds_bias`: whether the model has layers that want it.
+    """
+    chosen = _choose(asked, device, dtype, kv_dtype, adds_bias)
     if batch_invariant and not chosen.is_batch_invariant:
         name = next(name for name, one in BACKENDS.items() if one is chosen)
         raise StartupError(
@@ -90,8 +102,13 @@ def choose_backend(
     return chosen
 
 
-def _choose(asked: str, device: torch.device, dtype: torch.dtype, kv_dtype: torch.dtype) -> Capabilities:
-    running = {name: one for name, one in BACKENDS.items() if device.type in one.devices and dtype in one.dtypes}
+def _choose(
+    asked: str, device: torch.device, dtype: torch.dtype, kv_dtype: torch.dtype, adds_bias: bool
+) -> Capabilities:
+    if adds_bias and asked in BACKENDS and not BACKENDS[asked].adds_bias:
+        raise StartupError(f"attention_backend: {asked} adds no bias by the distance of tokens, which this model needs")
+    able_ones = {name: one for name, one in BACKENDS.items() if one.adds_bias or not adds_bias}
+    running = {name: one for name, one in able_ones.items() if device.type in one.devices and dtype in one.dtypes}
     fitting = {name: one for name, one in running.items() if kv_dtype in (dtype, *one.kv_dtypes)}
     if asked == "auto" and not fitting:
         able = {str(kind).removeprefix("torch.") for one in running.values() for kind in one.kv_dtypes}

@@ -8,6 +8,7 @@ from typing import Any
 
 from ..errors import ModelError
 from .aliases import Alias, alias_of
+from .encoder_decoders import EncoderDecoderConfig, parse_encoder_decoder_config
 from .families import max_position_embeddings
 from .predictors import Predictor, parse_predictor
 
@@ -147,7 +148,12 @@ class ModelFolder:
 
     @property
     def max_position_embeddings(self) -> int | None:
-        """The context length that the model was made for, in tokens; None if neither the file nor its family says."""
+        """The context length that the model was made for, in tokens; None if neither the file nor its family says.
+
+        Of an encoder-decoder, that of its decoder.
+        """
+        if self.encoder_decoder is not None:
+            return self.encoder_decoder.max_target_len
         try:
             return max_position_embeddings(self.config, self.text_config)
         except ValueError as error:
@@ -174,12 +180,20 @@ class ModelFolder:
     @cached_property
     def predictor(self) -> Predictor | None:
         """How the model answers with numbers; None for a model that generates."""
-        if self.alias is not None:
+        if self.alias is not None or self.encoder_decoder is not None:
             return None
         try:
             return parse_predictor(self.read)
         except (ValueError, TypeError, AttributeError) as error:
             raise ModelError(f"the files in {self.path} do not say what the model is: {error}") from error
+
+    @cached_property
+    def encoder_decoder(self) -> EncoderDecoderConfig | None:
+        """How the model reads and writes, if it does so with an encoder and a decoder; else None."""
+        try:
+            return parse_encoder_decoder_config(self.read)
+        except (ValueError, TypeError, AttributeError) as error:
+            raise ModelError(f"the model in {self.path} cannot be run: {error}") from error
 
 
 def _read_json(file: Path) -> Any:

@@ -53,6 +53,8 @@ class Extras(msgspec.Struct, frozen=True, omit_defaults=True):
     """What a predictor reads, if it is no text."""
     adapter: int = NO_ADAPTER
     """The worker's slot with the request's adapter."""
+    source: Media | None = None
+    """What the encoder of an encoder-decoder reads."""
 
 
 NO_EXTRAS = Extras()
@@ -91,6 +93,10 @@ class Request:
     """Of each KV group: how many blocks at the beginning of its table are not needed any more, and were given back."""
     num_slots: int = 0
     """Tokens that its block tables have room for."""
+    cross_blocks: list[int] = field(default_factory=list)
+    """What its cross-attention reads, in order; see `app.engine.cross_blocks`."""
+    cross_hashes: list[bytes] = field(default_factory=list)
+    """Of these blocks, once they have been needed."""
     block_hashes: list[bytes] = field(default_factory=list)
     """Chained hashes of its full blocks of tokens, as far as they have been needed."""
     max_num_tokens: int = 0
@@ -113,6 +119,11 @@ class Request:
     """Prompt positions whose logprobs were reported: a preempted prompt is computed twice, but reported once."""
     scheduled_at: float = 0.0
     first_token_at: float = 0.0
+
+    @property
+    def num_source_tokens(self) -> int:
+        """Places of its encoder's input; 0 if there is none."""
+        return 0 if self.extras.source is None else self.extras.source.num_tokens
 
     @property
     def num_output_tokens(self) -> int:

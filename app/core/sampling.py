@@ -3,6 +3,33 @@
 import msgspec
 
 
+class TimestampRules(msgspec.Struct, frozen=True):
+    """How Whisper's texts say when they were spoken: with tokens for times, from <|0.00|> on (Radford et al., 2022)."""
+
+    first: int
+    """The token <|0.00|>. All behind it are times, in steps of 0.02 seconds."""
+    end: int
+    """The token that ends a text, which all ordinary tokens stand before."""
+    no_timestamps: int
+    """The token <|notimestamps|>, which is not generated."""
+    max_initial: int | None = None
+    """A text begins at most so many steps after 0.00; None is no bound."""
+
+
+class TokenRules(msgspec.Struct, frozen=True, kw_only=True):
+    """What a model's own configuration forbids its texts, prompts of decoders among them."""
+
+    suppressed: list[int] = []
+    """Tokens that are never generated."""
+    suppressed_first: list[int] = []
+    """Tokens that are not generated as the first one."""
+    banned: list[list[int]] = []
+    """Sequences of tokens that are never completed."""
+    no_repeat: int = 0
+    """No sequence of so many tokens comes twice; 0 is off."""
+    timestamps: TimestampRules | None = None
+
+
 class SamplingParams(msgspec.Struct, frozen=True, kw_only=True):
     """Everything that turns logits into the next token, and says when to stop.
 
@@ -42,6 +69,8 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True):
     """The same for the prompt's tokens."""
     grammar: str = ""
     """What the output must match, as llguidance writes a grammar; empty is any text."""
+    rules: TokenRules | None = None
+    """Of an encoder-decoder."""
 
     @property
     def for_drafts(self) -> "SamplingParams":

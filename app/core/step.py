@@ -36,6 +36,10 @@ class NewRequest(msgspec.Struct, kw_only=True):
     """Tokens already in the KV cache, through the prefix cache."""
     block_ids: list[list[int]]
     """Its block table in each KV group; 0 where a group does not keep the block any more."""
+    cross_blocks: list[int] = []
+    """Of an encoder-decoder: the blocks of what its cross-attention reads."""
+    is_encoded: bool = False
+    """Whether these hold its encoder's output already, or will before this request's step reads them."""
     snapshot: int | None = None
     """Where the state is that it starts with behind its computed tokens, if rows keep states and there are any."""
     num_prompt_logprobs: int = 0
@@ -63,6 +67,8 @@ class SchedulerOutput(msgspec.Struct):
     snapshots: dict[int, tuple[int, int]] = {}
     """By row: behind how many of the request's tokens a snapshot of its state is to be made, and in which place. No
     request of this step starts with it."""
+    num_source_tokens: int = 0
+    """Places of encoders' inputs that are to be read before the tokens are computed."""
 
     @property
     def num_tokens(self) -> int:
@@ -70,10 +76,13 @@ class SchedulerOutput(msgspec.Struct):
 
     @property
     def decodes_and_prompt_tokens(self) -> tuple[int, int]:
-        """Rows that generate, and tokens of all others. Drafts count as neither: they hardly make a step longer."""
+        """Rows that generate, and tokens of all others, those that encoders read among them.
+
+        Drafts count as neither: they hardly make a step longer.
+        """
         num_drafts = sum(map(len, self.drafts.values()))
         num_decodes = self.num_scheduled_tokens.count(1) + len(self.drafts)
-        return num_decodes, self.num_tokens - num_decodes - num_drafts
+        return num_decodes, self.num_tokens + self.num_source_tokens - num_decodes - num_drafts
 
 
 MAX_WITH_DRAFTS = 128
@@ -159,6 +168,17 @@ class RowStates(msgspec.Struct, frozen=True):
     """Places for snapshots; 0 if none can be made use of."""
 
 
+class CrossMemory(msgspec.Struct, frozen=True):
+    """KV memory of cross-attention: what a decoder reads of an encoder's output, in blocks of its own.
+
+    A request's blocks of it do not grow: they hold all that its encoder has read.
+    """
+
+    num_blocks: int
+    max_source_len: int
+    """Most tokens of an encoder's input."""
+
+
 @dataclass(frozen=True)
 class Limits:
     """How much the worker can take; the scheduler keeps to it."""
@@ -181,6 +201,8 @@ class Limits:
     """None if rows keep nothing but what is in KV blocks."""
     num_adapters: int = 0
     """Slots for adapters."""
+    cross: CrossMemory | None = None
+    """None if requests have no encoder's input."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -49,6 +49,8 @@ class GenerateCommand(msgspec.Struct, tag=True, kw_only=True):
     request_id: str
     prompt_token_ids: list[int]
     """Not empty; each within the vocabulary; no more than the model's context."""
+    source: Media | None = None
+    """What the encoder of an encoder-decoder reads, of at most `EngineReady.max_source_len` tokens."""
     sampling: SamplingParams
     priority: int = 0
     tenant: str = DEFAULT_TENANT
@@ -147,6 +149,8 @@ class EngineReady(msgspec.Struct, tag=True, kw_only=True):
     dtype: str
     vocab_size: int
     max_model_len: int
+    max_source_len: int = 0
+    """Most tokens of an encoder's input; 0 if there is no encoder, or the model is nothing else."""
     max_num_seqs: int
     block_size: int
     num_kv_blocks: int

@@ -77,4 +77,6 @@ class Backlog:
 
 
 def _num_tokens(command: RequestCommand) -> int:
-    return len(command.prompt_token_ids if isinstance(command, GenerateCommand) else command.token_ids)
+    if isinstance(command, GenerateCommand):
+        return len(command.prompt_token_ids) + (command.source.num_tokens if command.source else 0)
+    return len(command.token_ids)

@@ -37,7 +37,7 @@ def build_engine(settings: Settings, model_folder: Path) -> tuple[EngineCore, En
     num_blocks = limits.groups[0].num_blocks if limits.groups else 1  # nobody holds any, then
     most_tokens = limits.max_num_batched_tokens
     scheduler = Scheduler(
-        KVCache(limits.groups, settings.block_size, most_tokens, settings.prefix_caching, limits.states),
+        KVCache(limits.groups, settings.block_size, most_tokens, settings.prefix_caching, limits.states, limits.cross),
         pacer,
         FairShares(pacer, num_blocks) if settings.api_keys is not None else Alone(pacer),
         max_num_seqs=limits.max_num_seqs,
@@ -48,7 +48,8 @@ def build_engine(settings: Settings, model_folder: Path) -> tuple[EngineCore, En
         speculation=None if predictor else _speculation(settings, limits),
     )
     tasks: tuple[Task, ...] = predictor.tasks if predictor else ("generate",)
-    core = EngineCore(scheduler, built.worker, settings.overlap, limits.num_adapters)
+    max_source_len = limits.cross.max_source_len if limits.cross else 0
+    core = EngineCore(scheduler, built.worker, settings.overlap, limits.num_adapters, max_source_len)
     _load_adapters(core, settings)
     return core, _ready(built, tasks, settings, import_seconds)
 
@@ -127,6 +128,7 @@ def _ready(built: BuiltWorker, tasks: tuple[Task, ...], settings: Settings, impo
         dtype=built.dtype,
         vocab_size=built.vocab_size,
         max_model_len=limits.max_model_len,
+        max_source_len=limits.cross.max_source_len if limits.cross else 0,
         max_num_seqs=limits.max_num_seqs,
         block_size=settings.block_size,
         num_kv_blocks=limits.groups[0].num_blocks if limits.groups else 0,

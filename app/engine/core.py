@@ -7,11 +7,12 @@ from concurrent.futures import Future, wait
 from contextlib import suppress
 from typing import NamedTuple
 
-from ..core.request import NO_EXTRAS, Extras, FinishReason, Request, RequestStatus
+from ..core.request import NO_ADAPTER, NO_EXTRAS, Extras, FinishReason, Request, RequestStatus
 from ..core.sampling import SamplingParams
 from ..core.step import ModelRunnerOutput, SchedulerOutput, StepHandle, Worker, WorkerLostError, WorkerOutOfMemoryError
 from ..core.wire import GenerateCommand, PredictCommand, RequestCommand, RequestOutput, StepOutputs
 from .adapters import Adapter, Adapters
+from .cross_blocks import salt_of_source
 from .scheduler import Scheduler
 
 log = logging.getLogger(__name__)
@@ -33,11 +34,20 @@ class EngineCore:
     and submits a step while the one before it runs, so that the device never waits for Python.
     """
 
-    def __init__(self, scheduler: Scheduler, worker: Worker, overlap: bool = True, num_adapters: int = 0) -> None:
-        """`num_adapters`: the worker's slots for them."""
+    def __init__(
+        self,
+        scheduler: Scheduler,
+        worker: Worker,
+        overlap: bool = True,
+        num_adapters: int = 0,
+        max_source_len: int = 0,
+    ) -> None:
+        """`num_adapters`: the worker's slots for them. `max_source_len`: most tokens of an encoder's input, if requests
+        have any."""
         self.scheduler = scheduler
         self.worker = worker
         self.adapters = Adapters(worker, num_adapters, self._slots_in_use)
+        self._max_source_len = max_source_len
         self.step = self._step_overlapped if overlap else self._step_plain
         self.on_step: Callable[[SchedulerOutput, ModelRunnerOutput], None] | None = None
         """Told of each step that was run, while somebody watches."""
@@ -91,6 +101,9 @@ class EngineCore:
         self.scheduler.add(request)
         if not 0 < request.num_prompt_tokens <= self.scheduler.max_model_len:
             self._end([request.request_id], FinishReason.ERROR, "the prompt is empty or too long for the model")
+        elif not (self._max_source_len > 0) <= request.num_source_tokens <= self._max_source_len:
+            error = f"the model's encoder reads up to {self._max_source_len} tokens, not {request.num_source_tokens}"
+            self._end([request.request_id], FinishReason.ERROR, error)
 
     @property
     def suspect(self) -> str:
@@ -218,6 +231,7 @@ class _Submitted(NamedTuple):
 
 def _to_generate(command: GenerateCommand, adapter: Adapter | None) -> Request:
     """The request for a command: a new one, or one to resume, which was preempted by the death of another engine."""
+    salt = command.cache_salt if adapter is None else f"{command.cache_salt} {adapter.salt}"
     request = Request(
         request_id=command.request_id,
         token_ids=list(command.prompt_token_ids),
@@ -225,11 +239,11 @@ def _to_generate(command: GenerateCommand, adapter: Adapter | None) -> Request:
         sampling=command.sampling,
         arrived_at=command.arrived_at,
         priority=command.priority,
-        cache_salt=command.cache_salt if adapter is None else f"{command.cache_salt} {adapter.salt}",
+        cache_salt=salt if command.source is None else salt_of_source(salt, command.source.digest),
         tenant=command.tenant,
         weight=command.weight,
         max_drafts=command.max_drafts,
-        extras=NO_EXTRAS if adapter is None else Extras(adapter=adapter.slot),
+        extras=_extras(command, adapter),
     )
     if progress := command.progress:
         request.token_ids += progress.token_ids
@@ -241,6 +255,12 @@ def _to_generate(command: GenerateCommand, adapter: Adapter | None) -> Request:
             request.scheduled_at = progress.timing.scheduled_at
             request.first_token_at = progress.timing.first_token_at
     return request
+
+
+def _extras(command: GenerateCommand, adapter: Adapter | None) -> Extras:
+    if adapter is None and command.source is None:
+        return NO_EXTRAS
+    return Extras(adapter=NO_ADAPTER if adapter is None else adapter.slot, source=command.source)
 
 
 _NO_TOKENS = SamplingParams(max_tokens=0, seed=0)

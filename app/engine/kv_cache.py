@@ -12,8 +12,9 @@ from collections.abc import Iterable, Sequence
 from itertools import repeat
 
 from ..core.request import Request, RequestStatus
-from ..core.step import KVGroup, RowStates
+from ..core.step import CrossMemory, KVGroup, RowStates
 from .block_pool import BlockPool
+from .cross_blocks import CrossBlocks
 from .prefix_cache import hash_block, root_hash
 from .snapshots import Snapshots
 
@@ -67,10 +68,13 @@ class KVCache:
         max_num_batched_tokens: int,
         prefix_caching: bool = True,
         states: RowStates | None = None,
+        cross: CrossMemory | None = None,
     ) -> None:
         self.block_size = block_size
         self._groups = [_Group(group, block_size, max_num_batched_tokens) for group in groups]
         self._snapshots = None if states is None else Snapshots(states.num_snapshots)
+        self.cross = None if cross is None else CrossBlocks(cross, block_size, prefix_caching)
+        """Of what encoders have read; None if there is no cross-attention."""
         self.prefix_caching = prefix_caching and (bool(groups) if states is None else states.num_snapshots > 0)
         self._being_computed: set[bytes] = set()
         """Hashes of prompt blocks that running requests will register, or with states, make snapshots behind."""
@@ -83,7 +87,8 @@ class KVCache:
     @property
     def usage(self) -> float:
         """0 to 1: blocks that running requests hold, of the group that is fullest."""
-        return max((pool.num_used / pool.num_blocks for pool in self.pools), default=0.0)
+        pools = [*self.pools, self.cross.pool] if self.cross else self.pools
+        return max((pool.num_used / pool.num_blocks for pool in pools), default=0.0)
 
     def num_blocks(self, num_tokens: int) -> int:
         """Blocks that hold so many tokens."""
@@ -168,8 +173,14 @@ class KVCache:
             for index, group in enumerate(self._groups)
         ]
 
+    def num_to_encode(self, request: Request) -> int:
+        """Places of its input that an encoder has to read before a request can start."""
+        return 0 if self.cross is None or self.cross.is_cached(request) else request.num_source_tokens
+
     def has_room(self, request: Request, num_cached: int = 0, promised: Iterable[int] = repeat(0)) -> bool:
         """Whether a request that holds nothing could have all of its tokens computed, beside what is promised."""
+        if self.cross is not None and not self.cross.has_room(request):
+            return False
         count = self.num_blocks(len(request.token_ids))
         hashes = request.block_hashes[: num_cached // self.block_size]
         for group, taken in zip(self._groups, promised, strict=False):
@@ -187,7 +198,10 @@ class KVCache:
     # ------------------------------------------------------------------ a request's blocks
 
     def start(self, request: Request, num_cached: int) -> None:
-        """Give a request that holds nothing the cached blocks that it starts with; see `match`."""
+        """Give a request that holds nothing the cached blocks that it starts with (see `match`), and room for its
+        encoder's output."""
+        if self.cross is not None:
+            self.cross.start(request)
         count = num_cached // self.block_size
         request.block_tables, request.first_blocks = [], []
         for group in self._groups:
@@ -249,6 +263,8 @@ class KVCache:
 
     def free(self, request: Request) -> None:
         """Take a request's blocks back."""
+        if self.cross is not None:
+            self.cross.free(request)
         self._being_computed.difference_update(request.block_hashes[request.num_registered_blocks :])
         for group, table, first in zip(self._groups, request.block_tables, request.first_blocks, strict=True):
             group.pool.free(table[first:])
@@ -261,6 +277,8 @@ class KVCache:
         """Forget what all blocks hold: it may be wrong. Those in use stay in use."""
         for pool in self.pools:
             pool.clear_prefix_cache()
+        if self.cross is not None:
+            self.cross.pool.clear_prefix_cache()
         if self._snapshots:
             self._snapshots.clear()
 

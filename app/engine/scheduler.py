@@ -200,6 +200,9 @@ class Scheduler(RequestBatch):
                 deferred.append(request)
                 continue
             count = len(request.token_ids) - num_cached
+            num_to_encode = self.kv.num_to_encode(request)
+            if num_to_encode > prompt_budget and step.new_requests:  # an encoder reads an input as a whole
+                break
             if count > prompt_budget:
                 if self.chunked_prefill:
                     count = prompt_budget
@@ -209,7 +212,7 @@ class Scheduler(RequestBatch):
                 break
             self.policy.pop(request)
             self._admit(request, num_cached, count, step)
-            prompt_budget -= count
+            prompt_budget -= count + num_to_encode
             promised = [sum(both) for both in zip(promised, self.kv.promised([request]), strict=True)]
         for request in deferred:
             self.policy.put_back(request)
@@ -234,10 +237,12 @@ class Scheduler(RequestBatch):
 
     def _admit(self, request: Request, num_cached: int, count: int, step: SchedulerOutput) -> None:
         """Give a request a row and blocks, and enter its first `count` tokens behind the cached ones into the step."""
+        num_to_encode = self.kv.num_to_encode(request)
+        step.num_source_tokens += num_to_encode
         if request.status is RequestStatus.WAITING:
             request.scheduled_at = self.clock()
             request.num_cached_tokens = num_cached
-            self.policy.charge(request, request.num_prompt_tokens - num_cached, 0)
+            self.policy.charge(request, request.num_prompt_tokens - num_cached + num_to_encode, 0)
         if self.kv.prefix_caching:
             self._counters["prefix_cache_queries"] += len(request.token_ids)
             self._counters["prefix_cache_hits"] += num_cached
@@ -254,6 +259,8 @@ class Scheduler(RequestBatch):
                 num_prompt_tokens=request.num_prompt_tokens,
                 num_computed_tokens=num_cached,
                 block_ids=[list(table) for table in request.block_tables],
+                cross_blocks=list(request.cross_blocks),
+                is_encoded=num_to_encode == 0,
                 snapshot=self.kv.snapshot_of(request, num_cached),
                 num_prompt_logprobs=request.num_prompt_logprobs,
                 sampling=request.sampling,

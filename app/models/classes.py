@@ -9,8 +9,11 @@ from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
     AutoModelForMultimodalLM,
+    AutoModelForSeq2SeqLM,
+    AutoModelForSpeechSeq2Seq,
 )
 
+from ..checkpoint.encoder_decoders import EncoderDecoderConfig
 from ..checkpoint.folder import ModelFolder
 
 _MAPPINGS: tuple[tuple[Any, Any], ...] = (
@@ -26,6 +29,11 @@ def auto_class(config: Any, architecture: str) -> Any | None:
     """
     by_name = {mapping[type(config)].__name__: auto for auto, mapping in _MAPPINGS if type(config) in mapping}
     return by_name.get(architecture, next(iter(by_name.values()), None))
+
+
+def encoder_decoder_class(described: EncoderDecoderConfig) -> Any:
+    """What loads an encoder-decoder."""
+    return AutoModelForSpeechSeq2Seq if described.hears else AutoModelForSeq2SeqLM
 
 
 def config_of(folder: ModelFolder) -> Any:

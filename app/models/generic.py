@@ -129,7 +129,7 @@ class _NoAttention(TorchPagedBackend):
         return q.new_zeros(q.shape[0], cache.config.num_heads * cache.config.v_head_dim)
 
 
-class _BodyOutput:
+class BodyOutput:
     """What a causal model reads of its body's output: hidden states, and None for everything else."""
 
     def __init__(self, hidden: Tensor) -> None:
@@ -142,7 +142,7 @@ class _BodyOutput:
         return None
 
 
-class _FixedHidden(nn.Module):
+class FixedHidden(nn.Module):
     """Stands in the place of a causal model's body, and returns hidden states that were computed before.
 
     What else the head reads of it, such as a factor, is the body's. But it has no part that could be called.
@@ -160,8 +160,8 @@ class _FixedHidden(nn.Module):
             raise AttributeError(name)
         return value
 
-    def forward(self, *_args: Any, **_options: Any) -> _BodyOutput:
-        return _BodyOutput(self.hidden)
+    def forward(self, *_args: Any, **_options: Any) -> BodyOutput:
+        return BodyOutput(self.hidden)
 
 
 class GenericModel(nn.Module):
@@ -178,7 +178,7 @@ class GenericModel(nn.Module):
         if isinstance(inner := getattr(body, "decoder", None), PreTrainedModel):  # as OPT has one
             holder, name, body = body, "decoder", inner
         self.body: nn.Module = body
-        self.fixed = _FixedHidden(self.body)
+        self.fixed = FixedHidden(self.body)
         setattr(holder, name, self.fixed)
         self.places = Places.of(self.body)
         self.head = model

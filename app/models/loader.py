@@ -3,19 +3,19 @@
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import nn
 
-from ..attention.layer import Attention
+from ..attention.layer import Attention, CrossAttention
 from ..checkpoint.families import FAMILIES, NotCarriedError, parse_decoder_config
 from ..checkpoint.folder import ModelFolder
 from ..checkpoint.quantization import embeds_by_head
 from ..errors import ModelError
 from ..layers.linear import Choice, Linear, attach, change
-from ..layers.methods import choose
+from ..layers.methods import Methods, choose
 from ..layers.methods.mxfp4 import Mxfp4
 from ..layers.methods.plain import PLAIN
 from ..layers.recurrent import Recurrent
@@ -44,6 +44,8 @@ class LoadedModel:
     """In order."""
     continues_prompts: bool
     """Whether a prompt may be computed in several steps."""
+    cross_layers: list[CrossAttention] = field(default_factory=list)
+    """Of an encoder-decoder, in order."""
 
 
 def load_model(
@@ -60,6 +62,8 @@ def load_model(
     """
     # Before anything slow, since it may refuse the checkpoint.
     methods = choose(folder, device, dtype, settings.quantization, settings.batch_invariant)
+    if folder.encoder_decoder is not None:
+        return _load_encoder_decoder(folder, settings, methods, dtype, device, takes_adapters)
     model: Any = None
     if settings.model_impl != "generic":
         model = _try_decoder(folder, settings, methods.choice, dtype, device, max_model_len)
@@ -83,6 +87,31 @@ def load_model(
     continues = used == "decoder" or model.continues_prompts
     sizes = model.vocab_size, model.hidden_size
     return LoadedModel(model.eval().requires_grad_(False), used, *sizes, layers, recurrent, continues)
+
+
+def _load_encoder_decoder(
+    folder: ModelFolder,
+    settings: ModelSettings,
+    methods: Methods,
+    dtype: torch.dtype,
+    device: torch.device,
+    takes_adapters: bool,
+) -> LoadedModel:
+    kind = folder.model_type
+    if settings.model_impl == "decoder":
+        raise ModelError(f"model_impl: the decoder does not run {kind}, which is an encoder-decoder")
+    if settings.batch_invariant:
+        raise ModelError(f"batch_invariant: {kind} is an encoder-decoder, whose tokens depend on the batch")
+    if takes_adapters:
+        raise ModelError(f"lora: {kind} is an encoder-decoder, which takes no adapters")
+    from .encoder_decoder import load_encoder_decoder  # importing transformers takes seconds
+
+    model = load_encoder_decoder(folder, methods, dtype, device, settings.load_format == "dummy")
+    change(model, PLAIN, methods.plain)
+    layers = [module for module in model.modules() if isinstance(module, Attention)]
+    sizes = model.vocab_size, model.hidden_size
+    continues = model.continues_prompts
+    return LoadedModel(model, "generic", *sizes, layers, [], continues, model.cross_layers)
 
 
 def _check_invariance(model: nn.Module) -> None:

@@ -23,7 +23,7 @@ def transformers_model(
     """
     from transformers import AutoConfig  # seconds, which wait until the model is found
 
-    from .classes import auto_class, config_of
+    from .classes import auto_class, config_of, encoder_decoder_class
     from .gguf_tensors import GgufTensors
     from .stored import own_class
     from .weights import plain_tensors
@@ -42,7 +42,8 @@ def transformers_model(
             options |= {"state_dict": GgufTensors(file, opened.quantization or {}).plain()}
     else:
         shape = config_of(opened)
-    kind = auto_class(shape, opened.architecture)
+    described = opened.encoder_decoder
+    kind = auto_class(shape, opened.architecture) if described is None else encoder_decoder_class(described)
     if opened.alias is not None and opened.alias.renames_tensors:
         options |= {"state_dict": plain_tensors(opened)}
     if "state_dict" in options:

@@ -10,7 +10,7 @@ import torch
 from tokenizers import Tokenizer
 
 from ..attention.backends.base import AttentionBackend
-from ..attention.registry import Recordable, choose_backend
+from ..attention.registry import Capabilities, Recordable, choose_backend
 from ..checkpoint.draft_head import is_draft_head, read_draft_head
 from ..checkpoint.folder import ModelFolder
 from ..checkpoint.source import find_model
@@ -25,11 +25,12 @@ from ..settings import Settings, cache_folder
 from .batch import InputBatch
 from .draft_head import HeadDrafter
 from .draft_model import DraftModel
+from .encoder_outputs import EncoderOutputs
 from .execution import Eager, Execution, StepMemory
-from .kv_storage import bind_kv_cache, group_layers
+from .kv_storage import bind_kv_cache, cross_group, group_layers
 from .model_state import ModelState, NoState
 from .recurrent_states import RecurrentStates, StatesInSlots
-from .resolve import Resolved, resolve, resolve_blocks, resolve_states
+from .resolve import Resolved, max_source_len, resolve, resolve_blocks, resolve_states
 from .runner import ModelRunner
 from .sampling.base import Sampling
 
@@ -48,6 +49,8 @@ def build_worker(settings: Settings, path: Path) -> BuiltWorker:
             raise StartupError(
                 "draft_model: the model keeps recurrent states, which cannot go back behind wrong drafts"
             )
+        if loaded.cross_layers and settings.drafts_by_model:
+            raise StartupError("draft_model: the model is an encoder-decoder, for which no other model guesses")
         adapters = _make_adapters(resolved, loaded) if resolved.limits.num_adapters else None
         draft = _load_draft_model(settings, resolved, loaded, path) if settings.drafts_by_model else None
         clock.lap("load_weights")
@@ -134,7 +137,12 @@ def _build_runner(
     """Put a runner together, give it its KV blocks, and have it do all that is done once."""
     device = resolved.device
     chosen = choose_backend(
-        settings.attention_backend, device, resolved.dtype, resolved.kv_dtype, settings.batch_invariant
+        settings.attention_backend,
+        device,
+        resolved.dtype,
+        resolved.kv_dtype,
+        settings.batch_invariant,
+        any(layer.cache.bias is not None for layer in loaded.attention_layers),
     )
     if loaded.recurrent_layers and chosen.recordable == "steps":
         from ..models.at_once import compute_at_once  # its kernels are for the GPU
@@ -147,20 +155,25 @@ def _build_runner(
     num_snapshots = limits.states.num_snapshots if limits.states else 0
     layers = loaded.attention_layers + (draft.attention_layers if isinstance(draft, LoadedModel) else [])
     groups = group_layers(layers, limits.max_model_len, settings.block_size, resolved.kv_dtype)
+    source_len = max_source_len(path, limits) if loaded.cross_layers else 0
+    cross = cross_group(loaded.cross_layers, settings.block_size, resolved.kv_dtype) if source_len else None
     max_entries = max(limits.max_num_seqs, min(limits.max_num_batched_tokens, MAX_WITH_DRAFTS))
 
     def make_runner(model: LoadedModel, tables_of: ModelRunner | None = None) -> ModelRunner:
         configs = [layer.config for layer in model.attention_layers]
         backend = chosen.make(configs, len(groups), settings.batch_invariant)
         at_once = all(layer.at_once for layer in model.recurrent_layers)
-        # A step that is recorded runs several times before it counts, and states would go on each time.
-        recordable = chosen.recordable if at_once else "nothing"
+        # A step that is recorded runs several times before it counts, and states would go on each time. What a step
+        # sees of encoders' outputs is said on the host.
+        recordable = chosen.recordable if at_once and not model.cross_layers else "nothing"
         of_model = replace(limits, num_adapters=limits.num_adapters if model is loaded else 0)
         execution, sampling = _execution(recordable, of_model, backend, model.vocab_size, max_entries, device)
         state: ModelState = NoState()
         if model.recurrent_layers:
             kind = StatesInSlots if at_once else RecurrentStates
             state = kind(model.recurrent_layers, limits.max_num_seqs, num_snapshots, device)
+        if source_len:
+            state = _encoder_outputs(model, chosen, limits, source_len, settings.block_size, device)
         return ModelRunner(
             loaded=model,
             state=state,
@@ -184,12 +197,17 @@ def _build_runner(
     guessing = make_runner(draft, runner) if isinstance(draft, LoadedModel) else None
     storage = runner.backend, settings.block_size, resolved.kv_dtype, device
     bind_kv_cache(groups, [1] * len(groups), *storage)  # to measure without
+    if cross:
+        bind_kv_cache([cross], [1], *storage)
     memory = runner.measure_memory()
     if guessing:
         memory = StepMemory(*map(sum, zip(memory, guessing.measure_memory(), strict=True)))
     clock.lap("measure_memory")
-    limits = resolve_blocks(settings, resolved, groups, memory, (limits.max_num_seqs + num_snapshots) * bytes_of_row)
+    of_states = (limits.max_num_seqs + num_snapshots) * bytes_of_row
+    limits = resolve_blocks(settings, resolved, groups, memory, of_states, cross, source_len)
     bind_kv_cache(groups, [group.num_blocks for group in limits.groups], *storage)
+    if cross and limits.cross:
+        bind_kv_cache([cross], [limits.cross.num_blocks], *storage)
     clock.lap("allocate_kv_cache")
     runner.prepare()
     if guessing and isinstance(draft, LoadedModel):
@@ -201,6 +219,18 @@ def _build_runner(
         drafter.prepare()
     clock.lap("warm_up")
     return runner, replace(limits, step_sizes=runner.execution.step_sizes)
+
+
+def _encoder_outputs(
+    model: LoadedModel, chosen: Capabilities, limits: Limits, source_len: int, block_size: int, device: torch.device
+) -> EncoderOutputs:
+    """The state of an encoder-decoder's rows."""
+    from ..models.encoder_decoder import EncoderDecoder
+
+    assert isinstance(model.model, EncoderDecoder)
+    backend = chosen.make([layer.config for layer in model.cross_layers], 1, False)
+    sizes = limits.max_num_seqs, source_len, limits.max_num_batched_tokens, block_size
+    return EncoderOutputs(model.model, backend, *sizes, device)
 
 
 def _execution(

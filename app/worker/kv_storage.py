@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from ..attention.backends.base import AttentionBackend
-from ..attention.layer import Attention
+from ..attention.layer import Attention, CrossAttention
 from ..core.step import KVGroup
 from ..kernels.kv import bytes_of_token
 
@@ -16,7 +16,7 @@ from ..kernels.kv import bytes_of_token
 class LayerGroup:
     """Layers that keep their K and V for the same tokens, and so share the numbers of their blocks."""
 
-    layers: list[Attention]
+    layers: Sequence[Attention | CrossAttention]
     window: int | None
     """Only that many tokens are needed; None if all of them are."""
     block_bytes: int
@@ -49,6 +49,15 @@ def group_layers(
             of_token += bytes_of_token(config.num_kv_heads, config.head_dim, config.v_head_dim, kv_dtype)
         groups.append(LayerGroup(members, window, of_token * block_size))
     return groups
+
+
+def cross_group(layers: Sequence[CrossAttention], block_size: int, kv_dtype: torch.dtype) -> LayerGroup:
+    """The layers that attend to what encoders have read. Their blocks are no group of those that requests grow in."""
+    of_token = sum(
+        bytes_of_token(layer.config.num_kv_heads, layer.config.head_dim, layer.config.v_head_dim, kv_dtype)
+        for layer in layers
+    )
+    return LayerGroup(layers, None, of_token * block_size)
 
 
 def size_groups(groups: Sequence[LayerGroup], num_blocks: int, most: Sequence[int | None]) -> tuple[KVGroup, ...]:

@@ -1,6 +1,6 @@
 """Runs a model that answers with numbers on many inputs at once: those of nearly the same size together."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Protocol
 
@@ -9,11 +9,7 @@ from torch import Tensor
 
 from ..core.step import ModelRunnerOutput, NewRequest, SchedulerOutput
 from .faults import named_faults
-
-_MOST_PADDING = 4
-"""Inputs of a batch are at most a quarter smaller than its largest, or ..."""
-_SMALL = 4
-"""... this many tokens."""
+from .similar_sizes import batches
 
 
 class Reader(Protocol):
@@ -61,17 +57,8 @@ class PredictiveRunner:
         """Compute inputs; float32 numbers for each."""
         vectors = [b""] * len(requests)
         order = sorted(range(len(requests)), key=lambda index: len(requests[index].token_ids))
-        for indices in _batches(order, [len(requests[index].token_ids) for index in order]):
+        for indices in batches(order, [len(requests[index].token_ids) for index in order]):
             outputs = self.reader.read([requests[index] for index in indices])
             for index, numbers in zip(indices, outputs, strict=True):
                 vectors[index] = numbers.float().cpu().numpy().tobytes()
         return vectors
-
-
-def _batches(order: list[int], sizes: list[int]) -> Iterator[list[int]]:
-    """Cut inputs, which are sorted by size, where the next would make too much padding."""
-    start = 0
-    for at in range(1, len(order) + 1):
-        if at == len(order) or sizes[at] - sizes[start] > max(_SMALL, sizes[at] // _MOST_PADDING):
-            yield order[start:at]
-            start = at

@@ -16,7 +16,7 @@ import torch
 
 from ..checkpoint.adapter import read_adapter
 from ..checkpoint.folder import ModelFolder
-from ..core.step import Limits, RowStates
+from ..core.step import CrossMemory, Limits, RowStates
 from ..errors import StartupError
 from ..layers.methods.float8 import has_kernel as multiplies_float8
 from ..layers.methods.onednn import has_bfloat16
@@ -178,12 +178,33 @@ def _memory_to_keep(settings: Settings, device: torch.device) -> int:
     return _gpu_memory_left(settings, device, free, StepMemory(0, 0))
 
 
+def max_source_len(path: Path, limits: Limits) -> int:
+    """Most tokens that the encoder of an encoder-decoder reads, or makes of a sound."""
+    described = ModelFolder(path).encoder_decoder
+    assert described is not None
+    # Where no table bounds it, the encoder reads as much as the decoder may write.
+    return described.max_source_len or limits.max_model_len
+
+
+def _num_cross_blocks(num_blocks: int, limits: Limits, block_size: int, source_len: int) -> int:
+    """Blocks of cross-attention beside `num_blocks` of the others: in proportion to what a request may have of each."""
+    most = limits.max_num_seqs * -(-source_len // block_size)
+    return min(most, -(-num_blocks * source_len // limits.max_model_len))
+
+
 def resolve_blocks(
-    settings: Settings, resolved: Resolved, groups: Sequence[LayerGroup], memory: StepMemory, states: int = 0
+    settings: Settings,
+    resolved: Resolved,
+    groups: Sequence[LayerGroup],
+    memory: StepMemory,
+    states: int = 0,
+    cross: LayerGroup | None = None,
+    source_len: int = 0,
 ) -> Limits:
     """Decide on the KV blocks; call it when the weights are loaded. StartupError if they do not suffice.
 
-    `memory`: what steps take, as measured; `states`: bytes of recurrent states, which are allocated.
+    `memory`: what steps take, as measured; `states`: bytes of recurrent states, which are allocated; `cross`: layers
+    that attend to what encoders have read, up to `source_len` tokens.
     """
     limits, block_size = resolved.limits, settings.block_size
     most = [g.most_blocks(block_size, limits.max_num_seqs, limits.max_num_batched_tokens) for g in groups]
@@ -191,9 +212,11 @@ def resolve_blocks(
 
     def fitting(size: int) -> int:
         """The largest number of blocks that these bytes hold."""
-        return bisect_right(
-            range(1, useful + 1), size, key=lambda count: bytes_of(groups, size_groups(groups, count, most))
-        )
+        return bisect_right(range(1, useful + 1), size, key=bytes_with)
+
+    def bytes_with(count: int) -> int:
+        of_cross = cross.block_bytes * _num_cross_blocks(count, limits, block_size, source_len) if cross else 0
+        return bytes_of(groups, size_groups(groups, count, most)) + of_cross
 
     if settings.num_kv_blocks:
         num_blocks, reason = settings.num_kv_blocks, "as set"
@@ -218,10 +241,23 @@ def resolve_blocks(
         " + ".join(f"{size.num_blocks}" + (f" (window {size.window})" if size.window else "") for size in sizes),
         block_size,
         resolved.kv_dtype,
-        bytes_of(groups, sizes) / 2**30,
+        bytes_with(num_blocks) / 2**30,
         reason,
     )
+    if cross:
+        limits = replace(limits, cross=_cross_memory(num_blocks, limits, block_size, source_len))
     return with_groups(limits, settings, sizes)
+
+
+def _cross_memory(num_blocks: int, limits: Limits, block_size: int, source_len: int) -> CrossMemory:
+    count = _num_cross_blocks(num_blocks, limits, block_size, source_len)
+    if count * block_size < source_len:
+        raise StartupError(
+            f"{count} KV blocks for the encoder's output are too few: an input of {source_len} tokens needs "
+            f"{-(-source_len // block_size)}. Raise num_kv_blocks or kv_cache_memory"
+        )
+    log.info("%d KV blocks of them for encoders' outputs, of up to %d tokens", count, source_len)
+    return CrossMemory(count, source_len)
 
 
 def _enough_on_a_cpu(limits: Limits, block_size: int) -> int:

@@ -1,7 +1,9 @@
 """From a validated completion to its choices."""
 
+from ...errors import UnsupportedError
 from ..generation.choices import Choice, TokenLimit, check_logprobs, check_num_choices, make_choices
 from ..generation.prompts import as_list, check_token_ids, encode_texts
+from ..generation.sources import Languages
 from ..generation.structured import grammar_of
 from ..service import Service
 from .schema import DEFAULT_MAX_TOKENS, CompletionRequest
@@ -12,6 +14,7 @@ async def prepare_completion(service: Service, body: CompletionRequest) -> list[
     service.check_model(body.model)
     service.check_task("generate")
     service.ready()
+    _check_reading(service, body)
     check_logprobs(service, body.logprobs, "logprobs")
     prompts = await _prompts(service, body)
     grammar = await grammar_of(service, body, body.constraint())
@@ -23,7 +26,18 @@ async def prepare_completion(service: Service, body: CompletionRequest) -> list[
         logprobs=body.logprobs,
         prompt_logprobs=body.logprobs if body.echo else None,
         grammar=grammar,
+        languages=Languages(body.source_language or "", body.target_language or ""),
     )
+
+
+def _check_reading(service: Service, body: CompletionRequest) -> None:
+    """Raise UnsupportedError for fields that make no sense where an encoder reads the prompt, or only there."""
+    if service.encoder_decoder is not None and body.echo:
+        reason = "this model's encoder reads the prompt, which its text does not go on from"
+        raise UnsupportedError(f"echo: {reason}", "echo")
+    for name in ("source_language", "target_language"):
+        if service.encoder_decoder is None and getattr(body, name) is not None:
+            raise UnsupportedError(f"{name}: this model has no tokens for languages", name)
 
 
 async def _prompts(service: Service, body: CompletionRequest) -> list[list[int]]:

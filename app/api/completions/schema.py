@@ -3,6 +3,7 @@
 from pydantic import ConfigDict, Field
 
 from ...errors import InvalidRequestError, UnsupportedError
+from ..edge.body import Label
 from ..generation.fields import Prompt, SamplingFields
 from ..generation.structured import StructuredFields
 
@@ -21,6 +22,8 @@ class CompletionRequest(StructuredFields, SamplingFields):
     logprobs: int | None = Field(None, ge=0, description="most probable tokens to report at each position")
     echo: bool = Field(False, description="return the prompt too")
     add_special_tokens: bool = Field(True, description="what the tokenizer puts around a text")
+    source_language: Label | None = Field(None, description="of the prompt, for models that translate: its token")
+    target_language: Label | None = Field(None, description="what it is to be translated to")
     best_of: int | None = Field(None, ge=1, description="1 or n: choices are not ranked")
 
     def check(self) -> None:

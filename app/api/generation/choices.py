@@ -4,12 +4,14 @@ import hashlib
 import secrets
 from dataclasses import dataclass
 
+from ...core.media import Media
 from ...core.sampling import SamplingParams
 from ...errors import ContextLengthError, InvalidRequestError, UnsupportedError
 from ...text.output_processor import StopConditions
 from ..service import Service
 from .fields import SamplingFields
 from .reasoning import Reasoning
+from .sources import AS_CONFIGURED, Beginning, Languages, beginning_of
 
 _SEED_BITS = 63
 _PROMPTS_PER_N = 8
@@ -24,6 +26,7 @@ class Choice:
     """One text to generate."""
 
     prompt_token_ids: list[int]
+    """What the text goes on from: of an encoder-decoder the decoder's beginning."""
     sampling: SamplingParams
     conditions: StopConditions
     reasoning: Reasoning | None = None
@@ -32,6 +35,13 @@ class Choice:
     """See `GenerateCommand`."""
     adapter: str = ""
     """See `GenerateCommand`."""
+    source: Media | None = None
+    """See `GenerateCommand`."""
+
+    @property
+    def num_prompt_tokens(self) -> int:
+        """Of what the client has sent."""
+        return Beginning(self.prompt_token_ids, self.source).num_tokens
 
 
 @dataclass(frozen=True)
@@ -58,6 +68,7 @@ def make_choices(
     grammar: str = "",
     shown: frozenset[int] = frozenset(),
     reasoning: Reasoning | None = None,
+    languages: Languages = AS_CONFIGURED,
 ) -> list[Choice]:
     """`n` choices for each prompt (token ids). Raises InvalidRequestError that names the field."""
     check_count("stop", len(request.stop_strings), service.settings.request_limits.max_stop)
@@ -75,13 +86,15 @@ def make_choices(
     seed = secrets.randbits(_SEED_BITS) if request.seed is None else request.seed % 2**_SEED_BITS
     adapter, choices = service.adapter_of(request.model), []
     for prompt in prompts:
-        max_tokens = _max_tokens(len(prompt), limit, service.ready().max_model_len)
+        token_ids, source = beginning_of(service, prompt, limit.prompt_param, languages)
+        max_tokens = _max_tokens(len(token_ids), limit, service.ready().max_model_len)
         if request.min_tokens > max_tokens:
             raise InvalidRequestError(f"min_tokens: at most {limit.param}, which is {max_tokens}", "min_tokens")
         for index in range(request.n):
             own_seed = _seed_of_choice(seed, index)
             sampling = _sampling_params(service, request, max_tokens, own_seed, logprobs, prompt_logprobs, grammar)
-            choices.append(Choice(prompt, sampling, conditions, reasoning, request.max_drafts, adapter))
+            drafts = request.max_drafts
+            choices.append(Choice(token_ids, sampling, conditions, reasoning, drafts, adapter, source))
     return choices
 
 
@@ -104,10 +117,11 @@ def _sampling_params(
     stop_token_ids = frozenset(request.stop_token_ids)
     if not request.ignore_eos:
         stop_token_ids |= service.tokenizer.eos_token_ids
+    described = service.encoder_decoder
     return SamplingParams(
         max_tokens=max_tokens,
         seed=seed,
-        min_tokens=request.min_tokens,
+        min_tokens=max(request.min_tokens, min(described.min_tokens, max_tokens) if described else 0),
         temperature=0.0 if temperature < _GREEDY_BELOW else temperature,
         top_k=max(0, int(value("top_k", 0))),
         top_p=value("top_p", 1.0),
@@ -120,6 +134,7 @@ def _sampling_params(
         logprobs=logprobs,
         prompt_logprobs=prompt_logprobs,
         grammar=grammar,
+        rules=described.rules if described else None,
     )
 
 

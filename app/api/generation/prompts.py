@@ -45,10 +45,11 @@ def check_length(service: Service, text: str, param: str) -> None:
     most = service.settings.request_limits.max_prompt_size
     if len(text) > most or (4 * len(text) > most and len(text.encode()) > most):
         raise InvalidRequestError(f"{param}: at most {most} bytes of text (max_prompt_size)", param)
-    longest = service.ready().max_model_len * service.tokenizer.longest_token
+    most_tokens = service.ready().max_source_len or service.ready().max_model_len
+    longest = most_tokens * service.tokenizer.longest_token
     if len(text) > longest:
         raise ContextLengthError(
-            f"This model's maximum context length is {service.ready().max_model_len} tokens, which are {longest} "
+            f"This model's maximum context length is {most_tokens} tokens, which are {longest} "
             f"characters at most. However, the {param} has {len(text)} characters.",
             param,
         )

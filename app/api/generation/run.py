@@ -47,9 +47,10 @@ class Generation:
             self._stop_clock()
             raise
         for choice in choices[::n]:
-            self.usage.prompt_tokens += len(choice.prompt_token_ids)
-            service.metrics.record_admitted(len(choice.prompt_token_ids))
-            service.kept_prompts.keep(choice.prompt_token_ids)
+            self.usage.prompt_tokens += choice.num_prompt_tokens
+            service.metrics.record_admitted(choice.num_prompt_tokens)
+            if choice.source is None:
+                service.kept_prompts.keep(choice.prompt_token_ids)
         self._adapter = choices[0].adapter
         if self._adapter:
             service.metrics.record_adapter_request(self._adapter)
@@ -60,6 +61,7 @@ class Generation:
         command = GenerateCommand(
             request_id=self._entry.engine_id(index),
             prompt_token_ids=choice.prompt_token_ids,
+            source=choice.source,
             sampling=choice.sampling,
             priority=priority,
             tenant=self._entry.tenant.name,

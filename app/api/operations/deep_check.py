@@ -7,6 +7,7 @@ from ...core.request import FinishReason
 from ...core.sampling import SamplingParams
 from ...core.wire import GenerateCommand, PredictCommand, RequestCommand
 from ...errors import ApiError
+from ..generation.sources import made_up_source
 from ..service import Service
 
 _TIMEOUT = 10.0
@@ -55,5 +56,10 @@ def _command(service: Service) -> RequestCommand:
         return PredictCommand(request_id=request_id, token_ids=[0], type_ids=[0], priority=_PRIORITY, arrived_at=now)
     sampling = SamplingParams(max_tokens=1, seed=0, temperature=0.0)
     return GenerateCommand(
-        request_id=request_id, prompt_token_ids=[0], sampling=sampling, priority=_PRIORITY, arrived_at=now
+        request_id=request_id,
+        prompt_token_ids=[0],
+        source=None if service.encoder_decoder is None else made_up_source(service.encoder_decoder),
+        sampling=sampling,
+        priority=_PRIORITY,
+        arrived_at=now,
     )

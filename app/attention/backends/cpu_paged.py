@@ -25,6 +25,7 @@ from .tiles import count_decodes, write_tiles
 _LINE = 64
 """Bytes of a line of the cache, of which a block has whole ones."""
 _NO_SINKS = torch.empty(0)
+_NO_BIAS = torch.empty(0, 0)
 _AT_ONCE = 8
 """Query heads that the kernel computes together."""
 
@@ -148,6 +149,7 @@ class CpuPagedBackend:
         run(
             len(metadata.tiles) * config.num_kv_heads, True, q, *map(constant, cache.kv),
             metadata.block_tables[cache.group], metadata.tiles, config.window or 0, config.chunked, float(config.scale),
-            float(config.softcap or 0.0), _NO_SINKS if sinks is None else sinks, out,
+            float(config.softcap or 0.0), _NO_SINKS if sinks is None else sinks,
+            _NO_BIAS if cache.bias is None else cache.bias, out,
         )  # fmt: skip
         return out.flatten(1)

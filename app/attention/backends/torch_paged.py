@@ -51,6 +51,8 @@ class _DecodeGroup(NamedTuple):
     """(requests * blocks,): the blocks to gather, request by request."""
     mask: Tensor
     """(1, requests, 1, tokens): 0 where a token is seen, else -inf."""
+    distances: Tensor
+    """(requests, tokens): how far before the query each token is."""
     unseen: Tensor
     """(1, requests, tokens, 1): what other requests left there may be anything, NaN included."""
 
@@ -177,7 +179,7 @@ class TorchPagedBackend:
         if cache.config.window is not None:
             seen &= positions >= cache.config.first_seen(lengths - 1)
         mask = _mask(seen, cache.kv.k.dtype)[None, :, None]
-        return _DecodeGroup(rows, blocks, mask, ~seen[None, :, :, None])
+        return _DecodeGroup(rows, blocks, mask, lengths - 1 - positions, ~seen[None, :, :, None])
 
     def _decode(self, cache: LayerCache, q: Tensor, sinks: Tensor | None, group: _DecodeGroup) -> Tensor:
         """One query token per request: (requests, num_heads, head_dim) to (requests, num_heads, v_head_dim)."""
@@ -189,7 +191,10 @@ class TorchPagedBackend:
         # Query heads that share a K/V head are as good as queries of it: (heads, requests, group, head_dim).
         q = q.unflatten(1, (heads, -1)).transpose(0, 1)
         sinks = None if sinks is None else sinks.view(heads, 1, -1, 1)
-        return _attend(q, k, v, group.mask, sinks, config).transpose(0, 1).flatten(1, 2)
+        mask = group.mask
+        if (bias := cache.bias_at(group.distances)) is not None:
+            mask = mask + bias.unflatten(0, (heads, -1)).transpose(1, 2).to(mask.dtype)
+        return _attend(q, k, v, mask, sinks, config).transpose(0, 1).flatten(1, 2)
 
     # ------------------------------------------------------------------ prefill
 
@@ -198,7 +203,7 @@ class TorchPagedBackend:
     ) -> Tensor:
         """A chunk of one prompt: (tokens, num_heads, head_dim) to (tokens, num_heads, v_head_dim)."""
         config = cache.config
-        first_key, blocks, mask = self._prefill_plan(cache, index, q, metadata)
+        first_key, blocks, mask, distances = self._prefill_plan(cache, index, q, metadata)
         num_keys = metadata.seq_lens[index] - first_key
         # (num_kv_heads, group, keys, head_dim): the query heads that share a K/V head see the same memory.
         group = config.num_heads // config.num_kv_heads
@@ -208,12 +213,15 @@ class TorchPagedBackend:
         )
         q = q.unflatten(1, (config.num_kv_heads, group)).permute(1, 2, 0, 3)
         sinks = None if sinks is None else sinks.view(config.num_kv_heads, group, 1, 1)
+        if (bias := cache.bias_at(distances)) is not None:
+            mask = mask + bias.unflatten(0, (config.num_kv_heads, group)).to(mask.dtype)
         return _attend(q, k, v, mask, sinks, config).permute(2, 0, 1, 3).flatten(1, 2)
 
     def _prefill_plan(
         self, cache: LayerCache, index: int, q: Tensor, metadata: AttentionMetadata
-    ) -> tuple[int, Tensor, Tensor]:
-        """First key position, blocks to gather, and the mask (queries, keys) of a chunk, once for all layers."""
+    ) -> tuple[int, Tensor, Tensor, Tensor]:
+        """First key position, blocks to gather, and the mask and the distances (queries, keys) of a chunk, once for all
+        layers."""
         config = cache.config
         key = ("prefill", config.window, config.chunked, index)
         if key not in metadata.derived:
@@ -226,8 +234,8 @@ class TorchPagedBackend:
             seen = keys <= queries
             if config.window is not None:
                 seen &= keys >= config.first_seen(queries)
-            metadata.derived[key] = (first_key, blocks, _mask(seen, q.dtype))
-        plan: tuple[int, Tensor, Tensor] = metadata.derived[key]
+            metadata.derived[key] = (first_key, blocks, _mask(seen, q.dtype), queries - keys)
+        plan: tuple[int, Tensor, Tensor, Tensor] = metadata.derived[key]
         return plan
 
 

@@ -24,8 +24,11 @@ def _first_seen(position, window, chunked):  # type: ignore[no-untyped-def]
 
 
 @inline
-def _softmax(scores, low, high, scale, softcap, sink):  # type: ignore[no-untyped-def]
-    """Of scores (positions,) from low to before high, and of a sink, in place; others become 0."""
+def _softmax(scores, low, high, scale, softcap, sink, bias, head):  # type: ignore[no-untyped-def]
+    """Of scores (positions,) from low to before high, and of a sink, in place; others become 0.
+
+    bias (heads, distances), or (0, 0): what is added by the distance from the last of them.
+    """
     for i in range(low):
         scores[i] = np.float32(0)
     for i in range(high, scores.shape[0]):
@@ -36,6 +39,9 @@ def _softmax(scores, low, high, scale, softcap, sink):  # type: ignore[no-untype
     if softcap > 0:
         for i in range(seen.shape[0]):
             seen[i] = softcap * np.tanh(seen[i] / softcap)
+    if bias.shape[0] > 0:
+        for i in range(seen.shape[0]):
+            seen[i] += bias[head, min(seen.shape[0] - 1 - i, bias.shape[1] - 1)]
     # LLVM makes no vectors of one running maximum, since that of what is no number depends on the order.
     maxima = np.full(_SLICE, max(seen[0], sink))
     whole = seen.shape[0] // _SLICE * _SLICE
@@ -97,6 +103,7 @@ def paged_attention(group: int, head_dim: int, v_head_dim: int, block_size: int)
     - window and whether it is chunked: see `app.attention.config.AttentionConfig`; 0 is none,
     - scale and softcap (0: none), float32,
     - sinks (num_kv_heads * group,), or none: see `app.attention.layer.Attention.forward`,
+    - bias (num_kv_heads * group, distances), or (0, 0): see `app.attention.config.LayerCache`,
     - out (tokens, num_kv_heads * group, v_head_dim), which it fills.
     """
     whole, rest = v_head_dim // _SLICE, v_head_dim % _SLICE
@@ -117,6 +124,7 @@ def paged_attention(group: int, head_dim: int, v_head_dim: int, block_size: int)
         scale,
         softcap,
         sinks,
+        bias,
         out,
     ):
         num_tiles = tiles.shape[0]
@@ -149,7 +157,8 @@ def paged_attention(group: int, head_dim: int, v_head_dim: int, block_size: int)
                 low = _first_seen(position + t, window, chunked) - base * block_size
                 for g in range(group):
                     sink = to_float(sinks[head * group + g]) if sinks.shape[0] > 0 else np.float32(-np.inf)
-                    _softmax(scores[t * group + g], low, seen - base * block_size, scale, softcap, sink)
+                    row, high = scores[t * group + g], seen - base * block_size
+                    _softmax(row, low, high, scale, softcap, sink, bias, head * group + g)
             results = np.zeros((rows, v_head_dim), np.float32)
             for block in range(blocks):
                 begins = (base + block) * block_size

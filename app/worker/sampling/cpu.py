@@ -14,6 +14,7 @@ from ...core.step import NOT_A_NUMBER, NewRequest
 from ...kernels.cpu.sampling import race, race_keys
 from ..batch import NO_DRAFT, Entries
 from ..drafts import accepted_tokens
+from .rules import RowRules
 
 _CANDIDATES = (64, 1024)
 """Top-k and top-p look at this many most probable tokens first: sorting the whole vocabulary is slow."""
@@ -35,6 +36,7 @@ class _Row:
     """Token ids and what is added to their logits."""
     stop_token_ids: Tensor | None = None
     """Masked while the output is shorter than `min_tokens`."""
+    rules: RowRules | None = None
     adjusts: bool = False
     """Whether any of the above is there, and so the row's logits are changed before sampling."""
 
@@ -42,6 +44,8 @@ class _Row:
         """Remember a token that follows the text; returns whether it was not in it before."""
         if self.output_counts is not None:
             self.output_counts[token] += 1
+        if self.rules is not None:
+            self.rules.text.append(token)
         if self.in_text is None or self.in_text[token]:
             return False
         self.in_text[token] = True
@@ -51,6 +55,8 @@ class _Row:
         """Undo `count`, of the last token that was counted."""
         if self.output_counts is not None:
             self.output_counts[token] -= 1
+        if self.rules is not None:
+            self.rules.text.pop()
         if self.in_text is not None and was_new:
             self.in_text[token] = False
 
@@ -92,7 +98,9 @@ class CpuSampling:
             state.bias = torch.tensor(list(sampling.logit_bias)), torch.tensor(list(sampling.logit_bias.values()))
         if sampling.min_tokens and sampling.stop_token_ids:
             state.stop_token_ids = torch.tensor(list(sampling.stop_token_ids))
-        optional = (state.output_counts, state.in_text, state.bias, state.stop_token_ids)
+        if sampling.rules is not None:
+            state.rules = RowRules(sampling.rules, list(token_ids), request.num_prompt_tokens)
+        optional = (state.output_counts, state.in_text, state.bias, state.stop_token_ids, state.rules)
         state.adjusts = any(value is not None for value in optional)
         self._rows[row] = state
 
@@ -146,7 +154,7 @@ class CpuSampling:
             state.forget(draft, was_new)
 
     def _adjust(self, logits: Tensor, state: _Row, num_tokens: int) -> None:
-        """Penalties, bias and minimum length: changes (vocab,) logits of one row in place."""
+        """Penalties, bias, minimum length and rules: changes (vocab,) logits of one row in place."""
         sampling = state.sampling
         if state.in_text is not None:
             penalty = sampling.repetition_penalty
@@ -159,6 +167,8 @@ class CpuSampling:
             logits.index_add_(0, *state.bias)
         if state.stop_token_ids is not None and num_tokens - state.num_prompt_tokens < sampling.min_tokens:
             logits[state.stop_token_ids] = float("-inf")
+        if state.rules is not None:
+            state.rules.apply(logits)
 
     def _count(self, rows: NDArray[np.int64], accepted: list[list[int]]) -> None:
         """Remember what was generated, for the rows with penalties."""

@@ -46,6 +46,7 @@ class GpuSampling:
     def add(self, request: NewRequest) -> None:
         """See `Sampling.add`."""
         row, sampling = request.row, request.sampling
+        assert sampling.rules is None  # since steps of encoder-decoders are not recorded
         has_penalties = bool(
             sampling.presence_penalty or sampling.frequency_penalty or sampling.repetition_penalty != 1.0
         )
