@@ -1,4 +1,4 @@
-"""The command line: `paceline serve | generate | bench | check-model | quality | quantize | distill | hash-key`."""
+"""The command line: `paceline serve`, `generate`, `chat`, and what else is told by `paceline --help`."""
 
 import inspect
 import sys
@@ -103,6 +103,38 @@ def generate(
     for piece in generate_text(settings, prompt, max_tokens, temperature, raw):
         print(piece, end="", flush=True)
     print()
+
+
+def chat(
+    url: Annotated[
+        str | None, typer.Argument(help="a server with OpenAI's API; without one, an engine is started for the chat")
+    ] = None,
+    system: Annotated[str | None, typer.Option(help="what the model is told before the chat")] = None,
+    temperature: Annotated[float | None, typer.Option(help="0 always takes the most probable token")] = None,
+    max_tokens: Annotated[int | None, typer.Option(help="most tokens of an answer")] = None,
+    api_key: Annotated[
+        str | None, typer.Option(envvar=["PACELINE_API_KEY", "OPENAI_API_KEY"], help="of the server", show_envvar=True)
+    ] = None,
+    **flags: Any,
+) -> None:
+    """Talk to a model in the terminal."""
+    from .terminal.chat import chat as talk
+    from .terminal.sources import Server, Source
+
+    if not (sys.stdin.isatty() and sys.stdout.isatty()):
+        raise StartupError("chat: this is no terminal; paceline generate writes one answer to any file")
+    fields = {"temperature": temperature, "max_tokens": max_tokens}
+    source: Source
+    if url is None:
+        from .terminal.own_engine import OwnEngine
+
+        source = OwnEngine(**{name: value for name, value in flags.items() if value is not None})
+    else:
+        model = flags.pop("model")
+        if given := [name for name, value in flags.items() if value is not None]:
+            raise StartupError(f"{given[0]}: the server at {url} has settings of its own")
+        source = Server(url, api_key, model)
+    talk(source, {name: value for name, value in fields.items() if value is not None}, system)
 
 
 def check_model(
@@ -225,6 +257,7 @@ def root(
 
 cli.command()(_with_settings(serve, GROUPS))
 cli.command()(_with_settings(generate, GROUPS[:3]))
+cli.command()(_with_settings(chat, GROUPS[:3]))
 cli.command()(check_model)
 cli.command()(_with_settings(quality, GROUPS[:2], _OF_QUALITY))
 cli.command()(quantize)

@@ -10,6 +10,8 @@ from .errors import StartupError
 
 ENV_PREFIX = "PACELINE_"
 _CONFIG = f"{ENV_PREFIX}CONFIG"
+_NO_SETTING = f"{ENV_PREFIX}API_KEY"
+"""A variable of `paceline chat`, which is a client."""
 
 _OF_A_SERVICE = re.compile(r"\w+_(SERVICE_HOST|SERVICE_PORT(_\w+)?|PORT_\d+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?)")
 _URL_OF_A_SERVICE = re.compile(r"(tcp|udp|sctp)://")
@@ -58,7 +60,7 @@ def _read_file() -> dict[str, Any]:
 
 def _check_variables(settings: Collection[str]) -> None:
     """Raise StartupError if a variable with our prefix is none of these settings."""
-    known = {_CONFIG, *(f"{ENV_PREFIX}{name.upper()}" for name in settings)}
+    known = {_CONFIG, _NO_SETTING, *(f"{ENV_PREFIX}{name.upper()}" for name in settings)}
     unknown = [
         name
         for name, value in sorted(os.environ.items())

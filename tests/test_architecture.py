@@ -12,9 +12,10 @@ APP = REPOSITORY / "app"
 
 EVERYBODY = {"core", "settings", "errors", "version"}
 MAY_IMPORT = {
-    "cli": {"supervisor", "offline", "check_model", "quality", "quantize", "distill", "tenants"},
+    "cli": {"supervisor", "offline", "terminal", "check_model", "quality", "quantize", "distill", "tenants"},
     "main": {"own_engine", "log"},
     "own_engine": {"api", "supervisor", "checkpoint"},
+    "terminal": {"llm"},
     "llm": {"own_engine", "api", "text", "tenants"},
     "supervisor": {"checkpoint", "log", "metrics", "tenants"},
     "offline": {"engine", "checkpoint", "text", "log"},
@@ -67,6 +68,7 @@ TORCH_FREE = {
     "main",
     "own_engine",
     "llm",
+    "terminal",
     "version",
 }
 HEAVY = {"torch", "transformers", "safetensors"}

@@ -6,7 +6,7 @@ scheduler, and the text side in a thread of the program. See docs/python.md.
 
 import weakref
 from asyncio import shield, wrap_future
-from collections.abc import AsyncGenerator, Callable, Coroutine, Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Coroutine, Generator, Mapping, Sequence
 from contextlib import aclosing
 from types import TracebackType
 from typing import Any, Self, TypeVar
@@ -73,6 +73,11 @@ class LLM:
             self.close()
             raise
 
+    @property
+    def model_name(self) -> str:
+        """The name of the model."""
+        return self._calls.service.model_name
+
     def generate(
         self, prompts: Prompt | Sequence[Prompt], sampling: Mapping[str, Any] | None = None, **fields: Any
     ) -> list[Result]:
@@ -93,13 +98,15 @@ class LLM:
         given, asked = _chats(messages), _fields(sampling, fields)
         return self._show("answering", len(given), lambda done: self._calls.chat(given, asked, done))
 
-    def stream(self, prompt: Prompt, sampling: Mapping[str, Any] | None = None, **fields: Any) -> Iterator[Piece]:
+    def stream(
+        self, prompt: Prompt, sampling: Mapping[str, Any] | None = None, **fields: Any
+    ) -> Generator[Piece, None, None]:
         """Continue one prompt: the pieces of the text as they come."""
         return self._pieces(self._calls.stream(prompt, _fields(sampling, fields)))
 
     def stream_chat(
         self, messages: Messages, sampling: Mapping[str, Any] | None = None, **fields: Any
-    ) -> Iterator[Piece]:
+    ) -> Generator[Piece, None, None]:
         """Answer one chat: the pieces of the answer as they come."""
         return self._pieces(self._calls.stream_chat(messages, _fields(sampling, fields)))
 
@@ -125,7 +132,7 @@ class LLM:
         with progress_line(what, count, self._progress) as done:
             return self._host.run(work(done))
 
-    def _pieces(self, pieces: AsyncGenerator[Piece, None]) -> Iterator[Piece]:
+    def _pieces(self, pieces: AsyncGenerator[Piece, None]) -> Generator[Piece, None, None]:
         try:
             while (piece := self._host.run(_next(pieces))) is not None:
                 yield piece
