@@ -54,7 +54,7 @@ class AnswerOnScreen:
 
     def _print(self, what: RenderableType | None) -> None:
         if what is not None:
-            self._live.update("")
+            self._live.update("", refresh=True)
             self._console.print(what)
 
     def speed(self) -> str:
