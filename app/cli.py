@@ -137,6 +137,22 @@ def chat(
     talk(source, {name: value for name, value in fields.items() if value is not None}, system)
 
 
+def batch(
+    source: Annotated[Path, typer.Argument(metavar="IN", help="lines of requests, in the form of OpenAI's batches")],
+    target: Annotated[Path, typer.Argument(metavar="OUT", help="answers are added to it; those that it has are kept")],
+    ordered: Annotated[bool, typer.Option("--ordered", help="write answers in the order of the requests")] = False,
+    **flags: Any,
+) -> None:
+    """Answer the requests of a file, without a server. A run that was broken off goes on.
+
+    See docs/batches.md.
+    """
+    from .batch import run_batch
+
+    given = {name: value for name, value in flags.items() if value is not None}
+    print(run_batch(source, target, ordered, **given), file=sys.stderr)
+
+
 def check_model(
     model: Annotated[str, typer.Argument(help="a folder, a GGUF file, a hub id, or 'embedded'")],
 ) -> None:
@@ -258,6 +274,7 @@ def root(
 cli.command()(_with_settings(serve, GROUPS))
 cli.command()(_with_settings(generate, GROUPS[:3]))
 cli.command()(_with_settings(chat, GROUPS[:3]))
+cli.command()(_with_settings(batch, GROUPS[:4]))
 cli.command()(check_model)
 cli.command()(_with_settings(quality, GROUPS[:2], _OF_QUALITY))
 cli.command()(quantize)

@@ -323,6 +323,24 @@ class AccessSettings(BaseModel):
     public_metrics: bool = Field(False, description="with api_keys: answer /metrics without a key")
 
 
+class BatchSettings(BaseModel):
+    """Batches"""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    batch_folder: Annotated[Path | None, AfterValidator(_absolute)] = Field(
+        None, description="a folder for the files of /v1/files and /v1/batches; auto: there are no such paths"
+    )
+    max_batch_requests: int | None = Field(
+        None, ge=1, description="most requests of batches in flight; auto: max_num_seqs"
+    )
+    max_batch_lines: int = Field(50_000, ge=1, description="requests of a batch")
+    max_file_bytes: ByteSize = Field(ByteSize(200 * 2**20), description="largest file of requests")
+    max_tenant_bytes: ByteSize = Field(
+        ByteSize(10 * 2**30), description="all files of a tenant, answers included; beyond it nothing more begins"
+    )
+
+
 class Settings(
     ModelSettings,
     CacheSettings,
@@ -331,6 +349,7 @@ class Settings(
     ServerSettings,
     ReliabilitySettings,
     AccessSettings,
+    BatchSettings,
 ):
     """All settings of the service. Each part of the service takes the group that it reads."""
 
@@ -343,6 +362,7 @@ GROUPS: tuple[type[BaseModel], ...] = (
     ServerSettings,
     ReliabilitySettings,
     AccessSettings,
+    BatchSettings,
 )
 
 

@@ -58,6 +58,10 @@ class Tenants:
     def __init__(self, tenants: list[Tenant]) -> None:
         self._by_digest = [(bytes.fromhex(key), tenant) for tenant in tenants for key in tenant.keys]
 
+    def named(self, name: str) -> Tenant | None:
+        """The tenant of this name."""
+        return next((tenant for _, tenant in self._by_digest if tenant.name == name), None)
+
     def find(self, key: bytes) -> Tenant | None:
         """The tenant with this key. Takes the same time for a wrong key as for a right one."""
         digest = hashlib.sha256(key).digest()

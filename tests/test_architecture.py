@@ -12,9 +12,10 @@ APP = REPOSITORY / "app"
 
 EVERYBODY = {"core", "settings", "errors", "version"}
 MAY_IMPORT = {
-    "cli": {"supervisor", "offline", "terminal", "check_model", "quality", "quantize", "distill", "tenants"},
+    "cli": {"supervisor", "offline", "batch", "terminal", "check_model", "quality", "quantize", "distill", "tenants"},
     "main": {"own_engine", "log"},
     "own_engine": {"api", "supervisor", "checkpoint"},
+    "batch": {"llm", "api", "tenants"},
     "terminal": {"llm"},
     "llm": {"own_engine", "api", "text", "tenants"},
     "supervisor": {"checkpoint", "log", "metrics", "tenants"},
@@ -75,7 +76,13 @@ HEAVY = {"torch", "transformers", "safetensors"}
 OWN_PROCESS = APP / "checkpoint" / "convert.py"
 """Runs in a process of its own, so that nobody else imports what it needs."""
 
-ROOMS_OF_THE_API = ["edge", "service", "deps generation", "chat completions encoders", "messages responses operations"]
+ROOMS_OF_THE_API = [
+    "edge",
+    "service",
+    "deps generation",
+    "chat completions encoders",
+    "messages responses operations batches",
+]
 """From the lowest floor up: each room may import from the floors below its own. `app` and `process` are the roof."""
 
 FILES = sorted(APP.rglob("*.py"))

@@ -13,6 +13,10 @@ from starlette.middleware.cors import CORSMiddleware
 from ..errors import StartupError
 from ..settings import Settings
 from ..version import __version__
+from .batches import files
+from .batches import route as batches
+from .batches.runner import BatchRunner
+from .batches.store import BatchStore
 from .chat import route as chat
 from .completions import route as completions
 from .edge.admission import Admission, AuthMiddleware
@@ -20,7 +24,7 @@ from .edge.azure import AzureMiddleware
 from .edge.document import install_document
 from .edge.errors import install_error_handlers
 from .edge.head import HeadMiddleware
-from .edge.middleware import Drain, RequestMiddleware
+from .edge.middleware import Drain, Limit, RequestMiddleware
 from .encoders import route as encoders
 from .messages import route as messages
 from .operations import adapters, health, models, steps, streams, tokenize
@@ -47,7 +51,11 @@ def create_app(settings: Settings, lifespan: Lifespan) -> FastAPI:
     async def whole_life(app: FastAPI) -> AsyncIterator[None]:
         try:
             async with lifespan(app):
+                running = None if runner is None else asyncio.create_task(runner.run())
                 yield
+                if running is not None:
+                    running.cancel()
+                    await asyncio.gather(running, return_exceptions=True)
         finally:
             if tracing is not None:
                 await asyncio.to_thread(tracing.close)
@@ -67,6 +75,8 @@ def create_app(settings: Settings, lifespan: Lifespan) -> FastAPI:
     app.state.admission = Admission(settings)
     app.state.responses = ResponseStore.of(settings)
     app.state.background = Background()
+    app.state.batches = BatchStore(settings)
+    runner = None if settings.batch_folder is None else BatchRunner(app, settings, app.state.batches)
     _surround(app, settings, tracing)
     for routes in (
         models,
@@ -76,6 +86,8 @@ def create_app(settings: Settings, lifespan: Lifespan) -> FastAPI:
         stored,
         messages,
         streams,
+        files,
+        batches,
         encoders,
         tokenize,
         adapters,
@@ -93,7 +105,7 @@ def _surround(app: FastAPI, settings: Settings, tracing: "Tracing | None") -> No
     if settings.azure_paths:
         app.add_middleware(AzureMiddleware)
     app.add_middleware(AuthMiddleware, admission=app.state.admission, request_timeout=settings.request_timeout)
-    app.add_middleware(RequestMiddleware, max_body_size=settings.max_body_size, drain=app.state.drain, tracing=tracing)
+    app.add_middleware(RequestMiddleware, limits=_limits(settings), drain=app.state.drain, tracing=tracing)
     if settings.cors_origins:  # outside, because errors have to reach a page, and a preflight has no key
         app.add_middleware(
             CORSMiddleware,
@@ -102,6 +114,13 @@ def _surround(app: FastAPI, settings: Settings, tracing: "Tracing | None") -> No
             allow_headers=["*"],
             expose_headers=["X-Request-ID", "Retry-After", "X-Ignored-Fields"],
         )
+
+
+def _limits(settings: Settings) -> dict[str, Limit]:
+    limits = {"": Limit(settings.max_body_size, "max_body_size")}
+    if settings.batch_folder is not None:
+        limits[files.PATH] = Limit(settings.max_file_bytes, "max_file_bytes")
+    return limits
 
 
 def _tracing(settings: Settings) -> "Tracing | None":

@@ -28,7 +28,7 @@ class Host:
 
     def __init__(self, settings: Settings) -> None:
         """Begin to start. That may mean downloading or converting the model."""
-        self._settings = settings
+        self._settings = settings.model_copy(update={"batch_folder": None})  # which is a server's
         self.started: Future[FastAPI] = Future()
         """The application, once the engine is ready; StartupError if it does not start."""
         self._life: asyncio.Task[None] | None = None

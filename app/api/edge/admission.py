@@ -94,6 +94,12 @@ class Admission:
             raise AuthenticationError("a valid API key is needed, as Authorization: Bearer KEY or x-api-key: KEY")
         return tenant
 
+    def tenant_named(self, name: str) -> Tenant | None:
+        """The tenant of this name, as it is now; None if there is none any more."""
+        if self._tenants is None:
+            return EVERYBODY if name == EVERYBODY.name else None
+        return self._tenants.named(name)
+
     def check_rates(self, entry: RequestLog) -> None:
         """Count a request. Raises RateLimitError if its tenant has reached a limit per minute."""
         tenant, usage = entry.tenant, self._usage_of(entry.tenant)

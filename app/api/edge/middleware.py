@@ -5,8 +5,9 @@ import re
 import sys
 import time
 import uuid
+from collections.abc import Mapping
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 from urllib.parse import quote
 
 from starlette.requests import ClientDisconnect
@@ -71,12 +72,22 @@ class Drain:
         return self.num_open == 0 or time.monotonic() > self._began_at + self._timeout
 
 
+class Limit(NamedTuple):
+    """The largest body."""
+
+    size: int
+    """In bytes."""
+    setting: str
+    """Its name."""
+
+
 class RequestMiddleware:
     """Pure ASGI, since Starlette's BaseHTTPMiddleware would cost a task and a queue for each stream."""
 
-    def __init__(self, app: ASGIApp, max_body_size: int, drain: Drain, tracing: "Tracing | None") -> None:
+    def __init__(self, app: ASGIApp, limits: Mapping[str, Limit], drain: Drain, tracing: "Tracing | None") -> None:
+        """`limits`: by path; that of "" is for all others."""
         self._app = app
-        self._max_body_size = max_body_size
+        self._limits = limits
         self._drain = drain
         self._tracing = tracing
 
@@ -106,8 +117,8 @@ class RequestMiddleware:
                 refusal = DrainingError("the server is shutting down")
                 await error_response(refusal, scope)(scope, receive, send_start)
                 return
-            limit = self._max_body_size
-            body = _limited(decoded(_limited(receive, limit), scope, limit), limit)
+            limit = self._limits.get(scope["path"], self._limits[""])
+            body = _limited(decoded(_limited(receive, limit), scope, limit.size), limit)
             await self._app(scope, body, send_start)
         except ClientDisconnect:  # while the body was being read
             entry.error = "the client is gone"
@@ -163,16 +174,16 @@ def _request_id(scope: Scope) -> str:
     return uuid.uuid4().hex
 
 
-def _limited(receive: Receive, limit: int) -> Receive:
-    """A `receive` that refuses a body beyond `limit` bytes while it is read."""
+def _limited(receive: Receive, limit: Limit) -> Receive:
+    """A `receive` that refuses a body beyond the limit while it is read."""
     size = 0
 
     async def limited() -> Message:
         nonlocal size
         message = await receive()
         size += len(message.get("body", b""))
-        if size > limit:
-            raise PayloadTooLargeError(f"the request's body is larger than {limit} bytes (max_body_size)")
+        if size > limit.size:
+            raise PayloadTooLargeError(f"the request's body is larger than {limit.size} bytes ({limit.setting})")
         return message
 
     return limited

@@ -1,0 +1,247 @@
+"""Runs the batches of a folder, under the live traffic. A batch that was broken off, by whatever, goes on.
+
+One API worker does so: the one that holds a lock in the folder. Of each tenant, the oldest batch runs, beside those of
+other tenants; all of them together have a bounded number of requests in flight, at a low priority.
+"""
+
+import asyncio
+import fcntl
+import logging
+import os
+import time
+import uuid
+from collections.abc import Iterator
+from contextlib import ExitStack, suppress
+from pathlib import Path
+from typing import BinaryIO
+
+import msgspec
+from fastapi import FastAPI
+
+from ...errors import EngineUnavailableError, StartupError
+from ...settings import Settings
+from ...tenants import Tenant
+from ..edge.inside import Inside
+from ..edge.middleware import Drain
+from .lines import Checked, Line, answer_line, answered, check_lines, parse_line, read_lines, unanswered_line
+from .objects import BatchObject, BatchProblem, BatchProblems, Status
+from .run import run_lines
+from .store import BatchStore, TenantFolder, new_file_id
+
+log = logging.getLogger(__name__)
+
+_LOOK_SECONDS = 0.5
+"""Between two looks at the folder."""
+_PRIORITY = 1_000_000
+"""Added to that of each request: lower runs first."""
+
+
+class BatchRunner:
+    """Runs batches as long as its application lives."""
+
+    def __init__(self, app: FastAPI, settings: Settings, store: BatchStore) -> None:
+        """Raises StartupError if the folder cannot be written."""
+        self._app = app
+        self._settings = settings
+        self._store = store
+        self._room: asyncio.Semaphore | None = None
+        self._running: dict[str, asyncio.Task[None]] = {}
+        """By tenant."""
+        self._ended: set[str] = set()
+        """Ids of batches."""
+        assert settings.batch_folder is not None
+        try:
+            settings.batch_folder.mkdir(parents=True, exist_ok=True)
+            self._lock = os.open(settings.batch_folder / "lock", os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
+        except OSError as error:
+            raise StartupError(f"batch_folder: {settings.batch_folder}: {error.strerror}") from None
+
+    async def run(self) -> None:
+        """Look for batches and run them, until cancelled or until the service drains."""
+        drain: Drain = self._app.state.drain
+        try:
+            while not drain.has_begun:
+                if self._is_mine() and self._app.state.service.engine.ready is not None:
+                    try:
+                        self._start_batches()
+                    except (OSError, msgspec.DecodeError) as error:
+                        log.error("batch_folder: %s", error)
+                await asyncio.sleep(_LOOK_SECONDS)
+        finally:
+            for task in self._running.values():
+                task.cancel()
+            await asyncio.gather(*self._running.values(), return_exceptions=True)
+            os.close(self._lock)
+
+    def _is_mine(self) -> bool:
+        """Whether this process runs the batches. The lock is held as long as it lives."""
+        with suppress(OSError):
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return True
+        return False
+
+    def _start_batches(self) -> None:
+        if self._room is None:
+            most = self._settings.max_batch_requests or self._app.state.service.ready().max_num_seqs
+            self._room = asyncio.Semaphore(most)
+        for name in self._store.tenants():
+            if name in self._running and not self._running[name].done():
+                continue
+            tenant = self._app.state.admission.tenant_named(name)
+            batch = self._store.of(name).oldest_open(self._ended)
+            if tenant is not None and batch is not None:
+                run = _Run(self._app, self._settings, self._store.of(name), tenant, batch, self._room)
+                self._running[name] = asyncio.create_task(run.run())
+
+
+class _Run:
+    """One batch, from where it stands to its end."""
+
+    def __init__(
+        self,
+        app: FastAPI,
+        settings: Settings,
+        folder: TenantFolder,
+        tenant: Tenant,
+        batch: BatchObject,
+        room: asyncio.Semaphore,
+    ) -> None:
+        self._app = app
+        self._settings = settings
+        self._folder = folder
+        self._tenant = tenant
+        self._batch = batch
+        self._room = room
+        self._input = folder.content_of(batch.input_file_id)
+        self._has_news = False
+
+    async def run(self) -> None:
+        """Run it. What has been answered is not sent again."""
+        batch = self._batch
+        try:
+            if batch.status == "finalizing":
+                self._finish(self._reason_to_end() or "completed")
+                return
+            if batch.in_progress_at is None and not await self._validate():
+                return
+            with ExitStack() as stack:
+                done = await asyncio.to_thread(self._done)
+                output, error = (stack.enter_context(path.open("ab")) for path in self._folder.answers_of(batch.id))
+                status = await self._answer(done, output, error)
+                if status == "expired":
+                    self._tell_unanswered(error)
+            self._finish(status)
+        except EngineUnavailableError:
+            self._save()  # another process goes on
+        except OSError as error:
+            log.error("batch %s: %s", batch.id, error)
+            self._fail([BatchProblem("io_error", f"a file of the batch: {error.strerror}", None, None)])
+
+    async def _validate(self) -> bool:
+        """Look at all requests before one is sent; returns whether they can be."""
+        checked = await asyncio.to_thread(self._check)
+        if checked.problems:
+            self._fail(
+                [
+                    BatchProblem(one.error.code or "invalid_request", one.error.message, one.error.param, one.number)
+                    for one in checked.problems
+                ]
+            )
+            return False
+        self._batch.request_counts.total = checked.num_lines
+        self._batch.status, self._batch.in_progress_at = "in_progress", int(time.time())
+        self._save()
+        return True
+
+    def _check(self) -> Checked:
+        return check_lines(read_lines(self._input), self._batch.endpoint, self._settings.max_batch_lines)
+
+    def _done(self) -> set[str]:
+        """The ids of requests that are answered already."""
+        output, error = (answered(path) for path in self._folder.answers_of(self._batch.id))
+        counts = self._batch.request_counts
+        counts.completed, counts.failed = len(output), len(error)
+        return {*output, *error}
+
+    async def _answer(self, done: set[str], output: BinaryIO, error: BinaryIO) -> Status:
+        """Answer what is left, unless there is a reason to end before. Returns how the batch ends."""
+
+        def write(line: Line, answer: Inside) -> None:
+            counts = self._batch.request_counts
+            if answer.status == 200:
+                counts.completed += 1
+            else:
+                counts.failed += 1
+            file = output if answer.status == 200 else error
+            file.write(answer_line(_new_line_id(), line.custom_id, answer))
+            file.flush()
+            self._has_news = True
+
+        work = asyncio.create_task(
+            run_lines(self._app, self._tenant, self._left(done), self._room, write, priority=_PRIORITY)
+        )
+        try:
+            while not work.done():
+                if (reason := self._reason_to_end()) is not None:
+                    return reason
+                if self._has_news:
+                    self._save()
+                await asyncio.wait([work], timeout=_LOOK_SECONDS)
+            work.result()
+            return "completed"
+        finally:
+            work.cancel()
+            await asyncio.gather(work, return_exceptions=True)
+
+    def _reason_to_end(self) -> Status | None:
+        if self._folder.is_cancelled(self._batch.id):
+            return "cancelled"
+        return "expired" if time.time() > self._batch.expires_at else None
+
+    def _left(self, done: set[str]) -> Iterator[Line]:
+        lines = (parse_line(text) for text in read_lines(self._input))
+        return (line for line in lines if line.custom_id not in done)
+
+    def _tell_unanswered(self, error: BinaryIO) -> None:
+        for line in self._left(self._done()):
+            told = "This request could not be executed before the completion window expired."
+            error.write(unanswered_line(_new_line_id(), line.custom_id, "batch_expired", told))
+            self._batch.request_counts.failed += 1
+
+    def _finish(self, status: Status) -> None:
+        """Show the answers as files, and how the batch has ended. If that is broken off, it is done again."""
+        batch, folder = self._batch, self._folder
+        paths = folder.answers_of(batch.id)
+        if batch.status != "finalizing":
+            batch.output_file_id, batch.error_file_id = (
+                new_file_id() if _has_content(path) else None for path in paths
+            )
+            batch.status, batch.finalizing_at = "finalizing", int(time.time())
+            self._save()
+        for path, file_id in zip(paths, (batch.output_file_id, batch.error_file_id), strict=True):
+            if file_id is not None:
+                folder.adopt(path, file_id, f"{batch.id}{path.suffix.replace('.', '_')}.jsonl")
+            path.unlink(missing_ok=True)
+        if status == "cancelled":
+            batch.cancelling_at = folder.batch(batch.id).cancelling_at
+        batch.status = status
+        setattr(batch, f"{status}_at", int(time.time()))
+        self._save()
+        log.info("batch %s of %s: %s", batch.id, self._tenant.name, status)
+
+    def _fail(self, problems: list[BatchProblem]) -> None:
+        self._batch.errors = BatchProblems(data=problems)
+        self._batch.status, self._batch.failed_at = "failed", int(time.time())
+        self._save()
+
+    def _save(self) -> None:
+        self._has_news = False
+        self._folder.save(self._batch)
+
+
+def _has_content(path: Path) -> bool:
+    return path.exists() and path.stat().st_size > 0
+
+
+def _new_line_id() -> str:
+    return f"batch_req_{uuid.uuid4().hex}"
