@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from http.client import HTTPResponse
 from pathlib import Path
 from socket import create_connection
@@ -19,6 +19,7 @@ from app.core.request import FinishReason
 from app.errors import EngineUnavailableError, QueueFullError
 from tests.api.conftest import MODEL, Server, start_server
 from tests.api.fake_engine import READY, say
+from tests.patience import wait_until
 
 CHAT = {"messages": [{"role": "user", "content": "Hi"}]}
 MESSAGES = {**CHAT, "max_tokens": 5}
@@ -49,6 +50,8 @@ READING = {
 }
 BODIES = {**GENERATING, **ENCODING, **READING}
 OPERATING = {"/v1/load_lora_adapter", "/v1/unload_lora_adapter"}  # see tests/server/test_adapters.py
+FILE, BATCH = "/v1/files/{file_id}", "/v1/batches/{batch_id}"
+BATCHING = {"/v1/files", FILE, f"{FILE}/content", "/v1/batches", BATCH, f"{BATCH}/cancel"}
 GETS = [
     "/v1/models",
     "/health",
@@ -87,7 +90,7 @@ def _check(document: Any, answer: httpx.Response, status: int, path: str | None 
 def test_it_knows_every_route_and_no_other_outcome(document: Any) -> None:
     one = "/v1/responses/{response_id}"
     templates = {"/v1/models/{model_id}", one, f"{one}/cancel", f"{one}/input_items", "/v1/streams/{stream_id}"}
-    assert set(document["paths"]) == {*BODIES, *GETS, *OPERATING, *templates}
+    assert set(document["paths"]) == {*BODIES, *GETS, *OPERATING, *BATCHING, *templates}
     for operations in document["paths"].values():
         assert not any("422" in operation["responses"] for operation in operations.values())
 
@@ -121,6 +124,29 @@ def test_answers_about_one_thing(server: Server, document: Any) -> None:
     _check(document, server.client.delete(where), 200, response)
     _check(document, server.client.delete(where), 404, response)
     _check(document, server.get(where), 404, response)
+
+
+def test_answers_about_files_and_batches(model_folder: Path, tmp_path: Path, document: Any) -> None:
+    with contextmanager(start_server)(model_folder, batch_folder=tmp_path) as server:
+        upload = {"data": {"purpose": "batch"}, "files": {"file": ("a.jsonl", b"nothing")}}
+        file = server.post("/v1/files", **upload)
+        _check(document, file, 200)
+        _check(document, server.post("/v1/files", data={"purpose": "other"}, files=upload["files"]), 400)
+        file_id = file.json()["id"]
+        _check(document, server.get("/v1/files"), 200)
+        _check(document, server.get(f"/v1/files/{file_id}"), 200, FILE)
+        _check(document, server.get(f"/v1/files/{file_id}/content"), 200, f"{FILE}/content")
+        body = {"input_file_id": file_id, "endpoint": "/v1/completions", "completion_window": "24h"}
+        batch = server.post("/v1/batches", body)
+        _check(document, batch, 200)
+        _check(document, server.post("/v1/batches", {**body, "endpoint": "/v1/models"}), 400)
+        path = f"/v1/batches/{batch.json()['id']}"
+        wait_until(lambda: server.get(path).json()["status"] == "failed")
+        _check(document, server.get(path), 200, BATCH)
+        _check(document, server.get("/v1/batches"), 200)
+        _check(document, server.post(f"{path}/cancel"), 400, f"{BATCH}/cancel")
+        _check(document, server.client.delete(f"/v1/files/{file_id}"), 200, FILE)
+        _check(document, server.client.delete(f"/v1/files/{file_id}"), 404, FILE)
 
 
 @pytest.mark.parametrize("path", [*GENERATING, *READING])

@@ -19,6 +19,7 @@ router = APIRouter()
 PATH = "/v1/files"
 _NAMED = (*ANY, 404)
 _MAX_LIMIT = 10_000
+_LINES = {"schema": {"type": "string"}}
 _FORM = {
     "type": "object",
     "required": ["file", "purpose"],
@@ -76,7 +77,7 @@ async def get_file(file_id: str, folder: FolderDep) -> Response:
 
 @router.get(
     f"{PATH}/{{file_id}}/content",
-    responses=answers(None, _NAMED) | {200: {"description": "The lines", "content": {"application/jsonl": {}}}},
+    responses=answers(None, _NAMED) | {200: {"description": "The lines", "content": {"application/jsonl": _LINES}}},
 )
 async def get_content(file_id: str, folder: FolderDep) -> Response:
     """What is in a file."""
