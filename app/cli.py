@@ -153,6 +153,15 @@ def batch(
     print(run_batch(source, target, ordered, **given), file=sys.stderr)
 
 
+def doctor(
+    as_json: Annotated[bool, typer.Option("--json", help="for programs")] = False,
+) -> None:
+    """Say what this machine is good for: cores, instructions, GPUs, memory and its measured speed, and what fits."""
+    from .doctor import doctor as run
+
+    run(as_json)
+
+
 def check_model(
     model: Annotated[str, typer.Argument(help="a folder, a GGUF file, a hub id, or 'embedded'")],
 ) -> None:
@@ -275,6 +284,7 @@ cli.command()(_with_settings(serve, GROUPS))
 cli.command()(_with_settings(generate, GROUPS[:3]))
 cli.command()(_with_settings(chat, GROUPS[:3]))
 cli.command()(_with_settings(batch, GROUPS[:4]))
+cli.command()(doctor)
 cli.command()(check_model)
 cli.command()(_with_settings(quality, GROUPS[:2], _OF_QUALITY))
 cli.command()(quantize)

@@ -6,6 +6,7 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
+from .core.nearest import did_you_mean
 from .errors import StartupError
 
 ENV_PREFIX = "PACELINE_"
@@ -67,4 +68,5 @@ def _check_variables(settings: Collection[str]) -> None:
         if name.startswith(ENV_PREFIX) and name not in known and not _is_of_a_service(name, value)
     ]
     if unknown:
-        raise StartupError(f"unknown environment variable {', '.join(unknown)}; see paceline serve --help")
+        told = ", ".join(f"{name}{did_you_mean(name, known)}" for name in unknown)
+        raise StartupError(f"unknown environment variable {told} (see paceline serve --help)")

@@ -8,12 +8,15 @@ YAML file that `PACELINE_CONFIG` names, else the default. Unknown keys are refus
 
 import json
 import os
+import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ByteSize, ConfigDict, Field, HttpUrl, ValidationError
 from pydantic.fields import FieldInfo
+from pydantic_core import ErrorDetails
 
+from .core.nearest import did_you_mean
 from .errors import StartupError
 from .setting_sources import read_sources
 
@@ -390,5 +393,16 @@ def load_settings(**flags: Any) -> Settings:
     try:
         return Settings.model_validate(read_sources(Settings.model_fields) | given)
     except ValidationError as error:
-        problems = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
-        raise StartupError(f"settings: {problems}") from None
+        raise StartupError(f"settings: {'; '.join(map(_problem, error.errors()))}") from None
+
+
+def _problem(error: ErrorDetails) -> str:
+    """One of pydantic's errors, for people."""
+    *_, name = path = [str(part) for part in error["loc"]]
+    message = error["msg"]
+    if error["type"] == "extra_forbidden":
+        known = Settings.model_fields if len(path) == 1 else RequestLimits.model_fields
+        message = f"there is no such setting{did_you_mean(name, known)}"
+    elif error["type"] == "literal_error" and isinstance(error["input"], str):
+        message += did_you_mean(error["input"], re.findall(r"'([^']*)'", message))
+    return f"{'.'.join(path)}: {message}"

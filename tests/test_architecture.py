@@ -12,10 +12,22 @@ APP = REPOSITORY / "app"
 
 EVERYBODY = {"core", "settings", "errors", "version"}
 MAY_IMPORT = {
-    "cli": {"supervisor", "offline", "batch", "terminal", "check_model", "quality", "quantize", "distill", "tenants"},
+    "cli": {
+        "supervisor",
+        "offline",
+        "batch",
+        "doctor",
+        "terminal",
+        "check_model",
+        "quality",
+        "quantize",
+        "distill",
+        "tenants",
+    },
     "main": {"own_engine", "log"},
     "own_engine": {"api", "supervisor", "checkpoint"},
     "batch": {"llm", "api", "tenants"},
+    "doctor": {"kernels", "layers"},
     "terminal": {"llm"},
     "llm": {"own_engine", "api", "text", "tenants"},
     "supervisor": {"checkpoint", "log", "metrics", "tenants"},

@@ -31,7 +31,7 @@ def test_flags_are_stronger_than_variables_and_these_than_the_file(monkeypatch: 
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("max_queu: 3", "settings: max_queu: Extra inputs"),
+        ("max_queu: 3", "settings: max_queu: there is no such setting; did you mean max_queue"),
         ("3: max_queue", "settings: 3: "),
         ("- max_queue", "it is no mapping"),
         ("max_queue: [", "not a YAML file of settings: while parsing"),
@@ -50,7 +50,7 @@ def test_what_is_wrong_with_the_file_is_said(text: str, words: str, config: Path
     [
         ("{", "request_limits: Value error, not JSON"),
         ("3", "request_limits: Input should be"),
-        ('{"max_tols": 3}', "request_limits.max_tols: Extra inputs"),
+        ('{"max_tols": 3}', "request_limits.max_tols: there is no such setting; did you mean max_tools"),
         ('{"max_tools": -1}', "request_limits.max_tools: Input should be greater"),
     ],
 )
@@ -109,7 +109,7 @@ def test_variables_that_kubernetes_makes_of_a_service_are_no_settings(monkeypatc
 @pytest.mark.parametrize("name", ["PACELINE_MAX_QEUE", "PACELINE_SERVICE", "PACELINE_PORT_TCP", "PACELINE_GPU_PORT"])
 def test_other_variables_are_refused(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(name, "80")
-    with pytest.raises(StartupError, match=f"unknown environment variable {name};"):
+    with pytest.raises(StartupError, match=f"unknown environment variable {name}\\b"):
         load_settings()
 
 

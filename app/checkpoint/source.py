@@ -10,6 +10,7 @@ import sys
 from importlib import metadata
 from pathlib import Path
 
+from ..core.nearest import did_you_mean
 from ..core.own_module import FOLDER, command
 from ..errors import ModelError
 from ..settings import cache_folder
@@ -47,7 +48,13 @@ def find_model(model: str, needs_weights: bool = True) -> Path:
         return _of_gguf(_gguf_of_hub(*match.groups()))
     if _HUB_ID.fullmatch(model) and not model.startswith(".") and path.suffix != ".gguf":
         return _checked(_cached(model) or _downloaded(model))
-    raise ModelError(f"no such model: {model} is no folder, no file, and no hub id like org/name")
+    hint = did_you_mean(path.name, ["embedded", *_beside(path)])
+    raise ModelError(f"no such model: {model} is no folder, no file, and no hub id like org/name{hint}")
+
+
+def _beside(path: Path) -> list[str]:
+    """The names of what is in the folder of a path."""
+    return [other.name for other in path.parent.iterdir()] if path.parent.is_dir() else []
 
 
 def _embedded() -> tuple[Path, str]:

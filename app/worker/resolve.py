@@ -4,18 +4,16 @@ How much is done at once is in `app.worker.limits`, since workers without a mode
 """
 
 import logging
-import os
-import re
 from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import psutil
 import torch
 
 from ..checkpoint.adapter import read_adapter
 from ..checkpoint.folder import ModelFolder
+from ..core.machine import free_memory, usable_cpus
 from ..core.step import CrossMemory, Limits, RowStates
 from ..errors import StartupError
 from ..layers.methods.float8 import has_kernel as multiplies_float8
@@ -29,8 +27,6 @@ log = logging.getLogger(__name__)
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 _KV_DTYPES = {"int8": torch.int8, "fp8": torch.float8_e4m3fn}
-_CGROUP = Path("/sys/fs/cgroup")
-"""Of this process, where it is in a container."""
 _LEAST_ADAPTERS, _LEAST_RANK = 4, 16
 """Room for adapters that may come while the service runs."""
 _FALLBACK_LENGTH = 2048
@@ -99,7 +95,7 @@ def _device(settings: Settings) -> torch.device:
         raise StartupError("device: no CUDA device, or a torch without CUDA")
     device = torch.device("cuda" if has_cuda and settings.device != "cpu" else "cpu")
     if device.type == "cpu":
-        torch.set_num_threads(settings.cpu_threads or _usable_cpus())
+        torch.set_num_threads(settings.cpu_threads or usable_cpus())
         log.info("device cpu, %d threads", torch.get_num_threads())
     else:
         # cuDNN's attention makes a plan for each new shape, which takes a second. A step's shape is nearly always new.
@@ -290,32 +286,6 @@ def _gpu_memory_left(settings: Settings, device: torch.device, free: int, memory
 # ---------------------------------------------------------------------- what the machine has
 
 
-def _usable_cpus(cgroup: Path = _CGROUP) -> int:
-    """Cores that this process may use. A container may get the time of some cores only, on any of them."""
-    # Not all systems have affinities.
-    cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    quota, _, period = _read(cgroup / "cpu.max").partition(" ")  # microseconds; "max" is without limit
-    # Rounded down: threads that wait for each other in every layer must not be stopped in turn.
-    return min(cpus, max(1, int(quota) // int(period))) if quota.isdigit() else cpus
-
-
-def _free_memory(device: torch.device, cgroup: Path = _CGROUP) -> int:
+def _free_memory(device: torch.device) -> int:
     """Bytes; a container's limit counts."""
-    if device.type == "cuda":
-        return int(torch.cuda.mem_get_info(device)[0])
-    free = int(psutil.virtual_memory().available)
-    limit, used = _read(cgroup / "memory.max"), _read(cgroup / "memory.current")
-    if not limit.isdigit() or not used.isdigit():
-        return free
-    # Pages of files that nobody uses just now count as used, and are given back when they are needed: such as those of
-    # the checkpoint that was just read.
-    idle = re.search(r"^inactive_file (\d+)$", _read(cgroup / "memory.stat"), re.MULTILINE)
-    return max(0, min(free, int(limit) - int(used) + (int(idle[1]) if idle else 0)))
-
-
-def _read(path: Path) -> str:
-    """A control group's file; nothing if there is none, as outside of containers."""
-    try:
-        return path.read_text().strip()
-    except OSError:
-        return ""
+    return int(torch.cuda.mem_get_info(device)[0]) if device.type == "cuda" else free_memory()

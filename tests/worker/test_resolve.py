@@ -6,13 +6,14 @@ import psutil
 import pytest
 import torch
 
+from app.core.machine import free_memory, usable_cpus
 from app.core.step import Limits, RowStates
 from app.errors import StartupError
 from app.settings import Settings
 from app.worker import resolve
 from app.worker.execution import StepMemory
 from app.worker.kv_storage import LayerGroup
-from app.worker.resolve import Resolved, _free_memory, _usable_cpus, resolve_blocks, resolve_states
+from app.worker.resolve import Resolved, resolve_blocks, resolve_states
 
 
 @pytest.mark.parametrize(
@@ -22,21 +23,21 @@ def test_threads(quota: str | None, cpus: int, tmp_path: Path, monkeypatch: pyte
     monkeypatch.setattr("os.sched_getaffinity", lambda _pid: set(range(6)))
     if quota is not None:
         (tmp_path / "cpu.max").write_text(f"{quota}\n")
-    assert _usable_cpus(tmp_path) == cpus
+    assert usable_cpus(tmp_path) == cpus
     monkeypatch.delattr("os.sched_getaffinity")  # macOS
     monkeypatch.setattr("os.cpu_count", lambda: 6)
-    assert _usable_cpus(tmp_path) == cpus
+    assert usable_cpus(tmp_path) == cpus
 
 
 def test_pages_of_files_that_were_read_do_not_count_as_used(tmp_path: Path) -> None:
     (tmp_path / "memory.max").write_text("1000\n")
     (tmp_path / "memory.current").write_text("900\n")
     (tmp_path / "memory.stat").write_text("anon 200\nactive_file 100\ninactive_file 600\n")
-    assert _free_memory(torch.device("cpu"), tmp_path) == 700
+    assert free_memory(tmp_path) == 700
     (tmp_path / "memory.stat").unlink()
-    assert _free_memory(torch.device("cpu"), tmp_path) == 100
+    assert free_memory(tmp_path) == 100
     (tmp_path / "memory.max").write_text("max\n")
-    assert _free_memory(torch.device("cpu"), tmp_path) == pytest.approx(psutil.virtual_memory().available, rel=0.5)
+    assert free_memory(tmp_path) == pytest.approx(psutil.virtual_memory().available, rel=0.5)
 
 
 @pytest.mark.parametrize(

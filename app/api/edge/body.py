@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, GetJsonSchemaHandler, Validat
 from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema, ErrorDetails
 
+from ...core.nearest import did_you_mean
 from ...errors import InvalidRequestError, UnsupportedError
 from .strict_json import check_items, parse_json
 
@@ -128,7 +129,8 @@ def validate(model: type[Body], data: dict[str, Any], ignored: set[str] | None =
         raise _refusal(error.errors(include_url=False, include_context=False), data) from None
     for path in _unknown_fields(body, ""):
         if ignored is None:
-            raise InvalidRequestError(f"Unrecognized request argument: {path}", path)
+            hint = did_you_mean(path, model.model_fields)
+            raise InvalidRequestError(f"Unrecognized request argument: {path}{hint}", path)
         ignored.add(re.sub(r"\[\d+\]", "[]", path))
     body.check()
     return body
