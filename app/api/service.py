@@ -36,6 +36,7 @@ _DOES: dict[Task, str] = {
     "embed": "embeds texts",
     "classify": "classifies texts",
     "score": "compares texts",
+    "forecast": "forecasts series of numbers",
 }
 
 

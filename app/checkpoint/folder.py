@@ -10,7 +10,7 @@ from ..errors import ModelError
 from .aliases import Alias, alias_of
 from .encoder_decoders import EncoderDecoderConfig, parse_encoder_decoder_config
 from .families import max_position_embeddings
-from .predictors import Predictor, parse_predictor
+from .predictors import Predictor, parse_predictor, reads_text
 
 _DTYPES = ("float32", "bfloat16", "float16")
 GGUF_FILE = "model.gguf"
@@ -194,6 +194,11 @@ class ModelFolder:
             return parse_encoder_decoder_config(self.read)
         except (ValueError, TypeError, AttributeError) as error:
             raise ModelError(f"the model in {self.path} cannot be run: {error}") from error
+
+    @property
+    def reads_text(self) -> bool:
+        """Whether the model reads text, and so has a tokenizer."""
+        return reads_text(self.predictor)
 
 
 def _read_json(file: Path) -> Any:

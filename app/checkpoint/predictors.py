@@ -1,9 +1,11 @@
 """Models that read an input as a whole and answer with numbers, not text: what their files say of them."""
 
+from ..core.media import Media
 from .encoders import EncoderConfig, parse_encoder_config
+from .forecasters import ForecasterConfig, parse_forecaster
 from .sentence_transformers import Read
 
-Predictor = EncoderConfig
+Predictor = EncoderConfig | ForecasterConfig
 
 
 def parse_predictor(read: Read) -> Predictor | None:
@@ -11,4 +13,14 @@ def parse_predictor(read: Read) -> Predictor | None:
 
     Raises ValueError, TypeError or AttributeError for what makes no sense, or is no model for any task.
     """
-    return parse_encoder_config(read)
+    return parse_forecaster(read) or parse_encoder_config(read)
+
+
+def reads_text(predictor: Predictor | None) -> bool:
+    """Whether a model reads text, and so has a tokenizer. None stands for a model that generates."""
+    return not isinstance(predictor, ForecasterConfig)
+
+
+def trial_of(predictor: Predictor) -> Media | None:
+    """A small input to try a predictor with; None for one that reads text, for which a token does."""
+    return predictor.trial(predictor.patch) if isinstance(predictor, ForecasterConfig) else None

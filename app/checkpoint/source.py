@@ -79,7 +79,7 @@ def _checked(folder: Path, needs_weights: bool = True) -> Path:
     ModelError names what a server needs and the folder does not have.
     """
     _check_files(folder, needs_weights)
-    if (folder / "tokenizer.json").is_file():
+    if (folder / "tokenizer.json").is_file() or not ModelFolder(folder).reads_text:
         return folder
     stats = sorted((file.name, file.stat()) for file in folder.iterdir())
     files = [f"{name}:{stat.st_size}:{stat.st_mtime_ns}" for name, stat in stats]
@@ -94,7 +94,7 @@ def _check_files(folder: Path, needs_weights: bool) -> None:
     _ = model.config
     if needs_weights:
         _ = model.weight_files
-    if not (folder / "tokenizer.json").is_file() and tokenizer_file(folder) is None:
+    if not (folder / "tokenizer.json").is_file() and tokenizer_file(folder) is None and model.reads_text:
         raise ModelError(f"{folder} has no tokenizer.json")
 
 

@@ -135,8 +135,8 @@ EngineCommand = (
 # ------------------------------------------------------------------ engine to API worker
 
 
-Task = Literal["generate", "embed", "classify", "score"]
-"""What a model can do. `score`: say how well two texts belong together."""
+Task = Literal["generate", "embed", "classify", "score", "forecast"]
+"""What a model can do. `score`: say how well two texts belong together. `forecast`: say how series of numbers go on."""
 
 
 class EngineReady(msgspec.Struct, tag=True, kw_only=True):

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from ..checkpoint.folder import ModelFolder
+from ..checkpoint.forecasters import ForecasterConfig
 from ..checkpoint.predictors import Predictor
 from ..core.step import BuiltWorker, Limits
 from ..core.wire import EngineReady, Task
@@ -88,6 +89,12 @@ def _build_worker(settings: Settings, folder: Path, predictor: Predictor | None)
         from ..worker.echo import build_echo_worker
 
         return build_echo_worker(settings, folder), 0.0
+    if isinstance(predictor, ForecasterConfig):
+        with _no_collections():
+            from ..worker.forecaster_factory import build_forecaster
+
+        imported = time.monotonic()
+        return build_forecaster(settings, folder, predictor), imported - started
     if predictor:
         with _no_collections():
             from ..worker.encoder_factory import build_encoder

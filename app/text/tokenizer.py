@@ -4,7 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from tokenizers import AddedToken, decoders
+from tokenizers import AddedToken, decoders, models
 from tokenizers import Tokenizer as FastTokenizer
 
 from ..checkpoint.byte_alphabet import byte_alphabet
@@ -28,14 +28,9 @@ class Tokenizer:
     """One model's tokenizer, with the special tokens and defaults that its files name."""
 
     def __init__(self, folder: Path) -> None:
-        """Read a model folder; ModelError if there is no usable tokenizer.json."""
-        file = folder / "tokenizer.json"
-        if not file.is_file():
-            raise ModelError(f"{folder} has no tokenizer.json")
-        try:
-            self._fast = FastTokenizer.from_file(str(file))
-        except Exception as error:  # the library raises bare Exceptions
-            raise ModelError(f"{file} is not a usable tokenizer: {error}") from error
+        """Read a model folder; ModelError if there is no usable tokenizer.json. A model that reads no text needs none:
+        it has no tokens."""
+        self._fast = _read(folder)
         self._fast.no_padding()
         self._fast.no_truncation()
         self._folder = ModelFolder(folder)
@@ -235,3 +230,15 @@ def _content(value: Any) -> str | None:
     """The text of a token in tokenizer_config.json, where it is a text or an object with its content."""
     text = value.get("content") if isinstance(value, dict) else value
     return text if isinstance(text, str) else None
+
+
+def _read(folder: Path) -> FastTokenizer:
+    file = folder / "tokenizer.json"
+    if not file.is_file():
+        if ModelFolder(folder).reads_text:
+            raise ModelError(f"{folder} has no tokenizer.json")
+        return FastTokenizer(models.BPE())
+    try:
+        return FastTokenizer.from_file(str(file))
+    except Exception as error:  # the library raises bare Exceptions
+        raise ModelError(f"{file} is not a usable tokenizer: {error}") from error
