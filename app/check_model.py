@@ -9,9 +9,11 @@ import numpy as np
 import torch
 from rich.console import Console
 
+from .check_predictor import MOST_PATCHES, forecasts_differ
 from .checkpoint.encoder_decoders import EncoderDecoderConfig
 from .checkpoint.encoders import EncoderConfig
 from .checkpoint.folder import ModelFolder
+from .checkpoint.forecasters import ForecasterConfig
 from .checkpoint.source import find_model
 from .core.media import Media
 from .core.sampling import SamplingParams
@@ -44,6 +46,8 @@ def check(model: str) -> bool:
 
         disable_progress_bar()  # type: ignore[no-untyped-call]
         predictor = ModelFolder(folder).predictor
+        if isinstance(predictor, ForecasterConfig):
+            return _of_forecaster(console, model, folder, predictor)
         return all(
             _of_generator(console, model, folder)
             if predictor is None
@@ -79,6 +83,18 @@ def _of_encoder(console: Console, model: str, folder: Path, config: EncoderConfi
     ours, theirs = _encode(core, folder, config, ready.vocab_size)
     what = "logits" if config.task == "classify" else f"{'+'.join(config.modules.pooling)} embeddings of length 1"
     yield _report(console, ready.model_impl, what, float((ours - theirs).abs().max()), _ENCODER_TOLERANCE)
+
+
+def _of_forecaster(console: Console, model: str, folder: Path, config: ForecasterConfig) -> bool:
+    """The same for a model that forecasts."""
+    is_long = config.family == "timesfm2_5" and config.max_len > MOST_PATCHES
+    max_len = MOST_PATCHES if is_long else config.max_len
+    core, ready = build_engine(load_settings(model=model, device="cpu", max_model_len=max_len), folder)
+    _say_how(console, model, ready)
+    difference = forecasts_differ(core, folder, config.limited_to(max_len))
+    return _report(
+        console, ready.model_impl, "forecasts, relative to their largest number,", difference, _ENCODER_TOLERANCE
+    )
 
 
 def _say_how(console: Console, model: str, ready: EngineReady) -> None:

@@ -26,6 +26,7 @@ from .edge.errors import install_error_handlers
 from .edge.head import HeadMiddleware
 from .edge.middleware import Drain, Limit, RequestMiddleware
 from .encoders import route as encoders
+from .forecasts import route as forecasts
 from .messages import route as messages
 from .operations import adapters, health, models, steps, streams, tokenize
 from .operations.deep_check import DeepCheck
@@ -89,6 +90,7 @@ def create_app(settings: Settings, lifespan: Lifespan) -> FastAPI:
         files,
         batches,
         encoders,
+        forecasts,
         tokenize,
         adapters,
         steps,

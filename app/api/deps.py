@@ -53,7 +53,7 @@ def body_of(model: type[Body]) -> Callable[[Request, Service], Awaitable[Body]]:
     async def read(request: Request, service: ServiceDep) -> Body:
         entry: RequestLog = request.scope["request_log"]
         ignored = entry.ignored_fields if service.settings.unknown_fields == "ignore" else None
-        body = await read_body(request, model, service.settings.request_limits.max_items, ignored)
+        body = await read_body(request, model, service.settings.request_limits, ignored)
         if (name := request.scope.get(PATH_MODEL)) is not None:
             body = body.model_copy(update={"model": name})
         return body

@@ -28,7 +28,7 @@ from ..checkpoint.predictors import Predictor
 from ..core.free_memory import give_back
 from ..core.heartbeat import Heartbeat
 from ..core.parent import give_up, read_settings, when_parent_ends
-from ..core.wire import EngineReady
+from ..core.wire import EngineReady, Task
 from ..engine.client import AsyncEngine
 from ..errors import EngineUnavailableError, StartupError
 from ..grammar.checker import GrammarChecker
@@ -49,6 +49,12 @@ from .service import Service
 log = logging.getLogger(__spec__.name)  # since this runs as __main__
 
 _CHAT = '{"temperature": 0, "messages": [{"role": "user", "content": "Name the capital of France."}]}'
+_EXAMPLES: dict[Task, tuple[str, str]] = {
+    "embed": ("embeddings", '{"input": "What a day!"}'),
+    "classify": ("classify", '{"input": "What a day!"}'),
+    "forecast": ("forecast", '{"series": [[1, 2, 3, 4, 5, 6, 7, 8]]}'),
+}
+"""Of predictors: paths and bodies to try them with."""
 
 _BACKLOG = 2048
 """How many connections may wait to be accepted."""
@@ -273,7 +279,7 @@ def _banner(service: Service, ready: EngineReady, url: str, seconds: float) -> s
             path, body = "completions", '{"prompt": "What a day!"}'
     else:
         memory = "predictor  up to "
-        path, body = ("embeddings" if "embed" in ready.tasks else "classify"), '{"input": "What a day!"}'
+        path, body = next(example for task, example in _EXAMPLES.items() if task in ready.tasks)
     return f"""
   Paceline is ready at {url} after {seconds:.1f} s ({phases})
   model      {service.model_name} ({ready.architecture}, {ready.model_impl}, {ready.dtype}, {ready.device})

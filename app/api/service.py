@@ -6,7 +6,7 @@ from functools import cached_property
 from typing import Literal
 
 from ..checkpoint.encoder_decoders import EncoderDecoderConfig
-from ..checkpoint.predictors import Predictor
+from ..checkpoint.predictors import Predictor, reads_text
 from ..core.engine_client import EngineClient
 from ..core.wire import EngineReady, Task
 from ..errors import (
@@ -101,8 +101,16 @@ class Service:
     def check_task(self, task: Task) -> None:
         """UnsupportedError, which says what the served model does, if it cannot do the task."""
         if task not in self.tasks:
-            does = " and ".join(_DOES[task] for task in self.tasks)
-            raise UnsupportedError(f"this model {does}: it cannot do what this path does", "model")
+            raise self._cannot()
+
+    def check_text(self) -> None:
+        """UnsupportedError, which says what the served model does, if it reads no text."""
+        if not reads_text(self.predictor):
+            raise self._cannot()
+
+    def _cannot(self) -> UnsupportedError:
+        does = " and ".join(_DOES[task] for task in self.tasks)
+        return UnsupportedError(f"this model {does}: it cannot do what this path does", "model")
 
     def serves(self, name: str) -> bool:
         """Whether a name is that of the served model, or of one of its adapters."""

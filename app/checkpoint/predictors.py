@@ -21,6 +21,8 @@ def reads_text(predictor: Predictor | None) -> bool:
     return not isinstance(predictor, ForecasterConfig)
 
 
-def trial_of(predictor: Predictor) -> Media | None:
-    """A small input to try a predictor with; None for one that reads text, for which a token does."""
-    return predictor.trial(predictor.patch) if isinstance(predictor, ForecasterConfig) else None
+def trial_of(predictor: Predictor, max_len: int) -> Media | None:
+    """A small input to try a predictor with that reads so many tokens at most; None if it reads text."""
+    if isinstance(predictor, ForecasterConfig):
+        return predictor.limited_to(max_len).trial(predictor.patch)
+    return None

@@ -89,6 +89,11 @@ class PredictCommand(msgspec.Struct, tag=True, kw_only=True):
     """Seconds, `time.monotonic()`."""
 
     @property
+    def num_tokens(self) -> int:
+        """Of its input; media count as the places that they take."""
+        return self.media.num_tokens if self.media else len(self.token_ids)
+
+    @property
     def sort_key(self) -> tuple[int, float]:
         """Smaller is served earlier: priority, then first come, first served."""
         return (self.priority, self.arrived_at)

@@ -79,4 +79,4 @@ class Backlog:
 def _num_tokens(command: RequestCommand) -> int:
     if isinstance(command, GenerateCommand):
         return len(command.prompt_token_ids) + (command.source.num_tokens if command.source else 0)
-    return len(command.token_ids)
+    return command.num_tokens

@@ -268,7 +268,7 @@ _NO_TOKENS = SamplingParams(max_tokens=0, seed=0)
 
 def _to_predict(command: PredictCommand) -> Request:
     """A command to a predictor as a request: a prompt that no token follows. Media take as many places as they say."""
-    token_ids = [0] * command.media.num_tokens if command.media else list(command.token_ids)
+    token_ids = list(command.token_ids) or [0] * command.num_tokens
     return Request(
         request_id=command.request_id,
         token_ids=token_ids,

@@ -24,7 +24,7 @@ from app.api.edge.resumable import ResumableStreams
 from app.api.process import server_config
 from app.api.service import Service
 from app.checkpoint.byte_alphabet import byte_alphabet
-from app.checkpoint.encoders import EncoderConfig
+from app.checkpoint.predictors import Predictor
 from app.grammar.checker import GrammarChecker
 from app.metrics import Metrics
 from app.settings import RequestLimits, Settings
@@ -101,7 +101,7 @@ class Server:
         return [json.loads(item) for item in data[:-1]]
 
 
-def make_service(folder: Path, engine: FakeEngine, settings: Settings, encoder: EncoderConfig | None = None) -> Service:
+def make_service(folder: Path, engine: FakeEngine, settings: Settings, encoder: Predictor | None = None) -> Service:
     """The service that routes use, around a fake engine."""
     tokenizer = PacelineTokenizer(folder)
     template = ChatTemplate.from_folder(folder, tokenizer)
@@ -122,7 +122,7 @@ def make_service(folder: Path, engine: FakeEngine, settings: Settings, encoder: 
     )
 
 
-def start_server(folder: Path, encoder: EncoderConfig | None = None, **flags: Any) -> Iterator[Server]:
+def start_server(folder: Path, encoder: Predictor | None = None, **flags: Any) -> Iterator[Server]:
     """Serve until the caller is done. `encoder`: what the model is, if it does not generate."""
     settings = Settings(**{"served_model_name": MODEL, **flags})
     engine = FakeEngine(folder)

@@ -11,9 +11,10 @@ import pytest
 from tests.server.process import Server, running_server
 from tests.server.test_encoders import write_tokenizer
 from tests.worker.test_encoder_runner import write_encoder
+from tests.worker.test_forecaster import write_forecaster
 
 REPOSITORY = Path(__file__).parents[2]
-PAGES = ("README.md", "docs/api.md")
+PAGES = ("README.md", "docs/api.md", "docs/forecasting.md")
 ADDRESS = "http://127.0.0.1:8000"
 
 
@@ -54,9 +55,20 @@ def encoder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
         yield server
 
 
+@pytest.fixture(scope="module")
+def forecaster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    folder = tmp_path_factory.mktemp("forecaster")
+    write_forecaster(folder, "TimesFmModelForPrediction")
+    with running_server("--model", str(folder)) as server:
+        yield server
+
+
+SERVERS = {"docs/api.md: Encoders": "encoder", "docs/forecasting.md: Forecasting": "forecaster"}
+
+
 @pytest.mark.parametrize(("section", "command"), CURLS, ids=[section for section, _ in CURLS])
 def test_examples_of_curl(request: pytest.FixtureRequest, section: str, command: str) -> None:
-    server: Server = request.getfixturevalue("encoder" if section.endswith("Encoders") else "server")
+    server: Server = request.getfixturevalue(SERVERS.get(section, "server"))
     assert ADDRESS in command
     answer = run(
         "bash",

@@ -9,6 +9,7 @@ import torch
 import transformers
 from numpy.typing import NDArray
 
+from app.check_model import check
 from app.checkpoint.folder import ModelFolder
 from app.checkpoint.forecasters import ForecasterConfig
 from app.core.request import Extras
@@ -16,6 +17,7 @@ from app.core.sampling import SamplingParams
 from app.core.step import NewRequest, SchedulerOutput
 from app.errors import ModelError, StartupError
 from app.settings import load_settings
+from app.worker.forecaster import Forecaster
 from app.worker.forecaster_factory import build_forecaster
 
 _TIMESFM: dict[str, Any] = {
@@ -169,3 +171,16 @@ def test_what_does_not_fit_is_refused_by_name(tmp_path: Path) -> None:
     write_forecaster(tmp_path, "PatchTSTForPrediction", loss="nll")
     with pytest.raises(ModelError, match="the loss nll, which forecasts distributions, is not supported"):
         config_of(tmp_path)
+
+
+@pytest.mark.parametrize("architecture", FAMILIES)
+def test_check_model_compares_forecasts(
+    architecture: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_forecaster(tmp_path, architecture)
+    assert check(str(tmp_path))
+    assert "transformers: agrees" in capsys.readouterr().out
+    original = Forecaster.read
+    monkeypatch.setattr(Forecaster, "read", lambda self, requests: [one * 1.001 for one in original(self, requests)])
+    assert not check(str(tmp_path))
+    assert "transformers: DIFFERS" in capsys.readouterr().out

@@ -15,6 +15,7 @@ from pydantic_core import CoreSchema, ErrorDetails
 
 from ...core.nearest import did_you_mean
 from ...errors import InvalidRequestError, UnsupportedError
+from ...settings import RequestLimits
 from .strict_json import check_items, parse_json
 
 Label = Annotated[str, Field(max_length=1024)]
@@ -47,6 +48,8 @@ class RequestBody(BaseModel):
     """Fields that would change the answer, and are refused. Other undeclared fields are unknown."""
     token_fields: ClassVar[frozenset[str]] = frozenset()
     """Fields that may hold long lists of token ids."""
+    limit_of_items: ClassVar[str] = "max_items"
+    """The limit on elements of all lists and objects, of `RequestLimits`."""
 
     @model_validator(mode="before")
     @classmethod
@@ -71,14 +74,15 @@ class RequestBody(BaseModel):
 Body = TypeVar("Body", bound=RequestBody)
 
 
-async def read_body(request: Request, model: type[Body], max_items: int, ignored: set[str] | None) -> Body:
-    """The request's body as a `model`, if it has no more than `max_items` elements. Raises InvalidRequestError.
+async def read_body(request: Request, model: type[Body], limits: RequestLimits, ignored: set[str] | None) -> Body:
+    """The request's body as a `model`, if it has no more elements than allowed. Raises InvalidRequestError.
 
     `ignored`: see `validate`.
     """
     _check_content_type(request)
     data = _parse_object(await request.body())
-    check_items(data, model.token_fields, max_items)
+    limit = model.limit_of_items
+    check_items(data, model.token_fields, getattr(limits, limit), limit)
     return validate(model, data, ignored)
 
 

@@ -19,8 +19,10 @@ def parse_json(text: str | bytes, what: str, param: str | None = None) -> Any:
         raise InvalidRequestError(f"{what} is {fault}: {error}", param) from None
 
 
-def check_items(data: dict[str, Any], token_fields: Collection[str], most: int) -> None:
+def check_items(data: dict[str, Any], token_fields: Collection[str], most: int, limit: str = "max_items") -> None:
     """Refuse a body with more than `most` elements in its lists and objects, not counting token ids in `token_fields`.
+
+    `limit`: the name of that number.
 
     Validating a megabyte of small objects, or of numbers where texts should be, would block the event loop for seconds.
     """
@@ -36,7 +38,7 @@ def check_items(data: dict[str, Any], token_fields: Collection[str], most: int) 
                 continue
             num_items += len(one)
             if num_items > most:
-                raise InvalidRequestError(f"{name}: at most {most} elements in all lists and objects (max_items)", name)
+                raise InvalidRequestError(f"{name}: at most {most} elements in all lists and objects ({limit})", name)
             pending += one.values() if isinstance(one, dict) else one
         if num_token_ids > _MOST_TOKEN_IDS:
             raise InvalidRequestError(f"{name}: at most {_MOST_TOKEN_IDS} token ids in a request", name)

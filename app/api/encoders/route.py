@@ -139,7 +139,7 @@ def _check(service: Service, body: EncoderFields, task: Task) -> EncoderConfig:
     service.check_model(body.model)
     service.ready()
     service.check_task(task)
-    assert service.predictor is not None
+    assert isinstance(service.predictor, EncoderConfig)
     return service.predictor
 
 

@@ -1,9 +1,9 @@
-"""The inputs of one call to an encoder, from submission to the last vector."""
+"""The inputs of one call to a predictor, from submission to the last vector."""
 
 import asyncio
 import time
 from collections import deque
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -11,6 +11,8 @@ import numpy as np
 from fastapi import Request
 from numpy.typing import NDArray
 
+from ...checkpoint.encoders import EncoderConfig
+from ...core.media import Media
 from ...core.request import FinishReason
 from ...core.wire import PredictCommand, RequestOutput, RequestTiming
 from ...errors import ContextLengthError, InvalidRequestError
@@ -24,6 +26,9 @@ Vectors = list[NDArray[np.float32]]
 Text = str | list[int] | tuple[str, str]
 """A text, its token ids, or a pair of texts."""
 
+Input = EncoderInput | Media
+"""A text, or what is read in the place of one."""
+
 _WINDOW = 256
 """How many inputs of one call the engine has at a time, so that other calls get their turn."""
 
@@ -36,17 +41,23 @@ class Encoded(NamedTuple):
 
 
 async def encode(service: Service, request: Request, body: EncoderFields, texts: list[Text], param: str) -> Encoded:
-    """The vectors of all texts, in their order. Raises InvalidRequestError for an input that is empty or too long.
+    """The vectors of all texts, in their order. Raises InvalidRequestError for an input that is empty or too long."""
+    check_number(service, texts, param)
+    return await predict(service, request, await _tokenize(service, body, texts, param), body.priority)
 
-    When cancelled, it leaves nothing running.
-    """
+
+def check_number(service: Service, inputs: Sequence[object], param: str) -> None:
+    """Raise InvalidRequestError for more inputs than a call may have."""
     most = service.settings.request_limits.max_inputs
-    if len(texts) > most:
+    if len(inputs) > most:
         raise InvalidRequestError(f"{param}: at most {most} inputs (max_inputs)", param)
-    inputs = await _tokenize(service, body, texts, param)
+
+
+async def predict(service: Service, request: Request, inputs: Sequence[Input], priority: int) -> Encoded:
+    """The vectors of all inputs, in their order. When cancelled, it leaves nothing running."""
     entry: RequestLog = request.scope["request_log"]
-    entry.usage = Usage(prompt_tokens=sum(len(one.token_ids) for one in inputs))
-    run = _Run(service, entry, body.priority)
+    entry.usage = Usage(prompt_tokens=sum(map(_num_tokens, inputs)))
+    run = _Run(service, entry, priority)
     try:
         vectors = await run.all(inputs)
     finally:
@@ -85,7 +96,7 @@ async def _tokenize(service: Service, body: EncoderFields, texts: list[Text], pa
 def _encoder_input(service: Service, text: Text, limit: int | None) -> EncoderInput:
     """An input as the model's files want it. Token ids are taken as they are."""
     config, tokenizer = service.predictor, service.tokenizer
-    assert config is not None
+    assert isinstance(config, EncoderConfig)
     if isinstance(text, list):
         return tokenizer.encoder_input(text, limit)
     if config.lowercases:
@@ -98,6 +109,10 @@ def _encoder_input(service: Service, text: Text, limit: int | None) -> EncoderIn
     prompt = tokenizer.encoder_input(config.prompt, None).token_ids
     num_ignored = len(prompt) - (prompt[-1] in tokenizer.special_ids)
     return one._replace(num_ignored=min(num_ignored, len(one.token_ids) - 1))
+
+
+def _num_tokens(one: Input) -> int:
+    return one.num_tokens if isinstance(one, Media) else len(one.token_ids)
 
 
 @dataclass
@@ -122,7 +137,7 @@ class _Run:
             left = entry.deadline - time.monotonic()
             self._expiry = asyncio.get_running_loop().call_later(left, self._expire)
 
-    async def all(self, inputs: list[EncoderInput]) -> Vectors:
+    async def all(self, inputs: Sequence[Input]) -> Vectors:
         """The vectors of all inputs, in their order."""
         vectors: Vectors = []
         for index, one in enumerate(inputs):
@@ -135,20 +150,21 @@ class _Run:
             vectors.append(await self._next())
         return vectors
 
-    def _submit(self, index: int, one: EncoderInput) -> None:
+    def _submit(self, index: int, one: Input) -> None:
         command = PredictCommand(
             request_id=self._entry.engine_id(index),
-            token_ids=one.token_ids,
-            type_ids=one.type_ids,
-            num_ignored=one.num_ignored,
             priority=self._priority,
             tenant=self._entry.tenant.name,
             weight=self._entry.tenant.weight,
             arrived_at=self._entry.arrived_at,
         )
+        if isinstance(one, Media):
+            command.media = one
+        else:
+            command.token_ids, command.type_ids, command.num_ignored = one
         self._open.append(_Open(index, command, self._service.engine.generate(command)))
-        self._service.metrics.record_admitted(len(one.token_ids))
-        self._service.use_tokens(self._entry.tenant, "prompt", len(one.token_ids))
+        self._service.metrics.record_admitted(command.num_tokens)
+        self._service.use_tokens(self._entry.tenant, "prompt", command.num_tokens)
 
     async def _next(self) -> NDArray[np.float32]:
         first = self._open[0]

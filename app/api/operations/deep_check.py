@@ -3,6 +3,7 @@
 import asyncio
 import time
 
+from ...checkpoint.predictors import trial_of
 from ...core.request import FinishReason
 from ...core.sampling import SamplingParams
 from ...core.wire import GenerateCommand, PredictCommand, RequestCommand
@@ -53,7 +54,16 @@ def _command(service: Service) -> RequestCommand:
     now = time.monotonic()
     request_id = f"deep-check-{time.monotonic_ns():x}"
     if service.predictor is not None:
-        return PredictCommand(request_id=request_id, token_ids=[0], type_ids=[0], priority=_PRIORITY, arrived_at=now)
+        media = trial_of(service.predictor, service.ready().max_model_len)
+        token_ids = [] if media else [0]
+        return PredictCommand(
+            request_id=request_id,
+            token_ids=token_ids,
+            type_ids=token_ids,
+            media=media,
+            priority=_PRIORITY,
+            arrived_at=now,
+        )
     sampling = SamplingParams(max_tokens=1, seed=0, temperature=0.0)
     return GenerateCommand(
         request_id=request_id,

@@ -5,6 +5,7 @@ from typing import Literal
 from fastapi import APIRouter
 from starlette.responses import Response
 
+from ...core.wire import Task
 from ..deps import ServiceDep
 from ..edge.answer import AnswerBody, json_response
 from ..edge.document import ANY, answers
@@ -22,6 +23,7 @@ class ServedModel(AnswerBody, kw_only=True):
     owned_by: Literal["paceline"] = "paceline"
     max_model_len: int | None
     """Null while the model is loading."""
+    tasks: tuple[Task, ...]
     parent: str | None
     """Of an adapter: its model."""
 
@@ -50,4 +52,4 @@ async def get_model(model_id: str, service: ServiceDep) -> Response:
 def _describe(service: Service, name: str) -> ServedModel:
     longest = service.engine.ready.max_model_len if service.engine.ready else None
     parent = service.model_name if service.adapter_of(name) else None
-    return ServedModel(id=name, created=service.created, max_model_len=longest, parent=parent)
+    return ServedModel(id=name, created=service.created, max_model_len=longest, tasks=service.tasks, parent=parent)

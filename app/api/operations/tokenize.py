@@ -70,6 +70,7 @@ async def tokenize(
 ) -> Response:
     """Token ids of a text or a chat."""
     service.check_model(body.model)
+    service.check_text()
     if body.prompt is not None:
         (tokens,) = await encode_texts(service, [body.prompt], "prompt", body.add_special_tokens)
     else:
@@ -84,6 +85,7 @@ async def detokenize(
 ) -> Response:
     """The text of token ids, special ones included."""
     service.check_model(body.model)
+    service.check_text()
     if body.tokens:
         check_token_ids(body.tokens, service.ready().vocab_size, "tokens")
     return json_response(Detokenized(service.tokenizer.decode(body.tokens, skip_special_tokens=False)))

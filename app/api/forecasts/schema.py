@@ -1,0 +1,76 @@
+"""The request of POST /v1/forecast"""
+
+import re
+from types import NoneType
+from typing import Annotated, Any
+
+from pydantic import ConfigDict, Field, WithJsonSchema
+
+from ...checkpoint.forecasters import Frequency
+from ...errors import InvalidRequestError
+from ..edge.body import Label, RequestBody
+
+_NUMBERS: dict[str, Any] = {"type": "array", "items": {"type": ["number", "null"]}, "minItems": 1}
+_SERIES: dict[str, Any] = {"anyOf": [_NUMBERS, {"type": "array", "items": _NUMBERS, "minItems": 1}]}
+Series = Annotated[Any, WithJsonSchema(_SERIES)]
+"""Checked by hand, since there may be a million numbers."""
+
+_ALIAS = re.compile(r"\d*([A-Za-z]+)(-[A-Z]{3})?")
+"""pandas' name of a frequency, such as 15min, or W-SUN."""
+_FREQUENCIES: dict[Frequency, str] = {
+    0: "N L U S T H B C D ns us ms s min h bh cbh BH CBH",
+    1: "W M MS ME BM BMS BME CBMS CBME SM SMS SME",
+    2: "Q QS QE BQ BQS BQE A AS BA BAS Y YS YE BY BYS BYE",
+}
+
+
+class ForecastRequest(RequestBody):
+    """Say how series of numbers go on."""
+
+    model_config = ConfigDict(json_schema_extra={"example": {"series": [[3, 5, 4, 6, None, 7]], "frequency": "D"}})
+
+    hints = frozenset({"user"})
+    limit_of_items = "max_numbers"
+    model: Label | None = Field(None, description="the served model's name")
+    series: list[Series] = Field(
+        min_length=1,
+        description="lists of numbers, the newest last, null where one is missing; of a model with several channels: "
+        "lists of channels, which are such lists of one length",
+    )
+    horizon: int | None = Field(
+        None, ge=1, lt=2**31, description="how many numbers to forecast; what the model does at once by default"
+    )
+    frequency: Annotated[str, Field(max_length=32)] | None = Field(
+        None, description="time between numbers, as pandas names it, such as 15min, D, W, ME, YE; for TimesFM 2.0"
+    )
+    quantiles: list[float] | None = Field(None, description="those to return; all of the model's by default")
+    priority: int = Field(0, ge=-(2**31), lt=2**31, description="lower runs first")
+
+    @property
+    def frequency_class(self) -> Frequency:
+        """The class of TimesFM 2.0's that the frequency belongs to. Raises InvalidRequestError for an unknown one."""
+        if self.frequency is None:
+            return 0
+        match = _ALIAS.fullmatch(self.frequency)
+        for kind, names in _FREQUENCIES.items():
+            if match and match[1] in names.split():
+                return kind
+        raise InvalidRequestError(
+            f"frequency: {self.frequency!r} is none; 15min, h, D, W, ME, QE and YE are", "frequency"
+        )
+
+
+def channels_of(series: Any, where: str) -> list[list[Any]]:
+    """The channels of a series, all of the same length. Raises InvalidRequestError that names what is wrong."""
+    if not isinstance(series, list) or not series:
+        raise InvalidRequestError(f"{where}: must be a list of numbers, or of channels", where)
+    channels = series if isinstance(series[0], list) else [series]
+    for index, channel in enumerate(channels):
+        place = f"{where}[{index}]" if channels is series else where
+        if not isinstance(channel, list) or not channel:
+            raise InvalidRequestError(f"{place}: must be a list of numbers, which is not empty", place)
+        if not set(map(type, channel)) <= {int, float, NoneType}:
+            raise InvalidRequestError(f"{place}: each element must be a number or null", place)
+        if len(channel) != len(channels[0]):
+            raise InvalidRequestError(f"{where}: all channels must have the same length", where)
+    return channels
