@@ -94,7 +94,7 @@ ROOMS_OF_THE_API = [
     "service",
     "deps generation",
     "chat completions encoders",
-    "messages responses operations batches",
+    "messages responses operations batches forecasts",
 ]
 """From the lowest floor up: each room may import from the floors below its own. `app` and `process` are the roof."""
 
