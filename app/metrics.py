@@ -82,6 +82,13 @@ class Metrics:
         self._decode = self._histogram(
             "request_decode_time_seconds", "From a request's first token to its last", _seconds(0.001, 1000)
         )
+        self._time_per_token = self._histogram(
+            "request_time_per_output_token_seconds",
+            "Of a request: seconds for each token behind the first",
+            _seconds(0.001, 10),
+        )
+        self._prompt_sizes = self._histogram("request_prompt_tokens", "Tokens of a prompt", _TOKEN_BUCKETS)
+        self._text_sizes = self._histogram("request_generation_tokens", "Generated tokens of a request", _TOKEN_BUCKETS)
         self._prompt_tokens = self._counter("prompt_tokens", "Prompt tokens of admitted calls")
         self._generation_tokens = self._counter("generation_tokens", "Generated tokens")
         self._ignored = self._counter(
@@ -146,6 +153,7 @@ class Metrics:
     def record_admitted(self, num_prompt_tokens: int) -> None:
         """Record a prompt that was handed to the engine. A prompt with several choices counts once."""
         self._prompt_tokens.inc(num_prompt_tokens)
+        self._prompt_sizes.observe(num_prompt_tokens)
 
     def record_rejected(self, reason: str) -> None:
         """Record a request that was refused, or did not end in time."""
@@ -180,6 +188,12 @@ class Metrics:
         """Record a further output, `seconds` after the one before."""
         self._token_gap.observe(seconds)
         self._generation_tokens.inc(num_tokens)
+
+    def record_text(self, num_tokens: int, seconds: float) -> None:
+        """Record a text that has ended: its tokens, and the time from the first to the last of them."""
+        self._text_sizes.observe(num_tokens)
+        if num_tokens > 1:
+            self._time_per_token.observe(seconds / (num_tokens - 1))
 
     def record_finished(self, reason: FinishReason, e2e_seconds: float, timing: RequestTiming | None) -> None:
         """Record the end of a request. `timing` is the engine's, or None if the engine did not see the end."""

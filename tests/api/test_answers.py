@@ -195,6 +195,16 @@ def test_timings_are_in_whole_answers_and_in_the_last_event(
     assert [told[name] for name in ("predicted_n", "prompt_n", "draft_n")] == [10, timings["prompt_n"], 8]
 
 
+def test_a_response_has_timings_when_it_has_ended(server: Server) -> None:
+    whole = server.post("/v1/responses", {"input": "Hi"}).json()
+    assert whole["timings"]["predicted_n"] == whole["usage"]["output_tokens"]
+    assert whole["timings"]["prompt_n"] == whole["usage"]["input_tokens"]
+    lines = server.post("/v1/responses", {"input": "Hi", "stream": True}).text.splitlines()
+    events = [json.loads(line.removeprefix("data: ")) for line in lines if line.startswith("data: {")]
+    assert [event["type"] for event in events if "timings" in event.get("response", {})] == [events[-1]["type"]]
+    assert events[-1]["response"]["timings"].keys() == whole["timings"].keys()
+
+
 def test_timings_without_a_token(server: Server) -> None:
     def script(command: GenerateCommand) -> list[RequestOutput]:
         outputs, at = say("")(command), command.arrived_at
@@ -397,6 +407,13 @@ def test_metrics_count_what_usage_says(server: Server) -> None:
     assert change["paceline_request_queue_time_seconds_sum"] == pytest.approx(5 * 0.25)
     assert change["paceline_request_prefill_time_seconds_sum"] == pytest.approx(5 * 0.75)
     assert change["paceline_request_decode_time_seconds_sum"] == pytest.approx(5 * 2.0)
+    assert change["paceline_request_generation_tokens_count"] == 5
+    assert change["paceline_request_generation_tokens_sum"] == change["paceline_generation_tokens_total"]
+    assert change["paceline_request_prompt_tokens_count"] == 4  # a prompt with two texts is one
+    assert change["paceline_request_prompt_tokens_sum"] == change["paceline_prompt_tokens_total"]
+    assert change["paceline_request_time_per_output_token_seconds_sum"] == pytest.approx(
+        change["paceline_inter_token_latency_seconds_sum"] / 4  # each has four gaps
+    )
     assert (after["paceline_num_requests_running"], after["paceline_num_requests_waiting"]) == (3, 2)
     assert after["paceline_kv_cache_usage_ratio"] == 0.5
     assert change["paceline_prefix_cache_hits_total"] == 4

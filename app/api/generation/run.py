@@ -159,12 +159,14 @@ class Generation:
         self.usage.accepted_tokens += output.num_accepted_tokens
         if delta.token_ids:
             if choice.last_at is None:
+                choice.first_at = now
                 self.usage.num_first_tokens += 1
                 metrics.record_first_token(now - choice.command.arrived_at, len(delta.token_ids))
                 self._entry.ttft = self._entry.ttft or now - choice.command.arrived_at
             else:
                 metrics.record_token_gap(now - choice.last_at, len(delta.token_ids))
             choice.last_at = self.usage.last_token_at = now
+            choice.num_tokens += len(delta.token_ids)
             self.usage.completion_tokens += len(delta.token_ids)
             if choice.reasoning is not None:
                 self.usage.reasoning_tokens += choice.reasoning.count(delta.token_ids)
@@ -183,6 +185,7 @@ class Generation:
     def _record_finished(self, choice: "_OpenChoice", reason: FinishReason) -> None:
         seconds = time.monotonic() - choice.command.arrived_at
         self._service.metrics.record_finished(reason, seconds, choice.timing)
+        self._service.metrics.record_text(choice.num_tokens, (choice.last_at or 0.0) - choice.first_at)
         self._entry.note_end(choice.index, reason, choice.timing)
 
 
@@ -197,6 +200,8 @@ class _OpenChoice:
     reasoning: ReasoningTokens | None
     counts_prompt: bool
     """Whether the cached tokens of its prompt are still to be counted: with the first output of one of n choices."""
+    num_tokens: int = 0
+    first_at: float = 0.0
     last_at: float | None = None
     timing: RequestTiming | None = None
     """The last one that the engine sent. A choice that ends at a stop string gets no final output."""

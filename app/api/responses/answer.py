@@ -16,6 +16,7 @@ from ..edge.sse import named_event
 from ..generation.blocks import Block, BlocksAnswer, Change, Kind
 from ..generation.choices import Choice
 from ..generation.logprobs import TokenLogprob, describe
+from ..generation.timings import Timings
 from ..service import Service
 from .items import Status, wrap_reasoning
 from .response import (
@@ -94,7 +95,7 @@ class ResponseAnswer(BlocksAnswer):
             response = self._response("incomplete", incomplete_details=IncompleteDetails())
         else:
             response = self._response("completed", completed_at=int(time.time()))
-        response.usage = ResponseUsage.of(usage)
+        response.usage, response.timings = ResponseUsage.of(usage), Timings.of(usage)
         return self._ended(response)
 
     def _response(self, status: str, **fields: Any) -> ResponseObject:

@@ -8,6 +8,7 @@ from ..edge.answer import AnswerBody, NamedEvent
 from ..edge.request_log import Usage
 from ..generation.fields import Effort
 from ..generation.logprobs import TokenLogprob
+from ..generation.timings import Timings
 from .items import Status
 
 Nothing = tuple[()]
@@ -156,6 +157,8 @@ class ResponseObject(AnswerBody, kw_only=True):
     safety_identifier: str | None
     prompt_cache_key: str | None
     store: bool
+    timings: Timings | UnsetType = UNSET
+    """Once it has ended by itself."""
 
 
 class DeletedResponse(AnswerBody):
