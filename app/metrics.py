@@ -109,6 +109,13 @@ class Metrics:
         self._kv_usage = self._gauge("kv_cache_usage_ratio", "Share of KV blocks held by running requests, 0 to 1")
         self._queries = self._counter("prefix_cache_queries", "Prompt tokens looked up in the prefix cache")
         self._hits = self._counter("prefix_cache_hits", "Prompt tokens found in the prefix cache")
+        tiers = self._counter("prefix_cache_tier_hits", "Prompt tokens found in the prefix cache, by memory", ["tier"])
+        self._tier_hits = {tier: tiers.labels(tier) for tier in ("device", "host")}
+        copied = self._counter("kv_blocks_copied", "KV blocks copied to host memory and back", ["direction"])
+        self._copied = {direction: copied.labels(direction) for direction in ("out", "in")}
+        self._retained = self._gauge(
+            "kv_cache_retained_ratio", "Share of KV blocks that requests asked to keep, 0 to 1"
+        )
         self._preemptions = self._counter("num_preemptions", "Number of times that a request was preempted")
         kinds = {
             "drafts": "Number of times that a request had drafts of tokens in a step, by what proposed them",
@@ -133,6 +140,11 @@ class Metrics:
         self._kv_usage.set(stats.kv_cache_usage)
         self._queries.inc(stats.prefix_cache_queries)
         self._hits.inc(stats.prefix_cache_hits)
+        self._tier_hits["device"].inc(stats.prefix_cache_hits - stats.host_cache_hits)
+        self._tier_hits["host"].inc(stats.host_cache_hits)
+        self._copied["out"].inc(stats.num_blocks_out)
+        self._copied["in"].inc(stats.num_blocks_in)
+        self._retained.set(stats.kv_cache_retained)
         self._preemptions.inc(stats.num_preemptions)
         self._drafts["drafts"].inc(stats.num_drafted_steps)
         self._drafts["draft_tokens"].inc(stats.num_drafted_tokens)

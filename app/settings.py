@@ -89,6 +89,11 @@ class CacheSettings(BaseModel):
     gpu_memory_utilization: float = Field(
         0.9, gt=0, le=1, description="share of the GPU's memory for weights, activations and KV blocks"
     )
+    host_kv_cache: ByteSize = Field(
+        ByteSize(0),
+        description="memory of the host for KV blocks that a GPU has no more room for, such as 64GiB, which come back "
+        "when they are wanted; on a CPU, raise kv_cache_memory instead. 0: none",
+    )
     prefix_caching: bool = Field(True, description="reuse the KV blocks of equal prompt beginnings")
 
 

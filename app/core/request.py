@@ -75,6 +75,8 @@ class Request:
     """Lower runs first."""
     cache_salt: str = ""
     """Prefix blocks are shared only between requests of equal salt."""
+    cache_retention: float = 0.0
+    """Seconds for which its blocks had better stay in the cache behind its end."""
     tenant: str = DEFAULT_TENANT
     weight: float = 1.0
     """The tenant's share of the service, relative to the weights of other tenants."""

@@ -48,6 +48,15 @@ class NewRequest(msgspec.Struct, kw_only=True):
     extras: Extras = NO_EXTRAS
 
 
+class BlockCopies(msgspec.Struct):
+    """What a step begins with in one KV group: first all blocks go out, then others come in."""
+
+    out: list[tuple[int, int]] = []
+    """(block, place in host memory): blocks that steps from this one on overwrite. Each place occurs once."""
+    into: list[tuple[int, int]] = []
+    """(place in host memory, block). A place may be one that was just written."""
+
+
 class SchedulerOutput(msgspec.Struct):
     """One step. `rows`, `request_ids` and `num_scheduled_tokens` are parallel; each row occurs once."""
 
@@ -69,6 +78,8 @@ class SchedulerOutput(msgspec.Struct):
     request of this step starts with it."""
     num_source_tokens: int = 0
     """Places of encoders' inputs that are to be read before the tokens are computed."""
+    copies: list[BlockCopies] = []
+    """Of each KV group, between its blocks and host memory; empty if there are none."""
 
     @property
     def num_tokens(self) -> int:
@@ -179,6 +190,15 @@ class CrossMemory(msgspec.Struct, frozen=True):
     """Most tokens of an encoder's input."""
 
 
+class HostMemory(msgspec.Struct, frozen=True):
+    """Room in the host's memory for KV blocks that had to make way for others."""
+
+    num_blocks: tuple[int, ...]
+    """Of each KV group."""
+    seconds_of_block: float
+    """What it takes to copy a block of every group there and back, as measured."""
+
+
 @dataclass(frozen=True)
 class Limits:
     """How much the worker can take; the scheduler keeps to it."""
@@ -199,6 +219,8 @@ class Limits:
     """Whether a prompt may be computed in several steps."""
     states: RowStates | None = None
     """None if rows keep nothing but what is in KV blocks."""
+    host: HostMemory | None = None
+    """None if there is no room for KV blocks but on the device."""
     num_adapters: int = 0
     """Slots for adapters."""
     cross: CrossMemory | None = None

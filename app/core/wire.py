@@ -57,6 +57,8 @@ class GenerateCommand(msgspec.Struct, tag=True, kw_only=True):
     weight: float = 1.0
     """The tenant's share of the service, relative to the weights of other tenants."""
     cache_salt: str = ""
+    cache_retention: float = 0.0
+    """Seconds for which its KV blocks had better stay in the cache behind its end; a wish, not a promise."""
     adapter: str = ""
     """The name of an adapter; empty for the model as it is."""
     adapter_folder: str = ""
@@ -224,6 +226,9 @@ class RequestOutput(msgspec.Struct, kw_only=True, omit_defaults=True):
 COUNTERS = (
     "prefix_cache_queries",
     "prefix_cache_hits",
+    "host_cache_hits",
+    "num_blocks_out",
+    "num_blocks_in",
     "num_preemptions",
     "num_drafted_steps",
     "num_drafted_tokens",
@@ -239,12 +244,20 @@ class EngineStats(msgspec.Struct, kw_only=True):
     num_waiting: int
     kv_cache_usage: float = 0.0
     """0 to 1: blocks that running requests hold. Blocks that only the prefix cache holds count as free."""
+    kv_cache_retained: float = 0.0
+    """0 to 1: blocks that are in the cache because somebody asked to keep them."""
     step_tokens: int = 0
     """0 if no step was run: requests ended in between."""
     step_seconds: float = 0.0
     prefix_cache_queries: int = 0
     """Prompt tokens looked up in this step."""
     prefix_cache_hits: int = 0
+    host_cache_hits: int = 0
+    """Those of them that came from host memory."""
+    num_blocks_out: int = 0
+    """KV blocks that were copied to host memory."""
+    num_blocks_in: int = 0
+    """KV blocks that were copied back from there."""
     num_preemptions: int = 0
     num_drafted_steps: int = 0
     """How many times a request had drafts in a step."""

@@ -38,7 +38,15 @@ def build_engine(settings: Settings, model_folder: Path) -> tuple[EngineCore, En
     num_blocks = limits.groups[0].num_blocks if limits.groups else 1  # nobody holds any, then
     most_tokens = limits.max_num_batched_tokens
     scheduler = Scheduler(
-        KVCache(limits.groups, settings.block_size, most_tokens, settings.prefix_caching, limits.states, limits.cross),
+        KVCache(
+            limits.groups,
+            settings.block_size,
+            most_tokens,
+            settings.prefix_caching,
+            limits.states,
+            limits.cross,
+            limits.host,
+        ),
         pacer,
         FairShares(pacer, num_blocks) if settings.api_keys is not None else Alone(pacer),
         max_num_seqs=limits.max_num_seqs,

@@ -240,6 +240,7 @@ def _to_generate(command: GenerateCommand, adapter: Adapter | None) -> Request:
         arrived_at=command.arrived_at,
         priority=command.priority,
         cache_salt=salt if command.source is None else salt_of_source(salt, command.source.digest),
+        cache_retention=command.cache_retention,
         tenant=command.tenant,
         weight=command.weight,
         max_drafts=command.max_drafts,

@@ -4,7 +4,7 @@ Memory is a list of groups, each with blocks of its own. A group keeps all of a 
 window: its blocks behind the window go back, and others get them. The blocks at one index of a request's tables hold
 the same tokens in every group, so full blocks have the same hashes in all of them. A request can start with cached
 tokens up to where every group still holds what the next token needs, and if rows keep states, where there is a snapshot
-of them, too.
+of them, too. What a group has evicted may still be in host memory (`HostTier`).
 """
 
 import sys
@@ -12,18 +12,22 @@ from collections.abc import Iterable, Sequence
 from itertools import repeat
 
 from ..core.request import Request, RequestStatus
-from ..core.step import CrossMemory, KVGroup, RowStates
+from ..core.step import BlockCopies, CrossMemory, HostMemory, KVGroup, RowStates
 from .block_pool import BlockPool
 from .cross_blocks import CrossBlocks
+from .host_tier import HostTier
 from .prefix_cache import hash_block, root_hash
+from .retention import Wish
 from .snapshots import Snapshots
 
 
 class _Group:
     """One group's blocks, and which of a request's it needs."""
 
-    def __init__(self, group: KVGroup, block_size: int, max_num_batched_tokens: int) -> None:
-        self.pool = BlockPool(group.num_blocks)
+    def __init__(self, group: KVGroup, block_size: int, max_num_batched_tokens: int, num_places: int) -> None:
+        """`num_places`: blocks for which there is room in host memory."""
+        self.host = HostTier(num_places) if num_places else None
+        self.pool = BlockPool(group.num_blocks, self.host.keep if self.host else None)
         self._block_size = block_size
         self._window = group.window
         window_and_step = (group.window or 0) + max_num_batched_tokens
@@ -41,7 +45,7 @@ class _Group:
         """Length of the longest prefix, in blocks, whose tail that is still needed is cached in this group."""
         longest = in_a_row = 0
         for index, block_hash in enumerate(hashes):
-            if self.pool.prefix_cache.block(block_hash) is None:
+            if not self._has(block_hash):
                 if self._window is None:
                     break
                 in_a_row = 0
@@ -51,11 +55,32 @@ class _Group:
                 longest = index + 1
         return longest
 
+    def _has(self, block_hash: bytes) -> bool:
+        if self.pool.prefix_cache.block(block_hash) is not None:
+            return True
+        return self.host is not None and self.host.holds(block_hash)
+
     def cached_blocks(self, hashes: Sequence[bytes]) -> list[int]:
-        """Of the blocks that a request starts with, those that it needs."""
+        """Of the blocks that a request starts with, those that it needs and the device has."""
         first = self.first_needed(len(hashes) * self._block_size)
         blocks = [self.pool.prefix_cache.block(block_hash) for block_hash in hashes[first:]]
         return [block for block in blocks if block is not None]
+
+    def start(self, hashes: Sequence[bytes]) -> tuple[list[int], int]:
+        """The blocks that a request starts with and needs, and how many of them have to be copied in first."""
+        needed = hashes[self.first_needed(len(hashes) * self._block_size) :]
+        cached = self.cached_blocks(hashes)
+        self.pool.share(cached)
+        if self.host is None or len(cached) == len(needed):
+            return cached, 0
+        # Whatever is evicted for the others goes to places that these do not come from.
+        missing = [block_hash for block_hash in needed if self.pool.prefix_cache.block(block_hash) is None]
+        places = self.host.fetch(missing)
+        blocks = self.pool.allocate(len(missing))
+        self.host.copy_in(places, blocks)
+        for block_hash, block in zip(missing, blocks, strict=True):
+            self.pool.prefix_cache.insert(block_hash, block)
+        return self.cached_blocks(hashes), len(missing)
 
 
 class KVCache:
@@ -69,9 +94,16 @@ class KVCache:
         prefix_caching: bool = True,
         states: RowStates | None = None,
         cross: CrossMemory | None = None,
+        host: HostMemory | None = None,
     ) -> None:
         self.block_size = block_size
-        self._groups = [_Group(group, block_size, max_num_batched_tokens) for group in groups]
+        self._host = host
+        num_places = host.num_blocks if host else (0,) * len(groups)
+        self._groups = [
+            _Group(group, block_size, max_num_batched_tokens, places)
+            for group, places in zip(groups, num_places, strict=True)
+        ]
+        self._now = 0.0
         self._snapshots = None if states is None else Snapshots(states.num_snapshots)
         self.cross = None if cross is None else CrossBlocks(cross, block_size, prefix_caching)
         """Of what encoders have read; None if there is no cross-attention."""
@@ -89,6 +121,11 @@ class KVCache:
         """0 to 1: blocks that running requests hold, of the group that is fullest."""
         pools = [*self.pools, self.cross.pool] if self.cross else self.pools
         return max((pool.num_used / pool.num_blocks for pool in pools), default=0.0)
+
+    @property
+    def retained(self) -> float:
+        """0 to 1: blocks that are kept because somebody asked for it, of the group that has most."""
+        return max((pool.num_retained / pool.num_blocks for pool in self.pools), default=0.0)
 
     def num_blocks(self, num_tokens: int) -> int:
         """Blocks that hold so many tokens."""
@@ -130,12 +167,34 @@ class KVCache:
     def _num_shareable(self, request: Request) -> int:
         return (len(request.token_ids) - 1) // self.block_size
 
-    # ------------------------------------------------------------------ snapshots of states
+    # ------------------------------------------------------------------ a step
 
-    def begin_step(self) -> None:
-        """To be called before each step is planned."""
+    def begin_step(self, now: float, seconds_of_token: float) -> None:
+        """To be called before each step is planned.
+
+        seconds_of_token: what it takes to compute one; 0 if that is not known yet.
+        """
+        self._now = now
+        for group in self._groups:
+            group.pool.expire(now)
         if self._snapshots:
             self._snapshots.begin_step()
+        if self._host:
+            pays = not seconds_of_token or self._host.seconds_of_block < seconds_of_token * self.block_size
+            for group in self._groups:
+                if group.host:
+                    group.host.pays = pays
+
+    def take_copies(self) -> list[BlockCopies]:
+        """What the step that has been planned begins with; nothing if it copies no blocks."""
+        copies = [group.host.take_copies() for group in self._groups if group.host]
+        return copies if any(of_group.out or of_group.into for of_group in copies) else []
+
+    def seconds_to_copy(self, num_tokens: int) -> float:
+        """What it takes to copy the blocks of so many tokens."""
+        return num_tokens / self.block_size * self._host.seconds_of_block if self._host else 0.0
+
+    # ------------------------------------------------------------------ snapshots of states
 
     def snapshot_of(self, request: Request, num_cached: int) -> int | None:
         """The place of the state that a request starts with; see `match`."""
@@ -197,16 +256,20 @@ class KVCache:
 
     # ------------------------------------------------------------------ a request's blocks
 
-    def start(self, request: Request, num_cached: int) -> None:
+    def start(self, request: Request, num_cached: int) -> int:
         """Give a request that holds nothing the cached blocks that it starts with (see `match`), and room for its
-        encoder's output."""
+        encoder's output.
+
+        Returns how many of its tokens come from host memory.
+        """
         if self.cross is not None:
             self.cross.start(request)
         count = num_cached // self.block_size
         request.block_tables, request.first_blocks = [], []
+        num_copied = 0
         for group in self._groups:
-            blocks = group.cached_blocks(request.block_hashes[:count])
-            group.pool.share(blocks)
+            blocks, copied = group.start(request.block_hashes[:count])
+            num_copied = max(num_copied, copied)
             request.first_blocks.append(count - len(blocks))
             request.block_tables.append([0] * (count - len(blocks)) + blocks)
         request.num_slots = num_cached if self._groups else sys.maxsize
@@ -214,6 +277,7 @@ class KVCache:
         request.num_registered_blocks = count
         following = request.block_hashes[count : self._num_before_snapshot(request)]
         self._being_computed.update(following[-1:] if self._snapshots else request.block_hashes[count:])
+        return num_copied * self.block_size
 
     def grow(self, request: Request, num_tokens: int) -> list[list[int]] | None:
         """Make a request's tables long enough for `num_tokens`; None if there is no room.
@@ -262,12 +326,14 @@ class KVCache:
         request.num_registered_blocks = known // self.block_size
 
     def free(self, request: Request) -> None:
-        """Take a request's blocks back."""
+        """Take a request's blocks back. If it wishes so, they stay in the cache for a time."""
         if self.cross is not None:
             self.cross.free(request)
+        seconds = request.cache_retention
+        wish = Wish(self._now + seconds, request.tenant, request.weight) if seconds > 0 else None
         self._being_computed.difference_update(request.block_hashes[request.num_registered_blocks :])
         for group, table, first in zip(self._groups, request.block_tables, request.first_blocks, strict=True):
-            group.pool.free(table[first:])
+            group.pool.free(table[first:], wish)
         request.block_tables, request.first_blocks = [], []
         request.num_slots = 0
         request.num_computed_tokens = 0
@@ -275,8 +341,10 @@ class KVCache:
 
     def forget(self) -> None:
         """Forget what all blocks hold: it may be wrong. Those in use stay in use."""
-        for pool in self.pools:
-            pool.clear_prefix_cache()
+        for group in self._groups:
+            group.pool.clear_prefix_cache()
+            if group.host:
+                group.host.clear()
         if self.cross is not None:
             self.cross.pool.clear_prefix_cache()
         if self._snapshots:

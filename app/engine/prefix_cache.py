@@ -39,9 +39,11 @@ class PrefixCache:
         """The block that holds what has this hash."""
         return self._block_of.get(block_hash)
 
-    def remove(self, block: int) -> None:
-        """Forget what `block` holds: it is about to be overwritten."""
-        del self._block_of[self._hash_of.pop(block)]
+    def remove(self, block: int) -> bytes:
+        """Forget what `block` holds, since it is about to be overwritten; returns its hash."""
+        block_hash = self._hash_of.pop(block)
+        del self._block_of[block_hash]
+        return block_hash
 
     def clear(self) -> None:
         """Forget everything."""

@@ -225,6 +225,7 @@ class RequestBatch:
             num_running=len(self.running),
             num_waiting=len(self.requests) - len(self.running),
             kv_cache_usage=self.kv.usage,
+            kv_cache_retained=self.kv.retained,
             step_tokens=num_tokens,
             step_seconds=seconds,
             **counters,

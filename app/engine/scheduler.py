@@ -77,11 +77,16 @@ class Scheduler(RequestBatch):
 
     def schedule(self) -> SchedulerOutput | None:
         """Plan the next step; None if there is nothing to compute now."""
-        self.kv.begin_step()
-        self.policy.begin_step(self.clock(), self.running, self.num_rows)
+        now = self.clock()
+        self.kv.begin_step(now, self.pacer.seconds(0, 1))
+        self.policy.begin_step(now, self.running, self.num_rows)
         step = self._plan_alone(self._suspects[0]) if self._suspects else self._plan_for_all()
         if not step.rows:
             return None
+        if copies := self.kv.take_copies():
+            step.copies = copies
+            self._counters["num_blocks_out"] += sum(len(of_group.out) for of_group in copies)
+            self._counters["num_blocks_in"] += sum(len(of_group.into) for of_group in copies)
         self.policy.planned()
         return step
 
@@ -211,11 +216,16 @@ class Scheduler(RequestBatch):
             if not self.kv.has_room(request, num_cached, promised):
                 break
             self.policy.pop(request)
-            self._admit(request, num_cached, count, step)
-            prompt_budget -= count + num_to_encode
+            num_copied = self._admit(request, num_cached, count, step)
+            prompt_budget -= count + num_to_encode + self._as_tokens(num_copied)
             promised = [sum(both) for both in zip(promised, self.kv.promised([request]), strict=True)]
         for request in deferred:
             self.policy.put_back(request)
+
+    def _as_tokens(self, num_copied: int) -> int:
+        """How many tokens could be computed in the time that it takes to copy so many from host memory."""
+        seconds_of_token = self.pacer.seconds(0, 1)
+        return int(self.kv.seconds_to_copy(num_copied) / seconds_of_token) if num_copied and seconds_of_token else 0
 
     def _plan_alone(self, request: Request) -> SchedulerOutput:
         """Plan a step for one request, whatever the others hold."""
@@ -235,8 +245,11 @@ class Scheduler(RequestBatch):
         self._admit(request, 0, count, step)
         return step
 
-    def _admit(self, request: Request, num_cached: int, count: int, step: SchedulerOutput) -> None:
-        """Give a request a row and blocks, and enter its first `count` tokens behind the cached ones into the step."""
+    def _admit(self, request: Request, num_cached: int, count: int, step: SchedulerOutput) -> int:
+        """Give a request a row and blocks, and enter its first `count` tokens behind the cached ones into the step.
+
+        Returns how many of the cached tokens come from host memory.
+        """
         num_to_encode = self.kv.num_to_encode(request)
         step.num_source_tokens += num_to_encode
         if request.status is RequestStatus.WAITING:
@@ -249,7 +262,8 @@ class Scheduler(RequestBatch):
         request.status = RequestStatus.RUNNING
         request.row = self._free_rows.pop()
         request.num_admitted_tokens = len(request.token_ids)
-        self.kv.start(request, num_cached)
+        num_copied = self.kv.start(request, num_cached)
+        self._counters["host_cache_hits"] += num_copied
         self.kv.grow(request, num_cached + count)
         insort(self.running, request, key=self.policy.order)
         step.new_requests.append(
@@ -268,6 +282,7 @@ class Scheduler(RequestBatch):
             )
         )
         self._enter(request, count, step)
+        return num_copied
 
     def _enter(self, request: Request, count: int, step: SchedulerOutput, drafts: Sequence[int] = ()) -> None:
         """Enter `count` tokens of a request into the step, and drafts behind them."""

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from ..checkpoint.folder import ModelFolder
 from ..core.step import BuiltWorker, KVGroup, ModelRunnerOutput, SchedulerOutput
+from ..errors import StartupError
 from ..settings import Settings
 from .limits import initial_limits, with_groups
 
@@ -52,6 +53,8 @@ class EchoWorker:
 
 def build_echo_worker(settings: Settings, path: Path) -> BuiltWorker:
     """A worker with the vocabulary of the model in a folder, and nothing else of it. Raises StartupError."""
+    if settings.host_kv_cache:
+        raise StartupError("host_kv_cache: the echo worker keeps no KV blocks")
     vocab_size = ModelFolder(path).vocab_size
     limits = initial_limits(settings, settings.max_model_len or _MAX_MODEL_LEN, is_fast=True)
     limits = with_groups(limits, settings, (KVGroup(settings.num_kv_blocks or _NUM_BLOCKS),))

@@ -14,7 +14,7 @@ from ..attention.registry import Capabilities, Recordable, choose_backend
 from ..checkpoint.draft_head import is_draft_head, read_draft_head
 from ..checkpoint.folder import ModelFolder
 from ..checkpoint.source import find_model
-from ..core.step import MAX_WITH_DRAFTS, BuiltWorker, Limits, WorkerOutOfMemoryError
+from ..core.step import MAX_WITH_DRAFTS, BuiltWorker, HostMemory, Limits, WorkerOutOfMemoryError
 from ..errors import StartupError
 from ..grammar.masks import GrammarMasks
 from ..kernels.ops import keep_compiled
@@ -27,10 +27,11 @@ from .draft_head import HeadDrafter
 from .draft_model import DraftModel
 from .encoder_outputs import EncoderOutputs
 from .execution import Eager, Execution, StepMemory
+from .host_blocks import HostBlocks
 from .kv_storage import bind_kv_cache, cross_group, group_layers
 from .model_state import ModelState, NoState
 from .recurrent_states import RecurrentStates, StatesInSlots
-from .resolve import Resolved, max_source_len, resolve, resolve_blocks, resolve_states
+from .resolve import Resolved, max_source_len, resolve, resolve_blocks, resolve_host, resolve_states
 from .runner import ModelRunner
 from .sampling.base import Sampling
 
@@ -208,6 +209,10 @@ def _build_runner(
     bind_kv_cache(groups, [group.num_blocks for group in limits.groups], *storage)
     if cross and limits.cross:
         bind_kv_cache([cross], [limits.cross.num_blocks], *storage)
+    if settings.host_kv_cache:
+        places = resolve_host(settings, device, groups, limits.groups)
+        runner.host = HostBlocks(groups, places, runner.backend, device)
+        limits = replace(limits, host=HostMemory(places, runner.host.measure()))
     clock.lap("allocate_kv_cache")
     runner.prepare()
     if guessing and isinstance(draft, LoadedModel):

@@ -14,7 +14,7 @@ import torch
 from ..checkpoint.adapter import read_adapter
 from ..checkpoint.folder import ModelFolder
 from ..core.machine import free_memory, usable_cpus
-from ..core.step import CrossMemory, Limits, RowStates
+from ..core.step import CrossMemory, KVGroup, Limits, RowStates
 from ..errors import StartupError
 from ..layers.methods.float8 import has_kernel as multiplies_float8
 from ..layers.methods.onednn import has_bfloat16
@@ -254,6 +254,31 @@ def _cross_memory(num_blocks: int, limits: Limits, block_size: int, source_len: 
         )
     log.info("%d KV blocks of them for encoders' outputs, of up to %d tokens", count, source_len)
     return CrossMemory(count, source_len)
+
+
+def resolve_host(
+    settings: Settings, device: torch.device, groups: Sequence[LayerGroup], blocks: Sequence[KVGroup]
+) -> tuple[int, ...]:
+    """How many blocks of each group `host_kv_cache` holds: of all the same share of those on the device.
+
+    Raises StartupError if there is not so much memory, or if it has no use.
+    """
+    size, free = settings.host_kv_cache, free_memory()
+    if not groups or not settings.prefix_caching:
+        why = "the model keeps no KV blocks" if settings.prefix_caching else "without prefix_caching it has no use"
+        raise StartupError(f"host_kv_cache: {why}")
+    if size > free:
+        raise StartupError(f"host_kv_cache: {size / 2**30:.2f} GiB, and {free / 2**30:.2f} GiB of memory are free")
+    share = size / bytes_of(groups, blocks)
+    places = tuple(int(group.num_blocks * share) for group in blocks)
+    if not all(places):
+        raise StartupError("host_kv_cache: it does not hold a single KV block")
+    log.info("%s KV blocks in the host's memory", " + ".join(map(str, places)))
+    if device.type == "cpu":
+        log.warning(
+            "host_kv_cache: on a CPU, KV blocks are in that memory in any case; kv_cache_memory does without copies"
+        )
+    return places
 
 
 def _enough_on_a_cpu(limits: Limits, block_size: int) -> int:

@@ -30,6 +30,7 @@ from .batch import NO_LOGPROBS, Entries, InputBatch, no_entries
 from .drafts import accepted_tokens
 from .execution import Execution, StepMemory, Work
 from .faults import named_faults
+from .host_blocks import HostBlocks
 from .inputs import StepBuffer
 from .model_state import ModelState
 from .sampling.base import Sampling
@@ -88,6 +89,7 @@ class ModelRunner:
         self.device = device
         self.drafter: Drafter | None = None
         self.adapters: ModelAdapters | None = None
+        self.host: HostBlocks | None = None
         tables = tables_of._buffer.block_tables if tables_of else None
         self._buffer: StepBuffer = StepBuffer(
             batch, backend, state, sampling, execution.largest, max_entries, device, tables
@@ -126,6 +128,9 @@ class ModelRunner:
     @torch.inference_mode()
     def launch(self, step: SchedulerOutput) -> "_Launched":
         """Start a step here and now: from a thread of the execution's, or within another runner's step."""
+        if step.copies:
+            assert self.host is not None
+            self.host.copy(step.copies)
         for request in step.new_requests:
             self.add(request)
         self._buffer.begin(self.batch.take_blocks(step))

@@ -1,8 +1,11 @@
 """The scheduler under random traffic, without a model: what must hold after every step, whatever happens."""
 
+import random
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
+from itertools import count as counting
 
 import pytest
 from hypothesis import given, settings
@@ -10,7 +13,7 @@ from hypothesis import strategies as st
 
 from app.core.request import FinishReason, Request, RequestStatus
 from app.core.sampling import SamplingParams
-from app.core.step import NOT_A_NUMBER, KVGroup, ModelRunnerOutput, RowStates, SchedulerOutput
+from app.core.step import NOT_A_NUMBER, HostMemory, KVGroup, ModelRunnerOutput, RowStates, SchedulerOutput
 from app.core.wire import RequestOutput
 from app.engine.chunk_pacer import ChunkPacer
 from app.engine.kv_cache import KVCache
@@ -35,19 +38,26 @@ def make_scheduler(
     proposes: bool = False,
     snapshots: int | None = None,
     attends: bool = True,
+    places: int = 0,
 ) -> Scheduler:
-    """With a window, there is a second KV group beside the full one. With a number of snapshots, rows keep states."""
+    """With a window, there is a second KV group beside the full one. With a number of snapshots, rows keep states.
+
+    `places`: for blocks of each group in host memory. Time goes on by a second for each step.
+    """
     pacer = ChunkPacer(1.0, BLOCK_SIZE, BUDGET)
     groups = [KVGroup(NUM_BLOCKS)] + ([KVGroup(NUM_WINDOW_BLOCKS, window)] if window else [])
     states = None if snapshots is None else RowStates(snapshots)
+    groups = groups if attends else []
+    host = HostMemory((places,) * len(groups), seconds_of_block=0.001) if places else None
     return Scheduler(
-        KVCache(groups if attends else [], BLOCK_SIZE, BUDGET, prefix_caching, states),
+        KVCache(groups, BLOCK_SIZE, BUDGET, prefix_caching, states, host=host),
         pacer,
         FairShares(pacer, NUM_BLOCKS) if has_tenants else Alone(pacer),
         max_num_seqs=MAX_NUM_SEQS,
         max_num_batched_tokens=BUDGET,
         max_model_len=MAX_MODEL_LEN,
         speculation=Scripted() if proposes else None,
+        clock=partial(next, map(float, counting())),
     )
 
 
@@ -107,11 +117,26 @@ class Device:
     states: dict[int, list[int]] = field(default_factory=dict)
     """Row to all tokens that its state has seen."""
     snapshots: dict[int, list[int]] = field(default_factory=dict)
+    places: dict[tuple[int, int], dict[int, tuple[int, ...]]] = field(default_factory=dict)
+    """(group, place in host memory) to what was copied there: by offset, as in `cache`."""
 
     def run(self, step: SchedulerOutput) -> ModelRunnerOutput:
         """Execute a step."""
+        self.copy(step)
         self.take(step)
         return self.compute(step)
+
+    def copy(self, step: SchedulerOutput, is_right: bool = True) -> None:
+        for group, copies in enumerate(step.copies):
+            places = [place for _, place in copies.out]
+            assert len(set(places)) == len(places)
+            assert len({block for _, block in copies.into}) == len(copies.into)
+            for block, place in copies.out:
+                held = {at: self.cache.get((group, block, at), ()) for at in range(BLOCK_SIZE)}
+                self.places[group, place] = held if is_right else {}
+            for place, block in copies.into:
+                for at in range(BLOCK_SIZE):
+                    self.cache[group, block, at] = self.places[group, place].get(at, ()) if is_right else ()
 
     def take(self, step: SchedulerOutput) -> None:
         for new in step.new_requests:
@@ -154,6 +179,7 @@ class Device:
 
     def fail(self, step: SchedulerOutput) -> None:
         """Fail a step: write rubbish wherever it would have written."""
+        self.copy(step, is_right=False)
         self.take(step)
         for row, count in zip(step.rows, step.num_scheduled_tokens, strict=True):
             for position in range(self.computed[row], self.computed[row] + count):
@@ -184,10 +210,15 @@ def check_invariants(scheduler: Scheduler, step: SchedulerOutput | None, is_cach
             for block in request.block_tables[group][request.first_blocks[group] :]
         )
         assert len(holders) == pool.num_used
-        assert pool.num_used + pool.num_cached + len(pool._free) == pool.num_blocks
+        assert pool.num_used + pool.num_cached + pool.num_retained + len(pool._free) == pool.num_blocks
+        assert pool.num_retained <= pool.num_blocks / 2
         for block, count in holders.items():
             assert pool._references[block] == count
             assert count == 1 or block in pool.prefix_cache or not is_cache_whole
+    for tier in (group.host for group in scheduler.kv._groups if group.host):
+        places = tier.pool
+        assert step is None or places.num_used == 0  # what a step copies is known, and then nothing is held
+        assert places.num_used + places.num_cached + places.num_retained + len(places._free) == places.num_blocks
     assert len(scheduler.running) <= MAX_NUM_SEQS
     assert len({request.row for request in scheduler.running}) == len(scheduler.running)
     for request in scheduler.running:
@@ -199,11 +230,69 @@ def check_invariants(scheduler: Scheduler, step: SchedulerOutput | None, is_cach
         assert len(set(step.rows)) == len(step.rows)
 
 
+@dataclass
+class Loop:
+    """The engine's step loop around a device, plain or overlapped."""
+
+    scheduler: Scheduler
+    device: Device
+    overlap: bool
+    outputs: dict[str, list[RequestOutput]] = field(default_factory=dict)
+    to_blame: set[str] = field(default_factory=set)
+    in_flight: tuple[SchedulerOutput, ModelRunnerOutput | None] | None = None
+
+    def add(self, request: Request) -> None:
+        self.outputs[request.request_id] = []
+        self.scheduler.add(request)
+
+    def take(self, news: list[RequestOutput]) -> None:
+        for output in news:
+            self.outputs[output.request_id].append(output)
+
+    def step(self, how: str = "well") -> None:
+        plan = None if self.overlap and self.scheduler.waits_for_tokens else self.scheduler.schedule()
+        check_invariants(self.scheduler, plan, not self.to_blame)
+        previous, self.in_flight = self.in_flight, (plan, self._submit(plan, how)) if plan else None
+        if not self.overlap:
+            previous, self.in_flight = self.in_flight, None
+        if previous:
+            self._finish(*previous)
+        check_invariants(self.scheduler, None, not self.to_blame)
+
+    def _submit(self, plan: SchedulerOutput, how: str) -> ModelRunnerOutput | None:
+        if how == "fails" or (self.in_flight and self.in_flight[1] is None):  # a step behind a failed one reads rubbish
+            return self.device.fail(plan)
+        result = self.device.run(plan)
+        sampling = [index for index, tokens in enumerate(result.token_ids) if tokens]
+        if how == "no number" and sampling:
+            result.token_ids[sampling[0]][-1] = NOT_A_NUMBER
+            self.to_blame.add(plan.request_ids[sampling[0]])
+        return result
+
+    def _finish(self, plan: SchedulerOutput, result: ModelRunnerOutput | None) -> None:
+        if result is None:
+            self.in_flight = None
+            if len(plan.request_ids) == 1:
+                self.to_blame.update(plan.request_ids)
+            self.take(self.scheduler.recover(plan))
+        else:
+            self.take(self.scheduler.update(plan, result, seconds=0.01))
+
+    def finish_all(self) -> None:
+        for _ in range(2000):
+            if not self.scheduler.has_requests and self.in_flight is None:
+                break
+            self.step()
+        assert not self.scheduler.has_requests, "a request starved"
+        assert self.scheduler.kv.usage == 0
+
+
 prompts = st.one_of(
     st.lists(st.integers(1, 2), min_size=1, max_size=MAX_MODEL_LEN),
     st.integers(1, MAX_MODEL_LEN).map(lambda length: ([1, 2, 2] * MAX_MODEL_LEN)[:length]),  # to share prefixes
 )
-requests = st.tuples(prompts, st.integers(0, 30), st.integers(0, 2), st.sampled_from("aab"))
+retentions = st.sampled_from([0.0, 0.0, 3.0, 1000.0])
+requests = st.tuples(prompts, st.integers(0, 30), st.integers(0, 2), st.sampled_from("aab"), retentions)
 # A word is a step of the engine: it goes well, or fails, or gives one request no number. A number aborts one of the
 # requests; the rest are arrivals.
 steps = st.sampled_from(["well", "well", "well", "fails", "no number"])
@@ -219,6 +308,7 @@ events = st.lists(st.one_of(requests, steps, steps, st.integers(0, 20)), max_siz
     proposes=st.booleans(),
     snapshots=st.sampled_from([None, None, None, 0, 1, 3]),
     attends=st.booleans(),
+    places=st.sampled_from([0, 0, 1, 4, 30]),
 )
 @settings(max_examples=600, deadline=None)
 def test_random_traffic(
@@ -230,58 +320,20 @@ def test_random_traffic(
     proposes: bool,
     snapshots: int | None,
     attends: bool,
+    places: int,
 ) -> None:
     has_states = snapshots is not None
     proposes, attends = proposes and not has_states, attends or not has_states
-    scheduler = make_scheduler(prefix_caching, has_tenants, window, proposes, snapshots, attends)
-    device = Device(window, has_states)
+    scheduler = make_scheduler(prefix_caching, has_tenants, window, proposes, snapshots, attends, places)
+    loop = Loop(scheduler, Device(window, has_states), overlap)
     arrived: dict[str, Request] = {}
-    outputs: dict[str, list[RequestOutput]] = {}
-    in_flight: tuple[SchedulerOutput, ModelRunnerOutput | None] | None = None
-    to_blame: set[str] = set()
-
-    def take(news: list[RequestOutput]) -> None:
-        for output in news:
-            outputs[output.request_id].append(output)
-
-    def submit(plan: SchedulerOutput, how: str) -> ModelRunnerOutput | None:
-        if how == "fails" or (in_flight and in_flight[1] is None):  # a step behind a failed one reads rubbish
-            return device.fail(plan)
-        result = device.run(plan)
-        sampling = [index for index, tokens in enumerate(result.token_ids) if tokens]
-        if how == "no number" and sampling:
-            result.token_ids[sampling[0]][-1] = NOT_A_NUMBER
-            to_blame.add(plan.request_ids[sampling[0]])
-        return result
-
-    def finish(plan: SchedulerOutput, result: ModelRunnerOutput | None) -> None:
-        nonlocal in_flight
-        if result is None:
-            in_flight = None
-            if len(plan.request_ids) == 1:
-                to_blame.update(plan.request_ids)
-            take(scheduler.recover(plan))
-        else:
-            take(scheduler.update(plan, result, seconds=0.01))
-
-    def step(how: str = "well") -> None:
-        nonlocal in_flight
-        plan = None if overlap and scheduler.waits_for_tokens else scheduler.schedule()
-        check_invariants(scheduler, plan, not to_blame)
-        previous, in_flight = in_flight, (plan, submit(plan, how)) if plan else None
-        if not overlap:
-            previous, in_flight = in_flight, None
-        if previous:
-            finish(*previous)
-        check_invariants(scheduler, None, not to_blame)
-
     for event in events:
         if isinstance(event, str):
-            step(event)
+            loop.step(event)
         elif isinstance(event, int):
-            take(scheduler.abort(str(event)))
+            loop.take(scheduler.abort(str(event)))
         else:
-            prompt, max_tokens, priority, tenant = event  # type: ignore[misc]
+            prompt, max_tokens, priority, tenant, retention = event  # type: ignore[misc]
             request = Request(
                 request_id=str(len(arrived)),
                 token_ids=list(prompt),
@@ -289,25 +341,20 @@ def test_random_traffic(
                 sampling=SamplingParams(max_tokens=max_tokens, seed=0, stop_token_ids=frozenset([EOS])),
                 arrived_at=float(len(arrived)),
                 priority=priority,
+                cache_retention=retention,
                 tenant=tenant,
                 weight={"a": 1.0, "b": 2.5}[tenant],
             )
-            arrived[request.request_id], outputs[request.request_id] = request, []
-            scheduler.add(request)
-    for _ in range(2000):
-        if not scheduler.has_requests and in_flight is None:
-            break
-        step()
-
-    assert not scheduler.has_requests, "a request starved"
-    assert scheduler.kv.usage == 0
+            arrived[request.request_id] = request
+            loop.add(request)
+    loop.finish_all()
     for request_id, request in arrived.items():
-        news = outputs[request_id]
+        news = loop.outputs[request_id]
         assert [output.finish_reason is not None for output in news] == [False] * (len(news) - 1) + [True]
         generated = [token for output in news for token in output.token_ids]
         assert generated == expected(request)[: len(generated)]
         if news[-1].finish_reason is FinishReason.ERROR:
-            assert request_id in to_blame
+            assert request_id in loop.to_blame
         elif news[-1].finish_reason is not FinishReason.ABORT:
             assert generated == expected(request)
 
@@ -322,6 +369,45 @@ def expected(request: Request) -> list[int]:
         if tokens[-1] == EOS:
             break
     return generated
+
+
+@given(
+    rng=st.randoms(use_true_random=False),
+    overlap=st.booleans(),
+    has_tenants=st.booleans(),
+    window=st.sampled_from([None, None, 6]),
+    places=st.sampled_from([3, 10, 60]),
+)
+@settings(max_examples=60, deadline=None)
+def test_conversations_that_go_on_after_others(
+    rng: random.Random, overlap: bool, has_tenants: bool, window: int | None, places: int
+) -> None:
+    """Four of them do not fit the memory together; steps fail now and then."""
+    scheduler = make_scheduler(True, has_tenants, window, places=places)
+    loop = Loop(scheduler, Device(window), overlap)
+    said: list[list[int]] = [[number] * 5 for number in range(1, 5)]
+    for turn in range(25):
+        number = rng.randrange(len(said))
+        if len(said[number]) > MAX_MODEL_LEN - 20:
+            said[number] = [turn + 10] * 9
+        request = Request(
+            request_id=str(turn),
+            token_ids=list(said[number]),
+            num_prompt_tokens=len(said[number]),
+            sampling=SamplingParams(max_tokens=6, seed=0),
+            arrived_at=float(turn),
+            cache_retention=rng.choice([0.0, 4.0, 1000.0]),
+            tenant="ab"[number % 2],
+        )
+        loop.add(request)
+        for _ in range(rng.randrange(12)):
+            loop.step(rng.choice(["well"] * 60 + ["fails"]))
+        if rng.random() < 0.1:
+            loop.take(scheduler.abort(str(turn)))
+        said[number] = request.token_ids + [turn % 5] * rng.randrange(1, 6)
+    loop.finish_all()
+    for name, news in loop.outputs.items():
+        assert news[-1].finish_reason in (FinishReason.LENGTH, FinishReason.ABORT) or name in loop.to_blame
 
 
 def run_until_idle(scheduler: Scheduler) -> list[SchedulerOutput]:

@@ -48,7 +48,7 @@ def make_engine(folder: Path, settings: Settings, overlap: bool = True) -> Engin
     if groups and all(group.window for group in groups):  # windows alone would hold all of them at once
         groups = tuple(KVGroup(NUM_WINDOW_BLOCKS, group.window) for group in groups)
     scheduler = Scheduler(
-        KVCache(groups, BLOCK_SIZE, 24, states=limits.states),
+        KVCache(groups, BLOCK_SIZE, 24, states=limits.states, host=limits.host),
         pacer,
         Alone(pacer),
         max_num_seqs=8,

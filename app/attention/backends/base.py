@@ -24,6 +24,8 @@ class AttentionBackend(Protocol[Metadata]):
 
     long_past: int
     """Decodes that see more tokens than this are steps of another recorded shape; see `StepShape.is_long`."""
+    block_dim: int
+    """The dimension of K, V and scales that counts blocks; what lies behind it is whole in memory."""
 
     def fields(self, shape: StepShape) -> dict[str, int]:
         """The int32 numbers that the backend wants on the device for a step of a shape: name to how many."""

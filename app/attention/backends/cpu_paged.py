@@ -51,6 +51,7 @@ class CpuPagedBackend:
     """
 
     long_past = 2**62
+    block_dim = 1
 
     def __init__(self, configs: Sequence[AttentionConfig], num_groups: int) -> None:
         """`configs`: of all layers."""

@@ -61,6 +61,7 @@ class TorchPagedBackend:
     """Decodes in batches, grouped by length; prefill chunks request by request (there are few in a step)."""
 
     long_past = sys.maxsize
+    block_dim = 1
 
     def fields(self, shape: StepShape) -> dict[str, int]:  # noqa: ARG002
         """See `AttentionBackend.fields`: steps are described on the host."""

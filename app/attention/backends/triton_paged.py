@@ -60,6 +60,7 @@ class TritonPagedBackend:
 
     long_past = 8192
     """One program would be busy with a longer past for too long, while the others have ended."""
+    block_dim = 0
 
     def __init__(self, configs: list[AttentionConfig], num_groups: int, batch_invariant: bool) -> None:
         """`configs`: of all layers."""
