@@ -117,3 +117,41 @@ def test_a_request_says_how_much_may_be_guessed(server: Server, given: Any, most
     for path, body in {**bodies, "/v1/completions": {"prompt": "Hi"}}.items():
         assert server.post(path, {**body, **fields}).status_code == 200
         assert server.engine.last_command().max_drafts == most
+
+
+_EPHEMERAL = {"type": "ephemeral"}
+_AN_HOUR = {"type": "ephemeral", "ttl": "1h"}
+_MARKED = {"messages": [{"role": "user", "content": [{"type": "text", "text": "Hi", "cache_control": _AN_HOUR}]}]}
+
+
+@pytest.mark.parametrize(
+    ("path", "given", "seconds"),
+    [
+        ("/v1/chat/completions", {}, 0.0),
+        ("/v1/completions", {"cache_retention": 7.5}, 7.5),
+        ("/v1/chat/completions", {"prompt_cache_key": "a"}, 300.0),
+        ("/v1/chat/completions", {"prompt_cache_key": "a", "cache_retention": 0}, 0.0),
+        ("/v1/responses", {"prompt_cache_retention": "24h"}, 86400.0),
+        ("/v1/responses", {"prompt_cache_retention": "in_memory"}, 300.0),
+        ("/v1/messages", {"cache_control": _EPHEMERAL}, 300.0),
+        ("/v1/messages", {"cache_control": _EPHEMERAL, **_MARKED}, 3600.0),
+        ("/v1/messages", {"system": [{"type": "text", "text": "a", "cache_control": _EPHEMERAL}]}, 300.0),
+    ],
+)
+def test_a_request_says_how_long_its_blocks_are_kept(
+    server: Server, path: str, given: dict[str, Any], seconds: float
+) -> None:
+    body = next(body for known, _, body in REQUESTS if known == path)
+    assert server.post(path, {**body, **given}).status_code == 200
+    assert server.engine.last_command().cache_retention == seconds
+
+
+def test_a_time_that_no_cache_has_is_refused_by_name(server: Server) -> None:
+    for path, given, name in (
+        ("/v1/chat/completions", {"cache_retention": 1e9}, "cache_retention"),
+        ("/v1/messages", {"cache_control": {"type": "ephemeral", "ttl": "1y"}}, "cache_control.ttl"),
+    ):
+        body = next(body for known, _, body in REQUESTS if known == path)
+        refusal = server.post(path, {**body, **given})
+        assert refusal.status_code == 400
+        assert name in refusal.json()["error"]["message"]

@@ -37,6 +37,8 @@ class Choice:
     """See `GenerateCommand`."""
     source: Media | None = None
     """See `GenerateCommand`."""
+    cache_retention: float = 0.0
+    """See `GenerateCommand`."""
 
     @property
     def num_prompt_tokens(self) -> int:
@@ -93,8 +95,8 @@ def make_choices(
         for index in range(request.n):
             own_seed = _seed_of_choice(seed, index)
             sampling = _sampling_params(service, request, max_tokens, own_seed, logprobs, prompt_logprobs, grammar)
-            drafts = request.max_drafts
-            choices.append(Choice(token_ids, sampling, conditions, reasoning, drafts, adapter, source))
+            drafts, seconds = request.max_drafts, request.wished_retention
+            choices.append(Choice(token_ids, sampling, conditions, reasoning, drafts, adapter, source, seconds))
     return choices
 
 

@@ -11,13 +11,15 @@ MAX_STOP_LENGTH = 1024
 MAX_STOP_TOKEN_IDS = 4096
 _INT64 = 2**63
 
+IN_MEMORY, ONE_DAY = 300.0, 86400.0
+"""Seconds for which OpenAI's two kinds of caches keep a prompt at least, and at most."""
+
 TokenId = Annotated[int, Field(ge=0, lt=2**31)]
 Effort = Literal["none", "minimal", "low", "medium", "high", "xhigh", "max", "ultra"]
 
 HINTS = hints(
-    "client_metadata metadata parallel_tool_calls prediction prompt_cache_key prompt_cache_options "
-    "prompt_cache_retention reasoning_effort request_id safety_identifier service_tier store stream_interval user "
-    "verbosity"
+    "client_metadata metadata parallel_tool_calls prediction prompt_cache_options reasoning_effort request_id "
+    "safety_identifier service_tier store stream_interval user verbosity"
 )
 UNSUPPORTED: Unsupported = refused(
     "allowed_token_ids audio cache_salt chat_template guided_decoding_backend guided_whitespace_pattern "
@@ -85,6 +87,23 @@ class TokenFields(RequestBody):
     speculative: bool | Annotated[int, Field(ge=0, lt=2**31)] = Field(
         True, description="whether the next tokens may be guessed, or how many at most in a step; the text is the same"
     )
+
+    cache_retention: float | None = Field(
+        None, ge=0, le=ONE_DAY, description="seconds for which the conversation had better stay in the prefix cache"
+    )
+    prompt_cache_key: Label | None = Field(None, description="as cache_retention 300; which key it is changes nothing")
+    prompt_cache_retention: Literal["in_memory", "in-memory", "24h"] | None = Field(
+        None, description="as cache_retention 300 and 86400"
+    )
+
+    @property
+    def wished_retention(self) -> float:
+        """Seconds; see `GenerateCommand.cache_retention`."""
+        if self.cache_retention is not None:
+            return self.cache_retention
+        if self.prompt_cache_retention == "24h":
+            return ONE_DAY
+        return IN_MEMORY if self.prompt_cache_retention or self.prompt_cache_key else 0.0
 
     @property
     def max_drafts(self) -> int | None:

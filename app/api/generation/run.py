@@ -67,6 +67,7 @@ class Generation:
             tenant=self._entry.tenant.name,
             weight=self._entry.tenant.weight,
             cache_salt=self._entry.tenant.cache_salt,
+            cache_retention=choice.cache_retention,
             adapter=choice.adapter,
             max_drafts=choice.max_drafts,
             arrived_at=self._entry.arrived_at,

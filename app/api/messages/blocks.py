@@ -9,16 +9,30 @@ from ..chat.schema import FunctionName
 from ..edge.body import Label, RequestBody, hints
 from ..generation.kinds import HostedTool, Unknown, by_type, refuse_unknown
 
-_IN_BLOCKS = hints("cache_control caller citations signature toolset_name")
-_IN_TOOLS = hints("cache_control defer_loading eager_input_streaming")
+_IN_BLOCKS = hints("caller citations signature toolset_name")
+_IN_TOOLS = hints("defer_loading eager_input_streaming")
 _HOSTED_TOOLS = ("advisor_", "code_execution_", "tool_search_tool_", "web_fetch_", "web_search_")
 """Beginnings of the types of tools that Anthropic's servers run."""
+
+
+class CacheControl(RequestBody):
+    """A wish to keep the conversation in the prefix cache. All of it is kept, wherever this stands."""
+
+    hints = frozenset(("scope",))
+    type: Literal["ephemeral"]
+    ttl: Literal["5m", "1h"] = "5m"
+
+    @property
+    def seconds(self) -> float:
+        """For how long."""
+        return {"5m": 300.0, "1h": 3600.0}[self.ttl]
 
 
 class ContentBlock(RequestBody):
     """Base of all blocks. What the server or other servers add to them changes nothing."""
 
     hints = _IN_BLOCKS
+    cache_control: CacheControl | None = None
 
 
 class TextBlock(ContentBlock):
@@ -84,6 +98,7 @@ class CustomTool(RequestBody):
     """A tool that the client runs."""
 
     hints = _IN_TOOLS
+    cache_control: CacheControl | None = None
     unsupported = {"allowed_callers": (["direct"],)}  # noqa: RUF012 - declared as a class variable
     type: Literal["custom"] = "custom"
     name: FunctionName

@@ -9,11 +9,11 @@ from ..chat.schema import FunctionName
 from ..edge.body import Label, RequestBody, Unsupported, hints, refused
 from ..generation.fields import Effort, TokenFields
 from ..generation.kinds import refuse_unknown
-from .blocks import TextBlock, Tool, Turn
+from .blocks import CacheControl, CustomTool, TextBlock, Tool, Turn
 
 _HINTS = hints(
-    "billing_policy cache_control diagnostics fallback_credit_token fallbacks metadata service_tier speed "
-    "user_profile_id workspace_id"
+    "billing_policy diagnostics fallback_credit_token fallbacks metadata service_tier speed user_profile_id "
+    "workspace_id"
 )
 _UNSUPPORTED: Unsupported = refused("compaction container inference_geo thread") | {"mcp_servers": ([],)}
 
@@ -77,6 +77,7 @@ class ConversationFields(RequestBody):
     output_format: OutputFormat | None = Field(None, description="the older name of output_config.format")
     context_management: ContextManagement | None = None
     chat_template_kwargs: dict[str, Any] = Field(default_factory=dict)
+    cache_control: CacheControl | None = Field(None, description="here and elsewhere: the longest time counts")
 
     def check(self) -> None:
         """See `RequestBody.check`."""
@@ -107,3 +108,12 @@ class MessagesRequest(ConversationFields, TokenFields):
 
     max_tokens: int = Field(ge=1, lt=2**31, description="the end of the model's context may come earlier")
     stop_sequences: list[str] = Field(default_factory=list)
+
+    @property
+    def wished_retention(self) -> float:
+        """See `TokenFields`; marks in the conversation count as well."""
+        content = [self.system, *(turn.content for turn in self.messages)]
+        blocks = [block for blocks in content if isinstance(blocks, list) for block in blocks]
+        marked = [self, *blocks, *(tool for tool in self.tools if isinstance(tool, CustomTool))]
+        marks = (getattr(one, "cache_control", None) for one in marked)
+        return max([super().wished_retention, *(mark.seconds for mark in marks if isinstance(mark, CacheControl))])

@@ -55,7 +55,7 @@ def to_chat(body: ConversationFields) -> ChatRequest:
     if asked := body.output_format or (body.output_config and body.output_config.format):
         chat["response_format"] = json_schema_format(asked.schema_, "output")
     if isinstance(body, MessagesRequest):
-        chat |= token_fields(body) | {"stop": body.stop_sequences}
+        chat |= token_fields(body) | {"stop": body.stop_sequences, "cache_retention": body.wished_retention}
     return validate(ChatRequest, chat)
 
 

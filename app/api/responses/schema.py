@@ -27,7 +27,7 @@ Included = Literal[
 ]
 LOGPROBS = "message.output_text.logprobs"
 ENCRYPTED = "reasoning.encrypted_content"
-_HINTS = hints("client_metadata prompt_cache_options prompt_cache_retention service_tier")
+_HINTS = hints("client_metadata prompt_cache_options service_tier")
 _COMES_BACK = "changes nothing, and comes back with the response"
 
 
@@ -124,7 +124,6 @@ class ResponsesRequest(ConversationFields, TokenFields):
     stream_options: StreamOptions | None = None
     user: Label | None = Field(None, description=_COMES_BACK)
     safety_identifier: Label | None = Field(None, description=_COMES_BACK)
-    prompt_cache_key: Label | None = Field(None, description=_COMES_BACK)
 
     @property
     def wants_logprobs(self) -> bool:
