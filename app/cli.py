@@ -44,7 +44,8 @@ def _option(name: str, field: FieldInfo, group: str) -> inspect.Parameter:
         rich_help_panel=group,
         show_default=False,
     )
-    kind: Any = bool if is_switch else list[str] if get_origin(field.annotation) is dict else str
+    is_repeated = name == "model" or get_origin(field.annotation) is dict
+    kind: Any = bool if is_switch else list[str] if is_repeated else str
     return inspect.Parameter(
         name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Annotated[kind | None, option]
     )
@@ -84,7 +85,7 @@ def serve(**flags: Any) -> None:
     """
     from .supervisor.serve import serve as run
 
-    sys.exit(run(load_settings(**flags)))
+    sys.exit(run(load_settings(takes_several=True, **flags)))
 
 
 def generate(

@@ -6,7 +6,7 @@ because some events are recorded for every token of every stream.
 
 import os
 from collections.abc import Callable, Iterator, Mapping
-from typing import Literal
+from typing import Any, Literal
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, generate_latest
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
@@ -51,13 +51,26 @@ prometheus_client is imported."""
 class Metrics:
     """The metrics of one process, in a registry of its own, or of all API workers if SHARED_FOLDER is set."""
 
-    def __init__(self, num_restarts: Callable[[], int] = lambda: 0, proposer: str = "ngram") -> None:
-        """`num_restarts`: the number of engines that replaced one that died. `proposer`: of drafts."""
+    def __init__(
+        self,
+        num_restarts: Callable[[], int] = lambda: 0,
+        proposer: str = "ngram",
+        model: str | None = None,
+        beside: "Metrics | None" = None,
+    ) -> None:
+        """`num_restarts`: the number of engines that replaced one that died. `proposer`: of drafts.
+
+        model: one of several, whose metrics have its name as a label. beside: of the first of them; all are rendered
+        together.
+        """
         self._proposer = proposer
-        self._registry = CollectorRegistry()
-        self._restarts = _Restarts(num_restarts)
+        self._model = model
         self._are_shared = SHARED_FOLDER in os.environ
-        if not self._are_shared:
+        self._registry: CollectorRegistry = beside._registry if beside else CollectorRegistry()
+        self._families: dict[str, Any] = beside._families if beside else {}
+        self._restarts: _Restarts = beside._restarts if beside else _Restarts()
+        self._restarts.counts.append((model, num_restarts))
+        if not self._are_shared and beside is None:
             ProcessCollector(registry=self._registry)
             self._registry.register(self._restarts)
         self._define_request_metrics()
@@ -231,24 +244,54 @@ class Metrics:
     # ------------------------------------------------------------------ definitions
 
     def _histogram(self, name: str, text: str, buckets: list[float]) -> Histogram:
-        return Histogram(name, text, namespace=_PREFIX, registry=self._registry, buckets=buckets)
+        metric: Histogram = self._of_model(Histogram, name, text, [], buckets=buckets)
+        return metric
 
     def _counter(self, name: str, text: str, labels: list[str] | None = None) -> Counter:
-        return Counter(name, text, labels or [], namespace=_PREFIX, registry=self._registry)
+        metric: Counter = self._of_model(Counter, name, text, labels or [])
+        return metric
 
     def _gauge(self, name: str, text: str, labels: list[str] | None = None) -> Gauge:
         # The latest value of any process counts: gauges are the engine's, which reports them to one process.
         mode: Literal["mostrecent", "all"] = "mostrecent" if self._are_shared else "all"
-        return Gauge(name, text, labels or [], namespace=_PREFIX, registry=self._registry, multiprocess_mode=mode)
+        metric: Gauge = self._of_model(Gauge, name, text, labels or [], multiprocess_mode=mode)
+        return metric
+
+    def _of_model(self, kind: Any, name: str, text: str, labels: list[str], **options: Any) -> Any:
+        """A metric; of one of several models with its name as the first label, which callers need not know of."""
+        is_labelled = self._model is not None and "model" not in labels
+        names = ["model", *labels] if is_labelled else labels
+        if name not in self._families:
+            self._families[name] = kind(name, text, names, namespace=_PREFIX, registry=self._registry, **options)
+        family = self._families[name]
+        if not is_labelled:
+            return family
+        return _OfModel(family, self._model) if labels else family.labels(self._model)
+
+
+class _OfModel:
+    """A metric whose first label is given."""
+
+    def __init__(self, family: Any, model: str | None) -> None:
+        self._family = family
+        self._model = model
+
+    def labels(self, *values: str) -> Any:
+        """As of a metric."""
+        return self._family.labels(self._model, *values)
 
 
 class _Restarts(Collector):
     """Counts restarts of the engine. The engines themselves count them, whichever API workers were there to see it."""
 
-    def __init__(self, count: Callable[[], int]) -> None:
-        self._count = count
+    def __init__(self) -> None:
+        self.counts: list[tuple[str | None, Callable[[], int]]] = []
+        """By model, of which a single one has no name."""
 
     def collect(self) -> Iterator[CounterMetricFamily]:
         """See prometheus_client."""
         text = "Number of engines that replaced one that died"
-        yield CounterMetricFamily(f"{_PREFIX}_engine_restarts", text, value=self._count())
+        family = CounterMetricFamily(f"{_PREFIX}_engine_restarts", text, labels=["model"] if self.counts[0][0] else [])
+        for model, count in self.counts:
+            family.add_metric([model] if model else [], count())
+        yield family

@@ -31,6 +31,9 @@ def cache_folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "paceline"
 
 
+MODEL_NAME = r"^[\w.:/@+-]{1,128}$"
+
+
 class ModelSettings(BaseModel):
     """Model"""
 
@@ -70,6 +73,50 @@ class ModelSettings(BaseModel):
     )
     worker: Literal["model", "echo"] = Field(
         "model", description="echo: no model; it repeats the prompt at full speed, to test clients and the API"
+    )
+
+
+def _models(value: Any) -> Any:
+    """Settings of each model by its name, from NAME=MODEL or NAME=JSON: as those of adapters."""
+    if isinstance(value, str):
+        value = value.split(",")
+    if isinstance(value, list | tuple):
+        parts = [str(given).partition("=") for given in value]
+        if wrong := [str(given) for given, part in zip(value, parts, strict=True) if not all(part)]:
+            raise ValueError(f"'{wrong[0]}' is not NAME=MODEL")
+        if len({name for name, _, _ in parts}) < len(parts):
+            raise ValueError("a name occurs twice")
+        value = {name: model for name, _, model in parts}
+    if not isinstance(value, dict):
+        return value
+    return {name: {"model": given} if isinstance(given, str) else given for name, given in value.items()}
+
+
+class SeveralModelsSettings(BaseModel):
+    """Several models"""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    models: Annotated[dict[Annotated[str, Field(pattern=MODEL_NAME)], dict[str, Any]], BeforeValidator(_models)] = (
+        Field(
+            {},
+            description="a model, as NAME=MODEL, that requests choose by this name; in the file also a mapping of its "
+            "own settings; --model NAME=MODEL, repeated, says the same",
+        )
+    )
+    load_models: Literal["start", "asked"] = Field(
+        "start", description="when the models are loaded: all at the start, or each when it is first asked for"
+    )
+    idle_timeout: float | None = Field(
+        None,
+        gt=0,
+        description="seconds without requests after which a model's engine ends, until it is asked for; auto: never",
+    )
+    memory_share: float | None = Field(
+        None,
+        gt=0,
+        le=1,
+        description="of the memory that a model could have alone; auto: equal parts of what other models leave",
     )
 
 
@@ -154,7 +201,7 @@ def _adapters(value: Any) -> Any:
     return {name: str(_absolute(Path(str(folder)))) for name, folder in value.items()}
 
 
-ADAPTER_NAME = r"^[\w.:/@+-]{1,128}$"
+ADAPTER_NAME = MODEL_NAME
 
 
 class AdapterSettings(BaseModel):
@@ -352,6 +399,7 @@ class BatchSettings(BaseModel):
 
 class Settings(
     ModelSettings,
+    SeveralModelsSettings,
     CacheSettings,
     SchedulerSettings,
     AdapterSettings,
@@ -362,9 +410,38 @@ class Settings(
 ):
     """All settings of the service. Each part of the service takes the group that it reads."""
 
+    def of_model(self, name: str) -> "Settings":
+        """The settings of one of several models: the service's, but for its own. Raises StartupError."""
+        own = self.models[name]
+        if foreign := set(own) - _OF_ONE_MODEL:
+            raise StartupError(f"models: {name}: {', '.join(sorted(foreign))}: not a setting of one model")
+        if "model" not in own:
+            raise StartupError(f"models: {name}: model: it is missing")
+        common = self.model_dump(exclude={"models", "model"})
+        taken = [share for given in self.models.values() if isinstance(share := given.get("memory_share"), float | int)]
+        if len(taken) < len(self.models):
+            common["memory_share"] = self.memory_share or (1 - sum(taken)) / (len(self.models) - len(taken))
+        return _validated(common | own | {"served_model_name": name}, f"models: {name}")
+
+    def check_models(self) -> None:
+        """Raise StartupError for settings that several models cannot have, or have in common."""
+        if not self.models:
+            return
+        for name in ("model", "served_model_name", "lora", "draft_model", "keep_prompts"):
+            if getattr(self, name) != type(self).model_fields[name].default:
+                raise StartupError(f"{name}: with several models it has to be one of a model's own settings (models)")
+        if self.batch_folder is not None:
+            raise StartupError("batch_folder: batches are for a service with one model")
+        shares = [self.of_model(name).memory_share or 0 for name in self.models]
+        if sum(shares) > 1 + 1e-6:
+            raise StartupError(
+                f"memory_share: the models' shares are {sum(shares):g} together, and not more than 1 is there"
+            )
+
 
 GROUPS: tuple[type[BaseModel], ...] = (
     ModelSettings,
+    SeveralModelsSettings,
     CacheSettings,
     SchedulerSettings,
     AdapterSettings,
@@ -373,6 +450,26 @@ GROUPS: tuple[type[BaseModel], ...] = (
     AccessSettings,
     BatchSettings,
 )
+
+
+_OF_ONE_MODEL = {
+    *(
+        name
+        for group in (ModelSettings, CacheSettings, SchedulerSettings, AdapterSettings)
+        for name in group.model_fields
+    ),
+    *(
+        "load_models",
+        "idle_timeout",
+        "memory_share",
+        "max_queue",
+        "max_queue_tokens",
+        "tool_parser",
+        "reasoning_parser",
+    ),
+    *("keep_prompts",),
+} - {"served_model_name"}
+"""Settings that each of several models may have for itself."""
 
 
 def shown_default(field: FieldInfo) -> str:
@@ -390,16 +487,34 @@ def shown_default(field: FieldInfo) -> str:
     return f"{field.default:g}" if isinstance(field.default, float) else str(field.default)
 
 
-def load_settings(**flags: Any) -> Settings:
+def load_settings(*, takes_several: bool = False, **flags: Any) -> Settings:
     """Settings from flags, environment and YAML file. A flag that is None was not given.
 
-    Raises StartupError, which names every key that is unknown or has a wrong value.
+    takes_several: whether the caller knows what to do with several models. Raises StartupError, which names every key
+    that is unknown or has a wrong value.
     """
     given = {name: value for name, value in flags.items() if value not in (None, [])}
+    models = given.get("model")
+    if isinstance(models, list):  # one model, or several with names
+        del given["model"]
+        given |= {"models": models} if len(models) > 1 or _has_name(models[0]) else {"model": models[0]}
+    settings = _validated(read_sources(Settings.model_fields) | given, "settings")
+    settings.check_models()
+    if settings.models and not takes_several:
+        raise StartupError("models: only `paceline serve` serves several models")
+    return settings
+
+
+def _has_name(model: str) -> bool:
+    """Whether it is NAME=MODEL, and no path."""
+    return "=" in model and not Path(model).exists()
+
+
+def _validated(values: dict[str, Any], where: str) -> Settings:
     try:
-        return Settings.model_validate(read_sources(Settings.model_fields) | given)
+        return Settings.model_validate(values)
     except ValidationError as error:
-        raise StartupError(f"settings: {'; '.join(map(_problem, error.errors()))}") from None
+        raise StartupError(f"{where}: {'; '.join(map(_problem, error.errors()))}") from None
 
 
 def _problem(error: ErrorDetails) -> str:

@@ -92,6 +92,7 @@ OWN_PROCESS = APP / "checkpoint" / "convert.py"
 ROOMS_OF_THE_API = [
     "edge",
     "service",
+    "services",
     "deps generation",
     "chat completions encoders",
     "messages responses operations batches forecasts",

@@ -1,5 +1,6 @@
 """Where settings come from, and how wrong ones are reported."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -131,3 +132,43 @@ def test_yaml_takes_off_for_false(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 def test_an_adapter_has_a_name_and_a_folder(lora: Any, words: str) -> None:
     with pytest.raises(StartupError, match=words):
         load_settings(lora=lora)
+
+
+def test_models_have_the_service_s_settings_and_their_own(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    named = load_settings(takes_several=True, model=["a=embedded", "b=/x/y.gguf"], block_size=32, idle_timeout=5)
+    own = named.of_model("b")
+    assert (own.model, own.served_model_name, own.block_size, own.memory_share) == ("/x/y.gguf", "b", 32, 0.5)
+    assert own.models == {}
+    config = tmp_path / "config.yaml"
+    config.write_text("models: {a: embedded, b: {model: /x, block_size: 8, memory_share: 0.25}}")
+    monkeypatch.setenv("PACELINE_CONFIG", str(config))
+    from_file = load_settings(takes_several=True)
+    assert [from_file.of_model(name).block_size for name in "ab"] == [16, 8]
+    assert [from_file.of_model(name).memory_share for name in "ab"] == [0.75, 0.25]
+    assert load_settings(takes_several=True, model=["embedded"], models=None).model == "embedded"
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ({"model": ["a=embedded", "b"]}, "'b' is not NAME=MODEL"),
+        ({"model": ["a=embedded", "a=/x"]}, "a name occurs twice"),
+        ({"models": {"a": {"model": "/x", "port": 1}}}, "models: a: port: not a setting of one model"),
+        ({"models": {"a": {"block_size": 8}}}, "models: a: model: it is missing"),
+        ({"models": {"a": {"model": "/x", "block_size": 0}}}, "models: a: block_size"),
+        ({"models": {"a": "/x"}, "lora": ["l=/y"]}, "lora: with several models"),
+        ({"models": {"a": "/x"}, "batch_folder": "/y"}, "batch_folder: batches are for a service with one model"),
+        (
+            {"models": {"a": {"model": "/x", "memory_share": 0.8}, "b": "/y"}, "memory_share": 0.5},
+            "memory_share: the models' shares are 1.3",
+        ),
+    ],
+)
+def test_models_that_do_not_go_together_are_refused(given: dict[str, Any], words: str) -> None:
+    with pytest.raises(StartupError, match=re.escape(words)):
+        load_settings(takes_several=True, **given)
+
+
+def test_other_commands_refuse_several_models() -> None:
+    with pytest.raises(StartupError, match="models: only `paceline serve`"):
+        load_settings(model=["a=embedded"])

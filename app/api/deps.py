@@ -11,9 +11,14 @@ from .edge.azure import PATH_MODEL
 from .edge.body import Body, read_body
 from .edge.request_log import RequestLog
 from .service import Service
+from .services import Services
 
 
-def _service(request: Request) -> Service:
+async def _service(request: Request) -> Service:
+    """The model that is served, or that a request asks for where there are several (`app.api.services`)."""
+    services: Services | None = getattr(request.app.state, "services", None)
+    if services is not None:
+        return await services.chosen(request)
     service: Service = request.app.state.service
     return service
 

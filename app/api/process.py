@@ -1,4 +1,6 @@
-"""An API worker: `python -m app.api.process ADDRESS MODEL_FOLDER SOCKET_FD STARTED_AT INDEX`.
+"""An API worker: `python -m app.api.process ADDRESS MODEL_FOLDER SOCKET_FD STARTED_AT INDEX [NAME ADDRESS FOLDER ...]`.
+
+Of several models, the last three arguments are there for each, and the first two are those of the first.
 
 The supervisor starts it. It reads its settings from stdin, and shuts down in order when stdin is closed, which means
 that the parent is gone (`app.core.parent`).
@@ -27,6 +29,7 @@ from ..checkpoint.folder import ModelFolder
 from ..checkpoint.predictors import Predictor
 from ..core.free_memory import give_back
 from ..core.heartbeat import Heartbeat
+from ..core.lifecycle import Lifecycle
 from ..core.parent import give_up, read_settings, when_parent_ends
 from ..core.wire import EngineReady, Task
 from ..engine.client import AsyncEngine
@@ -45,6 +48,7 @@ from .edge.kept_prompts import KeptPrompts
 from .edge.middleware import Drain
 from .edge.resumable import ResumableStreams
 from .service import Service
+from .services import Services
 
 log = logging.getLogger(__spec__.name)  # since this runs as __main__
 
@@ -100,16 +104,32 @@ def load_text_side(settings: Settings, folder: Path) -> TextSide:
 
 @asynccontextmanager
 async def running_service(
-    settings: Settings, text: TextSide, admission: Admission, address: str, started_at: float, name: str = "0"
+    settings: Settings,
+    text: TextSide,
+    admission: Admission,
+    address: str,
+    started_at: float,
+    name: str = "0",
+    is_one_of_several: bool = False,
+    beside: Service | None = None,
 ) -> AsyncIterator[Service]:
     """A service that is connected to an engine, which knows it as `name`. Does not wait until the engine is ready.
 
-    `started_at`: the same for all processes of the service, in seconds since 1970.
+    started_at: the same for all processes of the service, in seconds since 1970. beside: of several models, the first
+    one's, with which this one shares what is not one model's.
     """
     proposer = "draft" if settings.drafts_by_model else "ngram"
-    metrics = Metrics(lambda: engine.heartbeat.num_restarts, proposer)
+    metrics = Metrics(
+        lambda: engine.heartbeat.num_restarts,
+        proposer,
+        text.model_name if is_one_of_several else None,
+        beside.metrics if beside else None,
+    )
     metrics.record_model(text.model_name)
     engine = AsyncEngine(address, name, settings.max_queue, metrics, settings.max_queue_tokens)
+    lifecycle = Lifecycle(address) if is_one_of_several else None
+    if lifecycle is not None:
+        engine.sleeps = lambda: lifecycle.state == "asleep"
     service = Service(
         settings=settings,
         model_name=text.model_name,
@@ -118,13 +138,14 @@ async def running_service(
         chat_template=text.chat_template,
         message_format=MessageFormat.choose(settings.tool_parser, settings.reasoning_parser, text.chat_template),
         grammars=text.grammars,
-        streams=ResumableStreams.of(settings),
+        streams=beside.streams if beside else ResumableStreams.of(settings),
         kept_prompts=text.kept_prompts,
         predictor=text.predictor,
         engine=engine,
         metrics=metrics,
         admission=admission,
         encoder_decoder=text.encoder_decoder,
+        lifecycle=lifecycle,
     )
     await engine.start()
     try:
@@ -144,7 +165,7 @@ def _default_name(settings: Settings, folder: Path) -> str:
 
 def main() -> None:
     """Serve HTTP on an inherited socket."""
-    address, folder, fd, started_at, index = sys.argv[1:]
+    address, folder, fd, started_at, index, *several = sys.argv[1:]
     settings = read_settings(address)
     configure_logging(settings, process="api")
     signal.signal(signal.SIGHUP, signal.SIG_IGN)  # no keys are loaded yet that could be reloaded
@@ -154,17 +175,27 @@ def main() -> None:
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         async with running:
-            service = await running.enter_async_context(
-                running_service(settings, text, app.state.admission, address, float(started_at), index)
-            )
-            app.state.service = service
-            greeting = asyncio.create_task(_follow_engine(service, sock, float(started_at))) if index == "0" else None
+            services: list[Service] = []
+            for own, text, at in models:
+                beside = services[0] if services else None
+                service = running_service(
+                    own, text, app.state.admission, at, float(started_at), index, bool(several), beside
+                )
+                services.append(await running.enter_async_context(service))
+            app.state.service = services[0]
+            if several:
+                app.state.services = Services(services)
+            follows = services if index == "0" else []
+            if follows and all(service.state == "asleep" for service in services):
+                names = ", ".join(service.model_name for service in services)
+                log.info("Paceline is ready at %s and loads a model when it is asked for: %s", _url(sock), names)
+            greetings = [asyncio.create_task(_follow_engine(service, sock, float(started_at))) for service in follows]
             yield
-            if greeting:
+            for greeting in greetings:
                 greeting.cancel()
 
     try:
-        text = load_text_side(settings, Path(folder))
+        models = _text_sides(settings, several) or [(settings, load_text_side(settings, Path(folder)), address)]
         app = create_app(settings, lifespan)
         give_back()  # what reading the tokenizer took on the way
         _listen(sock)
@@ -175,6 +206,15 @@ def main() -> None:
     server = DrainingServer(app, settings, running.aclose, Heartbeat(address, f"api-{index}"))
     when_parent_ends(server.end)
     server.run([sock])
+
+
+def _text_sides(settings: Settings, several: list[str]) -> list[tuple[Settings, TextSide, str]]:
+    """Of each of several models: its settings, what this process loads of it, and its engine's address."""
+    sides = []
+    for name, address, folder in zip(*[iter(several)] * 3, strict=True):
+        own = settings.of_model(name)
+        sides.append((own, load_text_side(own, Path(folder)), address))
+    return sides
 
 
 def _listen(sock: socket.socket) -> None:
@@ -213,6 +253,7 @@ class DrainingServer(uvicorn.Server):
     ) -> None:
         """`let_go` disconnects from the engine, which ends all open requests with an error. It may be called twice."""
         super().__init__(server_config(app, settings))
+        self._state = app.state
         self._drain: Drain = app.state.drain
         self._let_go = let_go
         self._heartbeat = heartbeat
@@ -229,6 +270,8 @@ class DrainingServer(uvicorn.Server):
     async def on_tick(self, counter: int) -> bool:
         """See uvicorn: about ten times a second, whether to end."""
         self._heartbeat.beat()
+        if services := getattr(self._state, "services", None):
+            services.keep_awake()
         self._drain.tell()
         self.should_exit = self.should_exit or self._drain.is_over
         return await super().on_tick(counter)
@@ -245,14 +288,21 @@ async def _follow_engine(service: Service, sock: socket.socket, started_at: floa
     with suppress(EngineUnavailableError):  # the engine itself has logged why it does not start
         ready = await service.engine.wait_until_ready()
         total = time.time() - started_at
-        service.metrics.record_startup({**ready.startup_seconds, "total": total})
-        _greet(service, ready, _url(sock), total)
+        if service.settings.load_models == "asked":
+            service.metrics.record_startup(ready.startup_seconds)
+            log.info("the model %s is loaded", service.model_name)
+        else:
+            service.metrics.record_startup({**ready.startup_seconds, "total": total})
+            _greet(service, ready, _url(sock), total)
         while True:
             await service.engine.wait_until_lost()
             lost_at = time.monotonic()
             ready = await service.engine.wait_until_ready()
             service.metrics.record_startup(ready.startup_seconds)
-            log.warning("the engine is back after %.1f s", time.monotonic() - lost_at)
+            if service.lifecycle is None:
+                log.warning("the engine is back after %.1f s", time.monotonic() - lost_at)
+            else:
+                log.info("the model %s is loaded again", service.model_name)
 
 
 def _url(sock: socket.socket) -> str:

@@ -8,6 +8,7 @@ from typing import Literal
 from ..checkpoint.encoder_decoders import EncoderDecoderConfig
 from ..checkpoint.predictors import Predictor, reads_text
 from ..core.engine_client import EngineClient
+from ..core.lifecycle import Lifecycle
 from ..core.wire import EngineReady, Task
 from ..errors import (
     ApiError,
@@ -61,6 +62,16 @@ class Service:
     admission: Admission
     encoder_decoder: EncoderDecoderConfig | None = None
     """How the model reads and writes, if it does so with an encoder and a decoder."""
+    lifecycle: Lifecycle | None = None
+    """Of one of several models; a model that is alone does not sleep."""
+
+    @property
+    def state(self) -> Literal["ready", "loading", "asleep", "failed"]:
+        """Whether requests can be served now, or what stands in the way."""
+        if self.engine.ready is not None:
+            return "ready"
+        state = "awake" if self.lifecycle is None else self.lifecycle.state
+        return "loading" if state == "awake" else state
 
     def ready(self) -> EngineReady:
         """What the engine says of itself. Raises EngineUnavailableError while it is not ready."""

@@ -32,6 +32,11 @@ class EngineClient(Protocol):
         ...
 
     @property
+    def has_requests(self) -> bool:
+        """Whether any request has not ended."""
+        ...
+
+    @property
     def is_full(self) -> bool:
         """Whether no more requests are taken now."""
         ...

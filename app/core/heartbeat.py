@@ -60,6 +60,10 @@ class EngineHeartbeat(Heartbeat):
         _ENGINES.pack_into(self._memory, _ENGINES_AT, self._num_engines + 1)
         self.rest()  # one that died may have left its last step
 
+    def end(self) -> None:
+        """The engine is being ended on purpose: who takes over later does not replace one that died."""
+        _ENGINES.pack_into(self._memory, _ENGINES_AT, max(0, self._num_engines - 1))
+
     def begin_step(self, suspect: str = "") -> None:
         """A step begins. `suspect`: the request that has it for itself, because it may end the engine."""
         self._write_suspect(suspect.encode())

@@ -153,6 +153,8 @@ class AsyncEngine:
         self._coming_back: dict[str, str] = {}
         """Those of the last engine that this one is still loading."""
         self._has_had_engine = False
+        self.sleeps: Callable[[], bool] = lambda: False
+        """Whether the engine has ended because nobody wanted its model."""
         self._asked: dict[str, asyncio.Future[None]] = {}
         """By name of an adapter that is being loaded or unloaded for a caller here."""
         self._open: dict[str, _OpenRequest] = {}
@@ -192,6 +194,11 @@ class AsyncEngine:
         await self._fail(reason)
 
     # ------------------------------------------------------------------ requests
+
+    @property
+    def has_requests(self) -> bool:
+        """Whether any request has not ended."""
+        return bool(self._open)
 
     @property
     def is_full(self) -> bool:
@@ -405,7 +412,8 @@ class AsyncEngine:
                 self._end(request_id, f"the engine died {_FATAL_DEATHS} times in a row while it ran this request")
         for name in self._asked:
             self._answer(name, EngineUnavailableError("the engine has died; try again"))
-        log.warning("the engine has died; %d open requests wait for the next one", len(self._open))
+        if self._open or not self.sleeps():
+            log.warning("the engine has died; %d open requests wait for the next one", len(self._open))
         self._record_that_nothing_runs()
         await self._notify()
 

@@ -177,6 +177,8 @@ class KVCache:
         self._now = now
         for group in self._groups:
             group.pool.expire(now)
+            if group.host:
+                group.host.pool.expire(now)
         if self._snapshots:
             self._snapshots.begin_step()
         if self._host:

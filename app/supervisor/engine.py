@@ -1,5 +1,6 @@
 """The engine process, as its parent sees it."""
 
+import signal
 import subprocess
 from pathlib import Path
 
@@ -14,9 +15,11 @@ from .watchdog import Watchdog
 class EngineProcess:
     """One engine as a child of this process, and after its death the next one, at the same address."""
 
-    def __init__(self, settings: Settings, model_folder: Path) -> None:
-        """Start the engine. API workers connect to it at `address`."""
-        self._folder = PrivateFolder()
+    def __init__(
+        self, settings: Settings, model_folder: Path, folder: PrivateFolder | None = None, name: str = "the engine"
+    ) -> None:
+        """Start the engine. API workers connect to it at `address`, in a folder of the caller's or one of its own."""
+        self._folder = folder or PrivateFolder()
         self.folder = self._folder.path
         self.address = f"ipc://{self.folder}/engine"
         self._socket = Path(self.folder, "engine")
@@ -25,7 +28,7 @@ class EngineProcess:
         self._heartbeat = EngineHeartbeat(self.address)
         self._steps_at_start = 0
         self._has_been_ready = False
-        self.child = Child("the engine", self._start, settings.max_restarts, self.folder)
+        self.child = Child(name, self._start, settings.max_restarts, self.folder)
         self._watchdog = Watchdog(self.child, self._heartbeat, settings.step_timeout)
 
     def _start(self) -> subprocess.Popen[bytes]:
@@ -51,7 +54,20 @@ class EngineProcess:
             has_excuse=self._heartbeat.has_begun and bool(self._heartbeat.suspect),
         )
 
+    @property
+    def is_ready(self) -> bool:
+        """Whether the engine has loaded its model."""
+        return self._socket.exists() and not self.child.has_ended
+
+    def end(self) -> None:
+        """End the engine. Its folder stays, so another one can take over."""
+        if self._heartbeat.has_begun and not self.child.has_ended:
+            self._heartbeat.end()
+        self.child.signal(signal.SIGKILL)  # whoever sees that stdin is closed removes the folder
+        stop(self.child)
+        self._socket.unlink(missing_ok=True)
+
     def stop(self) -> None:
-        """End the engine, and remove its socket."""
+        """End the engine, and remove its folder."""
         stop(self.child)
         self._folder.remove()

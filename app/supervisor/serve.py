@@ -22,6 +22,7 @@ from ..settings import Settings
 from ..tenants import read_tenants
 from .child import Child, ChildLostError, start_module, stop
 from .engine import EngineProcess
+from .models import ModelProcesses
 from .watchdog import Watchdog
 
 log = logging.getLogger(__name__)
@@ -62,9 +63,13 @@ def serve(settings: Settings) -> int:
         read_tenants(settings.api_keys)
     sock = listen(settings)
     _end_at_once_by_signal()
-    folder = find_model(settings.model, needs_weights=settings.load_format != "dummy")
+    folders = {
+        name: find_model(own.model, needs_weights=own.load_format != "dummy")
+        for name, own in ({name: settings.of_model(name) for name in settings.models} or {"": settings}).items()
+    }
+    folder = next(iter(folders.values()))
     signals = _signals(reads_keys=settings.api_keys is not None)
-    engine = EngineProcess(settings, folder)
+    engine = ModelProcesses(settings, folders) if settings.models else EngineProcess(settings, folder)
     workers = [ApiWorker(settings, engine, folder, sock, started_at, index) for index in range(settings.api_workers)]
     try:
         _watch(engine, workers, signals)
@@ -81,13 +86,16 @@ def serve(settings: Settings) -> int:
     return lost.exit_code
 
 
+Engines = EngineProcess | ModelProcesses
+
+
 class ApiWorker:
     """A process that accepts connections on the service's socket. Several of them share their metrics."""
 
     def __init__(
         self,
         settings: Settings,
-        engine: EngineProcess,
+        engine: Engines,
         folder: Path,
         sock: socket.socket,
         started_at: float,
@@ -100,7 +108,8 @@ class ApiWorker:
             shared = Path(engine.folder, "metrics")
             shared.mkdir(exist_ok=True)
             environment[SHARED_FOLDER] = str(shared)
-        arguments = (engine.address, str(folder.absolute()), str(sock.fileno()), str(started_at), str(index))
+        models = engine.arguments if isinstance(engine, ModelProcesses) else []
+        arguments = (engine.address, str(folder.absolute()), str(sock.fileno()), str(started_at), str(index), *models)
         self._launch = partial(start_module, "api.process", settings, *arguments, fds=(sock.fileno(),), **environment)
         self._began = 0.0
         self._heartbeat = Heartbeat(engine.address, f"api-{index}")
@@ -125,7 +134,7 @@ class ApiWorker:
             self.child.signal(signal.SIGKILL)
 
 
-def _watch(engine: EngineProcess, workers: list[ApiWorker], signals: "queue.SimpleQueue[int]") -> None:
+def _watch(engine: Engines, workers: list[ApiWorker], signals: "queue.SimpleQueue[int]") -> None:
     """Check on the children until a signal says to stop. Raises ChildLostError."""
     while not _stop_is_wanted(signals, workers):
         engine.check()
@@ -133,7 +142,7 @@ def _watch(engine: EngineProcess, workers: list[ApiWorker], signals: "queue.Simp
             worker.check()
 
 
-def _drain(engine: EngineProcess, workers: list[ApiWorker], signals: "queue.SimpleQueue[int]", timeout: float) -> int:
+def _drain(engine: Engines, workers: list[ApiWorker], signals: "queue.SimpleQueue[int]", timeout: float) -> int:
     """Let API workers finish open requests, until all are finished, the time is up, or a second signal arrives.
 
     Returns the exit code: 0 unless open requests had to be cut off.

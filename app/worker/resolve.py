@@ -34,6 +34,8 @@ _FALLBACK_LENGTH = 2048
 _KV_SHARE_OF_MEMORY = 0.5
 """Of a computer's memory that is free once the weights are loaded, at most. The rest is for activations, and for other
 programs."""
+_CUDA_CONTEXT = 2**29
+"""Bytes that CUDA itself takes of a GPU for a process, about."""
 _SHARE_OF_STATES = 0.5
 """Of the memory for what requests keep, at most; the rest is for KV blocks."""
 _SHARE_OF_CONTEXT = 1 / 8
@@ -170,7 +172,7 @@ def _memory_to_keep(settings: Settings, device: torch.device) -> int:
     """Bytes for what requests keep, if steps took nothing."""
     free = _free_memory(device)
     if device.type == "cpu":
-        return int(free * _KV_SHARE_OF_MEMORY)
+        return int(free * _KV_SHARE_OF_MEMORY * (settings.memory_share or 1))
     return _gpu_memory_left(settings, device, free, StepMemory(0, 0))
 
 
@@ -224,7 +226,8 @@ def resolve_blocks(
             usable, enough = _gpu_memory_left(settings, resolved.device, free, memory), useful
         else:
             # States take memory only when they are written to.
-            usable, enough = int(free * _KV_SHARE_OF_MEMORY) - states, _enough_on_a_cpu(limits, block_size)
+            share = _KV_SHARE_OF_MEMORY * (settings.memory_share or 1)
+            usable, enough = int(free * share) - states, _enough_on_a_cpu(limits, block_size)
         num_blocks = min(enough, fitting(usable))
         reason = f"of the {free / 2**30:.1f} GiB that are free"
         if num_blocks == enough:
@@ -291,11 +294,16 @@ def _enough_on_a_cpu(limits: Limits, block_size: int) -> int:
 def _gpu_memory_left(settings: Settings, device: torch.device, free: int, memory: StepMemory) -> int:
     """Bytes for KV blocks; StartupError if there are none."""
     total = int(torch.cuda.mem_get_info(device)[1])
-    allowed = int(total * settings.gpu_memory_utilization)
-    left = allowed - (total - free) - sum(memory)
+    share = settings.gpu_memory_utilization
+    used = total - free
+    if settings.memory_share:  # what the other models use is theirs
+        share *= settings.memory_share
+        used = torch.cuda.memory_reserved(device) + _CUDA_CONTEXT
+    allowed = int(total * share)
+    left = min(allowed - used, free) - sum(memory)
     parts = (
-        f"{allowed / 2**30:.2f} GiB ({settings.gpu_memory_utilization:.0%} of {total / 2**30:.2f}) "
-        f"less {(total - free) / 2**30:.2f} in use (weights and all), "
+        f"{allowed / 2**30:.2f} GiB ({share:.0%} of {total / 2**30:.2f}) "
+        f"less {used / 2**30:.2f} in use (weights and all), "
         f"{memory.activations / 2**30:.2f} for the largest step "
         f"and {memory.graphs / 2**30:.2f} for CUDA graphs"
     )

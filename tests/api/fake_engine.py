@@ -112,6 +112,7 @@ class FakeEngine:
             raise QueueFullError("full")
 
     retry_after = 1
+    has_requests = False
 
     def num_waiting(self, tenant: str) -> int:  # noqa: ARG002
         """See EngineClient."""

@@ -33,7 +33,9 @@ class AzureMiddleware:
             path = f"/v1{found['rest']}"
             scope = {**scope, "path": path, "raw_path": quote(path).encode(), PATH_MODEL: found["model"]}
             try:
-                scope["app"].state.service.check_model(found["model"])
+                state = scope["app"].state
+                if not hasattr(state, "services"):  # of which there may be several: then the name chooses one
+                    state.service.check_model(found["model"])
             except ApiError as error:
                 await error_response(error, scope)(scope, receive, send)
                 return

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(f"{__package__}.access")
 
+CHOSEN = "paceline.service"
+"""The key of a scope with the model that its request is for, where there are several (`app.api.services`)."""
 _QUIET = {"/health", "/health/live", "/health/ready", "/health/deep", "/metrics", "/v1/engine/steps"}
 """Paths of those who look on. They are answered while the server drains, hold it up no longer, and are logged at level
 debug."""
@@ -136,7 +138,7 @@ class RequestMiddleware:
 
     def _record(self, scope: Scope, entry: RequestLog) -> None:
         self._drain.num_open -= scope["path"] not in _QUIET
-        service = scope["app"].state.service
+        service = scope.get(CHOSEN) or scope["app"].state.service
         if entry.rejection:
             service.metrics.record_rejected(entry.rejection)
         if entry.ignored_fields:

@@ -9,6 +9,8 @@ from ...version import __version__
 from ..deps import ServiceDep
 from ..edge.answer import AnswerBody, json_response
 from ..edge.document import answers
+from ..service import Service
+from ..services import services_of
 
 router = APIRouter()
 
@@ -33,36 +35,55 @@ def _answer(is_well: bool, status: str) -> Response:
 
 
 @router.get("/", include_in_schema=False)
-async def root(service: ServiceDep) -> Response:
+async def root(request: Request) -> Response:
     """A line for people who open the server's address in a browser."""
     where = "See /docs for the API, /v1/models, /health and /metrics."
-    return PlainTextResponse(f"Paceline {__version__} serves {service.model_name}. {where}\n")
+    names = ", ".join(service.model_name for service in services_of(request))
+    return PlainTextResponse(f"Paceline {__version__} serves {names}. {where}\n")
 
 
 @router.get("/health", responses=_HEALTH)
 @router.get("/health/ready", responses=_HEALTH)
-async def ready(service: ServiceDep, request: Request) -> Response:
-    """200 if requests can be served now, else 503 with the reason: loading, draining, full."""
+async def ready(request: Request) -> Response:
+    """200 if requests can be served now, else 503 with the reason: loading, draining, full.
+
+    Of several models one is enough, and one that is asleep is ready to be woken.
+    """
     if request.app.state.drain.has_begun:
         return _answer(False, "draining")
-    if service.engine.ready is None:
-        return _answer(False, service.engine.failure or "loading")
-    return _answer(not service.engine.is_full, "full" if service.engine.is_full else "ready")
+    services = services_of(request)
+    if any(service.state == "asleep" or (service.engine.ready and not service.engine.is_full) for service in services):
+        return _answer(True, "ready")
+    if any(service.engine.ready for service in services):
+        return _answer(False, "full")
+    return _answer(False, services[0].engine.failure or services[0].state)
 
 
 @router.get("/health/live", responses=_HEALTH)
-async def live(service: ServiceDep) -> Response:
-    """503 once the step loop hangs, or the engine is gone for good; a model that is still loading is alive."""
+async def live(request: Request) -> Response:
+    """503 once the step loop hangs, or the engine is gone for good; a model that is still loading is alive.
+
+    Of several models one is enough: the others are restarted without the rest of the service.
+    """
+    problems = [_why_dead(service) for service in services_of(request)]
+    return _answer(not all(problems), problems[0] if all(problems) else "alive")
+
+
+def _why_dead(service: Service) -> str:
     if service.engine.failure is not None:
-        return _answer(False, service.engine.failure)
+        return service.engine.failure
     limit = service.settings.step_timeout / 2
     is_stuck = service.engine.ready is not None and service.engine.heartbeat.seconds_silent > limit
-    return _answer(not is_stuck, "stuck" if is_stuck else "alive")
+    return "stuck" if is_stuck else ""
 
 
 @router.get("/health/deep", responses=_HEALTH)
-async def deep(service: ServiceDep, request: Request) -> Response:
-    """200 if the model gives a token. The answer is kept for some seconds."""
+async def deep(request: Request) -> Response:
+    """200 if the model gives a token, or the first of several that is awake. The answer is kept for some seconds."""
+    services = services_of(request)
+    service = next((service for service in services if service.state != "asleep"), None)
+    if service is None:
+        return _answer(True, "asleep")
     problem = await request.app.state.deep_check.problem(service)
     return _answer(not problem, problem or "ready")
 

@@ -2,7 +2,8 @@
 
 from typing import Literal
 
-from fastapi import APIRouter
+from fastapi import APIRouter, Request
+from msgspec import UNSET, UnsetType
 from starlette.responses import Response
 
 from ...core.wire import Task
@@ -10,6 +11,7 @@ from ..deps import ServiceDep
 from ..edge.answer import AnswerBody, json_response
 from ..edge.document import ANY, answers
 from ..service import Service
+from ..services import services_of
 
 router = APIRouter()
 
@@ -26,6 +28,8 @@ class ServedModel(AnswerBody, kw_only=True):
     tasks: tuple[Task, ...]
     parent: str | None
     """Of an adapter: its model."""
+    state: Literal["ready", "loading", "asleep", "failed"] | UnsetType = UNSET
+    """Of one of several models: a request wakes one that is asleep, and tries again with one that has failed."""
 
 
 class ServedModels(AnswerBody, kw_only=True):
@@ -36,15 +40,21 @@ class ServedModels(AnswerBody, kw_only=True):
 
 
 @router.get("/v1/models", responses=answers(ServedModels))
-async def list_models(service: ServiceDep) -> Response:
-    """The one model that is served here, and its adapters."""
-    names = (service.model_name, *service.engine.adapters)
-    return json_response(ServedModels(data=[_describe(service, name) for name in names]))
+async def list_models(request: Request) -> Response:
+    """The models that are served here, of which there is one as a rule, and their adapters."""
+    served = [
+        _describe(service, name)
+        for service in services_of(request)
+        for name in (service.model_name, *service.engine.adapters)
+    ]
+    return json_response(ServedModels(data=served))
 
 
 @router.get("/v1/models/{model_id:path}", responses=answers(ServedModel, (*ANY, 404)))
-async def get_model(model_id: str, service: ServiceDep) -> Response:
+async def get_model(model_id: str, service: ServiceDep, request: Request) -> Response:
     """One model, or adapter, by its name."""
+    if service.lifecycle is not None:
+        service = request.app.state.services.find(model_id)
     service.check_model(model_id)
     return json_response(_describe(service, model_id))
 
@@ -52,4 +62,7 @@ async def get_model(model_id: str, service: ServiceDep) -> Response:
 def _describe(service: Service, name: str) -> ServedModel:
     longest = service.engine.ready.max_model_len if service.engine.ready else None
     parent = service.model_name if service.adapter_of(name) else None
-    return ServedModel(id=name, created=service.created, max_model_len=longest, tasks=service.tasks, parent=parent)
+    state = UNSET if service.lifecycle is None else service.state
+    return ServedModel(
+        id=name, created=service.created, max_model_len=longest, tasks=service.tasks, parent=parent, state=state
+    )

@@ -1,0 +1,110 @@
+"""The models of a service that has several, and which of them a request is for."""
+
+import asyncio
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+
+import msgspec
+from fastapi import Request
+
+from ..core.nearest import did_you_mean
+from ..errors import EngineUnavailableError, InvalidRequestError, NotFoundError, QueueFullError
+from .edge.azure import PATH_MODEL
+from .edge.middleware import CHOSEN
+from .edge.request_log import RequestLog
+from .service import Service
+
+_LOOK_SECONDS = 0.2
+"""Time between two looks whether a model that is being loaded has failed."""
+
+
+class _Names(msgspec.Struct):
+    """What a body says of the model that it is for. All else is skipped."""
+
+    model: str | None = None
+    base_model_name: str | None = None
+    lora_name: str | None = None
+
+
+_names = msgspec.json.Decoder(_Names, strict=False)
+
+
+class Services:
+    """One `Service` for each model, in the order of the setting: a request that names none is for the first."""
+
+    def __init__(self, services: Sequence[Service]) -> None:
+        self.all = list(services)
+        self._waiting: dict[str, int] = dict.fromkeys((service.model_name for service in services), 0)
+
+    def find(self, name: str) -> Service:
+        """The model, or the model whose adapter this is. NotFoundError names the one that was probably meant."""
+        for service in self.all:
+            if service.serves(name) or name in service.settings.lora:
+                return service
+        names = [known for service in self.all for known in (service.model_name, *service.engine.adapters)]
+        served = ", ".join(f"'{known}'" for known in names)
+        hint = did_you_mean(name, names)
+        error = NotFoundError(f"the model '{name}' does not exist; this server has {served}{hint}", "model")
+        error.code = "model_not_found"
+        raise error
+
+    async def chosen(self, request: Request) -> Service:
+        """The service that a request is for. What is posted is work for the model, which is woken for it."""
+        name = request.scope.get(PATH_MODEL)
+        if name is None and request.method == "POST":
+            name = self._named(request.url.path, await request.body())
+        elif name is None:
+            name = request.query_params.get("model")
+        service: Service = self.all[0] if name is None else self.find(name)
+        request.scope[CHOSEN] = service
+        if request.method == "POST":
+            await self._wake(service, request.scope["request_log"])
+        return service
+
+    def _named(self, path: str, body: bytes) -> str | None:
+        """What is no JSON, or says something else of the model than a name, is refused later."""
+        try:
+            names = _names.decode(body)
+        except (msgspec.DecodeError, UnicodeDecodeError):
+            return None
+        if path == "/v1/load_lora_adapter" and names.base_model_name is None:
+            raise InvalidRequestError("base_model_name: this server has several models", "base_model_name")
+        if path == "/v1/unload_lora_adapter":
+            return names.lora_name
+        return names.base_model_name if path == "/v1/load_lora_adapter" else names.model
+
+    async def _wake(self, service: Service, entry: RequestLog) -> None:
+        """Wait until a model is loaded, if it sleeps. Raises EngineUnavailableError if it cannot be."""
+        lifecycle, name = service.lifecycle, service.model_name
+        assert lifecycle is not None
+        lifecycle.want()
+        if service.engine.ready is not None:
+            return
+        if self._waiting[name] >= service.settings.max_queue:
+            raise QueueFullError(f"{self._waiting[name]} requests wait for the model to be loaded; try again later")
+        self._waiting[name] += 1
+        try:
+            while service.engine.ready is None:
+                if reason := lifecycle.reason:
+                    raise EngineUnavailableError(f"the model '{name}' cannot be loaded: {reason}")
+                if entry.deadline is not None and time.monotonic() > entry.deadline:
+                    raise service.expired(entry)
+                lifecycle.want()
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(_LOOK_SECONDS):
+                        await service.engine.wait_until_ready()
+        finally:
+            self._waiting[name] -= 1
+
+    def keep_awake(self) -> None:
+        """To be called now and then: models that have requests do not sleep."""
+        for service in self.all:
+            if service.engine.has_requests and service.lifecycle is not None:
+                service.lifecycle.want()
+
+
+def services_of(request: Request) -> list[Service]:
+    """All models of the service, of which there is one as a rule."""
+    services: Services | None = getattr(request.app.state, "services", None)
+    return [request.app.state.service] if services is None else services.all
