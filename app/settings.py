@@ -281,6 +281,7 @@ class ServerSettings(BaseModel):
     cors_origins: Annotated[tuple[Origin, ...], BeforeValidator(_from_list)] = Field(
         (), description="sites whose pages may use the API, such as https://chat.example,http://localhost:3000; *: all"
     )
+    page: bool = Field(True, description="serve a page at / with a chat and a view of the running batch")
     azure_paths: bool = Field(False, description="serve the paths of Azure OpenAI (/openai/...) as well")
     unknown_fields: Literal["ignore", "refuse"] = Field(
         "ignore",

@@ -23,8 +23,8 @@ settings.load_profile("patient")
 
 TESTS = Path(__file__).parent
 SLOW_FOLDERS = {
-    "attention", "checkpoint", "clients", "deploy", "distill", "kernels", "layers", "llm", "models", "security",
-    "server", "terminal", "worker",
+    "attention", "checkpoint", "clients", "deploy", "distill", "kernels", "layers", "llm", "models", "page",
+    "security", "server", "terminal", "worker",
 }  # fmt: skip
 """Folders whose tests import torch or start processes. Such tests elsewhere are marked one by one."""
 

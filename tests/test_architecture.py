@@ -95,7 +95,7 @@ ROOMS_OF_THE_API = [
     "services",
     "deps generation",
     "chat completions encoders",
-    "messages responses operations batches forecasts",
+    "messages responses operations batches forecasts page",
 ]
 """From the lowest floor up: each room may import from the floors below its own. `app` and `process` are the roof."""
 

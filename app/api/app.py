@@ -30,6 +30,7 @@ from .forecasts import route as forecasts
 from .messages import route as messages
 from .operations import adapters, health, models, steps, streams, tokenize
 from .operations.deep_check import DeepCheck
+from .page.route import page_router
 from .responses import route as responses
 from .responses import stored
 from .responses.background import Background
@@ -79,6 +80,8 @@ def create_app(settings: Settings, lifespan: Lifespan) -> FastAPI:
     app.state.batches = BatchStore(settings)
     runner = None if settings.batch_folder is None else BatchRunner(app, settings, app.state.batches)
     _surround(app, settings, tracing)
+    if settings.page:  # before the line of text at /
+        app.include_router(page_router())
     for routes in (
         models,
         completions,

@@ -330,11 +330,12 @@ def _banner(service: Service, ready: EngineReady, url: str, seconds: float) -> s
     else:
         memory = "predictor  up to "
         path, body = next(example for task, example in _EXAMPLES.items() if task in ready.tasks)
+    page = f"page       {url}/\n  " if service.settings.page else ""
     return f"""
   Paceline is ready at {url} after {seconds:.1f} s ({phases})
   model      {service.model_name} ({ready.architecture}, {ready.model_impl}, {ready.dtype}, {ready.device})
   {memory}{ready.max_model_len} tokens a request
-  try        curl {url}/v1/{path} -H 'Content-Type: application/json' \\
+  {page}try        curl {url}/v1/{path} -H 'Content-Type: application/json' \\
                -d '{body}'
 """
 

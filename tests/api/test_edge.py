@@ -16,10 +16,12 @@ MESSAGES = [{"role": "user", "content": "Hi"}]
 @pytest.fixture(scope="module")
 def open_server(model_folder: Path) -> Iterator[Server]:
     """A server for the pages of one site, and for Azure's clients."""
-    yield from start_server(model_folder, cors_origins=PAGE, azure_paths=True)
+    yield from start_server(model_folder, cors_origins=PAGE, azure_paths=True, page=False)
 
 
-def test_a_browser_is_told_where_to_look(server: Server) -> None:
+def test_a_browser_is_told_where_to_look(open_server: Server) -> None:
+    server = open_server
+    assert server.get("/page/app.js").status_code == 404
     answer = server.get("/")
     assert answer.status_code == 200
     paths = re.findall(r"/[\w/]+", answer.text.partition("See")[2])

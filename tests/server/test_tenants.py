@@ -58,7 +58,7 @@ def complete(server: Server, key: str, prompt: str = "Hi", max_tokens: int = 2, 
 PATHS = [
     "/v1/models", "//v1/models", "/v1//models", "/v1/models/", "/V1/MODELS", "/v1%2Fmodels", "/%76%31/models",
     "/health/../v1/models", "/health/", "/health/ready/", "/health%2Flive", "//health", "/HEALTH", "/health;x",
-    "/metrics", "/metrics/", "//metrics", "/docs", "/openapi.json", "/version", "/", "/nothing",
+    "/metrics", "/metrics/", "//metrics", "/docs", "/openapi.json", "/version", "/page", "//page/app.js", "/nothing",
     "/v1/chat/completions", "/v1/engine/steps",
 ]  # fmt: skip
 
@@ -91,6 +91,15 @@ def test_only_who_may_operate_watches_the_batch(server: Server) -> None:
             running.close()
         assert [tenant[:2] for tenant in report["tenants"]] == [["alice", 1]]
         assert "secret" not in json.dumps(report)
+
+
+def test_the_page_needs_no_key(server: Server) -> None:
+    page = server.get("/")
+    assert "text/html" in page.headers["content-type"]
+    addresses = re.findall(r'(?:src|href)="([^"]+)"', page.text)
+    assert len(addresses) > 3
+    for address in addresses:
+        assert server.get(f"/{address}").status_code == 200
 
 
 @pytest.mark.parametrize("key", [EVE, "x", "sk-alic", "sk-alicee", ALICE.upper(), digest(ALICE), "k" * 5000])

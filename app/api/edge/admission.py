@@ -19,6 +19,7 @@ from ...settings import Settings
 from ...tenants import EVERYBODY, Tenant, read_tenants
 from .errors import error_response
 from .inside import TENANT
+from .middleware import PAGE_FILES
 from .request_log import RequestLog
 
 log = logging.getLogger(__name__)
@@ -63,6 +64,7 @@ class Admission:
         self._source = settings.api_keys
         self._tenants = read_tenants(self._source) if self._source is not None else None
         self._public = _OPEN_TO_ALL | ({"/metrics"} if settings.public_metrics else set())
+        self._has_page = settings.page
         self._usage: dict[str, _Usage] = {}
 
     def reload(self) -> None:
@@ -81,7 +83,7 @@ class Admission:
         if TENANT in scope:
             inside: Tenant = scope[TENANT]
             return inside
-        if self._tenants is None or scope["path"] in self._public:
+        if self._tenants is None or self._is_public(scope["path"]):
             return EVERYBODY
         tenant = None
         for name, value in scope["headers"]:
@@ -99,6 +101,10 @@ class Admission:
         if self._tenants is None:
             return EVERYBODY if name == EVERYBODY.name else None
         return self._tenants.named(name)
+
+    def _is_public(self, path: str) -> bool:
+        """The page itself is: it asks for a key, and calls the API with it."""
+        return path in self._public or (self._has_page and (path == "/" or path.startswith(PAGE_FILES)))
 
     def check_rates(self, entry: RequestLog) -> None:
         """Count a request. Raises RateLimitError if its tenant has reached a limit per minute."""

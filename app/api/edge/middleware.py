@@ -28,6 +28,8 @@ CHOSEN = "paceline.service"
 _QUIET = {"/health", "/health/live", "/health/ready", "/health/deep", "/metrics", "/v1/engine/steps"}
 """Paths of those who look on. They are answered while the server drains, hold it up no longer, and are logged at level
 debug."""
+PAGE_FILES = "/page/"
+"""Below it are the files of the page at /."""
 _BEGUN = ("/v1/streams/", "/v1/responses/")
 """Paths of work that has begun: resumed streams and responses in the background. They are served during a drain."""
 _MOST_IGNORED, _LONGEST_NAME = 16, 64
@@ -146,7 +148,8 @@ class RequestMiddleware:
         fields = entry.fields()
         if self._tracing and (trace_id := self._tracing.record(scope, entry, service.model_name)):
             fields["trace_id"] = trace_id
-        level = logging.DEBUG if scope["path"] in _QUIET else logging.INFO
+        is_quiet = scope["path"] in _QUIET or scope["path"].startswith(PAGE_FILES)
+        level = logging.DEBUG if is_quiet else logging.INFO
         request = {"method": scope["method"], "path": quote(scope["path"]), "status": entry.status}
         log.log(level, "%(method)s %(path)s %(status)d", request, extra={"fields": fields})
 
