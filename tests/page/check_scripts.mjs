@@ -2,6 +2,7 @@
 import assert from "node:assert/strict";
 import { History, readReport } from "../../app/api/page/static/batch/history.js";
 import { bodyOf } from "../../app/api/page/static/chat/fields.js";
+import { Meter, describe } from "../../app/api/page/static/chat/stats.js";
 import { addTurn, newConversation, showTurn, shownTurns, siblings, turnsUpTo } from "../../app/api/page/static/chat/tree.js";
 import { EventParser } from "../../app/api/page/static/sse.js";
 
@@ -36,6 +37,17 @@ const checks = {
       [{ type: "image_url", image_url: { url: "data:image/png;base64,AA" } }, { type: "text", text: "two" }],
     ]);
     assert.deepEqual([body.temperature, body.stop, "top_k" in body, "tools" in body], [0, ["a", "b"], false, false]);
+  },
+
+  "rates count from the first token on, and the engine's clock wins"() {
+    const meter = new Meter(1000);
+    const usage = (tokens) => ({ usage: { prompt_tokens: 9, completion_tokens: tokens, prompt_tokens_details: { cached_tokens: 8 } } });
+    meter.take({ choices: [] }, 1100);
+    meter.take(usage(1), 1250);
+    meter.take(usage(21), 2250);
+    assert.deepEqual(describe(meter.stats), ["20 tokens/s", "first after 250 ms", "21 tokens", "8 of 9 prompt tokens cached"]);
+    meter.take({ ...usage(21), timings: { predicted_per_second: 25 } }, 9000);
+    assert.equal(describe(meter.stats)[0], "25 tokens/s");
   },
 
   "the history tells prompts, decodes, preemptions and departures apart"() {

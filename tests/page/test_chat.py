@@ -68,7 +68,7 @@ def test_an_answer_streams_and_is_shown_as_what_it_is(chat: Page, server: Server
     server.engine.script = say(HOSTILE, per_output=3)
     ask(chat, "Hello *you*")
     answer = chat.get_by_label("Answer", exact=True)
-    expect(answer.locator(".stats")).to_contain_text("tokens/s")
+    expect(answer.locator(".stats")).to_contain_text("first after")
     expect(answer.locator(".stats")).to_contain_text(f"{len(HOSTILE)} tokens")
     expect(answer.locator("h3")).to_have_text("Title")
     expect(answer.locator("strong")).to_have_text("bold")

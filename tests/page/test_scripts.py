@@ -11,4 +11,4 @@ def test_scripts() -> None:
     script = Path(__file__).with_name("check_scripts.mjs")
     done = subprocess.run(["node", script], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    assert len(done.stdout.splitlines()) == 3
+    assert len(done.stdout.splitlines()) == 4
