@@ -239,6 +239,7 @@ class RequestLimits(BaseModel):
     max_n: int = Field(128, ge=1, description="n, the choices for a prompt")
     max_logprobs: int = Field(20, ge=0, description="logprobs and top_logprobs")
     max_tools: int = Field(128, ge=0, description="tools")
+    max_audio_seconds: int = Field(3600, ge=1, description="length of a sound")
     max_grammar_size: ByteSize = Field(ByteSize(256 * 2**10), description="a schema, regular expression or grammar")
 
 

@@ -37,7 +37,7 @@ MAY_IMPORT = {
     "quality": {"worker", "checkpoint", "text"},
     "distill": {"engine", "models", "layers", "kernels", "text", "checkpoint"},
     "quantize": {"models", "layers", "checkpoint"},
-    "api": {"engine", "grammar", "text", "checkpoint", "metrics", "log", "tenants"},
+    "api": {"engine", "grammar", "speech", "text", "checkpoint", "metrics", "log", "tenants"},
     "engine": {"fairness", "checkpoint", "log"},
     "fairness": set(),
     "worker": {"models", "layers", "attention", "kernels", "grammar", "checkpoint"},
@@ -48,6 +48,7 @@ MAY_IMPORT = {
     "checkpoint": set(),
     "grammar": {"text"},
     "text": {"checkpoint"},
+    "speech": set(),
     "metrics": set(),
     "tenants": set(),
     "log": set(),
@@ -68,6 +69,7 @@ TORCH_FREE = {
     "api",
     "text",
     "grammar",
+    "speech",
     "engine",
     "fairness",
     "checkpoint",
@@ -94,7 +96,7 @@ ROOMS_OF_THE_API = [
     "service",
     "services",
     "deps generation",
-    "chat completions encoders",
+    "chat completions encoders audio",
     "messages responses operations batches forecasts page",
 ]
 """From the lowest floor up: each room may import from the floors below its own. `app` and `process` are the roof."""
