@@ -99,6 +99,8 @@ def _of_forecaster(console: Console, model: str, folder: Path, config: Forecaste
 
 def _say_how(console: Console, model: str, ready: EngineReady) -> None:
     console.print(f"[bold]{model}[/bold]: {ready.architecture}, run by Paceline's {ready.model_impl} path")
+    if ready.reads_images:
+        console.print("it reads images (docs/images.md); what follows is of text")
 
 
 def _report(console: Console, impl: str, what: str, difference: float, tolerance: float) -> bool:

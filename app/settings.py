@@ -71,6 +71,9 @@ class ModelSettings(BaseModel):
     max_model_len: int | None = Field(
         None, ge=2, description="most tokens of a request, prompt and output together; auto: the model's context length"
     )
+    images: bool = Field(
+        True, description="read images in chats, if the model does; false: only its part on text is loaded"
+    )
     worker: Literal["model", "echo"] = Field(
         "model", description="echo: no model; it repeats the prompt at full speed, to test clients and the API"
     )
@@ -239,7 +242,9 @@ class RequestLimits(BaseModel):
     max_n: int = Field(128, ge=1, description="n, the choices for a prompt")
     max_logprobs: int = Field(20, ge=0, description="logprobs and top_logprobs")
     max_tools: int = Field(128, ge=0, description="tools")
-    max_audio_seconds: int = Field(3600, ge=1, description="length of a sound")
+    max_images: int = Field(32, ge=0, description="images of a chat")
+    max_image_size: ByteSize = Field(ByteSize(10 * 2**20), description="the file of an image")
+    max_image_pixels: int = Field(40_000_000, ge=1, description="pixels of an image: its width times its height")
     max_grammar_size: ByteSize = Field(ByteSize(256 * 2**10), description="a schema, regular expression or grammar")
 
 

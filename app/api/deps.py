@@ -52,6 +52,12 @@ ADMITTED = [Depends(_admit)]
 """For a route's `dependencies`, which FastAPI resolves before the body is read."""
 
 
+def salt_of(request: Request) -> str:
+    """What keeps apart that a request's tenant brings along and others bring, too."""
+    entry: RequestLog = request.scope["request_log"]
+    return entry.tenant.cache_salt
+
+
 def body_of(model: type[Body]) -> Callable[[Request, Service], Awaitable[Body]]:
     """A dependency: the request's body as a `model`."""
 

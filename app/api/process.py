@@ -36,6 +36,7 @@ from ..engine.client import AsyncEngine
 from ..errors import EngineUnavailableError, StartupError
 from ..grammar.checker import GrammarChecker
 from ..log import configure_logging
+from ..media.preparer import ImagePreparer
 from ..metrics import Metrics
 from ..settings import Settings
 from ..text.chat_template import ChatTemplate
@@ -79,6 +80,8 @@ class TextSide:
     kept_prompts: KeptPrompts
     encoder_decoder: EncoderDecoderConfig | None
     """How the model reads and writes, if it does so with an encoder and a decoder."""
+    images: ImagePreparer | None
+    """None for a model that reads no images."""
 
 
 def load_text_side(settings: Settings, folder: Path) -> TextSide:
@@ -99,7 +102,9 @@ def load_text_side(settings: Settings, folder: Path) -> TextSide:
             "probable token where temperature is 0",
             described.num_beams,
         )
-    return TextSide(name, tokenizer, template, GrammarChecker(folder), opened.predictor, kept_prompts, described)
+    images = ImagePreparer(folder) if opened.reads_images else None
+    grammars = GrammarChecker(folder)
+    return TextSide(name, tokenizer, template, grammars, opened.predictor, kept_prompts, described, images)
 
 
 @asynccontextmanager
@@ -146,13 +151,18 @@ async def running_service(
         admission=admission,
         encoder_decoder=text.encoder_decoder,
         lifecycle=lifecycle,
+        images=text.images,
     )
     await engine.start()
+    if text.images is not None and settings.images and not is_one_of_several:
+        text.images.warm_up()
     try:
         yield service
     finally:
         await engine.close()
         await text.grammars.close()
+        if text.images is not None:
+            await text.images.close()
 
 
 def _default_name(settings: Settings, folder: Path) -> str:
@@ -324,27 +334,20 @@ def _banner(service: Service, ready: EngineReady, url: str, seconds: float) -> s
     phases = ", ".join(f"{name} {duration:.2f}" for name, duration in ready.startup_seconds.items())
     if service.predictor is None:
         memory = f"KV cache   {ready.num_kv_blocks} blocks of {ready.block_size} tokens; up to "
-        path, given = "chat/completions", _json(_CHAT)
+        path, body = "chat/completions", _CHAT
         if service.encoder_decoder is not None:
-            path, given = "completions", _json('{"prompt": "What a day!"}')
-            if service.encoder_decoder.hears:
-                path, given = "audio/transcriptions", "-F file=@talk.wav"
+            path, body = "completions", '{"prompt": "What a day!"}'
     else:
         memory = "predictor  up to "
         path, body = next(example for task, example in _EXAMPLES.items() if task in ready.tasks)
-        given = _json(body)
     page = f"page       {url}/\n  " if service.settings.page else ""
     return f"""
   Paceline is ready at {url} after {seconds:.1f} s ({phases})
   model      {service.model_name} ({ready.architecture}, {ready.model_impl}, {ready.dtype}, {ready.device})
   {memory}{ready.max_model_len} tokens a request
-  {page}try        curl {url}/v1/{path} {given}
+  {page}try        curl {url}/v1/{path} -H 'Content-Type: application/json' \\
+               -d '{body}'
 """
-
-
-def _json(body: str) -> str:
-    """A body, as curl's arguments."""
-    return f"-H 'Content-Type: application/json' \\\n               -d '{body}'"
 
 
 if __name__ == "__main__":

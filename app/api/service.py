@@ -20,6 +20,7 @@ from ..errors import (
     UnsupportedError,
 )
 from ..grammar.checker import GrammarChecker
+from ..media.preparer import ImagePreparer
 from ..metrics import Metrics
 from ..settings import Settings
 from ..tenants import Tenant
@@ -62,6 +63,8 @@ class Service:
     admission: Admission
     encoder_decoder: EncoderDecoderConfig | None = None
     """How the model reads and writes, if it does so with an encoder and a decoder."""
+    images: ImagePreparer | None = None
+    """None for a model that reads no images."""
     lifecycle: Lifecycle | None = None
     """Of one of several models; a model that is alone does not sleep."""
 

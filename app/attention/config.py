@@ -28,6 +28,8 @@ class AttentionConfig:
     up to itself (Llama 4)."""
     softcap: float | None = None
     """Scores are squashed to `softcap * tanh(score / softcap)` (Gemma 2)."""
+    sees_ahead: bool = False
+    """The tokens of an image see all of each other (Gemma 3); see `StepInput.ends`."""
 
     def first_seen(self, position: Position) -> Position:
         """From where on a token at a position sees others; it may be below 0."""

@@ -35,6 +35,8 @@ class Capabilities:
     """What can be recorded once and replayed: see `AttentionBackend.metadata`."""
     adds_bias: bool
     """Whether it adds a `LayerCache.bias`."""
+    sees_ahead: bool
+    """Whether tokens of an image may see each other; see `AttentionConfig`."""
     is_batch_invariant: bool
     """Whether it is able to compute a token alike in any batch, in a prompt and in a decode."""
     reason: str
@@ -60,12 +62,21 @@ BACKENDS = {
         _ALL_DTYPES,
         (torch.float8_e4m3fn,),
         "steps",
-        False,
-        True,
-        "kernels that CUDA graphs can hold",
+        adds_bias=False,
+        sees_ahead=False,
+        is_batch_invariant=True,
+        reason="kernels that CUDA graphs can hold",
     ),
     "cpu": Capabilities(
-        _make_cpu, ("cpu",), CPU_DTYPES, (torch.int8,), "decodes", True, True, "kernels that read KV blocks in place"
+        _make_cpu,
+        ("cpu",),
+        CPU_DTYPES,
+        (torch.int8,),
+        "decodes",
+        adds_bias=True,
+        sees_ahead=True,
+        is_batch_invariant=True,
+        reason="kernels that read KV blocks in place",
     ),
     "torch": Capabilities(
         lambda _configs, _num_groups, _batch_invariant: TorchPagedBackend(),
@@ -73,9 +84,10 @@ BACKENDS = {
         _ALL_DTYPES,
         (),
         "nothing",
-        True,
-        False,
-        "no other kernels for this device and dtype",
+        adds_bias=True,
+        sees_ahead=True,
+        is_batch_invariant=False,
+        reason="no other kernels for this device and dtype",
     ),
 }
 """By name, the fastest first; the setting `attention_backend` names the same."""

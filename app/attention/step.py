@@ -42,6 +42,9 @@ class StepInput:
     """See `SchedulerOutput.snapshots`."""
     adapters: Ints | None = None
     """(tokens,): slot of each token's adapter, or NO_ADAPTER; None if no token has one."""
+    ends: Ints | None = None
+    """(tokens,): the position before which a token of an image sees all, where layers see ahead; 0 for other tokens,
+    which see nothing behind themselves. None if there are no such tokens. An image is never cut by a chunk's end."""
 
     @property
     def num_tokens(self) -> int:

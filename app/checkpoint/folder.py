@@ -11,6 +11,7 @@ from .aliases import Alias, alias_of
 from .encoder_decoders import EncoderDecoderConfig, parse_encoder_decoder_config
 from .families import max_position_embeddings
 from .predictors import Predictor, parse_predictor, reads_text
+from .seeing import FILES, SEEING
 
 _DTYPES = ("float32", "bfloat16", "float16")
 GGUF_FILE = "model.gguf"
@@ -176,6 +177,13 @@ class ModelFolder:
         return value or None
 
     # ------------------------------------------------------------------ what the model is for
+
+    @property
+    def reads_images(self) -> bool:
+        """Whether the model reads images among its tokens, and the files that prepare them are here."""
+        if self.read_object("config.json").get("model_type") not in SEEING:
+            return False
+        return self.alias is None and self.gguf_file is None and any(self.read(name) is not None for name in FILES)
 
     @cached_property
     def predictor(self) -> Predictor | None:

@@ -1,5 +1,7 @@
 """What a request brings along that is no text: an image, a sound, the input of an encoder, a series of numbers."""
 
+import struct
+from collections.abc import Sequence
 from typing import Any
 
 import msgspec
@@ -35,3 +37,31 @@ class Media(msgspec.Struct, frozen=True):
     """Arguments of the part of the model that reads it, by name."""
     num_tokens: int
     """Places that it takes up where a decoder reads it: among its prompt's tokens, or in its cross-attention."""
+
+
+class Run(msgspec.Struct, frozen=True, array_like=True):
+    """Some of a medium's places, which lie side by side among the tokens of a prompt."""
+
+    start: int
+    """The first token."""
+    count: int
+    first: int
+    """The medium's place that stands there."""
+
+    @property
+    def end(self) -> int:
+        return self.start + self.count
+
+
+class Placed(msgspec.Struct, frozen=True):
+    """A medium that a decoder reads among its prompt's tokens."""
+
+    runs: list[Run]
+    """All of its places, in order. Between them stand tokens of text."""
+    media: Media
+
+
+def key_of(media: Sequence[Placed], start: int, end: int) -> bytes:
+    """What stands in the place of the tokens from `start` to `end`, for hashes: empty for text alone."""
+    runs = ((one.media.digest, run) for one in media for run in one.runs if run.start < end and start < run.end)
+    return b"".join(digest + struct.pack("<qqq", *msgspec.structs.astuple(run)) for digest, run in runs)

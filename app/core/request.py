@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 
 import msgspec
 
-from .media import Media
+from .media import Media, Placed
 from .sampling import SamplingParams
 
 DEFAULT_TENANT = "default"
@@ -55,6 +55,8 @@ class Extras(msgspec.Struct, frozen=True, omit_defaults=True):
     """The worker's slot with the request's adapter."""
     source: Media | None = None
     """What the encoder of an encoder-decoder reads."""
+    placed: list[Placed] = []
+    """What stands in the place of some of the prompt's tokens, in order."""
 
 
 NO_EXTRAS = Extras()

@@ -225,6 +225,8 @@ class Limits:
     """Slots for adapters."""
     cross: CrossMemory | None = None
     """None if requests have no encoder's input."""
+    whole_media: bool = False
+    """Whether a chunk of a prompt may not end within a medium, since its tokens see each other."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -238,5 +240,6 @@ class BuiltWorker:
     device: str
     dtype: str
     vocab_size: int
+    reads_images: bool = False
     startup_seconds: dict[str, float]
     """Phase to duration, in order."""

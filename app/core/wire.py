@@ -4,7 +4,7 @@ from typing import Literal
 
 import msgspec
 
-from .media import Media
+from .media import Media, Placed
 from .request import DEFAULT_TENANT, FinishReason
 from .sampling import Logprobs, SamplingParams
 from .step_report import StepReport
@@ -65,6 +65,8 @@ class GenerateCommand(msgspec.Struct, tag=True, kw_only=True):
     """Its folder. Another adapter may have the name when an engine goes on with the request; empty: whatever has it."""
     max_drafts: int | None = None
     """Most drafts in a step; None leaves it to the engine. They change no text."""
+    placed: list[Placed] = []
+    """See `Extras`."""
     arrived_at: float
     """Seconds, `time.monotonic()`."""
     progress: Progress | None = None
@@ -161,6 +163,7 @@ class EngineReady(msgspec.Struct, tag=True, kw_only=True):
     max_num_seqs: int
     block_size: int
     num_kv_blocks: int
+    reads_images: bool = False
     startup_seconds: dict[str, float]
     """Phase to duration, in order."""
     adapters: dict[str, str] = {}

@@ -55,6 +55,7 @@ def build_engine(settings: Settings, model_folder: Path) -> tuple[EngineCore, En
         step_sizes=limits.step_sizes,
         chunked_prefill=limits.chunked_prefill,
         speculation=None if predictor else _speculation(settings, limits),
+        whole_media=limits.whole_media,
     )
     tasks: tuple[Task, ...] = predictor.tasks if predictor else ("generate",)
     max_source_len = limits.cross.max_source_len if limits.cross else 0
@@ -147,5 +148,6 @@ def _ready(built: BuiltWorker, tasks: tuple[Task, ...], settings: Settings, impo
         max_num_seqs=limits.max_num_seqs,
         block_size=settings.block_size,
         num_kv_blocks=limits.groups[0].num_blocks if limits.groups else 0,
+        reads_images=built.reads_images,
         startup_seconds={"import": import_seconds, **built.startup_seconds},
     )

@@ -259,9 +259,10 @@ def _to_generate(command: GenerateCommand, adapter: Adapter | None) -> Request:
 
 
 def _extras(command: GenerateCommand, adapter: Adapter | None) -> Extras:
-    if adapter is None and command.source is None:
+    if adapter is None and command.source is None and not command.placed:
         return NO_EXTRAS
-    return Extras(adapter=NO_ADAPTER if adapter is None else adapter.slot, source=command.source)
+    slot = NO_ADAPTER if adapter is None else adapter.slot
+    return Extras(adapter=slot, source=command.source, placed=command.placed)
 
 
 _NO_TOKENS = SamplingParams(max_tokens=0, seed=0)

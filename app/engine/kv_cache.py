@@ -11,6 +11,7 @@ import sys
 from collections.abc import Iterable, Sequence
 from itertools import repeat
 
+from ..core.media import key_of
 from ..core.request import Request, RequestStatus
 from ..core.step import BlockCopies, CrossMemory, HostMemory, KVGroup, RowStates
 from .block_pool import BlockPool
@@ -357,4 +358,5 @@ class KVCache:
         hashes = request.block_hashes
         for start in range(len(hashes) * self.block_size, num_tokens - self.block_size + 1, self.block_size):
             parent = hashes[-1] if hashes else root_hash(request.cache_salt)
-            hashes.append(hash_block(parent, request.token_ids[start : start + self.block_size]))
+            end = start + self.block_size
+            hashes.append(hash_block(parent, request.token_ids[start:end], key_of(request.extras.placed, start, end)))

@@ -14,9 +14,12 @@ def root_hash(salt: str) -> bytes:
     return hashlib.sha256(salt.encode()).digest()
 
 
-def hash_block(parent: bytes, token_ids: list[int]) -> bytes:
-    """The hash of a full block that follows the block `parent` is the hash of."""
-    return hashlib.sha256(parent + array("q", token_ids).tobytes()).digest()
+def hash_block(parent: bytes, token_ids: list[int], media: bytes = b"") -> bytes:
+    """The hash of a full block that follows the block `parent` is the hash of.
+
+    media: what stands in the place of some of its tokens; see `app.core.media.key_of`.
+    """
+    return hashlib.sha256(parent + array("q", token_ids).tobytes() + media).digest()
 
 
 class PrefixCache:

@@ -41,6 +41,7 @@ class Scheduler(RequestBatch):
         max_model_len: int,
         step_sizes: Sequence[int] = (),
         chunked_prefill: bool = True,
+        whole_media: bool = False,
         speculation: Speculation | None = None,
         clock: Clock = time.monotonic,
     ) -> None:
@@ -48,7 +49,8 @@ class Scheduler(RequestBatch):
         if max_num_batched_tokens < max_num_seqs:
             raise ValueError("every running request must get a token in each step")
         self.pacer = pacer
-        self.max_num_batched_tokens = max_num_batched_tokens
+        self.max_num_batched_tokens = self._largest_step = max_num_batched_tokens
+        self.whole_media = whole_media
         self.step_sizes = step_sizes
         self.speculation = speculation
 
@@ -121,10 +123,11 @@ class Scheduler(RequestBatch):
         self.policy.divide(prompt_budget)
         num_running = len(self.running)
         drafts = self._drafts(participants)
-        prompt_budget = self._schedule_running(step, wanted, prompt_budget, drafts)
+        room = self._largest_step - num_decodes
+        prompt_budget, room = self._schedule_running(step, wanted, prompt_budget, room, drafts)
         has_preempted = len(self.running) < num_running  # then memory is what is short
         if self._free_rows and not has_preempted:
-            self._schedule_waiting(step, prompt_budget)
+            self._schedule_waiting(step, prompt_budget, room)
         return step
 
     def _prompt_budget(self, num_decodes: int) -> int:
@@ -159,19 +162,33 @@ class Scheduler(RequestBatch):
         step: SchedulerOutput,
         wanted: list[tuple[Request, int]],
         prompt_budget: int,
+        room: int,
         drafts: dict[str, list[int]],
-    ) -> int:
-        """Give running requests the tokens that they want; returns what is left of the budget for prompts."""
+    ) -> tuple[int, int]:
+        """Give running requests the tokens that they want; returns what is left of the budget for prompts, and of
+        the worker's room for them."""
         for request, count in wanted:
             if request.row < 0:  # preempted for those before it, as are all behind it
                 break
             if count > 1:
                 count = self.policy.take(request, min(count, prompt_budget))
-                prompt_budget -= count
+                count = self._uncut(request, request.num_computed_tokens, count, room)
+                prompt_budget, room = max(0, prompt_budget - count), room - count
             guesses = drafts.get(request.request_id, [])
             if count > 0 and self._grow(request, count + len(guesses), step, self._last_running):
                 self._enter(request, count, step, guesses)
-        return prompt_budget
+        return prompt_budget, room
+
+    def _uncut(self, request: Request, start: int, count: int, room: int) -> int:
+        """So many of a request's tokens from `start` on, or more or fewer, at most `room`: they are not to end within a
+        medium whose tokens see each other."""
+        if not self.whole_media:
+            return count
+        for run in (run for one in request.extras.placed for run in one.runs):
+            if run.start < start + count < run.end:
+                whole = run.end - start
+                return whole if whole <= room else max(0, run.start - start)
+        return count
 
     def _last_running(self) -> Request:
         return self.running[-1]
@@ -193,7 +210,7 @@ class Scheduler(RequestBatch):
             step.new_blocks.append((request.row, appended))
         return True
 
-    def _schedule_waiting(self, step: SchedulerOutput, prompt_budget: int) -> None:
+    def _schedule_waiting(self, step: SchedulerOutput, prompt_budget: int, room: int) -> None:
         """Admit waiting requests in order, as far as rows, budget and blocks go."""
         promised = self.kv.promised(self.running)
         deferred: list[Request] = []
@@ -213,11 +230,13 @@ class Scheduler(RequestBatch):
                     count = prompt_budget
                 elif step.new_requests:
                     break
-            if not self.kv.has_room(request, num_cached, promised):
+            count = self._uncut(request, num_cached, count, room)
+            if not count or not self.kv.has_room(request, num_cached, promised):
                 break
             self.policy.pop(request)
             num_copied = self._admit(request, num_cached, count, step)
             prompt_budget -= count + num_to_encode + self._as_tokens(num_copied)
+            room -= count
             promised = [sum(both) for both in zip(promised, self.kv.promised([request]), strict=True)]
         for request in deferred:
             self.policy.put_back(request)
@@ -233,6 +252,7 @@ class Scheduler(RequestBatch):
         is_running = request.status is RequestStatus.RUNNING
         missing = request.num_missing if is_running else len(request.token_ids)
         count = min(missing, self.max_num_batched_tokens) if self.chunked_prefill else missing
+        count = self._uncut(request, request.num_computed_tokens, count, self._largest_step)
         if count == 0 or request.num_in_flight:  # its token will tell whether it still is a suspect
             return step
         others = [other for other in self.running if other is not request]

@@ -7,6 +7,7 @@ numbers first, and dropped if the results differ.
 """
 
 import logging
+from collections.abc import Collection
 from itertools import product
 from typing import Any
 
@@ -90,14 +91,18 @@ class _GatedMLP(nn.Module):
 
 
 @torch.inference_mode()
-def fuse(model: Any) -> None:
-    """Replace what can be replaced in one of transformers' causal models, except for its output embedding."""
+def fuse(model: Any, leave: Collection[nn.Module] = ()) -> None:
+    """Replace what can be replaced in one of transformers' causal models, except for its output embedding, and for
+    what is in the modules to `leave` as they are."""
     counts = {"merged": 0, "linear": 0, "norm": 0, "mlp": 0, "experts": 0}
     head = model.get_output_embeddings()
-    for parent in list(model.modules()):
+    parents = [module for module in model.modules() if module not in leave]
+    for parent in parents:
         for names in _SAME_INPUT:
             counts["merged"] += _merge(parent, names)
         for name, child in list(parent.named_children()):
+            if child in leave:
+                continue
             if type(child) is nn.Linear and child is not head:
                 counts["linear"] += _swap(parent, {name: adopt(child)}, child.in_features)
             elif type(child).__name__.endswith("RMSNorm"):
@@ -106,7 +111,7 @@ def fuse(model: Any) -> None:
                 counts["norm"] += _swap_gated_norm(parent, name, child)
             elif {"gate_up_proj", "down_proj"} == dict(child.named_parameters()).keys():
                 counts["experts"] += _swap_experts(parent, name, child)
-    for parent in list(model.modules()):  # whose gates are merged now
+    for parent in parents:  # whose gates are merged now
         for name, child in list(parent.named_children()):
             counts["mlp"] += _swap_mlp(parent, name, child)
     kinds = "%(merged)d merged products, %(linear)d linear layers, %(norm)d norms, %(mlp)d gated layers"

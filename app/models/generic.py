@@ -7,7 +7,7 @@ keys, and its values. The model's code is unchanged; it reads one row of tokens,
 """
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -96,6 +96,7 @@ def _describe(module: nn.Module, q: Tensor, k: Tensor, v: Tensor, options: dict[
             window=options.get("sliding_window") if chunk is None else chunk,
             chunked=chunk is not None,
             softcap=options.get("softcap"),
+            sees_ahead=getattr(module, "sees_ahead", False),
         )
     )
 
@@ -227,8 +228,11 @@ def load_generic(
     max_model_len: int,
     takes_adapters: bool,
     is_dummy: bool = False,
+    divide: Callable[[Any], GenericModel] | None = None,
 ) -> GenericModel:
     """Load a checkpoint through transformers, or with `is_dummy` a model with random weights.
+
+    `divide` makes of transformers' model what is run; by default that is its part on text.
 
     ModelError names what is not supported, or quotes transformers.
     """
@@ -249,8 +253,7 @@ def load_generic(
         # processor, for which these are too long.
         if device.type == "cpu" and not takes_adapters:
             keep_latents(model)
-        fuse(model)
-        return _split(model)
+        return (divide or _divide)(model)
     except ModelError:
         raise
     except Exception as error:  # transformers raises all kinds of errors for a broken checkpoint
@@ -283,17 +286,30 @@ def _make_up(auto: Any, config: Any, dtype: torch.dtype, device: torch.device) -
     return model
 
 
+def _divide(model: Any) -> GenericModel:
+    fuse(model)
+    return split(model)
+
+
+def _without_senses(model: Any, called: set[nn.Module]) -> GenericModel:
+    generic = GenericModel(_reader(model))
+    _drop_unused(generic.body, called)
+    return generic
+
+
 @torch.inference_mode()
-def _split(model: Any) -> GenericModel:
-    """Body and head of a model. A first pass describes its layers, a second one shows that the parts make the whole."""
+def split(model: Any, make: Callable[[Any], GenericModel] | None = None) -> GenericModel:
+    """Body and head of a model. A first pass describes its layers, a second one shows that the parts make the whole.
+
+    `make` makes the model of them; by default it is served for text.
+    """
     kind, device = model.config.model_type, model.device
     tokens, positions = torch.zeros(2, dtype=torch.int64, device=device), torch.arange(2, device=device)
     with forward_context(ForwardContext(_NoAttention(), None)), _calls() as called:  # see `_describe`
         whole = model(input_ids=tokens[None], position_ids=positions[None], use_cache=False).logits[0].float()
     try:
         with forward_context(ForwardContext(_NoAttention(), None)):
-            generic = GenericModel(_reader(model))
-            _drop_unused(generic.body, called)
+            generic = make(model) if make else _without_senses(model, called)
             in_two = generic.compute_logits(generic(tokens, positions))
     except (AttributeError, TypeError):  # the head wants more of the body than hidden states
         in_two = None

@@ -46,6 +46,8 @@ class LoadedModel:
     """Whether a prompt may be computed in several steps."""
     cross_layers: list[CrossAttention] = field(default_factory=list)
     """Of an encoder-decoder, in order."""
+    reads_images: bool = False
+    """Whether the model is a `SeeingModel`."""
 
 
 def load_model(
@@ -55,8 +57,11 @@ def load_model(
     device: torch.device,
     max_model_len: int,
     takes_adapters: bool = False,
+    reads_images: bool = False,
 ) -> LoadedModel:
     """Load a checkpoint with the hand-written decoder if it can run it, else through transformers.
+
+    `reads_images`: keep the part that sees, of one of the families `app.checkpoint.seeing.SEEING`.
 
     Raises ModelError for what cannot be loaded.
     """
@@ -78,7 +83,10 @@ def load_model(
         from .generic import load_generic
 
         is_dummy = settings.load_format == "dummy"
-        model = load_generic(folder, methods, dtype, device, max_model_len, takes_adapters, is_dummy)
+        divide: Any = None
+        if reads_images:
+            from .seeing import divide
+        model = load_generic(folder, methods, dtype, device, max_model_len, takes_adapters, is_dummy, divide)
         change(model, PLAIN, methods.plain)
     if settings.batch_invariant:
         _check_invariance(model)
@@ -86,7 +94,10 @@ def load_model(
     recurrent = [module for module in model.modules() if isinstance(module, Recurrent)]
     continues = used == "decoder" or model.continues_prompts
     sizes = model.vocab_size, model.hidden_size
-    return LoadedModel(model.eval().requires_grad_(False), used, *sizes, layers, recurrent, continues)
+    is_seeing = reads_images and used == "generic"
+    return LoadedModel(
+        model.eval().requires_grad_(False), used, *sizes, layers, recurrent, continues, reads_images=is_seeing
+    )
 
 
 def _load_encoder_decoder(

@@ -12,7 +12,7 @@ from ..checkpoint.chat_templates import read_chat_templates
 from ..checkpoint.folder import ModelFolder
 from ..errors import InvalidRequestError, ModelError
 from .control_tokens import ControlTokens, Segments
-from .probe import calls_as_shown, find_shape
+from .probe import calls_as_shown, find_shape, image_as_shown
 from .sandbox import compile_template, run_template
 from .shape import REASONING_NAMES, Message
 from .tokenizer import Tokenizer
@@ -107,6 +107,11 @@ class ChatTemplate:
         """See `app.text.probe.calls_as_shown`."""
         program = self._tool_program
         return [] if program is None else calls_as_shown(program.write, program.shape)
+
+    def image_as_shown(self, placeholder: str) -> str:
+        """See `app.text.probe.image_as_shown`."""
+        program = self._tool_program
+        return placeholder if program is None else image_as_shown(program.write, placeholder)
 
     def render(
         self,

@@ -75,6 +75,17 @@ def calls_as_shown(render: Render, shape: Shape) -> list[str]:
     return [written.rpartition(_USER["content"])[2], written[begin:]]
 
 
+def image_as_shown(render: Render, placeholder: str) -> str:
+    """What the template writes for an image between two texts; the placeholder alone if it does not stand there."""
+    one, two = ({"type": "text", "text": text} for text in VALUES)
+    try:
+        written = _with_tools_it_needs(render)([{"role": "user", "content": [one, {"type": "image"}, two]}], [])
+    except InvalidRequestError:
+        return placeholder
+    between = written.partition(VALUES[0])[2].partition(VALUES[1])[0]
+    return between if placeholder in between else placeholder
+
+
 def _with_tools_it_needs(render: Render) -> Render:
     """The template itself, or one for chats with tools (`tool_use`) with a tool where there would be none."""
     try:

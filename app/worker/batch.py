@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..attention.step import Ints, StepInput
+from ..core.media import Run
 from ..core.request import NO_ADAPTER
 from ..core.step import NewRequest, SchedulerOutput
 
@@ -76,8 +77,12 @@ class InputBatch:
         block_size: int,
         num_groups: int,
         tables_of: "InputBatch | None" = None,
+        sees_ahead: bool = False,
     ) -> None:
-        """`tables_of`: a batch of the same size, whose block tables are this one's, too."""
+        """`tables_of`: a batch of the same size, whose block tables are this one's, too.
+
+        `sees_ahead`: whether tokens of an image see each other.
+        """
         self.max_model_len = max_model_len
         self.block_size = block_size
         shape = (num_groups, max_num_seqs, -(-max_model_len // block_size) + 1)
@@ -99,6 +104,9 @@ class InputBatch:
         self.token_ids: list[Ints] = [_NOTHING] * max_num_seqs
         self.adapters = np.full(max_num_seqs, NO_ADAPTER, dtype=np.int64)
         """The slot of each row's adapter."""
+        self._sees_ahead = sees_ahead
+        self._runs: list[list[Run]] = [[]] * max_num_seqs
+        """Where tokens of images stand, if they see each other."""
 
     def add(self, request: NewRequest) -> None:
         """Give a row to a request; whoever had it is gone."""
@@ -112,6 +120,8 @@ class InputBatch:
         self.num_prompt_logprobs[row] = NO_LOGPROBS if of_prompt is None else of_prompt
         self.first_prompt_logprob[row] = request.num_prompt_logprobs
         self.adapters[row] = request.extras.adapter
+        if self._sees_ahead:
+            self._runs[row] = [run for one in request.extras.placed for run in one.runs]
         self.num_blocks[row] = 0
         self.num_admissions[row] += 1
 
@@ -174,7 +184,19 @@ class InputBatch:
             block_size=self.block_size,
             snapshots=step.snapshots,
             adapters=self.adapters[token_rows] if (self.adapters[rows] != NO_ADAPTER).any() else None,
+            ends=self._ends(rows, starts, query_starts) if self._sees_ahead else None,
         )
+
+    def _ends(self, rows: Ints, starts: Ints, query_starts: Ints) -> Ints | None:
+        """See `StepInput.ends`. starts (requests,): the position of each request's first token."""
+        ends: Ints = np.zeros(query_starts[-1], dtype=np.int64)
+        for index, row in enumerate(rows.tolist()):
+            first, offset = int(query_starts[index]), int(query_starts[index] - starts[index])
+            for run in self._runs[row]:
+                ends[
+                    max(first, run.start + offset) : max(first, min(int(query_starts[index + 1]), run.end + offset))
+                ] = run.end
+        return ends if ends.any() else None
 
     def padding(self) -> StepInput:
         """A step of nobody."""

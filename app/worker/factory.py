@@ -1,10 +1,11 @@
 """Building a worker from settings."""
 
+import logging
 import sys
 import time
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from tokenizers import Tokenizer
@@ -13,6 +14,7 @@ from ..attention.backends.base import AttentionBackend
 from ..attention.registry import Capabilities, Recordable, choose_backend
 from ..checkpoint.draft_head import is_draft_head, read_draft_head
 from ..checkpoint.folder import ModelFolder
+from ..checkpoint.seeing import SEEING_AHEAD
 from ..checkpoint.source import find_model
 from ..core.step import MAX_WITH_DRAFTS, BuiltWorker, HostMemory, Limits, WorkerOutOfMemoryError
 from ..errors import StartupError
@@ -35,6 +37,8 @@ from .resolve import Resolved, max_source_len, resolve, resolve_blocks, resolve_
 from .runner import ModelRunner
 from .sampling.base import Sampling
 
+log = logging.getLogger(__name__)
+
 
 def build_worker(settings: Settings, path: Path) -> BuiltWorker:
     """Load the model in a folder and allocate its KV blocks. Raises StartupError."""
@@ -45,7 +49,8 @@ def build_worker(settings: Settings, path: Path) -> BuiltWorker:
     clock.lap("resolve")
     try:
         length, takes_adapters = resolved.limits.max_model_len, resolved.limits.num_adapters > 0
-        loaded = load_model(folder, settings, resolved.dtype, resolved.device, length, takes_adapters)
+        sees = settings.images and folder.reads_images and _can_see(folder, settings, resolved)
+        loaded = load_model(folder, settings, resolved.dtype, resolved.device, length, takes_adapters, sees)
         if loaded.recurrent_layers and settings.drafts_by_model:
             raise StartupError(
                 "draft_model: the model keeps recurrent states, which cannot go back behind wrong drafts"
@@ -70,8 +75,20 @@ def build_worker(settings: Settings, path: Path) -> BuiltWorker:
         device=str(resolved.device),
         dtype=str(resolved.dtype).removeprefix("torch."),
         vocab_size=loaded.vocab_size,
+        reads_images=sees,
         startup_seconds=clock.seconds,
     )
+
+
+def _can_see(folder: ModelFolder, settings: Settings, resolved: Resolved) -> bool:
+    """Whether attention lets tokens of an image see each other, if they do in this model."""
+    if folder.model_type not in SEEING_AHEAD:
+        return True
+    how = settings.attention_backend, resolved.device, resolved.dtype, resolved.kv_dtype, settings.batch_invariant
+    if choose_backend(*how).sees_ahead:
+        return True
+    log.warning("images are off: in this model their tokens see each other, which takes attention_backend torch here")
+    return False
 
 
 def _make_adapters(resolved: Resolved, loaded: LoadedModel) -> ModelAdapters:
@@ -152,7 +169,8 @@ def _build_runner(
     bytes_of_row = sum(layer.bytes_of_slot for layer in loaded.recurrent_layers)
     if bytes_of_row:
         resolved = replace(resolved, limits=resolve_states(settings, resolved, bytes_of_row, loaded.continues_prompts))
-    limits = resolved.limits
+    limits = replace(resolved.limits, whole_media=_sees_ahead(loaded))
+    resolved = replace(resolved, limits=limits)
     num_snapshots = limits.states.num_snapshots if limits.states else 0
     layers = loaded.attention_layers + (draft.attention_layers if isinstance(draft, LoadedModel) else [])
     groups = group_layers(layers, limits.max_model_len, settings.block_size, resolved.kv_dtype)
@@ -175,6 +193,10 @@ def _build_runner(
             state = kind(model.recurrent_layers, limits.max_num_seqs, num_snapshots, device)
         if source_len:
             state = _encoder_outputs(model, chosen, limits, source_len, settings.block_size, device)
+        if model.reads_images:
+            from .image_states import ImageStates  # transformers takes seconds, and is there if this is needed
+
+            state = ImageStates(cast(Any, model.model), limits.max_num_seqs, execution.largest.tokens, device)
         return ModelRunner(
             loaded=model,
             state=state,
@@ -188,6 +210,7 @@ def _build_runner(
                 settings.block_size,
                 len(groups),
                 tables_of=tables_of.batch if tables_of else None,
+                sees_ahead=_sees_ahead(model),
             ),
             max_entries=max_entries,
             device=device,
@@ -236,6 +259,10 @@ def _encoder_outputs(
     backend = chosen.make([layer.config for layer in model.cross_layers], 1, False)
     sizes = limits.max_num_seqs, source_len, limits.max_num_batched_tokens, block_size
     return EncoderOutputs(model.model, backend, *sizes, device)
+
+
+def _sees_ahead(model: LoadedModel) -> bool:
+    return any(layer.config.sees_ahead for layer in model.attention_layers)
 
 
 def _execution(

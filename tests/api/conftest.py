@@ -26,6 +26,7 @@ from app.api.service import Service
 from app.checkpoint.byte_alphabet import byte_alphabet
 from app.checkpoint.predictors import Predictor
 from app.grammar.checker import GrammarChecker
+from app.media.preparer import ImagePreparer
 from app.metrics import Metrics
 from app.settings import RequestLimits, Settings
 from app.text.chat_template import ChatTemplate
@@ -101,7 +102,13 @@ class Server:
         return [json.loads(item) for item in data[:-1]]
 
 
-def make_service(folder: Path, engine: FakeEngine, settings: Settings, encoder: Predictor | None = None) -> Service:
+def make_service(
+    folder: Path,
+    engine: FakeEngine,
+    settings: Settings,
+    encoder: Predictor | None = None,
+    images: ImagePreparer | None = None,
+) -> Service:
     """The service that routes use, around a fake engine."""
     tokenizer = PacelineTokenizer(folder)
     template = ChatTemplate.from_folder(folder, tokenizer)
@@ -119,14 +126,17 @@ def make_service(folder: Path, engine: FakeEngine, settings: Settings, encoder: 
         engine=engine,
         metrics=Metrics(),
         admission=Admission(settings),
+        images=images,
     )
 
 
-def start_server(folder: Path, encoder: Predictor | None = None, **flags: Any) -> Iterator[Server]:
+def start_server(
+    folder: Path, encoder: Predictor | None = None, images: ImagePreparer | None = None, **flags: Any
+) -> Iterator[Server]:
     """Serve until the caller is done. `encoder`: what the model is, if it does not generate."""
     settings = Settings(**{"served_model_name": MODEL, **flags})
     engine = FakeEngine(folder)
-    service = make_service(folder, engine, settings, encoder)
+    service = make_service(folder, engine, settings, encoder, images)
     started = threading.Event()
 
     @asynccontextmanager

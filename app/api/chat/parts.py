@@ -33,21 +33,32 @@ def token_fields(body: TokenFields) -> Fields:
     return body.model_dump(include=set(TokenFields.model_fields), exclude_unset=True)
 
 
-def text_parts(texts: Sequence[str]) -> str | list[dict[str, str]]:
-    """The content of a message: a single text as it is, several as parts."""
-    return "".join(texts) if len(texts) < 2 else [{"type": "text", "text": text} for text in texts]
+Content = Sequence[str | Fields]
+"""Texts, and parts that are images."""
 
 
-def message(role: str, texts: Sequence[str], **fields: str) -> Fields:
+def as_parts(content: Content) -> str | list[Fields]:
+    """The content of a message: a single text as it is, else parts."""
+    if all(isinstance(one, str) for one in content) and len(content) < 2:
+        return "".join(map(str, content))
+    return [{"type": "text", "text": one} if isinstance(one, str) else one for one in content]
+
+
+def image_part(url: str | None) -> Fields:
+    """An image in a message."""
+    return {"type": "image_url", "image_url": None if url is None else {"url": url}}
+
+
+def message(role: str, content: Content, **fields: str) -> Fields:
     """A message of another role than the assistant's. `fields`: further ones, such as a result's `tool_call_id`."""
-    return {"role": role, **fields, "content": text_parts(texts)}
+    return {"role": role, **fields, "content": as_parts(content)}
 
 
 def assistant_message(texts: Sequence[str], reasoning: str, tool_calls: Sequence[Fields]) -> Fields:
     """A message of the assistant, without fields that would be empty."""
     said: Fields = {"role": "assistant"}
     if texts or not tool_calls:
-        said["content"] = text_parts(texts)
+        said["content"] = as_parts(texts)
     if reasoning:
         said["reasoning_content"] = reasoning
     if tool_calls:

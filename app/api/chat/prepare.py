@@ -1,12 +1,14 @@
 """From a validated chat to its prompt, its choices, and the parsers of their texts."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+from ...core.media import Placed
 from ...errors import UnsupportedError
 from ...grammar.reasoning import answer_behind, reasoning_prefix
 from ...grammar.tool_calls import tool_calls
+from ...media.preparer import ChatImage
 from ...text.message_parser import MessageParser, PlainText
 from ...text.tools.formats import format_of_required_calls
 from ..generation.choices import Choice, TokenLimit, check_count, check_logprobs, check_num_choices, make_choices
@@ -14,6 +16,7 @@ from ..generation.prompts import LONG_TEXT, check_length, check_token_ids, in_th
 from ..generation.reasoning import Reasoning
 from ..generation.structured import Constraint, grammar_of
 from ..service import Service
+from .images import Gallery, ImagePart, prepare_images
 from .schema import ChatFields, ChatRequest, NamedToolChoice, Tool
 
 
@@ -22,16 +25,27 @@ class ChatPrompt(NamedTuple):
 
     token_ids: list[int]
     ends_in_reasoning: bool
+    placed: list[Placed]
+    """The images among the tokens."""
 
 
-async def encode_chat(service: Service, body: ChatFields) -> ChatPrompt:
-    """Render a chat and tokenize it. Raises InvalidRequestError if the template does not accept it."""
+async def encode_chat(
+    service: Service, body: ChatFields, salt: str = "", named: Sequence[tuple[str, str]] | None = None
+) -> ChatPrompt:
+    """Render a chat and tokenize it. Raises InvalidRequestError if the template does not accept it.
+
+    salt: see `prepare_images`. named: of each image, the path of its field in the API that was called, and its type
+    there; by default those of chats.
+    """
     if body.chat_template is not None and not service.settings.trust_request_chat_template:
         raise UnsupportedError(
             "chat_template: this server does not run templates of requests (trust_request_chat_template)",
             "chat_template",
         )
-    messages = [message.for_template() for message in body.messages]
+    images = await prepare_images(service, _image_parts(body, named), salt)
+    gallery = await _gallery(service, images)
+    marks = iter(gallery.marks if gallery else ())
+    messages = [message.for_template(marks) for message in body.messages]
     tools = [tool.for_template() for tool in body.usable_tools]
     kwargs = _template_kwargs(service, body)
 
@@ -48,10 +62,32 @@ async def encode_chat(service: Service, body: ChatFields) -> ChatPrompt:
         check_length(service, text, "messages")
         continued = messages[-1] if body.continue_final_message else {}
         in_reasoning = service.message_format.ends_in_reasoning(text, continued)
-        return ChatPrompt(service.tokenizer.encode_segments(segments), in_reasoning)
+        if gallery is None:
+            return ChatPrompt(service.tokenizer.encode_segments(segments), in_reasoning, [])
+        segments, order = gallery.show(segments, service.chat_template.image_as_shown(gallery.placeholder))
+        token_ids = service.tokenizer.encode_segments(segments)
+        return ChatPrompt(token_ids, in_reasoning, gallery.placed(token_ids, order))
 
     size = len(str(messages)) + len(str(tools)) + len(str(kwargs))
     return await in_thread(encode, LONG_TEXT if body.chat_template else size)
+
+
+def _image_parts(body: ChatFields, named: Sequence[tuple[str, str]] | None) -> list[ImagePart]:
+    """The images of a chat."""
+    found = [
+        (f"messages[{at}].content[{index}].image_url", part)
+        for at, message in enumerate(body.messages)
+        for index, part in message.images
+    ]
+    names = [(path, "image_url") for path, _ in found] if named is None else named
+    return [ImagePart(part, *name) for (_, part), name in zip(found, names, strict=True)]
+
+
+async def _gallery(service: Service, images: Sequence[ChatImage]) -> Gallery | None:
+    if not images or service.images is None:
+        return None
+    ready = await service.images.ready()
+    return Gallery(images, ready.placeholder, ready.token_id)
 
 
 def _template_kwargs(service: Service, body: ChatFields) -> dict[str, Any]:
@@ -74,8 +110,17 @@ class Chat:
     """Makes the parser of a choice's text."""
 
 
-async def prepare_chat(service: Service, body: ChatRequest, limit: TokenLimit | None = None) -> Chat:
-    """Raises InvalidRequestError that names the field. `limit`: of another API than chats; by default the body's."""
+async def prepare_chat(
+    service: Service,
+    body: ChatRequest,
+    limit: TokenLimit | None = None,
+    salt: str = "",
+    named: Sequence[tuple[str, str]] | None = None,
+) -> Chat:
+    """Raises InvalidRequestError that names the field.
+
+    `limit`: of another API than chats; by default the body's. `salt`, `named`: see `encode_chat`.
+    """
     service.check_model(body.model)
     service.check_task("generate")
     ready = service.ready()
@@ -83,7 +128,7 @@ async def prepare_chat(service: Service, body: ChatRequest, limit: TokenLimit | 
     check_num_choices(service, 1, body.n)
     check_count("messages", len(body.messages), service.settings.request_limits.max_messages)
     check_count("tools", len(body.tools), service.settings.request_limits.max_tools)
-    prompt = await encode_chat(service, body)
+    prompt = await encode_chat(service, body, salt, named)
     check_token_ids(prompt.token_ids, ready.vocab_size, "messages")
     schemas, in_reasoning = _schemas(body.usable_tools), prompt.ends_in_reasoning
     constraint, or_answer = body.constraint(), _may_call_or_answer(body)
@@ -103,6 +148,7 @@ async def prepare_chat(service: Service, body: ChatRequest, limit: TokenLimit | 
         [prompt.token_ids],
         limit or _limit(body),
         logprobs=(body.top_logprobs or 0) if body.logprobs else None,
+        placed=prompt.placed,
         grammar=grammar,
         shown=service.message_format.shown(service.tokenizer, bool(schemas)),
         reasoning=None if is_only_format else _reasoning(service, body, in_reasoning),

@@ -2,9 +2,10 @@
 
 import hashlib
 import secrets
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-from ...core.media import Media
+from ...core.media import Media, Placed
 from ...core.sampling import SamplingParams
 from ...errors import ContextLengthError, InvalidRequestError, UnsupportedError
 from ...text.output_processor import StopConditions
@@ -39,6 +40,8 @@ class Choice:
     """See `GenerateCommand`."""
     cache_retention: float = 0.0
     """See `GenerateCommand`."""
+    placed: Sequence[Placed] = ()
+    """The images among the prompt's tokens."""
 
     @property
     def num_prompt_tokens(self) -> int:
@@ -67,6 +70,7 @@ def make_choices(
     *,
     logprobs: int | None,
     prompt_logprobs: int | None = None,
+    placed: Sequence[Placed] = (),
     grammar: str = "",
     shown: frozenset[int] = frozenset(),
     reasoning: Reasoning | None = None,
@@ -96,7 +100,7 @@ def make_choices(
             own_seed = _seed_of_choice(seed, index)
             sampling = _sampling_params(service, request, max_tokens, own_seed, logprobs, prompt_logprobs, grammar)
             drafts, seconds = request.max_drafts, request.wished_retention
-            choices.append(Choice(token_ids, sampling, conditions, reasoning, drafts, adapter, source, seconds))
+            choices.append(Choice(token_ids, sampling, conditions, reasoning, drafts, adapter, source, seconds, placed))
     return choices
 
 

@@ -49,7 +49,7 @@ class Generation:
         for choice in choices[::n]:
             self.usage.prompt_tokens += choice.num_prompt_tokens
             service.metrics.record_admitted(choice.num_prompt_tokens)
-            if choice.source is None:
+            if choice.source is None and not choice.placed:  # nobody could learn from its tokens without these
                 service.kept_prompts.keep(choice.prompt_token_ids)
         self._adapter = choices[0].adapter
         if self._adapter:
@@ -70,6 +70,7 @@ class Generation:
             cache_retention=choice.cache_retention,
             adapter=choice.adapter,
             max_drafts=choice.max_drafts,
+            placed=list(choice.placed),
             arrived_at=self._entry.arrived_at,
         )
         processor = OutputProcessor(self._service.tokenizer, choice.prompt_token_ids, choice.conditions)

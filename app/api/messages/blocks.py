@@ -6,7 +6,7 @@ from pydantic import Field, Tag
 
 from ...errors import InvalidRequestError
 from ..chat.schema import FunctionName
-from ..edge.body import Label, RequestBody, hints
+from ..edge.body import Label, RequestBody, hints, refused
 from ..generation.kinds import HostedTool, Unknown, by_type, refuse_unknown
 
 _IN_BLOCKS = hints("caller citations signature toolset_name")
@@ -40,6 +40,30 @@ class TextBlock(ContentBlock):
 
     type: Literal["text"]
     text: str
+
+
+class ImageSource(RequestBody):
+    """Where an image is. Only what comes in base64 is read: nothing is fetched."""
+
+    unsupported = refused("file_id")
+    type: str
+    media_type: str | None = None
+    data: str | None = Field(None, description="in base64: PNG, JPEG, WebP or GIF")
+    url: str | None = None
+
+
+class ImageBlock(ContentBlock):
+    """An image that the user or a tool shows, for models that read images."""
+
+    type: Literal["image"]
+    source: ImageSource
+
+    @property
+    def as_url(self) -> str | None:
+        """As a data URL; another URL as it is, to be refused."""
+        if self.source.data is None:
+            return self.source.url
+        return f"data:{self.source.media_type or ''};base64,{self.source.data}"
 
 
 class ThinkingBlock(ContentBlock):
@@ -79,9 +103,10 @@ class ToolReferenceBlock(ContentBlock):
 
 ResultBlock = Annotated[
     Annotated[TextBlock, Tag("text")]
+    | Annotated[ImageBlock, Tag("image")]
     | Annotated[ToolReferenceBlock, Tag("tool_reference")]
     | Annotated[Unknown, Tag("unknown")],
-    by_type("text", "tool_reference"),
+    by_type("text", "image", "tool_reference"),
 ]
 
 
@@ -142,6 +167,7 @@ class ToolChangeBlock(ContentBlock):
 
 Block = Annotated[
     Annotated[TextBlock, Tag("text")]
+    | Annotated[ImageBlock, Tag("image")]
     | Annotated[ThinkingBlock, Tag("thinking")]
     | Annotated[RedactedThinkingBlock, Tag("redacted_thinking")]
     | Annotated[ToolUseBlock, Tag("tool_use")]
@@ -149,12 +175,12 @@ Block = Annotated[
     | Annotated[ToolChangeBlock, Tag("tool_change")]
     | Annotated[Unknown, Tag("unknown")],
     by_type(
-        *("text", "thinking", "redacted_thinking", "tool_use", "tool_result"),
+        *("text", "image", "thinking", "redacted_thinking", "tool_use", "tool_result"),
         others=dict.fromkeys(("tool_addition", "tool_removal"), "tool_change"),
     ),
 ]
 _KINDS_OF = {
-    "user": (TextBlock, ToolResultBlock, ToolChangeBlock),
+    "user": (TextBlock, ImageBlock, ToolResultBlock, ToolChangeBlock),
     "assistant": (TextBlock, ThinkingBlock, RedactedThinkingBlock, ToolUseBlock),
     "system": (TextBlock, ToolChangeBlock),
 }

@@ -8,6 +8,7 @@ from ..chat.parts import (
     Fields,
     assistant_message,
     function_tool,
+    image_part,
     json_schema_format,
     message,
     named_choice,
@@ -19,6 +20,7 @@ from ..edge.body import validate
 from .blocks import (
     CustomTool,
     DefinedTool,
+    ImageBlock,
     NamedTool,
     TextBlock,
     ThinkingBlock,
@@ -66,10 +68,10 @@ def _messages(turn: Turn) -> list[Fields]:
     if turn.role == "assistant":
         return [_assistants(turn.content)]
     messages: list[Fields] = []
-    said: list[str] = []
+    said: list[str | Fields] = []
     for block in turn.content:
-        if isinstance(block, TextBlock):
-            said.append(block.text)
+        if isinstance(block, TextBlock | ImageBlock):
+            said += _shown([block])
         elif isinstance(block, ToolResultBlock):
             if said:
                 messages.append(message(turn.role, said))
@@ -88,10 +90,31 @@ def _assistants(blocks: list[Any]) -> Fields:
 
 
 def _result(block: ToolResultBlock) -> Fields:
-    texts = _texts(block.content)
+    shown = _shown(block.content)
     if block.is_error:
-        texts = ["Error: " + "".join(texts[:1]), *texts[1:]]
-    return message("tool", texts, tool_call_id=block.tool_use_id)
+        first = shown[0] if shown and isinstance(shown[0], str) else ""
+        shown = [f"Error: {first}", *shown[1 if first else 0 :]]
+    return message("tool", shown, tool_call_id=block.tool_use_id)
+
+
+def _shown(content: Any) -> list[str | Fields]:
+    """Texts and images."""
+    if isinstance(content, str):
+        return [content]
+    return [image_part(block.as_url) if isinstance(block, ImageBlock) else block.text for block in content]
+
+
+def images_of(body: ConversationFields) -> list[tuple[str, str]]:
+    """The path of each image's field, in order, and the type of its block."""
+    named = []
+    for at, turn in enumerate(body.messages):
+        for index, block in enumerate(turn.content if isinstance(turn.content, list) else []):
+            where = f"messages[{at}].content[{index}]"
+            inside = block.content if isinstance(block, ToolResultBlock) else ""
+            nested = enumerate(inside if isinstance(inside, list) else [])
+            paths = [f"{where}.content[{i}]" for i, one in nested if isinstance(one, ImageBlock)]
+            named += [where] if isinstance(block, ImageBlock) else paths
+    return [(f"{path}.source", "image") for path in named]
 
 
 def _texts(content: Any) -> list[str]:

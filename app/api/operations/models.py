@@ -28,6 +28,8 @@ class ServedModel(AnswerBody, kw_only=True):
     tasks: tuple[Task, ...]
     parent: str | None
     """Of an adapter: its model."""
+    input_modalities: list[Literal["text", "image"]]
+    """What a chat may have."""
     state: Literal["ready", "loading", "asleep", "failed"] | UnsetType = UNSET
     """Of one of several models: a request wakes one that is asleep, and tries again with one that has failed."""
 
@@ -60,9 +62,13 @@ async def get_model(model_id: str, service: ServiceDep, request: Request) -> Res
 
 
 def _describe(service: Service, name: str) -> ServedModel:
-    longest = service.engine.ready.max_model_len if service.engine.ready else None
-    parent = service.model_name if service.adapter_of(name) else None
-    state = UNSET if service.lifecycle is None else service.state
+    ready = service.engine.ready
     return ServedModel(
-        id=name, created=service.created, max_model_len=longest, tasks=service.tasks, parent=parent, state=state
+        id=name,
+        created=service.created,
+        max_model_len=ready.max_model_len if ready else None,
+        tasks=service.tasks,
+        parent=service.model_name if service.adapter_of(name) else None,
+        input_modalities=["text", "image"] if ready and ready.reads_images else ["text"],
+        state=UNSET if service.lifecycle is None else service.state,
     )

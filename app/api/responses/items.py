@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal, get_args
 
 from pydantic import Field, Tag, TypeAdapter
 
-from ..edge.body import Label, RequestBody, Unsupported, hints
+from ..edge.body import Label, RequestBody, Unsupported, hints, refused
 from ..generation.kinds import Unknown, by_type, refuse_unknown
 from .tools import Tool, check_tools
 
@@ -33,9 +33,21 @@ class RefusalPart(RequestBody):
     refusal: str
 
 
+class ImagePart(RequestBody):
+    """An image that the user or a tool shows, for models that read images."""
+
+    hints = hints("detail")
+    unsupported = refused("file_id")
+    type: Literal["input_image"]
+    image_url: str | None = Field(None, description="a data URL: PNG, JPEG, WebP or GIF, in base64")
+
+
 Part = Annotated[
-    Annotated[TextPart, Tag("text")] | Annotated[RefusalPart, Tag("refusal")] | Annotated[Unknown, Tag("unknown")],
-    by_type("refusal", others=dict.fromkeys(get_args(TextType), "text")),
+    Annotated[TextPart, Tag("text")]
+    | Annotated[ImagePart, Tag("input_image")]
+    | Annotated[RefusalPart, Tag("refusal")]
+    | Annotated[Unknown, Tag("unknown")],
+    by_type("refusal", "input_image", others=dict.fromkeys(get_args(TextType), "text")),
 ]
 Content = str | list[Part]
 

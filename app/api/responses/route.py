@@ -10,7 +10,7 @@ from starlette.responses import Response
 from ...errors import InvalidRequestError, UnsupportedError
 from ..chat.parts import rename_errors
 from ..chat.prepare import encode_chat, prepare_chat
-from ..deps import ADMITTED, ServiceDep, body_of
+from ..deps import ADMITTED, ServiceDep, body_of, salt_of
 from ..edge.answer import json_response
 from ..edge.body import body_schema
 from ..edge.document import READS_BODY, RUNS, answers
@@ -23,7 +23,7 @@ from .deps import BackgroundDep, OwnerDep, StoreDep
 from .response import InputTokens, ResponseEvent, ResponseObject
 from .schema import InputTokensRequest, ResponsesRequest
 from .store import ResponseStore
-from .translate import NAMES, to_chat
+from .translate import NAMES, images_of, to_chat
 
 router = APIRouter()
 
@@ -49,7 +49,7 @@ async def create_response(
         chat = to_chat(body, conversation)
         # It is a bound: as with OpenAI's models, it may exceed what the context leaves.
         limit = TokenLimit(None, body.max_output_tokens, "max_output_tokens", "input")
-        run = await prepare_chat(service, chat, limit)
+        run = await prepare_chat(service, chat, limit, salt_of(request), images_of(body, conversation))
     # Not the request's id, which clients may choose: whoever knows the id of a stored response can read it.
     unique = uuid4().hex
     keep = partial(store.put, owner, conversation.to_store(unique)) if keeps else None
@@ -70,6 +70,7 @@ async def create_response(
 )
 async def count_input_tokens(
     body: Annotated[InputTokensRequest, Depends(body_of(InputTokensRequest))],
+    request: Request,
     service: ServiceDep,
     store: StoreDep,
     owner: OwnerDep,
@@ -78,7 +79,8 @@ async def count_input_tokens(
     service.check_model(body.model)
     conversation = Conversation.of(body, store, owner)
     with rename_errors(NAMES):
-        prompt = await encode_chat(service, to_chat(body, conversation))
+        chat, named = to_chat(body, conversation), images_of(body, conversation)
+        prompt = await encode_chat(service, chat, salt_of(request), named)
     return json_response(InputTokens(input_tokens=len(prompt.token_ids)))
 
 

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import TypeGuard
 
-from ..chat.parts import Fields, assistant_message, json_schema_format, message, token_fields, tool_call
+from ..chat.parts import Fields, assistant_message, image_part, json_schema_format, message, token_fields, tool_call
 from ..chat.schema import ChatRequest
 from ..edge.body import validate
 from .conversation import Conversation
@@ -12,6 +12,7 @@ from .items import (
     Content,
     CustomCallItem,
     FunctionCallItem,
+    ImagePart,
     InputItem,
     MessageItem,
     ReasoningItem,
@@ -72,9 +73,9 @@ def messages_of(items: Sequence[InputItem]) -> list[Fields]:
         if _is_assistants(item):
             turn.append(item)
         elif isinstance(item, MessageItem):
-            messages.append(message(item.role, _texts(item.content)))
+            messages.append(message(item.role, _shown(item.content)))
         elif isinstance(item, CallOutputItem):
-            messages.append(message("tool", _texts(item.output), tool_call_id=item.call_id))
+            messages.append(message("tool", _shown(item.output), tool_call_id=item.call_id))
     return [*messages, _assistants(turn)] if turn else messages
 
 
@@ -103,10 +104,34 @@ def _call(item: Call) -> Fields:
 
 
 def _texts(content: Content) -> list[str]:
+    return [one for one in _shown(content) if isinstance(one, str)]
+
+
+def _shown(content: Content) -> list[str | Fields]:
+    """Texts and images."""
     if isinstance(content, str):
         return [content]
-    said = [part for part in content if isinstance(part, TextPart | RefusalPart)]
-    return [part.text if isinstance(part, TextPart) else part.refusal for part in said]
+    return [_shown_part(part) for part in content if isinstance(part, TextPart | RefusalPart | ImagePart)]
+
+
+def _shown_part(part: TextPart | RefusalPart | ImagePart) -> str | Fields:
+    if isinstance(part, ImagePart):
+        return image_part(part.image_url)
+    return part.text if isinstance(part, TextPart) else part.refusal
+
+
+def images_of(body: ConversationFields, conversation: Conversation) -> list[tuple[str, str]]:
+    """The path of each image's field, in order, and the type of its part."""
+    num_earlier = len(conversation.items) - (1 if isinstance(body.input, str) else len(body.input))
+    named: list[tuple[str, str]] = []
+    for at, item in enumerate(conversation.items):
+        name = "output" if isinstance(item, CallOutputItem) else "content"
+        content = getattr(item, name) if isinstance(item, CallOutputItem | MessageItem) else ""
+        for index, part in enumerate(content if isinstance(content, list) else []):
+            if isinstance(part, ImagePart):
+                own = f"input[{at - num_earlier}].{name}[{index}].image_url"
+                named.append((own if at >= num_earlier else "previous_response_id.image_url", part.type))
+    return named
 
 
 def _response_format(given: TextFormat) -> Fields:

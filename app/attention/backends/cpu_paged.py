@@ -22,6 +22,8 @@ from ..step import StepInput, StepShape
 from .memory import zeros
 from .tiles import count_decodes, write_tiles
 
+_TILE = 5
+"""Numbers of a tile."""
 _LINE = 64
 """Bytes of a line of the cache, of which a block has whole ones."""
 _NO_SINKS = torch.empty(0)
@@ -39,7 +41,7 @@ class CpuMetadata:
     block_tables: Sequence[Tensor]
     """(rows, blocks) for each KV group: the blocks of every row, in this step or not."""
     tiles: Tensor
-    """(tiles, 4): decodes, those of a row with drafts together, and pieces of chunks of prompts; see
+    """(tiles, 5): decodes, those of a row with drafts together, and pieces of chunks of prompts; see
     `app.kernels.cpu.paged_attention`."""
 
 
@@ -58,23 +60,26 @@ class CpuPagedBackend:
         largest_group = max((config.num_heads // config.num_kv_heads for config in configs), default=1)
         self._tile_tokens = max(2, _AT_ONCE // math.gcd(_AT_ONCE, largest_group))
         """Most tokens of a tile, whose query heads can be divided into groups of that size."""
+        self._sees_ahead = any(config.sees_ahead for config in configs)
         self._slots = [f"slots of group {group}" for group in range(num_groups)]
 
     def fields(self, shape: StepShape) -> dict[str, int]:
-        """See `AttentionBackend.fields`. Each chunk may end with a tile that is not full."""
-        tiles = shape.decodes + (shape.tokens // self._tile_tokens + shape.chunks if shape.chunks else 0)
-        return dict.fromkeys(self._slots, shape.tokens) | {"tiles": 4 * tiles}
+        """See `AttentionBackend.fields`. Each chunk may end with a tile that is not full, and each image begin one."""
+        of_chunks = shape.tokens if self._sees_ahead else shape.tokens // self._tile_tokens + shape.chunks
+        tiles = shape.decodes + (of_chunks if shape.chunks else 0)
+        return dict.fromkeys(self._slots, shape.tokens) | {"tiles": _TILE * tiles}
 
     def write(self, step: StepInput, to: Mapping[str, NDArray[np.int32]]) -> None:
         """See `AttentionBackend.write`. There is no padding but that of tiles."""
         for name, slots in zip(self._slots, step.slot_mappings, strict=True):
             to[name][:] = slots
-        tiles, decodes = to["tiles"].reshape(-1, 4), step.num_decodes
+        tiles, decodes = to["tiles"].reshape(-1, _TILE), step.num_decodes
         tiles[:decodes, 0] = step.rows[:decodes]
         tiles[:decodes, 1] = np.arange(decodes)
         # Half of what a tile may have, so that a row with drafts is work for several threads.
         tiles[:decodes, 2] = count_decodes(step.rows[:decodes], self._tile_tokens // 2)
         tiles[:decodes, 3] = step.positions[:decodes]
+        tiles[:decodes, 4] = 0
         write_tiles(step, self._tile_tokens, tiles[decodes:])
 
     def metadata(
@@ -85,7 +90,7 @@ class CpuPagedBackend:
         tables: Sequence[Tensor],
     ) -> CpuMetadata:
         """See `AttentionBackend.metadata`."""
-        return CpuMetadata([numbers[name] for name in self._slots], tables, numbers["tiles"].view(-1, 4))
+        return CpuMetadata([numbers[name] for name in self._slots], tables, numbers["tiles"].view(-1, _TILE))
 
     def allocate(
         self,

@@ -38,6 +38,8 @@ class AttentionMetadata:
     """Tokens of each request whose K/V is in the cache once this step's is written."""
     num_decodes: int
     block_size: int
+    ends: Tensor | None = None
+    """See `StepInput.ends`."""
     derived: dict[Any, Any] = field(default_factory=dict)
     """What a backend has derived from the above, so that it does so once a step and not in every layer."""
 
@@ -89,6 +91,7 @@ class TorchPagedBackend:
             seq_lens=step.seq_lens.tolist(),
             num_decodes=step.num_decodes,
             block_size=step.block_size,
+            ends=None if step.ends is None else torch.from_numpy(step.ends).to(tables[0].device),
         )
 
     def allocate(
@@ -233,6 +236,8 @@ class TorchPagedBackend:
             keys = torch.arange(first_key, length, device=q.device)
             queries = torch.arange(length - num_queries, length, device=q.device)[:, None]
             seen = keys <= queries
+            if metadata.ends is not None:
+                seen |= keys < metadata.ends[metadata.query_starts[index] : metadata.query_starts[index + 1], None]
             if config.window is not None:
                 seen &= keys >= config.first_seen(queries)
             metadata.derived[key] = (first_key, blocks, _mask(seen, q.dtype), queries - keys)

@@ -99,7 +99,8 @@ def paged_attention(group: int, head_dim: int, v_head_dim: int, block_size: int)
       v_head_dim),
     - k_scales and v_scales (num_kv_heads, num_blocks, block_size) float32, which are read if K and V are int8,
     - block_tables (rows, blocks),
-    - tiles (tiles, 4): row, first token, number of tokens (0: nothing to do), position of the first token,
+    - tiles (tiles, 5): row, first token, number of tokens (0: nothing to do), position of the first token, and the
+      position before which each of them sees all (0: each sees itself last),
     - window and whether it is chunked: see `app.attention.config.AttentionConfig`; 0 is none,
     - scale and softcap (0: none), float32,
     - sinks (num_kv_heads * group,), or none: see `app.attention.layer.Attention.forward`,
@@ -142,7 +143,8 @@ def paged_attention(group: int, head_dim: int, v_head_dim: int, block_size: int)
                     for d in range(head_dim):
                         queries[t * group + g, d] = to_float(q[token + t, head * group + g, d])
             first = _first_seen(position, window, chunked)
-            last = position + count
+            ahead = np.int64(tile[4])
+            last = max(position + count, ahead)
             base = first // block_size
             blocks = (last + block_size - 1) // block_size - base
             scores = np.empty((rows, blocks * block_size), np.float32)
@@ -153,7 +155,7 @@ def paged_attention(group: int, head_dim: int, v_head_dim: int, block_size: int)
                 scales = of_key_scales + table[base + block] * k_scales.strides[1]
                 _scores_of_block(queries, keys, block_size, k_cache, scales, scores, block * block_size)
             for t in range(count):
-                seen = position + t + 1
+                seen = ahead if ahead > 0 else position + t + 1
                 low = _first_seen(position + t, window, chunked) - base * block_size
                 for g in range(group):
                     sink = to_float(sinks[head * group + g]) if sinks.shape[0] > 0 else np.float32(-np.inf)

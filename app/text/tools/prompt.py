@@ -22,8 +22,10 @@ def told_by_user(chat: Sequence[Message], text: str) -> list[Message]:
         return [*chat[:at], {"role": "user", "content": text}, *chat[at:]]
     at = roles.index("user")
     content, before = chat[at].get("content"), f"{text}\n\n"
-    if isinstance(content, list) and content:
-        said: Any = [content[0] | {"text": before + content[0]["text"]}, *content[1:]]
+    if isinstance(content, list) and content and content[0]["type"] != "text":  # an image
+        said: Any = [{"type": "text", "text": before}, *content]
+    elif isinstance(content, list) and content:
+        said = [content[0] | {"text": before + content[0]["text"]}, *content[1:]]
     else:
         said = before + text_of(content)
     return [*chat[:at], chat[at] | {"content": said}, *chat[at + 1 :]]

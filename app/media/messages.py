@@ -1,0 +1,43 @@
+"""The messages between an API worker and its process that prepares images (`app.media.process`)."""
+
+import msgspec
+
+from ..core.media import Array
+
+FRAME_BYTES = 4
+"""Messages begin with their length."""
+MOST_CPU_SECONDS = 10
+"""Processor time for one image."""
+
+
+class Image(msgspec.Struct, frozen=True):
+    """What is to be prepared."""
+
+    data: bytes
+    """The file."""
+    most_pixels: int
+
+
+class Prepared(msgspec.Struct, kw_only=True):
+    """What came of it."""
+
+    text: str = ""
+    """What stands in the place of the placeholder that the chat template writes."""
+    num_tokens: int = 0
+    """How many of its tokens stand for places of the image."""
+    arrays: dict[str, Array] = {}
+    """Arguments of the part of the model that sees."""
+    error: str = ""
+    """Why the image cannot be read; empty if it can."""
+    is_too_large: bool = False
+
+
+class Ready(msgspec.Struct):
+    """The process's first message."""
+
+    placeholder: str = ""
+    """What the chat template writes for an image."""
+    token_id: int = 0
+    """The token that stands for one place of an image in a prompt."""
+    error: str = ""
+    """Why it can prepare none; empty if it can."""

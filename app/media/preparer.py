@@ -1,0 +1,167 @@
+"""Has images prepared for the model, in a process of its own (`app.media.process`)."""
+
+import asyncio
+import logging
+import os
+import signal
+from asyncio.subprocess import DEVNULL, PIPE, Process
+from collections import OrderedDict
+from contextlib import suppress
+from hashlib import sha256
+from pathlib import Path
+from typing import NamedTuple
+
+import msgspec
+
+from ..core.media import Media
+from ..core.own_module import FOLDER, command
+from ..errors import InternalError, InvalidRequestError, PayloadTooLargeError
+from .messages import FRAME_BYTES, Image, Prepared, Ready
+
+log = logging.getLogger(__name__)
+
+_MOST_SECONDS = 60
+"""For one image, by the clock: on a machine that is busy."""
+_START_SECONDS = 120
+_MOST_KEPT_BYTES = 64 * 2**20
+"""Of prepared images. A client sends those of a chat again with each turn."""
+_ONE_THREAD = {"OMP_NUM_THREADS": "1"}
+"""It is beside engines that have a thread for each core."""
+
+
+class ChatImage(NamedTuple):
+    """An image that is ready to stand in a chat's prompt."""
+
+    text: str
+    """What stands in the place of the placeholder that the chat template writes."""
+    media: Media
+
+
+class ImagePreparer:
+    """Starts the process when it is first needed, and again after it has ended. One image is prepared at a time."""
+
+    def __init__(self, folder: Path) -> None:
+        """`folder`: of the model."""
+        self._folder = folder
+        self._process: Process | None = None
+        self._ready = Ready()
+        self._turn = asyncio.Lock()
+        self._starting: asyncio.Task[None] | None = None
+        self._open: dict[bytes, asyncio.Task[Prepared]] = {}
+        """Images that are being prepared, by their digests."""
+        self._kept: OrderedDict[bytes, ChatImage] = OrderedDict()
+        self._kept_bytes = 0
+
+    def warm_up(self) -> None:
+        """Start the process in the background, so that the first image need not wait for it."""
+        self._starting = asyncio.create_task(self._warm_up())
+
+    async def _warm_up(self) -> None:
+        try:
+            await self.ready()
+        except InternalError as error:
+            log.error("images will be refused: %s", error.message)
+
+    async def ready(self) -> Ready:
+        """What the process says of itself, once it is there. Raises InternalError if it does not start."""
+        async with self._turn:
+            await self._running()
+            return self._ready
+
+    async def prepare(self, data: bytes, path: str, most_pixels: int, salt: str) -> ChatImage:
+        """Prepare the image in a file.
+
+        salt: images of equal salt may be recognized. Raises InvalidRequestError or PayloadTooLargeError that names
+        `path` for one that cannot be read, InternalError if the process does not start.
+        """
+        digest = sha256(sha256(salt.encode()).digest() + data).digest()
+        if (kept := self._kept.get(digest)) is not None:
+            self._kept.move_to_end(digest)
+            return kept
+        if digest not in self._open:
+            self._open[digest] = task = asyncio.create_task(self._prepare(Image(data, most_pixels)))
+            task.add_done_callback(lambda _: self._open.pop(digest, None))
+        made = await asyncio.shield(self._open[digest])  # others may wait for it, too
+        if made.is_too_large:
+            raise PayloadTooLargeError(f"{path}: {made.error} (max_image_pixels)", path)
+        if made.error:
+            raise InvalidRequestError(f"{path}: the image cannot be read: {made.error}", path)
+        return self._keep(ChatImage(made.text, Media(digest, made.arrays, made.num_tokens)))
+
+    def _keep(self, image: ChatImage) -> ChatImage:
+        self._kept_bytes += _size(image) if image.media.digest not in self._kept else 0
+        self._kept[image.media.digest] = image
+        while self._kept_bytes > _MOST_KEPT_BYTES:
+            _, dropped = self._kept.popitem(last=False)
+            self._kept_bytes -= _size(dropped)
+        return image
+
+    async def close(self) -> None:
+        """End the process."""
+        tasks = [*self._open.values(), *([self._starting] if self._starting else [])]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        if self._process is not None:
+            await self._end(self._process)
+
+    async def _prepare(self, image: Image) -> Prepared:
+        async with self._turn:
+            process = await self._running()
+            assert process.stdin is not None
+            try:
+                async with asyncio.timeout(_MOST_SECONDS):
+                    message = msgspec.msgpack.encode(image)
+                    process.stdin.write(len(message).to_bytes(FRAME_BYTES) + message)
+                    await process.stdin.drain()
+                    return msgspec.msgpack.decode(await _receive(process), type=Prepared)
+            except (TimeoutError, EOFError, ConnectionError):
+                code = await self._end(process)
+                log.warning("an image of %d bytes ended the process that prepares images (%d)", len(image.data), code)
+                is_slow = code in (-signal.SIGPROF, -signal.SIGKILL)
+                return Prepared(error=f"it takes too {'long' if is_slow else 'much memory'}")
+
+    async def _running(self) -> Process:
+        """The process: a new one if there is none, or if it has been killed."""
+        if self._process is None or self._process.returncode is not None:
+            return await self._start()
+        return self._process
+
+    async def _start(self) -> Process:
+        process = self._process = await asyncio.create_subprocess_exec(
+            *command("media.process"), str(self._folder.absolute()),
+            cwd=FOLDER, env={**os.environ, **_ONE_THREAD}, stdin=PIPE, stdout=PIPE, stderr=DEVNULL,
+        )  # fmt: skip
+        fault = "it does not start"
+        try:
+            async with asyncio.timeout(_START_SECONDS):
+                self._ready = msgspec.msgpack.decode(await _receive(process), type=Ready)
+                fault = self._ready.error
+        except (TimeoutError, EOFError):
+            pass
+        if fault:
+            await self._end(process)
+            raise InternalError(f"the process that prepares images cannot: {fault}")
+        return process
+
+    async def _end(self, process: Process) -> int:
+        """Kill the process unless it has ended, and return its exit code: negative if a signal has ended it."""
+        self._process = None
+        assert process.stdin is not None
+        process.stdin.close()
+        with suppress(TimeoutError):  # one that died has closed its end, but may not have been waited for yet
+            async with asyncio.timeout(1):
+                return await process.wait()
+        with suppress(ProcessLookupError):
+            process.kill()
+        return await process.wait()
+
+
+def _size(image: ChatImage) -> int:
+    return sum(len(array.data) for array in image.media.arrays.values())
+
+
+async def _receive(process: Process) -> bytes:
+    assert process.stdout is not None
+    length = int.from_bytes(await process.stdout.readexactly(FRAME_BYTES))
+    return await process.stdout.readexactly(length)

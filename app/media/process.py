@@ -1,0 +1,85 @@
+"""The process in which images are decoded and prepared: `python -m app.media.process MODEL_FOLDER`.
+
+Images come on stdin and what becomes of them goes to stdout, each behind its length. The process ends when stdin is
+closed. Decoders are native code that reads strangers' files, so processor time and memory are bounded: an image that
+needs more ends this process, and no other.
+"""
+
+import os
+import resource
+import signal
+import sys
+from pathlib import Path
+
+import msgspec
+
+from ..core.media import Array
+from .decode import ImageError, TooManyPixelsError, decode
+from .messages import FRAME_BYTES, MOST_CPU_SECONDS, Image, Prepared, Ready
+from .processors import ChatImages
+
+_MOST_BYTES = 2 * 2**30
+"""Memory for one image."""
+
+
+def prepare(images: ChatImages, asked: Image) -> Prepared:
+    """Decode an image, and have the model's own processor read it."""
+    try:
+        image = decode(asked.data, asked.most_pixels)
+        made = images.prepare(image)
+    except ImageError as error:
+        return Prepared(error=str(error), is_too_large=isinstance(error, TooManyPixelsError))
+    except MemoryError:
+        return Prepared(error="it takes too much memory")
+    except Exception as error:  # a processor may refuse a shape of images, such as one that is too narrow
+        return Prepared(error=" ".join(f"the model's processor refuses it: {error}".split())[:300])
+    arrays = {name: Array.of(array) for name, array in made.arrays.items()}
+    return Prepared(text=made.text, num_tokens=made.num_tokens, arrays=arrays)
+
+
+def _limit_memory() -> None:
+    """Bound what this process may take beside what it has now. Only Linux does so."""
+    if sys.platform == "linux":
+        pages = int(Path("/proc/self/statm").read_text().split()[5])
+        limit = pages * resource.getpagesize() + _MOST_BYTES
+        resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+
+
+def _serve(images: ChatImages) -> None:
+    while length := os.read(sys.stdin.fileno(), FRAME_BYTES):
+        asked = msgspec.msgpack.decode(_read(int.from_bytes(length)), type=Image)
+        signal.setitimer(signal.ITIMER_PROF, MOST_CPU_SECONDS)  # whose signal ends the process
+        made = prepare(images, asked)
+        signal.setitimer(signal.ITIMER_PROF, 0)
+        _send(made)
+
+
+def _read(length: int) -> bytes:
+    message = bytearray()
+    while len(message) < length and (piece := os.read(sys.stdin.fileno(), length - len(message))):
+        message += piece
+    return bytes(message)
+
+
+def _send(said: Prepared | Ready) -> None:
+    message = msgspec.msgpack.encode(said)
+    sys.stdout.buffer.write(len(message).to_bytes(FRAME_BYTES) + message)
+    sys.stdout.buffer.flush()
+
+
+def main() -> None:
+    """Prepare images until stdin is closed."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal sends it to all processes
+    try:
+        images = ChatImages(Path(sys.argv[1]))
+    except Exception as error:
+        _send(Ready(error=" ".join(f"{type(error).__name__}: {error}".split())[:300]))
+        return
+    _limit_memory()
+    _send(Ready(images.placeholder, images.token_id))
+    _serve(images)
+
+
+if __name__ == "__main__":
+    main()
