@@ -1,9 +1,9 @@
 """Shows whether and how a model would run here, and compares its results with those of transformers."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -14,6 +14,7 @@ from .checkpoint.encoder_decoders import EncoderDecoderConfig
 from .checkpoint.encoders import EncoderConfig
 from .checkpoint.folder import ModelFolder
 from .checkpoint.forecasters import ForecasterConfig
+from .checkpoint.sentence_transformers import Pooling
 from .checkpoint.source import find_model
 from .core.media import Media
 from .core.sampling import SamplingParams
@@ -22,7 +23,7 @@ from .core.wire import EngineReady, GenerateCommand, PredictCommand
 from .engine.build import build_engine
 from .engine.core import EngineCore
 from .errors import StartupError
-from .models.pooling import Pooler
+from .models.pooling import Pooler, pooling_of
 from .models.reference import transformers_model
 from .settings import load_settings
 
@@ -45,7 +46,7 @@ def check(model: str) -> bool:
         )  # this import takes seconds, so it waits until the model is found
 
         disable_progress_bar()  # type: ignore[no-untyped-call]
-        predictor = ModelFolder(folder).predictor
+        predictor = ModelFolder(folder, load_settings(model=model).task).predictor
         if isinstance(predictor, ForecasterConfig):
             return _of_forecaster(console, model, folder, predictor)
         return all(
@@ -80,8 +81,7 @@ def _of_encoder(console: Console, model: str, folder: Path, config: EncoderConfi
     """The same for an encoder, which has one implementation."""
     core, ready = build_engine(load_settings(model=model, dtype="float32", device="cpu", quantization="none"), folder)
     _say_how(console, model, ready)
-    ours, theirs = _encode(core, folder, config, ready.vocab_size)
-    what = "logits" if config.task == "classify" else f"{'+'.join(config.modules.pooling)} embeddings of length 1"
+    what, ours, theirs = _encode(core, folder, config, ready.vocab_size)
     yield _report(console, ready.model_impl, what, float((ours - theirs).abs().max()), _ENCODER_TOLERANCE)
 
 
@@ -101,6 +101,7 @@ def _say_how(console: Console, model: str, ready: EngineReady) -> None:
     console.print(f"[bold]{model}[/bold]: {ready.architecture}, run by Paceline's {ready.model_impl} path")
     if ready.reads_images:
         console.print("it reads images (docs/images.md); what follows is of text")
+    console.print(f"tasks: {', '.join(ready.tasks)}")
 
 
 def _report(console: Console, impl: str, what: str, difference: float, tolerance: float) -> bool:
@@ -175,30 +176,37 @@ def _reference(folder: Path, prompt: list[int], source: Media | None) -> torch.T
 @torch.inference_mode()
 def _encode(
     core: EngineCore, folder: Path, config: EncoderConfig, vocab_size: int
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Vectors (inputs, numbers) of random inputs of all lengths: Paceline's, computed at once, and transformers'."""
-    from transformers import AutoModel, AutoModelForSequenceClassification
+) -> tuple[str, torch.Tensor, torch.Tensor]:
+    """What was computed of random inputs of all lengths, and the numbers: Paceline's, computed at once, and
+    transformers'."""
+    from .models.predicting import CLASSES, answer_tokens
 
-    kind = AutoModelForSequenceClassification if config.task == "classify" else AutoModel
-    model = kind.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager").eval()
+    model = CLASSES[config.task].from_pretrained(folder, dtype=torch.float32, attn_implementation="eager").eval()
     inputs = _random_inputs(min(config.max_len, _NUM_TOKENS), vocab_size, model.config.get_text_config().pad_token_id)
     for index, token_ids in enumerate(inputs):
         types = [0] * len(token_ids)
         core.add(
             PredictCommand(request_id=f"{index}", token_ids=token_ids, type_ids=types, arrived_at=time.monotonic())
         )
-    ours: dict[str, torch.Tensor] = {}
+    given: dict[str, torch.Tensor] = {}
     while core.has_work:
         for output in core.step().outputs:
             if output.error:
                 raise StartupError(output.error)
-            ours[output.request_id] = torch.frombuffer(bytearray(output.vector), dtype=torch.float32)
-    theirs = [_vector(config, model(torch.tensor([token_ids]))) for token_ids in inputs]
-    both = torch.stack([ours[f"{index}"] for index in range(len(inputs))]), torch.stack(theirs)
-    if config.task == "classify":
-        return both
-    both = both[0], Pooler(ModelFolder(folder), config.modules).dense(both[1])
-    return torch.nn.functional.normalize(both[0], dim=-1), torch.nn.functional.normalize(both[1], dim=-1)
+            given[output.request_id] = torch.frombuffer(bytearray(output.vector), dtype=torch.float32)
+    ours = [given[f"{index}"] for index in range(len(inputs))]
+    outputs = [model(torch.tensor([token_ids])) for token_ids in inputs]
+    match config.task:
+        case "judge":
+            answers = list(answer_tokens(ModelFolder(folder), config))
+            return "logits of two tokens", torch.cat(ours), torch.cat([out.logits[0, -1, answers] for out in outputs])
+        case "classify" | "token_classify":
+            return "logits", torch.cat(ours), torch.cat([out.logits[0].flatten() for out in outputs])
+    modes = pooling_of(config.modules, model)
+    theirs = torch.stack([_pooled(output.last_hidden_state[0], modes) for output in outputs])
+    theirs = Pooler(ModelFolder(folder), config.modules).dense(theirs)
+    normalize = partial(torch.nn.functional.normalize, dim=-1)
+    return f"{'+'.join(modes)} embeddings of length 1", normalize(torch.stack(ours)), normalize(theirs)
 
 
 def _random_inputs(longest: int, vocab_size: int, padding: int | None) -> list[list[int]]:
@@ -210,12 +218,8 @@ def _random_inputs(longest: int, vocab_size: int, padding: int | None) -> list[l
     return [row[: length + 1] for length, row in enumerate(drawn.tolist())]
 
 
-def _vector(config: EncoderConfig, output: Any) -> torch.Tensor:
-    """(numbers,): the logits, or the pooled hidden states of a single input."""
-    if config.task == "classify":
-        logits: torch.Tensor = output.logits[0]
-        return logits
-    hidden: torch.Tensor = output.last_hidden_state[0]
+def _pooled(hidden: torch.Tensor, modes: Sequence[Pooling]) -> torch.Tensor:
+    """(numbers,): the pooled hidden states (tokens, hidden_size) of a single input."""
     weights = torch.arange(1.0, len(hidden) + 1)
     pooled = {
         "cls": hidden[0],
@@ -225,4 +229,4 @@ def _vector(config: EncoderConfig, output: Any) -> torch.Tensor:
         "weightedmean": weights @ hidden / weights.sum(),
         "lasttoken": hidden[-1],
     }
-    return torch.cat([pooled[mode] for mode in config.modules.pooling])
+    return torch.cat([pooled[mode] for mode in modes])

@@ -45,6 +45,11 @@ class ModelSettings(BaseModel):
         "auto",
         description="decoder: Paceline's own; generic: transformers' model; auto: the decoder if it runs the model",
     )
+    task: Literal["auto", "embed", "score"] = Field(
+        "auto",
+        description="embed: a model that was trained to write or to fill gaps gives embeddings; score: a model that "
+        "writes ranks texts, by how probable its yes is; auto: what the model's files say",
+    )
     load_format: Literal["auto", "dummy"] = Field(
         "auto", description="dummy: random weights instead of the checkpoint's, for benchmarks"
     )

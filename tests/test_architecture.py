@@ -96,7 +96,8 @@ ROOMS_OF_THE_API = [
     "service",
     "services",
     "deps generation",
-    "chat completions encoders",
+    "chat completions",
+    "encoders",
     "messages responses operations batches forecasts page",
 ]
 """From the lowest floor up: each room may import from the floors below its own. `app` and `process` are the roof."""

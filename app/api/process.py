@@ -25,6 +25,7 @@ import uvicorn
 from fastapi import FastAPI
 
 from ..checkpoint.encoder_decoders import EncoderDecoderConfig
+from ..checkpoint.encoders import EncoderConfig
 from ..checkpoint.folder import ModelFolder
 from ..checkpoint.predictors import Predictor
 from ..core.free_memory import give_back
@@ -94,17 +95,19 @@ def load_text_side(settings: Settings, folder: Path) -> TextSide:
     name = settings.served_model_name or _default_name(settings, folder)
     if name in settings.lora:
         raise StartupError(f"lora: the served model has the name {name}; the adapter needs another one")
-    opened, kept_prompts = ModelFolder(folder), KeptPrompts.of(settings)
-    described = opened.encoder_decoder
+    opened, kept_prompts = ModelFolder(folder, settings.task), KeptPrompts.of(settings)
+    described, predictor = opened.encoder_decoder, opened.predictor
     if described is not None and described.num_beams > 1:
         log.info(
             "its makers search with %d beams (generation_config.json); Paceline does not search, and takes the most "
             "probable token where temperature is 0",
             described.num_beams,
         )
+    if isinstance(predictor, EncoderConfig) and predictor.task == "judge" and not template.source:
+        raise StartupError("task: score takes a model with a chat template, which writes the pairs of texts")
     images = ImagePreparer(folder) if opened.reads_images else None
     grammars = GrammarChecker(folder)
-    return TextSide(name, tokenizer, template, grammars, opened.predictor, kept_prompts, described, images)
+    return TextSide(name, tokenizer, template, grammars, predictor, kept_prompts, described, images)
 
 
 @asynccontextmanager

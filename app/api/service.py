@@ -6,6 +6,7 @@ from functools import cached_property
 from typing import Literal
 
 from ..checkpoint.encoder_decoders import EncoderDecoderConfig
+from ..checkpoint.encoders import EncoderConfig
 from ..checkpoint.predictors import Predictor, reads_text
 from ..core.engine_client import EngineClient
 from ..core.lifecycle import Lifecycle
@@ -26,6 +27,7 @@ from ..settings import Settings
 from ..tenants import Tenant
 from ..text.chat_template import ChatTemplate
 from ..text.message_format import MessageFormat
+from ..text.pairs import PairPrompts
 from ..text.tokenizer import Tokenizer
 from ..version import __version__
 from .edge.admission import Admission
@@ -37,6 +39,7 @@ _DOES: dict[Task, str] = {
     "generate": "generates text",
     "embed": "embeds texts",
     "classify": "classifies texts",
+    "token_classify": "classifies the tokens of texts",
     "score": "compares texts",
     "forecast": "forecasts series of numbers",
 }
@@ -111,6 +114,12 @@ class Service:
     def tasks(self) -> tuple[Task, ...]:
         """What the served model can do."""
         return self.predictor.tasks if self.predictor else ("generate",)
+
+    @cached_property
+    def pair_prompts(self) -> PairPrompts:
+        """Writes the prompts of a model that judges pairs of texts."""
+        assert isinstance(self.predictor, EncoderConfig)
+        return PairPrompts(self.chat_template, self.predictor.prompt, self.predictor.adds_generation_prompt)
 
     def check_task(self, task: Task) -> None:
         """UnsupportedError, which says what the served model does, if it cannot do the task."""

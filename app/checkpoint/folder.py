@@ -9,6 +9,7 @@ from typing import Any
 from ..errors import ModelError
 from .aliases import Alias, alias_of
 from .encoder_decoders import EncoderDecoderConfig, parse_encoder_decoder_config
+from .encoders import TaskSetting
 from .families import max_position_embeddings
 from .predictors import Predictor, parse_predictor, reads_text
 from .seeing import FILES, SEEING
@@ -27,13 +28,15 @@ class ModelFolder:
     """
 
     path: Path
+    task: TaskSetting = "auto"
+    """What the model is wanted for."""
     _content: dict[str, Any] = field(default_factory=dict, repr=False)
     """File name to content, of the JSON files that were read."""
 
     @classmethod
-    def open(cls, path: Path) -> "ModelFolder":
+    def open(cls, path: Path, task: TaskSetting = "auto") -> "ModelFolder":
         """A folder whose config.json says everything that loading the model takes."""
-        folder = cls(path)
+        folder = cls(path, task)
         folder._check()
         return folder
 
@@ -189,9 +192,12 @@ class ModelFolder:
     def predictor(self) -> Predictor | None:
         """How the model answers with numbers; None for a model that generates."""
         if self.alias is not None or self.encoder_decoder is not None:
+            if self.task != "auto":
+                kind = self.read_object("config.json").get("model_type")
+                raise self.unusable(f"task: {self.task} is not supported for a {kind}")
             return None
         try:
-            return parse_predictor(self.read)
+            return parse_predictor(self.read, self.task)
         except (ValueError, TypeError, AttributeError) as error:
             raise ModelError(f"the files in {self.path} do not say what the model is: {error}") from error
 

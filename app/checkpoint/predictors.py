@@ -1,19 +1,19 @@
 """Models that read an input as a whole and answer with numbers, not text: what their files say of them."""
 
 from ..core.media import Media
-from .encoders import EncoderConfig, parse_encoder_config
+from .encoders import EncoderConfig, TaskSetting, parse_encoder_config
 from .forecasters import ForecasterConfig, parse_forecaster
 from .sentence_transformers import Read
 
 Predictor = EncoderConfig | ForecasterConfig
 
 
-def parse_predictor(read: Read) -> Predictor | None:
-    """What a predictor's files say of it; None for a model that generates.
+def parse_predictor(read: Read, wanted: TaskSetting = "auto") -> Predictor | None:
+    """What a predictor's files say of it; None for a model that generates, unless it is wanted for something else.
 
     Raises ValueError, TypeError or AttributeError for what makes no sense, or is no model for any task.
     """
-    return parse_forecaster(read) or parse_encoder_config(read)
+    return parse_forecaster(read) or parse_encoder_config(read, wanted)
 
 
 def reads_text(predictor: Predictor | None) -> bool:

@@ -4,7 +4,7 @@ modules.json names modules that run one after the other, most of them with a fol
 Raises ValueError, TypeError or AttributeError for what makes no sense, or changes the embedding and is not supported.
 """
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, cast, get_args
 
@@ -50,8 +50,9 @@ class Dense:
 class Modules:
     """What stands behind the model that computes hidden states."""
 
-    pooling: tuple[Pooling, ...] = ("mean",)
-    """The vectors of several are put side by side."""
+    pooling: tuple[Pooling, ...] = ()
+    """The vectors of several are put side by side. None are named without files: then it is the last token's vector if
+    tokens see only those before them, and the mean if they see all."""
     includes_prompt: bool = True
     """Whether the tokens of a prompt take part in the pooling."""
     dense: tuple[Dense, ...] = ()
@@ -75,6 +76,20 @@ def parse_modules(read: Read, modules: list[dict[str, Any]]) -> Modules:
         dense=tuple(_dense(read, folder) for kind, folder in steps[2:] if kind == "Dense"),
         normalizes=kinds[-1] == "Normalize" and _says_nothing(read, f"{steps[-1][1]}/config.json"),
     )
+
+
+def parse_answer_tokens(read: Read, modules: list[dict[str, Any]]) -> tuple[int, int]:
+    """The tokens of the good and of the bad answer, of a CrossEncoder that is made of a generator."""
+    kinds = [str(module.get("type")).rpartition(".")[2] for module in modules]
+    if kinds != ["Transformer", "LogitScore"] or modules[0].get("path"):
+        raise ValueError(f"modules.json: {', then '.join(kinds)} of a CrossEncoder that generates is not supported")
+    file = f"{modules[1].get('path')}/config.json"
+    given = read(file) or {}
+    good, bad = given.get("true_token_id"), given.get("false_token_id")
+    if type(good) is not int or type(bad) is not int:
+        raise ValueError(f"{file}: true_token_id {good!r} and false_token_id {bad!r} are not two tokens")
+    _says_nothing(read, file, {"true_token_id", "false_token_id"}, {"module_input_name": "causal_logits"})
+    return good, bad
 
 
 def _kind(module: dict[str, Any]) -> str:
@@ -116,10 +131,12 @@ def _dense(read: Read, folder: str) -> Dense:
     )
 
 
-def _says_nothing(read: Read, file: str, understood: Collection[str] = ()) -> bool:
+def _says_nothing(
+    read: Read, file: str, understood: Collection[str] = (), harmless: Mapping[str, Any] = _SAYS_NOTHING
+) -> bool:
     """Whether a module's file has nothing that changes what it does, beside what is understood; ValueError names it."""
     for key, value in (read(file) or {}).items():
-        if key not in understood and (key not in _SAYS_NOTHING or value not in (_SAYS_NOTHING[key], None)):
+        if key not in understood and (key not in harmless or value not in (harmless[key], None)):
             raise ValueError(f"{file}: {key} {value!r} is not supported")
     return True
 

@@ -144,8 +144,9 @@ EngineCommand = (
 # ------------------------------------------------------------------ engine to API worker
 
 
-Task = Literal["generate", "embed", "classify", "score", "forecast"]
-"""What a model can do. `score`: say how well two texts belong together. `forecast`: say how series of numbers go on."""
+Task = Literal["generate", "embed", "classify", "token_classify", "score", "forecast"]
+"""What a model can do. `token_classify`: find names and the like. `score`: say how well two texts belong together.
+`forecast`: say how series of numbers go on."""
 
 
 class EngineReady(msgspec.Struct, tag=True, kw_only=True):

@@ -30,7 +30,7 @@ _MOST_ON_A_CPU = 4
 
 def build_engine(settings: Settings, model_folder: Path) -> tuple[EngineCore, EngineReady]:
     """Load the model in a folder and put an engine around it. Raises StartupError."""
-    predictor = None if settings.worker == "echo" else ModelFolder(model_folder).predictor
+    predictor = None if settings.worker == "echo" else ModelFolder(model_folder, settings.task).predictor
     _check_adapters(settings, predictor)
     built, import_seconds = _build_worker(settings, model_folder, predictor)
     limits = built.limits

@@ -85,6 +85,7 @@ class Calls:
 
     async def classify(self, texts: Sequence[Any], fields: Mapping[str, Any], done: Done) -> list[Classification]:
         """The labels of texts. Raises ApiError."""
+        self.service.check_task("classify")
         answers = await self._encode("/v1/classify", texts, fields, done)
         return [Classification(one["label"], one["probs"]) for one in answers]
 

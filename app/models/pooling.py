@@ -1,5 +1,8 @@
 """From the hidden states of an input's tokens to its embedding, as sentence-transformers computes it."""
 
+import logging
+from typing import Any
+
 import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
@@ -7,6 +10,11 @@ from torch import Tensor, nn
 from ..checkpoint.folder import ModelFolder
 from ..checkpoint.sentence_transformers import Dense, Modules, Pooling
 from ..errors import ModelError
+
+log = logging.getLogger(__name__)
+
+_ROUNDING = 1e-3
+"""The difference, relative to a vector's length, up to which two computations of it count as the same."""
 
 
 class Pooler(nn.Module):
@@ -26,6 +34,25 @@ class Pooler(nn.Module):
         hidden = hidden.float()
         vectors: Tensor = self.dense(torch.cat([_pool(mode, hidden, lengths, ignored) for mode in self.modes], dim=-1))
         return vectors
+
+
+def pooling_of(modules: Modules, model: Any) -> tuple[Pooling, ...]:
+    """How a model of transformers' is pooled, also where its files do not say."""
+    if modules.pooling:
+        return modules.pooling
+    pooling: Pooling = "lasttoken" if _sees_only_what_is_before(model) else "mean"
+    log.info("pooling %s: the model's files do not say", pooling)
+    return (pooling,)
+
+
+@torch.inference_mode()
+def _sees_only_what_is_before(model: Any) -> bool:
+    """Whether the hidden state of a token is the same whatever follows it, in a model of transformers'."""
+    first, other = (
+        model(input_ids=torch.tensor([ids], device=model.device)).last_hidden_state[0, 0].float()
+        for ids in ([1, 2, 3, 4], [1, 5, 6, 7])
+    )
+    return bool((first - other).norm() <= _ROUNDING * first.norm())
 
 
 def _pool(mode: Pooling, hidden: Tensor, lengths: Tensor, ignored: Tensor) -> Tensor:

@@ -1,10 +1,10 @@
 """Turns text into token ids and back, with a model's own tokenizer.json, without torch or transformers."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from tokenizers import AddedToken, decoders, models
+from tokenizers import AddedToken, Encoding, decoders, models
 from tokenizers import Tokenizer as FastTokenizer
 
 from ..checkpoint.byte_alphabet import byte_alphabet
@@ -22,6 +22,8 @@ class EncoderInput(NamedTuple):
     """The text of a pair that each token belongs to, 0 or 1."""
     num_ignored: int = 0
     """See `Extras`."""
+    places: Sequence[tuple[int, int] | None] = ()
+    """Where asked for: the characters of the text that each token stands for, and None for special tokens."""
 
 
 class Tokenizer:
@@ -51,6 +53,8 @@ class Tokenizer:
         self.control_tokens = [token.content for token in added.values() if token.special]
         self.other_tokens = [token.content for token in added.values() if not token.special]
         """Added tokens that are not special, of which a chat template may contain some."""
+        self._added_eos = self._eos_to_add()
+        """What stands behind an encoder's input, though tokenizer.json does not say so; None if nothing does."""
         self.vocab_size: int = self._fast.get_vocab_size(with_added_tokens=True)
         vocabulary = self._fast.get_vocab(with_added_tokens=True)
         self.longest_token = max(map(len, vocabulary), default=1)
@@ -117,6 +121,13 @@ class Tokenizer:
             ids.add(id_)
         return frozenset(ids)
 
+    def _eos_to_add(self) -> int | None:
+        """The token that `add_eos_token` in tokenizer_config.json asks for, unless tokenizer.json adds it anyway."""
+        eos = self.special_tokens.get("eos_token")
+        id_ = None if eos is None else self._fast.token_to_id(eos)
+        adds = self.config.get("add_eos_token") is True and id_ not in self._fast.encode("").ids[-1:]
+        return id_ if adds else None
+
     def _default_sampling(self) -> dict[str, float]:
         config = self._folder.read_object("generation_config.json")
         if config.get("do_sample") is False:
@@ -134,21 +145,38 @@ class Tokenizer:
         ids: list[int] = self._fast.encode(text, add_special_tokens=add_special_tokens).ids
         return ids
 
-    def encoder_input(self, text: "str | list[int] | tuple[str, str]", limit: int | None) -> EncoderInput:
+    def encoder_input(
+        self,
+        text: "str | list[int] | tuple[str, str]",
+        limit: int | None,
+        add_special_tokens: bool = True,
+        wants_places: bool = False,
+    ) -> EncoderInput:
         """An encoder's input from a text, token ids, or a pair of texts, cut to `limit` tokens unless that is None."""
         if isinstance(text, list):
             return EncoderInput(text[:limit], [0] * len(text[:limit]))
         texts = (text,) if isinstance(text, str) else text
         parts = [self._fast.encode(part, add_special_tokens=False) for part in texts]
         if limit is not None:
-            left = max(0, limit - self._fast.num_special_tokens_to_add(len(parts) == 2))
+            num_special = self._fast.num_special_tokens_to_add(len(parts) == 2) + (self._added_eos is not None)
+            left = max(0, limit - num_special * add_special_tokens)
             parts[0].truncate(min(left, len(parts[0])))
             for part in parts[1:]:
                 part.truncate(min(left - len(parts[0]), len(part)))
-        whole = self._fast.post_process(parts[0], parts[1] if len(parts) == 2 else None, add_special_tokens=True)
+        other = parts[1] if len(parts) == 2 else None
+        whole = self._fast.post_process(parts[0], other, add_special_tokens=add_special_tokens)
+        ids, places = whole.ids, _places(whole) if wants_places else []
+        if add_special_tokens and self._added_eos is not None:
+            ids = [*ids, self._added_eos]
+            return EncoderInput(ids, [0] * len(ids), places=[*places, None])
         if "token_type_ids" not in (self.config.get("model_input_names") or ["token_type_ids"]):
-            return EncoderInput(whole.ids, [0] * len(whole.ids))  # the model was trained without them
-        return EncoderInput(whole.ids, whole.type_ids)
+            return EncoderInput(ids, [0] * len(ids), places=places)  # the model was trained without them
+        return EncoderInput(ids, whole.type_ids, places=places)
+
+    def beginning(self, text: str, count: int) -> str:
+        """So much of a text as its first tokens are made of, without what a tokenizer puts around it."""
+        offsets = self._fast.encode(text, add_special_tokens=False).offsets
+        return text if len(offsets) <= count else text[: offsets[count - 1][1] if count > 0 else 0]
 
     def encode_segments(self, segments: list[tuple[str, bool]]) -> list[int]:
         """Token ids of a rendered chat, given as pieces: (text, whether it may contain control tokens)."""
@@ -217,6 +245,13 @@ class Tokenizer:
     def token_text(self, token_id: int) -> str:
         """The text of a token by itself."""
         return self.token_bytes(token_id).decode(errors="replace")
+
+
+def _places(encoding: Encoding) -> list[tuple[int, int] | None]:
+    return [
+        None if is_special else place
+        for place, is_special in zip(encoding.offsets, encoding.special_tokens_mask, strict=True)
+    ]
 
 
 def _token_bytes(token: str) -> bytes:

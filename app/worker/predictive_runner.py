@@ -11,6 +11,9 @@ from ..core.step import ModelRunnerOutput, NewRequest, SchedulerOutput
 from .faults import named_faults
 from .similar_sizes import batches
 
+_MOST_TOKENS = 16384
+"""Of a batch, unless a single input has more. A step may have more where a model reads long inputs."""
+
 
 class Reader(Protocol):
     """A model that reads inputs as a whole, and keeps nothing of them."""
@@ -26,8 +29,10 @@ class PredictiveRunner:
     An input is done after one step, which computes all of it.
     """
 
-    def __init__(self, reader: Reader) -> None:
+    def __init__(self, reader: Reader, pads: bool = True) -> None:
+        """`pads`: whether inputs of different sizes can be read together."""
         self.reader = reader
+        self.pads = pads
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="predictor")
 
     def submit(self, step: SchedulerOutput) -> Future[ModelRunnerOutput]:
@@ -57,7 +62,7 @@ class PredictiveRunner:
         """Compute inputs; float32 numbers for each."""
         vectors = [b""] * len(requests)
         order = sorted(range(len(requests)), key=lambda index: len(requests[index].token_ids))
-        for indices in batches(order, [len(requests[index].token_ids) for index in order]):
+        for indices in batches(order, [len(requests[index].token_ids) for index in order], _MOST_TOKENS, self.pads):
             outputs = self.reader.read([requests[index] for index in indices])
             for index, numbers in zip(indices, outputs, strict=True):
                 vectors[index] = numbers.float().cpu().numpy().tobytes()

@@ -1,6 +1,7 @@
 """Answers of encoders, and how they are computed from a model's vectors."""
 
 import base64
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -9,8 +10,11 @@ from numpy.typing import NDArray
 
 from ...checkpoint.encoders import EncoderConfig
 from ...errors import InvalidRequestError
+from ...text.entities import entities
+from ...text.tokenizer import EncoderInput
 from ..edge.answer import AnswerBody
-from .run import Vectors
+from .run import Encoded, Vectors
+from .schema import EmbeddingRequest
 
 
 class EncoderUsage(AnswerBody, kw_only=True):
@@ -24,7 +28,7 @@ class EncoderList(AnswerBody, kw_only=True):
     """What the answers of encoders have in common."""
 
     object: Literal["list"] = "list"
-    data: list[Any]
+    data: Sequence[Any]
     model: str
     usage: EncoderUsage
 
@@ -43,19 +47,42 @@ class Embeddings(EncoderList, kw_only=True):
     data: list[Embedding]
 
 
-class Classification(AnswerBody):
-    """The most probable label of a text."""
+class ClassifiedText(AnswerBody):
+    """What a classifier says of a text."""
 
     index: int
+
+
+class Classification(ClassifiedText):
+    """The most probable label of a text."""
+
     label: str
     probs: list[float]
     num_classes: int
 
 
-class Classifications(EncoderList, kw_only=True):
-    """A label for each text."""
+class FoundEntity(AnswerBody):
+    """A part of a text that a model of tokens has given a label, such as a name."""
 
-    data: list[Classification]
+    label: str
+    score: float
+    start: int
+    """In characters."""
+    end: int
+    """The character behind its last."""
+    text: str
+
+
+class TokenClassification(ClassifiedText):
+    """The entities of a text, in their order."""
+
+    entities: list[FoundEntity]
+
+
+class Classifications(EncoderList, kw_only=True):
+    """A label for each text, or its entities."""
+
+    data: Sequence[ClassifiedText]
 
 
 class Score(AnswerBody):
@@ -96,27 +123,41 @@ class Ranking(AnswerBody):
     results: list[RankedDocument]
 
 
-def embed(config: EncoderConfig, vectors: Vectors, dimensions: int | None, encoding_format: str) -> list[Embedding]:
+def embed(config: EncoderConfig, vectors: Vectors, body: EmbeddingRequest) -> list[Embedding]:
     """Vectors in the requested form. Raises InvalidRequestError if they have fewer dimensions."""
-    if dimensions is not None and dimensions > len(vectors[0]):
+    if body.dimensions is not None and body.dimensions > len(vectors[0]):
         raise InvalidRequestError(f"dimensions: this model has {len(vectors[0])}", "dimensions")
-    if dimensions is not None or config.modules.normalizes:
-        vectors = [normalised(vector[:dimensions]) for vector in vectors]
+    by_default = body.dimensions is not None or config.modules.normalizes
+    if by_default if body.normalize is None else body.normalize:
+        vectors = [normalised(vector[: body.dimensions]) for vector in vectors]
+    is_base64 = body.encoding_format == "base64"
     return [
         Embedding(
             index=index,
-            embedding=base64.b64encode(vector.tobytes()).decode() if encoding_format == "base64" else vector.tolist(),
+            embedding=base64.b64encode(vector.tobytes()).decode() if is_base64 else vector.tolist(),
         )
-        for index, vector in enumerate(vectors)
+        for index, vector in enumerate(vector[: body.dimensions] for vector in vectors)
     ]
 
 
-def label(config: EncoderConfig, vectors: Vectors) -> list[Classification]:
+def label(config: EncoderConfig, vectors: Vectors, use_activation: bool) -> list[Classification]:
     """The labels of texts, from a classifier's logits."""
     found = []
     for index, logits in enumerate(vectors):
-        probs = sigmoid(logits) if config.is_multi_label else _softmax(logits)
+        probs = _probs(config, logits) if use_activation else logits
         found.append(Classification(index, config.labels[int(probs.argmax())], probs.tolist(), len(probs)))
+    return found
+
+
+def find_entities(config: EncoderConfig, encoded: Encoded, texts: list[Any]) -> list[TokenClassification]:
+    """The entities of texts, from the logits of their tokens."""
+    found = []
+    for index, (flat, one, text) in enumerate(zip(encoded.vectors, encoded.inputs, texts, strict=True)):
+        assert isinstance(one, EncoderInput)
+        probs = np.stack([_softmax(logits) for logits in flat.reshape(-1, len(config.labels))])
+        parts = entities(probs, config.labels, one.places)
+        told = [FoundEntity(*part, text[part.start : part.end]) for part in parts]
+        found.append(TokenClassification(index, told))
     return found
 
 
@@ -134,11 +175,17 @@ def normalised(vector: NDArray[np.float32]) -> NDArray[np.float32]:
     return (vector / max(float(np.linalg.norm(vector)), 1e-12)).astype(np.float32)
 
 
-def scores(config: EncoderConfig, logits: Vectors) -> Vectors:
-    """Scores of pairs, from the logit of a classifier with one label."""
-    if config.activation == "Identity":
+def scores(config: EncoderConfig, logits: Vectors, use_activation: bool) -> Vectors:
+    """Scores of pairs, from the logit of a classifier with one label, or those of a judge's good and bad answer."""
+    if config.task == "judge":  # whose score is the probability of the good one of the two
+        logits = [good_and_bad[:1] - good_and_bad[1:] for good_and_bad in logits]
+    if config.activation == "Identity" or not use_activation:
         return logits
     return [sigmoid(logit) for logit in logits]
+
+
+def _probs(config: EncoderConfig, logits: NDArray[np.float32]) -> NDArray[np.float32]:
+    return sigmoid(logits) if config.is_multi_label else _softmax(logits)
 
 
 def sigmoid(logits: NDArray[np.float32]) -> NDArray[np.float32]:

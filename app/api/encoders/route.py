@@ -1,5 +1,6 @@
 """POST /v1/embeddings, /v1/rerank, /v1/score, /v1/classify, and other names of these"""
 
+from collections.abc import Sequence
 from typing import Annotated, Any
 
 import numpy as np
@@ -8,28 +9,30 @@ from starlette.responses import Response
 
 from ...checkpoint.encoders import EncoderConfig
 from ...core.wire import Task
-from ...errors import InvalidRequestError
+from ...errors import InvalidRequestError, UnsupportedError
 from ..deps import ADMITTED, ServiceDep, body_of
 from ..edge.answer import run_unless_disconnected
 from ..edge.body import body_schema
 from ..edge.document import RUNS, answers
-from ..generation.prompts import as_list
 from ..service import Service
 from .answer import (
     Classifications,
+    ClassifiedText,
     Embeddings,
     EncoderUsage,
     Ranking,
     Score,
     Scores,
     embed,
+    find_entities,
     label,
     normalised,
     rank,
     scores,
 )
-from .run import Encoded, Text, encode
-from .schema import ClassifyRequest, EmbeddingRequest, EncoderFields, RerankRequest, ScoreRequest
+from .inputs import texts_of
+from .run import Encoded, encode
+from .schema import ClassifyRequest, EmbeddingRequest, EncoderFields, PairFields, RerankRequest, ScoreRequest
 
 router = APIRouter()
 
@@ -51,8 +54,8 @@ async def create_embeddings(
     config = _check(service, body, "embed")
 
     async def work() -> Embeddings:
-        encoded = await encode(service, request, body, _texts(body.input), "input")
-        data = embed(config, encoded.vectors, body.dimensions, body.encoding_format)
+        encoded = await encode(service, request, body, await texts_of(service, body), "input")
+        data = embed(config, encoded.vectors, body)
         return Embeddings(data=data, model=service.model_name, usage=_usage(encoded))
 
     return await run_unless_disconnected(request, work())
@@ -63,12 +66,21 @@ async def create_embeddings(
 async def classify(
     body: Annotated[ClassifyRequest, Depends(body_of(ClassifyRequest))], request: Request, service: ServiceDep
 ) -> Response:
-    """A label for each text, and the probabilities of all."""
-    config = _check(service, body, "classify")
+    """A label for each text, and the probabilities of all; of a model that classifies tokens, the entities."""
+    config = _check(service, body, "token_classify" if "token_classify" in service.tasks else "classify")
+    finds_entities = config.task == "token_classify"
+    if finds_entities and (not body.use_activation or body.messages):
+        field = "messages" if body.messages else "use_activation"
+        raise UnsupportedError(f"{field}: not with a model that classifies tokens", field)
 
     async def work() -> Classifications:
-        encoded = await encode(service, request, body, _texts(body.input), "input")
-        data = label(config, encoded.vectors)
+        texts = await texts_of(service, body)
+        encoded = await encode(service, request, body, texts, "input")
+        data: Sequence[ClassifiedText]
+        if finds_entities:
+            data = find_entities(config, encoded, texts)
+        else:
+            data = label(config, encoded.vectors, body.use_activation)
         return Classifications(data=data, model=service.model_name, usage=_usage(encoded))
 
     return await run_unless_disconnected(request, work())
@@ -120,18 +132,20 @@ async def _scores(
     config: EncoderConfig,
     service: Service,
     request: Request,
-    body: EncoderFields,
+    body: PairFields,
     pairs: list[tuple[str, str]],
     param: str,
 ) -> Encoded:
     """A score for each pair: a classifier's own, or the cosine of embeddings."""
-    if config.task == "classify":
+    if config.task != "embed":
         encoded = await encode(service, request, body, list(pairs), param)
-        return Encoded(scores(config, encoded.vectors), encoded.num_tokens)
+        return encoded._replace(vectors=scores(config, encoded.vectors, body.use_activation))
+    if not body.use_activation:
+        raise UnsupportedError("use_activation: scores of embeddings are cosines, without activation", "use_activation")
     texts = list(dict.fromkeys(text for pair in pairs for text in pair))  # each text is embedded once
     encoded = await encode(service, request, body, list(texts), param)
     vectors = dict(zip(texts, map(normalised, encoded.vectors), strict=True))
-    return Encoded([np.atleast_1d(vectors[one] @ vectors[other]) for one, other in pairs], encoded.num_tokens)
+    return encoded._replace(vectors=[np.atleast_1d(vectors[one] @ vectors[other]) for one, other in pairs])
 
 
 def _check(service: Service, body: EncoderFields, task: Task) -> EncoderConfig:
@@ -141,13 +155,6 @@ def _check(service: Service, body: EncoderFields, task: Task) -> EncoderConfig:
     service.check_task(task)
     assert isinstance(service.predictor, EncoderConfig)
     return service.predictor
-
-
-def _texts(given: Any) -> list[Text]:
-    """One or several texts, or token ids, as a list. Raises InvalidRequestError for a single empty text."""
-    if given == "":
-        raise InvalidRequestError("input: must not be empty", "input")
-    return as_list(given, "input")
 
 
 def _usage(encoded: Encoded) -> EncoderUsage:

@@ -11,20 +11,16 @@ import numpy as np
 from fastapi import Request
 from numpy.typing import NDArray
 
-from ...checkpoint.encoders import EncoderConfig
 from ...core.media import Media
 from ...core.request import FinishReason
 from ...core.wire import PredictCommand, RequestOutput, RequestTiming
-from ...errors import ContextLengthError, InvalidRequestError
 from ...text.tokenizer import EncoderInput
 from ..edge.request_log import RequestLog, Usage
-from ..generation.prompts import in_thread
 from ..service import Service
+from .inputs import Text, check_number, tokenize
 from .schema import EncoderFields
 
 Vectors = list[NDArray[np.float32]]
-Text = str | list[int] | tuple[str, str]
-"""A text, its token ids, or a pair of texts."""
 
 Input = EncoderInput | Media
 """A text, or what is read in the place of one."""
@@ -38,19 +34,13 @@ class Encoded(NamedTuple):
 
     vectors: Vectors
     num_tokens: int
+    inputs: Sequence[Input]
 
 
 async def encode(service: Service, request: Request, body: EncoderFields, texts: list[Text], param: str) -> Encoded:
     """The vectors of all texts, in their order. Raises InvalidRequestError for an input that is empty or too long."""
     check_number(service, texts, param)
-    return await predict(service, request, await _tokenize(service, body, texts, param), body.priority)
-
-
-def check_number(service: Service, inputs: Sequence[object], param: str) -> None:
-    """Raise InvalidRequestError for more inputs than a call may have."""
-    most = service.settings.request_limits.max_inputs
-    if len(inputs) > most:
-        raise InvalidRequestError(f"{param}: at most {most} inputs (max_inputs)", param)
+    return await predict(service, request, await tokenize(service, body, texts, param), body.priority)
 
 
 async def predict(service: Service, request: Request, inputs: Sequence[Input], priority: int) -> Encoded:
@@ -62,53 +52,7 @@ async def predict(service: Service, request: Request, inputs: Sequence[Input], p
         vectors = await run.all(inputs)
     finally:
         run.abort()
-    return Encoded(vectors, entry.usage.prompt_tokens)
-
-
-async def _tokenize(service: Service, body: EncoderFields, texts: list[Text], param: str) -> list[EncoderInput]:
-    ready = service.ready()
-    limit = body.truncate_prompt_tokens
-    if (limit is not None and not -1 <= limit <= ready.max_model_len) or limit == 0:
-        raise InvalidRequestError(
-            f"truncate_prompt_tokens: 1 to {ready.max_model_len}, or -1", "truncate_prompt_tokens"
-        )
-    limit = ready.max_model_len if limit == -1 else limit
-
-    def work() -> list[EncoderInput]:
-        return [_encoder_input(service, text, limit) for text in texts]
-
-    inputs = await in_thread(work, sum(map(len, texts)))
-    for index, one in enumerate(inputs):
-        where = f"{param}[{index}]" if len(inputs) > 1 else param
-        if not one.token_ids:
-            raise InvalidRequestError(f"{where}: must not be empty", where)
-        if max(one.token_ids) >= ready.vocab_size:
-            raise InvalidRequestError(f"{where}: token ids are below {ready.vocab_size}", where)
-        if len(one.token_ids) > ready.max_model_len:
-            raise ContextLengthError(
-                f"This model's maximum context length is {ready.max_model_len} tokens. However, {where} has "
-                f"{len(one.token_ids)} tokens. Please shorten it, or give truncate_prompt_tokens.",
-                where,
-            )
-    return inputs
-
-
-def _encoder_input(service: Service, text: Text, limit: int | None) -> EncoderInput:
-    """An input as the model's files want it. Token ids are taken as they are."""
-    config, tokenizer = service.predictor, service.tokenizer
-    assert isinstance(config, EncoderConfig)
-    if isinstance(text, list):
-        return tokenizer.encoder_input(text, limit)
-    if config.lowercases:
-        text = text.lower() if isinstance(text, str) else (text[0].lower(), text[1].lower())
-    if not config.prompt or not isinstance(text, str):
-        return tokenizer.encoder_input(text, limit)
-    one = tokenizer.encoder_input(config.prompt + text, limit)
-    if config.modules.includes_prompt:
-        return one
-    prompt = tokenizer.encoder_input(config.prompt, None).token_ids
-    num_ignored = len(prompt) - (prompt[-1] in tokenizer.special_ids)
-    return one._replace(num_ignored=min(num_ignored, len(one.token_ids) - 1))
+    return Encoded(vectors, entry.usage.prompt_tokens, inputs)
 
 
 def _num_tokens(one: Input) -> int:
@@ -161,7 +105,7 @@ class _Run:
         if isinstance(one, Media):
             command.media = one
         else:
-            command.token_ids, command.type_ids, command.num_ignored = one
+            command.token_ids, command.type_ids, command.num_ignored = one[:3]
         self._open.append(_Open(index, command, self._service.engine.generate(command)))
         self._service.metrics.record_admitted(command.num_tokens)
         self._service.use_tokens(self._entry.tenant, "prompt", command.num_tokens)

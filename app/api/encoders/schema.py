@@ -1,19 +1,15 @@
 """The requests of POST /v1/embeddings, /v1/rerank, /v1/score and /v1/classify"""
 
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import ConfigDict, Field
 
+from ...errors import InvalidRequestError
+from ..chat.message import Message
 from ..edge.body import Label, RequestBody, Unsupported, refused
 from ..generation.fields import Prompt
 
-_UNSUPPORTED: Unsupported = refused("max_tokens_per_doc messages") | {
-    "add_special_tokens": (True,),
-    "embed_dtype": ("float32",),
-    "instruction": ("",),
-    "normalize": (True,),
-    "use_activation": (True,),
-}
+_UNSUPPORTED: Unsupported = refused("mm_processor_kwargs") | {"embed_dtype": ("float32",)}
 
 
 class EncoderFields(RequestBody):
@@ -26,28 +22,60 @@ class EncoderFields(RequestBody):
     truncate_prompt_tokens: int | None = Field(
         None, ge=-1, lt=2**31, description="cut inputs to so many tokens; -1: to what the model reads"
     )
+    add_special_tokens: bool = Field(True, description="what the tokenizer puts around a text; not for chats")
     priority: int = Field(0, ge=-(2**31), lt=2**31, description="lower runs first")
 
 
-class EmbeddingRequest(EncoderFields):
+class InputFields(EncoderFields):
+    """What is read: texts, token ids, or a chat."""
+
+    input: Prompt | None = Field(
+        None, description="a text, several texts, token ids, or several lists of token ids; or give messages"
+    )
+    messages: list[Message] = Field(default_factory=list, description="a chat, which is one input")
+    add_generation_prompt: bool = Field(False, description="of a chat: begin the assistant's next message")
+    chat_template_kwargs: dict[str, Any] = Field(default_factory=dict, description="of a chat")
+
+    def check(self) -> None:
+        """See `RequestBody.check`."""
+        if (self.input is None) == (not self.messages):
+            raise InvalidRequestError("input: give either an input or messages", "input")
+        for index, message in enumerate(self.messages):
+            message.check_content(f"messages[{index}]")
+
+
+class EmbeddingRequest(InputFields):
     """Embed a text, or several."""
 
     model_config = ConfigDict(json_schema_extra={"example": {"input": ["A cat.", "A dog."]}})
+    unsupported = _UNSUPPORTED | {"use_activation": (True,)}
 
-    input: Prompt = Field(description="a text, several texts, token ids, or several lists of token ids")
     encoding_format: Literal["float", "base64"] = "float"
     dimensions: int | None = Field(None, ge=1, description="keep so many numbers, and normalise again")
+    normalize: bool | None = Field(None, description="whether vectors have length 1; by default as the model says")
+    prompt_name: str | None = Field(None, description="of the prompts in the model's files, the one in front of texts")
+    instruction: str | None = Field(
+        None, description="what is searched for, in the place of the instruction in the model's prompt for queries"
+    )
 
 
-class ClassifyRequest(EncoderFields):
+class ClassifyRequest(InputFields):
     """Classify a text, or several."""
 
     model_config = ConfigDict(json_schema_extra={"example": {"input": ["What a day!"]}})
 
-    input: Prompt = Field(description="a text, several texts, token ids, or several lists of token ids")
+    use_activation: bool = Field(True, description="false: logits in the place of probabilities")
 
 
-class ScoreRequest(EncoderFields):
+class PairFields(EncoderFields):
+    """How texts are compared."""
+
+    use_activation: bool = Field(True, description="false: the logit of a model that reads pairs, instead of its score")
+    instruction: str | None = Field(None, description="what is searched for, for models that are told so")
+    max_tokens_per_doc: int | None = Field(None, ge=1, description="cut documents to so many tokens")
+
+
+class ScoreRequest(PairFields):
     """Score pairs of texts: one with one, one with each, or each with its counterpart."""
 
     model_config = ConfigDict(json_schema_extra={"example": {"text_1": "A cat.", "text_2": ["A kitten.", "A car."]}})
@@ -63,7 +91,7 @@ class Document(RequestBody):
     text: str
 
 
-class RerankRequest(EncoderFields):
+class RerankRequest(PairFields):
     """Order documents by how well they answer a query."""
 
     model_config = ConfigDict(

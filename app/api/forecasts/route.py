@@ -14,7 +14,8 @@ from ..edge.answer import run_unless_disconnected
 from ..edge.body import body_schema
 from ..edge.document import RUNS, answers
 from ..encoders.answer import EncoderUsage
-from ..encoders.run import check_number, predict
+from ..encoders.inputs import check_number
+from ..encoders.run import predict
 from ..generation.prompts import in_thread
 from ..service import Service
 from .answer import Forecasts, forecast_of

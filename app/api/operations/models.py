@@ -26,6 +26,7 @@ class ServedModel(AnswerBody, kw_only=True):
     max_model_len: int | None
     """Null while the model is loading."""
     tasks: tuple[Task, ...]
+    """What it can do, and so which paths it answers."""
     parent: str | None
     """Of an adapter: its model."""
     input_modalities: list[Literal["text", "image"]]

@@ -1,0 +1,34 @@
+"""What of transformers stands for each use of a model that reads texts."""
+
+from typing import Any
+
+from tokenizers import Tokenizer
+from transformers import (
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    AutoModelForTokenClassification,
+)
+
+from ..checkpoint.encoders import EncoderConfig
+from ..checkpoint.folder import ModelFolder
+from ..errors import ModelError
+
+CLASSES: dict[str, Any] = {
+    "embed": AutoModel,
+    "classify": AutoModelForSequenceClassification,
+    "token_classify": AutoModelForTokenClassification,
+    "judge": AutoModelForCausalLM,
+}
+"""What loads a model, by `EncoderConfig.task`."""
+
+
+def answer_tokens(folder: ModelFolder, config: EncoderConfig) -> tuple[int, int]:
+    """The tokens of a judge's good and bad answer. ModelError if yes and no are not one token each."""
+    if config.answer_ids is not None:
+        return config.answer_ids
+    fast = Tokenizer.from_file(str(folder.path / "tokenizer.json"))
+    found = [fast.encode(word, add_special_tokens=False).ids for word in ("yes", "no")]
+    if [len(ids) for ids in found] != [1, 1]:
+        raise ModelError(f"{folder.path}: yes and no are not one token each, so the model cannot score texts")
+    return found[0][0], found[1][0]
