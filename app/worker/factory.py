@@ -29,7 +29,7 @@ from .draft_head import HeadDrafter
 from .draft_model import DraftModel
 from .encoder_outputs import EncoderOutputs
 from .execution import Eager, Execution, StepMemory
-from .host_blocks import HostBlocks
+from .host_blocks import HostBlocks, bytes_on_device
 from .kv_storage import bind_kv_cache, cross_group, group_layers
 from .model_state import ModelState, NoState
 from .recurrent_states import RecurrentStates, StatesInSlots
@@ -227,6 +227,9 @@ def _build_runner(
     if guessing:
         memory = StepMemory(*map(sum, zip(memory, guessing.measure_memory(), strict=True)))
     clock.lap("measure_memory")
+    most_rows = -(-limits.max_num_batched_tokens // settings.block_size)  # as many as a step of prompts fills
+    if settings.host_kv_cache:
+        memory = memory._replace(activations=memory.activations + bytes_on_device(groups, most_rows, device))
     of_states = (limits.max_num_seqs + num_snapshots) * bytes_of_row
     limits = resolve_blocks(settings, resolved, groups, memory, of_states, cross, source_len)
     bind_kv_cache(groups, [group.num_blocks for group in limits.groups], *storage)
@@ -234,7 +237,7 @@ def _build_runner(
         bind_kv_cache([cross], [limits.cross.num_blocks], *storage)
     if settings.host_kv_cache:
         places = resolve_host(settings, device, groups, limits.groups)
-        runner.host = HostBlocks(groups, places, runner.backend, device)
+        runner.host = HostBlocks(groups, places, runner.backend, device, most_rows)
         limits = replace(limits, host=HostMemory(places, runner.host.measure()))
     clock.lap("allocate_kv_cache")
     runner.prepare()

@@ -1,5 +1,6 @@
 """Blocks that go to host memory and come back to other places hold the same bytes, in every layout of K and V."""
 
+from contextlib import nullcontext
 from typing import Any
 
 import pytest
@@ -11,11 +12,40 @@ from app.attention.backends.triton_paged import TritonPagedBackend
 from app.attention.config import AttentionConfig
 from app.attention.layer import Attention
 from app.core.step import BlockCopies
+from app.worker import host_blocks as module
 from app.worker.host_blocks import HostBlocks
 from app.worker.kv_storage import bind_kv_cache, group_layers
 
 BLOCK_SIZE, NUM_BLOCKS = 4, 10
 CPU = torch.device("cpu")
+
+
+class Stream:
+    """One that does everything at once, in the place of CUDA's."""
+
+    def __init__(self, *_: object) -> None:
+        pass
+
+    def wait_stream(self, other: object) -> None:
+        """Nothing is under way."""
+
+    def wait_event(self, event: object) -> None:
+        """Nothing is under way."""
+
+    def record_event(self) -> object:
+        return object()
+
+
+@pytest.fixture(params=["here", "aside"])
+def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """How blocks are copied: as on a CPU, or as on a GPU, in pieces, but one after the other."""
+    if request.param == "aside":
+        monkeypatch.setattr(torch.cuda, "Stream", Stream)
+        monkeypatch.setattr(torch.cuda, "current_stream", Stream)
+        monkeypatch.setattr(torch.cuda, "stream", nullcontext)
+        monkeypatch.setattr(module, "_pin", lambda _: None)
+        monkeypatch.setattr(module._Aside, "_numbers", lambda _, numbers: torch.tensor(numbers))
+    return str(request.param)
 
 
 @pytest.mark.parametrize(
@@ -27,7 +57,7 @@ CPU = torch.device("cpu")
         (TritonPagedBackend, torch.float8_e4m3fn),
     ],
 )
-def test_blocks_come_back_as_they_went(kind: Any, dtype: torch.dtype) -> None:
+def test_blocks_come_back_as_they_went(kind: Any, dtype: torch.dtype, way: str) -> None:
     shapes = [(4, 2, 16, 16, None), (4, 1, 16, 8, None), (4, 2, 16, 16, 8)]
     layers = [
         Attention(AttentionConfig(heads, kv, dim, v_dim, 0.1, window)) for heads, kv, dim, v_dim, window in shapes
@@ -39,7 +69,9 @@ def test_blocks_come_back_as_they_went(kind: Any, dtype: torch.dtype) -> None:
     for tensor in kept:
         tensor.view(torch.uint8).random_()
     before = [tensor.view(torch.uint8).clone() for tensor in kept]
-    host = HostBlocks(groups, (5, 3), backend, CPU)
+    host = HostBlocks(groups, (5, 3), backend, CPU, most_rows=1)
+    if way == "aside":
+        host._groups = [module._Aside(group._group, CPU, 1) for group in host._groups]
     assert host.measure() > 0
     assert all(torch.equal(tensor.view(torch.uint8), same) for tensor, same in zip(kept, before, strict=True))
     # 7 goes to place 4 and comes back to 0 and, as 1 goes to place 2, in the same step to 3.
