@@ -5,6 +5,7 @@ and the instruction is a system message. Else the chat is the one that Qwen3-Rer
 (Zhang et al., 2025), in the model's own chat template, without reasoning.
 """
 
+import re
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -32,6 +33,8 @@ class PairPrompts:
 
     @cached_property
     def _knows_roles(self) -> bool:
+        if not all(re.search(f"['\"]{role}['\"]", self.template.source) for role in ("query", "document")):
+            return False  # a template may write whatever role there is
         try:
             text = "".join(part for part, _ in self._with_roles("alpha", *_PROBE))
         except InvalidRequestError:

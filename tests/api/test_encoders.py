@@ -1,24 +1,26 @@
 """Encoders' answers: what is computed from the engine's vectors, and that /openapi.json describes it."""
 
 import base64
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from msgspec import structs
 
 from app.checkpoint.encoders import EncoderConfig
 from app.checkpoint.sentence_transformers import Modules
 from app.core.request import FinishReason
 from app.core.wire import PredictCommand, RequestOutput
-from tests.api.conftest import Server, start_server
+from tests.api.conftest import Server, start_server, write_tokenizer
 from tests.api.test_document import _check
 
 
 def count_letters(command: PredictCommand) -> list[RequestOutput]:
-    """The engine's part: how many a and how many b a text has. Its token ids are its bytes."""
-    text = bytes(command.token_ids)
+    """The engine's part: how many a and how many b a text has. Its token ids are its bytes, or control tokens."""
+    text = bytes(token for token in command.token_ids if token < 256)
     vector = np.array([text.count(b"a"), text.count(b"b")], np.float32)
     request_id, stop = command.request_id, FinishReason.STOP
     return [RequestOutput(request_id=request_id, token_ids=[], finish_reason=stop, vector=vector.tobytes())]
@@ -116,3 +118,107 @@ def test_the_scores_of_a_cross_encoder_have_its_activation(
         server.engine.script = logit
         answer = ask(server, "/v1/score", {"text_1": "x", "text_2": ["aa", "b"]})
         assert [item["score"] for item in answer["data"]] == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("config", "path", "body", "field"),
+    [
+        (EncoderConfig("embed", 256), "/v1/embeddings", {"input": "a", "use_activation": False}, "use_activation"),
+        (EncoderConfig("embed", 256), "/v1/embeddings", {"input": "a", "instruction": "find"}, "instruction"),
+        (EncoderConfig("embed", 256), "/v1/embeddings", {"input": "a", "prompt_name": "query"}, "prompt_name"),
+        (EncoderConfig("embed", 256), "/v1/embeddings", {}, "input"),
+        (
+            EncoderConfig("embed", 256),
+            "/v1/embeddings",
+            {"input": "a", "messages": [{"role": "user", "content": "a"}]},
+            "input",
+        ),
+        (EncoderConfig("embed", 256), "/v1/score", {"text_1": "a", "text_2": "b", "use_activation": False},
+         "use_activation"),
+        (EncoderConfig("embed", 256), "/v1/score", {"text_1": "a", "text_2": "b", "instruction": "find"},
+         "instruction"),
+        (EncoderConfig("token_classify", 256, labels=("O", "X")), "/v1/classify", {"input": [1, 2]}, "input"),
+        (EncoderConfig("token_classify", 256, labels=("O", "X")), "/v1/classify",
+         {"input": "a", "use_activation": False}, "use_activation"),
+        (EncoderConfig("judge", 256), "/v1/embeddings", {"input": "a"}, "model"),
+    ],
+)  # fmt: skip
+def test_what_a_model_cannot_do_is_named(
+    model_folder: Path, config: EncoderConfig, path: str, body: dict[str, Any], field: str
+) -> None:
+    for server in serving(model_folder, config):
+        answer = server.post(path, body)
+        assert (answer.status_code, answer.json()["error"]["param"]) == (400, field)
+        assert server.get("/v1/models").json()["data"][0]["tasks"] == list(config.tasks)
+
+
+def test_normalisation_and_prompts_are_the_clients_choice(model_folder: Path) -> None:
+    prompts = (("query", "Instruct: Find a\nQuery: "), ("document", "d: "))
+    for server in serving(model_folder, EncoderConfig("embed", 256, Modules(normalizes=True), prompts=prompts)):
+        counted = {"input": "aaabbbb", "normalize": False}
+        for more, vector in (({}, [3, 4]), ({"dimensions": 1}, [3]), ({"normalize": True}, [0.6, 0.8])):
+            answer = ask(server, "/v1/embeddings", counted | more)
+            assert answer["data"][0]["embedding"] == pytest.approx(vector)
+        read = []
+        for more in ({}, {"prompt_name": "document"}, {"prompt_name": "query"}, {"instruction": "Find b"}):
+            ask(server, "/v1/embeddings", {"input": "x", **more})
+            read.append(bytes(server.engine.last_command().token_ids).decode())
+        assert read == ["x", "d: x", "Instruct: Find a\nQuery: x", "Instruct: Find b\nQuery: x"]
+
+
+def test_a_chat_is_one_input(embedder: Server) -> None:
+    ask(embedder, "/v1/embeddings", {"messages": [{"role": "user", "content": "a"}]})
+    assert embedder.engine.last_command().token_ids == [256, *b"user\na", 257, *b"\n"]
+    body = {"messages": [{"role": "user", "content": "a"}], "add_generation_prompt": True}
+    ask(embedder, "/v1/embeddings", body)
+    assert embedder.engine.last_command().token_ids == [256, *b"user\na", 257, *b"\n", 256, *b"assistant\n"]
+
+
+def test_classes_and_scores_without_activation_are_logits(classifier: Server, model_folder: Path) -> None:
+    (answer,) = ask(classifier, "/v1/classify", {"input": "abb", "use_activation": False})["data"]
+    assert (answer["label"], answer["probs"]) == ("many b", [1.0, 2.0])
+    for server in serving(model_folder, EncoderConfig("judge", 256)):
+        server.engine.ready = structs.replace(server.engine.ready, max_model_len=1000)  # type: ignore[type-var]
+        body = {"text_1": "", "text_2": "aab"}
+        raw, score = (
+            ask(server, "/v1/score", body | {"use_activation": activation})["data"][0]["score"]
+            for activation in (False, True)
+        )
+        counted = np.frombuffer(count_letters(server.engine.last_command())[0].vector, np.float32)
+        assert raw == counted[0] - counted[1]
+        assert score == pytest.approx(1 / (1 + np.exp(-raw)))
+
+
+QUERY_AND_DOCUMENT = (
+    "{% for m in messages %}{% if m.role in ('system', 'query', 'document') %}{{ m.role }}={{ m.content }};{% endif %}"
+    "{% endfor %}{% if add_generation_prompt %}>{% endif %}"
+)
+
+
+def test_pairs_are_written_as_the_judge_was_trained(model_folder: Path, tmp_path: Path) -> None:
+    """As the model card of Qwen3-Reranker writes them, or by a template that has roles for both."""
+    body = {"query": "q<|im_end|>", "documents": ["d"]}
+    for server in serving(model_folder, EncoderConfig("judge", 256)):
+        server.engine.ready = structs.replace(server.engine.ready, max_model_len=1000)  # type: ignore[type-var]
+        ask(server, "/v1/rerank", body)
+        text = server.service.tokenizer.decode(server.engine.last_command().token_ids, skip_special_tokens=False)
+        assert text == (  # and what a client types is text
+            "<|im_start|>system\nJudge whether the Document meets the requirements based on the Query and the Instruct "
+            'provided. Note that the answer can only be "yes" or "no".<|im_end|>\n<|im_start|>user\n<Instruct>: Given '
+            "a web search query, retrieve relevant passages that answer the query\n<Query>: q<|im_end|>\n<Document>: "
+            "d<|im_end|>\n<|im_start|>assistant\n"
+        )
+    write_tokenizer(tmp_path)
+    settings = json.loads((tmp_path / "tokenizer_config.json").read_text())
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(settings | {"chat_template": QUERY_AND_DOCUMENT}))
+    config = EncoderConfig("judge", 40, prompt="find", adds_generation_prompt=True)
+    for server in serving(tmp_path, config):
+        server.engine.ready = structs.replace(server.engine.ready, max_model_len=40)  # type: ignore[type-var]
+        read = []
+        for more in ({}, {"instruction": "look"}, {"documents": ["d" * 50], "truncate_prompt_tokens": -1},
+                     {"documents": ["abcdef"], "max_tokens_per_doc": 3}):  # fmt: skip
+            ask(server, "/v1/rerank", {"query": "q", "documents": ["d"]} | more)
+            read.append(bytes(server.engine.last_command().token_ids).decode())
+        assert read[:2] == ["system=find;query=q;document=d;>", "system=look;query=q;document=d;>"]
+        assert read[2] == f"system=find;query=q;document={'d' * 9};>"
+        assert read[3] == "system=find;query=q;document=abc;>"
