@@ -250,6 +250,7 @@ class RequestLimits(BaseModel):
     max_images: int = Field(32, ge=0, description="images of a chat")
     max_image_size: ByteSize = Field(ByteSize(10 * 2**20), description="the file of an image")
     max_image_pixels: int = Field(40_000_000, ge=1, description="pixels of an image: its width times its height")
+    max_audio_seconds: int = Field(3600, ge=1, description="length of a sound")
     max_grammar_size: ByteSize = Field(ByteSize(256 * 2**10), description="a schema, regular expression or grammar")
 
 

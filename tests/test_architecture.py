@@ -37,7 +37,7 @@ MAY_IMPORT = {
     "quality": {"worker", "checkpoint", "text"},
     "distill": {"engine", "models", "layers", "kernels", "text", "checkpoint"},
     "quantize": {"models", "layers", "checkpoint"},
-    "api": {"engine", "grammar", "media", "text", "checkpoint", "metrics", "log", "tenants"},
+    "api": {"engine", "grammar", "media", "speech", "text", "checkpoint", "metrics", "log", "tenants"},
     "engine": {"fairness", "checkpoint", "log"},
     "fairness": set(),
     "worker": {"models", "layers", "attention", "kernels", "grammar", "checkpoint"},
@@ -49,6 +49,7 @@ MAY_IMPORT = {
     "grammar": {"text"},
     "media": {"checkpoint"},
     "text": {"checkpoint"},
+    "speech": set(),
     "metrics": set(),
     "tenants": set(),
     "log": set(),
@@ -70,6 +71,7 @@ TORCH_FREE = {
     "text",
     "grammar",
     "media",
+    "speech",
     "engine",
     "fairness",
     "checkpoint",
@@ -97,7 +99,7 @@ ROOMS_OF_THE_API = [
     "services",
     "deps generation",
     "chat completions",
-    "encoders",
+    "encoders audio",
     "messages responses operations batches forecasts page",
 ]
 """From the lowest floor up: each room may import from the floors below its own. `app` and `process` are the roof."""

@@ -13,6 +13,7 @@ from starlette.middleware.cors import CORSMiddleware
 from ..errors import StartupError
 from ..settings import Settings
 from ..version import __version__
+from .audio import route as audio
 from .batches import files
 from .batches import route as batches
 from .batches.runner import BatchRunner
@@ -94,6 +95,7 @@ def create_app(settings: Settings, lifespan: Lifespan) -> FastAPI:
         batches,
         encoders,
         forecasts,
+        audio,
         tokenize,
         adapters,
         steps,

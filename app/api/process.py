@@ -337,20 +337,27 @@ def _banner(service: Service, ready: EngineReady, url: str, seconds: float) -> s
     phases = ", ".join(f"{name} {duration:.2f}" for name, duration in ready.startup_seconds.items())
     if service.predictor is None:
         memory = f"KV cache   {ready.num_kv_blocks} blocks of {ready.block_size} tokens; up to "
-        path, body = "chat/completions", _CHAT
+        path, given = "chat/completions", _json(_CHAT)
         if service.encoder_decoder is not None:
-            path, body = "completions", '{"prompt": "What a day!"}'
+            path, given = "completions", _json('{"prompt": "What a day!"}')
+            if service.encoder_decoder.hears:
+                path, given = "audio/transcriptions", "-F file=@talk.wav"
     else:
         memory = "predictor  up to "
         path, body = next(example for task, example in _EXAMPLES.items() if task in ready.tasks)
+        given = _json(body)
     page = f"page       {url}/\n  " if service.settings.page else ""
     return f"""
   Paceline is ready at {url} after {seconds:.1f} s ({phases})
   model      {service.model_name} ({ready.architecture}, {ready.model_impl}, {ready.dtype}, {ready.device})
   {memory}{ready.max_model_len} tokens a request
-  {page}try        curl {url}/v1/{path} -H 'Content-Type: application/json' \\
-               -d '{body}'
+  {page}try        curl {url}/v1/{path} {given}
 """
+
+
+def _json(body: str) -> str:
+    """A body, as curl's arguments."""
+    return f"-H 'Content-Type: application/json' \\\n               -d '{body}'"
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..core.sampling import TokenRules
+from .whisper import SpeechTokens, parse_speech_tokens
 
 RELATIVE = frozenset(("t5", "mt5", "umt5"))
 """transformers' model types whose tokens know only how far they are from others: no table bounds a text's length."""
@@ -57,6 +58,8 @@ class EncoderDecoderConfig:
     """Of the search that the model's makers have used. Paceline does not search."""
     num_mel_bins: int = 0
     """Of a spectrogram that the encoder reads."""
+    speech: SpeechTokens | None = None
+    """How a model that reads sound is told what to do; None if its files do not say."""
 
     @property
     def hears(self) -> bool:
@@ -121,6 +124,7 @@ def parse_encoder_decoder_config(read: Callable[[str], Any]) -> EncoderDecoderCo
         _min_tokens(asked, 1 + len(forced)),
         int(asked.get("num_beams") or 1),
         int(config.get("num_mel_bins", 80)) if kind in SPEECH else 0,
+        parse_speech_tokens(asked, start) if kind in SPEECH else None,
     )
 
 

@@ -23,6 +23,8 @@ class TokenRules(msgspec.Struct, frozen=True, kw_only=True):
     """Tokens that are never generated."""
     suppressed_first: list[int] = []
     """Tokens that are not generated as the first one."""
+    only_first: list[int] = []
+    """If there are any, the first token is one of these."""
     banned: list[list[int]] = []
     """Sequences of tokens that are never completed."""
     no_repeat: int = 0

@@ -1,7 +1,9 @@
 """Tiny random encoder-decoders, as checkpoints on disk."""
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -52,12 +54,16 @@ _UNSCALED = "T5", "MT5", "UMT5"
 """Their scores are not divided by anything."""
 
 
-def write_encoder_decoder(family: str, folder: Path, **generation: object) -> PreTrainedModel:
+def write_encoder_decoder(
+    family: str, folder: Path, changes: Mapping[str, Any] = MappingProxyType({}), **generation: object
+) -> PreTrainedModel:
     """A random model of a family, saved to a folder; returns transformers' model in float32.
 
-    `generation`: what generation_config.json has beside the defaults.
+    `changes`: of the config. `generation`: what generation_config.json has beside the defaults.
     """
-    config = getattr(transformers, f"{family}Config")(**{"vocab_size": VOCAB_SIZE, **_IDS, **FAMILIES[family]})
+    config = getattr(transformers, f"{family}Config")(
+        **{"vocab_size": VOCAB_SIZE, **_IDS, **FAMILIES[family], **changes}
+    )
     auto: Any = AutoModelForSpeechSeq2Seq if family == "Whisper" else AutoModelForSeq2SeqLM
     torch.manual_seed(0)
     model = auto.from_config(config)
@@ -66,6 +72,8 @@ def write_encoder_decoder(family: str, folder: Path, **generation: object) -> Pr
             torch.nn.init.normal_(parameter, std=0.1 if family in _UNSCALED else 0.25)
     model.save_pretrained(folder)
     file = folder / "generation_config.json"
-    file.write_text(json.dumps(json.loads(file.read_text()) | generation))
+    content = json.loads(file.read_text())
+    content.pop("_from_model_config", None)  # or transformers would read the model's config in its place
+    file.write_text(json.dumps(content | generation))
     loaded: PreTrainedModel = auto.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager")
     return loaded.eval()

@@ -31,7 +31,7 @@ def json_response(body: AnswerBody, status: int = 200, headers: dict[str, str] |
     return Response(encode_json(body), status, headers, media_type="application/json")
 
 
-async def run_unless_disconnected(request: Request, work: Coroutine[Any, Any, AnswerBody]) -> Response:
+async def run_unless_disconnected(request: Request, work: Coroutine[Any, Any, AnswerBody | Response]) -> Response:
     """Run `work` and answer with what it returns. If the client disconnects before, cancel it."""
     task = asyncio.create_task(work)
     watcher = asyncio.create_task(wait_for_disconnect(request.receive))
@@ -39,7 +39,8 @@ async def run_unless_disconnected(request: Request, work: Coroutine[Any, Any, An
         await asyncio.wait((task, watcher), return_when=asyncio.FIRST_COMPLETED)
         if not task.done():
             return Response(status_code=499)  # nginx's code, for the log: no client reads it
-        return json_response(task.result())
+        result = task.result()
+        return result if isinstance(result, Response) else json_response(result)
     finally:
         watcher.cancel()
         task.cancel()

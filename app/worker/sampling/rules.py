@@ -18,6 +18,7 @@ class RowRules:
         self._num_prompt_tokens = num_prompt_tokens
         self._suppressed = torch.tensor(rules.suppressed, dtype=torch.int64)
         self._suppressed_first = torch.tensor(rules.suppressed_first, dtype=torch.int64)
+        self._only_first = torch.tensor(rules.only_first, dtype=torch.int64)
 
     def apply(self, logits: Tensor) -> None:
         """Take away from logits (vocab,), in place, what must not follow the text."""
@@ -25,6 +26,10 @@ class RowRules:
         logits[self._suppressed] = _NEVER
         if len(text) == self._num_prompt_tokens:
             logits[self._suppressed_first] = _NEVER
+            if len(self._only_first):
+                allowed = logits[self._only_first]
+                logits.fill_(_NEVER)
+                logits[self._only_first] = allowed
         for *beginning, last in rules.banned:
             if not beginning or text[-len(beginning) :] == beginning:
                 logits[last] = _NEVER

@@ -1,0 +1,46 @@
+"""The tokens by which Whisper is told what to do, from its generation_config.json."""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from ..core.sampling import TimestampRules
+
+_CODE = re.compile(r"<\|(\w+)\|>")
+
+
+@dataclass(frozen=True)
+class SpeechTokens:
+    """A decoder's prompt is [previous, earlier text,] start, language, task; its text has times in it."""
+
+    start: int
+    languages: Mapping[str, int]
+    """By code, such as en; none if the model knows English alone."""
+    tasks: Mapping[str, int]
+    """transcribe and translate; none if the model only transcribes."""
+    previous: int | None
+    """What stands before an earlier text."""
+    timestamps: TimestampRules
+
+
+def parse_speech_tokens(asked: Mapping[str, Any], start: int) -> SpeechTokens | None:
+    """Of generation_config.json, or None if it names no tokens. Raises ValueError or TypeError for what makes no sense.
+
+    asked: its content.
+    """
+    no_timestamps, end = asked.get("no_timestamps_token_id"), asked.get("eos_token_id")
+    if no_timestamps is None:
+        return None
+    named = asked.get("lang_to_id") or {}
+    codes = {name: _CODE.fullmatch(name) for name in named}
+    if type(no_timestamps) is not int or type(end) is not int or not all(codes.values()):
+        raise ValueError("no_timestamps_token_id, eos_token_id or lang_to_id of generation_config.json is broken")
+    most = asked.get("max_initial_timestamp_index")
+    return SpeechTokens(
+        start,
+        {code[1]: int(named[name]) for name, code in codes.items() if code},
+        {str(name): int(token) for name, token in (asked.get("task_to_id") or {}).items()},
+        asked.get("prev_sot_token_id"),
+        TimestampRules(no_timestamps + 1, end, no_timestamps, None if most is None else int(most)),
+    )

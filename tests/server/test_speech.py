@@ -1,0 +1,162 @@
+"""A server with Whisper: sound files become texts, as transformers makes them of the same sound."""
+
+import io
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+import openai
+import pytest
+import soundfile
+from tokenizers.implementations import ByteLevelBPETokenizer
+from transformers import PreTrainedModel, WhisperFeatureExtractor
+
+from app.checkpoint.byte_alphabet import byte_alphabet
+from tests.models.encoder_decoders import write_encoder_decoder
+from tests.server.process import Server, running_server
+
+END, START, ENGLISH, GERMAN, TRANSLATE, TRANSCRIBE, PREVIOUS, SILENT, NO_TIMES, FIRST = range(256, 266)
+SECONDS = 6
+"""Of a window."""
+GENERATION = {
+    "decoder_start_token_id": START,
+    "eos_token_id": END,
+    "lang_to_id": {"<|en|>": ENGLISH, "<|de|>": GERMAN},
+    "task_to_id": {"translate": TRANSLATE, "transcribe": TRANSCRIBE},
+    "no_timestamps_token_id": NO_TIMES,
+    "prev_sot_token_id": PREVIOUS,
+    "max_initial_timestamp_index": 50,
+    "is_multilingual": True,
+    "suppress_tokens": [START, ENGLISH, GERMAN, TRANSLATE, TRANSCRIBE, PREVIOUS, SILENT],
+    "begin_suppress_tokens": [32, END],
+    "forced_eos_token_id": None,
+}
+
+
+def write_tokenizer(folder: Path) -> None:
+    fast = ByteLevelBPETokenizer(vocab=byte_alphabet(), merges=[])
+    names = "endoftext startoftranscript en de translate transcribe startofprev nospeech notimestamps"
+    fast.add_special_tokens([f"<|{name}|>" for name in names.split()])
+    fast.add_tokens([f"<|{step * 0.02:.2f}|>" for step in range(50 * SECONDS + 1)])
+    fast.save(str(folder / "tokenizer.json"))
+
+
+@pytest.fixture(scope="module")
+def whisper(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Server, PreTrainedModel]]:
+    folder = tmp_path_factory.mktemp("whisper")
+    sizes = {"vocab_size": FIRST + 50 * SECONDS + 1, "max_source_positions": 50 * SECONDS, "max_target_positions": 40}
+    model = write_encoder_decoder("Whisper", folder, sizes, **GENERATION)
+    write_tokenizer(folder)
+    flags = ("--dtype", "float32", "--cpu-threads", "1", "--request-limits", '{"max_audio_seconds": 30}')
+    with running_server("--model", str(folder), *flags) as server:
+        yield server, model
+
+
+def sound(seconds: float, rate: int = 16_000) -> np.ndarray:
+    """Tones that change, and noise."""
+    times = np.arange(int(seconds * rate)) / rate
+    noise = np.random.default_rng(0).standard_normal(len(times)) * 0.02
+    return (0.4 * np.sin(2000 * np.sin(0.7 * times)) * (times % 3 < 2) + noise).astype(np.float32)
+
+
+def file_of(samples: np.ndarray, kind: str = "WAV", rate: int = 16_000) -> bytes:
+    file = io.BytesIO()
+    soundfile.write(file, samples, rate, format=kind, subtype="FLOAT" if kind == "WAV" else None)
+    return file.getvalue()
+
+
+def ask(server: Server, file: bytes, task: str = "transcriptions", **fields: Any) -> httpx.Response:
+    return httpx.post(f"{server.url}/v1/audio/{task}", files={"file": file}, data=fields, timeout=120)
+
+
+def expected(model: PreTrainedModel, samples: np.ndarray, **options: Any) -> list[dict[str, Any]]:
+    """transformers' segments: times and tokens of text."""
+    extract = WhisperFeatureExtractor(feature_size=16, chunk_length=SECONDS)
+    features = extract(samples, sampling_rate=16_000, truncation=False, return_tensors="pt").input_features
+    silence = max(0, 100 * SECONDS - features.shape[-1])
+    assert not silence
+    generated = model.generate(
+        features, return_timestamps=True, return_segments=True, do_sample=False, use_cache=False, **options
+    )
+    return [
+        {
+            "start": float(segment["start"]),
+            "end": float(segment["end"]),
+            "tokens": [token for token in segment["tokens"].tolist() if token < END],
+        }
+        for segment in generated["segments"][0]
+    ]
+
+
+def test_windows_and_segments_are_those_of_transformers(whisper: tuple[Server, PreTrainedModel]) -> None:
+    server, model = whisper
+    samples = sound(15)
+    answer = ask(server, file_of(samples), response_format="verbose_json", language="de").json()
+    segments = [segment for segment in expected(model, samples, language="de", task="transcribe") if segment["tokens"]]
+    assert [segment["tokens"] for segment in answer["segments"]] == [segment["tokens"] for segment in segments]
+    for ours, theirs in zip(answer["segments"], segments, strict=True):
+        assert ours["start"] == pytest.approx(theirs["start"], abs=1e-3)
+        assert ours["end"] == pytest.approx(theirs["end"], abs=1e-3)
+    assert len({segment["seek"] for segment in answer["segments"]}) > 2
+    assert answer["language"] == "german"
+    assert answer["duration"] == 15
+
+
+def test_the_language_is_found_and_openais_client_reads_all_forms(whisper: tuple[Server, PreTrainedModel]) -> None:
+    server, model = whisper
+    file = file_of(sound(4), "FLAC")
+    features = WhisperFeatureExtractor(feature_size=16, chunk_length=SECONDS)(
+        sound(4), sampling_rate=16_000, return_tensors="pt"
+    )
+    token = int(model.detect_language(features.input_features)[0])
+    with openai.OpenAI(base_url=f"{server.url}/v1", api_key="-", max_retries=0) as client:
+        create = client.audio.transcriptions.create
+        model_name = client.models.list().data[0].id
+        whole = create(file=("a.flac", file), model=model_name, response_format="verbose_json")
+        assert whole.language == {ENGLISH: "english", GERMAN: "german"}[token]
+        text = create(file=("a.flac", file), model=model_name).text
+        assert text
+        assert create(file=("a.flac", file), model=model_name, response_format="text").strip() == text
+        events = list(create(file=("a.flac", file), model=model_name, stream=True))
+        assert "".join(event.delta for event in events[:-1]).strip() == events[-1].text == text
+        subtitles = create(file=("a.flac", file), model=model_name, response_format="vtt")
+        assert subtitles.startswith("WEBVTT\n\n00:00:0")
+        assert whole.segments
+        assert subtitles.count(" --> ") == len(whole.segments)
+    assert ask(server, file, "translations").json()["text"]
+
+
+def test_other_rates_and_channels_are_read(whisper: tuple[Server, PreTrainedModel]) -> None:
+    server, _ = whisper
+    stereo = np.stack([sound(4, 44_100), sound(4, 44_100)], axis=1)
+    answer = ask(server, file_of(stereo, rate=44_100), response_format="verbose_json")
+    assert answer.json()["duration"] == pytest.approx(4, abs=0.02)
+
+
+@pytest.mark.parametrize(
+    ("fields", "reason"),
+    [
+        ({"file": b"no sound"}, "no sound file that can be read"),
+        ({"file": file_of(sound(31))}, "longer than 30 seconds (max_audio_seconds)"),
+        ({"file": file_of(np.zeros((100, 9)))}, "9 channels"),
+        ({"language": "klingon"}, "language klingon"),
+        ({"timestamp_granularities[]": "word"}, "only segment is supported"),
+        ({"temperature": "warm"}, "temperature"),
+        ({"response_format": "diarized_json"}, "response_format"),
+        ({"stream": "true", "response_format": "srt"}, "stream"),
+    ],
+)
+def test_what_cannot_be_read_is_refused_by_name(
+    fields: dict[str, Any], reason: str, whisper: tuple[Server, PreTrainedModel]
+) -> None:
+    answer = ask(whisper[0], **{"file": file_of(sound(1)), **fields})
+    assert answer.status_code == 400, answer.text
+    assert reason in answer.json()["error"]["message"]
+
+
+def test_a_completion_of_sound_is_refused(whisper: tuple[Server, PreTrainedModel]) -> None:
+    answer = whisper[0].post("/v1/completions", {"prompt": "Hello"})
+    assert answer.status_code == 400
+    assert "reads sound" in answer.json()["error"]["message"]
