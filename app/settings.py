@@ -439,6 +439,9 @@ class Settings(
     def check_models(self) -> None:
         """Raise StartupError for settings that several models cannot have, or have in common."""
         if not self.models:
+            for name in ("load_models", "idle_timeout"):
+                if getattr(self, name) != type(self).model_fields[name].default:
+                    raise StartupError(f"{name}: only models with names are put to sleep: --model NAME=MODEL")
             return
         for name in ("model", "served_model_name", "lora", "draft_model", "keep_prompts"):
             if getattr(self, name) != type(self).model_fields[name].default:

@@ -1,6 +1,7 @@
 """The models of a service that has several, and which of them a request is for."""
 
 import asyncio
+import re
 import time
 from collections.abc import Sequence
 from contextlib import suppress
@@ -27,6 +28,7 @@ class _Names(msgspec.Struct):
     lora_name: str | None = None
 
 
+_MODEL_IN_FORM = re.compile(rb'; name="?model"?\r\n(?:[^\r\n]+\r\n)*\r\n([^\r\n]{1,1024})')
 _names = msgspec.json.Decoder(_Names, strict=False)
 
 
@@ -53,7 +55,7 @@ class Services:
         """The service that a request is for. What is posted is work for the model, which is woken for it."""
         name = request.scope.get(PATH_MODEL)
         if name is None and request.method == "POST":
-            name = self._named(request.url.path, await request.body())
+            name = named(request.url.path, request.headers.get("content-type", ""), await request.body())
         elif name is None:
             name = request.query_params.get("model")
         service: Service = self.all[0] if name is None else self.find(name)
@@ -61,18 +63,6 @@ class Services:
         if request.method == "POST":
             await self._wake(service, request.scope["request_log"])
         return service
-
-    def _named(self, path: str, body: bytes) -> str | None:
-        """What is no JSON, or says something else of the model than a name, is refused later."""
-        try:
-            names = _names.decode(body)
-        except (msgspec.DecodeError, UnicodeDecodeError):
-            return None
-        if path == "/v1/load_lora_adapter" and names.base_model_name is None:
-            raise InvalidRequestError("base_model_name: this server has several models", "base_model_name")
-        if path == "/v1/unload_lora_adapter":
-            return names.lora_name
-        return names.base_model_name if path == "/v1/load_lora_adapter" else names.model
 
     async def _wake(self, service: Service, entry: RequestLog) -> None:
         """Wait until a model is loaded, if it sleeps. Raises EngineUnavailableError if it cannot be."""
@@ -102,6 +92,25 @@ class Services:
         for service in self.all:
             if service.engine.has_requests and service.lifecycle is not None:
                 service.lifecycle.want()
+
+
+def named(path: str, content_type: str, body: bytes) -> str | None:
+    """The model that a body is for, if it names one. A broken body, or name, is refused later, by who reads all of it.
+
+    Raises InvalidRequestError for an adapter that is to be loaded for a model that is not said.
+    """
+    if content_type.startswith("multipart/form-data"):
+        field = _MODEL_IN_FORM.search(body)
+        return field[1].decode(errors="replace") if field else None
+    try:
+        names = _names.decode(body)
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        return None
+    if path == "/v1/load_lora_adapter" and names.base_model_name is None:
+        raise InvalidRequestError("base_model_name: this server has several models", "base_model_name")
+    if path == "/v1/unload_lora_adapter":
+        return names.lora_name
+    return names.base_model_name if path == "/v1/load_lora_adapter" else names.model
 
 
 def services_of(request: Request) -> list[Service]:
