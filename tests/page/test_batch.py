@@ -25,11 +25,9 @@ def load(server: Server) -> Iterator[None]:
 
     def ask(index: int) -> None:
         while not ends.is_set():
-            body = {"prompt": [7] * 64 + [index] * 40, "max_tokens": 8000, "stream": True}
-            with web.stream("POST", f"{server.url}/v1/completions", json=body) as answer:
-                for _ in answer.iter_lines():
-                    if ends.is_set():
-                        break
+            # Not streamed: so many streams in this process would leave no time for the browser's driver.
+            body = {"prompt": [7] * 64 + [index] * 40, "max_tokens": 2000}
+            assert web.post(f"{server.url}/v1/completions", json=body).is_success
 
     with ThreadPoolExecutor(CLIENTS) as pool:
         clients = [pool.submit(ask, index) for index in range(CLIENTS)]
@@ -87,6 +85,6 @@ def test_it_shows_who_runs_and_who_waits(page: Page, server: Server) -> None:
 def test_nobody_is_told_when_the_view_is_left(page: Page, server: Server) -> None:
     page.goto(f"{server.url}/#batch")
     expect(page.get_by_text("The road is empty")).to_be_visible()
-    with page.expect_event("requestfailed", lambda request: request.url.endswith("/v1/engine/steps")):
+    with page.expect_event("requestfailed", lambda request: "/v1/engine/steps" in request.url):
         page.get_by_role("link", name="Chat", exact=True).click()
     expect(page.get_by_placeholder("Write a message")).to_be_focused()

@@ -1,5 +1,6 @@
 """The chat of the page in a real browser, in front of a fake engine that follows a script."""
 
+import base64
 import dataclasses
 import json
 import re
@@ -180,6 +181,27 @@ def test_reasoning_is_folded_and_calls_are_shown(chat: Page, server: Server, mon
     answer.get_by_text("Give result").click()
     expect(chat.get_by_label("Answer", exact=True).last).to_contain_text("It is sunny.")
     assert "sunny, 20 degrees" in last_messages(server)
+
+
+PIXEL = base64.b64decode(
+    "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg=="
+)
+
+
+def test_images_go_to_models_that_take_them(chat: Page, server: Server) -> None:
+    assert chat.get_by_label("Attach images").count() == 0
+    server.engine.ready = structs.replace(READY, max_model_len=4096, reads_images=True)
+    chat.reload()
+    with chat.expect_file_chooser() as chooser:
+        chat.get_by_label("Attach images").click()
+    chooser.value.set_files({"name": "dot.png", "mimeType": "image/png", "buffer": PIXEL})
+    expect(chat.get_by_alt_text("image 1")).to_be_visible()
+    with chat.expect_request("**/v1/chat/completions") as asked:
+        ask(chat, "What is it?")
+    image, text = asked.value.post_data_json["messages"][0]["content"]
+    assert image["image_url"]["url"] == "data:image/png;base64," + base64.b64encode(PIXEL).decode()
+    assert text == {"type": "text", "text": "What is it?"}
+    expect(chat.get_by_label("You", exact=True).get_by_alt_text("image 1")).to_be_visible()
 
 
 def test_errors_are_told(page: Page, model_folder: Path) -> None:

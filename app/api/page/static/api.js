@@ -12,12 +12,23 @@ export class ApiError extends Error {
   }
 }
 
+/**
+ * @typedef {{id: string, max_model_len: number | null, tasks?: string[], input_modalities?: string[], state?: string}} Model
+ * `state` is that of one of several models: a request wakes one that is asleep.
+ */
+
+/** @param {Model} model */
+export const isLoading = ({ max_model_len: limit, state }) => (state ? state === "loading" : limit === null);
+export const takesImages = (model) => Boolean(model?.input_modalities?.includes("image"));
+/** Whether a model chats: others embed, score or forecast. */
+export const chats = ({ tasks }) => !tasks?.length || tasks.includes("generate");
+
 /** The server that this page came from. The key is forgotten when the tab is closed. */
 export class Api extends Observable {
   key = sessionStorage.getItem(KEY) ?? "";
   /** Whether the server wants a key, or another one. */
   needsKey = false;
-  /** @type {{id: string, max_model_len: number | null, parent: string | null}[]} */
+  /** @type {Model[]} */
   models = [];
 
   useKey(key) {
@@ -35,7 +46,7 @@ export class Api extends Observable {
       if (error.status !== 401) setTimeout(() => this.loadModels(), 2000); // it is just starting, or restarting
     }
     this.changed();
-    if (this.models.some((model) => model.max_model_len === null)) setTimeout(() => this.loadModels(), 1000);
+    if (this.models.some(isLoading)) setTimeout(() => this.loadModels(), 1000);
   }
 
   async getJson(path) {

@@ -1,4 +1,4 @@
-import { Api } from "./api.js";
+import { Api, chats as doesChat, isLoading } from "./api.js";
 import { BatchView } from "./batch/view.js";
 import { Chats } from "./chat/chats.js";
 import { ChatView } from "./chat/view.js";
@@ -26,9 +26,8 @@ class App extends Watching {
   }
 
   get model() {
-    const models = this.props.source.models;
-    const ready = models.filter((model) => model.max_model_len !== null);
-    return ready.find((model) => model.id === localStorage.getItem(MODEL)) ?? ready[0];
+    const ready = this.props.source.models.filter((model) => !isLoading(model));
+    return ready.find((model) => model.id === localStorage.getItem(MODEL)) ?? ready.find(doesChat) ?? ready[0];
   }
 
   chooseModel = (event) => {
@@ -54,7 +53,7 @@ class App extends Watching {
           <${IconButton} icon=${theme()} label=${`Theme: ${theme()}`} onClick=${() => { nextTheme(); this.forceUpdate(); }} />
         </div>
       </header>
-      ${view === "#batch" ? html`<${BatchView} api=${api} />` : html`<${ChatView} source=${chats} model=${model} />`}
+      ${view === "#batch" ? html`<${BatchView} key=${chats.model} api=${api} model=${chats.model} />` : html`<${ChatView} source=${chats} model=${model} />`}
       ${(isKeyAsked || api.needsKey) && html`<${KeyDialog} api=${api} onClose=${() => { api.needsKey = false; this.setState({ isKeyAsked: false }); }} />`}
     `;
   }

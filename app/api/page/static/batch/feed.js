@@ -11,13 +11,15 @@ export class Feed extends Observable {
   #control = null;
   #isWanted = false;
 
-  constructor(api) {
+  /** @param {string} model the one whose engine is meant, where there are several */
+  constructor(api, model) {
     super();
     this.api = api;
+    this.path = `v1/engine/steps?model=${encodeURIComponent(model)}`;
   }
 
   start() {
-    this.#isWanted = true;
+    this.#isWanted = this.path.at(-1) !== "="; // else the models are not known yet
     document.addEventListener("visibilitychange", this.#follow);
     this.#follow();
   }
@@ -41,7 +43,7 @@ export class Feed extends Observable {
     const control = (this.#control = new AbortController());
     this.history = new History();
     try {
-      for await (const event of this.api.events("v1/engine/steps", { signal: control.signal })) {
+      for await (const event of this.api.events(this.path, { signal: control.signal })) {
         this.problem = "";
         this.history.take(readReport(event), performance.now() / 1000);
         this.changed();

@@ -14,7 +14,7 @@ const STATES = [["used", "used"], ["shared", "shared"], ["cached", "cached"], ["
 
 /** The running batch. Pictures are painted each frame, words four times a second: faster, nobody reads. */
 export class BatchView extends Component {
-  feed = new Feed(this.props.api);
+  feed = new Feed(this.props.api, this.props.model);
   road = new Road();
   maps = [];
 

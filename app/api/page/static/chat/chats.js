@@ -138,6 +138,7 @@ export class Chats extends Observable {
       this.news = turn.error ?? "Stopped";
     }
     if (this.#running.get(conversation.id)?.turn === turn) this.#running.delete(conversation.id);
+    if (!this.api.models.find((model) => model.id === turn.model)?.max_model_len) this.api.loadModels(); // it was asleep
     if (this.all.includes(conversation)) this.#save(conversation); // it may have been deleted
     this.changed();
   }

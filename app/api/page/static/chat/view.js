@@ -1,3 +1,4 @@
+import { chats as doesChat, takesImages } from "../api.js";
 import { createRef, html } from "../html.js";
 import { IconButton } from "../icons.js";
 import { Watching } from "../observable.js";
@@ -73,7 +74,7 @@ export class ChatView extends Watching {
 
   render({ source: chats, model }, { edited, isListOpen, areOptionsOpen }) {
     const turns = shownTurns(chats.current);
-    const takesImages = Boolean(model?.takesImages);
+    const canSee = takesImages(model);
     const edit = (id) => this.setState({ edited: id }, () => id === null && this.write());
     return html`<main class=${`chat ${turns.length ? "" : "is-empty"}`}>
       <${Sidebar} chats=${chats} isOpen=${isListOpen} onLeave=${() => this.setState({ isListOpen: false }, this.write)} />
@@ -85,7 +86,7 @@ export class ChatView extends Watching {
         </div>
         <div class="thread" ref=${this.thread} onScroll=${this.onScroll} tabindex="-1">
           <div class="column">
-            ${turns.map((turn, index) => html`<${Message} key=${turn.id} turn=${turn} chats=${chats} takesImages=${takesImages}
+            ${turns.map((turn, index) => html`<${Message} key=${turn.id} turn=${turn} chats=${chats} takesImages=${canSee}
               isLast=${index === turns.length - 1} isEdited=${turn.id === edited} onEdit=${edit} onLeave=${this.write}
               version=${versionOf(chats, turn, index === turns.length - 1)} />`)}
             ${!turns.length && html`<${Welcome} model=${model} />`}
@@ -93,7 +94,7 @@ export class ChatView extends Watching {
         </div>
         <div class="foot">
           ${!this.isAtEnd && html`<${IconButton} icon="down" label="To the end" class="icon-button to-end" onClick=${() => { this.isAtEnd = true; this.forceUpdate(); }} />`}
-          <${Composer} ref=${this.composer} key=${chats.current.id} canSend=${Boolean(model) && !chats.isRunning(chats.current)} takesImages=${takesImages}
+          <${Composer} ref=${this.composer} key=${chats.current.id} canSend=${Boolean(model) && !chats.isRunning(chats.current)} takesImages=${canSee}
             isRunning=${chats.isRunning(chats.current)} label="Message" placeholder=${model ? "Write a message" : "The model is loading …"}
             onSend=${this.send} onStop=${() => chats.stop()} onRecall=${this.recall} />
           <${Meter} turns=${turns} chats=${chats} model=${model} />
@@ -108,7 +109,7 @@ export class ChatView extends Watching {
 function Welcome({ model }) {
   return html`<div class="welcome">
     <h1>${model ? "What is on your mind?" : "Warming up"}</h1>
-    <p>${model ? html`You are talking to <b>${model.id}</b>.` : "The model is being loaded."}</p>
+    <p>${!model ? "The model is being loaded." : doesChat(model) ? html`You are talking to <b>${model.id}</b>.` : html`<b>${model.id}</b> does not chat: see <a href="docs">the API</a>.`}</p>
   </div>`;
 }
 
