@@ -52,6 +52,8 @@ class SeeingModel(GenericModel):
         vision = model.config.vision_config
         self.num_added = len(getattr(vision, "deepstack_visual_indexes", ()))
         """Layers behind which features of images are added."""
+        self.tokens_at_once: int = getattr(model.config, "mm_tokens_per_image", 0)
+        """Of an image, where its tokens see each other."""
         self.has_axes = hasattr(self.body, "get_rope_index")
         self._images: StepImages | None = None
         for index in range(self.num_added):

@@ -170,6 +170,8 @@ def _build_runner(
     if bytes_of_row:
         resolved = replace(resolved, limits=resolve_states(settings, resolved, bytes_of_row, loaded.continues_prompts))
     limits = replace(resolved.limits, whole_media=_sees_ahead(loaded))
+    if limits.whole_media:
+        _check_room_for_images(limits, cast(Any, loaded.model).tokens_at_once)
     resolved = replace(resolved, limits=limits)
     num_snapshots = limits.states.num_snapshots if limits.states else 0
     layers = loaded.attention_layers + (draft.attention_layers if isinstance(draft, LoadedModel) else [])
@@ -262,6 +264,15 @@ def _encoder_outputs(
     backend = chosen.make([layer.config for layer in model.cross_layers], 1, False)
     sizes = limits.max_num_seqs, source_len, limits.max_num_batched_tokens, block_size
     return EncoderOutputs(model.model, backend, *sizes, device)
+
+
+def _check_room_for_images(limits: Limits, num_tokens: int) -> None:
+    """StartupError if a step has no room for an image whose tokens see each other, beside decodes of all others."""
+    if num_tokens > limits.max_num_batched_tokens - limits.max_num_seqs:
+        raise StartupError(
+            f"max_num_batched_tokens: an image's {num_tokens} tokens have to fit a step, beside decodes of "
+            f"{limits.max_num_seqs} requests; raise it, lower max_num_seqs, or turn images off"
+        )
 
 
 def _sees_ahead(model: LoadedModel) -> bool:

@@ -21,6 +21,7 @@ from app.engine.chunk_pacer import ChunkPacer
 from app.engine.core import EngineCore
 from app.engine.kv_cache import KVCache
 from app.engine.scheduler import Scheduler
+from app.errors import StartupError
 from app.fairness.alone import Alone
 from app.media import messages, process
 from app.media.preparer import ImagePreparer
@@ -223,6 +224,9 @@ def test_a_failing_image_ends_its_own_request_alone(tmp_path: Path) -> None:
 def test_the_engine_says_so(tmp_path: Path) -> None:
     """A folder without the files of a processor, and a service whose images are off, read text alone."""
     write_folder("Gemma3", tmp_path)
+    sizes = {"max_num_batched_tokens": 23, "max_num_seqs": 8}  # one less than an image of 16 and 8 decodes
+    with pytest.raises(StartupError, match="an image's 16 tokens have to fit a step"):
+        build_worker(tiny_settings().model_copy(update=sizes), tmp_path)
     off = build_worker(tiny_settings().model_copy(update={"images": False}), tmp_path)
     assert not off.reads_images
     assert not off.limits.whole_media
