@@ -23,7 +23,7 @@ from app.core.sources import sound_source, text_source
 from app.core.wire import GenerateCommand, Progress, RequestOutput
 from app.engine.build import build_engine
 from app.engine.core import EngineCore
-from app.errors import ModelError
+from app.errors import ModelError, StartupError
 from app.settings import load_settings
 from tests.models.encoder_decoders import FAMILIES, WHISPER, write_encoder_decoder
 from tests.models.families import VOCAB_SIZE
@@ -110,11 +110,11 @@ def check(model: PreTrainedModel, prompt: list[int], source: Media, said: list[i
     assert (torch.tensor(logprobs) - expected).abs().max() < TOLERANCE
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-def test_a_crowd_equals_transformers_alone(family: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("family", "backend"), [*((name, "cpu") for name in FAMILIES), ("T5", "torch")])
+def test_a_crowd_equals_transformers_alone(family: str, backend: str, tmp_path: Path) -> None:
     """Greedy and sampled texts, with long and short beginnings of the decoder's, which come in chunks."""
     model = write_encoder_decoder(family, tmp_path)
-    core = make_engine(tmp_path)
+    core = make_engine(tmp_path, attention_backend=backend)
     crowd, commands = Crowd(core), []
     start = model.config.decoder_start_token_id
     for index in range(9):
@@ -266,6 +266,8 @@ def test_what_is_not_supported_is_refused_by_name(tmp_path: Path) -> None:
     write_encoder_decoder("Bart", tmp_path)
     with pytest.raises(ModelError, match="lora: bart is an encoder-decoder"):
         make_engine(tmp_path, lora_loading=True)
+    with pytest.raises(StartupError, match="model_impl: the decoder does not run bart"):
+        make_engine(tmp_path, model_impl="decoder")
     core = make_engine(tmp_path)
     core.add(command("long", [2], text_source([3] * 201)))
     core.add(command("none", [2], text_source([])))
@@ -274,6 +276,12 @@ def test_what_is_not_supported_is_refused_by_name(tmp_path: Path) -> None:
         "long": "the model's encoder reads up to 200 tokens, not 201",
         "none": "the model's encoder reads up to 200 tokens, not 0",
     }
+
+
+def test_a_backend_without_bias_is_refused_for_models_that_need_it(tmp_path: Path) -> None:
+    write_encoder_decoder("T5", tmp_path)
+    with pytest.raises(StartupError, match="attention_backend: triton adds no bias"):
+        make_engine(tmp_path, attention_backend="triton")
 
 
 @pytest.mark.parametrize("family", ["UMT5", "M2M100", "Whisper"])
