@@ -14,6 +14,7 @@ from ..errors import StartupError
 from ..settings import Settings
 from ..version import __version__
 from .audio import route as audio
+from .audio.places import SoundPlaces
 from .batches import files
 from .batches import route as batches
 from .batches.runner import BatchRunner
@@ -78,6 +79,7 @@ def create_app(settings: Settings, lifespan: Lifespan) -> FastAPI:
     app.state.admission = Admission(settings)
     app.state.responses = ResponseStore.of(settings)
     app.state.background = Background()
+    app.state.sound_places = SoundPlaces()
     app.state.batches = BatchStore(settings)
     runner = None if settings.batch_folder is None else BatchRunner(app, settings, app.state.batches)
     _surround(app, settings, tracing)

@@ -27,7 +27,8 @@ from .answer import (
     vtt,
     whole_text,
 )
-from .schema import SpeechRequest, read_form
+from .places import SoundPlace, SoundPlaces
+from .schema import SpeechForm, SpeechRequest, read_form
 from .transcribe import Piece, Transcription, speech_of
 
 router = APIRouter()
@@ -60,11 +61,27 @@ async def create_translation(request: Request, service: ServiceDep) -> Response:
 
 
 async def _respond(request: Request, service: Service, task: str) -> Response:
+    """Whatever happens, the sound's place is given back, and no work is left."""
     entry: RequestLog = request.scope["request_log"]
-    described, _ = speech_of(service)
+    speech_of(service)
     service.ready()
     form = await read_form(request, entry.ignored_fields if service.settings.unknown_fields == "ignore" else None)
     service.check_model(form.fields.model)
+    places: SoundPlaces = request.app.state.sound_places
+    place = places.take()
+    try:
+        response = await _transcribed(request, service, form, task, place)
+    except BaseException:
+        place.leave()
+        raise
+    if not isinstance(response, EventStream):  # which leaves it at its end
+        place.leave()
+    return response
+
+
+async def _transcribed(request: Request, service: Service, form: SpeechForm, task: str, place: SoundPlace) -> Response:
+    entry: RequestLog = request.scope["request_log"]
+    described, _ = speech_of(service)
     transcription = Transcription(service, form.fields, task, entry)
     most = service.settings.request_limits.max_audio_seconds
     sound = await read_sound(form.file, described.num_mel_bins, described.num_frames, most, "file")
@@ -77,7 +94,11 @@ async def _respond(request: Request, service: Service, task: str) -> Response:
                 entry.note_error(error)
             return b"" if error is None else done(error)
 
-        return EventStream(ended(events, end), transcription.stop)
+        def stop() -> None:
+            transcription.stop()
+            place.leave()
+
+        return EventStream(ended(events, end), stop)
 
     async def work() -> Response:
         pieces = [piece async for piece in transcription.pieces(sound.mel, sound.num_frames)]

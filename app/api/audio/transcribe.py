@@ -22,7 +22,7 @@ from ...speech.features import FRAMES_OF_A_SECOND, Floats
 from ...speech.languages import NAMES
 from ...speech.segments import Segment, cut
 from ...text.output_processor import StopConditions
-from ..edge.request_log import RequestLog
+from ..edge.request_log import RequestLog, Usage
 from ..generation.choices import Choice
 from ..generation.run import Generation
 from ..service import Service
@@ -65,6 +65,7 @@ class Transcription:
         self.language = _code(self._speech, asked.language)
         """Its code; empty as long as nobody knows it."""
         self._running: Generation | None = None
+        self._used = Usage()
 
     def stop(self) -> None:
         """End the work that is left."""
@@ -160,7 +161,15 @@ class Transcription:
             async for _, delta in deltas:
                 tokens += delta.token_ids
                 logprobs += [entry.logprobs[0] for entry in delta.logprobs]
+        self._count(self._running.usage)
         return tokens, logprobs
+
+    def _count(self, usage: Usage) -> None:
+        """Have the log tell what all windows took together, and the times of the last."""
+        usage.prompt_tokens += self._used.prompt_tokens
+        usage.completion_tokens += self._used.completion_tokens
+        usage.cached_tokens += self._used.cached_tokens
+        self._used = usage
 
 
 def _code(speech: SpeechTokens, asked: str | None) -> str:
