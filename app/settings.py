@@ -401,7 +401,9 @@ class BatchSettings(BaseModel):
         None, description="a folder for the files of /v1/files and /v1/batches; auto: there are no such paths"
     )
     max_batch_requests: int | None = Field(
-        None, ge=1, description="most requests of batches in flight; auto: max_num_seqs"
+        None,
+        ge=1,
+        description="most requests of batches in flight; auto: half of max_num_seqs, so that others find room at once",
     )
     max_batch_lines: int = Field(50_000, ge=1, description="requests of a batch")
     max_file_bytes: ByteSize = Field(ByteSize(200 * 2**20), description="largest file of requests")

@@ -105,13 +105,19 @@ def start_module(
 
     It reads its settings from stdin, and ends when stdin is closed.
     """
-    process = subprocess.Popen(
-        [*command(module), *arguments],
-        cwd=FOLDER,
-        stdin=subprocess.PIPE,
-        pass_fds=fds,
-        env=os.environ | environment,
-    )
+    # A terminal sends Ctrl-C to all processes, and it is the parent that decides. The child inherits what is blocked,
+    # so that it is not interrupted while it still imports.
+    blocked_before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        process = subprocess.Popen(
+            [*command(module), *arguments],
+            cwd=FOLDER,
+            stdin=subprocess.PIPE,
+            pass_fds=fds,
+            env=os.environ | environment,
+        )
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, blocked_before)
     assert process.stdin is not None
     with suppress(BrokenPipeError):  # the child has ended already; the next check sees that
         process.stdin.write(settings.model_dump_json().encode() + b"\n")

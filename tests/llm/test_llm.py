@@ -1,6 +1,7 @@
 """`LLM` and `AsyncLLM` with real engines, in scripts, threads and event loops."""
 
 import asyncio
+import re
 import signal
 import threading
 from collections.abc import Iterator
@@ -143,6 +144,13 @@ print(len(llm.generate("again", max_tokens=3)[0].token_ids))
 """
 
 
+def _blocks(process_id: int, number: signal.Signals) -> bool:
+    """Whether a process is deaf to a signal, from its first moment on."""
+    status = Path(f"/proc/{process_id}/status").read_text()
+    (mask,) = re.findall(r"^SigBlk:\s*(\w+)$", status, re.MULTILINE)
+    return bool(int(mask, 16) >> (number - 1) & 1)
+
+
 def test_ctrl_c_ends_a_call_and_a_script_needs_no_guard_and_leaves_nothing_behind() -> None:
     with popen("-c", SCRIPT, pipes={"stdout": -1, "stderr": -1}) as process:
         assert process.stdout is not None
@@ -150,6 +158,7 @@ def test_ctrl_c_ends_a_call_and_a_script_needs_no_guard_and_leaves_nothing_behin
         assert process.stdout.read(1) == "."
         children = psutil.Process(process.pid).children(recursive=True)
         assert children
+        assert all(_blocks(child.pid, signal.SIGINT) for child in children)  # a terminal sends it to all of them
         process.send_signal(signal.SIGINT)
         output, log = process.communicate(timeout=PATIENCE)
     assert (process.returncode, log) == (0, "")

@@ -82,7 +82,8 @@ class BatchRunner:
 
     def _start_batches(self) -> None:
         if self._room is None:
-            most = self._settings.max_batch_requests or self._app.state.service.ready().max_num_seqs
+            half = max(1, self._app.state.service.ready().max_num_seqs // 2)
+            most = self._settings.max_batch_requests or half
             self._room = asyncio.Semaphore(most)
         for name in self._store.tenants():
             if name in self._running and not self._running[name].done():
