@@ -9,6 +9,7 @@ import logging
 import threading
 from collections.abc import Coroutine
 from concurrent.futures import CancelledError, Future, wait
+from contextlib import suppress
 from typing import Any, TypeVar
 
 from fastapi import FastAPI
@@ -64,7 +65,8 @@ class Host:
         self._is_closed = True
         self.started.cancel()
         if self._life is not None:  # else the thread is looking for the model, and sees later that it is not wanted
-            self._loop.call_soon_threadsafe(self._life.cancel)
+            with suppress(RuntimeError):  # it has ended by itself
+                self._loop.call_soon_threadsafe(self._life.cancel)
             self._thread.join()
 
     def _run(self) -> None:

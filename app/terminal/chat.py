@@ -1,6 +1,7 @@
 """`paceline chat`: a chat in the terminal."""
 
 import json
+import os
 from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
@@ -14,7 +15,6 @@ from rich.console import Console
 
 from ..core.nearest import did_you_mean
 from ..errors import ApiError
-from ..settings import cache_folder
 from .screen import AnswerOnScreen
 from .sources import Messages, Source
 
@@ -166,7 +166,7 @@ def _session(commands: list[str]) -> PromptSession[str]:
     def _(event: KeyPressEvent) -> None:
         event.current_buffer.insert_text("\n")
 
-    folder = cache_folder()
+    folder = Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state") / "paceline"
     folder.mkdir(parents=True, exist_ok=True)
     return PromptSession(
         history=FileHistory(str(folder / "chat_history")),

@@ -10,13 +10,17 @@ from pathlib import Path
 import pexpect
 import pytest
 
+from app.errors import StartupError
 from app.terminal.screen import _end_of_blocks
+from app.terminal.sources import Server
 from tests.patience import PATIENCE
 from tests.server.process import REPOSITORY, run, running_server
 
 ENTER, CTRL_C, CTRL_D, ALT_ENTER = "\r", "\x03", "\x04", "\x1b\r"
-PROMPT = r"\x1b\[\?2004h"
-"""What prompt_toolkit sends when it begins to read a line: it wants to know what is pasted."""
+READS, READS_NOT = r"\x1b\[\?2004h", r"\x1b\[\?2004l"
+"""What prompt_toolkit sends when it begins to read a line, because it wants to know what is pasted, and at its end."""
+REDRAWN = r"\x1b\[2K"
+"""What rich sends to draw a line again: it has shown something of an answer."""
 
 
 @contextmanager
@@ -46,20 +50,25 @@ def url() -> Iterator[str]:
         yield server.url
 
 
+def enter(chat: pexpect.spawn, line: str) -> None:
+    """Type a line, once the chat reads one, and wait until it does not any more."""
+    chat.expect(READS)
+    chat.send(line + ENTER)
+    chat.expect(READS_NOT)
+
+
 def test_a_chat_with_a_server(url: str, tmp_path: Path) -> None:
-    with terminal(url, "--max-tokens", "40", OPENAI_API_KEY="secret", XDG_CACHE_HOME=str(tmp_path)) as chat:
+    with terminal(url, "--max-tokens", "40", OPENAI_API_KEY="secret", XDG_STATE_HOME=str(tmp_path)) as chat:
         chat.expect("parrot")
-        chat.expect(PROMPT)
-        chat.send("first line" + ALT_ENTER + "second line" + ENTER)
+        enter(chat, "first line" + ALT_ENTER + "second line")
         chat.expect(r"\d+ tokens, [\d.]+ tokens/s, the first after [\d.]+ s")
-        chat.send("/sytem" + ENTER)
+        enter(chat, "/sytem")
         chat.expect("did you mean system")
-        chat.send("/system Be short." + ENTER)
+        enter(chat, "/system Be short.")
         chat.expect("system: Be short.")
-        chat.send(f"/save {tmp_path}/chat.json" + ENTER)
+        enter(chat, f"/save {tmp_path}/chat.json")
         chat.expect("3 messages are in")
-        chat.send("/set temprature 0" + ENTER)
-        chat.expect("temprature")
+        chat.expect(READS)
         chat.send(CTRL_D)
         chat.expect(pexpect.EOF)
         assert chat.wait() == 0
@@ -76,32 +85,26 @@ def test_a_key_that_is_missing_and_a_server_that_is_none(url: str) -> None:
         chat.expect("a valid API key is needed.*--api-key")
         chat.expect(pexpect.EOF)
         assert chat.wait() == 2
-    with terminal("127.0.0.1:9") as chat:
-        chat.expect("127.0.0.1:9/v1 does not answer")
+    with pytest.raises(StartupError, match=r"127\.0\.0\.1:9/v1 does not answer"):
+        Server("127.0.0.1:9", None, None)
     code, _, log = run("-m", "app.cli", "chat", url)
     assert (code, log.startswith("paceline: chat: this is no terminal")) == (2, True)
 
 
-def test_ctrl_c_stops_an_answer_and_not_the_chat_with_an_engine_of_its_own(tmp_path: Path) -> None:
-    with terminal("--worker", "echo", "--served-model-name", "parrot", XDG_CACHE_HOME=str(tmp_path)) as chat:
-        chat.expect("parrot")
-        chat.expect(PROMPT)
-        chat.send("/set ignore_eos true" + ENTER)
-        chat.expect("ignore_eos")
-        chat.send("on and on" + ENTER)
-        chat.expect(r"\?2004l")  # it does not read a line any more
-        chat.expect("on and on")  # the echo worker repeats the prompt
+def test_ctrl_c_stops_an_answer_and_not_the_chat_with_an_engine_of_its_own(tiny_model: Path, tmp_path: Path) -> None:
+    with terminal("--model", str(tiny_model), XDG_STATE_HOME=str(tmp_path)) as chat:
+        enter(chat, "/set ignore_eos true")
+        enter(chat, "Go on and on.")  # for half a minute at least
+        chat.expect(REDRAWN)
         chat.send(CTRL_C)
         chat.expect("stopped")
-        chat.send("/set ignore_eos" + ENTER)
-        chat.expect("fields: ")
-        chat.send("/set max_tokens 5" + ENTER)
-        chat.expect("max_tokens")
-        chat.send("/retry" + ENTER)
+        enter(chat, "/set max_tokens 5")
+        enter(chat, "/retry")
         chat.expect("5 tokens")
-        chat.send("/set max_tokens -1" + ENTER + "again" + ENTER)
+        enter(chat, "/set max_tokens -1")
+        enter(chat, "again")
         chat.expect("error: max_tokens")
-        chat.send(CTRL_C + "/exit" + ENTER)
+        enter(chat, "/exit")
         chat.expect(pexpect.EOF)
         assert chat.wait() == 0
 
