@@ -4,6 +4,10 @@ import json
 import signal
 from pathlib import Path
 
+import pytest
+
+from app.batch import run_batch
+from app.errors import StartupError
 from tests.patience import PATIENCE, wait_until
 from tests.server.process import popen, run
 
@@ -50,13 +54,11 @@ def test_answers_in_the_order_of_the_requests_and_errors_among_them(tmp_path: Pa
     assert [(line["custom_id"], line["response"]["status_code"]) for line in lines] == [
         ("long", 200), ("bad", 400), ("short", 200)
     ]  # fmt: skip
-    code, _, log = run(*COMMAND, str(source), str(target), "--model", "not-even-looked-for")
-    assert (code, "all 3 answers are in" in log) == (0, True)
+    assert "all 3 answers are in" in run_batch(source, target, is_ordered=True, model="not-even-looked-for")
 
 
 def test_lines_that_are_no_requests_are_named(tmp_path: Path) -> None:
     source = tmp_path / "in.jsonl"
     source.write_text(request("a") + "\n" + request("a") + "\nnothing\n")
-    done = run(*COMMAND, str(source), str(tmp_path / "out.jsonl"))
-    assert done.code == 2
-    assert "line 2: custom_id: 'a' occurs twice; line 3: the line is no JSON" in done.log
+    with pytest.raises(StartupError, match="line 2: custom_id: 'a' occurs twice; line 3: the line is no JSON"):
+        run_batch(source, tmp_path / "out.jsonl", is_ordered=False)

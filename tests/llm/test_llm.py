@@ -7,7 +7,6 @@ import threading
 from collections.abc import Iterator
 from pathlib import Path
 
-import numpy as np
 import psutil
 import pytest
 import torch
@@ -17,8 +16,6 @@ from app import LLM, AsyncLLM, SamplingParams
 from app.errors import EngineUnavailableError, InvalidRequestError, StartupError, UnsupportedError
 from tests.patience import PATIENCE, wait_until
 from tests.server.process import popen, run
-from tests.server.test_encoders import expected, write_tokenizer
-from tests.worker.test_encoder_runner import write_encoder
 
 CHAT = [{"role": "user", "content": "Name three fruits."}]
 
@@ -172,18 +169,3 @@ def test_importing_the_package_is_cheap() -> None:
     assert code == 0
     assert {line.split("|")[2].strip() for line in log.splitlines()[1:]}.isdisjoint({"pydantic", "numpy", "torch"})
     assert output
-
-
-def test_embeddings_are_those_of_transformers(tmp_path: Path) -> None:
-    write_encoder(tmp_path, "Bert", "Model", vocab_size=258)
-    write_tokenizer(tmp_path)
-    texts = [f"text {number}" for number in range(70)]  # more than one call takes
-    with LLM(str(tmp_path)) as llm:
-        vectors = llm.embed(texts)
-        assert llm.score(texts[0], texts[1]) == pytest.approx([float(vectors[0] @ vectors[1])], abs=1e-4)
-        best = llm.rerank(texts[3], texts[:5], top_n=1)
-    assert vectors.shape[0] == 70
-    np.testing.assert_allclose(
-        vectors[[0, 69]], [expected(tmp_path, text) for text in (texts[0], texts[69])], atol=1e-4
-    )
-    assert best[0].index == 3
