@@ -9,11 +9,12 @@ import numpy as np
 import torch
 from rich.console import Console
 
-from .check_predictor import MOST_PATCHES, forecasts_differ
+from .check_predictor import MOST_PATCHES, forecasts_differ, images_differ
 from .checkpoint.encoder_decoders import EncoderDecoderConfig
 from .checkpoint.encoders import EncoderConfig
 from .checkpoint.folder import ModelFolder
 from .checkpoint.forecasters import ForecasterConfig
+from .checkpoint.image_models import ImageModelConfig
 from .checkpoint.sentence_transformers import Pooling
 from .checkpoint.source import find_model
 from .core.media import Media
@@ -49,6 +50,8 @@ def check(model: str) -> bool:
         predictor = ModelFolder(folder, load_settings(model=model).task).predictor
         if isinstance(predictor, ForecasterConfig):
             return _of_forecaster(console, model, folder, predictor)
+        if isinstance(predictor, ImageModelConfig):
+            return _of_image_model(console, model, folder, predictor)
         return all(
             _of_generator(console, model, folder)
             if predictor is None
@@ -83,6 +86,17 @@ def _of_encoder(console: Console, model: str, folder: Path, config: EncoderConfi
     _say_how(console, model, ready)
     what, ours, theirs = _encode(core, folder, config, ready.vocab_size)
     yield _report(console, ready.model_impl, what, float((ours - theirs).abs().max()), _ENCODER_TOLERANCE)
+
+
+def _of_image_model(console: Console, model: str, folder: Path, config: ImageModelConfig) -> bool:
+    """The same for a model that reads images."""
+    core, ready = build_engine(load_settings(model=model, dtype="float32", device="cpu"), folder)
+    _say_how(console, model, ready)
+    difference = images_differ(core, folder, config)
+    what = "logits" if config.task == "classify" else "vectors"
+    return _report(
+        console, ready.model_impl, f"{what}, relative to their largest number,", difference, _ENCODER_TOLERANCE
+    )
 
 
 def _of_forecaster(console: Console, model: str, folder: Path, config: ForecasterConfig) -> bool:

@@ -11,7 +11,8 @@ import transformers
 
 from .checkpoint.folder import ModelFolder
 from .checkpoint.forecasters import ForecasterConfig
-from .core.media import Media
+from .checkpoint.image_models import ImageModelConfig
+from .core.media import Array, Media
 from .core.wire import PredictCommand
 from .engine.core import EngineCore
 from .errors import StartupError
@@ -45,6 +46,34 @@ def _forecast(model: Any, config: ForecasterConfig, values: "np.ndarray[Any, np.
     past_values[0, -values.shape[1] :], observed[0, -values.shape[1] :] = torch.tensor(values.T), 1.0
     mask = {"past_observed_mask" if config.family == "patchtst" else "observed_mask": observed}
     return torch.as_tensor(model(past_values=past_values, **mask).prediction_outputs[0].T[..., None])
+
+
+def images_differ(core: EngineCore, folder: Path, config: ImageModelConfig) -> float:
+    """The largest difference of logits or vectors, relative to their largest number, for random images at once."""
+    model = getattr(transformers, ModelFolder(folder).architecture).from_pretrained(folder, dtype=torch.float32).eval()
+    trial = {name: array.numpy() for name, array in config.trial().arrays.items()}
+    rng = np.random.default_rng(0)
+    images = [trial | {"pixel_values": rng.standard_normal(trial["pixel_values"].shape)} for _ in range(3)]
+    as_arrays = [{name: Array.of(array.astype(trial[name].dtype)) for name, array in one.items()} for one in images]
+    ours = predict(core, [config.image(b"", arrays) for arrays in as_arrays])
+    return max(
+        relative_difference(vector, _numbers_of(model, config, {n: torch.tensor(a.numpy()) for n, a in one.items()}))
+        for vector, one in zip(ours, as_arrays, strict=True)
+    )
+
+
+@torch.inference_mode()
+def _numbers_of(model: Any, config: ImageModelConfig, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
+    """Logits (labels,) or a vector (dimensions,) of one image, by transformers; with what makes a logit of a cosine."""
+    if config.compares:
+        vector = model.get_image_features(**inputs).pooler_output[0]
+        bias = model.logit_bias.reshape(1) if config.compares == "siglip" else torch.zeros(1)
+        return torch.cat([vector, model.logit_scale.exp().reshape(1), bias])
+    output = model(**inputs)
+    if config.task == "classify":
+        return torch.as_tensor(output.logits[0])
+    pooled = getattr(output, "pooler_output", None)
+    return torch.as_tensor(output.last_hidden_state[0, 0] if pooled is None else pooled[0].flatten())
 
 
 def predict(core: EngineCore, inputs: Sequence[Media]) -> "list[np.ndarray[Any, np.dtype[np.float32]]]":

@@ -27,6 +27,7 @@ from fastapi import FastAPI
 from ..checkpoint.encoder_decoders import EncoderDecoderConfig
 from ..checkpoint.encoders import EncoderConfig
 from ..checkpoint.folder import ModelFolder
+from ..checkpoint.image_models import ImageModelConfig
 from ..checkpoint.predictors import Predictor
 from ..core.free_memory import give_back
 from ..core.heartbeat import Heartbeat
@@ -58,9 +59,16 @@ _CHAT = '{"temperature": 0, "messages": [{"role": "user", "content": "Name the c
 _EXAMPLES: dict[Task, tuple[str, str]] = {
     "embed": ("embeddings", '{"input": "What a day!"}'),
     "classify": ("classify", '{"input": "What a day!"}'),
+    "token_classify": ("classify", '{"input": "What a day!"}'),
+    "score": ("score", '{"text_1": "A cat.", "text_2": "A kitten."}'),
     "forecast": ("forecast", '{"series": [[1, 2, 3, 4, 5, 6, 7, 8]]}'),
 }
 """Of predictors: paths and bodies to try them with."""
+_IMAGE = (
+    '{"input": [{"image": "data:image/png;base64,'
+    "iVBORw0KGgoAAAANSUhEUgAAAAgAAAAICAIAAABLbSncAAAAFUlEQVR42mM8UaHBgA0wMeAAg1MCAB4nAXgllso1AAAAAElFTkSuQmCC"
+    '"}]}'
+)
 
 _BACKLOG = 2048
 """How many connections may wait to be accepted."""
@@ -105,7 +113,8 @@ def load_text_side(settings: Settings, folder: Path) -> TextSide:
         )
     if isinstance(predictor, EncoderConfig) and predictor.task == "judge" and not template.source:
         raise StartupError("task: score takes a model with a chat template, which writes the pairs of texts")
-    images = ImagePreparer(folder) if opened.reads_images else None
+    sees = opened.reads_images or isinstance(predictor, ImageModelConfig)
+    images = ImagePreparer(folder) if sees else None
     grammars = GrammarChecker(folder)
     return TextSide(name, tokenizer, template, grammars, predictor, kept_prompts, described, images)
 
@@ -345,6 +354,8 @@ def _banner(service: Service, ready: EngineReady, url: str, seconds: float) -> s
     else:
         memory = "predictor  up to "
         path, body = next(example for task, example in _EXAMPLES.items() if task in ready.tasks)
+        if isinstance(service.predictor, ImageModelConfig) and service.predictor.compares is None:
+            body = _IMAGE
         given = _json(body)
     page = f"page       {url}/\n  " if service.settings.page else ""
     return f"""

@@ -3,9 +3,10 @@
 from ..core.media import Media
 from .encoders import EncoderConfig, TaskSetting, parse_encoder_config
 from .forecasters import ForecasterConfig, parse_forecaster
+from .image_models import ImageModelConfig, parse_image_model
 from .sentence_transformers import Read
 
-Predictor = EncoderConfig | ForecasterConfig
+Predictor = EncoderConfig | ForecasterConfig | ImageModelConfig
 
 
 def parse_predictor(read: Read, wanted: TaskSetting = "auto") -> Predictor | None:
@@ -13,11 +14,13 @@ def parse_predictor(read: Read, wanted: TaskSetting = "auto") -> Predictor | Non
 
     Raises ValueError, TypeError or AttributeError for what makes no sense, or is no model for any task.
     """
-    return parse_forecaster(read) or parse_encoder_config(read, wanted)
+    return parse_forecaster(read) or parse_image_model(read) or parse_encoder_config(read, wanted)
 
 
 def reads_text(predictor: Predictor | None) -> bool:
     """Whether a model reads text, and so has a tokenizer. None stands for a model that generates."""
+    if isinstance(predictor, ImageModelConfig):
+        return predictor.compares is not None
     return not isinstance(predictor, ForecasterConfig)
 
 
@@ -25,4 +28,4 @@ def trial_of(predictor: Predictor, max_len: int) -> Media | None:
     """A small input to try a predictor with that reads so many tokens at most; None if it reads text."""
     if isinstance(predictor, ForecasterConfig):
         return predictor.limited_to(max_len).trial(predictor.patch)
-    return None
+    return predictor.trial() if isinstance(predictor, ImageModelConfig) else None

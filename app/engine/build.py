@@ -8,6 +8,7 @@ from pathlib import Path
 
 from ..checkpoint.folder import ModelFolder
 from ..checkpoint.forecasters import ForecasterConfig
+from ..checkpoint.image_models import ImageModelConfig
 from ..checkpoint.predictors import Predictor
 from ..core.step import BuiltWorker, Limits
 from ..core.wire import EngineReady, Task
@@ -104,6 +105,12 @@ def _build_worker(settings: Settings, folder: Path, predictor: Predictor | None)
 
         imported = time.monotonic()
         return build_forecaster(settings, folder, predictor), imported - started
+    if isinstance(predictor, ImageModelConfig):
+        with _no_collections():
+            from ..worker.image_factory import build_image_model
+
+        imported = time.monotonic()
+        return build_image_model(settings, folder, predictor), imported - started
     if predictor:
         with _no_collections():
             from ..worker.encoder_factory import build_encoder

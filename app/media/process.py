@@ -13,16 +13,18 @@ from pathlib import Path
 
 import msgspec
 
+from ..checkpoint.folder import ModelFolder
+from ..checkpoint.image_models import ImageModelConfig
 from ..core.media import Array
 from .decode import ImageError, TooManyPixelsError, decode
 from .messages import FRAME_BYTES, MOST_CPU_SECONDS, Image, Prepared, Ready
-from .processors import ChatImages
+from .processors import ChatImages, ImagePreparer
 
 _MOST_BYTES = 2 * 2**30
 """Memory for one image."""
 
 
-def prepare(images: ChatImages, asked: Image) -> Prepared:
+def prepare(images: ChatImages | ImagePreparer, asked: Image) -> Prepared:
     """Decode an image, and have the model's own processor read it."""
     try:
         image = decode(asked.data, asked.most_pixels)
@@ -46,7 +48,7 @@ def _limit_memory() -> None:
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
 
 
-def _serve(images: ChatImages) -> None:
+def _serve(images: ChatImages | ImagePreparer) -> None:
     while length := os.read(sys.stdin.fileno(), FRAME_BYTES):
         asked = msgspec.msgpack.decode(_read(int.from_bytes(length)), type=Image)
         signal.setitimer(signal.ITIMER_PROF, MOST_CPU_SECONDS)  # whose signal ends the process
@@ -68,11 +70,16 @@ def _send(said: Prepared | Ready) -> None:
     sys.stdout.buffer.flush()
 
 
+def _images_of(folder: Path) -> ChatImages | ImagePreparer:
+    predicts = isinstance(ModelFolder(folder).predictor, ImageModelConfig)
+    return ImagePreparer(folder) if predicts else ChatImages(folder)
+
+
 def main() -> None:
     """Prepare images until stdin is closed."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal sends it to all processes
     try:
-        images = ChatImages(Path(sys.argv[1]))
+        images = _images_of(Path(sys.argv[1]))
     except Exception as error:
         _send(Ready(error=" ".join(f"{type(error).__name__}: {error}".split())[:300]))
         return

@@ -44,6 +44,9 @@ class InChat(NamedTuple):
 class ImagePreparer:
     """Makes of an image what a model reads, without any text."""
 
+    placeholder, token_id = "", 0
+    """There is no chat."""
+
     def __init__(self, folder: Path) -> None:
         """Raises what transformers raises for a folder without a processor of images."""
         auto: Any = AutoImageProcessor
@@ -52,6 +55,10 @@ class ImagePreparer:
     def arrays(self, image: Image) -> Arrays:
         """Arguments of the model, by name. `image` is in RGB."""
         return _numbers(self._processor(images=[image], return_tensors="np"))
+
+    def prepare(self, image: Image) -> InChat:
+        """The same, where no text shows the image."""
+        return InChat("", 0, self.arrays(image))
 
 
 class ChatImages:

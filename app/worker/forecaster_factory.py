@@ -1,7 +1,6 @@
 """Building a forecaster's worker from settings."""
 
 import time
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +11,7 @@ from transformers import AutoConfig
 
 from ..checkpoint.folder import ModelFolder
 from ..checkpoint.forecasters import ForecasterConfig
-from ..core.media import Media
-from ..core.request import Extras
-from ..core.sampling import SamplingParams
-from ..core.step import BuiltWorker, NewRequest
+from ..core.step import BuiltWorker
 from ..errors import ModelError, StartupError
 from ..layers.methods import choose
 from ..models.stored import load_pretrained
@@ -23,12 +19,9 @@ from ..models.weights import refuse_unmatched
 from ..settings import Settings
 from .forecaster import Forecaster
 from .predictive_runner import PredictiveRunner
+from .predictor_parts import built_of, quoted, refuse_settings, request_of
 from .resolve import resolve
 
-_TOKENS = 4096
-"""Of a step, unless settings say something else."""
-_LONGEST_QUOTE = 200
-"""Characters of a library's error that are shown."""
 _TOLERANCE = 1e-3
 """The difference that the trial allows, relative to the largest number."""
 
@@ -38,13 +31,15 @@ def build_forecaster(settings: Settings, path: Path, config: ForecasterConfig) -
 
     Raises StartupError.
     """
-    _refuse(settings, path)
+    refuse_settings(settings, "forecasts")
+    if settings.dtype not in ("auto", "float32"):
+        raise StartupError(f"dtype: a model that forecasts computes in float32, not {settings.dtype}")
     try:
         config = config.limited_to(settings.max_model_len or config.max_len)
     except ValueError as error:
         raise StartupError(str(error)) from None
     folder, began = ModelFolder.open(path), time.monotonic()
-    resolved = resolve(settings.model_copy(update={"dtype": "float32", "max_model_len": config.max_len}), folder)
+    resolved = resolve(settings.model_copy(update={"dtype": "float32", "max_model_len": None}), folder)
     try:
         model = _load(folder, resolved.device)
         runner = PredictiveRunner(Forecaster(model, config, resolved.device))
@@ -52,36 +47,8 @@ def build_forecaster(settings: Settings, path: Path, config: ForecasterConfig) -
     except ModelError:
         raise
     except Exception as error:  # the library's, of many kinds
-        reason = f"{type(error).__name__}: {' '.join(str(error).split())[:_LONGEST_QUOTE]}"
-        raise ModelError(f"{path} does not run as a forecaster: {reason}") from error
-    max_tokens = max(config.max_len, settings.max_num_batched_tokens or _TOKENS)
-    limits = replace(
-        resolved.limits,
-        max_model_len=config.max_len,
-        max_num_batched_tokens=max_tokens,
-        max_num_seqs=min(settings.max_num_seqs or _TOKENS, max_tokens),
-        chunked_prefill=False,
-    )
-    return BuiltWorker(
-        worker=runner,
-        limits=limits,
-        architecture=folder.architecture,
-        model_impl="transformers",
-        device=str(resolved.device),
-        dtype="float32",
-        vocab_size=0,
-        startup_seconds={"load_weights": time.monotonic() - began},
-    )
-
-
-def _refuse(settings: Settings, path: Path) -> None:
-    """StartupError for settings that would change what a forecaster computes."""
-    if settings.batch_invariant:
-        raise ModelError(f"batch_invariant: models that generate can be, and the model in {path} forecasts")
-    if settings.dtype not in ("auto", "float32"):
-        raise StartupError(f"dtype: a model that forecasts computes in float32, not {settings.dtype}")
-    if settings.quantization not in ("auto", "none"):
-        raise StartupError("quantization: a model that forecasts keeps its weights as plain numbers")
+        raise ModelError(f"{path} does not run as a forecaster: {quoted(error)}") from error
+    return built_of(settings, folder, resolved, runner, config.max_len, began)
 
 
 def _load(folder: ModelFolder, device: torch.device) -> Any:
@@ -97,7 +64,7 @@ def _load(folder: ModelFolder, device: torch.device) -> Any:
 
 def _try(runner: PredictiveRunner, config: ForecasterConfig) -> None:
     """Forecast a short series alone, and beside one that fills the context."""
-    short, long = (_request(config.trial(length)) for length in (config.patch, config.context))
+    short, long = (request_of(config.trial(length)) for length in (config.patch, config.context))
     (alone,), (beside, _) = runner.predict([short]), runner.predict([short, long])
     expected, found = np.frombuffer(alone, np.float32), np.frombuffer(beside, np.float32)
     numbers = len(config.targets) * config.horizon * config.numbers
@@ -105,14 +72,3 @@ def _try(runner: PredictiveRunner, config: ForecasterConfig) -> None:
         raise ModelError(f"it gives {len(found)} numbers where its files say {numbers}")
     if not np.allclose(found, expected, rtol=0, atol=_TOLERANCE * np.abs(expected).max()):
         raise ModelError("it gives a series another forecast beside a longer one")
-
-
-def _request(media: Media) -> NewRequest:
-    return NewRequest(
-        row=0,
-        token_ids=[0] * media.num_tokens,
-        num_prompt_tokens=media.num_tokens,
-        block_ids=[],
-        sampling=SamplingParams(max_tokens=0, seed=0),
-        extras=Extras(media=media),
-    )

@@ -51,6 +51,7 @@ READING = {
 BODIES = {**GENERATING, **ENCODING, **READING}
 OPERATING = {"/v1/load_lora_adapter", "/v1/unload_lora_adapter"}  # see tests/server/test_adapters.py
 HEARING = {"/v1/audio/transcriptions", "/v1/audio/translations"}  # see tests/server/test_speech.py
+FORECASTING = {"/v1/forecast"}  # see tests/api/test_forecasts.py
 FILE, BATCH = "/v1/files/{file_id}", "/v1/batches/{batch_id}"
 BATCHING = {"/v1/files", FILE, f"{FILE}/content", "/v1/batches", BATCH, f"{BATCH}/cancel"}
 GETS = [
@@ -91,7 +92,7 @@ def _check(document: Any, answer: httpx.Response, status: int, path: str | None 
 def test_it_knows_every_route_and_no_other_outcome(document: Any) -> None:
     one = "/v1/responses/{response_id}"
     templates = {"/v1/models/{model_id}", one, f"{one}/cancel", f"{one}/input_items", "/v1/streams/{stream_id}"}
-    assert set(document["paths"]) == {*BODIES, *GETS, *OPERATING, *HEARING, *BATCHING, *templates}
+    assert set(document["paths"]) == {*BODIES, *GETS, *OPERATING, *HEARING, *FORECASTING, *BATCHING, *templates}
     for operations in document["paths"].values():
         assert not any("422" in operation["responses"] for operation in operations.values())
 

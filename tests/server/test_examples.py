@@ -9,12 +9,13 @@ from pathlib import Path
 import pytest
 
 from tests.server.process import Server, running_server
-from tests.server.test_encoders import write_tokenizer
+from tests.server.test_encoders import CLS, SEP, write_tokenizer
 from tests.worker.test_encoder_runner import write_encoder
 from tests.worker.test_forecaster import write_forecaster
+from tests.worker.test_image_models import write_image_model
 
 REPOSITORY = Path(__file__).parents[2]
-PAGES = ("README.md", "docs/api.md", "docs/forecasting.md")
+PAGES = ("README.md", "docs/api.md", "docs/forecasting.md", "docs/image-models.md")
 ADDRESS = "http://127.0.0.1:8000"
 
 
@@ -63,18 +64,31 @@ def forecaster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
         yield server
 
 
-SERVERS = {"docs/api.md: Encoders": "encoder", "docs/forecasting.md: Forecasting": "forecaster"}
+@pytest.fixture(scope="module")
+def clip(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    folder = tmp_path_factory.mktemp("clip")
+    write_image_model(folder, "CLIPModel", vocab_size=258, bos_token_id=CLS, eos_token_id=SEP)
+    write_tokenizer(folder)
+    with running_server("--model", str(folder)) as server:
+        yield server
+
+
+SERVERS = {
+    "docs/api.md: Encoders": "encoder",
+    "docs/forecasting.md: Forecasting": "forecaster",
+    "docs/image-models.md: Classifying": "clip",
+    "docs/image-models.md: Embedding": "clip",
+}
+IMAGE = re.search(r"^IMAGE=\S+$", (REPOSITORY / "docs/image-models.md").read_text(), re.MULTILINE)
 
 
 @pytest.mark.parametrize(("section", "command"), CURLS, ids=[section for section, _ in CURLS])
 def test_examples_of_curl(request: pytest.FixtureRequest, section: str, command: str) -> None:
     server: Server = request.getfixturevalue(SERVERS.get(section, "server"))
     assert ADDRESS in command
-    answer = run(
-        "bash",
-        "-c",
-        command.replace("curl", "curl --silent --show-error --fail-with-body", 1).replace(ADDRESS, server.url),
-    )
+    assert IMAGE is not None
+    command = command.replace("curl", "curl --silent --show-error --fail-with-body", 1).replace(ADDRESS, server.url)
+    answer = run("bash", "-c", f"{IMAGE[0]}; {command}")
     assert answer.startswith(("{", "data: {", "id: ", ": "))
     assert '"error":{' not in answer
 

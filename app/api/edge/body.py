@@ -86,10 +86,11 @@ async def read_body(request: Request, model: type[Body], limits: RequestLimits, 
     return validate(model, data, ignored)
 
 
-def body_schema(model: type[RequestBody]) -> dict[str, Any]:
-    """For OpenAPI: a route's `openapi_extra`."""
-    schema = model.model_json_schema()
-    whole = _with_definitions(schema, schema.pop("$defs", {}))
+def body_schema(*models: type[RequestBody]) -> dict[str, Any]:
+    """For OpenAPI: a route's `openapi_extra`. Of several models, the served one decides which is read."""
+    schemas = [model.model_json_schema() for model in models]
+    wholes = [_with_definitions(schema, schema.pop("$defs", {})) for schema in schemas]
+    whole = wholes[0] if len(wholes) == 1 else {"anyOf": wholes, "examples": [one["example"] for one in wholes]}
     return {"requestBody": {"required": True, "content": {"application/json": {"schema": whole}}}}
 
 

@@ -14,7 +14,7 @@ from ...text.entities import entities
 from ...text.tokenizer import EncoderInput
 from ..edge.answer import AnswerBody
 from .run import Encoded, Vectors
-from .schema import EmbeddingRequest
+from .schema import VectorFields
 
 
 class EncoderUsage(AnswerBody, kw_only=True):
@@ -123,11 +123,14 @@ class Ranking(AnswerBody):
     results: list[RankedDocument]
 
 
-def embed(config: EncoderConfig, vectors: Vectors, body: EmbeddingRequest) -> list[Embedding]:
-    """Vectors in the requested form. Raises InvalidRequestError if they have fewer dimensions."""
+def embed(normalizes: bool, vectors: Vectors, body: VectorFields) -> list[Embedding]:
+    """Vectors in the requested form. Raises InvalidRequestError if they have fewer dimensions.
+
+    normalizes: whether the model's vectors have length 1.
+    """
     if body.dimensions is not None and body.dimensions > len(vectors[0]):
         raise InvalidRequestError(f"dimensions: this model has {len(vectors[0])}", "dimensions")
-    by_default = body.dimensions is not None or config.modules.normalizes
+    by_default = body.dimensions is not None or normalizes
     if by_default if body.normalize is None else body.normalize:
         vectors = [normalised(vector[: body.dimensions]) for vector in vectors]
     is_base64 = body.encoding_format == "base64"
@@ -154,7 +157,7 @@ def find_entities(config: EncoderConfig, encoded: Encoded, texts: list[Any]) -> 
     found = []
     for index, (flat, one, text) in enumerate(zip(encoded.vectors, encoded.inputs, texts, strict=True)):
         assert isinstance(one, EncoderInput)
-        probs = np.stack([_softmax(logits) for logits in flat.reshape(-1, len(config.labels))])
+        probs = np.stack([softmax(logits) for logits in flat.reshape(-1, len(config.labels))])
         parts = entities(probs, config.labels, one.places)
         told = [FoundEntity(*part, text[part.start : part.end]) for part in parts]
         found.append(TokenClassification(index, told))
@@ -185,7 +188,7 @@ def scores(config: EncoderConfig, logits: Vectors, use_activation: bool) -> Vect
 
 
 def _probs(config: EncoderConfig, logits: NDArray[np.float32]) -> NDArray[np.float32]:
-    return sigmoid(logits) if config.is_multi_label else _softmax(logits)
+    return sigmoid(logits) if config.is_multi_label else softmax(logits)
 
 
 def sigmoid(logits: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -193,7 +196,8 @@ def sigmoid(logits: NDArray[np.float32]) -> NDArray[np.float32]:
     return (1 / (1 + np.exp(-logits.astype(np.float64)))).astype(np.float32)
 
 
-def _softmax(logits: NDArray[np.float32]) -> NDArray[np.float32]:
+def softmax(logits: NDArray[np.float32]) -> NDArray[np.float32]:
+    """The probability of each label, of which one applies."""
     weights: NDArray[np.float64] = np.exp(logits.astype(np.float64) - logits.max())
     probs: NDArray[np.float32] = (weights / weights.sum()).astype(np.float32)
     return probs

@@ -30,6 +30,8 @@ from .answer import (
     rank,
     scores,
 )
+from .images.run import body_for, classify_images, embed_images
+from .images.schema import ImageClassifyRequest, ImageEmbeddingRequest
 from .inputs import texts_of
 from .run import Encoded, encode
 from .schema import ClassifyRequest, EmbeddingRequest, EncoderFields, PairFields, RerankRequest, ScoreRequest
@@ -37,25 +39,35 @@ from .schema import ClassifyRequest, EmbeddingRequest, EncoderFields, PairFields
 router = APIRouter()
 
 _EMBED: dict[str, Any] = {
-    "openapi_extra": body_schema(EmbeddingRequest),
+    "openapi_extra": body_schema(EmbeddingRequest, ImageEmbeddingRequest),
     "responses": answers(Embeddings, RUNS),
     "dependencies": ADMITTED,
 }
-_CLASSIFY = {**_EMBED, "openapi_extra": body_schema(ClassifyRequest), "responses": answers(Classifications, RUNS)}
+_CLASSIFY = {
+    **_EMBED,
+    "openapi_extra": body_schema(ClassifyRequest, ImageClassifyRequest),
+    "responses": answers(Classifications, RUNS),
+}
 _SCORE = {**_EMBED, "openapi_extra": body_schema(ScoreRequest), "responses": answers(Scores, RUNS)}
 _RERANK = {**_EMBED, "openapi_extra": body_schema(RerankRequest), "responses": answers(Ranking, RUNS)}
 
 
 @router.post("/v1/embeddings", **_EMBED)
 async def create_embeddings(
-    body: Annotated[EmbeddingRequest, Depends(body_of(EmbeddingRequest))], request: Request, service: ServiceDep
+    body: Annotated[
+        EmbeddingRequest | ImageEmbeddingRequest, Depends(body_for(EmbeddingRequest, ImageEmbeddingRequest))
+    ],
+    request: Request,
+    service: ServiceDep,
 ) -> Response:
-    """A vector for each text."""
+    """A vector for each text, or image."""
+    if isinstance(body, ImageEmbeddingRequest):
+        return await run_unless_disconnected(request, embed_images(service, request, body))
     config = _check(service, body, "embed")
 
     async def work() -> Embeddings:
         encoded = await encode(service, request, body, await texts_of(service, body), "input")
-        data = embed(config, encoded.vectors, body)
+        data = embed(config.modules.normalizes, encoded.vectors, body)
         return Embeddings(data=data, model=service.model_name, usage=_usage(encoded))
 
     return await run_unless_disconnected(request, work())
@@ -64,9 +76,13 @@ async def create_embeddings(
 @router.post("/v1/classify", **_CLASSIFY)
 @router.post("/classify", **_CLASSIFY)
 async def classify(
-    body: Annotated[ClassifyRequest, Depends(body_of(ClassifyRequest))], request: Request, service: ServiceDep
+    body: Annotated[ClassifyRequest | ImageClassifyRequest, Depends(body_for(ClassifyRequest, ImageClassifyRequest))],
+    request: Request,
+    service: ServiceDep,
 ) -> Response:
-    """A label for each text, and the probabilities of all; of a model that classifies tokens, the entities."""
+    """A label for each text or image, and the probabilities of all; of a model that classifies tokens, the entities."""
+    if isinstance(body, ImageClassifyRequest):
+        return await run_unless_disconnected(request, classify_images(service, request, body))
     config = _check(service, body, "token_classify" if "token_classify" in service.tasks else "classify")
     finds_entities = config.task == "token_classify"
     if finds_entities and (not body.use_activation or body.messages):

@@ -44,15 +44,20 @@ class InputFields(EncoderFields):
             message.check_content(f"messages[{index}]")
 
 
-class EmbeddingRequest(InputFields):
+class VectorFields(RequestBody):
+    """The form of vectors."""
+
+    encoding_format: Literal["float", "base64"] = "float"
+    dimensions: int | None = Field(None, ge=1, description="keep so many numbers, and normalise again")
+    normalize: bool | None = Field(None, description="whether vectors have length 1; by default as the model says")
+
+
+class EmbeddingRequest(InputFields, VectorFields):
     """Embed a text, or several."""
 
     model_config = ConfigDict(json_schema_extra={"example": {"input": ["A cat.", "A dog."]}})
     unsupported = _UNSUPPORTED | {"use_activation": (True,)}
 
-    encoding_format: Literal["float", "base64"] = "float"
-    dimensions: int | None = Field(None, ge=1, description="keep so many numbers, and normalise again")
-    normalize: bool | None = Field(None, description="whether vectors have length 1; by default as the model says")
     prompt_name: str | None = Field(None, description="of the prompts in the model's files, the one in front of texts")
     instruction: str | None = Field(
         None, description="what is searched for, in the place of the instruction in the model's prompt for queries"

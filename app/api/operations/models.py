@@ -6,6 +6,8 @@ from fastapi import APIRouter, Request
 from msgspec import UNSET, UnsetType
 from starlette.responses import Response
 
+from ...checkpoint.image_models import ImageModelConfig
+from ...checkpoint.predictors import reads_text
 from ...core.wire import Task
 from ..deps import ServiceDep
 from ..edge.answer import AnswerBody, json_response
@@ -14,6 +16,8 @@ from ..service import Service
 from ..services import services_of
 
 router = APIRouter()
+
+Modality = Literal["text", "image"]
 
 
 class ServedModel(AnswerBody, kw_only=True):
@@ -29,8 +33,8 @@ class ServedModel(AnswerBody, kw_only=True):
     """What it can do, and so which paths it answers."""
     parent: str | None
     """Of an adapter: its model."""
-    input_modalities: list[Literal["text", "image"]]
-    """What a chat may have."""
+    input_modalities: list[Modality]
+    """What it reads; a model that forecasts reads neither."""
     state: Literal["ready", "loading", "asleep", "failed"] | UnsetType = UNSET
     """Of one of several models: a request wakes one that is asleep, and tries again with one that has failed."""
 
@@ -70,6 +74,13 @@ def _describe(service: Service, name: str) -> ServedModel:
         max_model_len=ready.max_model_len if ready else None,
         tasks=service.tasks,
         parent=service.model_name if service.adapter_of(name) else None,
-        input_modalities=["text", "image"] if ready and ready.reads_images else ["text"],
+        input_modalities=_modalities(service),
         state=UNSET if service.lifecycle is None else service.state,
     )
+
+
+def _modalities(service: Service) -> list[Modality]:
+    ready, predictor = service.engine.ready, service.predictor
+    sees = isinstance(predictor, ImageModelConfig) or (ready is not None and ready.reads_images)
+    reads: dict[Modality, bool] = {"text": reads_text(predictor), "image": sees}
+    return [name for name, does in reads.items() if does]
