@@ -37,6 +37,8 @@ def test_what_is_read(kind: str) -> None:
     data = read_data_url(url(FILES[kind], f"image/{kind.lower()}"), "where", MOST_BYTES)
     expected = np.asarray(Image.open(io.BytesIO(FILES[kind])).convert("RGB"))
     np.testing.assert_array_equal(np.asarray(decode(data, 40 * 30)), expected)
+    in_lines = base64.encodebytes(data).decode()
+    assert read_data_url(f"data:image/{kind};base64,{in_lines}", "where", MOST_BYTES) == data
     assert read_data_url(f"DATA:;charset=x;base64,{base64.b64encode(data).decode()}", "where", MOST_BYTES) == data
 
 

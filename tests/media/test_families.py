@@ -116,10 +116,10 @@ def expected(model: Any, folder: Path, said: list[Any]) -> tuple[list[int], torc
     return out.sequences[0].tolist(), torch.log_softmax(torch.cat(out.logits).float(), -1)
 
 
-def make_engine(folder: Path, longest: int) -> EngineCore:
+def make_engine(folder: Path, longest: int, backend: str = "auto") -> EngineCore:
     """An engine with chunks of 24 tokens, and memory for one request and a half."""
     num_blocks = (longest + NUM_TOKENS) * 3 // 16
-    sizes = {"max_model_len": 8 * num_blocks, "num_kv_blocks": num_blocks}
+    sizes = {"max_model_len": 8 * num_blocks, "num_kv_blocks": num_blocks, "attention_backend": backend}
     settings = tiny_settings().model_copy(update=sizes)
     built = build_worker(settings, folder)
     assert built.reads_images
@@ -160,12 +160,12 @@ def tokens_of(outputs: list[Any]) -> list[int]:
     return [token for output in outputs for token in output.token_ids]
 
 
-@pytest.mark.parametrize("family", FOLDERS)
-def test_images_in_a_crowd(family: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("family", "backend"), [*((family, "auto") for family in FOLDERS), ("Gemma3", "torch")])
+def test_images_in_a_crowd(family: str, backend: str, tmp_path: Path) -> None:
     model = write_folder(family, tmp_path)
     with seeing_server(tmp_path) as server:
         commands = {name: ask(server, said) for name, said in CHATS.items()}
-    core = make_engine(tmp_path, max(len(command.prompt_token_ids) for command in commands.values()))
+    core = make_engine(tmp_path, max(len(command.prompt_token_ids) for command in commands.values()), backend)
     # Twice, so that prompts are found in the cache, whole and in part.
     outputs, preemptions = run(core, commands | {f"{name} again": command for name, command in commands.items()})
     assert preemptions > 0, "the pool was not small enough to prove anything"

@@ -12,6 +12,7 @@ from ...media.images import read_data_url
 from ...media.preparer import ChatImage
 from ...text.control_tokens import Segments
 from ..generation.choices import check_count
+from ..generation.prompts import in_thread
 from ..service import Service
 from .message import ContentPart
 
@@ -48,11 +49,15 @@ async def prepare_images(service: Service, parts: Sequence[ImagePart], salt: str
         raise UnsupportedError(f"{first.holder}: content of type {first.kind!r} is not supported: {why}", first.holder)
     limits = service.settings.request_limits
     check_count("images", len(parts), limits.max_images)
-    files = []
-    for one in parts:
-        if one.part.image_url is None:
+    urls = [one.part.image_url.url if one.part.image_url else None for one in parts]
+    for one, url in zip(parts, urls, strict=True):
+        if url is None:
             raise InvalidRequestError(f"{one.path}: Field required", one.path)
-        files.append(read_data_url(one.part.image_url.url, one.path, limits.max_image_size))
+
+    def read() -> list[bytes]:
+        return [read_data_url(url or "", one.path, limits.max_image_size) for one, url in zip(parts, urls, strict=True)]
+
+    files = await in_thread(read, sum(len(url or "") for url in urls))
     return [
         await service.images.prepare(file, one.path, limits.max_image_pixels, salt)
         for file, one in zip(files, parts, strict=True)
