@@ -52,8 +52,11 @@ class SleepingModel:
             log.error("the model %s: %s", self.name, error)
             self._end("failed", str(error))
             return
+        if not self._engine.is_ready:  # it counts as wanted until it can serve anybody
+            self._lifecycle.want()
+            return
         limit = self._settings.idle_timeout
-        if limit is not None and unwanted > limit and self._engine.is_ready:
+        if limit is not None and unwanted > limit:
             log.info("the model %s goes to sleep: nobody has wanted it for %.0f s", self.name, unwanted)
             self._end("asleep")
 
