@@ -28,7 +28,7 @@ class Array(msgspec.Struct, frozen=True):
         return np.frombuffer(self.data, self.dtype).reshape(self.shape)
 
 
-class Media(msgspec.Struct, frozen=True):
+class Media(msgspec.Struct, frozen=True, weakref=True):
     """One image, sound, or other input, prepared for the model that reads it."""
 
     digest: bytes
