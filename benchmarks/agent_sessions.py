@@ -1,6 +1,6 @@
 """What agents' sessions wait for when their prompts do not fit the KV cache together: a replay.
 
-    python benchmarks/agent_sessions.py    # under six minutes on two cores
+    python benchmarks/agent_sessions.py    # some minutes on two idle cores
     python benchmarks/agent_sessions.py --sessions 32 --turns 43 --length 8192 --time-scale 1 --blocks 4096 \\
         --host 64GiB --larger 20480 --max-tokens 64 -- --model FOLDER --load-format dummy    # on a GPU
 
@@ -110,15 +110,15 @@ def main() -> None:
     """Replay with each way of caching, print the table, write the result."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sessions", type=int, default=8)
-    parser.add_argument("--turns", type=int, default=8, help="of each session")
-    parser.add_argument("--length", type=int, default=896, help="tokens of a session's last prompt")
+    parser.add_argument("--turns", type=int, default=6, help="of each session")
+    parser.add_argument("--length", type=int, default=768, help="tokens of a session's last prompt")
     parser.add_argument("--max-tokens", type=int, default=8, help="of an answer")
     parser.add_argument("--time-scale", type=float, default=0.1, help="what pauses are multiplied by")
-    parser.add_argument("--others", type=int, default=1, help="clients whose prompts never come again")
-    parser.add_argument("--others-length", type=int, default=256, help="tokens of their prompts")
-    parser.add_argument("--blocks", type=int, default=128, help="KV blocks")
-    parser.add_argument("--host", default="160MiB", help="size of host_kv_cache")
-    parser.add_argument("--larger", type=int, default=583, help="KV blocks instead of host memory")
+    parser.add_argument("--others", type=int, default=2, help="clients whose prompts never come again")
+    parser.add_argument("--others-length", type=int, default=384, help="tokens of their prompts")
+    parser.add_argument("--blocks", type=int, default=160, help="KV blocks")
+    parser.add_argument("--host", default="140MiB", help="size of host_kv_cache")
+    parser.add_argument("--larger", type=int, default=558, help="KV blocks instead of host memory")
     parser.add_argument("flags", nargs="*", help="of paceline serve, behind --")
     args = parser.parse_args()
     blocks, larger = ("--num-kv-blocks", str(args.blocks)), ("--num-kv-blocks", str(args.larger))
