@@ -7,15 +7,17 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from tokenizers import Tokenizer
 
 from tests.server.process import Server, running_server
 from tests.server.test_encoders import CLS, SEP, write_tokenizer
 from tests.worker.test_encoder_runner import write_encoder
 from tests.worker.test_forecaster import write_forecaster
 from tests.worker.test_image_models import write_image_model
+from tests.worker.test_predictors import write_decoder
 
 REPOSITORY = Path(__file__).parents[2]
-PAGES = ("README.md", "docs/api.md", "docs/forecasting.md", "docs/image-models.md")
+PAGES = ("README.md", "docs/api.md", "docs/forecasting.md", "docs/image-models.md", "docs/encoders.md")
 ADDRESS = "http://127.0.0.1:8000"
 
 
@@ -73,7 +75,31 @@ def clip(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
         yield server
 
 
+@pytest.fixture(scope="module")
+def tagger(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    folder = tmp_path_factory.mktemp("tagger")
+    write_encoder(folder, "Bert", "ForTokenClassification", vocab_size=258)
+    write_tokenizer(folder)
+    with running_server("--model", str(folder)) as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def judge(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    folder = tmp_path_factory.mktemp("judge")
+    write_decoder(folder, "Qwen3", "ForCausalLM", vocab_size=300, max_position_embeddings=600)
+    write_tokenizer(folder)
+    fast = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    fast.add_tokens(["yes", "no"])
+    fast.save(str(folder / "tokenizer.json"))
+    with running_server("--model", str(folder), "--task", "score") as server:
+        yield server
+
+
 SERVERS = {
+    "docs/encoders.md: Embeddings": "encoder",
+    "docs/encoders.md: Entities": "tagger",
+    "docs/encoders.md: Rerankers that generate": "judge",
     "docs/api.md: Encoders": "encoder",
     "docs/forecasting.md: Forecasting": "forecaster",
     "docs/image-models.md: Classifying": "clip",
