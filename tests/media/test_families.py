@@ -211,6 +211,20 @@ def test_a_request_goes_on_behind_the_death_of_an_engine(tmp_path: Path) -> None
     core.abort(["first", "second"])
 
 
+def test_images_that_exceed_the_context_are_refused_one_by_one(tmp_path: Path) -> None:
+    write_folder("LlavaNext", tmp_path)
+    with seeing_server(tmp_path) as server:
+        content = [image_part(image_file(130, 90, seed=seed)) for seed in range(9)]
+        answer = server.post("/v1/chat/completions", {"messages": [{"role": "user", "content": content}]})
+        kept = list(server.service.images._kept.values())  # type: ignore[union-attr]
+    error = answer.json()["error"]
+    assert answer.status_code == 400
+    assert error["code"] == "context_length_exceeded"
+    count = len(kept)
+    assert error["param"] == f"messages[0].content[{count - 1}].image_url"
+    assert sum(one.media.num_tokens for one in kept[:-1]) <= MAX_MODEL_LEN < sum(one.media.num_tokens for one in kept)
+
+
 def test_a_failing_image_ends_its_own_request_alone(tmp_path: Path) -> None:
     """What the model says of an image may not fit the places that it was given."""
     write_folder("Llava", tmp_path)

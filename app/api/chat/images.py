@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from itertools import groupby
 
 from ...core.media import Placed, Run
-from ...errors import InvalidRequestError, UnsupportedError
+from ...errors import ContextLengthError, InvalidRequestError, UnsupportedError
 from ...media.images import read_data_url
 from ...media.preparer import ChatImage
 from ...text.control_tokens import Segments
@@ -58,10 +58,18 @@ async def prepare_images(service: Service, parts: Sequence[ImagePart], salt: str
         return [read_data_url(url or "", one.path, limits.max_image_size) for one, url in zip(parts, urls, strict=True)]
 
     files = await in_thread(read, sum(len(url or "") for url in urls))
-    return [
-        await service.images.prepare(file, one.path, limits.max_image_pixels, salt)
-        for file, one in zip(files, parts, strict=True)
-    ]
+    images: list[ChatImage] = []
+    num_tokens, most = 0, service.ready().max_model_len
+    for file, one in zip(files, parts, strict=True):
+        images.append(await service.images.prepare(file, one.path, limits.max_image_pixels, salt))
+        num_tokens += images[-1].media.num_tokens
+        if num_tokens > most:  # before others are prepared, each of which may take a hundred megabytes
+            raise ContextLengthError(
+                f"This model's maximum context length is {most} tokens. However, images have {num_tokens} tokens up "
+                "to this one. Send fewer, or smaller ones.",
+                one.path,
+            )
+    return images
 
 
 class Gallery:
