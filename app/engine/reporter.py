@@ -16,7 +16,7 @@ _INTERVAL = 0.1
 _PAUSE = 250
 """The next report comes no sooner than so many times the seconds that making the last one took: so they take 0.4 % of
 the engine's time at most, however many requests there are."""
-_MOST_STATES = 2048
+_MOST_STATES = 1024
 """Blocks of a group that a report tells the state of."""
 
 
@@ -49,8 +49,8 @@ class Reporter:
         if not self._until:
             return
         counts, stats = self._counts, message.stats
-        counts.output_tokens += sum(len(output.token_ids) for output in message.outputs)
-        counts.left += sum(output.finish_reason is not None for output in message.outputs)
+        reasons = [output.finish_reason for output in message.outputs]
+        counts.left += len(reasons) - reasons.count(None)
         if stats is not None:
             counts.steps += stats.step_tokens > 0
             counts.seconds += stats.step_seconds
@@ -62,6 +62,7 @@ class Reporter:
     def _take_step(self, step: SchedulerOutput, result: ModelRunnerOutput) -> None:
         self._last_step = step
         self._counts.joined += len(step.new_requests)
+        self._counts.output_tokens += sum(map(len, result.token_ids))
         self._counts.prompt_tokens += step.decodes_and_prompt_tokens[1]
         if step.drafts:
             for row, request_id, tokens in zip(step.rows, step.request_ids, result.token_ids, strict=True):

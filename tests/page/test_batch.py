@@ -70,7 +70,7 @@ def test_it_shows_who_runs_and_who_waits(page: Page, server: Server) -> None:
             str(ROWS)
         )
         expect(page.locator(".queue")).to_contain_text(re.compile(rf"{ROWS} running, \d+ waiting"))
-        expect(page.locator(".note", has_text="of 5,000 blocks")).to_contain_text("one in 3 is shown")
+        expect(page.locator(".note", has_text="of 5,000 blocks")).to_contain_text("one in 5 is shown")
         page.get_by_text("Requests as a table").click()
         expect(page.locator(".rows tbody tr")).to_have_count(ROWS)
         assert number(page, "Output") > 0
