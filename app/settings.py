@@ -436,6 +436,7 @@ class Settings(
         taken = [share for given in self.models.values() if isinstance(share := given.get("memory_share"), float | int)]
         if len(taken) < len(self.models):
             common["memory_share"] = self.memory_share or (1 - sum(taken)) / (len(self.models) - len(taken))
+        common["host_kv_cache"] = int(self.host_kv_cache * own.get("memory_share", common["memory_share"] or 1))
         return _validated(common | own | {"served_model_name": name}, f"models: {name}")
 
     def check_models(self) -> None:

@@ -28,7 +28,11 @@ class _Names(msgspec.Struct):
     lora_name: str | None = None
 
 
-_MODEL_IN_FORM = re.compile(rb'; name="?model"?\r\n(?:[^\r\n]+\r\n)*\r\n([^\r\n]{1,1024})')
+_BOUNDARY = re.compile(r'boundary="?([^";,]{1,70})')
+_IS_MODEL = re.compile(rb'; name="?model"?(?:\r\n|;|$)')
+_MOST_PARTS = 64
+_LONGEST_HEADERS, _LONGEST_NAME = 1024, 1024
+"""Bytes."""
 _names = msgspec.json.Decoder(_Names, strict=False)
 
 
@@ -42,6 +46,9 @@ class Services:
     def find(self, name: str) -> Service:
         """The model, or the model whose adapter this is. NotFoundError names the one that was probably meant."""
         for service in self.all:
+            if name == service.model_name:
+                return service
+        for service in self.all:
             if service.serves(name) or name in service.settings.lora:
                 return service
         names = [known for service in self.all for known in (service.model_name, *service.engine.adapters)]
@@ -54,6 +61,8 @@ class Services:
     async def chosen(self, request: Request) -> Service:
         """The service that a request is for. What is posted is work for the model, which is woken for it."""
         name = request.scope.get(PATH_MODEL)
+        if request.method == "POST":  # neither is a body read nor a model loaded for those beyond their limits
+            self.all[0].admission.check_limits(request.scope["request_log"])
         if name is None and request.method == "POST":
             name = named(request.url.path, request.headers.get("content-type", ""), await request.body())
         elif name is None:
@@ -88,9 +97,13 @@ class Services:
             self._waiting[name] -= 1
 
     def keep_awake(self) -> None:
-        """To be called now and then: models that have requests do not sleep."""
+        """To be called now and then: models that have requests do not sleep, and one that has failed has none."""
         for service in self.all:
-            if service.engine.has_requests and service.lifecycle is not None:
+            if not service.engine.has_requests or service.lifecycle is None:
+                continue
+            if reason := service.lifecycle.reason:
+                service.engine.end_all(reason)
+            else:
                 service.lifecycle.want()
 
 
@@ -100,8 +113,7 @@ def named(path: str, content_type: str, body: bytes) -> str | None:
     Raises InvalidRequestError for an adapter that is to be loaded for a model that is not said.
     """
     if content_type.startswith("multipart/form-data"):
-        field = _MODEL_IN_FORM.search(body)
-        return field[1].decode(errors="replace") if field else None
+        return _named_in_form(content_type, body)
     try:
         names = _names.decode(body)
     except (msgspec.DecodeError, UnicodeDecodeError):
@@ -111,6 +123,23 @@ def named(path: str, content_type: str, body: bytes) -> str | None:
     if path == "/v1/unload_lora_adapter":
         return names.lora_name
     return names.base_model_name if path == "/v1/load_lora_adapter" else names.model
+
+
+def _named_in_form(content_type: str, body: bytes) -> str | None:
+    """The field `model` of a form, whose parts are only looked at where they begin: one may be a long file."""
+    boundary = _BOUNDARY.search(content_type)
+    if boundary is None:
+        return None
+    mark, at = b"--" + boundary[1].encode(), 0
+    for _ in range(_MOST_PARTS):
+        if (at := body.find(mark, at)) < 0:
+            return None
+        at += len(mark)
+        end = body.find(b"\r\n\r\n", at, at + _LONGEST_HEADERS)
+        if end >= 0 and _IS_MODEL.search(body[at:end]):
+            value = body[end + 4 : end + 4 + _LONGEST_NAME].partition(b"\r\n")[0]
+            return value.decode(errors="replace") or None
+    return None
 
 
 def services_of(request: Request) -> list[Service]:

@@ -97,6 +97,10 @@ class EngineClient(Protocol):
         """
         ...
 
+    def end_all(self, error: str) -> None:
+        """End every open request with an error. An engine that comes later takes new ones."""
+        ...
+
     def expire(self, request_id: str) -> None:
         """End a request whose time is over: its last output, FinishReason.TIMEOUT, comes now."""
         ...

@@ -428,11 +428,15 @@ class AsyncEngine:
     async def _fail(self, error: str) -> None:
         """End every open request with an error, because no other engine will come."""
         self.failure = self.failure or error
-        for request_id in list(self._open):
-            self._end(request_id, self.failure)
+        self.end_all(self.failure)
         for name in self._asked:
             self._answer(name, EngineUnavailableError(self.failure))
         await self._notify()
+
+    def end_all(self, error: str) -> None:
+        """See `EngineClient.end_all`."""
+        for request_id in list(self._open):
+            self._end(request_id, error)
 
     def _end(self, request_id: str, error: str) -> None:
         self._backlog.leave(request_id, was_served=False)

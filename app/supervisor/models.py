@@ -18,6 +18,10 @@ from .folder import PrivateFolder
 log = logging.getLogger(__name__)
 
 
+_FIRST_PAUSE, _LONGEST_PAUSE = 1.0, 60.0
+"""Seconds before a model that has failed is tried again: twice as long each time."""
+
+
 class SleepingModel:
     """One of several models. Requests that it has when it is put to sleep, or dies, go on with the next engine."""
 
@@ -31,7 +35,8 @@ class SleepingModel:
         self._settings = settings
         self._lifecycle = Lifecycle(self.address)
         self._engine: EngineProcess | None = None
-        self._slept_at = time.monotonic()
+        self._slept_at = self._retry_at = time.monotonic()
+        self._pause = 0.0
         self.has_failed = False
         if settings.load_models == "start":
             self._lifecycle.want()
@@ -41,11 +46,13 @@ class SleepingModel:
 
     def check(self) -> None:
         """Do what has become necessary. To be called about twice a second."""
-        unwanted = self._lifecycle.seconds_unwanted
+        unwanted, now = self._lifecycle.seconds_unwanted, time.monotonic()
         if self._engine is None:
-            if unwanted < time.monotonic() - self._slept_at:
+            if unwanted < now - self._slept_at and now >= self._retry_at:
                 self._wake()
             return
+        if self._engine.is_ready:
+            self._pause = 0.0
         try:
             self._engine.check()
         except ChildLostError as error:
@@ -71,6 +78,9 @@ class SleepingModel:
         assert self._engine is not None
         self._slept_at = time.monotonic()
         self.has_failed = state == "failed"
+        if self.has_failed:
+            self._pause = min(_LONGEST_PAUSE, max(_FIRST_PAUSE, 2 * self._pause))
+            self._retry_at = self._slept_at + self._pause
         self._lifecycle.set("failed" if self.has_failed else "asleep", why)
         self._engine.end()
         self._engine = None

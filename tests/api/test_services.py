@@ -33,3 +33,16 @@ def test_a_form_names_a_model(fields: dict[str, str]) -> None:
     request = httpx.Request("POST", "http://a", data=fields, files={"file": ("x.wav", b"RIFF\r\n\r\nmodel")})
     kind, body = request.headers["content-type"], request.read()
     assert named("/v1/audio/transcriptions", kind, body) == fields.get("model")
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b'--xy\r\nContent-Disposition: form-data; name="file"\r\n\r\n; name="model"\r\n\r\nof the file\r\n--xy--\r\n',
+        b'--xy\r\n; name="model"'
+        + b"\r\n; name=model" * 100_000,  # a search for a part's end that goes back takes minutes
+        b"--xy" * 100_000,
+    ],
+)
+def test_a_form_is_looked_at_where_parts_begin(body: bytes) -> None:
+    assert named("/v1/audio/transcriptions", "multipart/form-data; boundary=xy", body) is None

@@ -187,6 +187,27 @@ def test_adapters_without_a_name_are_there_as_long_as_requests_have_them() -> No
     assert adapters.find("a", "/old") is not former
 
 
+async def test_requests_of_a_model_that_has_failed_end_and_its_next_engine_takes_others(
+    tmp_path: Path, client: AsyncEngine
+) -> None:
+    engine = Engine(tmp_path)
+    await engine.start()
+    await client.wait_until_ready()
+    lost = client.generate(command("lost", [1, 2]))
+    engine.die()
+    await client.wait_until_lost()
+    client.end_all("its weights are gone")
+    output = await anext(lost)
+    assert (output.finish_reason, output.error) == (FinishReason.ERROR, "its weights are gone")
+    assert not client.has_requests
+    await engine.start()
+    await client.wait_until_ready()
+    client.generate(command("later", [1, 2]))
+    assert isinstance(first := await engine.receive_any(), GenerateCommand)
+    assert first.request_id == "later"
+    engine.die()
+
+
 async def test_a_load_that_waits_fails_with_the_engine(tmp_path: Path, client: AsyncEngine) -> None:
     engine = Engine(tmp_path)
     await engine.start()

@@ -108,6 +108,11 @@ class Admission:
 
     def check_rates(self, entry: RequestLog) -> None:
         """Count a request. Raises RateLimitError if its tenant has reached a limit per minute."""
+        self.check_limits(entry)
+        self._usage_of(entry.tenant).requests.use(entry.tenant.requests_per_minute, 1)
+
+    def check_limits(self, entry: RequestLog) -> None:
+        """Raise RateLimitError if a request's tenant has reached a limit per minute."""
         tenant, usage = entry.tenant, self._usage_of(entry.tenant)
         for what, limit, bucket in (
             ("requests", tenant.requests_per_minute, usage.requests),
@@ -120,7 +125,6 @@ class Admission:
                 error = RateLimitError(f"the limit of {limit} {what} a minute is reached")
                 error.retry_after = math.ceil(missing * 60 / limit)
                 raise error
-        usage.requests.use(tenant.requests_per_minute, 1)
 
     def use_tokens(self, tenant: Tenant, amount: int) -> None:
         """Count prompt or output tokens."""
