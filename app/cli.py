@@ -14,7 +14,16 @@ from pydantic.fields import FieldInfo
 from paceline_bench.command import bench
 
 from .errors import EXIT_STARTUP_ERROR, PacelineError, StartupError
-from .settings import GROUPS, RequestLimits, load_settings, shown_default
+from .settings import (
+    GROUPS,
+    AdapterSettings,
+    CacheSettings,
+    ModelSettings,
+    RequestLimits,
+    SchedulerSettings,
+    load_settings,
+    shown_default,
+)
 from .tenants import digest_of, new_key
 from .version import __version__
 
@@ -26,6 +35,8 @@ cli = typer.Typer(
 )
 
 
+_OF_AN_ENGINE = (ModelSettings, CacheSettings, SchedulerSettings)
+"""Settings of commands that start one without a server."""
 _OF_QUALITY = ("model_impl", "attention_backend", "dtype", "kv_dtype", "quantization", "device", "cpu_threads")
 """Settings that change what a model computes."""
 _METAVARS: dict[Any, str] = {int: "INTEGER", float: "NUMBER", ByteSize: "SIZE", RequestLimits: "JSON"}
@@ -129,10 +140,10 @@ def chat(
     if url is None:
         from .terminal.own_engine import OwnEngine
 
-        source = OwnEngine(**{name: value for name, value in flags.items() if value is not None})
+        source = OwnEngine(**{name: value for name, value in flags.items() if value not in (None, [])})
     else:
-        model = flags.pop("model")
-        if given := [name for name, value in flags.items() if value is not None]:
+        model = next(iter(flags.pop("model") or []), None)
+        if given := [name for name, value in flags.items() if value not in (None, [])]:
             raise StartupError(f"{given[0]}: the server at {url} has settings of its own")
         source = Server(url, api_key, model)
     talk(source, {name: value for name, value in fields.items() if value is not None}, system)
@@ -150,7 +161,7 @@ def batch(
     """
     from .batch import run_batch
 
-    given = {name: value for name, value in flags.items() if value is not None}
+    given = {name: value for name, value in flags.items() if value not in (None, [])}
     print(run_batch(source, target, ordered, **given), file=sys.stderr)
 
 
@@ -282,14 +293,14 @@ def root(
 
 
 cli.command()(_with_settings(serve, GROUPS))
-cli.command()(_with_settings(generate, GROUPS[:3]))
-cli.command()(_with_settings(chat, GROUPS[:3]))
-cli.command()(_with_settings(batch, GROUPS[:4]))
+cli.command()(_with_settings(generate, _OF_AN_ENGINE))
+cli.command()(_with_settings(chat, _OF_AN_ENGINE))
+cli.command()(_with_settings(batch, (*_OF_AN_ENGINE, AdapterSettings)))
 cli.command()(doctor)
 cli.command()(check_model)
-cli.command()(_with_settings(quality, GROUPS[:2], _OF_QUALITY))
+cli.command()(_with_settings(quality, _OF_AN_ENGINE, _OF_QUALITY))
 cli.command()(quantize)
-cli.command()(_with_settings(distill, GROUPS[:2], _OF_QUALITY))
+cli.command()(_with_settings(distill, _OF_AN_ENGINE, _OF_QUALITY))
 cli.command()(bench)
 cli.command()(hash_key)
 

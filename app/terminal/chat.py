@@ -167,7 +167,7 @@ def _session(commands: list[str]) -> PromptSession[str]:
         event.current_buffer.insert_text("\n")
 
     folder = Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state") / "paceline"
-    folder.mkdir(parents=True, exist_ok=True)
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     return PromptSession(
         history=FileHistory(str(folder / "chat_history")),
         completer=WordCompleter(commands, sentence=True),

@@ -1,5 +1,6 @@
 """An engine of the terminal's own. What it imports, a chat with a server does not need."""
 
+import sys
 from collections.abc import Generator
 from contextlib import closing
 from types import TracebackType
@@ -13,7 +14,8 @@ class OwnEngine:
     """An engine that lives as long as the chat."""
 
     def __init__(self, **settings: Any) -> None:
-        """Raises StartupError."""
+        """Load the model, and say so, since it takes a while. Raises StartupError."""
+        print("loading the model ...", file=sys.stderr)
         self._llm = LLM(**settings, progress=False)
         self.name = self._llm.model_name
 

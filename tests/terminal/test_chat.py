@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -38,7 +39,9 @@ def terminal(*arguments: str, **environment: str) -> Iterator[pexpect.spawn]:
     try:
         yield child
     finally:
-        child.close(force=True)
+        child.kill(signal.SIGKILL)
+        child.wait()
+        child.close()
 
 
 @pytest.fixture(scope="module")
@@ -58,7 +61,9 @@ def enter(chat: pexpect.spawn, line: str) -> None:
 
 
 def test_a_chat_with_a_server(url: str, tmp_path: Path) -> None:
-    with terminal(url, "--max-tokens", "40", OPENAI_API_KEY="secret", XDG_STATE_HOME=str(tmp_path)) as chat:
+    with terminal(
+        url, "--model", "parrot", "--max-tokens", "40", OPENAI_API_KEY="secret", XDG_STATE_HOME=str(tmp_path)
+    ) as chat:
         chat.expect("parrot")
         enter(chat, "first line" + ALT_ENTER + "second line")
         chat.expect(r"\d+ tokens, [\d.]+ tokens/s, the first after [\d.]+ s")

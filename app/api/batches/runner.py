@@ -51,7 +51,7 @@ class BatchRunner:
         """Ids of batches."""
         assert settings.batch_folder is not None
         try:
-            settings.batch_folder.mkdir(parents=True, exist_ok=True)
+            settings.batch_folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             self._lock = os.open(settings.batch_folder / "lock", os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
         except OSError as error:
             raise StartupError(f"batch_folder: {settings.batch_folder}: {error.strerror}") from None
