@@ -34,6 +34,7 @@ class BlockPool:
         self._cached: OrderedDict[int, None] = OrderedDict()  # least recently used first
         self._retained = RetainedBlocks(int(num_blocks * _MOST_RETAINED))
         self._wishes: dict[int, Wish] = {}  # of used and cached blocks
+        self._now = float("-inf")
 
     @property
     def num_available(self) -> int:
@@ -107,12 +108,20 @@ class BlockPool:
                 continue
             if not is_known:
                 self._free.append(block)
-            elif self._wishes and (kept := self._wishes.get(block)):
-                given_up = self._retained.add(block, kept)
-                if given_up is not None:
-                    self._give_up(given_up)
+            elif self._wishes and block in self._wishes:
+                self._keep(block)
             else:
                 self._cached[block] = None
+
+    def _keep(self, block: int) -> None:
+        """A block that is in no table any more is retained, unless the time of its wish passed while it was used."""
+        wish = self._wishes[block]
+        if wish.until <= self._now:
+            given_up: int | None = block
+        else:
+            given_up = self._retained.add(block, wish)
+        if given_up is not None:
+            self._give_up(given_up)
 
     def _give_up(self, block: int, is_old: bool = False) -> None:
         """A retained block becomes one that is only cached."""
@@ -123,6 +132,7 @@ class BlockPool:
 
     def expire(self, now: float) -> None:
         """Blocks that were to be kept until `now` are evicted like others from now on, and before them."""
+        self._now = now
         if self._wishes:
             for block in self._retained.expired(now):
                 self._give_up(block, is_old=True)

@@ -132,4 +132,4 @@ class Reporter:
 
 def _blocks(pool: BlockPool) -> KVReport:
     stride = -(-pool.num_blocks // _MOST_STATES)
-    return KVReport(pool.num_blocks, pool.num_used, pool.num_cached, stride, pool.states(stride))
+    return KVReport(pool.num_blocks, pool.num_used, pool.num_cached + pool.num_retained, stride, pool.states(stride))

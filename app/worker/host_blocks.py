@@ -138,7 +138,9 @@ class HostBlocks:
             [kv.transpose(0, backend.block_dim) for layer in group.layers for kv in layer.cache.kv if kv.numel()]
             for group in groups
         ]
-        self._num_places = num_places
+        # The device may have fewer blocks than there are places for.
+        of_groups = zip(tensors, num_places, strict=True)
+        self._to_measure = [min(_TO_MEASURE, count, len(of_group[0])) for of_group, count in of_groups]
         on_host = [_GroupOnHost(of_group, count) for of_group, count in zip(tensors, num_places, strict=True)]
         is_on_gpu = device.type == "cuda"
         self._groups = [_Aside(group, device, most_rows) if is_on_gpu else _Here(group) for group in on_host]
@@ -150,7 +152,7 @@ class HostBlocks:
 
     def measure(self) -> float:
         """Seconds that a block of every group takes there and back. Whatever the blocks hold, they keep."""
-        counts = [min(_TO_MEASURE, count) for count in self._num_places]
+        counts = self._to_measure
         there = [BlockCopies(out=[(number, number) for number in range(count)]) for count in counts]
         back = [BlockCopies(into=of_group.out) for of_group in there]
         seconds = []

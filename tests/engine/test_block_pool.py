@@ -96,6 +96,20 @@ def test_retained_blocks_go_last_and_no_tenant_keeps_more_than_its_share() -> No
     assert pool.num_available == 0
 
 
+def test_a_wish_whose_time_has_passed_while_its_block_was_used_counts_no_more() -> None:
+    pool = BlockPool(4)
+    old, hot = pool.allocate(2)
+    for block in (old, hot):
+        pool.prefix_cache.insert(bytes([block]), block)
+    pool.share([hot])
+    pool.free([hot], Wish(10.0, "a", 1.0))
+    pool.expire(20.0)
+    pool.free([old])
+    pool.free([hot])  # used last, so evicted last
+    assert (pool.num_retained, pool.num_cached) == (0, 2)
+    assert pool.allocate(4)[2:] == [old, hot]
+
+
 @given(st.lists(st.tuples(st.integers(0, 5), st.sampled_from("abc"), st.floats(0, 9)), max_size=60))
 def test_retained_blocks_are_shared_by_weight(wishes: list[tuple[int, str, float]]) -> None:
     """Who gives up a block has most for its weight; and whoever had less than its share loses none."""
