@@ -83,6 +83,16 @@ def test_an_answer_streams_and_is_shown_as_what_it_is(chat: Page, server: Server
     assert "Hello *you*" in last_messages(server)
 
 
+def test_deep_markdown_is_shown_too(chat: Page, server: Server) -> None:
+    texts = ("*a " * 300 + "b*" * 300, "> " * 400 + "c", "[" * 100 + "d" + "](e)" * 100)
+    server.engine.script = say("\n\n".join(texts), per_output=40)
+    ask(chat, "Hi")
+    answer = chat.get_by_label("Answer", exact=True)
+    expect(answer.locator(".stats")).to_be_visible()
+    for text in ("a a a", "> > c", "[[[d"):
+        expect(answer).to_contain_text(text)
+
+
 def test_stop_aborts_in_the_engine(chat: Page, server: Server) -> None:
     server.engine.script = say("endless", None)  # no end comes
     ask(chat, "Go on")

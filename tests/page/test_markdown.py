@@ -10,6 +10,7 @@ from pathlib import Path
 from markdown_it import MarkdownIt
 
 from tests.page.conftest import needs_node
+from tests.patience import PATIENCE
 
 pytestmark = needs_node
 
@@ -35,7 +36,7 @@ SAMPLES = [
     "---\n***\n_ _ _\n",
     "a\\*b\\_c \\` \\[x](y)",
     '[a *b* c](https://x.org/a_b?c=d&e=f "title") and <https://y.org/z>',
-    "![alt](https://x.org/i.png)",
+    "![alt](https://x.org/i.png) [![alt](https://x.org/i.png)](https://y.org) \\![a](https://x.org)",
     "[not a link] (x.org) [a](b c)",
     "[a[b](https://in.org)](x)",
     "snake_case_word and _em_ and __strong__ and 2*3*4",
@@ -61,7 +62,9 @@ SAMPLES = [
 
 def rendered(texts: list[str]) -> list[str]:
     script = Path(__file__).with_name("markdown_as_html.mjs")
-    done = subprocess.run(["node", script], input=json.dumps(texts), capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        ["node", script], input=json.dumps(texts), capture_output=True, text=True, check=True, timeout=PATIENCE
+    )
     html: list[str] = json.loads(done.stdout)
     return html
 
@@ -110,6 +113,30 @@ def test_no_address_runs_anything() -> None:
     ]
     for html in rendered(hostile):
         assert not re.search(r'(?:href|src)="(?!https?://|mailto:|")', html), html
+
+
+def test_no_text_takes_long() -> None:
+    """What took exponential time in the depth of a text would never end here."""
+    count = 3000
+    texts = [
+        "[" * count + "a" + "](b)" * count,
+        "[" * 8000,
+        "![" * count + "](x" * count,
+        "[a](" * count + "(" * count,
+        "> > > > > > a\n" + "b\n" * count,
+        "> > > a\nb\n" * count,
+        "- a\nb\n> c\nd\n" * count,
+        "> " * count,
+        "*a " * count + "b*" * count,
+        "- " * count,
+        "*a **b _c " * count,
+        "a* b** c_ " * count,
+        " ".join("`" * length for length in range(1, 300)),
+        "| a " * count + "\n" + "| - " * count + "\n" + "| b " * count,
+        " " * 8000 + "x" + " " * 8000,
+        "https://" + "(" * count + ")" * count,
+    ]
+    assert len(rendered(texts)) == len(texts)
 
 
 def test_every_beginning_of_a_text_reads() -> None:

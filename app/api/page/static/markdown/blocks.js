@@ -27,8 +27,21 @@ const RULES = [indented, fence, heading, rule, quote, list, table, paragraph];
 
 const blocksOf = (lines) => readBlocks(lines).blocks;
 
+/** Quotes and lists deeper than this are text. */
+const DEEPEST = 24;
+let depth = 0;
+
 /** The blocks of some lines, and whether blank lines are between any of them. */
 function readBlocks(lines) {
+  depth++;
+  try {
+    return read(lines, depth > DEEPEST ? [paragraph] : RULES);
+  } finally {
+    depth--;
+  }
+}
+
+function read(lines, rules) {
   const blocks = [];
   let isSpaced = false;
   let at = 0;
@@ -38,8 +51,8 @@ function readBlocks(lines) {
       continue;
     }
     if (blocks.length && BLANK.test(lines[at - 1])) isSpaced = true;
-    for (const read of RULES) {
-      const found = read(lines, at);
+    for (const rule of rules) {
+      const found = rule(lines, at);
       if (!found) continue;
       blocks.push(found.block);
       at = found.end;
@@ -63,7 +76,7 @@ function fence(lines, start) {
   const opening = FENCE.exec(lines[start]);
   if (!opening) return null;
   const [, indent, marks, info] = opening;
-  const closing = new RegExp(`^ {0,3}${marks[0]}{${marks.length},}[ \\t]*$`);
+  const closing = closingOf(marks);
   let end = start + 1;
   while (end < lines.length && !closing.test(lines[end])) end++;
   const own = new RegExp(`^ {0,${indent.length}}`);
@@ -84,28 +97,52 @@ function rule(lines, start) {
 
 function quote(lines, start) {
   if (!QUOTE.test(lines[start])) return null;
-  const inner = [];
+  const inner = new Inner();
   let end = start;
   for (; end < lines.length; end++) {
     if (QUOTE.test(lines[end])) inner.push(lines[end].replace(QUOTE, ""));
-    else if (goesOn(inner, lines, end)) inner.push(lines[end].trimStart());
+    else if (inner.goesOn(lines, end)) inner.push(lines[end].trimStart());
     else break;
   }
-  return { block: { type: "quote", blocks: blocksOf(inner) }, end };
+  return { block: { type: "quote", blocks: blocksOf(inner.lines) }, end };
 }
 
-/** Whether a line without the marks of its container goes on with the paragraph that the container ends with. */
-function goesOn(inner, lines, at) {
-  const last = inner.at(-1) ?? "";
-  if (BLANK.test(lines[at]) || BLANK.test(last) || interrupts(lines, at)) return false;
-  return endsWithParagraph(blocksOf(inner));
+/** Lines of a container, and whether they end with a paragraph that a line without the container's marks goes on with. */
+class Inner {
+  lines = [];
+  #fence = null;
+  #isOpen = false;
+
+  push(line) {
+    this.lines.push(line);
+    const text = unmarked(line);
+    if (this.#fence) {
+      if (this.#fence.test(text)) this.#fence = null;
+      return;
+    }
+    const opening = FENCE.exec(text);
+    if (opening) this.#fence = closingOf(opening[2]);
+    if (opening || BLANK.test(text) || [HEADING, RULE, UNDERLINE].some((mark) => mark.test(text))) this.#isOpen = false;
+    else if (indentOf(text) < 4) this.#isOpen = true;
+  }
+
+  goesOn(lines, at) {
+    return this.#isOpen && !BLANK.test(lines[at]) && !interrupts(lines, at);
+  }
 }
 
-function endsWithParagraph(blocks) {
-  const last = blocks.at(-1);
-  if (last?.type === "list") return endsWithParagraph(last.items.at(-1).blocks);
-  return last?.type === "quote" ? endsWithParagraph(last.blocks) : last?.type === "paragraph";
+/** A line without the marks of quotes and items. */
+function unmarked(line) {
+  for (let count = 0; count < DEEPEST; count++) {
+    const item = RULE.test(line) ? null : ITEM.exec(line);
+    if (item) line = item[4];
+    else if (QUOTE.test(line)) line = line.replace(QUOTE, "");
+    else break;
+  }
+  return line;
 }
+
+const closingOf = (marks) => new RegExp(`^ {0,3}${marks[0]}{${marks.length},}[ \\t]*$`);
 
 /** Whether a line begins a block that ends a paragraph. */
 const interrupts = (lines, at) => beginsBlock(lines[at]) || isTable(lines, at);
@@ -147,15 +184,17 @@ function itemLines(lines, start, mark) {
   const spaces = mark[3].length;
   const isCode = spaces > 4;
   const indent = mark[1].length + mark[2].length + (isCode || spaces === 0 ? 1 : spaces);
-  const inner = [(isCode ? " ".repeat(spaces - 1) : "") + mark[4]];
+  const container = new Inner();
+  const inner = container.lines;
+  container.push((isCode ? " ".repeat(spaces - 1) : "") + mark[4]);
   let end = start + 1;
   for (; end < lines.length; end++) {
     const line = lines[end];
     if (BLANK.test(line)) {
       if (end === start + 1 && mark[4] === "") break; // an item may begin with one blank line at most
-      inner.push("");
-    } else if (indentOf(line) >= indent) inner.push(line.slice(indent));
-    else if (!ITEM.test(line) && goesOn(inner, lines, end)) inner.push(line.trimStart());
+      container.push("");
+    } else if (indentOf(line) >= indent) container.push(line.slice(indent));
+    else if (!ITEM.test(line) && container.goesOn(lines, end)) container.push(line.trimStart());
     else break;
   }
   while (inner.length > 1 && inner.at(-1) === "") {

@@ -10,7 +10,7 @@ const PUNCTUATION = /[\p{P}\p{S}]/u;
 const ESCAPABLE = /[!-/:-@[-`{-~]/;
 const ADDRESS = /^(?:https?:\/\/|www\.)[^\s<]*[^\s<?!.,:*_~'"]/i;
 const AUTOLINK = /^<((?:https?|mailto):[^\s<>]*)>/i;
-const TARGET = /^\(\s*(?:<([^<>\n]*)>|((?:[^\s()\\]|\\.|\((?:[^\s()\\]|\\.)*\))*))(?:\s+(?:"(?:[^"\\]|\\.)*"|'(?:[^'\\]|\\.)*'))?\s*\)/;
+const TARGET = /\(\s*(?:<([^<>\n]{0,2048})>|((?:[^\s()\\]|\\.|\((?:[^\s()\\]|\\.){0,2048}\)){0,2048}))(?:\s+(?:"(?:[^"\\]|\\.)*"|'(?:[^'\\]|\\.)*'))?\s*\)/y;
 const ENTITIES = { amp: "&", lt: "<", gt: ">", quot: '"', apos: "'", nbsp: "\u00a0", copy: "©", hellip: "…", mdash: "—", ndash: "–" };
 const ENTITY = /^&(?:#(\d{1,7})|#[xX]([\da-fA-F]{1,6})|(\w{2,8}));/;
 
@@ -22,14 +22,21 @@ export function safeHref(address) {
 
 /** @param {string} text @returns {Inline[]} */
 export function parseInline(text) {
-  return nest(scan(text));
+  return inlineOf({ text, runs: backticksOf(text) });
+}
+
+/** @param {{text: string, runs: Map<number, number[]>}} source */
+function inlineOf(source) {
+  source.links = linksOf(source);
+  return nest(scan(source, 0, source.text.length));
 }
 
 /** Tokens: texts, finished nodes, and runs of delimiters that may open or close emphasis. */
-function scan(text) {
+function scan(source, start, end) {
+  const { text } = source;
   const tokens = [];
   let plain = "";
-  let at = 0;
+  let at = start;
   const flush = () => {
     if (plain) tokens.push(plain);
     plain = "";
@@ -39,10 +46,10 @@ function scan(text) {
     tokens.push(token);
     at += length;
   };
-  while (at < text.length) {
+  while (at < end) {
     const char = text[at];
     const rest = () => text.slice(at);
-    const found = special(text, at, char, rest);
+    const found = special(source, at, char, rest);
     if (found) add(found.token, found.length);
     else if (char === "\\" && ESCAPABLE.test(text[at + 1] ?? "")) {
       plain += text[at + 1];
@@ -65,18 +72,19 @@ function scan(text) {
 
 const character = (code) => (code > 0 && code <= 0x10ffff && !(code >= 0xd800 && code < 0xe000) ? String.fromCodePoint(code) : "\ufffd");
 
-function special(text, at, char, rest) {
+function special(source, at, char, rest) {
+  const { text } = source;
   switch (char) {
     case "`":
-      return codeSpan(text, at);
+      return codeSpan(source, at);
     case "*":
     case "_":
     case "~":
       return delimiters(text, at, char);
     case "!":
-      return text[at + 1] === "[" ? link(text, at + 1, true) : null;
+      return text[at + 1] === "[" ? link(source, at + 1, true) : null;
     case "[":
-      return link(text, at, false);
+      return link(source, at, false);
     case "<": {
       const found = AUTOLINK.exec(rest());
       return found && { token: { type: "link", href: found[1], children: [found[1].replace(/^mailto:/i, "")] }, length: found[0].length };
@@ -87,7 +95,7 @@ function special(text, at, char, rest) {
     case "\\":
       return text[at + 1] === "\n" ? hardBreak(text, at, 1) : null;
     case " ":
-      return text.startsWith("  ", at) && /^ {2,}\n/.test(rest()) ? hardBreak(text, at, rest().match(/^ +/)[0].length) : null;
+      return text.startsWith("  ", at) && text[at - 1] !== " " && /^ {2,}\n/.test(rest()) ? hardBreak(text, at, rest().match(/^ +/)[0].length) : null;
     default:
       return null;
   }
@@ -98,14 +106,34 @@ function hardBreak(text, at, length) {
   return { token: { type: "break" }, length: length + 1 + text.slice(after).match(/^ */)[0].length };
 }
 
-function codeSpan(text, at) {
-  const marks = /^`+/.exec(text.slice(at))[0];
-  const inner = text.slice(at + marks.length);
-  const closing = new RegExp(`(?<!\`)${marks}(?!\`)`).exec(inner);
-  if (!closing) return { token: marks, length: marks.length };
-  let code = inner.slice(0, closing.index).replaceAll("\n", " ");
+/** Where runs of backticks are, by their length. */
+function backticksOf(text) {
+  const runs = new Map();
+  for (const { 0: marks, index } of text.matchAll(/`+/g)) {
+    if (!runs.has(marks.length)) runs.set(marks.length, []);
+    runs.get(marks.length).push(index);
+  }
+  return runs;
+}
+
+function codeSpan({ text, runs }, at) {
+  const { length } = /^`+/.exec(text.slice(at))[0];
+  const closing = firstAfter(runs.get(length) ?? [], at + length);
+  if (closing === undefined) return { token: "`".repeat(length), length };
+  let code = text.slice(at + length, closing).replaceAll("\n", " ");
   if (/^ .* $/.test(code) && code.trim()) code = code.slice(1, -1);
-  return { token: { type: "code", text: code }, length: marks.length * 2 + closing.index };
+  return { token: { type: "code", text: code }, length: closing + length - at };
+}
+
+/** The first of ascending numbers that is not below one. */
+function firstAfter(numbers, least) {
+  let low = 0, high = numbers.length;
+  while (low < high) {
+    const middle = (low + high) >> 1;
+    if (numbers[middle] < least) low = middle + 1;
+    else high = middle;
+  }
+  return numbers[low];
 }
 
 function bareAddress(rest) {
@@ -116,33 +144,40 @@ function bareAddress(rest) {
   return { token: { type: "link", href: safeHref(address), children: [address] }, length: address.length };
 }
 
-/** `[text](address)`, or an image, whose `[` is at `at`. */
-function link(text, at, isImage) {
-  const end = closingBracket(text, at);
-  if (end < 0) return null;
-  const target = TARGET.exec(text.slice(end + 1));
-  if (!target) return null;
-  const address = (target[1] ?? target[2]).replace(/\\([!-/:-@[-`{-~])/g, "$1");
-  const label = text.slice(at + 1, end);
-  const length = end + 1 + target[0].length - at;
-  const href = safeHref(address);
-  if (isImage) return { token: { type: "image", href, alt: label }, length: length + 1 };
-  const children = parseInline(label);
-  if (hasLink(children)) return null; // the inner one counts
-  return { token: { type: "link", href, children }, length };
+/**
+ * All links and images, by the place of their `[`. They are found in one pass, at their `]`, so the inner ones come first:
+ * a link with another one in its text is none.
+ */
+function linksOf(source) {
+  const { text } = source;
+  const links = new Map(), openers = [];
+  let lastLink = -1;
+  for (let at = 0; at < text.length; at++) {
+    if (text[at] === "\\") at++;
+    else if (text[at] === "`") at += codeSpan(source, at).length - 1;
+    else if (text[at] === "[") openers.push(at);
+    else if (text[at] === "]" && openers.length) {
+      const open = openers.pop();
+      const isImage = text[open - 1] === "!";
+      TARGET.lastIndex = at + 1;
+      const target = isImage || lastLink < open ? TARGET.exec(text) : null;
+      if (!target) continue;
+      if (!isImage) lastLink = open;
+      const address = (target[1] ?? target[2]).replace(/\\([!-/:-@[-`{-~])/g, "$1");
+      links.set(open, { close: at, end: TARGET.lastIndex, href: safeHref(address) });
+      at = TARGET.lastIndex - 1;
+    }
+  }
+  return links;
 }
 
-const hasLink = (nodes) => nodes.some((node) => node.type === "link" || hasLink(node.children ?? []));
-
-function closingBracket(text, at) {
-  let depth = 0;
-  for (let index = at; index < text.length; index++) {
-    if (text[index] === "\\") index++;
-    else if (text[index] === "`") index += (codeSpan(text, index).length || 1) - 1;
-    else if (text[index] === "[") depth++;
-    else if (text[index] === "]" && --depth === 0) return index;
-  }
-  return -1;
+/** The link whose `[` is at `at`, or the image: then a `!` is in front that was not escaped. */
+function link(source, at, isImage) {
+  const found = source.links.get(at);
+  if (!found) return null;
+  const { close, end, href } = found;
+  if (isImage) return { token: { type: "image", href, alt: source.text.slice(at + 1, close) }, length: end - at + 1 };
+  return { token: { type: "link", href, children: nest(scan(source, at + 1, close)) }, length: end - at };
 }
 
 function delimiters(text, at, char) {
@@ -158,6 +193,9 @@ function delimiters(text, at, char) {
   return { token: { run: char, length, original: length, canOpen, canClose }, length };
 }
 
+/** Emphasis deeper than this is text. */
+const DEEPEST = 24;
+
 /** Pair runs of delimiters, as the specification's "process emphasis" does. */
 function nest(tokens) {
   for (let close = 0; close < tokens.length; close++) {
@@ -168,10 +206,12 @@ function nest(tokens) {
     const opener = tokens[open];
     const size = closer.run === "~" || (closer.length > 1 && opener.length > 1) ? 2 : 1;
     const type = closer.run === "~" ? "del" : size === 2 ? "strong" : "em";
-    const children = tokens.slice(open + 1, close).flatMap(asText);
+    const children = merged(tokens.slice(open + 1, close).flatMap(asText));
+    const depth = 1 + children.reduce((deepest, child) => Math.max(deepest, child.depth ?? 0), 0);
+    if (depth > DEEPEST) continue;
     opener.length -= size;
     closer.length -= size;
-    tokens.splice(open + 1, close - open - 1, { type, children: merged(children) });
+    tokens.splice(open + 1, close - open - 1, { type, children, depth });
     close = open + 1; // the closer is next: it may close more
   }
   return merged(tokens.flatMap(asText));
