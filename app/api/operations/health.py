@@ -79,11 +79,15 @@ def _why_dead(service: Service) -> str:
 
 @router.get("/health/deep", responses=_HEALTH)
 async def deep(request: Request) -> Response:
-    """200 if the model gives a token, or the first of several that is awake. The answer is kept for some seconds."""
+    """200 if the model gives a token, or the first of several that is loaded. The answer is kept for some seconds."""
     services = services_of(request)
-    service = next((service for service in services if service.state != "asleep"), None)
-    if service is None:
-        return _answer(True, "asleep")
+    service = services[0]
+    if len(services) > 1:
+        loaded = [service for service in services if service.engine.ready is not None]
+        if not loaded:
+            is_asleep = any(service.state == "asleep" for service in services)
+            return _answer(is_asleep, "asleep" if is_asleep else "no model is loaded")
+        service = loaded[0]
     problem = await request.app.state.deep_check.problem(service)
     return _answer(not problem, problem or "ready")
 
