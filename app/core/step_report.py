@@ -55,6 +55,7 @@ class StepCounts(msgspec.Struct):
     """That these steps took."""
     prompt_tokens: int = 0
     output_tokens: int = 0
+    """That steps sampled: a few more than clients get, since a request may end while its next one is computed."""
     joined: int = 0
     """Requests that were given a row; one that was preempted joins again."""
     left: int = 0
