@@ -60,8 +60,19 @@ class Placed(msgspec.Struct, frozen=True):
     """All of its places, in order. Between them stand tokens of text."""
     media: Media
 
+    @property
+    def end(self) -> int:
+        """Where the prompt goes on behind it."""
+        return self.runs[-1].end if self.runs else 0
+
+    def overlaps(self, start: int, end: int) -> bool:
+        """Whether some of the tokens from `start` to `end` may be its own: there may be a run for each of its rows,
+        which need not be looked at otherwise."""
+        return start < self.end and self.runs[0].start < end
+
 
 def key_of(media: Sequence[Placed], start: int, end: int) -> bytes:
     """What stands in the place of the tokens from `start` to `end`, for hashes: empty for text alone."""
-    runs = ((one.media.digest, run) for one in media for run in one.runs if run.start < end and start < run.end)
+    near = (one for one in media if one.overlaps(start, end))
+    runs = ((one.media.digest, run) for one in near for run in one.runs if run.start < end and start < run.end)
     return b"".join(digest + struct.pack("<qqq", *msgspec.structs.astuple(run)) for digest, run in runs)

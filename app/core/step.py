@@ -123,6 +123,10 @@ class WorkerOutOfMemoryError(Exception):
     """A step needs more memory than there is; a smaller one may do."""
 
 
+class RequestFaultError(Exception):
+    """One of a step's requests asks for what cannot be done. The text is for its client."""
+
+
 class WorkerLostError(Exception):
     """The device has failed in a way that no step of this process survives."""
 
@@ -137,7 +141,7 @@ class StepHandle(Protocol):
     def result(self) -> ModelRunnerOutput:
         """Wait for the step and return what it gave.
 
-        Raises WorkerOutOfMemoryError, WorkerLostError, or what else the step raised.
+        Raises WorkerOutOfMemoryError, RequestFaultError, WorkerLostError, or what else the step raised.
         """
         ...
 

@@ -13,7 +13,15 @@ from msgspec import structs
 from ..core.media import Media, Placed
 from ..core.request import NO_ADAPTER, NO_EXTRAS, Extras, FinishReason, Request, RequestStatus
 from ..core.sampling import SamplingParams
-from ..core.step import ModelRunnerOutput, SchedulerOutput, StepHandle, Worker, WorkerLostError, WorkerOutOfMemoryError
+from ..core.step import (
+    ModelRunnerOutput,
+    RequestFaultError,
+    SchedulerOutput,
+    StepHandle,
+    Worker,
+    WorkerLostError,
+    WorkerOutOfMemoryError,
+)
 from ..core.wire import GenerateCommand, PredictCommand, RequestCommand, RequestOutput, StepOutputs
 from .adapters import Adapter, Adapters
 from .cross_blocks import salt_of_source
@@ -204,7 +212,8 @@ class EngineCore:
                 log.exception("a step of %d requests failed", len(submitted.step.rows))
                 self._discard_in_flight()
                 was_too_large = isinstance(error, WorkerOutOfMemoryError)
-                outputs = self.scheduler.recover(submitted.step, was_too_large)
+                blame = str(error) if isinstance(error, RequestFaultError) else ""
+                outputs = self.scheduler.recover(submitted.step, was_too_large, blame)
                 if was_too_large:
                     self.scheduler.shrink(submitted.step)
             else:

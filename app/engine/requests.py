@@ -131,10 +131,11 @@ class RequestBatch:
         self.kv.forget()  # its blocks may hold no numbers either
         return self._finish(request, [], FinishReason.ERROR, "the model's output is not a number")
 
-    def recover(self, step: SchedulerOutput, was_too_large: bool = False) -> list[RequestOutput]:
+    def recover(self, step: SchedulerOutput, was_too_large: bool = False, blame: str = "") -> list[RequestOutput]:
         """After a step that failed: end the request that is to blame, or run the step's requests apart to find it.
 
         None is to blame for a step that was too large for the memory, as long as it can be made smaller.
+        `blame`: what one of the requests has asked for in vain, if that is known.
 
         No step may be in flight. What the failed one wrote is unknown, so everything is computed again.
         """
@@ -142,7 +143,10 @@ class RequestBatch:
         outputs = []
         is_smallest = step.num_tokens == 1 or not self.chunked_prefill
         if len(step.request_ids) == 1 and (is_smallest or not was_too_large):
-            outputs = [self._finish(r, [], FinishReason.ERROR, "the model failed on this request") for r in suspects]
+            error = blame or "the model failed on this request"
+            outputs = [self._finish(request, [], FinishReason.ERROR, error) for request in suspects]
+            for output in outputs:
+                output.blames_request = bool(blame)
         else:
             self._suspects += [request for request in suspects if request not in self._suspects]
         for request in self.running[::-1]:

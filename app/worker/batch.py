@@ -191,8 +191,11 @@ class InputBatch:
         """See `StepInput.ends`. starts (requests,): the position of each request's first token."""
         ends: Ints = np.zeros(query_starts[-1], dtype=np.int64)
         for index, row in enumerate(rows.tolist()):
+            runs = self._runs[row]
+            if not runs or starts[index] >= runs[-1].end:
+                continue
             first, offset = int(query_starts[index]), int(query_starts[index] - starts[index])
-            for run in self._runs[row]:
+            for run in runs:
                 ends[
                     max(first, run.start + offset) : max(first, min(int(query_starts[index + 1]), run.end + offset))
                 ] = run.end

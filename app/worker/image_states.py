@@ -11,8 +11,9 @@ from torch import Tensor
 
 from ..attention.step import StepInput, StepShape
 from ..core.media import Media, Placed
-from ..core.step import NewRequest
+from ..core.step import NewRequest, RequestFaultError, WorkerOutOfMemoryError
 from ..models.seeing import SeeingModel, StepImages
+from .faults import named_faults
 
 _MOST_KEPT_BYTES = 128 * 2**20
 """Of embeddings of images. One that is not kept is computed again when a later chunk of its prompt needs it."""
@@ -35,10 +36,11 @@ class ImageStates:
         size = 1 + model.num_added, max_tokens, model.hidden_size
         self._rows = torch.zeros(size, dtype=model.dtype, device=device)
         self._media: list[list[Placed]] = [[]] * max_num_seqs
+        """Of each row, until a step has passed the last of them: pixels are many bytes."""
         self._axes: list[NDArray[np.int64] | None] = [None] * max_num_seqs
-        """Of each row with images, (3, tokens of the prompt)."""
+        """As long, (3, tokens of the prompt)."""
         self._shifts = np.zeros(max_num_seqs, dtype=np.int64)
-        """What is added to the positions of later tokens: an image takes fewer of them than it has tokens."""
+        """What is added to positions behind the last image: an image takes fewer of them than it has tokens."""
         self._kept: OrderedDict[bytes, Tensor] = OrderedDict()
         """What stands for images, by their digests; see `SeeingModel.see`."""
 
@@ -81,11 +83,13 @@ class ImageStates:
                 assert known is not None
                 part = known[:, start : start + end - first]
                 axes[:, first : first + part.shape[1]] = part
+            if start + end - first >= self._media[row][-1].end:
+                self._media[row], self._axes[row] = [], None
 
     def _place(self, media: list[Placed], start: int, first: int, end: int, is_image: NDArray[np.int32]) -> None:
         """Fill in a request's tokens: the step's from `first` to before `end`, whose positions begin at `start`."""
         for one in media:
-            for run in one.runs:
+            for run in one.runs if one.overlaps(start, start + end - first) else ():
                 low, high = max(run.start, start), min(run.end, start + end - first)
                 if low < high:
                     to = slice(low - start + first, high - start + first)
@@ -96,8 +100,7 @@ class ImageStates:
     def _seen(self, media: Media) -> Tensor:
         """What stands for an image."""
         if media.digest not in self._kept:
-            arrays = {name: torch.tensor(array.numpy(), device=self._device) for name, array in media.arrays.items()}
-            rows = self._model.see(arrays)
+            rows = self._see(media)
             if rows.shape[1] != media.num_tokens:
                 raise ValueError(
                     f"the model sees {rows.shape[1]} places in an image for which a prompt has {media.num_tokens}"
@@ -107,6 +110,16 @@ class ImageStates:
                 self._kept.popitem(last=False)
         self._kept.move_to_end(media.digest)
         return self._kept[media.digest]
+
+    def _see(self, media: Media) -> Tensor:
+        """What the model sees in an image. One that is too large for the memory is to blame itself: a smaller step
+        would not help."""
+        try:
+            with named_faults():
+                arrays = {name: torch.tensor(of.numpy(), device=self._device) for name, of in media.arrays.items()}
+                return self._model.see(arrays)
+        except WorkerOutOfMemoryError as error:
+            raise RequestFaultError("an image is too large for the model's memory: send a smaller one") from error
 
     def inputs(self, step: StepInput, numbers: Mapping[str, Tensor]) -> dict[str, Any]:  # noqa: ARG002
         """See `ModelState.inputs`."""

@@ -153,6 +153,7 @@ def run(core: EngineCore, commands: dict[str, GenerateCommand]) -> tuple[dict[st
             assert not output.error, output.error
             outputs[output.request_id].append(output)
     assert core.scheduler.kv.usage == 0
+    assert not any(core.worker.state._media), "prompts are computed, but their pixels are kept"  # type: ignore[attr-defined]
     return outputs, preemptions
 
 
@@ -225,8 +226,8 @@ def test_images_that_exceed_the_context_are_refused_one_by_one(tmp_path: Path) -
     assert sum(one.media.num_tokens for one in kept[:-1]) <= MAX_MODEL_LEN < sum(one.media.num_tokens for one in kept)
 
 
-def test_a_failing_image_ends_its_own_request_alone(tmp_path: Path) -> None:
-    """What the model says of an image may not fit the places that it was given."""
+def test_a_failing_image_ends_its_own_request_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the model says of an image may not fit the places that it was given, or the image not the memory."""
     write_folder("Llava", tmp_path)
     with seeing_server(tmp_path) as server:
         commands = {name: ask(server, CHATS[name]) for name in ("one", "two", "no image")}
@@ -234,13 +235,30 @@ def test_a_failing_image_ends_its_own_request_alone(tmp_path: Path) -> None:
     broken = msgspec.to_builtins(commands["one"], builtin_types=(bytes,))
     broken["placed"][0]["media"] |= {"digest": b"x", "arrays": {"pixel_values": Array.of(image[:, :2])}}
     core = make_engine(tmp_path, len(commands["two"].prompt_token_ids))
-    core.add(msgspec.convert({**broken, "request_id": "broken"}, GenerateCommand))
-    for name in ("two", "no image"):
-        core.add(msgspec.structs.replace(commands[name], request_id=name))
-    ended = {}
-    while core.has_work:
-        ended |= {output.request_id: output.error for output in core.step().outputs if output.finish_reason}
-    assert ended == {"broken": "the model failed on this request", "two": "", "no image": ""}
+    tower = core.worker.state._model  # type: ignore[attr-defined]
+    see = tower.see
+
+    def see_in_little_memory(arrays: dict[str, torch.Tensor]) -> torch.Tensor:
+        if arrays["pixel_values"].shape[1] == 2:
+            raise torch.OutOfMemoryError
+        seen: torch.Tensor = see(arrays)
+        return seen
+
+    for error, blames in (("the model failed on this request", False), ("an image is too large for the mo", True)):
+        core.add(msgspec.convert({**broken, "request_id": "broken"}, GenerateCommand))
+        for name in ("two", "no image"):
+            core.add(msgspec.structs.replace(commands[name], request_id=name))
+        ended = {}
+        while core.has_work:
+            ended |= {output.request_id: output for output in core.step().outputs if output.finish_reason}
+        assert {name: output.error[:32] for name, output in ended.items()} == {
+            "broken": error,
+            "two": "",
+            "no image": "",
+        }
+        assert ended["broken"].blames_request is blames
+        assert core.scheduler.max_num_batched_tokens == 24
+        monkeypatch.setattr(tower, "see", see_in_little_memory)
 
 
 def test_the_engine_says_so(tmp_path: Path) -> None:
