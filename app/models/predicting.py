@@ -28,7 +28,7 @@ def answer_tokens(folder: ModelFolder, config: EncoderConfig) -> tuple[int, int]
     if config.answer_ids is not None:
         return config.answer_ids
     fast = Tokenizer.from_file(str(folder.path / "tokenizer.json"))
-    found = [fast.encode(word, add_special_tokens=False).ids for word in ("yes", "no")]
-    if [len(ids) for ids in found] != [1, 1]:
+    yes, no = fast.token_to_id("yes"), fast.token_to_id("no")  # as sentence-transformers looks them up
+    if yes is None or no is None:
         raise ModelError(f"{folder.path}: yes and no are not one token each, so the model cannot score texts")
-    return found[0][0], found[1][0]
+    return yes, no
