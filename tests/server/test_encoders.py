@@ -15,6 +15,7 @@ from app.checkpoint.byte_alphabet import byte_alphabet
 from tests import web
 from tests.server.process import Server, running_server
 from tests.worker.test_encoder_runner import write_encoder
+from tests.worker.test_predictors import write_decoder
 
 CLS, SEP = 256, 257
 
@@ -127,3 +128,51 @@ def test_a_classifier_ranks_pairs_and_names_labels(tmp_path: Path) -> None:
     assert (label["label"], label["num_classes"]) == ("LABEL_0", 1)
     assert 'paceline_request_success_total{finished_reason="stop"} 3.0' in metrics
     assert "paceline_request_queue_time_seconds_count 3.0" in metrics
+
+
+def test_a_judge_ranks_by_the_probability_of_yes(tmp_path: Path) -> None:
+    oracle = write_decoder(tmp_path, "Qwen3", "ForCausalLM", vocab_size=300, max_position_embeddings=600)
+    write_tokenizer(tmp_path)
+    fast = Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
+    fast.add_tokens(["yes", "no"])
+    fast.save(str(tmp_path / "tokenizer.json"))
+    documents = ["a cat " * count for count in (1, 2, 3, 5, 8, 13, 3, 1)] + ["a car"]
+    with running_server("--model", str(tmp_path), "--task", "score", "--dtype", "float32") as server:
+        body = {"query": "What purrs?", "documents": documents, "instruction": "Find it"}
+        results = web.post(f"{server.url}/v1/rerank", json=body).json()["results"]
+        tasks = web.get(f"{server.url}/v1/models").json()["data"][0]["tasks"]
+    assert tasks == ["score"]
+    assert len(results) == len(documents)
+    for result in results:
+        text = (
+            "Judge whether the Document meets the requirements based on the Query and the Instruct provided. Note that "
+            'the answer can only be "yes" or "no".<Instruct>: Find it\n<Query>: What purrs?\n<Document>: '
+        )
+        ids = fast.encode(text + documents[result["index"]], add_special_tokens=False).ids
+        with torch.inference_mode():
+            logits = oracle(input_ids=torch.tensor([ids])).logits[
+                0, -1, [fast.token_to_id("yes"), fast.token_to_id("no")]
+            ]
+        assert result["relevance_score"] == pytest.approx(logits.softmax(-1)[0].item(), abs=1e-5)
+
+
+def test_entities_of_texts_of_several_lengths(tmp_path: Path) -> None:
+    names = {0: "O", 1: "B-PER", 2: "I-PER", 3: "LOC"}
+    oracle = write_encoder(tmp_path, "Bert", "ForTokenClassification", vocab_size=258, id2label=names)
+    write_tokenizer(tmp_path)
+    texts = ["Ada", "London and Paris", "x" * 40, "Ada lives in London."]
+    with running_server("--model", str(tmp_path)) as server:
+        data = web.post(f"{server.url}/v1/classify", json={"input": texts}).json()["data"]
+    for text, one in zip(texts, data, strict=True):
+        with torch.inference_mode():
+            logits = oracle(input_ids=torch.tensor([[CLS, *text.encode(), SEP]])).logits[0, 1:-1]
+        probs = logits.softmax(-1)
+        for entity in one["entities"]:
+            assert entity["text"] == text[entity["start"] : entity["end"]]
+            of_tokens = probs[entity["start"] : entity["end"]]
+            assert {names[at].removeprefix("B-").removeprefix("I-") for at in of_tokens.argmax(-1).tolist()} == {
+                entity["label"]
+            }
+            assert entity["score"] == pytest.approx(of_tokens.amax(-1).mean().item(), abs=1e-5)
+        covered = {at for entity in one["entities"] for at in range(entity["start"], entity["end"])}
+        assert covered == {at for at, best in enumerate(probs.argmax(-1).tolist()) if best}
