@@ -20,24 +20,38 @@ import numpy as np
 from common import paceline_serve, print_table, write_result
 from PIL import Image
 
-SIZES: dict[str, dict[str, Any]] = {
-    "resnet-18": {"architecture": "ResNet", "embedding_size": 64, "hidden_sizes": [64, 128, 256, 512],
-                  "depths": [2, 2, 2, 2], "layer_type": "basic"},
-    "vit-tiny": {"architecture": "ViT", "hidden_size": 192, "intermediate_size": 768, "num_attention_heads": 3},
-}  # fmt: skip
+MODELS: dict[str, dict[str, Any]] = {
+    "mobilenet-v2-0.35-96": {"depth_multiplier": 0.35, "image_size": 96},
+    "resnet-18": {
+        "embedding_size": 64,
+        "hidden_sizes": [64, 128, 256, 512],
+        "depths": [2, 2, 2, 2],
+        "layer_type": "basic",
+    },
+    "vit-tiny": {"hidden_size": 192, "intermediate_size": 768, "num_attention_heads": 3},
+}
+PROCESSORS: dict[str, dict[str, Any]] = {
+    "MobileNetV2": {"size": {"shortest_edge": 110}, "crop_size": {"height": 96, "width": 96}},
+    "ConvNext": {"size": {"shortest_edge": 224}},
+    "ViT": {"size": {"height": 224, "width": 224}},
+}
+CLASSES = {
+    "mobilenet-v2-0.35-96": ("MobileNetV2", "MobileNetV2"),
+    "resnet-18": ("ResNet", "ConvNext"),
+    "vit-tiny": ("ViT", "ViT"),
+}
+"""Of models and of their processors."""
 
 
 def write_model(name: str, folder: Path) -> None:
-    """A classifier of 1,000 labels with the shape of a known small one, and a processor for 224 by 224 pixels."""
+    """A classifier of 1,000 labels with the shape of a known small one, and its processor."""
     import transformers
 
-    options = dict(SIZES[name])
-    family = options.pop("architecture")
-    config = getattr(transformers, f"{family}Config")(num_labels=1000, **options)
+    family, kind = CLASSES[name]
+    config = getattr(transformers, f"{family}Config")(num_labels=1000, **MODELS[name])
     getattr(transformers, f"{family}ForImageClassification")(config).save_pretrained(folder)
-    kind = "ConvNextImageProcessor" if family == "ResNet" else "ViTImageProcessor"
-    size = {"shortest_edge": 224} if family == "ResNet" else {"height": 224, "width": 224}
-    (folder / "preprocessor_config.json").write_text(json.dumps({"image_processor_type": kind, "size": size}))
+    processor = {"image_processor_type": f"{kind}ImageProcessor", **PROCESSORS[kind]}
+    (folder / "preprocessor_config.json").write_text(json.dumps(processor))
 
 
 def make_urls(count: int, seed: int) -> list[str]:
@@ -69,7 +83,7 @@ async def rate(url: str, clients: int, urls: list[str]) -> float:
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--model", choices=SIZES, default="resnet-18")
+    parser.add_argument("--model", choices=MODELS, default="mobilenet-v2-0.35-96")
     parser.add_argument("--clients", type=int, nargs="+", default=[1, 32])
     parser.add_argument("--count", type=int, default=256, help="images of a round, for each number of clients")
     parser.add_argument("--rounds", type=int, default=3)

@@ -51,8 +51,11 @@ async def classify_images(service: Service, request: Request, body: ImageClassif
     if texts := [one for one in given if one.text is not None]:
         raise UnsupportedError(f"{texts[0].path}: images are classified, and this is a text", texts[0].path)
     labels = _labels(config, body)
-    asked = [Given(f"labels[{at}]", text=body.hypothesis_template.replace("{}", one)) for at, one in enumerate(labels)]
-    done = await run_all(service, request, body, config, given + (asked if config.compares else []))
+    asked = [
+        Given(f"labels[{at}]", text=body.hypothesis_template.replace("{}", one))
+        for at, one in enumerate(labels if config.compares else [])
+    ]
+    done = await run_all(service, request, body, config, given + asked)
     of_images, of_texts = done.vectors[: len(given)], done.vectors[len(given) :]
     probs = [
         compared(config, numbers, of_texts) if config.compares else probabilities(config, numbers)
