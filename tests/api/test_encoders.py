@@ -42,6 +42,11 @@ def classifier(model_folder: Path) -> Iterator[Server]:
     yield from serving(model_folder, EncoderConfig("classify", 256, labels=("many a", "many b")))
 
 
+def last(server: Server) -> Any:
+    """The latest command that the engine has got."""
+    return server.engine.last_command()
+
+
 def ask(server: Server, path: str, body: Any) -> Any:
     """The answer, once the document has allowed it."""
     answer = server.post(path, body)
@@ -162,16 +167,16 @@ def test_normalisation_and_prompts_are_the_clients_choice(model_folder: Path) ->
         read = []
         for more in ({}, {"prompt_name": "document"}, {"prompt_name": "query"}, {"instruction": "Find b"}):
             ask(server, "/v1/embeddings", {"input": "x", **more})
-            read.append(bytes(server.engine.last_command().token_ids).decode())
+            read.append(bytes(last(server).token_ids).decode())
         assert read == ["x", "d: x", "Instruct: Find a\nQuery: x", "Instruct: Find b\nQuery: x"]
 
 
 def test_a_chat_is_one_input(embedder: Server) -> None:
     ask(embedder, "/v1/embeddings", {"messages": [{"role": "user", "content": "a"}]})
-    assert embedder.engine.last_command().token_ids == [256, *b"user\na", 257, *b"\n"]
+    assert last(embedder).token_ids == [256, *b"user\na", 257, *b"\n"]
     body = {"messages": [{"role": "user", "content": "a"}], "add_generation_prompt": True}
     ask(embedder, "/v1/embeddings", body)
-    assert embedder.engine.last_command().token_ids == [256, *b"user\na", 257, *b"\n", 256, *b"assistant\n"]
+    assert last(embedder).token_ids == [256, *b"user\na", 257, *b"\n", 256, *b"assistant\n"]
 
 
 def test_classes_and_scores_without_activation_are_logits(classifier: Server, model_folder: Path) -> None:
@@ -184,7 +189,7 @@ def test_classes_and_scores_without_activation_are_logits(classifier: Server, mo
             ask(server, "/v1/score", body | {"use_activation": activation})["data"][0]["score"]
             for activation in (False, True)
         )
-        counted = np.frombuffer(count_letters(server.engine.last_command())[0].vector, np.float32)
+        counted = np.frombuffer(count_letters(last(server))[0].vector, np.float32)
         assert raw == counted[0] - counted[1]
         assert score == pytest.approx(1 / (1 + np.exp(-raw)))
 
@@ -201,7 +206,7 @@ def test_pairs_are_written_as_the_judge_was_trained(model_folder: Path, tmp_path
     for server in serving(model_folder, EncoderConfig("judge", 256)):
         server.engine.ready = structs.replace(server.engine.ready, max_model_len=1000)  # type: ignore[type-var]
         ask(server, "/v1/rerank", body)
-        text = server.service.tokenizer.decode(server.engine.last_command().token_ids, skip_special_tokens=False)
+        text = server.service.tokenizer.decode(last(server).token_ids, skip_special_tokens=False)
         assert text == (  # and what a client types is text
             "<|im_start|>system\nJudge whether the Document meets the requirements based on the Query and the Instruct "
             'provided. Note that the answer can only be "yes" or "no".<|im_end|>\n<|im_start|>user\n<Instruct>: Given '
@@ -218,7 +223,7 @@ def test_pairs_are_written_as_the_judge_was_trained(model_folder: Path, tmp_path
         for more in ({}, {"instruction": "look"}, {"documents": ["d" * 50], "truncate_prompt_tokens": -1},
                      {"documents": ["abcdef"], "max_tokens_per_doc": 3}):  # fmt: skip
             ask(server, "/v1/rerank", {"query": "q", "documents": ["d"]} | more)
-            read.append(bytes(server.engine.last_command().token_ids).decode())
+            read.append(bytes(last(server).token_ids).decode())
         assert read[:2] == ["system=find;query=q;document=d;>", "system=look;query=q;document=d;>"]
         assert read[2] == f"system=find;query=q;document={'d' * 9};>"
         assert read[3] == "system=find;query=q;document=abc;>"
