@@ -52,10 +52,10 @@ ADMITTED = [Depends(_admit)]
 """For a route's `dependencies`, which FastAPI resolves before the body is read."""
 
 
-def salt_of(request: Request) -> str:
-    """What keeps apart that a request's tenant brings along and others bring, too."""
+def entry_of(request: Request) -> RequestLog:
+    """A request's entry in the log, which says whose it is, and how long it may take."""
     entry: RequestLog = request.scope["request_log"]
-    return entry.tenant.cache_salt
+    return entry
 
 
 def body_of(model: type[Body]) -> Callable[[Request, Service], Awaitable[Body]]:

@@ -44,7 +44,8 @@ class ImagePreparer:
         """`folder`: of the model."""
         self._folder = folder
         self._process: Process | None = None
-        self._ready = Ready()
+        self._ready: Ready | None = None
+        """What the process has said of itself, which does not change when there is another."""
         self._turn = asyncio.Lock()
         self._starting: asyncio.Task[None] | None = None
         self._open: dict[bytes, asyncio.Task[Prepared]] = {}
@@ -64,9 +65,11 @@ class ImagePreparer:
 
     async def ready(self) -> Ready:
         """What the process says of itself, once it is there. Raises InternalError if it does not start."""
-        async with self._turn:
-            await self._running()
-            return self._ready
+        if self._ready is None:
+            async with self._turn:
+                await self._running()
+        assert self._ready is not None
+        return self._ready
 
     async def prepare(self, data: bytes, path: str, most_pixels: int, salt: str) -> ChatImage:
         """Prepare the image in a file.
@@ -74,7 +77,7 @@ class ImagePreparer:
         salt: images of equal salt may be recognized. Raises InvalidRequestError or PayloadTooLargeError that names
         `path` for one that cannot be read, InternalError if the process does not start.
         """
-        digest = sha256(sha256(salt.encode()).digest() + data).digest()
+        digest = await asyncio.to_thread(_digest, data, salt)  # ten milliseconds for a large file
         if (kept := self._kept.get(digest)) is not None:
             self._kept.move_to_end(digest)
             return kept
@@ -115,6 +118,9 @@ class ImagePreparer:
                     process.stdin.write(len(message).to_bytes(FRAME_BYTES) + message)
                     await process.stdin.drain()
                     return msgspec.msgpack.decode(await _receive(process), type=Prepared)
+            except msgspec.DecodeError:  # and the next answer might be that to another image
+                await self._end(process)
+                raise InternalError("the process that prepares images has given no answer that can be read") from None
             except (TimeoutError, EOFError, ConnectionError):
                 code = await self._end(process)
                 log.warning("an image of %d bytes ended the process that prepares images (%d)", len(image.data), code)
@@ -132,16 +138,17 @@ class ImagePreparer:
             *command("media.process"), str(self._folder.absolute()),
             cwd=FOLDER, env={**os.environ, **_ONE_THREAD}, stdin=PIPE, stdout=PIPE, stderr=DEVNULL,
         )  # fmt: skip
-        fault = "it does not start"
+        said, fault = Ready(), "it does not start"
         try:
             async with asyncio.timeout(_START_SECONDS):
-                self._ready = msgspec.msgpack.decode(await _receive(process), type=Ready)
-                fault = self._ready.error
-        except (TimeoutError, EOFError):
+                said = msgspec.msgpack.decode(await _receive(process), type=Ready)
+                fault = said.error
+        except (TimeoutError, EOFError, msgspec.DecodeError):
             pass
         if fault:
             await self._end(process)
             raise InternalError(f"the process that prepares images cannot: {fault}")
+        self._ready = said
         return process
 
     async def _end(self, process: Process) -> int:
@@ -155,6 +162,10 @@ class ImagePreparer:
         with suppress(ProcessLookupError):
             process.kill()
         return await process.wait()
+
+
+def _digest(data: bytes, salt: str) -> bytes:
+    return sha256(sha256(salt.encode()).digest() + data).digest()
 
 
 def _size(image: ChatImage) -> int:

@@ -1,8 +1,8 @@
 """The process in which images are decoded and prepared: `python -m app.media.process MODEL_FOLDER`.
 
-Images come on stdin and what becomes of them goes to stdout, each behind its length. The process ends when stdin is
-closed. Decoders are native code that reads strangers' files, so processor time and memory are bounded: an image that
-needs more ends this process, and no other.
+Images come on stdin and what becomes of them goes to stdout, each behind its length; what libraries print goes to
+stderr. The process ends when stdin is closed. Decoders are native code that reads strangers' files, so processor time
+and memory are bounded: an image that needs more ends this process, and no other.
 """
 
 import os
@@ -10,6 +10,7 @@ import resource
 import signal
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import msgspec
 
@@ -18,13 +19,15 @@ from ..checkpoint.image_models import ImageModelConfig
 from ..core.media import Array
 from .decode import ImageError, TooManyPixelsError, decode
 from .messages import FRAME_BYTES, MOST_CPU_SECONDS, Image, Prepared, Ready
-from .processors import ChatImages, ImagePreparer
+
+if TYPE_CHECKING:  # they are imported once stdout is out of reach
+    from .processors import ChatImages, ImagePreparer
 
 _MOST_BYTES = 2 * 2**30
 """Memory for one image."""
 
 
-def prepare(images: ChatImages | ImagePreparer, asked: Image) -> Prepared:
+def prepare(images: "ChatImages | ImagePreparer", asked: Image) -> Prepared:
     """Decode an image, and have the model's own processor read it."""
     try:
         image = decode(asked.data, asked.most_pixels)
@@ -48,13 +51,13 @@ def _limit_memory() -> None:
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
 
 
-def _serve(images: ChatImages | ImagePreparer) -> None:
+def _serve(images: "ChatImages | ImagePreparer", answers: int) -> None:
     while length := os.read(sys.stdin.fileno(), FRAME_BYTES):
         asked = msgspec.msgpack.decode(_read(int.from_bytes(length)), type=Image)
         signal.setitimer(signal.ITIMER_PROF, MOST_CPU_SECONDS)  # whose signal ends the process
         made = prepare(images, asked)
         signal.setitimer(signal.ITIMER_PROF, 0)
-        _send(made)
+        _send(made, answers)
 
 
 def _read(length: int) -> bytes:
@@ -64,13 +67,16 @@ def _read(length: int) -> bytes:
     return bytes(message)
 
 
-def _send(said: Prepared | Ready) -> None:
+def _send(said: Prepared | Ready, to: int) -> None:
     message = msgspec.msgpack.encode(said)
-    sys.stdout.buffer.write(len(message).to_bytes(FRAME_BYTES) + message)
-    sys.stdout.buffer.flush()
+    left = memoryview(len(message).to_bytes(FRAME_BYTES) + message)
+    while left:
+        left = left[os.write(to, left) :]
 
 
-def _images_of(folder: Path) -> ChatImages | ImagePreparer:
+def _images_of(folder: Path) -> "ChatImages | ImagePreparer":
+    from .processors import ChatImages, ImagePreparer
+
     predicts = isinstance(ModelFolder(folder).predictor, ImageModelConfig)
     return ImagePreparer(folder) if predicts else ChatImages(folder)
 
@@ -78,14 +84,16 @@ def _images_of(folder: Path) -> ChatImages | ImagePreparer:
 def main() -> None:
     """Prepare images until stdin is closed."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal sends it to all processes
+    answers = os.dup(sys.stdout.fileno())
+    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
     try:
         images = _images_of(Path(sys.argv[1]))
     except Exception as error:
-        _send(Ready(error=" ".join(f"{type(error).__name__}: {error}".split())[:300]))
+        _send(Ready(error=" ".join(f"{type(error).__name__}: {error}".split())[:300]), answers)
         return
     _limit_memory()
-    _send(Ready(images.placeholder, images.token_id))
-    _serve(images)
+    _send(Ready(images.placeholder, images.token_id), answers)
+    _serve(images, answers)
 
 
 if __name__ == "__main__":

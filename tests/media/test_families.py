@@ -1,5 +1,6 @@
 """Chats with images get the text that transformers generates with its own processor, in a crowd and over HTTP."""
 
+import asyncio
 import base64
 import io
 import time
@@ -224,6 +225,18 @@ def test_images_that_exceed_the_context_are_refused_one_by_one(tmp_path: Path) -
     count = len(kept)
     assert error["param"] == f"messages[0].content[{count - 1}].image_url"
     assert sum(one.media.num_tokens for one in kept[:-1]) <= MAX_MODEL_LEN < sum(one.media.num_tokens for one in kept)
+
+
+def test_an_image_that_waits_for_others_ends_at_the_deadline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def wait(*_: Any) -> messages.Prepared:
+        return await asyncio.get_running_loop().create_future()
+
+    monkeypatch.setattr(PreparedHere, "_prepare", wait)
+    write_folder("Llava", tmp_path)
+    with seeing_server(tmp_path) as server:
+        body = {"messages": [{"role": "user", "content": [image_part(SMALL)]}]}
+        answer = server.post("/v1/chat/completions", body, headers={"X-Request-Timeout": "0.1"})
+    assert (answer.status_code, answer.json()["error"]["type"]) == (504, "timeout")
 
 
 def test_a_failing_image_ends_its_own_request_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,7 +1,9 @@
 """Images in chats: from the parts of messages to places among the prompt's tokens."""
 
+import asyncio
 import re
 import secrets
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import groupby
@@ -9,8 +11,9 @@ from itertools import groupby
 from ...core.media import Placed, Run
 from ...errors import ContextLengthError, InvalidRequestError, UnsupportedError
 from ...media.images import read_data_url
-from ...media.preparer import ChatImage
+from ...media.preparer import ChatImage, ImagePreparer
 from ...text.control_tokens import Segments
+from ..edge.request_log import RequestLog
 from ..generation.choices import check_count
 from ..generation.prompts import in_thread
 from ..service import Service
@@ -36,10 +39,11 @@ class ImagePart:
         return self.path.rpartition(".")[0]
 
 
-async def prepare_images(service: Service, parts: Sequence[ImagePart], salt: str) -> list[ChatImage]:
-    """Each image as the model reads it. Raises InvalidRequestError or PayloadTooLargeError that names the field.
+async def prepare_images(service: Service, parts: Sequence[ImagePart], entry: RequestLog | None) -> list[ChatImage]:
+    """Each image as the model reads it. Raises InvalidRequestError or PayloadTooLargeError that names the field, and
+    DeadlineError.
 
-    `salt`: of the tenant; an image that another sends is not recognized.
+    `entry`: of the request, if it has come over HTTP. An image that another tenant sends is not recognized.
     """
     if not parts:
         return []
@@ -58,10 +62,23 @@ async def prepare_images(service: Service, parts: Sequence[ImagePart], salt: str
         return [read_data_url(url or "", one.path, limits.max_image_size) for one, url in zip(parts, urls, strict=True)]
 
     files = await in_thread(read, sum(len(url or "") for url in urls))
+    left = None if entry is None or entry.deadline is None else entry.deadline - time.monotonic()
+    try:
+        async with asyncio.timeout(left):  # they may have to wait for those of others
+            return await _prepare(service, service.images, files, parts, entry.tenant.cache_salt if entry else "")
+    except TimeoutError:
+        assert entry is not None
+        raise service.expired(entry) from None
+
+
+async def _prepare(
+    service: Service, preparer: ImagePreparer, files: Sequence[bytes], parts: Sequence[ImagePart], salt: str
+) -> list[ChatImage]:
+    limits = service.settings.request_limits
     images: list[ChatImage] = []
     num_tokens, most = 0, service.ready().max_model_len
     for file, one in zip(files, parts, strict=True):
-        images.append(await service.images.prepare(file, one.path, limits.max_image_pixels, salt))
+        images.append(await preparer.prepare(file, one.path, limits.max_image_pixels, salt))
         num_tokens += images[-1].media.num_tokens
         if num_tokens > most:  # before others are prepared, each of which may take a hundred megabytes
             raise ContextLengthError(

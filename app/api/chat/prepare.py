@@ -11,6 +11,7 @@ from ...grammar.tool_calls import tool_calls
 from ...media.preparer import ChatImage
 from ...text.message_parser import MessageParser, PlainText
 from ...text.tools.formats import format_of_required_calls
+from ..edge.request_log import RequestLog
 from ..generation.choices import Choice, TokenLimit, check_count, check_logprobs, check_num_choices, make_choices
 from ..generation.prompts import LONG_TEXT, check_length, check_token_ids, in_thread
 from ..generation.reasoning import Reasoning
@@ -30,11 +31,14 @@ class ChatPrompt(NamedTuple):
 
 
 async def encode_chat(
-    service: Service, body: ChatFields, salt: str = "", named: Sequence[tuple[str, str]] | None = None
+    service: Service,
+    body: ChatFields,
+    entry: RequestLog | None = None,
+    named: Sequence[tuple[str, str]] | None = None,
 ) -> ChatPrompt:
     """Render a chat and tokenize it. Raises InvalidRequestError if the template does not accept it.
 
-    salt: see `prepare_images`. named: of each image, the path of its field in the API that was called, and its type
+    entry: see `prepare_images`. named: of each image, the path of its field in the API that was called, and its type
     there; by default those of chats.
     """
     if body.chat_template is not None and not service.settings.trust_request_chat_template:
@@ -42,7 +46,7 @@ async def encode_chat(
             "chat_template: this server does not run templates of requests (trust_request_chat_template)",
             "chat_template",
         )
-    images = await prepare_images(service, _image_parts(body, named), salt)
+    images = await prepare_images(service, _image_parts(body, named), entry)
     gallery = await _gallery(service, images)
     marks = iter(gallery.marks if gallery else ())
     messages = [message.for_template(marks) for message in body.messages]
@@ -114,12 +118,12 @@ async def prepare_chat(
     service: Service,
     body: ChatRequest,
     limit: TokenLimit | None = None,
-    salt: str = "",
+    entry: RequestLog | None = None,
     named: Sequence[tuple[str, str]] | None = None,
 ) -> Chat:
     """Raises InvalidRequestError that names the field.
 
-    `limit`: of another API than chats; by default the body's. `salt`, `named`: see `encode_chat`.
+    `limit`: of another API than chats; by default the body's. `entry`, `named`: see `encode_chat`.
     """
     service.check_model(body.model)
     service.check_task("generate")
@@ -128,7 +132,7 @@ async def prepare_chat(
     check_num_choices(service, 1, body.n)
     check_count("messages", len(body.messages), service.settings.request_limits.max_messages)
     check_count("tools", len(body.tools), service.settings.request_limits.max_tools)
-    prompt = await encode_chat(service, body, salt, named)
+    prompt = await encode_chat(service, body, entry, named)
     check_token_ids(prompt.token_ids, ready.vocab_size, "messages")
     schemas, in_reasoning = _schemas(body.usable_tools), prompt.ends_in_reasoning
     constraint, or_answer = body.constraint(), _may_call_or_answer(body)

@@ -7,7 +7,7 @@ from starlette.responses import Response
 
 from ..chat.parts import rename_errors
 from ..chat.prepare import encode_chat, prepare_chat
-from ..deps import ADMITTED, ServiceDep, body_of, salt_of
+from ..deps import ADMITTED, ServiceDep, body_of, entry_of
 from ..edge.answer import json_response
 from ..edge.body import body_schema
 from ..edge.document import READS_BODY, RUNS, answers
@@ -34,7 +34,7 @@ async def create_message(
         chat = to_chat(body)
         # As with Anthropic's models, max_tokens may exceed what the context leaves.
         limit = TokenLimit(None, body.max_tokens, "max_tokens", "messages")
-        run = await prepare_chat(service, chat, limit, salt_of(request), images_of(body))
+        run = await prepare_chat(service, chat, limit, entry_of(request), images_of(body))
     request_id = request.scope["request_log"].request_id
     answer = MessageAnswer(service, body, chat, run, request_id)
     return await answer.respond(request, run.choices, 1, body.priority)
@@ -51,5 +51,5 @@ async def count_tokens(
     """How many tokens the prompt of a conversation has."""
     service.check_model(body.model)
     with rename_errors(NAMES):
-        prompt = await encode_chat(service, to_chat(body), salt_of(request), images_of(body))
+        prompt = await encode_chat(service, to_chat(body), entry_of(request), images_of(body))
     return json_response(TokenCount(len(prompt.token_ids)))

@@ -10,7 +10,7 @@ from ...errors import InvalidRequestError
 from ..chat.message import Message
 from ..chat.prepare import encode_chat
 from ..chat.schema import ChatFields
-from ..deps import ServiceDep, body_of, salt_of
+from ..deps import ServiceDep, body_of, entry_of
 from ..edge.answer import AnswerBody, json_response
 from ..edge.body import Label, RequestBody, body_schema
 from ..edge.document import READS_BODY, answers
@@ -74,7 +74,7 @@ async def tokenize(
     if body.prompt is not None:
         (tokens,) = await encode_texts(service, [body.prompt], "prompt", body.add_special_tokens)
     else:
-        tokens = (await encode_chat(service, body, salt_of(request))).token_ids
+        tokens = (await encode_chat(service, body, entry_of(request))).token_ids
     strs = [service.tokenizer.token_text(id_) for id_ in tokens] if body.return_token_strs else None
     return json_response(Tokens(tokens, len(tokens), service.ready().max_model_len, strs))
 

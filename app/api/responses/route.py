@@ -10,7 +10,7 @@ from starlette.responses import Response
 from ...errors import InvalidRequestError, UnsupportedError
 from ..chat.parts import rename_errors
 from ..chat.prepare import encode_chat, prepare_chat
-from ..deps import ADMITTED, ServiceDep, body_of, salt_of
+from ..deps import ADMITTED, ServiceDep, body_of, entry_of
 from ..edge.answer import json_response
 from ..edge.body import body_schema
 from ..edge.document import READS_BODY, RUNS, answers
@@ -49,7 +49,7 @@ async def create_response(
         chat = to_chat(body, conversation)
         # It is a bound: as with OpenAI's models, it may exceed what the context leaves.
         limit = TokenLimit(None, body.max_output_tokens, "max_output_tokens", "input")
-        run = await prepare_chat(service, chat, limit, salt_of(request), images_of(body, conversation))
+        run = await prepare_chat(service, chat, limit, entry_of(request), images_of(body, conversation))
     # Not the request's id, which clients may choose: whoever knows the id of a stored response can read it.
     unique = uuid4().hex
     keep = partial(store.put, owner, conversation.to_store(unique)) if keeps else None
@@ -80,7 +80,7 @@ async def count_input_tokens(
     conversation = Conversation.of(body, store, owner)
     with rename_errors(NAMES):
         chat, named = to_chat(body, conversation), images_of(body, conversation)
-        prompt = await encode_chat(service, chat, salt_of(request), named)
+        prompt = await encode_chat(service, chat, entry_of(request), named)
     return json_response(InputTokens(input_tokens=len(prompt.token_ids)))
 
 
