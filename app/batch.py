@@ -12,7 +12,7 @@ from fastapi import FastAPI
 from .api.batches.lines import Checked, Line, answer_line, answered, check_lines, parse_line, read_lines
 from .api.batches.run import run_lines
 from .api.edge.inside import Inside
-from .errors import PacelineError, StartupError
+from .errors import InvalidRequestError, PacelineError, StartupError
 from .llm.host import Host
 from .llm.progress import progress_line
 from .settings import load_settings
@@ -52,7 +52,7 @@ def run_batch(source: Path, target: Path, is_ordered: bool, **flags: Any) -> str
     Raises StartupError if a line is no request, or the model cannot be loaded; PacelineError if the engine is lost.
     """
     checked = _check(source)
-    done = set(answered(target))
+    done = _done(source, target)
     if len(done) == checked.num_lines:
         return f"all {checked.num_lines} answers are in {target} already"
     if done:
@@ -96,6 +96,18 @@ def _check(source: Path) -> Checked:
         shown = "; ".join(f"line {number}: {error}" for number, error in checked.problems[:_SHOWN_PROBLEMS])
         raise StartupError(f"{source}: {shown}")
     return checked
+
+
+def _done(source: Path, target: Path) -> set[str]:
+    """The ids of the requests that are answered already."""
+    try:
+        if target.exists() and target.samefile(source):
+            raise StartupError(f"{target} has the requests; the answers need a file of their own")
+        return set(answered(target))
+    except InvalidRequestError as error:
+        raise StartupError(error.message) from None
+    except OSError as error:
+        raise StartupError(f"{target} cannot be read: {error.strerror}") from None
 
 
 def _left(source: Path, done: set[str]) -> Iterator[Line]:

@@ -12,7 +12,7 @@ import openai
 import pytest
 from openai.types import Batch
 
-from app.api.batches import runner
+from app.api.batches import run, runner, store
 from app.api.batches.lines import ENDPOINTS, check_lines
 from app.core.request import FinishReason
 from app.errors import QueueFullError
@@ -105,7 +105,9 @@ def test_a_batch_goes_on_after_a_restart_where_it_was(model_folder: Path, tmp_pa
         wait_for(client, batch_id, lambda batch: batch.request_counts.completed == 3)  # type: ignore[union-attr]
         wait_until(lambda: server.engine.commands.qsize() == 5)  # two in flight, and no more
         file = next(tmp_path.glob("*/*.output"))
-    file.write_bytes(file.read_bytes() + b'{"custom_id": "d", "resp')  # it was killed while it wrote
+    file.write_bytes(
+        file.read_bytes() + b'{"id":"batch_req_0", "custom_id": "d", "resp'
+    )  # it was killed while it wrote
     with serving(model_folder, tmp_path) as server:
         client = client_of(server)  # whose engine says something else
         batch = wait_for(client, batch_id)
@@ -224,6 +226,66 @@ def test_requests_that_there_is_no_room_for_wait(model_folder: Path, tmp_path: P
         assert wait_for(client, batch_id).request_counts.completed == 1  # type: ignore[union-attr]
 
 
+def test_a_tenant_at_its_limit_takes_no_places_from_others(model_folder: Path, tmp_path: Path) -> None:
+    tenants: list[dict[str, Any]] = [
+        {"name": name, "keys": [hashlib.sha256(name.encode()).hexdigest()]} for name in ("one", "two")
+    ]
+    tenants[0]["requests_per_minute"] = 2
+    keys = json.dumps({"tenants": tenants})
+    with serving(model_folder, tmp_path, api_keys=keys, max_batch_requests=2) as server:
+        one, two = client_of(server, "one"), client_of(server, "two")
+        limited = start(one, *(line(f"r{number}") for number in range(9)))
+        is_waiting = wait_for(one, limited, lambda batch: batch.request_counts.completed == 2)  # type: ignore[union-attr]
+        assert is_waiting.status == "in_progress"
+        assert wait_for(two, start(two, *(line(f"r{number}") for number in range(9)))).status == "completed"
+        assert one.batches.retrieve(limited).request_counts.completed <= 4  # type: ignore[union-attr]
+
+
+def test_a_batch_that_breaks_ends_with_what_is_answered(
+    model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    send = run.request_inside
+
+    async def breaks(app: Any, tenant: Any, method: str, path: str, body: bytes) -> Any:
+        if b"broken" in body:
+            raise ZeroDivisionError
+        return await send(app, tenant, method, path, body)
+
+    monkeypatch.setattr(run, "request_inside", breaks)
+    with serving(model_folder, tmp_path, max_batch_requests=1) as server:
+        client = client_of(server)
+        batch = wait_for(client, start(client, line("a"), line("broken"), line("b")))
+        assert batch.status == "failed"
+        assert batch.errors is not None
+        assert [one.code for one in batch.errors.data or []] == ["internal_error"]
+        assert answers(client, batch.output_file_id).keys() == {"a"}
+
+
+def test_a_batch_waits_longer_than_other_requests_may(model_folder: Path, tmp_path: Path) -> None:
+    with serving(model_folder, tmp_path, request_timeout=1e-6) as server:
+        client = client_of(server)
+        assert wait_for(client, start(client, line("a"))).request_counts.completed == 1  # type: ignore[union-attr]
+        with pytest.raises(openai.InternalServerError, match="504"):
+            client.chat.completions.create(model=MODEL, messages=[{"role": "user", "content": "live"}])
+
+
+def test_open_batches_and_pages_are_bounded(
+    model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(store, "_MOST_OPEN", 1)
+    with serving(model_folder, tmp_path) as server:
+        client = client_of(server)
+        server.engine.script = say("x", None)
+        batch_id = start(client, line("a"))
+        with pytest.raises(openai.RateLimitError, match="1 batches are open"):
+            start(client, line("b"))
+        client.batches.cancel(batch_id)
+        wait_for(client, batch_id)
+        start(client, line("b"))
+        for limit in ("0", "101", "0000000000000000000000101", "1" * 5000, "9" * 6):
+            assert server.get(f"/v1/batches?limit={limit}").status_code == 400
+
+
 def test_a_server_without_a_folder_says_so(server: Server) -> None:
     with pytest.raises(openai.BadRequestError, match="batch_folder"):
         client_of(server).batches.list()
@@ -235,4 +297,6 @@ def test_every_endpoint_of_batches_is_served(server: Server) -> None:
 
 def test_a_line_may_be_anything() -> None:
     assert len(check_lines([b"\xff\n", b"[]\n", b"{}\n", b'{"custom_id": ""}\n', b"{\n"]).problems) == 5
+    (nested,) = check_lines([b'{"custom_id": "a", "body": ' + b"[" * 100_000]).problems
+    assert nested.error.message == "the line is nested too deeply"
     assert check_lines([]).problems[0].number == 1

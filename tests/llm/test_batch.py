@@ -57,6 +57,18 @@ def test_answers_in_the_order_of_the_requests_and_errors_among_them(tmp_path: Pa
     assert "all 3 answers are in" in run_batch(source, target, is_ordered=True, model="not-even-looked-for")
 
 
+def test_a_wrong_file_for_the_answers_stays_as_it_is(tmp_path: Path) -> None:
+    source, other = tmp_path / "in.jsonl", tmp_path / "other"
+    source.write_text(f"{request('a')}\n{request('b')}")
+    with pytest.raises(StartupError, match="need a file of their own"):
+        run_batch(source, tmp_path / "." / "in.jsonl", is_ordered=False)
+    for text in (source.read_text(), "anything", '{"id": 1}\n[', "[" * 100_000 + "\n"):
+        other.write_text(text)
+        with pytest.raises(StartupError, match=r"other, line 1: it is no answer of a batch"):
+            run_batch(source, other, is_ordered=False)
+        assert other.read_text() == text
+
+
 def test_lines_that_are_no_requests_are_named(tmp_path: Path) -> None:
     source = tmp_path / "in.jsonl"
     source.write_text(request("a") + "\n" + request("a") + "\nnothing\n")

@@ -1,5 +1,6 @@
 """FastAPI dependencies of these routes: the tenant's folder; and the pages of their lists."""
 
+import re
 from collections.abc import Sequence
 from typing import Annotated, NamedTuple, TypeVar
 
@@ -10,6 +11,7 @@ from ..edge.request_log import RequestLog
 from .objects import BatchObject, FileObject
 from .store import BatchStore, TenantFolder
 
+_NUMBER = re.compile("[1-9][0-9]{0,5}")
 Kept = TypeVar("Kept", FileObject, BatchObject)
 
 
@@ -33,7 +35,7 @@ class Page(NamedTuple):
 
 def page(items: Sequence[Kept], after: str | None, limit: str, most: int) -> Page:
     """The part behind the item `after`. Raises InvalidRequestError and NotFoundError."""
-    if not (limit.isascii() and limit.isdecimal() and 1 <= int(limit[:6]) <= most):
+    if not (_NUMBER.fullmatch(limit) and int(limit) <= most):
         raise InvalidRequestError(f"limit: a number from 1 to {most} is expected", "limit")
     ids: list[str] = [item.id for item in items]
     if after is not None and after not in ids:

@@ -63,7 +63,7 @@ async def list_files(
     """The files of the key's owner."""
     if order not in ("asc", "desc"):
         raise InvalidRequestError("order: asc or desc is expected", "order")
-    files = [file for file in folder.files() if purpose in (None, file.purpose)]
+    files = [file for file in await asyncio.to_thread(folder.files) if purpose in (None, file.purpose)]
     if order == "desc":
         files.reverse()
     return json_response(FileList(**page(files, after, limit, _MAX_LIMIT)._asdict()))

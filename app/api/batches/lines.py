@@ -26,6 +26,8 @@ ENDPOINTS = (
 """What the requests of a batch may be sent to."""
 _MAX_ID_LENGTH = 512
 _MOST_PROBLEMS = 100
+_BEGIN = b'{"id":"'
+"""What each answer begins with."""
 
 _decode = msgspec.json.Decoder().decode
 
@@ -52,6 +54,8 @@ def parse_line(text: bytes, endpoint: str | None = None) -> Line:
         given = _decode(text)
     except (msgspec.DecodeError, UnicodeDecodeError):
         raise InvalidRequestError("the line is no JSON") from None
+    except RecursionError:
+        raise InvalidRequestError("the line is nested too deeply") from None
     if not isinstance(given, dict):
         raise InvalidRequestError("the line is no JSON object")
     custom_id, url, body = given.get("custom_id"), given.get("url"), given.get("body")
@@ -68,6 +72,8 @@ def parse_line(text: bytes, endpoint: str | None = None) -> Line:
         raise InvalidRequestError("body: a JSON object is needed", "body")
     if body.get("stream"):
         raise UnsupportedError("body.stream: the answers of a batch are whole", "body.stream")
+    if body.get("background"):
+        raise UnsupportedError("body.background: a batch waits for its answers", "body.background")
     return Line(custom_id, url, body)
 
 
@@ -128,21 +134,29 @@ def _line(content: dict[str, Any]) -> bytes:
 
 
 class _Answered(msgspec.Struct):
-    """What is read of an answer again."""
+    """What is read of an answer again. A request has no response, and no error."""
 
     custom_id: str
+    response: msgspec.Raw
+    error: msgspec.Raw
 
 
 def answered(file: Path) -> list[str]:
-    """The ids of the requests whose answers are in a file, in its order. The end of a line that was broken off goes."""
+    """The ids of the requests whose answers are in a file, in its order. The end of a line that was broken off goes.
+
+    Raises InvalidRequestError, and leaves the file as it is, if anything else is in it.
+    """
     if not file.exists():
         return []
     ids, length = [], 0
     with file.open("rb") as content:
-        for line in content:
-            if not line.endswith(b"\n"):
+        for number, line in enumerate(content, 1):
+            if not line.endswith(b"\n") and _BEGIN.startswith(line[: len(_BEGIN)]):
                 break
-            ids.append(msgspec.json.decode(line, type=_Answered).custom_id)
+            try:
+                ids.append(msgspec.json.decode(line, type=_Answered).custom_id)
+            except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+                raise InvalidRequestError(f"{file}, line {number}: it is no answer of a batch") from None
             length += len(line)
     with file.open("rb+") as content:
         content.truncate(length)

@@ -1,5 +1,6 @@
 """POST and GET /v1/batches, and the end of a batch before its time"""
 
+import asyncio
 import time
 from typing import Annotated
 
@@ -28,7 +29,6 @@ async def create_batch(body: Annotated[BatchRequest, Depends(body_of(BatchReques
     """Answer the requests of a file, under the live traffic."""
     if folder.file(body.input_file_id).purpose != "batch":
         raise InvalidRequestError("input_file_id: it is a file of answers", "input_file_id")
-    folder.check_room()
     now = int(time.time())
     batch = BatchObject(
         id=new_batch_id(),
@@ -40,7 +40,7 @@ async def create_batch(body: Annotated[BatchRequest, Depends(body_of(BatchReques
         request_counts=RequestCounts(),
         metadata=body.metadata,
     )
-    folder.add_batch(batch)
+    await asyncio.to_thread(folder.add_batch, batch)
     return json_response(batch)
 
 
@@ -51,7 +51,8 @@ async def list_batches(
     limit: Annotated[str, Query(description=f"1 to {_MAX_LIMIT}")] = "20",
 ) -> Response:
     """The batches of the key's owner, the latest first."""
-    return json_response(BatchList(**page(folder.batches()[::-1], after, limit, _MAX_LIMIT)._asdict()))
+    batches = await asyncio.to_thread(folder.batches)
+    return json_response(BatchList(**page(batches[::-1], after, limit, _MAX_LIMIT)._asdict()))
 
 
 @router.get("/v1/batches/{batch_id}", responses=answers(BatchObject, _NAMED))

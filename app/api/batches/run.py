@@ -1,7 +1,7 @@
 """Runs the requests of a batch, so many at a time, through the application of this process."""
 
 import asyncio
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterator
 
 import msgspec
 from fastapi import FastAPI
@@ -16,42 +16,63 @@ Write = Callable[[Line, Inside], None]
 
 
 async def run_lines(
-    app: FastAPI, tenant: Tenant, lines: Iterable[Line], room: asyncio.Semaphore, write: Write, priority: int = 0
+    app: FastAPI, tenant: Tenant, lines: Iterator[Line], room: asyncio.Semaphore, write: Write, priority: int = 0
 ) -> None:
     """Send the requests, and `write` their answers as they come. When cancelled, it leaves nothing running.
 
     `room`: for requests in flight, of this batch and others. `priority` is added to that of the requests.
     Raises EngineUnavailableError if no engine will come any more.
     """
+    turn, clock = asyncio.Lock(), asyncio.get_running_loop().time
 
-    async def one(line: Line) -> None:
-        try:
-            write(line, await _send(app, tenant, line, priority))
-        finally:
-            room.release()
+    async def one(line: Line, has_place: asyncio.Event) -> None:
+        content, due_at = _content(line, priority), 0.0
+        while True:
+            # A line that is to wait holds up those behind it, and takes no place from other batches meanwhile.
+            async with turn:
+                await asyncio.sleep(due_at - clock())
+                await room.acquire()
+            has_place.set()
+            try:
+                answer = await request_inside(app, tenant, "POST", line.url, content)
+            finally:
+                room.release()
+            seconds = _seconds_to_wait(app, answer)
+            if seconds is None:
+                write(line, answer)
+                return
+            due_at = clock() + seconds
 
     try:
         async with asyncio.TaskGroup() as group:
-            for line in lines:
-                await room.acquire()
-                group.create_task(one(line))
+            # In a thread: behind thousands of lines that are answered already there may be none.
+            while (line := await asyncio.to_thread(next, lines, None)) is not None:
+                has_place = asyncio.Event()
+                group.create_task(one(line, has_place))
+                await has_place.wait()
     except BaseExceptionGroup as errors:
         raise errors.exceptions[0] from None
 
 
-async def _send(app: FastAPI, tenant: Tenant, line: Line, priority: int) -> Inside:
-    """The answer to a request. One that there is no room for now is sent again when the server says so."""
+def _content(line: Line, priority: int) -> bytes:
+    """The body of a request."""
     body = line.body
     if priority:
         own = body.get("priority")
-        body = {**body, "priority": priority + own} if isinstance(own, int) else {"priority": priority, **body}
-    content = msgspec.json.encode(body)
-    while True:
-        answer = await request_inside(app, tenant, "POST", line.url, content)
-        wait = answer.headers.get("retry-after")
-        if answer.status not in (429, 503) or wait is None:
-            return answer
-        service: Service = app.state.service
-        if service.engine.failure is not None:
-            raise EngineUnavailableError(service.engine.failure)
-        await asyncio.sleep(float(wait))
+        # However low its own is, it stays behind those of live traffic.
+        body = {**body, "priority": priority + max(own, 0)} if isinstance(own, int) else {"priority": priority, **body}
+    return msgspec.json.encode(body)
+
+
+def _seconds_to_wait(app: FastAPI, answer: Inside) -> float | None:
+    """When a request that there is no room for now may be sent again, as the server says; None if this is its answer.
+
+    Raises EngineUnavailableError.
+    """
+    wait = answer.headers.get("retry-after")
+    if answer.status not in (429, 503) or wait is None:
+        return None
+    service: Service = app.state.service
+    if service.engine.failure is not None:
+        raise EngineUnavailableError(service.engine.failure)
+    return float(wait)

@@ -32,6 +32,8 @@ log = logging.getLogger(__name__)
 
 _LOOK_SECONDS = 0.5
 """Between two looks at the folder."""
+_PAUSE_SECONDS = 60
+"""Before a batch is tried again whose state cannot be kept, such as on a full disk."""
 _PRIORITY = 1_000_000
 """Added to that of each request: lower runs first."""
 
@@ -63,7 +65,7 @@ class BatchRunner:
             while not drain.has_begun:
                 if self._is_mine() and self._app.state.service.engine.ready is not None:
                     try:
-                        self._start_batches()
+                        await self._start_batches()
                     except (OSError, msgspec.DecodeError) as error:
                         log.error("batch_folder: %s", error)
                 await asyncio.sleep(_LOOK_SECONDS)
@@ -80,19 +82,30 @@ class BatchRunner:
             return True
         return False
 
-    def _start_batches(self) -> None:
+    async def _start_batches(self) -> None:
         if self._room is None:
             half = max(1, self._app.state.service.ready().max_num_seqs // 2)
             most = self._settings.max_batch_requests or half
             self._room = asyncio.Semaphore(most)
-        for name in self._store.tenants():
-            if name in self._running and not self._running[name].done():
-                continue
-            tenant = self._app.state.admission.tenant_named(name)
-            batch = self._store.of(name).oldest_open(self._ended)
-            if tenant is not None and batch is not None:
+        for name, batch in await asyncio.to_thread(self._find):
+            if (tenant := self._app.state.admission.tenant_named(name)) is not None:
                 run = _Run(self._app, self._settings, self._store.of(name), tenant, batch, self._room)
-                self._running[name] = asyncio.create_task(run.run())
+                self._running[name] = asyncio.create_task(_run_to_end(run))
+
+    def _find(self) -> list[tuple[str, BatchObject]]:
+        """Of each tenant that has none running, its oldest batch that has not ended."""
+        idle = [name for name in self._store.tenants() if name not in self._running or self._running[name].done()]
+        found = [(name, self._store.of(name).oldest_open(self._ended)) for name in idle]
+        return [(name, batch) for name, batch in found if batch is not None]
+
+
+async def _run_to_end(run: "_Run") -> None:
+    """Run a batch. If even its failure cannot be kept, nothing else of its tenant is tried for a while."""
+    try:
+        await run.run()
+    except Exception:
+        log.exception("batch %s is tried again in %d s", run.batch_id, _PAUSE_SECONDS)
+        await asyncio.sleep(_PAUSE_SECONDS)
 
 
 class _Run:
@@ -116,27 +129,41 @@ class _Run:
         self._input = folder.content_of(batch.input_file_id)
         self._has_news = False
 
+    @property
+    def batch_id(self) -> str:
+        return self._batch.id
+
     async def run(self) -> None:
-        """Run it. What has been answered is not sent again."""
-        batch = self._batch
+        """Run it. What has been answered is not sent again. Raises what keeps its end from being written."""
         try:
-            if batch.status == "finalizing":
-                self._finish(self._reason_to_end() or "completed")
-                return
-            if batch.in_progress_at is None and not await self._validate():
-                return
-            with ExitStack() as stack:
-                done = await asyncio.to_thread(self._done)
-                output, error = (stack.enter_context(path.open("ab")) for path in self._folder.answers_of(batch.id))
-                status = await self._answer(done, output, error)
-                if status == "expired":
-                    self._tell_unanswered(error)
-            self._finish(status)
+            await self._run()
         except EngineUnavailableError:
             self._save()  # another process goes on
         except OSError as error:
-            log.error("batch %s: %s", batch.id, error)
+            log.error("batch %s: %s", self.batch_id, error)
             self._fail([BatchProblem("io_error", f"a file of the batch: {error.strerror}", None, None)])
+        except Exception:
+            log.exception("batch %s", self.batch_id)
+            self._fail([BatchProblem("internal_error", "the server's log says what has failed", None, None)])
+
+    async def _run(self) -> None:
+        batch = self._batch
+        if batch.status == "finalizing":
+            self._finish("failed" if batch.errors is not None else self._reason_to_end() or "completed")
+            return
+        if batch.in_progress_at is None:
+            if self._folder.is_cancelled(batch.id):
+                self._finish("cancelled")
+                return
+            if not await self._validate():
+                return
+        with ExitStack() as stack:
+            done = await asyncio.to_thread(self._done)
+            output, error = (stack.enter_context(path.open("ab")) for path in self._folder.answers_of(batch.id))
+            status = await self._answer(done, output, error)
+            if status == "expired":
+                await asyncio.to_thread(self._tell_unanswered, done, error)
+        self._finish(status)
 
     async def _validate(self) -> bool:
         """Look at all requests before one is sent; returns whether they can be."""
@@ -165,7 +192,10 @@ class _Run:
         return {*output, *error}
 
     async def _answer(self, done: set[str], output: BinaryIO, error: BinaryIO) -> Status:
-        """Answer what is left, unless there is a reason to end before. Returns how the batch ends."""
+        """Answer what is left, unless there is a reason to end before. Returns how the batch ends.
+
+        `done`: the ids of requests that are answered; others are added.
+        """
 
         def write(line: Line, answer: Inside) -> None:
             counts = self._batch.request_counts
@@ -176,6 +206,7 @@ class _Run:
             file = output if answer.status == 200 else error
             file.write(answer_line(_new_line_id(), line.custom_id, answer))
             file.flush()
+            done.add(line.custom_id)
             self._has_news = True
 
         work = asyncio.create_task(
@@ -203,8 +234,8 @@ class _Run:
         lines = (parse_line(text) for text in read_lines(self._input))
         return (line for line in lines if line.custom_id not in done)
 
-    def _tell_unanswered(self, error: BinaryIO) -> None:
-        for line in self._left(self._done()):
+    def _tell_unanswered(self, done: set[str], error: BinaryIO) -> None:
+        for line in self._left(done):
             told = "This request could not be executed before the completion window expired."
             error.write(unanswered_line(_new_line_id(), line.custom_id, "batch_expired", told))
             self._batch.request_counts.failed += 1
@@ -231,9 +262,9 @@ class _Run:
         log.info("batch %s of %s: %s", batch.id, self._tenant.name, status)
 
     def _fail(self, problems: list[BatchProblem]) -> None:
+        """End it. What is answered already stays."""
         self._batch.errors = BatchProblems(data=problems)
-        self._batch.status, self._batch.failed_at = "failed", int(time.time())
-        self._save()
+        self._finish("failed")
 
     def _save(self) -> None:
         self._has_news = False

@@ -16,7 +16,7 @@ from typing import BinaryIO, TypeVar
 
 import msgspec
 
-from ...errors import NotFoundError, PayloadTooLargeError, UnsupportedError
+from ...errors import NotFoundError, PayloadTooLargeError, TenantQueueFullError, UnsupportedError
 from ...settings import BatchSettings
 from ..edge.answer import encode_json
 from .objects import ENDED, BatchObject, FileObject, Purpose
@@ -26,6 +26,10 @@ _ID = re.compile(rf"({_FILE}|{_BATCH})[0-9a-f]{{24}}")
 _TENANT = "tenant-"
 """In front of a tenant's name, which may be "..". """
 _CHUNK = 2**20
+_MOST_FILES = 10_000
+"""Of a tenant, beside the answers of its batches."""
+_MOST_OPEN = 100
+"""Batches of a tenant that have not ended."""
 Kept = TypeVar("Kept", FileObject, BatchObject)
 
 
@@ -52,7 +56,9 @@ class TenantFolder:
         """Keep a copy. Raises PayloadTooLargeError if the tenant has no room."""
         size = content.seek(0, os.SEEK_END)
         content.seek(0)
-        self.check_room(size)
+        if len(self.files()) >= _MOST_FILES:
+            raise PayloadTooLargeError(f"there are {_MOST_FILES} files already; delete some")
+        self._check_room(size)
         file_id = new_file_id()
         self._folder.mkdir(parents=True, exist_ok=True)
         with self.content_of(file_id).open("wb") as target:
@@ -90,7 +96,7 @@ class TenantFolder:
         (self._folder / f"{file_id}.json").unlink(missing_ok=True)
         self.content_of(file_id).unlink(missing_ok=True)
 
-    def check_room(self, size: int = 0) -> None:
+    def _check_room(self, size: int = 0) -> None:
         """Raise PayloadTooLargeError if there is no room for so many bytes more."""
         kept = sum(entry.stat().st_size for entry in os.scandir(self._folder)) if self._folder.exists() else 0
         if kept + size > self._most_bytes:
@@ -101,7 +107,10 @@ class TenantFolder:
     # ------------------------------------------------------------------ batches
 
     def add_batch(self, batch: BatchObject) -> None:
-        """Keep a new batch."""
+        """Keep a new batch. Raises PayloadTooLargeError, and TenantQueueFullError if too many are open."""
+        self._check_room()
+        if sum(one.status not in ENDED for one in self.batches()) >= _MOST_OPEN:
+            raise TenantQueueFullError(f"{_MOST_OPEN} batches are open already; wait until one has ended")
         self._write(batch)
 
     def batch(self, batch_id: str) -> BatchObject:
@@ -163,8 +172,11 @@ class TenantFolder:
         """Write all of it or nothing, whatever happens."""
         path = self._folder / f"{kept.id}.json"
         new = path.with_suffix(f".{secrets.token_hex(4)}.new")
-        new.write_bytes(encode_json(kept))
-        new.replace(path)
+        try:
+            new.write_bytes(encode_json(kept))
+            new.replace(path)
+        finally:
+            new.unlink(missing_ok=True)
 
 
 class BatchStore:
