@@ -16,6 +16,8 @@ class Image(msgspec.Struct, frozen=True):
     data: bytes
     """The file."""
     most_pixels: int
+    in_halves: bool = False
+    """Whether numbers are wanted in 16 bits, for a model that computes in as many: an image becomes up to 300 MB."""
 
 
 class Prepared(msgspec.Struct, kw_only=True):

@@ -10,12 +10,13 @@ from contextlib import suppress
 from hashlib import sha256
 from pathlib import Path
 from typing import NamedTuple
+from weakref import finalize
 
 import msgspec
 
 from ..core.media import Media
 from ..core.own_module import FOLDER, command
-from ..errors import InternalError, InvalidRequestError, PayloadTooLargeError
+from ..errors import InternalError, InvalidRequestError, PayloadTooLargeError, QueueFullError
 from .messages import FRAME_BYTES, Image, Prepared, Ready
 
 log = logging.getLogger(__name__)
@@ -25,6 +26,8 @@ _MOST_SECONDS = 60
 _START_SECONDS = 120
 _MOST_KEPT_BYTES = 64 * 2**20
 """Of prepared images. A client sends those of a chat again with each turn."""
+_MOST_BYTES = 4 * 2**30
+"""Of prepared images altogether: requests hold theirs until they end, and the engine has as many beside."""
 _ONE_THREAD = {"OMP_NUM_THREADS": "1"}
 """It is beside engines that have a thread for each core."""
 
@@ -52,6 +55,8 @@ class ImagePreparer:
         """Images that are being prepared, by their digests."""
         self._kept: OrderedDict[bytes, ChatImage] = OrderedDict()
         self._kept_bytes = 0
+        self._sizes: dict[int, int] = {}
+        """Bytes of all prepared images that somebody still has, by their addresses."""
 
     def warm_up(self) -> None:
         """Start the process in the background, so that the first image need not wait for it."""
@@ -71,28 +76,33 @@ class ImagePreparer:
         assert self._ready is not None
         return self._ready
 
-    async def prepare(self, data: bytes, path: str, most_pixels: int, salt: str) -> ChatImage:
+    async def prepare(self, data: bytes, path: str, most_pixels: int, salt: str, in_halves: bool = False) -> ChatImage:
         """Prepare the image in a file.
 
-        salt: images of equal salt may be recognized. Raises InvalidRequestError or PayloadTooLargeError that names
-        `path` for one that cannot be read, InternalError if the process does not start.
+        salt: images of equal salt may be recognized. in_halves: see `Image`; the same for all. Raises
+        InvalidRequestError or PayloadTooLargeError that names `path` for one that cannot be read, QueueFullError if
+        requests have too many bytes of images, and InternalError if the process does not start.
         """
         digest = await asyncio.to_thread(_digest, data, salt)  # ten milliseconds for a large file
         if (kept := self._kept.get(digest)) is not None:
             self._kept.move_to_end(digest)
             return kept
         if digest not in self._open:
-            self._open[digest] = task = asyncio.create_task(self._prepare(Image(data, most_pixels)))
+            self._open[digest] = task = asyncio.create_task(self._prepare(Image(data, most_pixels, in_halves)))
             task.add_done_callback(lambda _: self._open.pop(digest, None))
         made = await asyncio.shield(self._open[digest])  # others may wait for it, too
         if made.is_too_large:
             raise PayloadTooLargeError(f"{path}: {made.error} (max_image_pixels)", path)
         if made.error:
             raise InvalidRequestError(f"{path}: the image cannot be read: {made.error}", path)
+        if (kept := self._kept.get(digest)) is not None:  # by another who has waited for it
+            return kept
         return self._keep(ChatImage(made.text, Media(digest, made.arrays, made.num_tokens)))
 
     def _keep(self, image: ChatImage) -> ChatImage:
-        self._kept_bytes += _size(image) if image.media.digest not in self._kept else 0
+        self._sizes[id(image.media)] = _size(image)
+        finalize(image.media, self._sizes.pop, id(image.media))
+        self._kept_bytes += _size(image)
         self._kept[image.media.digest] = image
         while self._kept_bytes > _MOST_KEPT_BYTES:
             _, dropped = self._kept.popitem(last=False)
@@ -110,6 +120,8 @@ class ImagePreparer:
 
     async def _prepare(self, image: Image) -> Prepared:
         async with self._turn:
+            if sum(list(self._sizes.values())) > _MOST_BYTES:
+                raise QueueFullError("images of open requests take up too much memory; try again later")
             process = await self._running()
             assert process.stdin is not None
             try:

@@ -77,8 +77,9 @@ async def _prepare(
     limits = service.settings.request_limits
     images: list[ChatImage] = []
     num_tokens, most = 0, service.ready().max_model_len
+    in_halves = service.ready().dtype in ("float16", "bfloat16")
     for file, one in zip(files, parts, strict=True):
-        images.append(await preparer.prepare(file, one.path, limits.max_image_pixels, salt))
+        images.append(await preparer.prepare(file, one.path, limits.max_image_pixels, salt, in_halves))
         num_tokens += images[-1].media.num_tokens
         if num_tokens > most:  # before others are prepared, each of which may take a hundred megabytes
             raise ContextLengthError(
