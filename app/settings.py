@@ -243,7 +243,9 @@ class RequestLimits(BaseModel):
     max_stop: int = Field(32, ge=0, description="stop strings")
     max_logit_bias: int = Field(1024, ge=0, description="tokens in logit_bias")
     max_inputs: int = Field(8192, ge=1, description="inputs of a call to an encoder, or to a model that forecasts")
-    max_numbers: int = Field(2**20, ge=1, description="numbers of all series of a forecast, and those in its answer")
+    max_numbers: int = Field(
+        2**20, ge=1, description="numbers of a forecast's series, and of its answer; images times labels"
+    )
     max_n: int = Field(128, ge=1, description="n, the choices for a prompt")
     max_logprobs: int = Field(20, ge=0, description="logprobs and top_logprobs")
     max_tools: int = Field(128, ge=0, description="tools")

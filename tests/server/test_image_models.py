@@ -26,6 +26,7 @@ def data_url(file: bytes) -> str:
 
 
 URLS = [data_url(file) for file in FILES]
+LIMITS = '{"max_image_pixels": 1000000, "max_numbers": 9}'
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +34,7 @@ def clip(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Server, Pat
     folder = tmp_path_factory.mktemp("clip")
     oracle = write_image_model(folder, "CLIPModel", vocab_size=258, bos_token_id=CLS, eos_token_id=SEP)
     write_tokenizer(folder)
-    with running_server("--model", str(folder), "--request-limits", '{"max_image_pixels": 1000000}') as server:
+    with running_server("--model", str(folder), "--request-limits", LIMITS) as server:
         yield server, folder, oracle
 
 
@@ -180,6 +181,7 @@ def test_what_a_model_that_compares_does_not_do(clip: tuple[Server, Path, Any]) 
     for path, body, message in (
         ("/v1/classify", {"input": {"image": URLS[1]}}, "labels: this model has none of its own"),
         ("/v1/classify", {"input": "a cat", "labels": ["cat"]}, "input: images are classified, and this is a text"),
+        ("/v1/classify", {"input": [{"image": URLS[1]}] * 2, "labels": ["cat"] * 5}, "at most 9 pairs may be compared"),
         ("/v1/embeddings", {"input": "a cat" * 9}, "input: this model reads 16 tokens of a text"),
         ("/v1/embeddings", {"input": {"image": URLS[1]}, "dimensions": 25}, "dimensions: this model has 24"),
         ("/v1/score", {"text_1": "a", "text_2": "b"}, "this model embeds"),

@@ -18,6 +18,7 @@ def test_entities_are_those_of_the_pipeline(seed: int) -> None:
     text = "abcdefgh" * 8
     probs = rng.dirichlet([0.2] * len(LABELS), size=66).astype(np.float32)
     places: list[tuple[int, int] | None] = [None, *((at, at + 1) for at in range(64)), None]
+    places[20] = places[40] = None  # special tokens within the text
     pipeline = TokenClassificationPipeline.__new__(TokenClassificationPipeline)
     pipeline.model = SimpleNamespace(config=SimpleNamespace(id2label=dict(enumerate(LABELS))))  # type: ignore[assignment]
     pipeline.tokenizer = _Tokenizer()  # type: ignore[assignment]

@@ -131,25 +131,28 @@ def embed(normalizes: bool, vectors: Vectors, body: VectorFields) -> list[Embedd
     if body.dimensions is not None and body.dimensions > len(vectors[0]):
         raise InvalidRequestError(f"dimensions: this model has {len(vectors[0])}", "dimensions")
     by_default = body.dimensions is not None or normalizes
+    rows = np.stack(vectors)[:, : body.dimensions]
     if by_default if body.normalize is None else body.normalize:
-        vectors = [normalised(vector[: body.dimensions]) for vector in vectors]
+        rows = normalised(rows)
     is_base64 = body.encoding_format == "base64"
     return [
         Embedding(
             index=index,
-            embedding=base64.b64encode(vector.tobytes()).decode() if is_base64 else vector.tolist(),
+            embedding=base64.b64encode(row.tobytes()).decode() if is_base64 else row.tolist(),
         )
-        for index, vector in enumerate(vector[: body.dimensions] for vector in vectors)
+        for index, row in enumerate(rows)
     ]
 
 
 def label(config: EncoderConfig, vectors: Vectors, use_activation: bool) -> list[Classification]:
     """The labels of texts, from a classifier's logits."""
-    found = []
-    for index, logits in enumerate(vectors):
-        probs = _probs(config, logits) if use_activation else logits
-        found.append(Classification(index, config.labels[int(probs.argmax())], probs.tolist(), len(probs)))
-    return found
+    logits = np.stack(vectors)
+    probs = _probs(config, logits) if use_activation else logits
+    best = probs.argmax(axis=1).tolist()
+    return [
+        Classification(index, config.labels[at], row.tolist(), len(row))
+        for index, (at, row) in enumerate(zip(best, probs, strict=True))
+    ]
 
 
 def find_entities(config: EncoderConfig, encoded: Encoded, texts: list[Any]) -> list[TokenClassification]:
@@ -157,7 +160,7 @@ def find_entities(config: EncoderConfig, encoded: Encoded, texts: list[Any]) -> 
     found = []
     for index, (flat, one, text) in enumerate(zip(encoded.vectors, encoded.inputs, texts, strict=True)):
         assert isinstance(one, EncoderInput)
-        probs = np.stack([softmax(logits) for logits in flat.reshape(-1, len(config.labels))])
+        probs = softmax(flat.reshape(-1, len(config.labels)))
         parts = entities(probs, config.labels, one.places)
         told = [FoundEntity(*part, text[part.start : part.end]) for part in parts]
         found.append(TokenClassification(index, told))
@@ -173,9 +176,17 @@ def rank(vectors: Vectors, texts: list[str], top_n: int | None, return_documents
     ]
 
 
-def normalised(vector: NDArray[np.float32]) -> NDArray[np.float32]:
-    """The vector with length 1."""
-    return (vector / max(float(np.linalg.norm(vector)), 1e-12)).astype(np.float32)
+def normalised(vectors: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Vectors (vectors, dimensions) with length 1."""
+    lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
+    unit: NDArray[np.float32] = (vectors / np.maximum(lengths, 1e-12)).astype(np.float32)
+    return unit
+
+
+def cosines(texts: list[str], vectors: Vectors, pairs: list[tuple[str, str]]) -> Vectors:
+    """How similar the texts of each pair are, from the vector of each text."""
+    unit = dict(zip(texts, normalised(np.stack(vectors)), strict=True))
+    return [np.atleast_1d(unit[one] @ unit[other]) for one, other in pairs]
 
 
 def scores(config: EncoderConfig, logits: Vectors, use_activation: bool) -> Vectors:
@@ -184,7 +195,7 @@ def scores(config: EncoderConfig, logits: Vectors, use_activation: bool) -> Vect
         logits = [good_and_bad[:1] - good_and_bad[1:] for good_and_bad in logits]
     if config.activation == "Identity" or not use_activation:
         return logits
-    return [sigmoid(logit) for logit in logits]
+    return list(sigmoid(np.stack(logits)))
 
 
 def _probs(config: EncoderConfig, logits: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -197,7 +208,7 @@ def sigmoid(logits: NDArray[np.float32]) -> NDArray[np.float32]:
 
 
 def softmax(logits: NDArray[np.float32]) -> NDArray[np.float32]:
-    """The probability of each label, of which one applies."""
-    weights: NDArray[np.float64] = np.exp(logits.astype(np.float64) - logits.max())
-    probs: NDArray[np.float32] = (weights / weights.sum()).astype(np.float32)
+    """The probability of each label (..., labels), of which one applies."""
+    weights: NDArray[np.float64] = np.exp(logits.astype(np.float64) - logits.max(axis=-1, keepdims=True))
+    probs: NDArray[np.float32] = (weights / weights.sum(axis=-1, keepdims=True)).astype(np.float32)
     return probs

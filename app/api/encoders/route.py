@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 from typing import Annotated, Any
 
-import numpy as np
 from fastapi import APIRouter, Depends, Request
 from starlette.responses import Response
 
@@ -14,6 +13,7 @@ from ..deps import ADMITTED, ServiceDep, body_of
 from ..edge.answer import run_unless_disconnected
 from ..edge.body import body_schema
 from ..edge.document import RUNS, answers
+from ..generation.prompts import in_thread
 from ..service import Service
 from .answer import (
     Classifications,
@@ -23,10 +23,10 @@ from .answer import (
     Ranking,
     Score,
     Scores,
+    cosines,
     embed,
     find_entities,
     label,
-    normalised,
     rank,
     scores,
 )
@@ -67,7 +67,8 @@ async def create_embeddings(
 
     async def work() -> Embeddings:
         encoded = await encode(service, request, body, await texts_of(service, body), "input")
-        data = embed(config.modules.normalizes, encoded.vectors, body)
+        normalizes = config.modules.normalizes
+        data = await in_thread(lambda: embed(normalizes, encoded.vectors, body), encoded.num_numbers)
         return Embeddings(data=data, model=service.model_name, usage=_usage(encoded))
 
     return await run_unless_disconnected(request, work())
@@ -92,11 +93,13 @@ async def classify(
     async def work() -> Classifications:
         texts = await texts_of(service, body)
         encoded = await encode(service, request, body, texts, "input")
-        data: Sequence[ClassifiedText]
-        if finds_entities:
-            data = find_entities(config, encoded, texts)
-        else:
-            data = label(config, encoded.vectors, body.use_activation)
+
+        def told() -> Sequence[ClassifiedText]:
+            if finds_entities:
+                return find_entities(config, encoded, texts)
+            return label(config, encoded.vectors, body.use_activation)
+
+        data = await in_thread(told, encoded.num_numbers)
         return Classifications(data=data, model=service.model_name, usage=_usage(encoded))
 
     return await run_unless_disconnected(request, work())
@@ -160,8 +163,8 @@ async def _scores(
         raise UnsupportedError("use_activation: scores of embeddings are cosines, without activation", "use_activation")
     texts = list(dict.fromkeys(text for pair in pairs for text in pair))  # each text is embedded once
     encoded = await encode(service, request, body, list(texts), param)
-    vectors = dict(zip(texts, map(normalised, encoded.vectors), strict=True))
-    return encoded._replace(vectors=[np.atleast_1d(vectors[one] @ vectors[other]) for one, other in pairs])
+    of_pairs = await in_thread(lambda: cosines(texts, encoded.vectors, pairs), encoded.num_numbers)
+    return encoded._replace(vectors=of_pairs)
 
 
 def _check(service: Service, body: EncoderFields, task: Task) -> EncoderConfig:

@@ -36,6 +36,11 @@ class Encoded(NamedTuple):
     num_tokens: int
     inputs: Sequence[Input]
 
+    @property
+    def num_numbers(self) -> int:
+        """Of all vectors."""
+        return sum(vector.size for vector in self.vectors)
+
 
 async def encode(service: Service, request: Request, body: EncoderFields, texts: list[Text], param: str) -> Encoded:
     """The vectors of all texts, in their order. Raises InvalidRequestError for an input that is empty or too long."""

@@ -36,7 +36,7 @@ async def encode_texts(
 
 
 async def in_thread(work: Callable[[], T], size: int) -> T:
-    """Do work on `size` characters: in a thread if they are many."""
+    """Do work on `size` characters or numbers: in a thread if they are many."""
     return work() if size < LONG_TEXT else await asyncio.to_thread(work)
 
 

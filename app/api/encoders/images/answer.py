@@ -28,30 +28,34 @@ class ImageClassification(Classification, kw_only=True):
 
 def classified(index: int, probs: NDArray[np.float32], labels: Sequence[str], top_k: int | None) -> ImageClassification:
     """The answer for an image with these probabilities."""
-    order = np.argsort(-probs, kind="stable").tolist()
-    top = [LabelScore(labels[at], float(probs[at])) for at in order[:top_k]]
+    top: list[LabelScore] | UnsetType = UNSET
+    if top_k is not None:
+        order = np.argsort(-probs, kind="stable").tolist()
+        top = [LabelScore(labels[at], float(probs[at])) for at in order[:top_k]]
     return ImageClassification(
         index=index,
-        label=labels[order[0]],
+        label=labels[int(probs.argmax())],
         probs=probs.tolist(),
         num_classes=len(labels),
-        top=UNSET if top_k is None else top,
+        top=top,
     )
 
 
-def probabilities(config: ImageModelConfig, logits: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Of a classifier's labels."""
+def probabilities(config: ImageModelConfig, images: Vectors) -> NDArray[np.float32]:
+    """Of a classifier's labels, from its logits: (images, labels)."""
+    logits = np.stack(images)
     return sigmoid(logits) if config.is_multi_label else softmax(logits)
 
 
-def compared(config: ImageModelConfig, image: NDArray[np.float32], texts: Vectors) -> NDArray[np.float32]:
-    """Of labels that are texts, for an image; see `app.worker.image_reader.ImageReader` for the vectors.
+def compared(config: ImageModelConfig, images: Vectors, texts: Vectors) -> NDArray[np.float32]:
+    """Of labels that are texts, for images: (images, labels).
 
+    The vectors are those of `app.worker.image_reader.ImageReader`.
     CLIP shares one image's probability among them, SigLIP judges each by itself.
     """
-    scale, bias = image[-2:]
-    unit = [normalised(vector_of(config, one)) for one in (image, *texts)]
-    cosines = np.stack(unit[1:]) @ unit[0]
+    of_images, of_texts = np.stack(images), np.stack(texts)
+    scale, bias = of_images[:, -2:-1], of_images[:, -1:]
+    cosines = normalised(of_images[:, :-2]) @ normalised(of_texts[:, :-2]).T
     logits = (scale * cosines + bias).astype(np.float32)
     return softmax(logits) if config.compares == "clip" else sigmoid(logits)
 

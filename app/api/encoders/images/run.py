@@ -10,6 +10,7 @@ from ....core.wire import Task
 from ....errors import InvalidRequestError, UnsupportedError
 from ...deps import ServiceDep, body_of
 from ...edge.body import RequestBody
+from ...generation.prompts import in_thread
 from ...service import Service
 from ..answer import Classification, Classifications, Embeddings, EncoderUsage, embed
 from .answer import classified, compared, probabilities, vector_of
@@ -40,7 +41,7 @@ async def embed_images(service: Service, request: Request, body: ImageEmbeddingR
     done = await run_all(service, request, body, config, given_in(body, config))
     vectors = [vector_of(config, numbers) for numbers in done.vectors]
     usage = EncoderUsage(prompt_tokens=done.num_tokens, total_tokens=done.num_tokens)
-    data = embed(True, vectors, body)
+    data = await in_thread(lambda: embed(True, vectors, body), done.num_numbers)
     return Embeddings(data=data, model=service.model_name, usage=usage)
 
 
@@ -51,17 +52,22 @@ async def classify_images(service: Service, request: Request, body: ImageClassif
     if texts := [one for one in given if one.text is not None]:
         raise UnsupportedError(f"{texts[0].path}: images are classified, and this is a text", texts[0].path)
     labels = _labels(config, body)
+    most = service.settings.request_limits.max_numbers
+    if config.compares and len(given) * len(labels) > most:
+        what = f"{len(given)} images with {len(labels)} labels, and at most {most} pairs may be compared (max_numbers)"
+        raise InvalidRequestError(f"labels: {what}", "labels")
     asked = [
         Given(f"labels[{at}]", text=body.hypothesis_template.replace("{}", one))
         for at, one in enumerate(labels if config.compares else [])
     ]
     done = await run_all(service, request, body, config, given + asked)
     of_images, of_texts = done.vectors[: len(given)], done.vectors[len(given) :]
-    probs = [
-        compared(config, numbers, of_texts) if config.compares else probabilities(config, numbers)
-        for numbers in of_images
-    ]
-    data: list[Classification] = [classified(index, of_one, labels, body.top_k) for index, of_one in enumerate(probs)]
+
+    def told() -> list[Classification]:
+        probs = compared(config, of_images, of_texts) if config.compares else probabilities(config, of_images)
+        return [classified(index, of_one, labels, body.top_k) for index, of_one in enumerate(probs)]
+
+    data = await in_thread(told, len(given) * len(labels) + done.num_numbers)
     usage = EncoderUsage(prompt_tokens=done.num_tokens, total_tokens=done.num_tokens)
     return Classifications(data=data, model=service.model_name, usage=usage)
 
