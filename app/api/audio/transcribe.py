@@ -4,6 +4,7 @@ The encoder reads 30 seconds at a time. The decoder's text has times in it, and 
 whole piece of text ended.
 """
 
+import asyncio
 import math
 import zlib
 from collections.abc import AsyncGenerator
@@ -17,7 +18,7 @@ from ...checkpoint.whisper import SpeechTokens
 from ...core.media import Media
 from ...core.sampling import SamplingParams, TokenRules
 from ...core.sources import sound_source
-from ...errors import InvalidRequestError, UnsupportedError
+from ...errors import InvalidRequestError, QueueFullError, UnsupportedError
 from ...speech.features import FRAMES_OF_A_SECOND, Floats
 from ...speech.languages import NAMES
 from ...speech.segments import Segment, cut
@@ -27,6 +28,9 @@ from ..generation.choices import Choice
 from ..generation.run import Generation
 from ..service import Service
 from .schema import SpeechRequest
+
+_PAUSE = 1.0
+"""Seconds before a window that the engine had no room for is sent again."""
 
 
 @dataclass(frozen=True)
@@ -155,14 +159,24 @@ class Transcription:
 
     async def _run(self, prompt: list[int], source: Media, sampling: SamplingParams) -> tuple[list[int], list[float]]:
         choice = Choice(prompt, sampling, StopConditions(), source=source)
-        self._running = Generation(self._service, [choice], 1, self._asked.priority, self._entry)
+        self._running = running = await self._submit(choice)
         tokens, logprobs = [], []
-        async with aclosing(self._running.deltas()) as deltas:
+        async with aclosing(running.deltas()) as deltas:
             async for _, delta in deltas:
                 tokens += delta.token_ids
                 logprobs += [entry.logprobs[0] for entry in delta.logprobs]
-        self._count(self._running.usage)
+        self._count(running.usage)
         return tokens, logprobs
+
+    async def _submit(self, choice: Choice) -> Generation:
+        """Raises QueueFullError for the first request. Later ones wait, so that what is done so far is not lost."""
+        while True:
+            try:
+                return Generation(self._service, [choice], 1, self._asked.priority, self._entry)
+            except QueueFullError:
+                if self._running is None:
+                    raise
+            await asyncio.sleep(_PAUSE)
 
     def _count(self, usage: Usage) -> None:
         """Have the log tell what all windows took together, and the times of the last."""
