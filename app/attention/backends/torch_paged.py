@@ -217,17 +217,17 @@ class TorchPagedBackend:
         )
         q = q.unflatten(1, (config.num_kv_heads, group)).permute(1, 2, 0, 3)
         sinks = None if sinks is None else sinks.view(config.num_kv_heads, group, 1, 1)
-        if (bias := cache.bias_at(distances)) is not None:
+        if distances is not None and (bias := cache.bias_at(distances)) is not None:
             mask = mask + bias.unflatten(0, (config.num_kv_heads, group)).to(mask.dtype)
         return _attend(q, k, v, mask, sinks, config).permute(2, 0, 1, 3).flatten(1, 2)
 
     def _prefill_plan(
         self, cache: LayerCache, index: int, q: Tensor, metadata: AttentionMetadata
-    ) -> tuple[int, Tensor, Tensor, Tensor]:
-        """First key position, blocks to gather, and the mask and the distances (queries, keys) of a chunk, once for all
-        layers."""
+    ) -> tuple[int, Tensor, Tensor, Tensor | None]:
+        """First key position, blocks to gather, the mask (queries, keys) of a chunk, and where there is a bias the
+        distances (queries, keys), once for all layers."""
         config = cache.config
-        key = ("prefill", config.window, config.chunked, index)
+        key = ("prefill", config.window, config.chunked, index, cache.bias is None)
         if key not in metadata.derived:
             length, num_queries = metadata.seq_lens[index], q.shape[0]
             first_block = _first_block(length - num_queries, config, metadata)
@@ -240,8 +240,9 @@ class TorchPagedBackend:
                 seen |= keys < metadata.ends[metadata.query_starts[index] : metadata.query_starts[index + 1], None]
             if config.window is not None:
                 seen &= keys >= config.first_seen(queries)
-            metadata.derived[key] = (first_key, blocks, _mask(seen, q.dtype), queries - keys)
-        plan: tuple[int, Tensor, Tensor, Tensor] = metadata.derived[key]
+            distances = None if cache.bias is None else (queries - keys).int()
+            metadata.derived[key] = (first_key, blocks, _mask(seen, q.dtype), distances)
+        plan: tuple[int, Tensor, Tensor, Tensor | None] = metadata.derived[key]
         return plan
 
 
