@@ -64,6 +64,14 @@ class PredictiveRunner:
         order = sorted(range(len(requests)), key=lambda index: len(requests[index].token_ids))
         for indices in batches(order, [len(requests[index].token_ids) for index in order], _MOST_TOKENS, self.pads):
             outputs = self.reader.read([requests[index] for index in indices])
-            for index, numbers in zip(indices, outputs, strict=True):
-                vectors[index] = numbers.float().cpu().numpy().tobytes()
+            for index, numbers in zip(indices, _on_host(outputs), strict=True):
+                vectors[index] = numbers.numpy().tobytes()
         return vectors
+
+
+def _on_host(outputs: Tensor | list[Tensor]) -> Sequence[Tensor]:
+    """The numbers of a batch in float32, with one wait for the device."""
+    if isinstance(outputs, Tensor):
+        return outputs.float().cpu().unbind()
+    flat = torch.cat([numbers.flatten() for numbers in outputs]).float().cpu()
+    return flat.split([numbers.numel() for numbers in outputs])
