@@ -91,9 +91,10 @@ def examine() -> Report:
 
 
 def _cpu() -> Device:
+    free = free_memory()
     instructions = [_INSTRUCTIONS[lanes] for lanes in lanes_of_processor()]
     instructions += ["bfloat16"] if has_bfloat16() else []
-    return Device("cpu", _cpu_name(), free_memory(), _bandwidth("cpu"), instructions)
+    return Device("cpu", _cpu_name(), free, _bandwidth("cpu", free), instructions)
 
 
 def _cpu_name() -> str:
@@ -108,12 +109,15 @@ def _gpu(index: int) -> Device:
     name, (major, minor) = torch.cuda.get_device_name(index), torch.cuda.get_device_capability(index)
     where = f"cuda:{index}"
     free = torch.cuda.mem_get_info(index)[0]
-    return Device(where, name, free, _bandwidth(where), [f"compute capability {major}.{minor}"])
+    return Device(where, name, free, _bandwidth(where, free), [f"compute capability {major}.{minor}"])
 
 
-def _bandwidth(device: str) -> float:
-    """Bytes that a sum reads in a second: the best of some rounds, since others may use the memory, too."""
-    size = min(_MEASURED_BYTES[device.partition(":")[0]], free_memory() // 4)
+def _bandwidth(device: str, free: int) -> float:
+    """Bytes that a sum reads in a second: the best of some rounds, since others may use the memory, too.
+
+    `free`: bytes of the device's memory.
+    """
+    size = min(_MEASURED_BYTES[device.partition(":")[0]], free // 4)
     values = torch.zeros(size // 4, device=device)
     best = 0.0
     for _ in range(_ROUNDS):
@@ -150,6 +154,8 @@ def _advice(devices: list[Device], fits: list[Fit]) -> list[str]:
     first = gpus[0] if gpus else cpu
     quick = [size for size in _SIZES if first.bandwidth / (size * 1e9 * _STORED_BITS[4] / 8) >= _SLOW]
     fitting = max((fit.largest or 0 for fit in fits if fit.device == first.kind), default=0)
+    if not fitting:
+        return [*said, "There is no memory for any model now."]
     best = min(max(quick, default=_SIZES[0]), fitting)
     said.append(f"Up to {_billions(best)} parameters in 4 bits, one request gets {_SLOW} tokens a second or more.")
     return said

@@ -58,6 +58,23 @@ def test_the_words_are_about_the_device_that_models_run_on() -> None:
     assert any("on the GPU" in line for line in doctor._advice([cpu, GPU], both))
     report = doctor.Report("Linux", 2, 10**9, {}, [cpu, GPU], both, ["Advice."])
     assert "A GPU" in doctor.told(report)
+    full = replace(GPU, memory=1000)
+    assert doctor._advice([cpu, full], [doctor._fit(full, 4)])[-1] == "There is no memory for any model now."
+
+
+def test_what_is_measured_fits_into_the_memory_that_is_free(monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes: list[int] = []
+    zeros = torch.zeros
+
+    def make(size: int, device: str) -> torch.Tensor:
+        assert device == "cuda:0"
+        sizes.append(size)
+        return zeros(size)
+
+    monkeypatch.setattr(torch, "zeros", make)
+    monkeypatch.setattr(doctor, "_wait", lambda _: None)
+    assert doctor._bandwidth("cuda:0", 2**20) > 0
+    assert sizes == [2**20 // 4 // 4]
 
 
 def test_the_nearest_name_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,8 +4,8 @@ The same service as `paceline serve` runs behind them, with the same settings: a
 scheduler, and the text side in a thread of the program. See docs/python.md.
 """
 
+import asyncio
 import weakref
-from asyncio import shield, wrap_future
 from collections.abc import AsyncGenerator, Callable, Coroutine, Generator, Mapping, Sequence
 from contextlib import aclosing
 from types import TracebackType
@@ -132,13 +132,14 @@ class LLM:
         with progress_line(what, count, self._progress) as done:
             return self._host.run(work(done))
 
-    def _pieces(self, pieces: AsyncGenerator[Piece, None]) -> Generator[Piece, None, None]:
+    def _pieces(self, given: AsyncGenerator[Piece, None]) -> Generator[Piece, None, None]:
+        pieces = _Pieces(given)
         try:
-            while (piece := self._host.run(_next(pieces))) is not None:
+            while (piece := self._host.run(pieces.next())) is not None:
                 yield piece
         finally:
             if self._close.alive:
-                self._host.run(pieces.aclose())
+                self._host.run(pieces.close())
 
     def close(self) -> None:
         """Let the model go. A second call does nothing."""
@@ -170,7 +171,7 @@ class AsyncLLM:
         await self._use()
 
     async def _use(self) -> Calls:
-        app = await shield(wrap_future(self._host.started))
+        app = await asyncio.shield(asyncio.wrap_future(self._host.started))
         self._calls = self._calls or Calls(app)
         return self._calls
 
@@ -223,19 +224,20 @@ class AsyncLLM:
         return await self._wait((await self._use()).rerank(query, documents, fields))
 
     async def _wait(self, work: Coroutine[Any, Any, T]) -> T:
-        return await wrap_future(self._host.begin(work))
+        return await asyncio.wrap_future(self._host.begin(work))
 
-    async def _pieces(self, pieces: AsyncGenerator[Piece, None]) -> AsyncGenerator[Piece, None]:
+    async def _pieces(self, given: AsyncGenerator[Piece, None]) -> AsyncGenerator[Piece, None]:
+        pieces = _Pieces(given)
         try:
-            while (piece := await self._wait(_next(pieces))) is not None:
+            while (piece := await self._wait(pieces.next())) is not None:
                 yield piece
         finally:
             if self._close.alive:
-                await self._wait(pieces.aclose())
+                await self._wait(pieces.close())
 
     async def close(self) -> None:
-        """Let the model go. A second call does nothing."""
-        self._close()
+        """Let the model go, while others run. A second call does nothing."""
+        await asyncio.to_thread(self._close)
 
     async def __aenter__(self) -> Self:
         await self.ready()
@@ -251,5 +253,22 @@ def _unseen(_num_tokens: int) -> None:
     """Shows nothing."""
 
 
-async def _next(pieces: AsyncGenerator[Piece, None]) -> Piece | None:
-    return await anext(pieces, None)
+class _Pieces:
+    """A stream of the service's event loop, read from outside of it.
+
+    Who cancels `next` out there is not told when it has ended here, so `close` waits for it.
+    """
+
+    def __init__(self, pieces: AsyncGenerator[Piece, None]) -> None:
+        self._pieces = pieces
+        self._turn = asyncio.Lock()
+
+    async def next(self) -> Piece | None:
+        """The next piece; None behind the last one."""
+        async with self._turn:
+            return await anext(self._pieces, None)
+
+    async def close(self) -> None:
+        """End the work."""
+        async with self._turn:
+            await self._pieces.aclose()

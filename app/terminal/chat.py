@@ -15,10 +15,12 @@ from rich.console import Console
 
 from ..core.nearest import did_you_mean
 from ..errors import ApiError
-from .screen import AnswerOnScreen
+from .screen import AnswerOnScreen, harmless
 from .sources import Messages, Source
 
 _HINT = "/help lists commands, Alt+Enter begins a new line, Ctrl-C stops an answer, Ctrl-D ends"
+
+_OWN_FIELDS = ("messages", "n", "stream", "stream_options")
 
 
 class Chat:
@@ -85,7 +87,7 @@ class Chat:
         return ""
 
     def _say(self, text: str) -> None:
-        self._console.print(text, style="dim", markup=False, highlight=False)
+        self._console.print(harmless(text), style="dim", markup=False, highlight=False)
 
     # ------------------------------------------------------------------ commands
 
@@ -113,6 +115,9 @@ class Chat:
 
     def _set(self, rest: str) -> None:
         name, _, value = rest.partition(" ")
+        if name in _OWN_FIELDS:
+            self._say(f"{name} cannot be set: a chat shows one answer as it comes")
+            return
         self._fields.pop(name, None)
         if value:
             self._fields[name] = _value(value)

@@ -17,6 +17,8 @@ from rich.text import Text
 from .sources import Delta
 
 _FENCE = re.compile(r"^ {0,3}(?:```|~~~)", re.MULTILINE)
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+"""All but tabs and newlines."""
 _REFRESHES = 12
 """A second."""
 
@@ -111,9 +113,14 @@ def _end_of_blocks(text: str) -> int:
     return 0
 
 
+def harmless(text: str) -> str:
+    """A text without what a terminal obeys: it could set the title, or write the clipboard."""
+    return _CONTROL.sub("", text)
+
+
 def _markdown(text: str) -> Markdown | None:
-    return Markdown(text) if text.strip() else None
+    return Markdown(harmless(text)) if text.strip() else None
 
 
 def _thought(text: str) -> Text | None:
-    return Text(text.strip(), style="dim italic") if text.strip() else None
+    return Text(harmless(text.strip()), style="dim italic") if text.strip() else None

@@ -59,7 +59,7 @@ class Server:
         except ApiError as error:
             hint = "; give a key by --api-key or PACELINE_API_KEY" if error.status == 401 else ""
             raise StartupError(f"{self._url} answers {error.status}: {error.message}{hint}") from None
-        except httpx.HTTPError as error:
+        except (httpx.HTTPError, httpx.InvalidURL) as error:
             raise StartupError(f"{self._url} does not answer: {error}") from None
         except (ValueError, LookupError, TypeError):
             raise StartupError(f"{self._url}/models does not list models as OpenAI's API does") from None
@@ -75,8 +75,8 @@ class Server:
                 _check(answer)
                 for line in answer.iter_lines():
                     if line.startswith("data:") and (data := line.removeprefix("data:").strip()) != "[DONE]":
-                        yield _delta(json.loads(data))
-        except httpx.HTTPError as error:
+                        yield _read(data)
+        except (httpx.HTTPError, httpx.InvalidURL) as error:
             raise EngineUnavailableError(f"the connection broke: {error}") from None
 
     def __enter__(self) -> Self:
@@ -88,13 +88,21 @@ class Server:
         self._client.close()
 
 
+def _read(data: str) -> Delta:
+    """What an event says. Raises ApiError."""
+    try:
+        return _delta(json.loads(data))
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
+        raise ApiError(f"the server does not stream as OpenAI's API does: {data:.80}") from None
+
+
 def _delta(event: dict[str, Any]) -> Delta:
     if "error" in event:
         raise _error(500, event)
     (choice,) = event["choices"] or [{}]
     new, usage = choice.get("delta") or {}, event.get("usage") or {}
     reasoning = new.get("reasoning_content") or new.get("reasoning") or ""
-    return Delta(new.get("content") or "", reasoning, usage.get("completion_tokens", 0))
+    return Delta(str(new.get("content") or ""), str(reasoning), int(usage.get("completion_tokens", 0)))
 
 
 def _check(answer: httpx.Response) -> None:

@@ -4,8 +4,9 @@ import asyncio
 import re
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import AsyncGenerator, Iterator
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -14,6 +15,7 @@ from transformers import AutoModelForCausalLM
 
 from app import LLM, AsyncLLM, SamplingParams
 from app.errors import EngineUnavailableError, InvalidRequestError, StartupError, UnsupportedError
+from app.llm.llm import _Pieces
 from tests.patience import PATIENCE, wait_until
 from tests.server.process import popen, run
 
@@ -83,6 +85,28 @@ def test_threads_share_the_engine_and_more_prompts_than_it_takes_wait() -> None:
         alone = [llm.generate(f"1 {number}.", max_tokens=16)[0].text[:4] for number in range(20)]
     assert texts[1] == alone
     assert len(texts[0]) == 20
+
+
+async def test_a_stream_is_closed_behind_the_piece_that_was_cancelled() -> None:
+    told = []
+
+    async def endless() -> AsyncGenerator[Any, None]:
+        try:
+            yield 1
+            await asyncio.Event().wait()
+        finally:
+            for number in range(3):  # to end takes a while
+                await asyncio.sleep(0)
+                told.append(number)
+
+    pieces = _Pieces(endless())
+    assert await pieces.next() == 1
+    waiting = asyncio.create_task(pieces.next())
+    await asyncio.sleep(0)
+    waiting.cancel()
+    await asyncio.sleep(0)
+    await pieces.close()  # no "asynchronous generator is already running"
+    assert told == [0, 1, 2]
 
 
 async def test_both_run_inside_of_an_event_loop() -> None:

@@ -1,5 +1,6 @@
 """`paceline chat` in a real pseudo-terminal."""
 
+import io
 import json
 import os
 import signal
@@ -10,10 +11,11 @@ from pathlib import Path
 
 import pexpect
 import pytest
+from rich.console import Console
 
-from app.errors import StartupError
-from app.terminal.screen import _end_of_blocks
-from app.terminal.sources import Server
+from app.errors import ApiError, StartupError
+from app.terminal.screen import AnswerOnScreen, _end_of_blocks
+from app.terminal.sources import Delta, Server, _read
 from tests.patience import PATIENCE
 from tests.server.process import REPOSITORY, run, running_server
 
@@ -112,6 +114,30 @@ def test_ctrl_c_stops_an_answer_and_not_the_chat_with_an_engine_of_its_own(tiny_
         enter(chat, "/exit")
         chat.expect(pexpect.EOF)
         assert chat.wait() == 0
+
+
+@pytest.mark.parametrize("data", ["[", "1", '{"choices": 1}', '{"choices": [{}, {}]}', '{"choices": [{"delta": [1]}]}'])
+def test_an_event_that_is_none_ends_the_answer_and_not_the_chat(data: str) -> None:
+    with pytest.raises(ApiError, match="does not stream as OpenAI's API does"):
+        _read(data)
+
+
+def test_an_address_that_is_none_is_named() -> None:
+    with pytest.raises(StartupError, match=r"http://\[x/v1 does not answer"):
+        Server("http://[x", None, None)
+
+
+def test_the_terminal_obeys_no_answer() -> None:
+    shown = io.StringIO()
+    console = Console(file=shown, force_terminal=False)
+    text = "a\x1b]52;c;aGk=\x07b\x9b2Jc\n\n"
+    with AnswerOnScreen(console) as answer:
+        answer.take(Delta(reasoning=text))
+        answer.take(Delta(text))
+        answer.take(Delta(f"`{text}`"))
+    told = shown.getvalue()
+    assert told.count("b2Jc") == 3
+    assert not set(told) & {"\x1b", "\x07", "\x9b"}
 
 
 @pytest.mark.parametrize(
