@@ -93,17 +93,21 @@ async def run_all(
 async def _media(service: Service, scope: Scope, body: ImageFields, config: ImageModelConfig, one: Given) -> Media:
     if one.text is not None:
         return await _text(service, body, config, one.text, one.path)
-    assert one.image is not None
+    image, path = one.image, one.path
+    assert image is not None
     assert service.images is not None
     limits, entry = service.settings.request_limits, scope["request_log"]
-    if one.image[:5].lower() == "data:" or "://" in one.image[:32]:
-        file = read_data_url(one.image, one.path, limits.max_image_size)
-    else:
-        file = read_base64(one.image, None, one.path, limits.max_image_size)
-    made = await service.images.prepare(file, one.path, limits.max_image_pixels, entry.tenant.name)
+
+    def read() -> bytes:
+        if image[:5].lower() == "data:" or "://" in image[:32]:
+            return read_data_url(image, path, limits.max_image_size)
+        return read_base64(image, None, path, limits.max_image_size)
+
+    file = await in_thread(read, len(image))
+    made = await service.images.prepare(file, path, limits.max_image_pixels, entry.tenant.name)
     media = config.image(made.media.digest, made.media.arrays)
     if media.num_tokens > config.max_len:
-        raise InvalidRequestError(f"{one.path}: the image is too wide or too high for this model", one.path)
+        raise InvalidRequestError(f"{path}: the image is too wide or too high for this model", one.path)
     return media
 
 
