@@ -13,7 +13,7 @@ import pytest
 from openai.types import Batch
 
 from app.api.batches import run, runner, store
-from app.api.batches.lines import ENDPOINTS, check_lines
+from app.api.batches.lines import ENDPOINTS, Line, check_lines
 from app.core.request import FinishReason
 from app.errors import QueueFullError
 from tests.api.conftest import MODEL, Server, start_server
@@ -297,6 +297,10 @@ def test_every_endpoint_of_batches_is_served(server: Server) -> None:
 
 def test_a_line_may_be_anything() -> None:
     assert len(check_lines([b"\xff\n", b"[]\n", b"{}\n", b'{"custom_id": ""}\n', b"{\n"]).problems) == 5
+    (problem,) = check_lines(content(line("a", background=True)).splitlines()).problems
+    assert problem.error.param == "body.background"
+    low = run._content(Line("a", CHATS, {"priority": -(10**6)}), 10**6)
+    assert json.loads(low) == {"priority": 10**6}  # and not that of live traffic
     (nested,) = check_lines([b'{"custom_id": "a", "body": ' + b"[" * 100_000]).problems
     assert nested.error.message == "the line is nested too deeply"
     assert check_lines([]).problems[0].number == 1
