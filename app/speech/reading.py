@@ -19,13 +19,10 @@ log = logging.getLogger(__name__)
 
 _MOST_SECONDS = 120
 """By the clock, for one file."""
-_AT_ONCE = 2
-"""Files that are read at the same time."""
 FLAG_OF_SUCCESS = b"+"
 """The first byte of an answer; another one begins an error for people."""
 HEADER_BYTES = 8
 """Of an answer: this one, and the number of frames that are sound."""
-_turn = asyncio.Semaphore(_AT_ONCE)
 
 
 class Sound(NamedTuple):
@@ -40,22 +37,22 @@ class Sound(NamedTuple):
 async def read_sound(data: bytes, num_bands: int, least_frames: int, max_seconds: int, param: str) -> Sound:
     """The spectrogram of a sound file, with silence behind it up to `least_frames`.
 
+    When cancelled, it ends the process.
     Raises InvalidRequestError, about the field `param`, for what is no sound that can be read, or too long.
     """
-    async with _turn:
-        process = await asyncio.create_subprocess_exec(
-            *command("speech.read_process"), str(num_bands), str(least_frames), str(max_seconds),
-            cwd=FOLDER, stdin=PIPE, stdout=PIPE, stderr=DEVNULL,
-        )  # fmt: skip
-        try:
-            async with asyncio.timeout(_MOST_SECONDS):
-                answer, _ = await process.communicate(data)
-        except TimeoutError:
-            answer = b""
-        finally:
-            if process.returncode is None:  # it took too long, or the request has ended
-                process.kill()
-                await process.wait()
+    process = await asyncio.create_subprocess_exec(
+        *command("speech.read_process"), str(num_bands), str(least_frames), str(max_seconds),
+        cwd=FOLDER, stdin=PIPE, stdout=PIPE, stderr=DEVNULL,
+    )  # fmt: skip
+    try:
+        async with asyncio.timeout(_MOST_SECONDS):
+            answer, _ = await process.communicate(data)
+    except TimeoutError:
+        answer = b""
+    finally:
+        if process.returncode is None:  # it took too long, or the request has ended
+            process.kill()
+            await process.wait()
     if not answer:
         log.warning("a file of %d bytes ended the process that reads sound (%s)", len(data), process.returncode)
         raise InvalidRequestError(f"{param}: it takes too much time or memory to read", param)

@@ -1,9 +1,13 @@
-"""How many sounds an API worker has in memory at once."""
+"""How many sounds an API worker has in memory, and reads, at once."""
+
+import asyncio
 
 from ...errors import QueueFullError
 
 _MOST = 32
 """Each may be a hundred megabytes, where it is an hour long."""
+
+_READ_AT_ONCE = 2
 
 
 class SoundPlaces:
@@ -11,6 +15,8 @@ class SoundPlaces:
 
     def __init__(self) -> None:
         self._num_taken = 0
+        self.reading = asyncio.Semaphore(_READ_AT_ONCE)
+        """Held while a file is read."""
 
     def take(self) -> "SoundPlace":
         """A place. Raises QueueFullError if all are taken."""

@@ -1,5 +1,7 @@
 """POST /v1/audio/transcriptions and /v1/audio/translations"""
 
+import asyncio
+import time
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from typing import Any
@@ -9,7 +11,7 @@ from starlette.responses import Response
 
 from ...errors import ApiError
 from ...speech.features import FRAMES_OF_A_SECOND, Floats
-from ...speech.reading import read_sound
+from ...speech.reading import Sound, read_sound
 from ..deps import ADMITTED, ServiceDep
 from ..edge.answer import json_response, run_unless_disconnected
 from ..edge.document import RUNS, answers
@@ -70,7 +72,10 @@ async def _respond(request: Request, service: Service, task: str) -> Response:
     places: SoundPlaces = request.app.state.sound_places
     place = places.take()
     try:
-        response = await _transcribed(request, service, form, task, place)
+        transcription = Transcription(service, form.fields, task, entry)
+        response = await run_unless_disconnected(
+            request, _transcribed(service, entry, form, transcription, places, place)
+        )
     except BaseException:
         place.leave()
         raise
@@ -79,35 +84,50 @@ async def _respond(request: Request, service: Service, task: str) -> Response:
     return response
 
 
-async def _transcribed(request: Request, service: Service, form: SpeechForm, task: str, place: SoundPlace) -> Response:
-    entry: RequestLog = request.scope["request_log"]
-    described, _ = speech_of(service)
-    transcription = Transcription(service, form.fields, task, entry)
-    most = service.settings.request_limits.max_audio_seconds
-    sound = await read_sound(form.file, described.num_mel_bins, described.num_frames, most, "file")
+async def _transcribed(
+    service: Service,
+    entry: RequestLog,
+    form: SpeechForm,
+    transcription: Transcription,
+    places: SoundPlaces,
+    place: SoundPlace,
+) -> Response:
+    sound = await _read(service, entry, form, places)
     if form.fields.stream:
-        entry.is_stream = True
-        events = _events(transcription, sound.mel, sound.num_frames)
-
-        def end(error: ApiError | None) -> bytes:
-            if error is not None:
-                entry.note_error(error)
-            return b"" if error is None else done(error)
-
-        def stop() -> None:
-            transcription.stop()
-            place.leave()
-
-        return EventStream(ended(events, end), stop)
-
-    async def work() -> Response:
-        pieces = [piece async for piece in transcription.pieces(sound.mel, sound.num_frames)]
-        return _whole(pieces, form.fields, task, transcription.language, sound.num_frames / FRAMES_OF_A_SECOND)
-
+        return _stream(entry, transcription, sound, place)
     try:
-        return await run_unless_disconnected(request, work())
+        pieces = [piece async for piece in transcription.pieces(sound.mel, sound.num_frames)]
     finally:
         transcription.stop()
+    seconds = sound.num_frames / FRAMES_OF_A_SECOND
+    return _whole(pieces, form.fields, transcription.task, transcription.language, seconds)
+
+
+async def _read(service: Service, entry: RequestLog, form: SpeechForm, places: SoundPlaces) -> Sound:
+    """Raises InvalidRequestError for what is no sound, and what `Service.expired` gives when the deadline comes."""
+    described, _ = speech_of(service)
+    most = service.settings.request_limits.max_audio_seconds
+    left = None if entry.deadline is None else entry.deadline - time.monotonic()
+    try:
+        async with asyncio.timeout(left), places.reading:
+            return await read_sound(form.file, described.num_mel_bins, described.num_frames, most, "file")
+    except TimeoutError:
+        raise service.expired(entry) from None
+
+
+def _stream(entry: RequestLog, transcription: Transcription, sound: Sound, place: SoundPlace) -> EventStream:
+    entry.is_stream = True
+
+    def end(error: ApiError | None) -> bytes:
+        if error is not None:
+            entry.note_error(error)
+        return b"" if error is None else done(error)
+
+    def stop() -> None:
+        transcription.stop()
+        place.leave()
+
+    return EventStream(ended(_events(transcription, sound.mel, sound.num_frames), end), stop)
 
 
 def _whole(pieces: list[Piece], asked: SpeechRequest, task: str, language: str, seconds: float) -> Response:

@@ -62,7 +62,8 @@ class Transcription:
 
     def __init__(self, service: Service, asked: SpeechRequest, task: str, entry: RequestLog) -> None:
         """Raises InvalidRequestError for a language or a task that the model does not know."""
-        self._service, self._asked, self._task, self._entry = service, asked, task, entry
+        self._service, self._asked, self._entry = service, asked, entry
+        self.task = task
         self._described, self._speech = speech_of(service)
         if task != "transcribe" and task not in self._speech.tasks:
             raise UnsupportedError("model: this model does not translate", "model")
@@ -117,7 +118,7 @@ class Transcription:
     def _prompt(self) -> list[int]:
         speech = self._speech
         of_language = [speech.languages[self.language]] if speech.languages else []
-        of_task = [speech.tasks[self._task]] if speech.tasks else []
+        of_task = [speech.tasks[self.task]] if speech.tasks else []
         return [speech.start, *of_language, *of_task]
 
     def _earlier_text(self) -> list[int]:
