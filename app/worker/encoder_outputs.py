@@ -1,7 +1,7 @@
 """What rows of an encoder-decoder keep of their encoders' inputs: K and V of each cross-attention, in blocks."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -14,8 +14,10 @@ from ..attention.step import Ints, StepInput, StepShape
 from ..core.media import Media
 from ..core.sources import sound_source, text_source
 from ..core.step import NewRequest
-from ..models.encoder_decoder import EncoderDecoder
 from .similar_sizes import batches
+
+if TYPE_CHECKING:  # importing transformers takes seconds
+    from ..models.encoder_decoder import EncoderDecoder
 
 
 class EncoderOutputs:
@@ -27,7 +29,7 @@ class EncoderOutputs:
 
     def __init__(
         self,
-        model: EncoderDecoder,
+        model: "EncoderDecoder",
         backend: AttentionBackend[Any],
         max_num_seqs: int,
         max_source_len: int,
