@@ -4,6 +4,7 @@ import json
 import logging
 import os
 import shutil
+import signal
 import sys
 from collections.abc import Iterator
 from contextlib import suppress
@@ -16,6 +17,9 @@ from app.checkpoint.source import find_model
 from app.errors import ModelError
 from app.setting_sources import ENV_PREFIX
 from app.settings import cache_folder
+
+# A shell that runs the tests in the background has them ignore Ctrl-C, and with them all programs that they start.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # Hypothesis must not fail a property because the machine is slow.
 settings.register_profile("patient", deadline=None, suppress_health_check=[HealthCheck.too_slow])

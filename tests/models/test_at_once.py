@@ -60,11 +60,11 @@ def test_recorded_steps_equal_transformers(family: str, tmp_path: Path) -> None:
     core = make_engine(tmp_path, "triton")
     assert isinstance(core.worker.execution, Recorded)  # type: ignore[attr-defined]
     requests: Asked = {}
-    for seed, length in enumerate([7, 18, 18]):
+    for seed, length in enumerate([5, 10, 10]):
         prompt = [3 + (7 * at + length) % (VOCAB_SIZE - 3) for at in range(length)]
-        requests[f"{seed}"] = prompt, SamplingParams(max_tokens=4, seed=seed, temperature=seed % 2)
+        requests[f"{seed}"] = prompt, SamplingParams(max_tokens=3, seed=seed, temperature=seed % 2)
     outputs, _ = run_crowd(core, requests)
     for name, (prompt, sampling) in requests.items():
         said = tokens_of(outputs[name])
         assert said == drawn(model, prompt, said, sampling), name
-    assert outputs["2"][0].num_cached_tokens == 16
+    assert outputs["2"][0].num_cached_tokens == 8

@@ -328,7 +328,7 @@ def test_the_embedded_model_on_real_prompts(embedded_model: Path) -> None:
     tokenizer = AutoTokenizer.from_pretrained(folder)
     model = transformers_model(folder)
     core = make_engine(folder, tiny_settings(cpu_threads=2, quantization="none"))
-    prompts = ["The capital of France is", "def fibonacci(n):\n", "Once upon a time", "2 + 2 =", "Die Hauptstadt von"]
+    prompts = ["The capital of France is", "def fibonacci(n):\n", "Die Hauptstadt von"]
     requests = {
         prompt: (tokenizer(prompt).input_ids, SamplingParams(max_tokens=24, seed=0, temperature=0.0, logprobs=0))
         for prompt in prompts
