@@ -42,7 +42,7 @@ def test_no_data_becomes_code() -> None:
 
 
 def test_no_archive_is_unpacked_and_no_file_is_served() -> None:
-    """Links and `..` in paths cannot lead anywhere, because neither feature exists. Files of batches have made-up names."""
+    """Links and `..` in paths cannot lead anywhere: neither feature exists, and files of batches have made-up names."""
     names = re.compile(r"\b(tarfile|zipfile|unpack_archive|extractall|StaticFiles|FileResponse)\b")
     found = {str(file): names.findall(file.read_text()) for file in REPOSITORY.glob("app/**/*.py")}
     assert len(found) > 100
