@@ -152,6 +152,6 @@ def test_an_adapter_that_was_unloaded_since_its_request_came_does_not_exist(
         server.engine.adapters.clear()
         return make(*given, **options)
 
-    monkeypatch.setattr("app.api.completions.route.make_choices", unload_and_make)
+    monkeypatch.setattr("app.api.completions.prepare.make_choices", unload_and_make)
     answer = server.post("/v1/completions", {"model": "sql", "prompt": "Hi"})
     assert (answer.status_code, answer.json()["error"]["code"]) == (404, "model_not_found")

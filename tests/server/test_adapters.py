@@ -6,7 +6,7 @@ import signal
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import httpx
 import openai
@@ -83,7 +83,13 @@ def change(server: Server, action: str, key: str = OPERATOR, **body: str) -> htt
 def models(server: Server) -> dict[str, str | None]:
     """The parents of what both API workers list."""
     headers = {"Authorization": f"Bearer {USER}"}
-    listings = [web.get(f"{server.url}/v1/models", headers=headers).json()["data"] for _ in range(8)]
+
+    def listed() -> list[list[dict[str, Any]]]:
+        return [web.get(f"{server.url}/v1/models", headers=headers).json()["data"] for _ in range(8)]
+
+    # The server is ready once one of them is; the other may still be about to hear of the engine.
+    wait_until(lambda: all(model["max_model_len"] for listing in listed() for model in listing))
+    listings = listed()
     assert listings == [listings[0]] * len(listings)
     return {entry["id"]: entry["parent"] for entry in listings[0]}
 
