@@ -26,6 +26,7 @@ from ..models.stored import finish_stored, load_pretrained
 from ..models.weights import refuse_unmatched
 from ..settings import Settings
 from .predictive_runner import PredictiveRunner
+from .predictor_parts import built_of, quoted, text_of
 from .resolve import Resolved, resolve
 from .text_encoder import (
     Answer,
@@ -39,8 +40,6 @@ from .text_encoder import (
 
 log = logging.getLogger(__name__)
 
-_TOKENS = 4096
-"""Of a step, unless settings say something else."""
 _LONGEST_TRIAL = 514
 """Tokens of the trial's longest input: as many as most models with a table of positions have in it, and two more."""
 
@@ -48,8 +47,6 @@ _TOLERANCE = 0.05
 """The difference that the trial allows, relative to the largest number: several times bfloat16's rounding."""
 _SAME = 1e-5
 """The same for two computations in which nothing differs that should count."""
-_LONGEST_QUOTE = 200
-"""Characters of a library's error that are shown."""
 
 
 def build_encoder(settings: Settings, path: Path, config: EncoderConfig) -> BuiltWorker:
@@ -64,31 +61,14 @@ def build_encoder(settings: Settings, path: Path, config: EncoderConfig) -> Buil
     except ModelError:
         raise
     except Exception as error:  # the library's, of many kinds
-        raise ModelError(f"{path} cannot be loaded: {' '.join(str(error).split())[:_LONGEST_QUOTE]}") from error
+        raise ModelError(f"{path} cannot be loaded: {text_of(error)}") from error
     if resolved.device.type == "cpu":  # elsewhere transformers' own layers are as fast
         adopt_all(model)
         change(model, PLAIN, methods.plain)
     max_len = min(config.max_len, settings.max_model_len or config.max_len)
-    max_tokens = max(max_len, settings.max_num_batched_tokens or _TOKENS)
-    limits = replace(
-        resolved.limits,
-        max_model_len=max_len,
-        max_num_batched_tokens=max_tokens,
-        max_num_seqs=min(settings.max_num_seqs or _TOKENS, max_tokens),
-        chunked_prefill=False,
-    )
-    text = model.config.get_text_config()
+    vocab_size = int(model.config.get_text_config().vocab_size)
     runner = _try(model, folder, config, resolved.device, min(max_len, _LONGEST_TRIAL))
-    return BuiltWorker(
-        worker=runner,
-        limits=limits,
-        architecture=folder.architecture,
-        model_impl="transformers",
-        device=str(resolved.device),
-        dtype=str(resolved.dtype).removeprefix("torch."),
-        vocab_size=int(text.vocab_size),
-        startup_seconds={"load_weights": time.monotonic() - began},
-    )
+    return built_of(settings, folder, resolved, runner, max_len, began, vocab_size)
 
 
 def _load(folder: ModelFolder, methods: Methods, config: EncoderConfig, resolved: Resolved) -> Any:
@@ -171,8 +151,7 @@ def _try(
     except ModelError:
         raise
     except Exception as error:  # the library's, of many kinds
-        reason = f"{type(error).__name__}: {' '.join(str(error).split())[:_LONGEST_QUOTE]}"
-        raise ModelError(f"{folder.architecture} does not run as an encoder: {reason}") from error
+        raise ModelError(f"{folder.architecture} does not run as an encoder: {quoted(error)}") from error
     if not _agree(beside, alone):
         raise ModelError(f"{folder.architecture} gives an input another result beside another one")
     if not _agree(alone, own):

@@ -1,4 +1,4 @@
-"""What the factories of predictors that read no text have in common."""
+"""What the factories of predictors have in common."""
 
 import time
 from dataclasses import replace
@@ -28,9 +28,16 @@ def refuse_settings(settings: Settings, what: str) -> None:
 
 
 def built_of(
-    settings: Settings, folder: ModelFolder, resolved: Resolved, runner: PredictiveRunner, max_len: int, began: float
+    settings: Settings,
+    folder: ModelFolder,
+    resolved: Resolved,
+    runner: PredictiveRunner,
+    max_len: int,
+    began: float,
+    vocab_size: int = 0,
 ) -> BuiltWorker:
-    """A worker around a model that reads `max_len` tokens at most. `began`: when its loading did."""
+    """A worker around a model that reads `max_len` tokens at most. `began`: when its loading did. `vocab_size`: 0 for
+    a model that reads no text."""
     max_tokens = max(max_len, settings.max_num_batched_tokens or _TOKENS)
     limits = replace(
         resolved.limits,
@@ -46,14 +53,19 @@ def built_of(
         model_impl="transformers",
         device=str(resolved.device),
         dtype=str(resolved.dtype).removeprefix("torch."),
-        vocab_size=0,
+        vocab_size=vocab_size,
         startup_seconds={"load_weights": time.monotonic() - began},
     )
 
 
 def quoted(error: Exception) -> str:
     """A library's error in short."""
-    return f"{type(error).__name__}: {' '.join(str(error).split())[:_LONGEST_QUOTE]}"
+    return f"{type(error).__name__}: {text_of(error)}"
+
+
+def text_of(error: Exception) -> str:
+    """The same without the name of its class."""
+    return " ".join(str(error).split())[:_LONGEST_QUOTE]
 
 
 def request_of(media: Media) -> NewRequest:
