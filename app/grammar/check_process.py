@@ -7,7 +7,6 @@ processor time and memory. Then some tokens are matched, because a part of the w
 
 import os
 import re
-import resource
 import signal
 import sys
 import threading
@@ -19,6 +18,7 @@ import numpy as np
 from llguidance import LLMatcher, LLTokenizer
 from llguidance.gbnf_to_lark import gbnf_to_lark
 
+from ..core.bounded import limit_memory
 from ..text.tokenizer import Tokenizer
 from .checker import FRAME_BYTES, MOST_CPU_SECONDS, Question, Verdict
 from .compiler import compile_grammar, vocabulary_of
@@ -71,15 +71,6 @@ def _match(matcher: LLMatcher) -> None:
             raise GrammarError("the tokens that it allows take too long to compute")
 
 
-def _limit_memory() -> None:
-    """Bound what this process may take beside what it has now. Only Linux does so."""
-    if sys.platform == "linux":
-        pages = int(Path("/proc/self/statm").read_text().split()[5])
-        limit = pages * resource.getpagesize() + _MOST_BYTES
-        resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-
-
 def _serve(vocabulary: LLTokenizer) -> None:
     _send(Verdict())  # ready
     while length := os.read(sys.stdin.fileno(), FRAME_BYTES):
@@ -108,7 +99,7 @@ def main() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal sends it to all processes
     tokenizer = Tokenizer(Path(sys.argv[1]))
     vocabulary = vocabulary_of(tokenizer, tokenizer.vocab_size)
-    _limit_memory()
+    limit_memory(_MOST_BYTES)
     threading.stack_size(_STACK_BYTES)
     thread = threading.Thread(target=_serve, args=(vocabulary,))
     thread.start()

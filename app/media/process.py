@@ -6,7 +6,6 @@ and memory are bounded: an image that needs more ends this process, and no other
 """
 
 import os
-import resource
 import signal
 import sys
 from pathlib import Path
@@ -18,6 +17,7 @@ from numpy.typing import NDArray
 
 from ..checkpoint.folder import ModelFolder
 from ..checkpoint.image_models import ImageModelConfig
+from ..core.bounded import limit_memory
 from ..core.media import Array
 from .decode import ImageError, TooManyPixelsError, decode
 from .messages import FRAME_BYTES, MOST_CPU_SECONDS, Image, Prepared, Ready
@@ -47,15 +47,6 @@ def prepare(images: "ChatImages | ImagePreparer", asked: Image) -> Prepared:
 def _halved(array: NDArray[Any]) -> NDArray[Any]:
     """Pixels are normalized, so float16 has room for them, and no fewer digits than the other type of 16 bits."""
     return array.astype(np.float16) if array.dtype.kind == "f" else array
-
-
-def _limit_memory() -> None:
-    """Bound what this process may take beside what it has now. Only Linux does so."""
-    if sys.platform == "linux":
-        pages = int(Path("/proc/self/statm").read_text().split()[5])
-        limit = pages * resource.getpagesize() + _MOST_BYTES
-        resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
 
 
 def _serve(images: "ChatImages | ImagePreparer", answers: int) -> None:
@@ -98,7 +89,7 @@ def main() -> None:
     except Exception as error:
         _send(Ready(error=" ".join(f"{type(error).__name__}: {error}".split())[:300]), answers)
         return
-    _limit_memory()
+    limit_memory(_MOST_BYTES)
     _send(Ready(images.placeholder, images.token_id), answers)
     _serve(images, answers)
 

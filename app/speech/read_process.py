@@ -7,10 +7,10 @@ import io
 import resource
 import signal
 import sys
-from pathlib import Path
 
 import numpy as np
 
+from ..core.bounded import limit_memory
 from .features import HOP, RATE, Floats, log_mel
 from .reading import FLAG_OF_SUCCESS, HEADER_BYTES
 
@@ -61,15 +61,11 @@ def _check(rate: int, channels: int) -> None:
 
 
 def _limit(max_seconds: int) -> None:
-    """Bound what this process may take. Only Linux bounds memory beside what it has now."""
+    """Bound what this process may take."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal sends it to all processes
     resource.setrlimit(resource.RLIMIT_CPU, (_MOST_CPU_SECONDS, _MOST_CPU_SECONDS))
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
-    if sys.platform == "linux":
-        pages = int(Path("/proc/self/statm").read_text().split()[5])
-        limit = pages * resource.getpagesize() + _MOST_BYTES + max_seconds * _BYTES_OF_A_SECOND
-        resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
+    limit_memory(_MOST_BYTES + max_seconds * _BYTES_OF_A_SECOND)
 
 
 def main() -> None:
