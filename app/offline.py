@@ -34,6 +34,8 @@ def generate_text(settings: Settings, prompt: str, max_tokens: int, temperature:
     )
     described, source = ModelFolder(folder).encoder_decoder, None
     if described is not None:
+        if described.series is not None:
+            raise StartupError("the model forecasts series of numbers")
         if described.hears or not 0 < len(token_ids) <= ready.max_source_len:
             what = "sound, not text" if described.hears else f"1 to {ready.max_source_len} tokens, not {len(token_ids)}"
             raise StartupError(f"the model's encoder reads {what}")

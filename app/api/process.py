@@ -349,6 +349,8 @@ def _banner(service: Service, ready: EngineReady, url: str, seconds: float) -> s
         path, given = "chat/completions", _json(_CHAT)
         if service.encoder_decoder is not None:
             path, given = "completions", _json('{"prompt": "What a day!"}')
+            if service.encoder_decoder.series:
+                path, given = _EXAMPLES["forecast"][0], _json(_EXAMPLES["forecast"][1])
             if service.encoder_decoder.hears:
                 path, given = "audio/transcriptions", "-F file=@talk.wav"
     else:

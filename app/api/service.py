@@ -7,7 +7,7 @@ from typing import Literal
 
 from ..checkpoint.encoder_decoders import EncoderDecoderConfig
 from ..checkpoint.encoders import EncoderConfig
-from ..checkpoint.predictors import Predictor, reads_text
+from ..checkpoint.predictors import Predictor, reads_text, tasks_of
 from ..core.engine_client import EngineClient
 from ..core.lifecycle import Lifecycle
 from ..core.wire import EngineReady, Task
@@ -113,7 +113,12 @@ class Service:
     @property
     def tasks(self) -> tuple[Task, ...]:
         """What the served model can do."""
-        return self.predictor.tasks if self.predictor else ("generate",)
+        return tasks_of(self.predictor, self.encoder_decoder)
+
+    @property
+    def reads_text(self) -> bool:
+        """Whether the served model reads or writes text."""
+        return reads_text(self.predictor, self.encoder_decoder)
 
     @cached_property
     def pair_prompts(self) -> PairPrompts:
@@ -128,7 +133,7 @@ class Service:
 
     def check_text(self) -> None:
         """UnsupportedError, which says what the served model does, if it reads no text."""
-        if not reads_text(self.predictor):
+        if not self.reads_text:
             raise self._cannot()
 
     def _cannot(self) -> UnsupportedError:

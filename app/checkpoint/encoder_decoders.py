@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..core.sampling import TokenRules
+from ..core.wire import Task
+from .chronos import SeriesTokens, parse_series_tokens
 from .whisper import SpeechTokens, parse_speech_tokens
 
 RELATIVE = frozenset(("t5", "mt5", "umt5"))
@@ -60,6 +62,13 @@ class EncoderDecoderConfig:
     """Of a spectrogram that the encoder reads."""
     speech: SpeechTokens | None = None
     """How a model that reads sound is told what to do; None if its files do not say."""
+    series: SeriesTokens | None = None
+    """Which numbers the tokens of a model stand for that reads and writes these; None for all others."""
+
+    @property
+    def tasks(self) -> tuple[Task, ...]:
+        """What it can do."""
+        return ("generate",) if self.series is None else ("forecast",)
 
     @property
     def hears(self) -> bool:
@@ -111,13 +120,15 @@ def parse_encoder_decoder_config(read: Callable[[str], Any]) -> EncoderDecoderCo
     if type(start) is not int:
         raise ValueError(f"decoder_start_token_id is {start!r}")
     forced = [] if kind in SPEECH else _tokens(asked, "forced_bos_token_id")
-    source, target = _lengths(kind, config)
+    series = parse_series_tokens(config)
+    suppressed = {*_tokens(asked, "suppress_tokens"), *([series.end] if series else [])}  # a path has a length
+    source, target = _lengths(kind, config, series)
     return EncoderDecoderConfig(
         kind,
         source,
         target,
         (start, *forced),
-        frozenset(_tokens(asked, "suppress_tokens")),
+        frozenset(suppressed),
         frozenset(_tokens(asked, "begin_suppress_tokens")),
         tuple(tuple(map(int, words)) for words in asked.get("bad_words_ids") or ()),
         int(asked.get("no_repeat_ngram_size") or 0),
@@ -125,6 +136,7 @@ def parse_encoder_decoder_config(read: Callable[[str], Any]) -> EncoderDecoderCo
         int(asked.get("num_beams") or 1),
         int(config.get("num_mel_bins", 80)) if kind in SPEECH else 0,
         parse_speech_tokens(asked, start) if kind in SPEECH else None,
+        series,
     )
 
 
@@ -132,8 +144,10 @@ def _listed() -> str:
     return ", ".join(sorted(ENCODER_DECODERS))
 
 
-def _lengths(kind: str, config: Mapping[str, Any]) -> tuple[int | None, int | None]:
+def _lengths(kind: str, config: Mapping[str, Any], series: SeriesTokens | None) -> tuple[int | None, int | None]:
     """Most tokens of the encoder and of the decoder."""
+    if series is not None:
+        return series.context + series.ends, 1 + series.horizon
     if kind in RELATIVE:
         return None, None
     if kind in SPEECH:

@@ -212,7 +212,7 @@ class ModelFolder:
     @property
     def reads_text(self) -> bool:
         """Whether the model reads text, and so has a tokenizer."""
-        return reads_text(self.predictor)
+        return reads_text(self.predictor, self.encoder_decoder)
 
 
 def _read_json(file: Path) -> Any:

@@ -131,6 +131,10 @@ def parse_forecaster(read: Read) -> ForecasterConfig | None:
     """What a forecaster's config.json says; None for any other model. Raises ValueError for what is not supported."""
     raw = read("config.json") or {}
     names = raw.get("architectures")
+    if (
+        "chronos_config" in raw
+    ):  # a T5 with values for tokens is an encoder-decoder, and others would run as what they are not
+        raise ValueError(f"{names}: of Chronos, only T5ForConditionalGeneration is supported")
     if not isinstance(names, list) or not names or (family := _ARCHITECTURES.get(str(names[0]))) is None:
         return None
     known = _DEFAULTS[family] | raw

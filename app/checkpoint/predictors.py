@@ -1,6 +1,8 @@
 """Models that read an input as a whole and answer with numbers, not text: what their files say of them."""
 
 from ..core.media import Media
+from ..core.wire import Task
+from .encoder_decoders import EncoderDecoderConfig
 from .encoders import EncoderConfig, TaskSetting, parse_encoder_config
 from .forecasters import ForecasterConfig, parse_forecaster
 from .image_models import ImageModelConfig, parse_image_model
@@ -17,8 +19,16 @@ def parse_predictor(read: Read, wanted: TaskSetting = "auto") -> Predictor | Non
     return parse_forecaster(read) or parse_image_model(read) or parse_encoder_config(read, wanted)
 
 
-def reads_text(predictor: Predictor | None) -> bool:
-    """Whether a model reads text, and so has a tokenizer. None stands for a model that generates."""
+def tasks_of(predictor: Predictor | None, described: EncoderDecoderConfig | None) -> tuple[Task, ...]:
+    """What a model can do, which is neither of both if it is a decoder alone."""
+    one = predictor or described
+    return ("generate",) if one is None else one.tasks
+
+
+def reads_text(predictor: Predictor | None, described: EncoderDecoderConfig | None) -> bool:
+    """Whether a model reads or writes text, and so has a tokenizer; see `tasks_of`."""
+    if described is not None:
+        return described.series is None
     if isinstance(predictor, ImageModelConfig):
         return predictor.compares is not None
     return not isinstance(predictor, ForecasterConfig)

@@ -9,7 +9,7 @@ from pathlib import Path
 from ..checkpoint.folder import ModelFolder
 from ..checkpoint.forecasters import ForecasterConfig
 from ..checkpoint.image_models import ImageModelConfig
-from ..checkpoint.predictors import Predictor
+from ..checkpoint.predictors import Predictor, tasks_of
 from ..core.step import BuiltWorker, Limits
 from ..core.wire import EngineReady, Task
 from ..errors import StartupError
@@ -31,7 +31,8 @@ _MOST_ON_A_CPU = 4
 
 def build_engine(settings: Settings, model_folder: Path) -> tuple[EngineCore, EngineReady]:
     """Load the model in a folder and put an engine around it. Raises StartupError."""
-    predictor = None if settings.worker == "echo" else ModelFolder(model_folder, settings.task).predictor
+    folder = ModelFolder(model_folder, settings.task)
+    predictor, described = (None, None) if settings.worker == "echo" else (folder.predictor, folder.encoder_decoder)
     _check_adapters(settings, predictor)
     built, import_seconds = _build_worker(settings, model_folder, predictor)
     limits = built.limits
@@ -58,11 +59,10 @@ def build_engine(settings: Settings, model_folder: Path) -> tuple[EngineCore, En
         speculation=None if predictor else _speculation(settings, limits),
         whole_media=limits.whole_media,
     )
-    tasks: tuple[Task, ...] = predictor.tasks if predictor else ("generate",)
     max_source_len = limits.cross.max_source_len if limits.cross else 0
     core = EngineCore(scheduler, built.worker, settings.overlap, limits.num_adapters, max_source_len)
     _load_adapters(core, settings)
-    return core, _ready(built, tasks, settings, import_seconds)
+    return core, _ready(built, tasks_of(predictor, described), settings, import_seconds)
 
 
 def _load_adapters(core: EngineCore, settings: Settings) -> None:

@@ -198,7 +198,7 @@ class EncoderDecoder(nn.Module):
         """What the encoder makes of a batch of inputs: (all tokens, hidden_size), one input behind the other.
 
         inputs: of each, the arrays of an `app.core.media.Media`: input_ids (tokens,), or of a sound input_features
-        (mel bands, frames).
+        (mel bands, frames). Tokens with 0 in attention_mask (tokens,) take up a position, and are left out.
         """
         if self.config.hears:
             features = np.stack([arrays["input_features"] for arrays in inputs])
@@ -209,11 +209,14 @@ class EncoderDecoder(nn.Module):
         ids = torch.full((len(inputs), int(lengths.max())), self.pad_id)
         for row, arrays in zip(ids, inputs, strict=True):
             row[: len(arrays["input_ids"])] = torch.from_numpy(arrays["input_ids"].astype(np.int64))
-        is_token = torch.arange(ids.shape[1]) < lengths[:, None]
-        ids, is_token = ids.to(self._like.device), is_token.to(self._like.device)
-        mask = None if len(inputs) == 1 else is_token.long()
+        is_seen = torch.arange(ids.shape[1]) < lengths[:, None]
+        for row, arrays in zip(is_seen, inputs, strict=True):
+            if "attention_mask" in arrays:
+                row[: len(arrays["input_ids"])] = torch.from_numpy(arrays["attention_mask"] != 0)
+        mask = None if is_seen.all() else is_seen.long().to(self._like.device)
+        ids, is_seen = ids.to(self._like.device), is_seen.to(self._like.device)
         hidden: Tensor = self.encoder(input_ids=ids, attention_mask=mask).last_hidden_state
-        return hidden[is_token]
+        return hidden[is_seen]
 
     def store(self, hidden: Tensor, cross: ForwardContext) -> None:
         """Compute and keep K and V of the encoder's outputs (tokens, hidden_size), which are the tokens of `cross`."""

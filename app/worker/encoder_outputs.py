@@ -12,7 +12,7 @@ from ..attention.backends.base import AttentionBackend
 from ..attention.context import ForwardContext
 from ..attention.step import Ints, StepInput, StepShape
 from ..core.media import Media
-from ..core.sources import sound_source, text_source
+from ..core.sources import num_seen, sound_source, text_source
 from ..core.step import NewRequest
 from .similar_sizes import batches
 
@@ -48,7 +48,7 @@ class EncoderOutputs:
         self._tables = np.zeros((max_num_seqs, -(-max_source_len // block_size)), dtype=np.int32)
         """(rows, blocks)"""
         self._lengths = np.ones(max_num_seqs, dtype=np.int64)
-        """(rows,): tokens that each row's encoder has read."""
+        """(rows,): tokens of what each row's encoder has read that its decoder sees."""
         self._unread: dict[int, tuple[Media, Ints]] = {}
         """By row: inputs that the encoder has to read before the next step, and the blocks for them."""
 
@@ -59,7 +59,7 @@ class EncoderOutputs:
             source = self._made_up()
             blocks = [0] * self._tables.shape[1]
         self._tables[request.row, : len(blocks)] = blocks
-        self._lengths[request.row] = source.num_tokens
+        self._lengths[request.row] = num_seen(source)
         if not request.is_encoded:
             self._unread[request.row] = source, np.array(blocks)
 
@@ -94,7 +94,7 @@ class EncoderOutputs:
         hidden = self._model.encode(
             [{name: array.numpy() for name, array in source.arrays.items()} for source, _ in inputs]
         )
-        places = [np.arange(source.num_tokens) for source, _ in inputs]
+        places = [np.arange(num_seen(source)) for source, _ in inputs]
         slots = np.concatenate(
             [
                 blocks[at // self._block_size] * self._block_size + at % self._block_size

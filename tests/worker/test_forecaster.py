@@ -1,5 +1,6 @@
 """Series of all lengths at once get the forecasts that transformers gives for each alone."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -168,6 +169,10 @@ def test_what_does_not_fit_is_refused_by_name(tmp_path: Path) -> None:
     write_forecaster(tmp_path, "PatchTSTForPrediction", share_projection=False)
     with pytest.raises(ModelError, match="does not run as a forecaster: IndexError"):
         build_forecaster(load_settings(device="cpu"), tmp_path, config_of(tmp_path))
+    config = {"architectures": ["ChronosBoltModelForForecasting"], "is_encoder_decoder": True, "model_type": "t5"}
+    (tmp_path / "config.json").write_text(json.dumps(config | {"chronos_config": {"context_length": 2048}}))
+    with pytest.raises(ModelError, match=r"ChronosBoltModel.*of Chronos, only T5ForConditionalGeneration"):
+        config_of(tmp_path)
     write_forecaster(tmp_path, "PatchTSTForPrediction", loss="nll")
     with pytest.raises(ModelError, match="the loss nll, which forecasts distributions, is not supported"):
         config_of(tmp_path)

@@ -4,11 +4,9 @@ The encoder reads 30 seconds at a time. The decoder's text has times in it, and 
 whole piece of text ended.
 """
 
-import asyncio
 import math
 import zlib
 from collections.abc import AsyncGenerator
-from contextlib import aclosing
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,19 +16,16 @@ from ...checkpoint.whisper import SpeechTokens
 from ...core.media import Media
 from ...core.sampling import SamplingParams, TokenRules
 from ...core.sources import sound_source
-from ...errors import InvalidRequestError, QueueFullError, UnsupportedError
+from ...errors import InvalidRequestError, UnsupportedError
 from ...speech.features import FRAMES_OF_A_SECOND, Floats
 from ...speech.languages import NAMES
 from ...speech.segments import Segment, cut
 from ...text.output_processor import StopConditions
-from ..edge.request_log import RequestLog, Usage
+from ..edge.request_log import RequestLog
 from ..generation.choices import Choice
-from ..generation.run import Generation
+from ..generation.in_turn import InTurn, Written
 from ..service import Service
 from .schema import SpeechRequest
-
-_PAUSE = 1.0
-"""Seconds before a window that the engine had no room for is sent again."""
 
 
 @dataclass(frozen=True)
@@ -62,20 +57,18 @@ class Transcription:
 
     def __init__(self, service: Service, asked: SpeechRequest, task: str, entry: RequestLog) -> None:
         """Raises InvalidRequestError for a language or a task that the model does not know."""
-        self._service, self._asked, self._entry = service, asked, entry
+        self._service, self._asked = service, asked
         self.task = task
         self._described, self._speech = speech_of(service)
         if task != "transcribe" and task not in self._speech.tasks:
             raise UnsupportedError("model: this model does not translate", "model")
         self.language = _code(self._speech, asked.language)
         """Its code; empty as long as nobody knows it."""
-        self._running: Generation | None = None
-        self._used = Usage()
+        self._turns = InTurn(service, asked.priority, entry)
 
     def stop(self) -> None:
         """End the work that is left."""
-        if self._running is not None:
-            self._running.abort()
+        self._turns.stop()
 
     async def pieces(self, mel: Floats, num_frames: int) -> AsyncGenerator[Piece, None]:
         """The pieces of text of a spectrogram (bands, frames), of which `num_frames` are sound."""
@@ -136,8 +129,8 @@ class Transcription:
         codes = {token: code for code, token in self._speech.languages.items()}
         rules = TokenRules(only_first=sorted(codes))
         sampling = SamplingParams(max_tokens=1, seed=0, temperature=0.0, rules=rules)
-        tokens, _ = await self._run([self._speech.start], source, sampling)
-        return codes[tokens[0]]
+        written = await self._run([self._speech.start], source, sampling)
+        return codes[written.token_ids[0]]
 
     async def _write(self, prompt: list[int], source: Media) -> tuple[list[int], list[float]]:
         """A window's text without the token that ends it, and its log probabilities."""
@@ -155,36 +148,13 @@ class Transcription:
             logprobs=0,
             rules=rules,
         )
-        tokens, logprobs = await self._run(prompt, source, sampling)
-        return (tokens[:-1] if tokens[-1:] == [end] else tokens), logprobs
+        written = await self._run(prompt, source, sampling)
+        tokens = written.token_ids
+        return (tokens[:-1] if tokens[-1:] == [end] else tokens), written.logprobs
 
-    async def _run(self, prompt: list[int], source: Media, sampling: SamplingParams) -> tuple[list[int], list[float]]:
-        choice = Choice(prompt, sampling, StopConditions(), source=source)
-        self._running = running = await self._submit(choice)
-        tokens, logprobs = [], []
-        async with aclosing(running.deltas()) as deltas:
-            async for _, delta in deltas:
-                tokens += delta.token_ids
-                logprobs += [entry.logprobs[0] for entry in delta.logprobs]
-        self._count(running.usage)
-        return tokens, logprobs
-
-    async def _submit(self, choice: Choice) -> Generation:
-        """Raises QueueFullError for the first request. Later ones wait, so that what is done so far is not lost."""
-        while True:
-            try:
-                return Generation(self._service, [choice], 1, self._asked.priority, self._entry)
-            except QueueFullError:
-                if self._running is None:
-                    raise
-            await asyncio.sleep(_PAUSE)
-
-    def _count(self, usage: Usage) -> None:
-        """Have the log tell what all windows took together, and the times of the last."""
-        usage.prompt_tokens += self._used.prompt_tokens
-        usage.completion_tokens += self._used.completion_tokens
-        usage.cached_tokens += self._used.cached_tokens
-        self._used = usage
+    async def _run(self, prompt: list[int], source: Media, sampling: SamplingParams) -> Written:
+        (written,) = await self._turns.run([Choice(prompt, sampling, StopConditions(), source=source)])
+        return written
 
 
 def _code(speech: SpeechTokens, asked: str | None) -> str:

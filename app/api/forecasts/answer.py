@@ -1,12 +1,12 @@
 """The answer to a forecast."""
 
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import numpy as np
 from msgspec import UNSET, UnsetType
 from numpy.typing import NDArray
 
-from ...checkpoint.forecasters import ForecasterConfig
 from ..edge.answer import AnswerBody
 from ..encoders.answer import EncoderUsage
 
@@ -36,16 +36,19 @@ class Forecasts(AnswerBody, kw_only=True):
 
 
 def forecast_of(
-    config: ForecasterConfig, index: int, vector: NDArray[np.float32], quantiles: list[float], has_channels: bool
+    index: int,
+    numbers: NDArray[np.floating[Any]],
+    known: Sequence[float],
+    quantiles: Sequence[float],
+    has_channels: bool,
 ) -> Forecast:
-    """A model's numbers for a series as an answer; see `app.worker.forecaster.Forecaster`."""
-    numbers = vector.reshape(len(config.targets), -1, config.numbers)
+    """Numbers (channels, moments, 1 + quantiles), the mean and then the known quantiles, as an answer."""
     kept = numbers if has_channels else numbers[0]
 
     def number(at: int) -> Any:
         return kept[..., at].tolist()
 
-    by_quantile = {quantile: 1 + at for at, quantile in enumerate(config.quantiles)}
+    by_quantile = {quantile: 1 + at for at, quantile in enumerate(known)}
     return Forecast(
         index=index,
         mean=number(0),

@@ -9,6 +9,7 @@ from pydantic import ConfigDict, Field, WithJsonSchema
 from ...checkpoint.forecasters import Frequency
 from ...errors import InvalidRequestError
 from ..edge.body import Label, RequestBody
+from ..service import Service
 
 _NUMBERS: dict[str, Any] = {"type": "array", "items": {"type": ["number", "null"]}, "minItems": 1}
 _SERIES: dict[str, Any] = {"anyOf": [_NUMBERS, {"type": "array", "items": _NUMBERS, "minItems": 1}]}
@@ -22,6 +23,10 @@ _FREQUENCIES: dict[Frequency, str] = {
     1: "W M MS ME BM BMS BME CBMS CBME SM SMS SME",
     2: "Q QS QE BQ BQS BQE A AS BA BAS Y YS YE BY BYS BYE",
 }
+
+
+OF_SAMPLES = ["num_samples", "seed", "temperature", "top_k", "top_p"]
+"""Fields for models that draw samples."""
 
 
 class ForecastRequest(RequestBody):
@@ -44,7 +49,17 @@ class ForecastRequest(RequestBody):
         None, description="time between numbers, as pandas names it, such as 15min, D, W, ME, YE; for TimesFM 2.0"
     )
     quantiles: list[float] | None = Field(None, description="those to return; all of the model's by default")
+    num_samples: int | None = Field(None, ge=1, lt=2**31, description="of Chronos: paths that are drawn for a series")
+    seed: int | None = Field(None, ge=0, lt=2**63, description="of Chronos: the same draws the same paths")
+    temperature: float | None = Field(None, ge=0, le=10, description="of Chronos, as are top_k and top_p")
+    top_k: int | None = Field(None, ge=0, lt=2**31)
+    top_p: float | None = Field(None, gt=0, le=1)
     priority: int = Field(0, ge=-(2**31), lt=2**31, description="lower runs first")
+
+    @property
+    def num_numbers(self) -> int:
+        """About how many the series have."""
+        return sum(len(series) for series in self.series if isinstance(series, list))
 
     @property
     def frequency_class(self) -> Frequency:
@@ -58,6 +73,19 @@ class ForecastRequest(RequestBody):
         raise InvalidRequestError(
             f"frequency: {self.frequency!r} is none; 15min, h, D, W, ME, QE and YE are", "frequency"
         )
+
+
+def check_size(service: Service, body: ForecastRequest, horizon: int, numbers: int) -> None:
+    """Raise InvalidRequestError if so many `numbers` for each moment are more than `max_numbers` in all."""
+    most, count = service.settings.request_limits.max_numbers, len(body.series) * horizon * numbers
+    if count > most:
+        what = f"{count} numbers would be forecast, and at most {most} may be (max_numbers)"
+        raise InvalidRequestError(f"horizon: {what}", "horizon")
+
+
+def wrong(index: int, what: str) -> InvalidRequestError:
+    """The error for a series."""
+    return InvalidRequestError(f"series[{index}]: {what}", f"series[{index}]")
 
 
 def channels_of(series: Any, where: str) -> list[list[Any]]:

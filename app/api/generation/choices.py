@@ -14,12 +14,11 @@ from .fields import SamplingFields
 from .reasoning import Reasoning
 from .sources import AS_CONFIGURED, Beginning, Languages, beginning_of
 
-_SEED_BITS = 63
+SEED_BITS = 63
 _PROMPTS_PER_N = 8
 """A call may have this many times `max_n` choices, all of its prompts together."""
 _TOKEN_ID_DIGITS = 10
 _GREEDY_BELOW = 1e-5
-"""A lower temperature counts as 0, since logits divided by it could overflow (vLLM does the same)."""
 
 
 @dataclass(frozen=True)
@@ -89,7 +88,7 @@ def make_choices(
         min_tokens=request.min_tokens,
         shown=shown,
     )
-    seed = secrets.randbits(_SEED_BITS) if request.seed is None else request.seed % 2**_SEED_BITS
+    seed = secrets.randbits(SEED_BITS) if request.seed is None else request.seed % 2**SEED_BITS
     adapter, choices = service.adapter_of(request.model), []
     for prompt in prompts:
         token_ids, source = beginning_of(service, prompt, limit.prompt_param, languages)
@@ -97,7 +96,7 @@ def make_choices(
         if request.min_tokens > max_tokens:
             raise InvalidRequestError(f"min_tokens: at most {limit.param}, which is {max_tokens}", "min_tokens")
         for index in range(request.n):
-            own_seed = _seed_of_choice(seed, index)
+            own_seed = seed_of_choice(seed, index)
             sampling = _sampling_params(service, request, max_tokens, own_seed, logprobs, prompt_logprobs, grammar)
             drafts, seconds = request.max_drafts, request.wished_retention
             choices.append(Choice(token_ids, sampling, conditions, reasoning, drafts, adapter, source, seconds, placed))
@@ -119,7 +118,6 @@ def _sampling_params(
         given = getattr(request, name)
         return float(defaults.get(name, fallback) if given is None else given)
 
-    temperature = value("temperature", 1.0)
     stop_token_ids = frozenset(request.stop_token_ids)
     if not request.ignore_eos:
         stop_token_ids |= service.tokenizer.eos_token_ids
@@ -128,7 +126,7 @@ def _sampling_params(
         max_tokens=max_tokens,
         seed=seed,
         min_tokens=max(request.min_tokens, min(described.min_tokens, max_tokens) if described else 0),
-        temperature=0.0 if temperature < _GREEDY_BELOW else temperature,
+        temperature=usable_temperature(value("temperature", 1.0)),
         top_k=max(0, int(value("top_k", 0))),
         top_p=value("top_p", 1.0),
         min_p=value("min_p", 0.0),
@@ -142,6 +140,11 @@ def _sampling_params(
         grammar=grammar,
         rules=described.rules if described else None,
     )
+
+
+def usable_temperature(asked: float) -> float:
+    """A temperature, or 0 if it is so low that logits divided by it could overflow (vLLM does the same)."""
+    return 0.0 if asked < _GREEDY_BELOW else asked
 
 
 def check_count(field: str, count: int, most: int) -> None:
@@ -191,7 +194,7 @@ def _max_tokens(num_prompt_tokens: int, limit: TokenLimit, max_model_len: int) -
     return left if limit.default is None else min(limit.default, left)
 
 
-def _seed_of_choice(seed: int, index: int) -> int:
+def seed_of_choice(seed: int, index: int) -> int:
     """The seed of a choice: the request's own for the first, others are derived from it."""
     if index == 0:
         return seed

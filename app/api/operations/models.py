@@ -7,7 +7,6 @@ from msgspec import UNSET, UnsetType
 from starlette.responses import Response
 
 from ...checkpoint.image_models import ImageModelConfig
-from ...checkpoint.predictors import reads_text
 from ...core.wire import Task
 from ..deps import ServiceDep
 from ..edge.answer import AnswerBody, json_response
@@ -82,5 +81,5 @@ def _describe(service: Service, name: str) -> ServedModel:
 def _modalities(service: Service) -> list[Modality]:
     ready, predictor = service.engine.ready, service.predictor
     sees = isinstance(predictor, ImageModelConfig) or (ready is not None and ready.reads_images)
-    reads: dict[Modality, bool] = {"text": reads_text(predictor), "image": sees}
+    reads: dict[Modality, bool] = {"text": service.reads_text, "image": sees}
     return [name for name, does in reads.items() if does]
