@@ -6,6 +6,7 @@ from typing import Annotated
 from fastapi import Depends, Request
 
 from ..errors import TenantQueueFullError
+from ..settings import RequestLimits
 from ..tenants import Tenant
 from .edge.azure import PATH_MODEL
 from .edge.body import Body, read_body
@@ -58,13 +59,16 @@ def entry_of(request: Request) -> RequestLog:
     return entry
 
 
-def body_of(model: type[Body]) -> Callable[[Request, Service], Awaitable[Body]]:
-    """A dependency: the request's body as a `model`."""
+ReadBody = Callable[[Request, type[Body], RequestLimits, set[str] | None], Awaitable[Body]]
+
+
+def body_of(model: type[Body], read_as: ReadBody[Body] = read_body) -> Callable[[Request, Service], Awaitable[Body]]:
+    """A dependency: the request's body as a `model`. `read_as`: by what it is read."""
 
     async def read(request: Request, service: ServiceDep) -> Body:
         entry: RequestLog = request.scope["request_log"]
         ignored = entry.ignored_fields if service.settings.unknown_fields == "ignore" else None
-        body = await read_body(request, model, service.settings.request_limits, ignored)
+        body = await read_as(request, model, service.settings.request_limits, ignored)
         if (name := request.scope.get(PATH_MODEL)) is not None:
             body = body.model_copy(update={"model": name})
         return body

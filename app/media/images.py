@@ -51,6 +51,11 @@ def read_base64(text: str, kind: str | None, path: str, most_bytes: int) -> byte
             data = base64.b64decode("".join(text.split()), validate=True)
         except ValueError:
             raise InvalidRequestError(f"{path}: the image is not valid base64", path) from None
+    return check_file(data, kind, path, most_bytes)
+
+
+def check_file(data: bytes, kind: str | None, path: str, most_bytes: int) -> bytes:
+    """The file, if it may be read. Errors are those of `read_base64`."""
     if len(data) > most_bytes:
         raise PayloadTooLargeError(f"{path}: an image may have {most_bytes} bytes (max_image_size)", path)
     found = format_of(data)

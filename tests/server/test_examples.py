@@ -43,8 +43,8 @@ def commands(code: str) -> list[str]:
 CURLS = [(section, command) for section, code in blocks("bash") for command in commands(code)]
 
 
-def run(*command: str) -> str:
-    ended = subprocess.run(command, capture_output=True, text=True, check=False)
+def run(*command: str, folder: Path | None = None) -> str:
+    ended = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
     assert ended.returncode == 0, ended.stderr
     return ended.stdout
 
@@ -104,17 +104,19 @@ SERVERS = {
     "docs/forecasting.md: Forecasting": "forecaster",
     "docs/image-models.md: Classifying": "clip",
     "docs/image-models.md: Embedding": "clip",
+    "docs/image-models.md: Files": "clip",
 }
 IMAGE = re.search(r"^IMAGE=\S+$", (REPOSITORY / "docs/image-models.md").read_text(), re.MULTILINE)
 
 
 @pytest.mark.parametrize(("section", "command"), CURLS, ids=[section for section, _ in CURLS])
-def test_examples_of_curl(request: pytest.FixtureRequest, section: str, command: str) -> None:
+def test_examples_of_curl(request: pytest.FixtureRequest, tmp_path: Path, section: str, command: str) -> None:
     server: Server = request.getfixturevalue(SERVERS.get(section, "server"))
     assert ADDRESS in command
     assert IMAGE is not None
     command = command.replace("curl", "curl --silent --show-error --fail-with-body", 1).replace(ADDRESS, server.url)
-    answer = run("bash", "-c", f"{IMAGE[0]}; {command}")
+    files = 'base64 -d <<< "${IMAGE#*,}" | tee cat.jpg > dog.png'
+    answer = run("bash", "-c", f"{IMAGE[0]}; {files}; {command}", folder=tmp_path)
     assert answer.startswith(("{", "data: {", "id: ", ": "))
     assert '"error":{' not in answer
 

@@ -26,7 +26,7 @@ def data_url(file: bytes) -> str:
 
 
 URLS = [data_url(file) for file in FILES]
-LIMITS = '{"max_image_pixels": 1000000, "max_numbers": 9}'
+LIMITS = '{"max_image_pixels": 1000000, "max_numbers": 9, "max_image_size": "1MiB"}'
 
 
 @pytest.fixture(scope="module")
@@ -107,6 +107,45 @@ def test_labels_of_the_request(clip: tuple[Server, Path, Any]) -> None:
             order = np.argsort(-probs)
             assert found["label"] == labels[order[0]]
             assert [one["label"] for one in found["top"]] == [labels[at] for at in order[:2]]
+
+
+def test_forms_have_files_in_the_place_of_data_urls(clip: tuple[Server, Path, Any]) -> None:
+    """The same answers as for JSON, and faults that name the form's field. curl writes such forms."""
+
+    def send(path: str, *fields: tuple[str, Any]) -> Any:
+        return web.post(f"{clip[0].url}/v1/{path}", files=fields)
+
+    def text(name: str, value: str) -> tuple[str, Any]:
+        return name, (None, value)
+
+    files = [("images[]", ("b.png", FILES[1])), text("input", "a cat"), ("file", ("c", FILES[2]))]
+    fields = {"input": [{"image": URLS[1]}, "a cat", {"image": URLS[2]}], "dimensions": 5, "model": "clip0"}
+    form = send("embeddings", *files, text("dimensions", "5"), text("model", "clip0"))
+    for found, expected in zip(form.json()["data"], post(clip[0], "/v1/embeddings", fields)["data"], strict=True):
+        np.testing.assert_allclose(found["embedding"], expected["embedding"], atol=1e-5)
+    labels = [text("labels", "cat"), text("labels", "dog"), text("hypothesis_template", "{}!")]
+    body = {"input": {"image": URLS[1]}, "labels": ["cat", "dog"], "hypothesis_template": "{}!", "top_k": 2}
+    (found,) = send("classify", ("image", ("b.png", FILES[1])), *labels, text("top_k", "2")).json()["data"]
+    (expected,) = post(clip[0], "/v1/classify", body)["data"]
+    np.testing.assert_allclose(found["probs"], expected["probs"], atol=1e-5)
+    assert [one["label"] for one in found["top"]] == [one["label"] for one in expected["top"]]
+    for wrong, status, param, message in (
+        ([("image", ("b.png", FILES[1])), ("image", ("b.png", FILES[1][:-40]))], 400, "image[1]", "cannot be read"),
+        ([("image", ("b.png", FILES[1] + bytes(2**21)))], 413, "image", "max_image_size"),
+        ([("picture", ("b.png", FILES[1]))], 400, "picture", "a file is the field image or images or file"),
+        ([text("image", "b.png")], 400, "image", "no file: curl sends one with -F image=@FILE"),
+        ([("file", ("b.pdf", b"%PDF-1.7"))], 400, "file", "the file is PDF"),
+        ([text("input", "a cat")], 400, "input[0]", "this is a text"),
+        ([], 400, "image", "a file is missing"),
+        ([("file", ("b.png", FILES[1])), text("top_k", "all")], 400, "top_k", "valid integer"),
+        ([("file", ("b.png", FILES[1])), text("top_k", "1"), text("top_k", "2")], 400, "top_k", "more than once"),
+        ([("file", ("b.png", FILES[1])), text("input", "a"), text("messages", "b")], 400, "messages[0]", ""),
+    ):
+        answer = send("classify", *wrong, *labels)
+        assert answer.status_code == status, answer.text
+        error = answer.json()["error"]
+        assert error["param"] == param, error
+        assert message in error["message"], error
 
 
 def test_a_crowd_gets_the_labels_of_transformers(classifier: tuple[Server, Path, Any]) -> None:

@@ -16,6 +16,7 @@ from ..deps import ADMITTED, ServiceDep
 from ..edge.answer import json_response, run_unless_disconnected
 from ..edge.document import RUNS, answers
 from ..edge.errors import ErrorAnswer
+from ..edge.form import FORM
 from ..edge.request_log import RequestLog
 from ..edge.sse import EventStream, done, ended, event
 from ..service import Service
@@ -30,7 +31,7 @@ from .answer import (
     whole_text,
 )
 from .places import SoundPlace, SoundPlaces
-from .schema import SpeechForm, SpeechRequest, read_form
+from .schema import SpeechForm, SpeechRequest, read_speech
 from .transcribe import Piece, Transcription, speech_of
 
 router = APIRouter()
@@ -40,7 +41,7 @@ def _form_schema() -> dict[str, Any]:
     schema = SpeechRequest.model_json_schema()
     schema["properties"]["file"] = {"type": "string", "format": "binary", "description": "WAV, FLAC, Ogg or MP3"}
     schema["required"] = ["file"]
-    return {"requestBody": {"required": True, "content": {"multipart/form-data": {"schema": schema}}}}
+    return {"requestBody": {"required": True, "content": {FORM: {"schema": schema}}}}
 
 
 _ROUTE: dict[str, Any] = {
@@ -67,7 +68,7 @@ async def _respond(request: Request, service: Service, task: str) -> Response:
     entry: RequestLog = request.scope["request_log"]
     speech_of(service)
     service.ready()
-    form = await read_form(request, entry.ignored_fields if service.settings.unknown_fields == "ignore" else None)
+    form = await read_speech(request, entry.ignored_fields if service.settings.unknown_fields == "ignore" else None)
     service.check_model(form.fields.model)
     places: SoundPlaces = request.app.state.sound_places
     place = places.take()

@@ -1,19 +1,15 @@
 """The requests of POST /v1/audio/transcriptions and /v1/audio/translations, whose bodies are forms."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 from fastapi import Request
 from pydantic import Field
-from starlette.datastructures import UploadFile
-from starlette.exceptions import HTTPException
 
 from ...errors import InvalidRequestError, UnsupportedError
 from ..edge.body import Label, RequestBody, hints, refused, validate
+from ..edge.form import FORM, Files, is_form, read_form, values_of
 
-_MOST_FIELDS = 64
-_MOST_FIELD_BYTES = 2**16
 _GRANULARITIES = "timestamp_granularities"
 
 
@@ -48,47 +44,12 @@ class SpeechForm:
     file: bytes
 
 
-async def read_form(request: Request, ignored: set[str] | None) -> SpeechForm:
+async def read_speech(request: Request, ignored: set[str] | None) -> SpeechForm:
     """The request's form. Raises InvalidRequestError. `ignored`: see `validate`."""
-    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-    if kind != "multipart/form-data":
-        raise InvalidRequestError("the Content-Type must be multipart/form-data")
-    try:
-        async with request.form(max_files=1, max_fields=_MOST_FIELDS, max_part_size=_MOST_FIELD_BYTES) as form:
-            file = form.get("file")
-            if not isinstance(file, UploadFile):
-                raise InvalidRequestError("file: a sound file is missing", "file")
-            data = await file.read()
-            fields = [(name, value) for name, value in form.multi_items() if isinstance(value, str)]
-    except HTTPException as error:  # starlette's, for a form that is broken
-        raise InvalidRequestError(f"the form cannot be read: {error.detail}") from None
-    return SpeechForm(validate(SpeechRequest, _typed(fields), ignored), data)
-
-
-def _typed(fields: list[tuple[str, str]]) -> dict[str, Any]:
-    """A form's texts as the values of a JSON object. What is no such value stays a text, and is refused."""
-    values: dict[str, Any] = {}
-    for name, text in fields:
-        plain = name.removesuffix("[]")
-        if plain == _GRANULARITIES:
-            values.setdefault(plain, []).append(text)
-        elif plain in _PARSERS:
-            values[plain] = _parse(plain, text)
-        else:
-            values[plain] = text
-    return values
-
-
-_PARSERS: Mapping[str, Any] = {
-    "temperature": float,
-    "seed": int,
-    "priority": int,
-    "stream": {"true": True, "false": False}.__getitem__,
-}
-
-
-def _parse(name: str, text: str) -> Any:
-    try:
-        return _PARSERS[name](text)
-    except (ValueError, KeyError):
-        return text
+    if not is_form(request):
+        raise InvalidRequestError(f"the Content-Type must be {FORM}")
+    values = values_of(SpeechRequest, await read_form(request, Files(fields=("file",), most=1)))
+    file = values.pop("file", None)
+    if not isinstance(file, bytes):
+        raise InvalidRequestError("file: a sound file is missing", "file")
+    return SpeechForm(validate(SpeechRequest, values, ignored, is_form=True), file)

@@ -123,13 +123,16 @@ def _parse_object(body: bytes) -> dict[str, Any]:
     return data
 
 
-def validate(model: type[Body], data: dict[str, Any], ignored: set[str] | None = None) -> Body:
+def validate(
+    model: type[Body], data: dict[str, Any], ignored: set[str] | None = None, *, is_form: bool = False
+) -> Body:
     """A JSON object as a `model`. Raises InvalidRequestError that names the field.
 
     `ignored` receives the names of unknown fields, such as `messages[].surprise`. If it is None, they are refused.
+    `is_form`: numbers and truth values are texts.
     """
     try:
-        body = model.model_validate(data)
+        body = model.model_validate(data, strict=False if is_form else None)
     except ValidationError as error:
         raise _refusal(error.errors(include_url=False, include_context=False), data) from None
     for path in _unknown_fields(body, ""):

@@ -11,8 +11,9 @@ from ...core.wire import Task
 from ...errors import InvalidRequestError, UnsupportedError
 from ..deps import ADMITTED, ServiceDep, body_of
 from ..edge.answer import run_unless_disconnected
-from ..edge.body import body_schema
+from ..edge.body import RequestBody, body_schema
 from ..edge.document import RUNS, answers
+from ..edge.form import FORM
 from ..generation.prompts import in_thread
 from ..service import Service
 from .answer import (
@@ -30,22 +31,30 @@ from .answer import (
     rank,
     scores,
 )
+from .images.forms import images_form
 from .images.run import body_for, classify_images, embed_images
-from .images.schema import ImageClassifyRequest, ImageEmbeddingRequest
+from .images.schema import ImageClassifyRequest, ImageEmbeddingRequest, ImageFields
 from .inputs import texts_of
 from .run import Encoded, encode
 from .schema import ClassifyRequest, EmbeddingRequest, EncoderFields, PairFields, RerankRequest, ScoreRequest
 
 router = APIRouter()
 
+
+def _body_schema(texts: type[RequestBody], images: type[ImageFields]) -> dict[str, Any]:
+    schema = body_schema(texts, images)
+    schema["requestBody"]["content"][FORM] = {"schema": images_form(images)}
+    return schema
+
+
 _EMBED: dict[str, Any] = {
-    "openapi_extra": body_schema(EmbeddingRequest, ImageEmbeddingRequest),
+    "openapi_extra": _body_schema(EmbeddingRequest, ImageEmbeddingRequest),
     "responses": answers(Embeddings, RUNS),
     "dependencies": ADMITTED,
 }
 _CLASSIFY = {
     **_EMBED,
-    "openapi_extra": body_schema(ClassifyRequest, ImageClassifyRequest),
+    "openapi_extra": _body_schema(ClassifyRequest, ImageClassifyRequest),
     "responses": answers(Classifications, RUNS),
 }
 _SCORE = {**_EMBED, "openapi_extra": body_schema(ScoreRequest), "responses": answers(Scores, RUNS)}

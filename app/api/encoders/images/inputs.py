@@ -10,13 +10,13 @@ from starlette.types import Scope
 from ....checkpoint.image_models import ImageModelConfig
 from ....core.media import Media
 from ....errors import ContextLengthError, InvalidRequestError, UnsupportedError
-from ....media.images import read_base64, read_data_url
+from ....media.images import check_file, read_base64, read_data_url
 from ...edge.request_log import RequestLog, Usage
 from ...generation.prompts import in_thread
 from ...service import Service
 from ..inputs import check_number
 from ..run import Encoded, Vectors, predict
-from .schema import ImageFields, Part
+from .schema import ImageFields, Part, Uploaded
 
 _AT_ONCE = 16
 """Images of a call that are prepared at a time: they take a hundred times the memory of their files."""
@@ -28,8 +28,8 @@ class Given(NamedTuple):
     path: str
     """Of its field."""
     text: str | None = None
-    image: str | None = None
-    """A data URL, or the file in base64."""
+    image: str | bytes | None = None
+    """A data URL, the file in base64, or the file."""
 
 
 def given_in(body: ImageFields, config: ImageModelConfig) -> list[Given]:
@@ -54,6 +54,8 @@ def given_in(body: ImageFields, config: ImageModelConfig) -> list[Given]:
 
 
 def _of_part(part: Part, path: str) -> Given:
+    if isinstance(part, Uploaded):
+        return Given(part.path, image=part.file)
     if part.text is not None:
         return Given(path, text=part.text)
     url = part.image_url if isinstance(part.image_url, str) or part.image_url is None else part.image_url.url
@@ -99,6 +101,8 @@ async def _media(service: Service, scope: Scope, body: ImageFields, config: Imag
     limits, entry = service.settings.request_limits, scope["request_log"]
 
     def read() -> bytes:
+        if isinstance(image, bytes):
+            return check_file(image, None, path, limits.max_image_size)
         if image[:5].lower() == "data:" or "://" in image[:32]:
             return read_data_url(image, path, limits.max_image_size)
         return read_base64(image, None, path, limits.max_image_size)

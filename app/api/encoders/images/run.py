@@ -14,18 +14,19 @@ from ...generation.prompts import in_thread
 from ...service import Service
 from ..answer import Classification, Classifications, Embeddings, EncoderUsage, embed
 from .answer import classified, compared, probabilities, vector_of
+from .forms import read_images
 from .inputs import Given, given_in, run_all
 from .schema import ImageClassifyRequest, ImageEmbeddingRequest, ImageFields
 
 OfTexts = TypeVar("OfTexts", bound=RequestBody)
-OfImages = TypeVar("OfImages", bound=RequestBody)
+OfImages = TypeVar("OfImages", bound=ImageFields)
 
 
 def body_for(
     texts: type[OfTexts], images: type[OfImages]
 ) -> Callable[[Request, Service], Awaitable[OfTexts | OfImages]]:
     """A dependency: the request's body, as what the served model reads."""
-    of_texts, of_images = body_of(texts), body_of(images)
+    of_texts, of_images = body_of(texts), body_of(images, read_images)
 
     async def read(request: Request, service: ServiceDep) -> OfTexts | OfImages:
         if isinstance(service.predictor, ImageModelConfig):

@@ -45,6 +45,17 @@ class Part(RequestBody):
             raise InvalidRequestError("input: a part has one of text, image and image_url", "input")
 
 
+class Uploaded(Part):
+    """An image that is a file of a form."""
+
+    path: str
+    """Of its field."""
+    file: bytes
+
+    def check(self) -> None:
+        """See `RequestBody.check`."""
+
+
 class InputMessage(RequestBody):
     """A message whose one part is what the model reads, as vLLM has it."""
 

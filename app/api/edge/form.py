@@ -1,0 +1,104 @@
+"""Forms (multipart/form-data, RFC 7578): files and texts, as programs without JSON send them."""
+
+import sys
+from collections.abc import Collection, Sequence
+from typing import Any, NamedTuple, get_args, get_origin
+
+from fastapi import Request
+from starlette.datastructures import UploadFile
+from starlette.formparsers import MultiPartException, MultiPartParser
+
+from ...errors import InvalidRequestError, PayloadTooLargeError
+from .body import RequestBody
+
+FORM = "multipart/form-data"
+_MOST_TEXTS = 1024
+_MOST_TEXT_BYTES = 2**16
+Field = tuple[str, str | bytes]
+"""A field's name, without the [] that some programs write behind it, and its text or file."""
+
+
+class Files(NamedTuple):
+    """The files that a form may have."""
+
+    fields: Collection[str]
+    """The names of their fields."""
+    most: int
+    most_bytes: int = sys.maxsize
+    """Of each; whatever it is, the body as a whole is bounded."""
+    setting: str = "max_body_size"
+    """The name of that limit."""
+
+
+def is_form(request: Request) -> bool:
+    """Whether the request's body says that it is a form."""
+    return request.headers.get("content-type", "").partition(";")[0].strip().lower() == FORM
+
+
+async def read_form(request: Request, files: Files) -> list[Field]:
+    """The fields of a form, in their order. A file that is too large is not read to its end.
+
+    Raises PayloadTooLargeError for such a file, InvalidRequestError for any other fault.
+    """
+    try:
+        form = await _Parser(request, files).parse()
+    except MultiPartException as error:
+        raise InvalidRequestError(f"the form cannot be read: {error.message}") from None
+    return [
+        (_plain(name), await value.read() if isinstance(value, UploadFile) else value)
+        for name, value in form.multi_items()
+    ]
+
+
+def values_of(model: type[RequestBody], fields: Sequence[Field]) -> dict[str, Any]:
+    """A form's fields as a JSON object with texts for numbers, for `validate`: lists are what the model says are some.
+
+    Raises InvalidRequestError for another field that comes twice.
+    """
+    values: dict[str, Any] = {}
+    for name, value in fields:
+        if _is_list(model, name):
+            values.setdefault(name, []).append(value)
+        elif name in values:
+            raise InvalidRequestError(f"{name}: is given more than once", name)
+        else:
+            values[name] = value
+    return values
+
+
+def _is_list(model: type[RequestBody], name: str) -> bool:
+    field = model.model_fields.get(name)
+    kinds = () if field is None else (field.annotation, *get_args(field.annotation))
+    return any(get_origin(kind) is list for kind in kinds)
+
+
+def _plain(name: str) -> str:
+    return name.removesuffix("[]")
+
+
+class _Parser(MultiPartParser):
+    """Starlette's parser, which looks at each file while it comes."""
+
+    spool_max_size = sys.maxsize  # nothing is written to a disk: the body is bounded, and is in memory in any case
+
+    def __init__(self, request: Request, files: Files) -> None:
+        limits = {"max_fields": _MOST_TEXTS, "max_part_size": _MOST_TEXT_BYTES}
+        super().__init__(request.headers, request.stream(), max_files=files.most, **limits)
+        self._files = files
+        self._num_bytes = 0
+
+    def on_headers_finished(self) -> None:
+        super().on_headers_finished()
+        self._num_bytes = 0
+        name = _plain(self._current_part.field_name)
+        if self._current_part.file is not None and name not in self._files.fields:
+            fields = " or ".join(self._files.fields)
+            raise InvalidRequestError(f"{name}: a file is the field {fields}", name)
+
+    def on_part_data(self, data: bytes, start: int, end: int) -> None:
+        self._num_bytes += end - start
+        if self._current_part.file is not None and self._num_bytes > self._files.most_bytes:
+            name = _plain(self._current_part.field_name)
+            limit = f"{self._files.most_bytes} bytes ({self._files.setting})"
+            raise PayloadTooLargeError(f"{name}: a file may have {limit}", name)
+        super().on_part_data(data, start, end)
