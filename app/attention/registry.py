@@ -33,10 +33,6 @@ class Capabilities:
     """Of K and V in the cache, besides that of all else."""
     recordable: Recordable
     """What can be recorded once and replayed: see `AttentionBackend.metadata`."""
-    adds_bias: bool
-    """Whether it adds a `LayerCache.bias`."""
-    sees_ahead: bool
-    """Whether tokens of an image may see each other; see `AttentionConfig`."""
     is_batch_invariant: bool
     """Whether it is able to compute a token alike in any batch, in a prompt and in a decode."""
     reason: str
@@ -62,8 +58,6 @@ BACKENDS = {
         _ALL_DTYPES,
         (torch.float8_e4m3fn,),
         "steps",
-        adds_bias=False,
-        sees_ahead=False,
         is_batch_invariant=True,
         reason="kernels that CUDA graphs can hold",
     ),
@@ -73,8 +67,6 @@ BACKENDS = {
         CPU_DTYPES,
         (torch.int8,),
         "decodes",
-        adds_bias=True,
-        sees_ahead=True,
         is_batch_invariant=True,
         reason="kernels that read KV blocks in place",
     ),
@@ -84,8 +76,6 @@ BACKENDS = {
         _ALL_DTYPES,
         (),
         "nothing",
-        adds_bias=True,
-        sees_ahead=True,
         is_batch_invariant=False,
         reason="no other kernels for this device and dtype",
     ),
@@ -99,13 +89,9 @@ def choose_backend(
     dtype: torch.dtype,
     kv_dtype: torch.dtype,
     batch_invariant: bool,
-    adds_bias: bool = False,
 ) -> Capabilities:
-    """The backend that was asked for, or with "auto" the first that fits; StartupError if it does not run here.
-
-    `adds_bias`: whether the model has layers that want it.
-    """
-    chosen = _choose(asked, device, dtype, kv_dtype, adds_bias)
+    """The backend that was asked for, or with "auto" the first that fits; StartupError if it does not run here."""
+    chosen = _choose(asked, device, dtype, kv_dtype)
     if batch_invariant and not chosen.is_batch_invariant:
         name = next(name for name, one in BACKENDS.items() if one is chosen)
         raise StartupError(
@@ -114,13 +100,8 @@ def choose_backend(
     return chosen
 
 
-def _choose(
-    asked: str, device: torch.device, dtype: torch.dtype, kv_dtype: torch.dtype, adds_bias: bool
-) -> Capabilities:
-    if adds_bias and asked in BACKENDS and not BACKENDS[asked].adds_bias:
-        raise StartupError(f"attention_backend: {asked} adds no bias by the distance of tokens, which this model needs")
-    able_ones = {name: one for name, one in BACKENDS.items() if one.adds_bias or not adds_bias}
-    running = {name: one for name, one in able_ones.items() if device.type in one.devices and dtype in one.dtypes}
+def _choose(asked: str, device: torch.device, dtype: torch.dtype, kv_dtype: torch.dtype) -> Capabilities:
+    running = {name: one for name, one in BACKENDS.items() if device.type in one.devices and dtype in one.dtypes}
     fitting = {name: one for name, one in running.items() if kv_dtype in (dtype, *one.kv_dtypes)}
     if asked == "auto" and not fitting:
         able = {str(kind).removeprefix("torch.") for one in running.values() for kind in one.kv_dtypes}

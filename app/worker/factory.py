@@ -14,7 +14,6 @@ from ..attention.backends.base import AttentionBackend
 from ..attention.registry import Capabilities, Recordable, choose_backend
 from ..checkpoint.draft_head import is_draft_head, read_draft_head
 from ..checkpoint.folder import ModelFolder
-from ..checkpoint.seeing import SEEING_AHEAD
 from ..checkpoint.source import find_model
 from ..core.step import MAX_WITH_DRAFTS, BuiltWorker, HostMemory, Limits, WorkerOutOfMemoryError
 from ..errors import StartupError
@@ -49,7 +48,7 @@ def build_worker(settings: Settings, path: Path) -> BuiltWorker:
     clock.lap("resolve")
     try:
         length, takes_adapters = resolved.limits.max_model_len, resolved.limits.num_adapters > 0
-        sees = settings.images and folder.reads_images and _can_see(folder, settings, resolved)
+        sees = settings.images and folder.reads_images
         loaded = load_model(folder, settings, resolved.dtype, resolved.device, length, takes_adapters, sees)
         if loaded.recurrent_layers and settings.drafts_by_model:
             raise StartupError(
@@ -78,17 +77,6 @@ def build_worker(settings: Settings, path: Path) -> BuiltWorker:
         reads_images=sees,
         startup_seconds=clock.seconds,
     )
-
-
-def _can_see(folder: ModelFolder, settings: Settings, resolved: Resolved) -> bool:
-    """Whether attention lets tokens of an image see each other, if they do in this model."""
-    if folder.model_type not in SEEING_AHEAD:
-        return True
-    how = settings.attention_backend, resolved.device, resolved.dtype, resolved.kv_dtype, settings.batch_invariant
-    if choose_backend(*how).sees_ahead:
-        return True
-    log.warning("images are off: in this model their tokens see each other, which takes attention_backend torch here")
-    return False
 
 
 def _make_adapters(resolved: Resolved, loaded: LoadedModel) -> ModelAdapters:
@@ -160,7 +148,6 @@ def _build_runner(
         resolved.dtype,
         resolved.kv_dtype,
         settings.batch_invariant,
-        any(layer.cache.bias is not None for layer in loaded.attention_layers),
     )
     if loaded.recurrent_layers and chosen.recordable == "steps":
         from ..models.at_once import compute_at_once  # its kernels are for the GPU

@@ -202,12 +202,13 @@ def is_float8_of(kept: Tensor, scales: Tensor, exact: Tensor, dtype: torch.dtype
 
 SHAPES: dict[str, dict[str, Any]] = {
     "grouped": {"heads": 9, "kv_heads": 3, "dim": 64, "v_dim": 64},
-    "odd sizes": {"heads": 2, "kv_heads": 2, "dim": 24, "v_dim": 16, "sinks": torch.tensor([-2.0, 3.0])},
+    "odd sizes": {"heads": 2, "kv_heads": 2, "dim": 24, "v_dim": 16, "sinks": torch.tensor([-2.0, 3.0])}
+    | {"bias": torch.linspace(-3, 5, 80).sin().mul(3).view(2, 40)},
     "window, softcap": {"heads": 4, "kv_heads": 1, "dim": 32, "v_dim": 32, "window": 20, "softcap": 3.0}
     | {"sinks": torch.tensor([2.0, -9.0, 0.5, 40.0])},
     "chunked": {"heads": 4, "kv_heads": 2, "dim": 32, "v_dim": 32, "window": 24, "chunked": True},
 }
-NONE = {"window": None, "chunked": False, "softcap": None, "sinks": None}
+NONE = {"window": None, "chunked": False, "softcap": None, "sinks": None, "bias": None}
 SHAPES = {name: NONE | shape for name, shape in SHAPES.items()}
 
 
@@ -253,15 +254,18 @@ class Past:
             return 0
         return position - position % size if self.shape["chunked"] else max(0, position + 1 - size)
 
-    def reference(self, q: Tensor, request: int, last: int) -> Tensor:
-        """Attention of q (heads, dim), at position `last`, written out."""
-        shape = self.shape
-        first = self.first_seen(last)
+    def reference(self, q: Tensor, request: int, position: int, last: int | None = None) -> Tensor:
+        """Attention of q (heads, dim), at a position, which sees up to itself or a `last` one, written out."""
+        shape, last = self.shape, position if last is None else last
+        first = self.first_seen(position)
         repeats = shape["heads"] // shape["kv_heads"]
         k, v = (t[first : last + 1].repeat_interleave(repeats, dim=1) for t in self.past[request])
         scores = torch.einsum("hd,khd->hk", q.double().cpu(), k) * 0.2
         if shape["softcap"]:
             scores = shape["softcap"] * torch.tanh(scores / shape["softcap"])
+        if shape["bias"] is not None:
+            distances = (position - torch.arange(first, last + 1)).clamp(0, shape["bias"].shape[1] - 1)
+            scores = scores + shape["bias"].double()[:, distances]
         if shape["sinks"] is not None:  # one more key, whose value is 0
             scores = torch.cat((scores, shape["sinks"].double()[:, None]), dim=1)
             v = torch.cat((v, torch.zeros_like(v[:1])))
@@ -278,7 +282,8 @@ def drawn_from_float8(*shape: int) -> Tensor:
 def options_of(shape: dict[str, Any], dtype: torch.dtype) -> dict[str, Any]:
     """What a kernel is told of a shape of `SHAPES`."""
     sinks = None if shape["sinks"] is None else shape["sinks"].to(DEVICE, dtype)
-    return {"scale": 0.2, **{name: shape[name] for name in NONE}, "sinks": sinks}
+    bias = None if shape["bias"] is None else shape["bias"].to(DEVICE)
+    return {"scale": 0.2, **{name: shape[name] for name in NONE}, "sinks": sinks, "bias": bias}
 
 
 # Each two of number of parts, rounding and type meet, with every shape: they do not depend on one another.
@@ -328,13 +333,14 @@ def test_decode_of_a_long_past() -> None:
 @pytest.mark.parametrize("is_rounded", [False, True])
 def test_chunks(shape: dict[str, Any], is_rounded: bool, dtype: torch.dtype) -> None:
     chunks = [(0, 2), (0, 33), (16, 16), (45, 20)]  # first position, tokens
+    ends = [0, 0, 32, 0]  # the tokens of one are those of an image, which see each other
     past = Past(shape, [sum(chunk) for chunk in chunks], [first for first, _ in chunks], dtype, is_rounded)
     tiles, starts, at = [], [], 3
     for row, (first, count) in enumerate(chunks):
         starts.append(at)
-        tiles += [[row, at + t, min(8, count - t), first + t] for t in range(0, count, 8)]
+        tiles += [[row, at + t, min(8, count - t), first + t, ends[row]] for t in range(0, count, 8)]
         at += count
-    tiles.insert(2, [-1, 0, 0, 0])
+    tiles.insert(2, [-1, 0, 0, 0, 0])
     q = randn(at, shape["heads"], shape["dim"], dtype=dtype)
     out = torch.full((at, shape["heads"], shape["v_dim"]), math.nan, dtype=dtype, device=DEVICE)
     paged_attention.chunks(
@@ -342,7 +348,7 @@ def test_chunks(shape: dict[str, Any], is_rounded: bool, dtype: torch.dtype) -> 
         **options_of(shape, dtype),
     )  # fmt: skip
     for row, ((first, count), start) in enumerate(zip(chunks, starts, strict=True)):
-        expected = [past.reference(q[start + t], row, first + t) for t in range(count)]
+        expected = [past.reference(q[start + t], row, first + t, max(first + t, ends[row] - 1)) for t in range(count)]
         close(out[start : start + count].cpu(), torch.stack(expected), 2)
     assert out[:3].isnan().all()
 

@@ -116,7 +116,7 @@ def test_a_token_sees_the_same_in_a_chunk_and_in_a_decode(
     for splits, many in ((1, 1), (4, 2**30)):  # with many programs, those of decodes may be smaller
         monkeypatch.setattr(invariant_attention, "MANY_PROGRAMS", many)
         out = torch.full_like(in_chunks, math.nan)
-        alone, together = [1] * len(rows), count_decodes(np.array(rows), TOGETHER)
+        alone, together = [1] * len(rows), count_decodes(np.array(rows), np.array(positions) + 1, TOGETHER)
         for counts in (alone, together.tolist()):
             at, lens, of = (torch.tensor(n, dtype=torch.int32, device=DEVICE) for n in (rows, positions, counts))
             invariant_attention.decode(q, past.kv, past.tables, at, lens + 1, of, out, splits=splits, **options)
@@ -132,7 +132,7 @@ def attend_in_chunks(
     tiles, at = [], 0
     while at < len(rows):
         count = min(most, rows.count(rows[at]) - (at - rows.index(rows[at])))
-        tiles.append([rows[at], at, count, positions[at]])
+        tiles.append([rows[at], at, count, positions[at], 0])
         at += count
     out = torch.full((*q.shape[:2], kv.v.shape[3]), math.nan, device=DEVICE)  # in float32: rounding hides differences
     at_tiles = torch.tensor(tiles, dtype=torch.int32, device=DEVICE)

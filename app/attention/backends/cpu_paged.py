@@ -77,7 +77,7 @@ class CpuPagedBackend:
         tiles[:decodes, 0] = step.rows[:decodes]
         tiles[:decodes, 1] = np.arange(decodes)
         # Half of what a tile may have, so that a row with drafts is work for several threads.
-        tiles[:decodes, 2] = count_decodes(step.rows[:decodes], self._tile_tokens // 2)
+        tiles[:decodes, 2] = count_decodes(step.rows[:decodes], step.seq_lens[:decodes], self._tile_tokens // 2)
         tiles[:decodes, 3] = step.positions[:decodes]
         tiles[:decodes, 4] = 0
         write_tiles(step, self._tile_tokens, tiles[decodes:])

@@ -8,26 +8,29 @@ from numpy.typing import NDArray
 from ..step import Ints, StepInput
 
 
-def count_decodes(rows: Ints, most: int) -> Ints:
-    """Take up to `most` successive decodes of a row together.
+def count_decodes(rows: Ints, seq_lens: Ints, most: int) -> Ints:
+    """Take up to `most` decodes of a row together, of which each sees one token more than the one before.
 
-    rows (decodes,): of each. Returns (decodes,): at the first of those that are taken together their number, else 0.
+    rows (decodes,) and seq_lens (decodes,): of each, see `StepInput`. Returns (decodes,): at the first of those that
+    are taken together their number, else 0.
     """
-    ends = np.flatnonzero(np.append(rows[1:] != rows[:-1], True)) + 1
+    goes_on = (rows[1:] == rows[:-1]) & (seq_lens[1:] == seq_lens[:-1] + 1)
+    ends = np.flatnonzero(np.append(~goes_on, True)) + 1
     if len(ends) == len(rows):
         return np.ones_like(rows)
-    lengths = ends.copy()
-    lengths[1:] -= ends[:-1]
-    left = np.repeat(ends, lengths) - np.arange(len(rows))
-    places = np.repeat(lengths, lengths) - left
+    counts = ends.copy()
+    counts[1:] -= ends[:-1]
+    left = np.repeat(ends, counts) - np.arange(len(rows))
+    places = np.repeat(counts, counts) - left
     return np.where(places % most == 0, np.minimum(left, most), 0)
 
 
 def write_tiles(step: StepInput, tile_tokens: int, tiles: NDArray[np.int32]) -> None:
-    """Cut a step's chunks into tiles (tiles, 4): row, first token, number of tokens, position of the first token.
+    """Cut a step's chunks into tiles (tiles, 5): row, first token, number of tokens, position of the first token, and
+    the end of what its tokens see, see `StepInput.ends`.
 
-    Where tokens of images see ahead, a tile has tokens of one image, or of none, and a fifth number: see
-    `StepInput.ends`. Tiles that are not needed have no tokens.
+    Where tokens of images see ahead, a tile has tokens of one image, or of none. Tiles that are not needed have no
+    tokens.
     """
     tiles[:] = 0
     at = 0

@@ -26,6 +26,8 @@ _QUERIES_OF_A_TILE = 64
 _PROGRAMS = 256
 """Of a decode: a GPU has some 130 multiprocessors, and each runs several programs at once."""
 _MOST_SPLITS = 16
+_TILE = 5
+"""Numbers that describe a tile."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +48,7 @@ class GpuMetadata:
     decode_counts: Tensor
     """(decodes,): how many are taken together; see `app.kernels.gpu.paged_attention.decode`."""
     tiles: Tensor
-    """(tiles, 4): pieces of chunks of prompts; see `app.kernels.gpu.paged_attention.chunks`."""
+    """(tiles, 5): pieces of chunks of prompts; see `app.kernels.gpu.paged_attention.chunks`."""
     splits: int
     """Parts that each decode's past is cut into; see `TritonPagedBackend._splits`."""
 
@@ -70,13 +72,15 @@ class TritonPagedBackend:
         """Most tokens of a tile."""
         self._decodes_at_once = max(1, DECODE_QUERIES // largest_group)
         """Most decodes of a row that are taken together."""
+        self._sees_ahead = any(config.sees_ahead for config in configs)
         self._num_kv_heads = min((config.num_kv_heads for config in configs), default=1)
         self._slots = [f"slots of group {group}" for group in range(num_groups)]
 
     def fields(self, shape: StepShape) -> dict[str, int]:
-        """See `AttentionBackend.fields`. Each chunk may end with a tile that is not full."""
-        tiles = shape.tokens // self._tile_tokens + shape.chunks if shape.chunks else 0
-        sizes = dict.fromkeys(("decode_rows", "decode_lens", "decode_counts"), shape.decodes) | {"tiles": 4 * tiles}
+        """See `AttentionBackend.fields`. Each chunk may end with a tile that is not full, and each image begin one."""
+        of_chunks = shape.tokens if self._sees_ahead else shape.tokens // self._tile_tokens + shape.chunks
+        tiles = of_chunks if shape.chunks else 0
+        sizes = dict.fromkeys(("decode_rows", "decode_lens", "decode_counts"), shape.decodes) | {"tiles": _TILE * tiles}
         return dict.fromkeys(self._slots, shape.tokens) | sizes
 
     def write(self, step: StepInput, to: Mapping[str, NDArray[np.int32]]) -> None:
@@ -89,9 +93,11 @@ class TritonPagedBackend:
         to["decode_rows"][decodes:] = 0
         to["decode_lens"][:decodes] = step.seq_lens[:decodes]
         to["decode_lens"][decodes:] = 0
-        to["decode_counts"][:decodes] = count_decodes(step.rows[:decodes], self._decodes_at_once)
+        to["decode_counts"][:decodes] = count_decodes(
+            step.rows[:decodes], step.seq_lens[:decodes], self._decodes_at_once
+        )
         to["decode_counts"][decodes:] = 1
-        write_tiles(step, self._tile_tokens, to["tiles"].reshape(-1, 4))
+        write_tiles(step, self._tile_tokens, to["tiles"].reshape(-1, _TILE))
 
     def metadata(
         self,
@@ -107,7 +113,7 @@ class TritonPagedBackend:
             decode_rows=numbers["decode_rows"],
             decode_lens=numbers["decode_lens"],
             decode_counts=numbers["decode_counts"],
-            tiles=numbers["tiles"].view(-1, 4),
+            tiles=numbers["tiles"].view(-1, _TILE),
             splits=self._splits(shape),
         )
 
@@ -155,7 +161,7 @@ class TritonPagedBackend:
         caches = cache.kv, metadata.block_tables[cache.group]
         options: dict[str, Any] = {
             "scale": config.scale, "window": config.window, "chunked": config.chunked, "softcap": config.softcap,
-            "sinks": sinks,
+            "sinks": sinks, "bias": cache.bias,
         }  # fmt: skip
         count = metadata.decode_rows.shape[0]
         if count:

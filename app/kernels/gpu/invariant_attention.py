@@ -55,12 +55,13 @@ def _first_key(position, TILE: tl.constexpr, WINDOW: tl.constexpr, CHUNKED: tl.c
 
 @triton.jit(do_not_specialize=["splits"])
 def _attend(
-    q, k_cache, v_cache, k_scales, v_scales, tables, tiles, lens, counts, sinks, out, parts, lses, scale, softcap,
-    table_stride, splits, most_parts, GROUP: tl.constexpr, ROWS: tl.constexpr, KV_HEADS: tl.constexpr,
+    q, k_cache, v_cache, k_scales, v_scales, tables, tiles, lens, counts, sinks, bias, out, parts, lses, scale, softcap,
+    distances, table_stride, splits, most_parts, GROUP: tl.constexpr, ROWS: tl.constexpr, KV_HEADS: tl.constexpr,
     DIM: tl.constexpr, V_DIM: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_V: tl.constexpr, BLOCK_SIZE: tl.constexpr,
     TILE: tl.constexpr,
     PART: tl.constexpr, IS_DECODE: tl.constexpr, WINDOW: tl.constexpr, CHUNKED: tl.constexpr, SOFTCAP: tl.constexpr,
-    SINKS: tl.constexpr, SLOW: tl.constexpr, SCALED: tl.constexpr, STAGES: tl.constexpr, OVERLAPS: tl.constexpr = False,
+    SINKS: tl.constexpr, BIAS: tl.constexpr, SLOW: tl.constexpr, SCALED: tl.constexpr, STAGES: tl.constexpr,
+    OVERLAPS: tl.constexpr = False,
 ):  # fmt: skip
     """One K/V head, and some successive query tokens of one request, each with all of its heads: ROWS queries.
 
@@ -73,12 +74,14 @@ def _attend(
     if IS_DECODE:
         row, token = tl.load(tiles + tile), tile
         count, position = tl.load(counts + tile), tl.load(lens + tile) - 1
+        seen_to = 0
     else:
-        row, token = tl.load(tiles + tile * 4), tl.load(tiles + tile * 4 + 1)
-        count, position = tl.load(tiles + tile * 4 + 2), tl.load(tiles + tile * 4 + 3)
+        row, token = tl.load(tiles + tile * 5), tl.load(tiles + tile * 5 + 1)
+        count, position = tl.load(tiles + tile * 5 + 2), tl.load(tiles + tile * 5 + 3)
+        seen_to = tl.load(tiles + tile * 5 + 4)
     if count == 0:
         return
-    end = position + count
+    end = tl.maximum(position + count, seen_to)
     m, d, dv = tl.arange(0, ROWS), tl.arange(0, BLOCK_D), tl.arange(0, BLOCK_V)
     is_query = m < count * GROUP
     q_head = (token + m // GROUP).to(tl.int64) * KV_HEADS * GROUP + head * GROUP + m % GROUP
@@ -86,7 +89,9 @@ def _attend(
     if SCALED and not SLOW:  # as `.paged_attention` does it
         queries = queries.to(tl.float16)
     table = tables + row.to(tl.int64) * table_stride
-    last = position + m // GROUP
+    own = position + m // GROUP
+    last = tl.maximum(own, seen_to - 1)
+    biases = bias + (head * GROUP + m % GROUP) * distances
     k_base, v_base = k_cache + head * BLOCK_SIZE * DIM, v_cache + head * BLOCK_SIZE * V_DIM
     k_scales += head * BLOCK_SIZE
     v_scales += head * BLOCK_SIZE
@@ -102,15 +107,15 @@ def _attend(
         part_acc = tl.zeros([ROWS, BLOCK_V], tl.float32)
         for begin in range(start, full, TILE):
             part_largest, part_total, part_acc = attend_tile(
-                (part_largest, part_total, part_acc), queries, k_base, v_base, k_scales, v_scales, table, begin, last,
-                end, scale, softcap, KV_HEADS, DIM, V_DIM, BLOCK_D, BLOCK_V, BLOCK_SIZE, TILE, 0, False, SOFTCAP, SLOW,
-                SCALED, True,
+                (part_largest, part_total, part_acc), queries, k_base, v_base, k_scales, v_scales, table, begin, own,
+                last, end, scale, softcap, biases, distances, KV_HEADS, DIM, V_DIM, BLOCK_D, BLOCK_V, BLOCK_SIZE, TILE,
+                0, False, SOFTCAP, BIAS, SLOW, SCALED, True,
             )  # fmt: skip
         for begin in tl.range(full, stop, TILE, num_stages=STAGES if WINDOW > 0 else 1):
             part_largest, part_total, part_acc = attend_tile(
-                (part_largest, part_total, part_acc), queries, k_base, v_base, k_scales, v_scales, table, begin, last,
-                end, scale, softcap, KV_HEADS, DIM, V_DIM, BLOCK_D, BLOCK_V, BLOCK_SIZE, TILE, WINDOW, CHUNKED, SOFTCAP,
-                SLOW, SCALED, False,
+                (part_largest, part_total, part_acc), queries, k_base, v_base, k_scales, v_scales, table, begin, own,
+                last, end, scale, softcap, biases, distances, KV_HEADS, DIM, V_DIM, BLOCK_D, BLOCK_V, BLOCK_SIZE, TILE,
+                WINDOW, CHUNKED, SOFTCAP, BIAS, SLOW, SCALED, False,
             )  # fmt: skip
         lse, result = part_largest + tl.log2(part_total), mean(part_total, part_acc, SCALED)
         if not IS_DECODE:
@@ -147,7 +152,8 @@ def _merge(
 
 def decode(
     q: Tensor, kv: LayerKV, tables: Tensor, rows: Tensor, seq_lens: Tensor, counts: Tensor, out: Tensor,
-    *, scale: float, window: int | None, chunked: bool, softcap: float | None, sinks: Tensor | None, splits: int,
+    *, scale: float, window: int | None, chunked: bool, softcap: float | None, sinks: Tensor | None,
+    bias: Tensor | None, splits: int,
 ) -> None:  # fmt: skip
     """See `.paged_attention.decode`; `splits`: programs that share the parts of each past."""
     decodes, heads, _ = q.shape
@@ -155,13 +161,13 @@ def decode(
     most_parts = triton.cdiv(tables.shape[1] * block_size, PART)
     parts = torch.empty(decodes * heads * most_parts * v_dim, dtype=torch.float32, device=q.device)
     lses = torch.empty(decodes * heads * most_parts, dtype=torch.float32, device=q.device)
-    constants = _constants(q, kv, window, chunked, softcap, sinks, *_tile_of_decodes(q, kv, splits))
+    constants = _constants(q, kv, window, chunked, softcap, sinks, bias, *_tile_of_decodes(q, kv, splits))
     of_heads = q if sinks is None else sinks
     launch(
         _attend, (decodes, kv_heads, splits),
-        q, *kv, tables, rows, seq_lens, counts, of_heads, out, parts, lses, scale, softcap or 0.0, tables.stride(0),
-        splits, most_parts, **constants, IS_DECODE=True, STAGES=3, overlaps=decodes <= OVERLAPPING_DECODES,
-        num_stages=3,
+        q, *kv, tables, rows, seq_lens, counts, of_heads, q if bias is None else bias, out, parts, lses, scale,
+        softcap or 0.0, 0 if bias is None else bias.shape[1], tables.stride(0), splits, most_parts,
+        **constants, IS_DECODE=True, STAGES=3, overlaps=decodes <= OVERLAPPING_DECODES, num_stages=3,
     )  # fmt: skip
     launch(
         _merge, (decodes, heads), parts, lses, seq_lens, of_heads, out, most_parts,
@@ -173,16 +179,17 @@ def decode(
 
 def chunks(
     q: Tensor, kv: LayerKV, tables: Tensor, tiles: Tensor, out: Tensor,
-    *, scale: float, window: int | None, chunked: bool, softcap: float | None, sinks: Tensor | None, tile_tokens: int,
+    *, scale: float, window: int | None, chunked: bool, softcap: float | None, sinks: Tensor | None,
+    bias: Tensor | None, tile_tokens: int,
 ) -> None:  # fmt: skip
     """See `.paged_attention.chunks`."""
     kv_heads = kv.k.shape[1]
     group = q.shape[1] // kv_heads
     launch(
         _attend, (tiles.shape[0], kv_heads, 1),
-        q, *kv, tables, tiles, tiles, tiles, q if sinks is None else sinks, out, out, out, scale, softcap or 0.0,
-        tables.stride(0), 1, 0,
-        **_constants(q, kv, window, chunked, softcap, sinks, max(_ROWS, tile_tokens * group), 4),
+        q, *kv, tables, tiles, tiles, tiles, q if sinks is None else sinks, q if bias is None else bias, out, out, out,
+        scale, softcap or 0.0, 0 if bias is None else bias.shape[1], tables.stride(0), 1, 0,
+        **_constants(q, kv, window, chunked, softcap, sinks, bias, max(_ROWS, tile_tokens * group), 4),
         IS_DECODE=False, STAGES=2, num_stages=2,
     )  # fmt: skip
 
@@ -213,6 +220,7 @@ def _constants(
     chunked: bool,
     softcap: float | None,
     sinks: Tensor | None,
+    bias: Tensor | None,
     rows: int,
     warps: int,
 ) -> dict[str, Any]:
@@ -235,6 +243,7 @@ def _constants(
         "CHUNKED": chunked,
         "SOFTCAP": softcap is not None,
         "SINKS": sinks is not None,
+        "BIAS": bias is not None,
         "SLOW": q.dtype is torch.float32,
         "SCALED": kv.k.dtype in ROUNDED_DTYPES,
         "num_warps": warps,

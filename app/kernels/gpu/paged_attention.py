@@ -39,12 +39,13 @@ def first_seen(position, WINDOW: tl.constexpr, CHUNKED: tl.constexpr):
 
 @triton.jit
 def attend_tile(
-    state, q, k_base, v_base, k_scales, v_scales, table, begin, last, seen_from, scale, softcap,
+    state, q, k_base, v_base, k_scales, v_scales, table, begin, own, last, seen_from, scale, softcap, bias, distances,
     KV_HEADS: tl.constexpr, DIM: tl.constexpr, V_DIM: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_V: tl.constexpr,
     BLOCK_SIZE: tl.constexpr, TILE: tl.constexpr, WINDOW: tl.constexpr, CHUNKED: tl.constexpr, SOFTCAP: tl.constexpr,
-    SLOW: tl.constexpr, SCALED: tl.constexpr, FULL: tl.constexpr,
+    BIAS: tl.constexpr, SLOW: tl.constexpr, SCALED: tl.constexpr, FULL: tl.constexpr,
 ):  # fmt: skip
-    """Take in TILE keys from position `begin`. `last`: the last position that each query (rows,) sees.
+    """Take in TILE keys from position `begin`. `own`: the position of each query (rows,), and `last`: the last that it
+    sees. `bias`: where each query's begins, (rows,), of which there is one for each of `distances`.
 
     `state`: the largest score (rows,), the sum of weights (rows,), the weighted sum of values (rows, BLOCK_V).
     SCALED: K and V are in FP8, each token with a scale. Products are of the queries' type, which holds them exactly.
@@ -53,14 +54,14 @@ def attend_tile(
     """
     largest, total, acc = state
     positions = begin + tl.arange(0, TILE)
-    own = positions
+    read = positions
     if not FULL:
         # What nobody sees is not even read: blocks behind the window may be others' by now, and others hold anything.
-        own = tl.minimum(own, seen_from - 1)
+        read = tl.minimum(read, seen_from - 1)
         if WINDOW > 0:
-            own = tl.maximum(own, first_seen(tl.min(last, axis=0), WINDOW, CHUNKED))
-    block = tl.load(table + own // BLOCK_SIZE).to(tl.int64)
-    place = block * KV_HEADS * BLOCK_SIZE + own % BLOCK_SIZE
+            read = tl.maximum(read, first_seen(tl.min(own, axis=0), WINDOW, CHUNKED))
+    block = tl.load(table + read // BLOCK_SIZE).to(tl.int64)
+    place = block * KV_HEADS * BLOCK_SIZE + read % BLOCK_SIZE
     d, dv = tl.arange(0, BLOCK_D), tl.arange(0, BLOCK_V)
     k = _load(k_base + place[None, :] * DIM + d[:, None], d[:, None], DIM, BLOCK_D)
     if SLOW:
@@ -71,11 +72,14 @@ def attend_tile(
         scores *= tl.load(k_scales + place)[None, :]
     if SOFTCAP:
         scores = softcap * (2 * tl.sigmoid(2 * scores / softcap) - 1)
+    if BIAS:
+        distance = tl.minimum(tl.maximum(own[:, None] - positions[None, :], 0), distances - 1)
+        scores += tl.load(bias[:, None] + distance)
     scores *= 1.4426950408889634
     if not FULL:
         seen = positions[None, :] <= last[:, None]
         if WINDOW > 0:
-            seen &= positions[None, :] >= first_seen(last, WINDOW, CHUNKED)[:, None]
+            seen &= positions[None, :] >= first_seen(own, WINDOW, CHUNKED)[:, None]
         scores = tl.where(seen, scores, float("-inf"))
     new_largest = tl.maximum(largest, tl.max(scores, axis=1))
     # A query that has seen nothing yet: -inf less -inf is no number.
@@ -126,11 +130,12 @@ def first_state(sinks, heads, takes, ROWS: tl.constexpr, BLOCK_V: tl.constexpr, 
 
 @triton.jit(do_not_specialize=["splits"])
 def _decode(
-    q, k_cache, v_cache, k_scales, v_scales, tables, rows, seq_lens, counts, sinks, out, partial, lse, scale, softcap,
-    table_stride, splits, GROUP: tl.constexpr, ROWS: tl.constexpr, KV_HEADS: tl.constexpr, DIM: tl.constexpr,
-    V_DIM: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_V: tl.constexpr, BLOCK_SIZE: tl.constexpr, TILE: tl.constexpr,
-    IS_WHOLE: tl.constexpr, WINDOW: tl.constexpr, CHUNKED: tl.constexpr, SOFTCAP: tl.constexpr, SINKS: tl.constexpr,
-    SLOW: tl.constexpr, SCALED: tl.constexpr, STAGES: tl.constexpr, OVERLAPS: tl.constexpr = False,
+    q, k_cache, v_cache, k_scales, v_scales, tables, rows, seq_lens, counts, sinks, bias, out, partial, lse, scale,
+    softcap, distances, table_stride, splits, GROUP: tl.constexpr, ROWS: tl.constexpr, KV_HEADS: tl.constexpr,
+    DIM: tl.constexpr, V_DIM: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_V: tl.constexpr, BLOCK_SIZE: tl.constexpr,
+    TILE: tl.constexpr, IS_WHOLE: tl.constexpr, WINDOW: tl.constexpr, CHUNKED: tl.constexpr, SOFTCAP: tl.constexpr,
+    SINKS: tl.constexpr, BIAS: tl.constexpr, SLOW: tl.constexpr, SCALED: tl.constexpr, STAGES: tl.constexpr,
+    OVERLAPS: tl.constexpr = False,
 ):  # fmt: skip
     """One K/V head of some decodes of one request, and one of `splits` equal parts of their past: the whole, if
     IS_WHOLE.
@@ -163,6 +168,7 @@ def _decode(
             queries = queries.to(tl.float16)
         table = tables + tl.load(rows + request).to(tl.int64) * table_stride
         last = seen_by_first - 1 + m // GROUP
+        biases = bias + (head * GROUP + m % GROUP) * distances
         k_base = k_cache + head * BLOCK_SIZE * DIM
         v_base = v_cache + head * BLOCK_SIZE * V_DIM
         k_scales += head * BLOCK_SIZE
@@ -171,15 +177,15 @@ def _decode(
         full = start if WINDOW > 0 else start + seen_by_all // TILE * TILE
         for begin in range(start, full, TILE):
             largest, total, acc = attend_tile(
-                (largest, total, acc), queries, k_base, v_base, k_scales, v_scales, table, begin, last, end, scale,
-                softcap, KV_HEADS, DIM, V_DIM, BLOCK_D, BLOCK_V, BLOCK_SIZE, TILE, 0, False, SOFTCAP, SLOW, SCALED,
-                True,
+                (largest, total, acc), queries, k_base, v_base, k_scales, v_scales, table, begin, last, last, end,
+                scale, softcap, biases, distances, KV_HEADS, DIM, V_DIM, BLOCK_D, BLOCK_V, BLOCK_SIZE, TILE, 0, False,
+                SOFTCAP, BIAS, SLOW, SCALED, True,
             )  # fmt: skip
         for begin in tl.range(full, end, TILE, num_stages=STAGES if WINDOW > 0 else 1):
             largest, total, acc = attend_tile(
-                (largest, total, acc), queries, k_base, v_base, k_scales, v_scales, table, begin, last, end, scale,
-                softcap, KV_HEADS, DIM, V_DIM, BLOCK_D, BLOCK_V, BLOCK_SIZE, TILE, WINDOW, CHUNKED, SOFTCAP, SLOW,
-                SCALED, False,
+                (largest, total, acc), queries, k_base, v_base, k_scales, v_scales, table, begin, last, last, end,
+                scale, softcap, biases, distances, KV_HEADS, DIM, V_DIM, BLOCK_D, BLOCK_V, BLOCK_SIZE, TILE, WINDOW,
+                CHUNKED, SOFTCAP, BIAS, SLOW, SCALED, False,
             )  # fmt: skip
     result = mean(total, acc, SCALED)
     mask = is_query[:, None] & (dv[None, :] < V_DIM)
@@ -247,16 +253,16 @@ def _shared_memory() -> int:
 
 def decode(
     q: Tensor, kv: LayerKV, tables: Tensor, rows: Tensor, seq_lens: Tensor, counts: Tensor, out: Tensor,
-    *, scale: float, window: int | None, chunked: bool, softcap: float | None, sinks: Tensor | None, splits: int,
-    tiling: Tiling | None = None,
+    *, scale: float, window: int | None, chunked: bool, softcap: float | None, sinks: Tensor | None,
+    bias: Tensor | None, splits: int, tiling: Tiling | None = None,
 ) -> None:  # fmt: skip
     """One query token per decode: q (decodes, heads, head_dim) to out (decodes, heads, v_head_dim).
 
     rows (decodes,) int32: each one's row in the block tables; seq_lens (decodes,) int32: tokens that it sees, its own
     included, or 0 for none, whose `out` is 0. counts (decodes,) int32: number of decodes that are taken together, from
     this one on, successive tokens of one request; 0 for the others of these. There may be so many of them that
-    their query heads are DECODE_QUERIES. sinks (heads,): see `app.attention.layer.Attention.forward`. `splits`, a power
-    of two: parts that each past is cut into.
+    their query heads are DECODE_QUERIES. sinks (heads,): see `app.attention.layer.Attention.forward`; bias (heads,
+    distances): see `app.attention.config.LayerCache`. `splits`, a power of two: parts that each past is cut into.
     """
     tiling = tiling or _tiling_of_decodes(q, kv, splits)
     decodes, heads, dim = q.shape
@@ -269,12 +275,12 @@ def decode(
     block_v = triton.next_power_of_2(v_dim)
     launch(
         _decode, (decodes, kv_heads, splits),
-        q, *kv, tables, rows, seq_lens, counts, q if sinks is None else sinks, out, partial, lse, scale, softcap or 0.0,
-        tables.stride(0), splits,
+        q, *kv, tables, rows, seq_lens, counts, q if sinks is None else sinks, q if bias is None else bias, out,
+        partial, lse, scale, softcap or 0.0, 0 if bias is None else bias.shape[1], tables.stride(0), splits,
         GROUP=group, ROWS=max(DECODE_QUERIES, triton.next_power_of_2(group)), KV_HEADS=kv_heads, DIM=dim, V_DIM=v_dim,
         BLOCK_D=max(16, triton.next_power_of_2(dim)), BLOCK_V=max(LEAST_BLOCK_V, block_v), BLOCK_SIZE=block_size,
         TILE=tiling.keys, IS_WHOLE=splits == 1, WINDOW=window or 0, CHUNKED=chunked, SOFTCAP=softcap is not None,
-        SINKS=sinks is not None, SLOW=q.dtype is torch.float32,
+        SINKS=sinks is not None, BIAS=bias is not None, SLOW=q.dtype is torch.float32,
         SCALED=kv.k.dtype in ROUNDED_DTYPES, STAGES=tiling.stages, overlaps=decodes <= OVERLAPPING_DECODES,
         num_warps=tiling.warps, num_stages=tiling.stages,
     )  # fmt: skip
@@ -287,18 +293,19 @@ def decode(
 
 @triton.jit
 def _chunks(
-    q, k_cache, v_cache, k_scales, v_scales, tables, tiles, sinks, out, scale, softcap, table_stride,
+    q, k_cache, v_cache, k_scales, v_scales, tables, tiles, sinks, bias, out, scale, softcap, distances, table_stride,
     GROUP: tl.constexpr, ROWS: tl.constexpr, KV_HEADS: tl.constexpr, DIM: tl.constexpr, V_DIM: tl.constexpr,
     BLOCK_D: tl.constexpr, BLOCK_V: tl.constexpr, BLOCK_SIZE: tl.constexpr, TILE: tl.constexpr,
-    WINDOW: tl.constexpr, CHUNKED: tl.constexpr, SOFTCAP: tl.constexpr, SINKS: tl.constexpr, SLOW: tl.constexpr,
-    SCALED: tl.constexpr, STAGES: tl.constexpr,
+    WINDOW: tl.constexpr, CHUNKED: tl.constexpr, SOFTCAP: tl.constexpr, SINKS: tl.constexpr, BIAS: tl.constexpr,
+    SLOW: tl.constexpr, SCALED: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
     """One K/V head, and some successive query tokens of one request, each with all of its heads: ROWS queries."""
     tile, head = tl.program_id(0), tl.program_id(1)
-    row = tl.load(tiles + tile * 4)
-    token = tl.load(tiles + tile * 4 + 1)
-    count = tl.load(tiles + tile * 4 + 2)
-    position = tl.load(tiles + tile * 4 + 3)
+    row = tl.load(tiles + tile * 5)
+    token = tl.load(tiles + tile * 5 + 1)
+    count = tl.load(tiles + tile * 5 + 2)
+    position = tl.load(tiles + tile * 5 + 3)
+    seen_to = tl.load(tiles + tile * 5 + 4)
     if count > 0:
         m, d, dv = tl.arange(0, ROWS), tl.arange(0, BLOCK_D), tl.arange(0, BLOCK_V)
         is_query = m < count * GROUP
@@ -309,12 +316,14 @@ def _chunks(
         if SCALED and not SLOW:
             queries = queries.to(tl.float16)
         table = tables + row.to(tl.int64) * table_stride
-        last = position + m // GROUP
+        own = position + m // GROUP
+        last = tl.maximum(own, seen_to - 1)
+        biases = bias + (head * GROUP + m % GROUP) * distances
         k_base = k_cache + head * BLOCK_SIZE * DIM
         v_base = v_cache + head * BLOCK_SIZE * V_DIM
         k_scales += head * BLOCK_SIZE
         v_scales += head * BLOCK_SIZE
-        end = position + count
+        end = tl.maximum(position + count, seen_to)
         first = 0
         if WINDOW > 0:
             first = first_seen(position, WINDOW, CHUNKED) // TILE * TILE
@@ -322,15 +331,15 @@ def _chunks(
         full = first if WINDOW > 0 else (position + 1) // TILE * TILE
         for begin in range(first, full, TILE):
             largest, total, acc = attend_tile(
-                (largest, total, acc), queries, k_base, v_base, k_scales, v_scales, table, begin, last, end, scale,
-                softcap, KV_HEADS, DIM, V_DIM, BLOCK_D, BLOCK_V, BLOCK_SIZE, TILE, 0, False, SOFTCAP, SLOW, SCALED,
-                True,
+                (largest, total, acc), queries, k_base, v_base, k_scales, v_scales, table, begin, own, last, end,
+                scale, softcap, biases, distances, KV_HEADS, DIM, V_DIM, BLOCK_D, BLOCK_V, BLOCK_SIZE, TILE, 0, False,
+                SOFTCAP, BIAS, SLOW, SCALED, True,
             )  # fmt: skip
         for begin in tl.range(full, end, TILE, num_stages=STAGES if WINDOW > 0 else 1):
             largest, total, acc = attend_tile(
-                (largest, total, acc), queries, k_base, v_base, k_scales, v_scales, table, begin, last, end, scale,
-                softcap, KV_HEADS, DIM, V_DIM, BLOCK_D, BLOCK_V, BLOCK_SIZE, TILE, WINDOW, CHUNKED, SOFTCAP, SLOW,
-                SCALED, False,
+                (largest, total, acc), queries, k_base, v_base, k_scales, v_scales, table, begin, own, last, end,
+                scale, softcap, biases, distances, KV_HEADS, DIM, V_DIM, BLOCK_D, BLOCK_V, BLOCK_SIZE, TILE, WINDOW,
+                CHUNKED, SOFTCAP, BIAS, SLOW, SCALED, False,
             )  # fmt: skip
         result = mean(total, acc, SCALED)
         mask = is_query[:, None] & (dv[None, :] < V_DIM)
@@ -339,12 +348,14 @@ def _chunks(
 
 def chunks(
     q: Tensor, kv: LayerKV, tables: Tensor, tiles: Tensor, out: Tensor,
-    *, scale: float, window: int | None, chunked: bool, softcap: float | None, sinks: Tensor | None, tile_tokens: int,
+    *, scale: float, window: int | None, chunked: bool, softcap: float | None, sinks: Tensor | None,
+    bias: Tensor | None, tile_tokens: int,
 ) -> None:  # fmt: skip
     """Chunks of prompts: q (tokens, heads, head_dim) to out (tokens, heads, v_head_dim).
 
-    tiles (n, 4) int32: pieces of chunks, of `tile_tokens` tokens at most, each with its row in the block tables, its
-    first token's index, its number of tokens (0: none), and its first token's position.
+    tiles (n, 5) int32: pieces of chunks, of `tile_tokens` tokens at most, each with its row in the block tables, its
+    first token's index, its number of tokens (0: none), its first token's position, and the position before which
+    its tokens see all, if that is behind them.
     """
     _, heads, dim = q.shape
     _, kv_heads, block_size, _ = kv.k.shape
@@ -352,11 +363,12 @@ def chunks(
     tiling = fitting(Tiling(128, 4, 3) if kv.k.dtype in ROUNDED_DTYPES else Tiling(64, 4, 2), kv)
     launch(
         _chunks, (tiles.shape[0], kv_heads),
-        q, *kv, tables, tiles, q if sinks is None else sinks, out, scale, softcap or 0.0, tables.stride(0),
+        q, *kv, tables, tiles, q if sinks is None else sinks, q if bias is None else bias, out, scale, softcap or 0.0,
+        0 if bias is None else bias.shape[1], tables.stride(0),
         GROUP=group, ROWS=max(16, triton.next_power_of_2(tile_tokens * group)), KV_HEADS=kv_heads, DIM=dim,
         V_DIM=v_dim, BLOCK_D=max(16, triton.next_power_of_2(dim)),
         BLOCK_V=max(LEAST_BLOCK_V, triton.next_power_of_2(v_dim)), BLOCK_SIZE=block_size, TILE=tiling.keys,
         WINDOW=window or 0, CHUNKED=chunked, SOFTCAP=softcap is not None, SINKS=sinks is not None,
-        SLOW=q.dtype is torch.float32, SCALED=kv.k.dtype in ROUNDED_DTYPES, STAGES=tiling.stages,
+        BIAS=bias is not None, SLOW=q.dtype is torch.float32, SCALED=kv.k.dtype in ROUNDED_DTYPES, STAGES=tiling.stages,
         num_warps=tiling.warps, num_stages=tiling.stages,
     )  # fmt: skip
