@@ -278,12 +278,6 @@ def test_what_is_not_supported_is_refused_by_name(tmp_path: Path) -> None:
     }
 
 
-def test_a_backend_without_bias_is_refused_for_models_that_need_it(tmp_path: Path) -> None:
-    write_encoder_decoder("T5", tmp_path)
-    with pytest.raises(StartupError, match="attention_backend: triton adds no bias"):
-        make_engine(tmp_path, attention_backend="triton")
-
-
 @pytest.mark.parametrize("family", ["UMT5", "M2M100", "Whisper"])
 def test_check_model_agrees(family: str, tmp_path: Path) -> None:
     write_encoder_decoder(family, tmp_path)
