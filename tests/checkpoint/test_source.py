@@ -17,7 +17,8 @@ import pytest
 
 from app.checkpoint.source import find_model
 from app.errors import ModelError
-from tests.checkpoint.conftest import find
+from tests.checkpoint.conftest import find, start_find
+from tests.patience import PATIENCE
 
 COMPLETE = {"config.json": "{}", "tokenizer.json": "{}", "model.safetensors": "weights"}
 INDEX = "model.safetensors.index.json"
@@ -162,9 +163,13 @@ def hub(refusal: tuple[int, str] | None = None, files: dict[str, str] = Hub.file
 
 
 def test_a_model_is_downloaded_once_and_then_found_without_the_hub(tmp_path: Path) -> None:
-    with hub() as address:
-        folder = find("org/tiny", HF_ENDPOINT=address, HF_HOME=str(tmp_path))
-        files = {str(path.relative_to(folder)) for path in Path(folder).rglob("*") if path.is_file()}
+    with hub() as address, start_find("org/tiny", HF_ENDPOINT=address, HF_HOME=str(tmp_path)) as process:
+        folder, told = (text.strip() for text in process.communicate(timeout=PATIENCE))
+    size = sum(len(content) for content in COMPLETE.values()) + len("{}x")
+    begin, end = re.sub(r", [\d.]+ \w+/s$", "", told).split("\n")  # and no bars of the library's
+    assert begin == f"downloading org/tiny: 0 of 5 files, 0 bytes of {size} bytes"
+    assert end == f"downloading org/tiny: 5 of 5 files, {size} bytes of {size} bytes"
+    files = {str(path.relative_to(folder)) for path in Path(folder).rglob("*") if path.is_file()}
     assert files == {*COMPLETE, "1_Pooling/config.json", "additional_chat_templates/tool_use.jinja"}
     assert find("org/tiny", HF_ENDPOINT=address, HF_HOME=str(tmp_path)) == folder
     (Path(folder) / "model.safetensors").unlink()

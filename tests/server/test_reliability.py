@@ -146,7 +146,7 @@ def test_sigterm_ends_at_once_what_still_converts_its_model(tmp_path: Path) -> N
     arguments = ("-m", "app.cli", "serve", "--port", str(port), "--model", str(model))
     with popen(*arguments, XDG_CACHE_HOME=str(tmp_path)) as process:
         server = Server(process)
-        server.wait_for(r"converting the weights.* loading transformers")
+        server.wait_for(r"converting odd.gguf.* loading transformers")
         converter = server.children()["checkpoint"]
         with pytest.raises(httpx.ConnectError):  # rather than to wait for an answer
             web.get(f"http://127.0.0.1:{port}/health/live")
