@@ -18,9 +18,10 @@ from filelock import FileLock, Timeout
 
 from ..core.parent import when_parent_ends
 from .folder import GGUF_FILE, ModelFolder
+from .gguf.by_name import tensors_by_name
 from .gguf.config import model_config, other_config
 from .gguf.file import GgufFile, parts_of
-from .gguf.tensors import StoredTensor, added_to, decoder_tensors, heads_of, split
+from .gguf.tensors import StoredTensor, decoder_tensors, split
 from .gguf.tokenizer import GgufTokenizer
 from .own_tokenizer import OwnTokenizer, own_tokenizer
 
@@ -158,7 +159,6 @@ def transformers_reads(file: GgufFile) -> bool:
 
 def _convert_by_name(file: GgufFile, config: dict[str, Any], folder: Path) -> None:
     """Read the weights of a family that transformers does not read, and write them as plain numbers."""
-    import gguf
     import torch
     from safetensors.torch import save_file
     from transformers import AutoConfig, AutoModelForCausalLM
@@ -167,21 +167,13 @@ def _convert_by_name(file: GgufFile, config: dict[str, Any], folder: Path) -> No
     auto: Any = AutoModelForCausalLM
     with torch.device("meta"):
         model = auto.from_config(AutoConfig.for_model(**config))
-    kind = next(kind for kind, name in gguf.MODEL_ARCH_NAMES.items() if name == file.architecture)
-    names = gguf.get_tensor_name_map(kind, config["num_hidden_layers"])
-    stored = {tensor.name: tensor for part in parts_of(file.path) for tensor in gguf.GGUFReader(part).tensors}
-    weights = {}
-    for name, parameter in model.named_parameters():
-        theirs = names.get_name(name, try_suffixes=(".weight", ".bias")) or name
-        if theirs not in stored:
-            raise ValueError(f"the file lacks {theirs}")
-        file.begin_of(theirs, 0)  # it is read
-        tensor = stored[theirs]
-        numbers = gguf.quants.dequantize(tensor.data, tensor.tensor_type)
-        if heads := heads_of(file, theirs, config):
-            numbers = numbers.reshape(heads, -1, 2, *numbers.shape[1:]).swapaxes(1, 2)
-        plain = torch.from_numpy(numbers.copy()).reshape(parameter.shape) - added_to(file, theirs)
-        weights[name] = plain.to(getattr(torch, _dtype(file)))
+    dtype, saved = getattr(torch, _dtype(file)), model.state_dict()
+    parameters = dict(model.named_parameters())  # of which tied ones are there once
+    buffers = {name: buffer for name, buffer in model.named_buffers() if name in saved}
+    shapes = {name: tuple(tensor.shape) for name, tensor in (parameters | buffers).items()}
+    weights = {
+        name: torch.from_numpy(numbers.copy()).to(dtype) for name, numbers in tensors_by_name(file, config, shapes)
+    }
     _refuse_unread(file, config["model_type"])
 
     _say("[3/3] writing the weights")

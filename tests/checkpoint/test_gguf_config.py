@@ -2,7 +2,6 @@
 
 import json
 import math
-import shutil
 import struct
 from pathlib import Path
 from typing import Any
@@ -11,8 +10,7 @@ import gguf
 import numpy as np
 import pytest
 import torch
-import transformers
-from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
+from transformers import AutoConfig, LlamaConfig, LlamaForCausalLM
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from app.check_model import _largest_difference
@@ -22,7 +20,7 @@ from app.checkpoint.gguf.file import GgufFile
 from app.engine.build import build_engine
 from app.models.reference import transformers_model
 from app.settings import load_settings
-from tests.checkpoint.conftest import add_keys, add_tokenizer, write_gguf
+from tests.checkpoint.conftest import add_keys, write_gguf
 
 SIZES: dict[str, Any] = {
     "context_length": 4096,
@@ -172,40 +170,6 @@ def test_a_key_that_nobody_reads_is_named(keys: dict[str, Any], words: str, tmp_
         convert(write_gguf(tmp_path / "model.gguf", more_keys=keys), tmp_path / "model")
 
 
-def test_a_model_in_parts_is_one_model(tmp_path: Path) -> None:
-    """As llama-gguf-split cuts it: the metadata in the first part, offsets from the beginning of each part's data."""
-    whole = write_family(tmp_path / "whole.gguf", "olmo2")
-    read = gguf.GGUFReader(tmp_path / "whole.gguf")
-    cuts = np.array_split(np.arange(len(read.tensors)), 3)
-    parts = [tmp_path / f"model-{number:05}-of-00003.gguf" for number in (1, 2, 3)]
-    for number, (path, cut) in enumerate(zip(parts, cuts, strict=True)):
-        writer = gguf.GGUFWriter(path, "olmo2")
-        if number == 0:
-            for name, value in read.fields.items():
-                if not name.startswith(("GGUF.", "general.architecture")):
-                    kinds = value.types
-                    writer.add_key_value(name, value.contents(), kinds[0], kinds[-1] if len(kinds) > 1 else None)
-        writer.add_uint16("split.no", number)
-        writer.add_uint16("split.count", 3)
-        writer.add_int32("split.tensors.count", len(read.tensors))
-        for index in cut:
-            writer.add_tensor(read.tensors[index].name, read.tensors[index].data)
-        writer.write_header_to_file()
-        writer.write_kv_data_to_file()
-        writer.write_tensors_to_file()
-        writer.close()
-    whole.save_pretrained(tmp_path / "oracle")
-    convert(parts[1], tmp_path / "converted")
-    for oracle in ("oracle", "converted"):
-        assert difference(tmp_path / "converted", tmp_path / oracle) < 1e-4
-    shutil.copy(parts[0], tmp_path / "alone.gguf")
-    with pytest.raises(ValueError, match=r"split\.count"):
-        GgufFile(tmp_path / "alone.gguf")
-    parts[2].unlink()
-    with pytest.raises(ValueError, match=r"model-00003-of-00003\.gguf is missing"):
-        GgufFile(parts[0])
-
-
 def test_a_tensor_that_nobody_reads_is_named(tmp_path: Path) -> None:
     path = write_gguf(tmp_path / "model.gguf", more_tensors={"blk.0.attn_sinks.weight": np.ones(4, np.float32)})
     with pytest.raises(ValueError, match=r"do not know: blk\.0\.attn_sinks\.weight"):
@@ -246,98 +210,3 @@ def difference(converted: Path, oracle: Path) -> float:
     settings = load_settings(device="cpu", dtype="float32", num_kv_blocks=32, max_model_len=60)
     core, ready = build_engine(settings, converted)
     return _largest_difference(core, oracle, ready.vocab_size)
-
-
-FAMILIES: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
-    "qwen2": ("Qwen2", {}, {}),
-    "qwen3": ("Qwen3", {"head_dim": 32}, {"attention.key_length": 32, "attention.value_length": 32}),
-    "phi3": ("Phi3", {"sliding_window": 8}, {"attention.sliding_window": 8, "rope.dimension_count": 16}),
-    "smollm3": (
-        "SmolLM3",
-        {"num_hidden_layers": 4, "rope_parameters": default(2e6)},
-        {"block_count": 4, "rope.freq_base": 2e6},
-    ),
-    "olmo2": ("Olmo2", {}, {}),
-    "internlm2": ("Llama", {}, {}),
-    "granite": (
-        "Granite",
-        {"attention_multiplier": 0.3, "embedding_multiplier": 3.0, "residual_multiplier": 0.7, "logits_scaling": 4.0},
-        {"attention.scale": 0.3, "embedding_scale": 3.0, "residual_scale": 0.7, "logit_scale": 4.0},
-    ),
-    "glm4": (
-        "Glm4",
-        {"attention_bias": True, "head_dim": 16,
-         "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "partial_rotary_factor": 0.5}},
-        {"rope.dimension_count": 8},
-    ),
-    "command-r": (
-        "Cohere",
-        {"logit_scale": 0.5, "layer_norm_eps": 1e-5, "use_qk_norm": True, "rope_parameters": default()},
-        {"logit_scale": 0.5, "attention.layer_norm_epsilon": 1e-5, "attention.layer_norm_rms_epsilon": None},
-    ),
-    "seed_oss": ("SeedOss", {"head_dim": 16}, {}),
-    "gemma": ("Gemma", {"head_dim": 16}, {"attention.key_length": 16, "attention.value_length": 16}),
-    "gemma2": (
-        "Gemma2",
-        {"head_dim": 16, "query_pre_attn_scalar": 16, "sliding_window": 8, "attn_logit_softcapping": 20.0},
-        {"attention.key_length": 16, "attention.value_length": 16, "attention.sliding_window": 8,
-         "attn_logit_softcapping": 20.0, "final_logit_softcapping": 30.0},
-    ),
-    "gemma3": (
-        "Gemma3Text",
-        {"head_dim": 16, "query_pre_attn_scalar": 16, "sliding_window": 8, "num_hidden_layers": 7,
-         "rope_parameters": {"full_attention": {"rope_type": "linear", "rope_theta": 1e6, "factor": 8.0},
-                             "sliding_attention": {"rope_type": "default", "rope_theta": 10000.0}}},
-        {"attention.key_length": 16, "attention.value_length": 16, "attention.sliding_window": 8, "block_count": 7,
-         "rope.scaling.type": "linear", "rope.scaling.factor": 8.0, "rope.freq_base": 1e6},
-    ),
-}  # fmt: skip
-"""llama.cpp's name, to transformers' configuration, what is special in it, and the same in a file's words."""
-
-
-PERMUTED = {"smollm3", "internlm2", "granite"}
-
-
-def permuted(weight: Any, name: str) -> Any:
-    """As llama.cpp's converter writes queries and keys of models that rotate neighbouring dimensions there."""
-    heads = {"q_proj": 4, "k_proj": 2}.get(name.split(".")[-2])
-    if heads is None:
-        return weight
-    return weight.reshape(heads, 2, -1, *weight.shape[1:]).swapaxes(1, 2).reshape(weight.shape)
-
-
-def write_family(path: Path, family: str) -> Any:
-    """A random model of a family in a GGUF file; returns transformers' model."""
-    name, options, keys = FAMILIES[family]
-    writer = gguf.GGUFWriter(path, family)
-    said = {key: value for key, value in (SIZES | keys).items() if value is not None}
-    add_keys(writer, {f"{family}.{key}": value for key, value in said.items()})
-    writer.add_file_type(gguf.LlamaFileType.ALL_F32)
-    config = getattr(transformers, f"{name}Config")(
-        **{"vocab_size": add_tokenizer(writer), "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2,
-           "num_attention_heads": 4, "num_key_value_heads": 2, "pad_token_id": 0, "rms_norm_eps": 1e-6, **options}
-    )  # fmt: skip
-    torch.manual_seed(0)
-    model: Any = AutoModelForCausalLM.from_config(config, dtype=torch.float32, attn_implementation="eager").eval()
-    arch = next(arch for arch, written in gguf.MODEL_ARCH_NAMES.items() if written == family)
-    names = gguf.get_tensor_name_map(arch, config.num_hidden_layers)
-    for parameter_name, parameter in model.named_parameters():
-        parameter.data = torch.randn(parameter.shape) * 0.2
-        adds_one = 1.0 if family.startswith("gemma") and parameter.dim() == 1 else 0.0  # so llama.cpp has these norms
-        written = names.get_name(parameter_name, try_suffixes=(".weight", ".bias"))
-        assert written is not None
-        weight = (parameter.data + adds_one).numpy()
-        writer.add_tensor(written, permuted(weight, parameter_name) if family in PERMUTED else weight)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
-    return model
-
-
-@pytest.mark.parametrize("family", FAMILIES)
-def test_a_converted_family_is_the_model_that_was_written(family: str, tmp_path: Path) -> None:
-    model = write_family(tmp_path / "model.gguf", family)
-    convert(tmp_path / "model.gguf", tmp_path / "converted")
-    model.save_pretrained(tmp_path / "oracle")
-    assert difference(tmp_path / "converted", tmp_path / "oracle") < 1e-4

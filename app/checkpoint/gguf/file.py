@@ -101,6 +101,15 @@ class GgufFile:
             return value[0]
         return value
 
+    def has_read(self, key: str) -> bool:
+        """Whether somebody has asked for a value under the family's name."""
+        return f"{self.architecture}.{key}" in self._read
+
+    def leave_out(self, prefixes: list[str]) -> None:
+        """Drop the tensors whose names begin so: those of a draft head, which only guesses."""
+        beginnings = tuple(prefixes)
+        self.tensors = {name: info for name, info in self.tensors.items() if not name.startswith(beginnings)}
+
     def all_of(self, prefix: str) -> dict[str, Any]:
         """All values whose keys begin with a prefix, by the rest of the key."""
         keys = [key for key in self._metadata if key.startswith(prefix)]

@@ -89,7 +89,7 @@ _NAMES_OF_LAYER = {
 """From llama.cpp's names to a checkpoint's, by family; for all others _OF_LAYER."""
 
 
-_ROTATE_NEIGHBOURS = {"llama", "smollm3", "internlm2", "granite"}
+_ROTATE_NEIGHBOURS = {"llama", "smollm3", "internlm2", "granite", "mistral3"}
 """Families whose rotary embedding turns neighbouring dimensions in llama.cpp, and halves in transformers."""
 
 
@@ -217,5 +217,6 @@ def heads_of(file: GgufFile, name: str, config: dict[str, Any]) -> int:
 
 
 def added_to(file: GgufFile, name: str) -> float:
-    """See `StoredTensor.added`: Gemma's norms have weights that are added to one, and llama.cpp has added it."""
-    return 1.0 if file.architecture.startswith("gemma") and name.endswith("norm.weight") else 0.0
+    """See `StoredTensor.added`: some families have norms whose weights are added to one, and llama.cpp has added it."""
+    adds = file.architecture.startswith("gemma") or (file.architecture == "qwen3next" and ".ssm_" not in name)
+    return 1.0 if adds and name.endswith("norm.weight") else 0.0

@@ -1,0 +1,131 @@
+"""The tensors of a checkpoint, from those of a GGUF file: by the names that the library `gguf` knows, and by a table of
+those that llama.cpp keeps in another form (its folder `conversion/` says in which).
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from .file import GgufFile, parts_of
+from .tensors import added_to, heads_of
+
+Array = Any
+"""numpy's, in float32 and in torch's order of dimensions."""
+Config = dict[str, Any]
+
+
+class _Made(NamedTuple):
+    """How a tensor is made of some of the file's."""
+
+    stored: tuple[str, ...]
+    """Their names in a layer."""
+    make: Callable[..., Array] = lambda _config, stored: stored
+    """Of config.json and of these."""
+
+
+def _one_below_other(_config: Config, gate: Array, up: Array) -> Array:
+    """(experts, 2 * inner, width)."""
+    return np.concatenate([gate, up], axis=1)
+
+
+def _inputs_first(_config: Config, *stored: Array) -> Array:
+    """(experts, inputs, outputs) of experts (experts, outputs, inputs), whose outputs are side by side."""
+    return np.concatenate(stored, axis=1).swapaxes(1, 2)
+
+
+def _keys_and_values(_config: Config, keys: Array, values: Array) -> Array:
+    """What expands latents, of (heads, latents, keys) and (heads, values, latents): keys, then values of each head."""
+    return np.concatenate([keys.swapaxes(1, 2), values], axis=1).reshape(-1, keys.shape[1])
+
+
+def _by_key_head(config: Config, qkv: Array, gates: Array) -> Array:
+    """Of all queries, keys and values, and all gates: for each head of keys its query, key, values and gates."""
+    heads, size = config["linear_num_key_heads"], config["linear_key_head_dim"]
+    queries, keys, values = np.split(qkv, [heads * size, 2 * heads * size])
+    parts = [part.reshape(heads, -1, part.shape[-1]) for part in (queries, keys, values, gates)]
+    return np.concatenate(parts, axis=1).reshape(-1, qkv.shape[-1])
+
+
+def _logarithm(_config: Config, decay: Array) -> Array:
+    return np.log(-decay)
+
+
+_Table = Mapping[str, tuple[_Made, ...]]
+"""By the end of a checkpoint's name: in which ways the tensor may be stored."""
+
+_EXPERTS: _Table = {
+    ".experts.gate_up_proj": (
+        _Made(("ffn_gate_exps.weight", "ffn_up_exps.weight"), _one_below_other),
+        _Made(("ffn_gate_up_exps.weight",)),
+    ),
+    ".experts.up_proj": (_Made(("ffn_up_exps.weight",)),),
+    ".experts.down_proj": (_Made(("ffn_down_exps.weight",)),),
+    ".e_score_correction_bias": (_Made(("exp_probs_b.bias",)),),
+}
+_STATES: _Table = {".A_log": (_Made(("ssm_a",), _logarithm),), ".dt_bias": (_Made(("ssm_dt.bias",)),)}
+_REARRANGED: Mapping[str, _Table] = {
+    "deepseek2": {".kv_b_proj.weight": (_Made(("attn_k_b.weight", "attn_v_b.weight"), _keys_and_values),)},
+    "llama4": {
+        ".experts.gate_up_proj": (_Made(("ffn_gate_exps.weight", "ffn_up_exps.weight"), _inputs_first),),
+        ".experts.down_proj": (_Made(("ffn_down_exps.weight",), _inputs_first),),
+    },
+    "qwen3next": {
+        **_STATES,
+        ".in_proj_qkvz.weight": (_Made(("attn_qkv.weight", "attn_gate.weight"), _by_key_head),),
+    },
+    "nemotron_h": _STATES,
+    "nemotron_h_moe": _STATES,
+}
+"""By family. What is not here, or in none of these ways in a file, is stored as it is."""
+
+
+def tensors_by_name(
+    file: GgufFile, config: Config, shapes: Mapping[str, tuple[int, ...]]
+) -> Iterator[tuple[str, Array]]:
+    """The tensors of a model that has these, one after the other. ValueError names one that is missing, or does not
+    fit.
+    """
+    import gguf  # which takes a moment
+
+    stored = {tensor.name: tensor for part in parts_of(file.path) for tensor in gguf.GGUFReader(part).tensors}
+
+    def read(name: str) -> Array:
+        file.begin_of(name, 0)  # it is read
+        numbers = gguf.quants.dequantize(stored[name].data, stored[name].tensor_type)
+        if heads := heads_of(file, name, config):
+            numbers = numbers.reshape(heads, -1, 2, *numbers.shape[1:]).swapaxes(1, 2).reshape(numbers.shape)
+        return numbers - added_to(file, name)
+
+    names = _Names(file, config, gguf)
+    for name, shape in shapes.items():
+        made = names.made(name)
+        if missing := [part for part in made.stored if part not in file.tensors]:
+            raise ValueError(f"the file lacks {missing[0]}")
+        found = made.make(config, *(read(part) for part in made.stored))
+        if found.size != np.prod(shape):
+            raise ValueError(f"{made.stored[0]} has shape {found.shape}, and {name} of the model {shape}")
+        yield name, found.reshape(shape)
+
+
+class _Names:
+    """What llama.cpp calls the tensors of a family."""
+
+    def __init__(self, file: GgufFile, config: Config, gguf: Any) -> None:
+        kind = next(kind for kind, name in gguf.MODEL_ARCH_NAMES.items() if name == file.architecture)
+        self._map = gguf.get_tensor_name_map(kind, config["num_hidden_layers"])
+        self._table = {**_EXPERTS, **_REARRANGED.get(file.architecture, {})}
+        self._file = file
+
+    def made(self, name: str) -> _Made:
+        """How a checkpoint's tensor is made, with the full names of the file's."""
+        layer = next((part for part in name.split(".") if part.isdecimal()), "")
+        ways = next((ways for end, ways in self._table.items() if name.endswith(end)), ())
+        for way in ways:
+            full = way._replace(stored=tuple(f"blk.{layer}.{part}" for part in way.stored))
+            if all(part in self._file.tensors for part in full.stored):
+                return full
+        # Some families have another name for their body in the checkpoints that llama.cpp knows.
+        spellings = (name, name.replace("model.", "backbone.", 1))
+        known = [self._map.get_name(spelling, try_suffixes=(".weight", ".bias")) for spelling in spellings]
+        return _Made((next(filter(None, known), name),))

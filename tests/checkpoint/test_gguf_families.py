@@ -1,0 +1,238 @@
+"""The model in a GGUF file of a family is the one that was written into it in llama.cpp's form."""
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import gguf
+import numpy as np
+import pytest
+import transformers
+from transformers import AutoModelForCausalLM
+
+from app.checkpoint.convert import convert
+from app.checkpoint.gguf.file import GgufFile
+from tests.checkpoint.conftest import add_keys, add_tokenizer
+from tests.checkpoint.test_gguf_config import SIZES, default, difference
+from tests.models.families import RECURRENT, random_model
+
+YARN = {"rope_type": "yarn", "rope_theta": 10000.0, "factor": 32.0, "original_max_position_embeddings": 16}
+YARN_KEYS = {"rope.scaling.type": "yarn", "rope.scaling.factor": 32.0, "rope.scaling.original_context_length": 16}
+EXPERTS_KEYS = {"expert_count": 4, "expert_used_count": 2, "expert_feed_forward_length": 32,
+                "attention.key_length": 16, "attention.value_length": 16}  # fmt: skip
+LATENT = {"q_lora_rank": 16, "kv_lora_rank": 16, "qk_rope_head_dim": 8, "qk_nope_head_dim": 16, "v_head_dim": 12,
+          "first_k_dense_replace": 1, "num_key_value_heads": 4, "n_routed_experts": 4, "num_experts_per_tok": 2,
+          "n_shared_experts": 1, "moe_intermediate_size": 16}  # fmt: skip
+LATENT_KEYS = {"attention.q_lora_rank": 16, "attention.kv_lora_rank": 16, "rope.dimension_count": 8, "expert_count": 4,
+               "expert_used_count": 2, "expert_shared_count": 1, "expert_feed_forward_length": 16,
+               "leading_dense_block_count": 1}  # fmt: skip
+
+FAMILIES: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
+    "qwen2": ("Qwen2", {}, {}),
+    "qwen3": ("Qwen3", {"head_dim": 32}, {"attention.key_length": 32, "attention.value_length": 32}),
+    "phi3": ("Phi3", {"sliding_window": 8}, {"attention.sliding_window": 8, "rope.dimension_count": 16}),
+    "smollm3": (
+        "SmolLM3",
+        {"num_hidden_layers": 4, "rope_parameters": default(2e6)},
+        {"block_count": 4, "rope.freq_base": 2e6},
+    ),
+    "olmo2": ("Olmo2", {}, {}),
+    "granite": (
+        "Granite",
+        {"attention_multiplier": 0.3, "embedding_multiplier": 3.0, "residual_multiplier": 0.7, "logits_scaling": 4.0},
+        {"attention.scale": 0.3, "embedding_scale": 3.0, "residual_scale": 0.7, "logit_scale": 4.0},
+    ),
+    "glm4": (
+        "Glm4",
+        {"attention_bias": True, "head_dim": 16,
+         "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "partial_rotary_factor": 0.5}},
+        {"rope.dimension_count": 8},
+    ),
+    "command-r": (
+        "Cohere",
+        {"logit_scale": 0.5, "layer_norm_eps": 1e-5, "use_qk_norm": True, "rope_parameters": default()},
+        {"logit_scale": 0.5, "attention.layer_norm_epsilon": 1e-5, "attention.layer_norm_rms_epsilon": None},
+    ),
+    "gemma2": (
+        "Gemma2",
+        {"head_dim": 16, "query_pre_attn_scalar": 16, "sliding_window": 8, "attn_logit_softcapping": 20.0},
+        {"attention.key_length": 16, "attention.value_length": 16, "attention.sliding_window": 8,
+         "attn_logit_softcapping": 20.0, "final_logit_softcapping": 30.0},
+    ),
+    "gemma3": (
+        "Gemma3Text",
+        {"head_dim": 16, "query_pre_attn_scalar": 16, "sliding_window": 8, "num_hidden_layers": 7,
+         "rope_parameters": {"full_attention": {"rope_type": "linear", "rope_theta": 1e6, "factor": 8.0},
+                             "sliding_attention": {"rope_type": "default", "rope_theta": 10000.0}}},
+        {"attention.key_length": 16, "attention.value_length": 16, "attention.sliding_window": 8, "block_count": 7,
+         "rope.scaling.type": "linear", "rope.scaling.factor": 8.0, "rope.freq_base": 1e6},
+    ),
+    "mistral3": (
+        "Ministral3",
+        {"head_dim": 16, "rope_parameters": YARN | {"mscale": 1.0, "mscale_all_dim": 1.0, "llama_4_scaling_beta": 0.1}},
+        YARN_KEYS | {"rope.scaling.yarn_log_multiplier": 1.0, "attention.temperature_scale": 0.1},
+    ),
+    "mistral3, small": ("Mistral", {"head_dim": 16, "sliding_window": None}, {}),
+    "exaone4": (
+        "Exaone4",
+        {"sliding_window": 8, "layer_types": ["sliding_attention", "full_attention"]},
+        {"attention.sliding_window": 8, "attention.sliding_window_pattern": [True, False]},
+    ),
+    "cohere2": (
+        "Cohere2",
+        {"sliding_window": 8, "num_hidden_layers": 5, "logit_scale": 0.3, "layer_norm_eps": 1e-5},
+        {"attention.sliding_window": 8, "block_count": 5, "logit_scale": 0.3, "attention.layer_norm_epsilon": 1e-5,
+         "attention.layer_norm_rms_epsilon": None},
+    ),
+    "llama4": (
+        "Llama4Text",
+        {"head_dim": 16, "num_local_experts": 4, "num_experts_per_tok": 2, "interleave_moe_layer_step": 2,
+         "num_hidden_layers": 4, "intermediate_size": 48, "intermediate_size_mlp": 96},
+        {"expert_count": 4, "expert_used_count": 2, "interleave_moe_layer_step": 2, "block_count": 4,
+         "expert_feed_forward_length": 48, "rope.freq_base": 5e5},
+    ),
+    "deepseek2": (
+        "DeepseekV3",
+        LATENT | {"n_group": 2, "topk_group": 1, "routed_scaling_factor": 1.5,
+                  "rope_parameters": YARN | {"mscale": 0.7, "mscale_all_dim": 0.7}},
+        LATENT_KEYS | YARN_KEYS | {"expert_group_count": 2, "expert_group_used_count": 1, "expert_weights_scale": 1.5,
+                                   "expert_weights_norm": True, "expert_gating_func": 2,
+                                   "rope.scaling.yarn_log_multiplier": 0.07, "attention.head_count_kv": 1,
+                                   "attention.key_length": 24, "attention.value_length": 16,
+                                   "attention.key_length_mla": 24, "attention.value_length_mla": 12},
+    ),
+    "deepseek2, as it was": (
+        "DeepseekV2",
+        LATENT | {"q_lora_rank": None},
+        LATENT_KEYS | {"attention.q_lora_rank": None, "attention.head_count_kv": 4, "attention.key_length": 24,
+                       "attention.value_length": 12, "expert_weights_scale": 1.0},
+    ),
+    "qwen3next": (
+        "Qwen3Next",
+        {**RECURRENT["Qwen3Next"], "num_hidden_layers": 4, "layer_types": None,
+         "rope_parameters": default() | {"partial_rotary_factor": 0.25}},
+        EXPERTS_KEYS | {"block_count": 4, "expert_shared_feed_forward_length": 32, "ssm.conv_kernel": 4,
+                        "ssm.state_size": 16, "ssm.group_count": 2, "ssm.time_step_rank": 4, "ssm.inner_size": 64,
+                        "rope.dimension_count": 4},
+    ),
+    "nemotron_h_moe": (
+        "NemotronH",
+        {**RECURRENT["NemotronH"], "layers_block_type": ["mamba", "attention", "moe", "mamba"], "n_groups": 2,
+         "n_routed_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32, "moe_latent_size": 16,
+         "moe_shared_expert_intermediate_size": 40},
+        EXPERTS_KEYS | {"block_count": 5, "feed_forward_length": [0, 0, 32, 0, 32], "expert_shared_count": 1,
+                        "attention.head_count_kv": [0, 2, 0, 0, 2], "ssm.conv_kernel": 4, "ssm.state_size": 16,
+                        "ssm.group_count": 2, "ssm.time_step_rank": 4, "ssm.inner_size": 128, "moe_latent_size": 16,
+                        "expert_shared_feed_forward_length": 40, "expert_weights_norm": True,
+                        "nextn_predict_layers": 1, "attention.layer_norm_rms_epsilon": 1e-5},
+    ),
+}  # fmt: skip
+"""llama.cpp's name, to transformers' configuration, what is special in it, and the same in a file's words."""
+
+
+PERMUTED = {"smollm3", "granite", "mistral3"}
+"""Families that rotate neighbouring dimensions in llama.cpp, and halves in transformers."""
+
+
+def stored(family: str, name: str, weight: Any, config: Any) -> dict[str, Any]:
+    """What llama.cpp's converter writes for a tensor, by the end of the name if that is not in the library's table."""
+    end = name.rpartition("layers.")[2].partition(".")[2]
+    heads = {"q_proj.weight": 4, "k_proj.weight": 2}.get(end.rpartition("attn.")[2])
+    if family in PERMUTED and heads:
+        return {"": weight.reshape(heads, 2, -1, *weight.shape[1:]).swapaxes(1, 2).reshape(weight.shape)}
+    if end.endswith(("A_log", "dt_bias")):
+        return {"ssm_a": -np.exp(weight)[:, None]} if end.endswith("A_log") else {"ssm_dt.bias": weight}
+    if end.endswith("e_score_correction_bias"):
+        return {"exp_probs_b.bias": weight}
+    if family == "llama4" and ".experts." in end:
+        weight = weight.swapaxes(1, 2)
+    if end.endswith("experts.gate_up_proj"):
+        return dict(zip(("ffn_gate_exps.weight", "ffn_up_exps.weight"), np.split(weight, 2, axis=1), strict=True))
+    if ".experts." in end:
+        return {f"ffn_{end.rpartition('.')[2].removesuffix('_proj')}_exps.weight": weight}
+    if family == "deepseek2" and end.endswith("kv_b_proj.weight"):
+        keys, values = np.split(weight.reshape(4, 28, 16), [16], axis=1)
+        return {"attn_k_b.weight": keys.swapaxes(1, 2), "attn_v_b.weight": values}
+    if end.endswith("in_proj_qkvz.weight"):
+        of_heads = np.split(weight.reshape(2, 96, 64), [16, 32, 64], axis=1)
+        q, k, v, z = (part.reshape(-1, 64) for part in of_heads)
+        return {"attn_qkv.weight": np.concatenate([q, k, v]), "attn_gate.weight": z}
+    if end.endswith("mixer.norm.weight"):
+        return {"ssm_norm.weight": weight.reshape(config.n_groups, -1)}
+    adds_one = weight.ndim == 1 and "linear_attn" not in end and family.startswith(("gemma", "qwen3next"))
+    return {"": weight.squeeze() + adds_one}
+
+
+def write_family(path: Path, case: str) -> Any:
+    """A random model of a family in a GGUF file; returns transformers' model."""
+    name, options, keys = FAMILIES[case]
+    family = case.partition(",")[0]
+    writer = gguf.GGUFWriter(path, family)
+    said = {key: value for key, value in (SIZES | keys).items() if value is not None}
+    add_keys(writer, {f"{family}.{key}": value for key, value in said.items()})
+    writer.add_file_type(gguf.LlamaFileType.ALL_F32)
+    config = getattr(transformers, f"{name}Config")(
+        **{"vocab_size": add_tokenizer(writer), "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2,
+           "num_attention_heads": 4, "num_key_value_heads": 2, "pad_token_id": 0, "rms_norm_eps": 1e-6, **options}
+    )  # fmt: skip
+    model = random_model(AutoModelForCausalLM, config).eval()
+    arch = next(arch for arch, written in gguf.MODEL_ARCH_NAMES.items() if written == family)
+    names = gguf.get_tensor_name_map(arch, config.num_hidden_layers)
+    saved = model.state_dict().keys()
+    biases = {path: buffer for path, buffer in model.named_buffers() if path in saved}
+    for path_of_one, tensor in {**dict(model.named_parameters()), **biases}.items():
+        tensor.data = tensor.data.clone().abs() / 2 if path_of_one.endswith(("A_log", "_bias")) else tensor.data
+        layer = path_of_one.partition("layers.")[2].partition(".")[0]
+        for end, part in stored(family, path_of_one, tensor.detach().numpy(), config).items():
+            spellings = (path_of_one, path_of_one.replace("model.", "backbone.", 1))
+            known = [names.get_name(spelling, try_suffixes=(".weight", ".bias")) for spelling in spellings]
+            writer.add_tensor(f"blk.{layer}.{end}" if end else next(filter(None, known)), np.ascontiguousarray(part))
+    if "nextn_predict_layers" in keys:  # a draft head, which is left out
+        writer.add_tensor(f"blk.{config.num_hidden_layers}.nextn.eh_proj.weight", np.ones((64, 128), np.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return model
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_converted_family_is_the_model_that_was_written(family: str, tmp_path: Path) -> None:
+    model = write_family(tmp_path / "model.gguf", family)
+    convert(tmp_path / "model.gguf", tmp_path / "converted")
+    model.save_pretrained(tmp_path / "oracle")
+    assert difference(tmp_path / "converted", tmp_path / "oracle") < 1e-4
+
+
+def test_a_model_in_parts_is_one_model(tmp_path: Path) -> None:
+    """As llama-gguf-split cuts it: the metadata in the first part, offsets from the beginning of each part's data."""
+    whole = write_family(tmp_path / "whole.gguf", "olmo2")
+    read = gguf.GGUFReader(tmp_path / "whole.gguf")
+    cuts = np.array_split(np.arange(len(read.tensors)), 3)
+    parts = [tmp_path / f"model-{number:05}-of-00003.gguf" for number in (1, 2, 3)]
+    for number, (path, cut) in enumerate(zip(parts, cuts, strict=True)):
+        writer = gguf.GGUFWriter(path, "olmo2")
+        if number == 0:
+            for name, value in read.fields.items():
+                if not name.startswith(("GGUF.", "general.architecture")):
+                    kinds = value.types
+                    writer.add_key_value(name, value.contents(), kinds[0], kinds[-1] if len(kinds) > 1 else None)
+        writer.add_uint16("split.no", number)
+        writer.add_uint16("split.count", 3)
+        writer.add_int32("split.tensors.count", len(read.tensors))
+        for index in cut:
+            writer.add_tensor(read.tensors[index].name, read.tensors[index].data)
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.write_tensors_to_file()
+        writer.close()
+    whole.save_pretrained(tmp_path / "oracle")
+    convert(parts[1], tmp_path / "converted")
+    for oracle in ("oracle", "converted"):
+        assert difference(tmp_path / "converted", tmp_path / oracle) < 1e-4
+    shutil.copy(parts[0], tmp_path / "alone.gguf")
+    with pytest.raises(ValueError, match=r"split\.count"):
+        GgufFile(tmp_path / "alone.gguf")
+    parts[2].unlink()
+    with pytest.raises(ValueError, match=r"model-00003-of-00003\.gguf is missing"):
+        GgufFile(parts[0])
