@@ -13,10 +13,10 @@ CACHE = HERE.parent.parent / ".clients"
 INSTALL_SECONDS = 900
 
 
-def python_client(name: str, with_torch: bool = False) -> list[str]:
-    """The command that runs a client's check.py in the environment of its requirements.txt."""
+def python_client(name: str, with_torch: bool = False, script: str = "check.py") -> list[str]:
+    """The command that runs a client's script in the environment of its requirements.txt."""
     python = python_environment(name, HERE / name / "requirements.txt", with_torch)
-    return [str(python), str(HERE / name / "check.py")]
+    return [str(python), str(HERE / name / script)]
 
 
 def python_environment(name: str, requirements: Path, with_torch: bool = False) -> Path:
