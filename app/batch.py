@@ -3,19 +3,19 @@
 import asyncio
 import sys
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
+from itertools import chain
 from pathlib import Path
-from typing import Any, BinaryIO
-
-from fastapi import FastAPI
+from typing import Any
 
 from .api.batches.lines import Checked, Line, answer_line, answered, check_lines, parse_line, read_lines
-from .api.batches.run import run_lines
+from .api.batches.run import Group, run_lines
 from .api.edge.inside import Inside
 from .errors import InvalidRequestError, PacelineError, StartupError
 from .llm.host import Host
 from .llm.progress import progress_line
-from .settings import load_settings
+from .settings import Settings, load_settings
 from .tenants import EVERYBODY
 
 _SHOWN_PROBLEMS = 5
@@ -24,32 +24,35 @@ _SHOWN_PROBLEMS = 5
 class _Output:
     """The file of answers: as they come, or in the order of the requests."""
 
-    def __init__(self, file: BinaryIO, order: list[str] | None) -> None:
+    def __init__(self, target: Path, order: list[str] | None) -> None:
         """`order`: the ids of the requests whose answers are to come, if that is to be the order of the lines."""
-        self._file = file
+        self._target = target
         self._order = order
         self._next = 0
         self._waiting: dict[str, bytes] = {}
+        self.num_answers = 0
         self.num_failed = 0
 
     def write(self, line: Line, answer: Inside) -> None:
         """Write an answer, or keep it until those before it have come."""
+        self.num_answers += 1
         self.num_failed += answer.status != 200
         text = answer_line(f"batch_req_{uuid.uuid4().hex}", line.custom_id, answer)
-        if self._order is None:
-            self._file.write(text)
-        else:
+        with self._target.open("ab") as file:
+            if self._order is None:
+                file.write(text)
+                return
             self._waiting[line.custom_id] = text
             while self._next < len(self._order) and (ready := self._waiting.pop(self._order[self._next], None)):
-                self._file.write(ready)
+                file.write(ready)
                 self._next += 1
-        self._file.flush()
 
 
 def run_batch(source: Path, target: Path, is_ordered: bool, **flags: Any) -> str:
     """Answer the requests of a file that are not answered in `target` yet. Returns what has been done, for people.
 
-    Raises StartupError if a line is no request, or the model cannot be loaded; PacelineError if the engine is lost.
+    Of several models, one runs after the other. Raises StartupError if a line is no request, or a model cannot be
+    loaded; PacelineError if the engine is lost.
     """
     checked = _check(source)
     done = _done(source, target)
@@ -57,34 +60,53 @@ def run_batch(source: Path, target: Path, is_ordered: bool, **flags: Any) -> str
         return f"all {checked.num_lines} answers are in {target} already"
     if done:
         print(f"{len(done)} of {checked.num_lines} answers are in {target} already", file=sys.stderr)
-    host = Host(load_settings(**{"log_level": "warning", **flags}))
+    settings = load_settings(takes_several=True, **{"log_level": "warning", **flags})
+    output = _Output(target, [line.custom_id for line in _left(source, done)] if is_ordered else None)
+    for own, is_for in _models(settings):
+        lines = (line for line in _left(source, done) if is_for(line))
+        if (first := next(lines, None)) is not None:
+            _run(own, chain([first], lines), output, len(done), checked.num_lines)
+    failed = f", {output.num_failed} of them errors" if output.num_failed else ""
+    return f"{output.num_answers} answers written to {target}{failed}"
+
+
+def _models(settings: Settings) -> Iterator[tuple[Settings, Callable[[Line], bool]]]:
+    """The settings of each model, and whether a request is for it. The first also gets those that are for none."""
+    if not settings.models:
+        yield settings, lambda _line: True
+        return
+    models = {name: settings.of_model(name) for name in settings.models}
+    homes = {adapter: name for name, own in models.items() for adapter in own.lora} | {name: name for name in models}
+    first = next(iter(models))
+
+    def is_for(model: str, line: Line) -> bool:
+        return homes.get(line.model or first, first) == model
+
+    for name, own in models.items():
+        yield own.model_copy(update={"memory_share": None}), partial(is_for, name)  # it has the memory alone
+
+
+def _run(settings: Settings, lines: Iterator[Line], output: _Output, num_before: int, count: int) -> None:
+    """Answer a model's requests. `num_before`: how many of all `count` had been answered when the command began."""
+    host = Host(settings)
     try:
         app = host.started.result()
-        with target.open("ab") as file:
-            order = [line.custom_id for line in _left(source, done)] if is_ordered else None
-            output = _Output(file, order)
-            _run(host, app, source, done, checked.num_lines, output)
+        service = app.state.service
+        seqs = service.ready().max_num_seqs
+        room = asyncio.Semaphore(seqs + min(seqs, service.settings.max_queue))
+        with progress_line("answering", count, is_wanted=True) as advance:
+            for _ in range(num_before + output.num_answers):
+                advance(0)
+
+            def write(line: Line, answer: Inside) -> None:
+                output.write(line, answer)
+                advance(0)
+
+            host.run(run_lines(app, EVERYBODY, Group(service, lines), room, write))
     except KeyboardInterrupt:
         raise PacelineError("stopped; the same command goes on") from None
     finally:
         host.close()
-    failed = f", {output.num_failed} of them errors" if output.num_failed else ""
-    return f"{checked.num_lines - len(done)} answers written to {target}{failed}"
-
-
-def _run(host: Host, app: FastAPI, source: Path, done: set[str], count: int, output: _Output) -> None:
-    service = app.state.service
-    seqs = service.ready().max_num_seqs
-    room = asyncio.Semaphore(seqs + min(seqs, service.settings.max_queue))
-    with progress_line("answering", count, is_wanted=True) as advance:
-        for _ in done:
-            advance(0)
-
-        def write(line: Line, answer: Inside) -> None:
-            output.write(line, answer)
-            advance(0)
-
-        host.run(run_lines(app, EVERYBODY, _left(source, done), room, write))
 
 
 def _check(source: Path) -> Checked:

@@ -405,7 +405,8 @@ class BatchSettings(BaseModel):
     max_batch_requests: int | None = Field(
         None,
         ge=1,
-        description="most requests of batches in flight; auto: half of max_num_seqs, so that others find room at once",
+        description="most requests of batches in flight, for each model; "
+        "auto: half of max_num_seqs, so that others find room at once",
     )
     max_batch_lines: int = Field(50_000, ge=1, description="requests of a batch")
     max_file_bytes: ByteSize = Field(ByteSize(200 * 2**20), description="largest file of requests")
@@ -451,8 +452,6 @@ class Settings(
         for name in ("model", "served_model_name", "lora", "draft_model", "keep_prompts"):
             if getattr(self, name) != type(self).model_fields[name].default:
                 raise StartupError(f"{name}: with several models it has to be one of a model's own settings (models)")
-        if self.batch_folder is not None:
-            raise StartupError("batch_folder: batches are for a service with one model")
         shares = [self.of_model(name).memory_share or 0 for name in self.models]
         if sum(shares) > 1 + 1e-6:
             raise StartupError(
@@ -522,7 +521,7 @@ def load_settings(*, takes_several: bool = False, **flags: Any) -> Settings:
     settings = _validated(read_sources(Settings.model_fields) | given, "settings")
     settings.check_models()
     if settings.models and not takes_several:
-        raise StartupError("models: only `paceline serve` serves several models")
+        raise StartupError("models: several models are for `paceline serve` and `paceline batch`")
     return settings
 
 

@@ -158,7 +158,6 @@ def test_models_have_the_service_s_settings_and_their_own(monkeypatch: pytest.Mo
         ({"models": {"a": {"model": "/x", "block_size": 0}}}, "models: a: block_size"),
         ({"models": {"a": "/x"}, "lora": ["l=/y"]}, "lora: with several models"),
         ({"model": ["embedded"], "idle_timeout": 5}, "idle_timeout: only models with names"),
-        ({"models": {"a": "/x"}, "batch_folder": "/y"}, "batch_folder: batches are for a service with one model"),
         (
             {"models": {"a": {"model": "/x", "memory_share": 0.8}, "b": "/y"}, "memory_share": 0.5},
             "memory_share: the models' shares are 1.3",

@@ -96,6 +96,19 @@ class Services:
         finally:
             self._waiting[name] -= 1
 
+    async def wake_for_later(self, service: Service) -> None:
+        """Wait until a model is loaded for work that can wait, however often that fails.
+
+        It takes no place from requests that wait for the model, and is not loaded while another one is.
+        """
+        assert service.lifecycle is not None
+        while service.engine.ready is None:
+            if all(other.state != "loading" for other in self.all):
+                service.lifecycle.want()
+            with suppress(TimeoutError):
+                async with asyncio.timeout(_LOOK_SECONDS):
+                    await service.engine.wait_until_ready()
+
     def keep_awake(self) -> None:
         """To be called now and then: models that have requests do not sleep, and one that has failed has none."""
         for service in self.all:

@@ -45,15 +45,19 @@ def test_a_run_that_was_broken_off_goes_on(tmp_path: Path) -> None:
 
 def test_answers_in_the_order_of_the_requests_and_errors_among_them(tmp_path: Path) -> None:
     source, target = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
-    source.write_text("\n".join([request("long", max_tokens=500), request("bad", temperature=9), request("short")]))
-    code, _, log = run(*COMMAND, str(source), str(target), "--ordered", "--worker", "echo")
-    assert code == 0
+    bodies: dict[str, dict[str, object]] = {"long": {"max_tokens": 500}, "bad": {"temperature": 9}, "short": {}}
+    models = dict(zip(bodies, ("b", "a", "a"), strict=True))
+    source.write_text("\n".join(request(name, model=models[name], **body) for name, body in bodies.items()))
+    several = ("--model", "a=embedded", "--model", "b=embedded")
+    code, _, log = run(*COMMAND, str(source), str(target), "--ordered", "--worker", "echo", *several)
+    assert code == 0, log
     assert "3 answers written to" in log
     assert "1 of them errors" in log
     lines = [json.loads(line) for line in target.read_text().splitlines()]
     assert [(line["custom_id"], line["response"]["status_code"]) for line in lines] == [
         ("long", 200), ("bad", 400), ("short", 200)
     ]  # fmt: skip
+    assert [line["response"]["body"].get("model") for line in lines] == ["b", None, "a"]
     assert "all 3 answers are in" in run_batch(source, target, is_ordered=True, model="not-even-looked-for")
 
 

@@ -20,6 +20,7 @@ from tests.server.keys import digest, write_keys
 from tests.server.process import Server, running_server
 
 KEY = "sk-several"
+HEADERS = {"Authorization": f"Bearer {KEY}"}
 PROMPT = "one two three"
 
 
@@ -36,7 +37,8 @@ def server(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterat
         "broken": {**tiny, "max_model_len": 10**6},
     }
     config = folder / "config.yaml"
-    config.write_text(yaml.safe_dump({"models": models, "load_models": "asked"}, sort_keys=False))
+    common = {"load_models": "asked", "batch_folder": str(folder / "batches")}
+    config.write_text(yaml.safe_dump({"models": models, **common}, sort_keys=False))
     keys = write_keys(folder, {"user": {"keys": [digest(KEY)]}})
     with running_server("--api-keys", str(keys), "--azure-paths", PACELINE_CONFIG=str(config)) as running:
         yield running
@@ -44,11 +46,11 @@ def server(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterat
 
 def post(server: Server, model: str | None, path: str = "/v1/completions", **fields: object) -> httpx.Response:
     body = {"prompt": PROMPT, "max_tokens": 4, "temperature": 0, **({"model": model} if model else {}), **fields}
-    return web.post(server.url + path, json=body, headers={"Authorization": f"Bearer {KEY}"})
+    return web.post(server.url + path, json=body, headers=HEADERS)
 
 
 def get(server: Server, path: str) -> httpx.Response:
-    return web.get(server.url + path, headers={"Authorization": f"Bearer {KEY}"})
+    return web.get(server.url + path, headers=HEADERS)
 
 
 def states(server: Server) -> dict[str, str]:
@@ -97,6 +99,33 @@ def test_a_model_that_nobody_wants_sleeps_and_is_woken_by_its_name(server: Serve
     assert 'paceline_engine_restarts_total{model="second"} 0.0' in text
 
 
+def test_a_batch_is_for_several_models_and_wakes_them(server: Server) -> None:
+    names = ["second", "red", "tinny", "echo", "broken", "second"]
+    requests = [
+        {"custom_id": f"{number}", "method": "POST", "url": "/v1/completions", "body": {"prompt": "a", "model": name}}
+        for number, name in enumerate(names)
+    ]
+    file = ("requests.jsonl", "\n".join(map(json.dumps, requests)))
+    made = web.post(f"{server.url}/v1/files", files={"file": file}, data={"purpose": "batch"}, headers=HEADERS).json()
+    about = {"input_file_id": made["id"], "endpoint": "/v1/completions", "completion_window": "24h"}
+    batch = web.post(f"{server.url}/v1/batches", json=about, headers=HEADERS).json()
+
+    def counts() -> dict[str, int]:
+        told: dict[str, int] = get(server, f"/v1/batches/{batch['id']}").json()["request_counts"]
+        return told
+
+    # The model that cannot be loaded is waited for, beside the others.
+    wait_until(lambda: counts() == {"total": 6, "completed": 4, "failed": 1})
+    web.post(f"{server.url}/v1/batches/{batch['id']}/cancel", headers=HEADERS)
+    wait_until(lambda: get(server, f"/v1/batches/{batch['id']}").json()["status"] == "cancelled")
+    ended = get(server, f"/v1/batches/{batch['id']}").json()
+    answers = get(server, f"/v1/files/{ended['output_file_id']}/content").text.splitlines()
+    told = {one["custom_id"]: one["response"]["body"]["model"] for one in map(json.loads, answers)}
+    assert told == {"0": "second", "1": "red", "3": "echo", "5": "second"}
+    (unknown,) = get(server, f"/v1/files/{ended['error_file_id']}/content").text.splitlines()
+    assert json.loads(unknown)["response"]["body"]["error"]["code"] == "model_not_found"
+
+
 def test_the_nearest_name_is_told(server: Server) -> None:
     error = post(server, "tinny").json()["error"]
     assert (error["code"], error["param"]) == ("model_not_found", "model")
@@ -129,8 +158,8 @@ def test_the_death_of_one_does_not_touch_the_other(server: Server) -> None:
     assert post(server, "tiny").status_code == 200
     before, alone = engine_of(server, "echo").pid, post(server, "tiny", max_tokens=300, ignore_eos=True).json()
     asked = {"model": "tiny", "prompt": PROMPT, "max_tokens": 300, "temperature": 0, "ignore_eos": True, "stream": True}
-    url, key = f"{server.url}/v1/completions", {"Authorization": f"Bearer {KEY}"}
-    with httpx.stream("POST", url, json=asked, headers=key, timeout=PATIENCE, trust_env=False) as answer:
+    url = f"{server.url}/v1/completions"
+    with httpx.stream("POST", url, json=asked, headers=HEADERS, timeout=PATIENCE, trust_env=False) as answer:
         lines = (line.removeprefix("data: ") for line in answer.iter_lines() if line.startswith("data: "))
         text = json.loads(next(lines))["choices"][0]["text"]
         os.kill(engine_of(server, "tiny").pid, signal.SIGKILL)

@@ -39,6 +39,12 @@ class Line(NamedTuple):
     url: str
     body: dict[str, Any]
 
+    @property
+    def model(self) -> str | None:
+        """The model, or the adapter, that it names."""
+        model = self.body.get("model")
+        return model if isinstance(model, str) else None
+
 
 class Problem(NamedTuple):
     """What is wrong with a line."""

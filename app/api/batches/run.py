@@ -2,21 +2,57 @@
 
 import asyncio
 from collections.abc import Callable, Iterator
+from typing import NamedTuple
 
 import msgspec
 from fastapi import FastAPI
 
-from ...errors import EngineUnavailableError
+from ...errors import EngineUnavailableError, NotFoundError
 from ...tenants import Tenant
 from ..edge.inside import Inside, request_inside
 from ..service import Service
+from ..services import Services
 from .lines import Line
 
 Write = Callable[[Line, Inside], None]
 
 
+class Group(NamedTuple):
+    """Requests for the same model."""
+
+    service: Service
+    lines: Iterator[Line]
+
+
+def grouped(app: FastAPI, read: Callable[[], Iterator[Line]]) -> list[Group]:
+    """The requests of a file by the models that they are for. `read` gives them all, and is called for each model.
+
+    What names no model that there is, is for the first, which answers that it is not there.
+    """
+    services: Services | None = getattr(app.state, "services", None)
+    if services is None:
+        return [Group(app.state.service, read())]
+    homes: dict[str | None, Service] = {}
+    for line in read():
+        if line.model not in homes:
+            homes[line.model] = _home(services, line.model)
+
+    def lines_of(service: Service) -> Iterator[Line]:
+        return (line for line in read() if homes.get(line.model) is service)
+
+    wanted = {home.model_name for home in homes.values()}
+    return [Group(service, lines_of(service)) for service in services.all if service.model_name in wanted]
+
+
+def _home(services: Services, name: str | None) -> Service:
+    try:
+        return services.all[0] if name is None else services.find(name)
+    except NotFoundError:
+        return services.all[0]
+
+
 async def run_lines(
-    app: FastAPI, tenant: Tenant, lines: Iterator[Line], room: asyncio.Semaphore, write: Write, priority: int = 0
+    app: FastAPI, tenant: Tenant, group: Group, room: asyncio.Semaphore, write: Write, priority: int = 0
 ) -> None:
     """Send the requests, and `write` their answers as they come. When cancelled, it leaves nothing running.
 
@@ -37,18 +73,18 @@ async def run_lines(
                 answer = await request_inside(app, tenant, "POST", line.url, content)
             finally:
                 room.release()
-            seconds = _seconds_to_wait(app, answer)
+            seconds = _seconds_to_wait(group.service, answer)
             if seconds is None:
                 write(line, answer)
                 return
             due_at = clock() + seconds
 
     try:
-        async with asyncio.TaskGroup() as group:
+        async with asyncio.TaskGroup() as tasks:
             # In a thread: behind thousands of lines that are answered already there may be none.
-            while (line := await asyncio.to_thread(next, lines, None)) is not None:
+            while (line := await asyncio.to_thread(next, group.lines, None)) is not None:
                 has_place = asyncio.Event()
-                group.create_task(one(line, has_place))
+                tasks.create_task(one(line, has_place))
                 await has_place.wait()
     except BaseExceptionGroup as errors:
         raise errors.exceptions[0] from None
@@ -64,7 +100,7 @@ def _content(line: Line, priority: int) -> bytes:
     return msgspec.json.encode(body)
 
 
-def _seconds_to_wait(app: FastAPI, answer: Inside) -> float | None:
+def _seconds_to_wait(service: Service, answer: Inside) -> float | None:
     """When a request that there is no room for now may be sent again, as the server says; None if this is its answer.
 
     Raises EngineUnavailableError.
@@ -72,7 +108,6 @@ def _seconds_to_wait(app: FastAPI, answer: Inside) -> float | None:
     wait = answer.headers.get("retry-after")
     if answer.status not in (429, 503) or wait is None:
         return None
-    service: Service = app.state.service
     if service.engine.failure is not None:
         raise EngineUnavailableError(service.engine.failure)
     return float(wait)

@@ -1,7 +1,7 @@
 """Runs the batches of a folder, under the live traffic. A batch that was broken off, by whatever, goes on.
 
 One API worker does so: the one that holds a lock in the folder. Of each tenant, the oldest batch runs, beside those of
-other tenants; all of them together have a bounded number of requests in flight, at a low priority.
+other tenants; all of them together have a bounded number of requests in flight for a model, at a low priority.
 """
 
 import asyncio
@@ -23,9 +23,11 @@ from ...settings import Settings
 from ...tenants import Tenant
 from ..edge.inside import Inside
 from ..edge.middleware import Drain
+from ..service import Service
+from ..services import Services
 from .lines import Checked, Line, answer_line, answered, check_lines, parse_line, read_lines, unanswered_line
 from .objects import BatchObject, BatchProblem, BatchProblems, Status
-from .run import run_lines
+from .run import Group, Write, grouped, run_lines
 from .store import BatchStore, TenantFolder, new_file_id
 
 log = logging.getLogger(__name__)
@@ -46,7 +48,7 @@ class BatchRunner:
         self._app = app
         self._settings = settings
         self._store = store
-        self._room: asyncio.Semaphore | None = None
+        self._rooms = _Rooms(settings.max_batch_requests)
         self._running: dict[str, asyncio.Task[None]] = {}
         """By tenant."""
         self._ended: set[str] = set()
@@ -63,7 +65,7 @@ class BatchRunner:
         drain: Drain = self._app.state.drain
         try:
             while not drain.has_begun:
-                if self._is_mine() and self._app.state.service.engine.ready is not None:
+                if self._is_mine() and _can_begin(self._app):
                     try:
                         await self._start_batches()
                     except (OSError, msgspec.DecodeError) as error:
@@ -83,13 +85,9 @@ class BatchRunner:
         return False
 
     async def _start_batches(self) -> None:
-        if self._room is None:
-            half = max(1, self._app.state.service.ready().max_num_seqs // 2)
-            most = self._settings.max_batch_requests or half
-            self._room = asyncio.Semaphore(most)
         for name, batch in await asyncio.to_thread(self._find):
             if (tenant := self._app.state.admission.tenant_named(name)) is not None:
-                run = _Run(self._app, self._settings, self._store.of(name), tenant, batch, self._room)
+                run = _Run(self._app, self._settings, self._store.of(name), tenant, batch, self._rooms)
                 self._running[name] = asyncio.create_task(_run_to_end(run))
 
     def _find(self) -> list[tuple[str, BatchObject]]:
@@ -97,6 +95,24 @@ class BatchRunner:
         idle = [name for name in self._store.tenants() if name not in self._running or self._running[name].done()]
         found = [(name, self._store.of(name).oldest_open(self._ended)) for name in idle]
         return [(name, batch) for name, batch in found if batch is not None]
+
+
+def _can_begin(app: FastAPI) -> bool:
+    """Several models are woken by what is for them."""
+    return hasattr(app.state, "services") or app.state.service.engine.ready is not None
+
+
+class _Rooms:
+    """For the requests of batches that are in flight, of each model."""
+
+    def __init__(self, most: int | None) -> None:
+        self._most = most
+        self._rooms: dict[str, asyncio.Semaphore] = {}
+
+    def of(self, service: Service) -> asyncio.Semaphore:
+        """Of a model that is loaded. By default, others find half of a step's places free."""
+        most = self._most or max(1, service.ready().max_num_seqs // 2)
+        return self._rooms.setdefault(service.model_name, asyncio.Semaphore(most))
 
 
 async def _run_to_end(run: "_Run") -> None:
@@ -118,14 +134,14 @@ class _Run:
         folder: TenantFolder,
         tenant: Tenant,
         batch: BatchObject,
-        room: asyncio.Semaphore,
+        rooms: _Rooms,
     ) -> None:
         self._app = app
         self._settings = settings
         self._folder = folder
         self._tenant = tenant
         self._batch = batch
-        self._room = room
+        self._rooms = rooms
         self._input = folder.content_of(batch.input_file_id)
         self._has_news = False
 
@@ -209,9 +225,7 @@ class _Run:
             done.add(line.custom_id)
             self._has_news = True
 
-        work = asyncio.create_task(
-            run_lines(self._app, self._tenant, self._left(done), self._room, write, priority=_PRIORITY)
-        )
+        work = asyncio.create_task(self._run_groups(done, write))
         try:
             while not work.done():
                 if (reason := self._reason_to_end()) is not None:
@@ -224,6 +238,23 @@ class _Run:
         finally:
             work.cancel()
             await asyncio.gather(work, return_exceptions=True)
+
+    async def _run_groups(self, done: set[str], write: Write) -> None:
+        """Each model's requests beside those of others. Raises EngineUnavailableError."""
+        groups = await asyncio.to_thread(grouped, self._app, lambda: self._left(done))
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                for group in groups:
+                    tasks.create_task(self._run_group(group, write))
+        except BaseExceptionGroup as errors:
+            raise errors.exceptions[0] from None
+
+    async def _run_group(self, group: Group, write: Write) -> None:
+        services: Services | None = getattr(self._app.state, "services", None)
+        if services is not None:
+            await services.wake_for_later(group.service)
+        room = self._rooms.of(group.service)
+        await run_lines(self._app, self._tenant, group, room, write, priority=_PRIORITY)
 
     def _reason_to_end(self) -> Status | None:
         if self._folder.is_cancelled(self._batch.id):
