@@ -21,6 +21,8 @@ class SpeechTokens:
     """transcribe and translate; none if the model only transcribes."""
     previous: int | None
     """What stands before an earlier text."""
+    no_speech: int
+    """Stands in the place of a text where nothing is said."""
     timestamps: TimestampRules
 
 
@@ -42,5 +44,6 @@ def parse_speech_tokens(asked: Mapping[str, Any], start: int) -> SpeechTokens | 
         {code[1]: int(named[name]) for name, code in codes.items() if code},
         {str(name): int(token) for name, token in (asked.get("task_to_id") or {}).items()},
         asked.get("prev_sot_token_id"),
+        no_timestamps - 1,
         TimestampRules(no_timestamps + 1, end, no_timestamps, None if most is None else int(most)),
     )

@@ -30,6 +30,8 @@ class TokenRules(msgspec.Struct, frozen=True, kw_only=True):
     no_repeat: int = 0
     """No sequence of so many tokens comes twice; 0 is off."""
     timestamps: TimestampRules | None = None
+    in_logprobs: bool = False
+    """Whether reported log probabilities are among the tokens that all of this leaves, instead of the model's own."""
 
 
 class SamplingParams(msgspec.Struct, frozen=True, kw_only=True):

@@ -179,7 +179,7 @@ class ModelRunner:
         """Draw the tokens, and have them sent to the host."""
         wants = np.flatnonzero(self.batch.num_logprobs[entries.rows] != NO_LOGPROBS)
         draws = self.sampling.draws(entries)
-        if len(wants):  # reported log probabilities are the model's own: before penalties and bias change the logits
+        if len(wants):  # reported log probabilities are the model's own, before anything changes the logits, as a rule
             at, numbers = self._buffer.sampling(size)
             logits = self._logits(at)
             raw = logits[torch.from_numpy(wants).to(self.device)]
@@ -187,7 +187,9 @@ class ModelRunner:
             for index, entry in enumerate(wants.tolist()):
                 count = int(self.batch.num_logprobs[entries.rows[entry]])
                 tokens = self.sampling.tokens[entry : entry + 1].long().clamp(min=0)
-                launched.logprobs[entry] = self._fetch(top_logprobs(raw[index : index + 1], tokens, count))
+                ruled = self.sampling.ruled(entry)
+                shown = raw[index : index + 1] if ruled is None else ruled[None].to(self.device)
+                launched.logprobs[entry] = self._fetch(top_logprobs(shown, tokens, count))
         else:
             self.execution.run((size, draws), partial(self._run_sampling, entries, size, draws))
         tokens = self.sampling.tokens[: len(entries)]

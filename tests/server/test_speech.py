@@ -2,6 +2,7 @@
 
 import io
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,8 @@ from tests.server.process import Server, running_server
 END, START, ENGLISH, GERMAN, TRANSLATE, TRANSCRIBE, PREVIOUS, SILENT, NO_TIMES, FIRST = range(256, 266)
 SECONDS = 6
 """Of a window."""
+NEVER = -1e9
+"""A mean log probability that every text has."""
 GENERATION = {
     "decoder_start_token_id": START,
     "eos_token_id": END,
@@ -32,6 +35,7 @@ GENERATION = {
     "suppress_tokens": [START, ENGLISH, GERMAN, TRANSLATE, TRANSCRIBE, PREVIOUS, SILENT],
     "begin_suppress_tokens": [32, END],
     "forced_eos_token_id": None,
+    "max_length": 40,
 }
 
 
@@ -72,36 +76,76 @@ def ask(server: Server, file: bytes, task: str = "transcriptions", **fields: Any
 
 
 def expected(model: PreTrainedModel, samples: np.ndarray, **options: Any) -> list[dict[str, Any]]:
-    """transformers' segments: times and tokens of text."""
+    """transformers' segments: times, tokens of text, and the mean log probability of their window."""
     extract = WhisperFeatureExtractor(feature_size=16, chunk_length=SECONDS)
     features = extract(samples, sampling_rate=16_000, truncation=False, return_tensors="pt").input_features
-    silence = max(0, 100 * SECONDS - features.shape[-1])
-    assert not silence
-    generated = model.generate(
-        features, return_timestamps=True, return_segments=True, do_sample=False, use_cache=False, **options
-    )
-    return [
-        {
-            "start": float(segment["start"]),
-            "end": float(segment["end"]),
-            "tokens": [token for token in segment["tokens"].tolist() if token < END],
-        }
-        for segment in generated["segments"][0]
-    ]
+    assert features.shape[-1] >= 100 * SECONDS
+    options = {"language": "de", "task": "transcribe", "temperature": (0.0,), "logprob_threshold": NEVER} | options
+    generated = model.generate(features, return_timestamps=True, return_segments=True, use_cache=False, **options)
+    segments = []
+    for segment in generated["segments"][0]:
+        result = segment["result"]
+        if tokens := [token for token in segment["tokens"].tolist() if token < END]:
+            total = len(result["scores"]) * model._retrieve_avg_logprobs(result["scores"], result["sequences"], 0.0)
+            has_end = (
+                result["sequences"][-1] == END
+            )  # which openai/whisper counts in any case, and transformers does not
+            average = float(total) / (len(result["scores"]) + (not has_end))
+            times = {"start": float(segment["start"]), "end": float(segment["end"])}
+            segments.append(times | {"tokens": tokens, "avg_logprob": average})
+    return segments
+
+
+def write_down(server: Server, samples: np.ndarray, **fields: Any) -> list[dict[str, Any]]:
+    """The segments of an answer. No text is written again, unless fields say so."""
+    limits = {"compression_ratio_threshold": -NEVER, "logprob_threshold": NEVER, "no_speech_threshold": 1.0}
+    fields = {"response_format": "verbose_json", "language": "de"} | limits | fields
+    answer = ask(server, file_of(samples), **fields).json()
+    assert (answer["language"], answer["duration"]) == ("german", len(samples) / 16_000)
+    return list(answer["segments"])
+
+
+def check_same(ours: list[dict[str, Any]], theirs: list[dict[str, Any]]) -> None:
+    assert [segment["tokens"] for segment in ours] == [segment["tokens"] for segment in theirs]
+    for one, other in zip(ours, theirs, strict=True):
+        for name in ("start", "end", "avg_logprob"):
+            assert one[name] == pytest.approx(other[name], abs=1e-3)
 
 
 def test_windows_and_segments_are_those_of_transformers(whisper: tuple[Server, PreTrainedModel]) -> None:
+    """Each for itself, behind the text before, and without those where nothing is said."""
     server, model = whisper
     samples = sound(15)
-    answer = ask(server, file_of(samples), response_format="verbose_json", language="de").json()
-    segments = [segment for segment in expected(model, samples, language="de", task="transcribe") if segment["tokens"]]
-    assert [segment["tokens"] for segment in answer["segments"]] == [segment["tokens"] for segment in segments]
-    for ours, theirs in zip(answer["segments"], segments, strict=True):
-        assert ours["start"] == pytest.approx(theirs["start"], abs=1e-3)
-        assert ours["end"] == pytest.approx(theirs["end"], abs=1e-3)
-    assert len({segment["seek"] for segment in answer["segments"]}) > 2
-    assert answer["language"] == "german"
-    assert answer["duration"] == 15
+    alone = write_down(server, samples)
+    check_same(alone, expected(model, samples))
+    assert len({segment["seek"] for segment in alone}) > 2
+    behind = write_down(server, samples, condition_on_previous_text="true")
+    check_same(behind, expected(model, samples, condition_on_prev_tokens=True))
+    assert [segment["tokens"] for segment in behind] != [segment["tokens"] for segment in alone]
+    limit = float(np.median([segment["no_speech_prob"] for segment in alone]))
+    some = write_down(server, samples, logprob_threshold=0.0, no_speech_threshold=limit, temperature=1e-6)
+    check_same(some, expected(model, samples, logprob_threshold=0.0, no_speech_threshold=limit))
+    assert 0 < len(some) < len(alone)
+
+
+@pytest.mark.parametrize("name", ["avg_logprob", "compression_ratio"])
+def test_poor_texts_are_written_again_at_higher_temperatures(
+    name: str, whisper: tuple[Server, PreTrainedModel]
+) -> None:
+    """As openai/whisper has it; the numbers are of what was written at last."""
+    server, samples = whisper[0], sound(2)
+    field, sign = {"avg_logprob": ("logprob_threshold", 1), "compression_ratio": ("compression_ratio_threshold", -1)}[
+        name
+    ]
+    first = write_down(server, samples)[0]
+    assert first["temperature"] == 0
+    limit = first[name]
+    same = write_down(server, samples, **{field: limit - sign * 1e-4})[0]
+    assert (same["tokens"], same["temperature"]) == (first["tokens"], 0)
+    again = write_down(server, samples, **{field: limit + sign * 1e-4})[0]
+    assert again["temperature"] == 1 or sign * again[name] > sign * limit
+    assert again["temperature"] > 0
+    assert write_down(server, samples, **{field: limit + sign * 1e-4, "temperature": 0.1})[0]["temperature"] == 0.1
 
 
 def test_the_language_is_found_and_openais_client_reads_all_forms(whisper: tuple[Server, PreTrainedModel]) -> None:
@@ -112,7 +156,9 @@ def test_the_language_is_found_and_openais_client_reads_all_forms(whisper: tuple
     )
     token = int(model.detect_language(features.input_features)[0])
     with openai.OpenAI(base_url=f"{server.url}/v1", api_key="-", max_retries=0) as client:
-        create = client.audio.transcriptions.create
+        create = partial(
+            client.audio.transcriptions.create, temperature=0.5
+        )  # which is kept to, however poor texts are
         model_name = client.models.list().data[0].id
         whole = create(file=("a.flac", file), model=model_name, response_format="verbose_json")
         assert whole.language == {ENGLISH: "english", GERMAN: "german"}[token]
@@ -125,13 +171,13 @@ def test_the_language_is_found_and_openais_client_reads_all_forms(whisper: tuple
         assert subtitles.startswith("WEBVTT\n\n00:00:0")
         assert whole.segments
         assert subtitles.count(" --> ") == len(whole.segments)
-    assert ask(server, file, "translations").json()["text"]
+    assert ask(server, file, "translations", temperature=0.5).json()["text"]
 
 
 def test_other_rates_and_channels_are_read(whisper: tuple[Server, PreTrainedModel]) -> None:
     server, _ = whisper
     stereo = np.stack([sound(4, 44_100), sound(4, 44_100)], axis=1)
-    answer = ask(server, file_of(stereo, rate=44_100), response_format="verbose_json")
+    answer = ask(server, file_of(stereo, rate=44_100), response_format="verbose_json", temperature=0.5)
     assert answer.json()["duration"] == pytest.approx(4, abs=0.02)
 
 

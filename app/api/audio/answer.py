@@ -34,6 +34,7 @@ class TranscriptSegment(AnswerBody):
     temperature: float
     avg_logprob: float
     compression_ratio: float
+    no_speech_prob: float
 
 
 class VerboseTranscript(AnswerBody):
@@ -67,7 +68,7 @@ def whole_text(pieces: Sequence[Piece]) -> str:
     return "".join(piece.text for piece in pieces).strip()
 
 
-def verbose(pieces: Sequence[Piece], task: str, language: str, seconds: float, temperature: float) -> VerboseTranscript:
+def verbose(pieces: Sequence[Piece], task: str, language: str, seconds: float) -> VerboseTranscript:
     """The text with all that is known of it."""
     segments = [
         TranscriptSegment(
@@ -77,9 +78,10 @@ def verbose(pieces: Sequence[Piece], task: str, language: str, seconds: float, t
             round(piece.end, 3),
             piece.text,
             piece.tokens,
-            temperature,
-            piece.avg_logprob,
-            piece.compression_ratio,
+            piece.window.temperature,
+            piece.window.avg_logprob,
+            piece.window.compression_ratio,
+            piece.window.no_speech_prob,
         )
         for number, piece in enumerate(pieces)
     ]

@@ -22,7 +22,11 @@ class SpeechRequest(RequestBody):
     language: Label | None = Field(None, description="what is spoken, such as en or english; else the model finds out")
     prompt: str = Field("", max_length=4096, description="a text that came before, whose style is gone on with")
     response_format: Literal["json", "text", "verbose_json", "srt", "vtt"] = "json"
-    temperature: float = Field(0.0, ge=0, le=2)
+    temperature: float = Field(0.0, ge=0, le=2, description="0: as low as what is written allows, see the thresholds")
+    compression_ratio_threshold: float = Field(2.4, description="a text that repeats itself more is written again")
+    logprob_threshold: float = Field(-1.0, description="a text less probable than this is written again")
+    no_speech_threshold: float = Field(0.6, description="improbable texts are dropped where silence is as probable")
+    condition_on_previous_text: bool = Field(False, description="whether a window's text goes on from the one before")
     seed: int = Field(0, ge=0, lt=2**63)
     timestamp_granularities: list[str] = Field(default_factory=list)
     stream: bool = False

@@ -22,10 +22,29 @@ from ...speech.languages import NAMES
 from ...speech.segments import Segment, cut
 from ...text.output_processor import StopConditions
 from ..edge.request_log import RequestLog
-from ..generation.choices import Choice
+from ..generation.choices import Choice, usable_temperature
 from ..generation.in_turn import InTurn, Written
 from ..service import Service
 from .schema import SpeechRequest
+
+_TEMPERATURES = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)
+"""The text of a window is written again at the next one, as long as it is poor."""
+_FORGETS_ABOVE = 0.5
+"""A text that took a higher temperature may be wrong, and is nothing to go on from."""
+
+
+@dataclass(frozen=True)
+class Window:
+    """The text of a window."""
+
+    tokens: list[int]
+    """Times are among them; the token that ends the text is not."""
+    temperature: float
+    avg_logprob: float
+    """Of a token, the one that ends the text included, among those that the rules for texts leave."""
+    compression_ratio: float
+    """How much shorter the text becomes where it repeats itself."""
+    no_speech_prob: float
 
 
 @dataclass(frozen=True)
@@ -37,11 +56,9 @@ class Piece:
     end: float
     text: str
     tokens: list[int]
-    avg_logprob: float
-    compression_ratio: float
-    """How much shorter the text becomes where it repeats itself."""
+    window: "Window"
     seek: int
-    """The frame at which its window begins."""
+    """The frame at which the window begins."""
 
 
 def speech_of(service: Service) -> tuple[EncoderDecoderConfig, SpeechTokens]:
@@ -73,36 +90,40 @@ class Transcription:
     async def pieces(self, mel: Floats, num_frames: int) -> AsyncGenerator[Piece, None]:
         """The pieces of text of a spectrogram (bands, frames), of which `num_frames` are sound."""
         length = self._described.num_frames
-        begin = 0
-        earlier = self._earlier_text()
+        begin, earlier = 0, self._asked_before()
         while begin < num_frames:
             part = mel[:, begin : begin + length]
             source = self._source(np.pad(part, ((0, 0), (0, length - part.shape[1]))))
             if not self.language:
                 self.language = await self._find_language(source)
-            tokens, logprobs = await self._write(earlier + self._prompt(), source)
-            segments, step = cut(tokens, self._speech.timestamps.first, min(length, num_frames - begin))
+            window = await self._write(self._behind(earlier), source)
+            if self._is_silent(window):
+                begin += length
+                continue
+            segments, step = cut(window.tokens, self._speech.timestamps.first, min(length, num_frames - begin))
             for segment in segments:
-                if piece := self._piece(segment, begin, logprobs):
+                if piece := self._piece(segment, begin, window):
+                    earlier += window.tokens[segment.first : segment.last]
                     yield piece
-            begin, earlier = begin + step, []
+            begin += step
+            if not self._asked.condition_on_previous_text or window.temperature > _FORGETS_ABOVE:
+                earlier = []
 
     def _source(self, mel: Floats) -> Media:
         assert self._described.max_source_len is not None
         return sound_source(np.ascontiguousarray(mel), self._described.max_source_len)
 
-    def _piece(self, segment: Segment, begin: int, logprobs: list[float]) -> Piece | None:
+    def _piece(self, segment: Segment, begin: int, window: Window) -> Piece | None:
         text = self._service.tokenizer.decode(segment.tokens)
         if not text.strip():
             return None
-        data, offset = text.encode(), begin / FRAMES_OF_A_SECOND
+        offset = begin / FRAMES_OF_A_SECOND
         return Piece(
             start=offset + segment.start,
             end=offset + segment.end,
             text=text,
             tokens=segment.tokens,
-            avg_logprob=math.fsum(logprobs[segment.first : segment.last]) / (segment.last - segment.first),
-            compression_ratio=len(data) / len(zlib.compress(data)),
+            window=window,
             seek=begin,
         )
 
@@ -114,47 +135,91 @@ class Transcription:
         of_task = [speech.tasks[self.task]] if speech.tasks else []
         return [speech.start, *of_language, *of_task]
 
-    def _earlier_text(self) -> list[int]:
-        """Before the prompt of the first window: the client's text, as far as there is room, its end first."""
+    def _asked_before(self) -> list[int]:
+        """The client's text, as if it had been said before the first window."""
         if not self._asked.prompt:
             return []
         if self._speech.previous is None:
             raise UnsupportedError("prompt: this model takes none", "prompt")
-        room = self._service.ready().max_model_len // 2 - 1
-        text = self._service.tokenizer.encode(" " + self._asked.prompt.strip(), add_special_tokens=False)
-        return [self._speech.previous, *text[-room:]]
+        return self._service.tokenizer.encode(" " + self._asked.prompt.strip(), add_special_tokens=False)
+
+    def _behind(self, earlier: list[int]) -> list[int]:
+        """What stands before the prompt of a window: what was said before, or the end of that if there is no room."""
+        if not earlier or self._speech.previous is None:
+            return []
+        return [self._speech.previous, *earlier[-(self._service.ready().max_model_len // 2 - 1) :]]
 
     async def _find_language(self, source: Media) -> str:
         """The most probable one: what the model says behind the token that begins a text."""
         codes = {token: code for code, token in self._speech.languages.items()}
         rules = TokenRules(only_first=sorted(codes))
         sampling = SamplingParams(max_tokens=1, seed=0, temperature=0.0, rules=rules)
-        written = await self._run([self._speech.start], source, sampling)
+        choice = Choice([self._speech.start], sampling, StopConditions(), source=source)
+        (written,) = await self._turns.run([choice])
         return codes[written.token_ids[0]]
 
-    async def _write(self, prompt: list[int], source: Media) -> tuple[list[int], list[float]]:
-        """A window's text without the token that ends it, and its log probabilities."""
+    # ------------------------------------------------------------------ what it writes
+
+    async def _write(self, earlier: list[int], source: Media) -> Window:
+        """A window's text, at the lowest temperature at which it is not poor, or else at the highest."""
+        asked = self._asked.temperature
+        prompt, no_speech_prob = earlier + self._prompt(), 0.0
+        for number, temperature in enumerate((asked,) if asked else _TEMPERATURES):
+            choices = [self._text(prompt, source, usable_temperature(temperature))]
+            if not number:
+                choices.append(self._silence(earlier, source))
+            written, *silence = await self._turns.run(choices, len(choices))
+            if silence:
+                no_speech_prob = math.exp(silence[0].logprobs[0])
+            window = self._window(written, temperature, no_speech_prob)
+            if not self._is_poor(window):
+                break
+        return window
+
+    def _text(self, prompt: list[int], source: Media, temperature: float) -> Choice:
         rules = TokenRules(
             suppressed=sorted(self._described.suppressed),
             suppressed_first=sorted(self._described.suppressed_first),
             timestamps=self._speech.timestamps,
+            in_logprobs=True,
         )
-        end = self._speech.timestamps.end
         sampling = SamplingParams(
             max_tokens=self._service.ready().max_model_len - len(prompt),
             seed=self._asked.seed,
-            temperature=self._asked.temperature,
-            stop_token_ids=frozenset([end]),
+            temperature=temperature,
+            stop_token_ids=frozenset([self._speech.timestamps.end]),
             logprobs=0,
             rules=rules,
         )
-        written = await self._run(prompt, source, sampling)
-        tokens = written.token_ids
-        return (tokens[:-1] if tokens[-1:] == [end] else tokens), written.logprobs
+        return Choice(prompt, sampling, StopConditions(), source=source)
 
-    async def _run(self, prompt: list[int], source: Media, sampling: SamplingParams) -> Written:
-        (written,) = await self._turns.run([Choice(prompt, sampling, StopConditions(), source=source)])
-        return written
+    def _silence(self, earlier: list[int], source: Media) -> Choice:
+        """Has the model say that nothing is said, and how probable that is, behind the token that begins a text."""
+        rules = TokenRules(only_first=[self._speech.no_speech])
+        sampling = SamplingParams(max_tokens=1, seed=0, temperature=0.0, logprobs=0, rules=rules)
+        return Choice([*earlier, self._speech.start], sampling, StopConditions(), source=source)
+
+    def _window(self, written: Written, temperature: float, no_speech_prob: float) -> Window:
+        tokens, first, end = written.token_ids, self._speech.timestamps.first, self._speech.timestamps.end
+        tokens = tokens[:-1] if tokens[-1:] == [end] else tokens
+        text = self._service.tokenizer.decode([token for token in tokens if token < first]).strip().encode()
+        return Window(
+            tokens,
+            temperature,
+            avg_logprob=math.fsum(written.logprobs) / (len(tokens) + 1),
+            compression_ratio=len(text) / len(zlib.compress(text)),
+            no_speech_prob=no_speech_prob,
+        )
+
+    def _is_poor(self, window: Window) -> bool:
+        """Whether a text had better be written again: it repeats itself, or is improbable where something is said."""
+        repeats = window.compression_ratio > self._asked.compression_ratio_threshold
+        return (repeats or window.avg_logprob < self._asked.logprob_threshold) and not self._is_silent(window)
+
+    def _is_silent(self, window: Window) -> bool:
+        """Whether a text was made up where nothing is said."""
+        is_improbable = window.avg_logprob < self._asked.logprob_threshold
+        return is_improbable and window.no_speech_prob > self._asked.no_speech_threshold
 
 
 def _code(speech: SpeechTokens, asked: str | None) -> str:

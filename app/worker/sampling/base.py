@@ -61,3 +61,8 @@ class Sampling(Protocol):
         numbers: what `write` wrote, on the device, (n,) each. Where steps are recorded, `entries` is not read.
         """
         ...
+
+    def ruled(self, entry: int) -> Tensor | None:
+        """Logits (vocab,) that the last `sample` drew an entry's token from, if its rules want log probabilities of
+        these to be reported."""
+        ...

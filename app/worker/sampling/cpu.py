@@ -81,6 +81,8 @@ class CpuSampling:
         self._seeds = np.zeros(max_num_seqs, dtype=np.int64)
         self._token_ids = np.arange(vocab_size) if token_ids is None else token_ids
         self._masks: tuple[list[int], NDArray[np.int32]] | None = None
+        self._ruled: dict[int, Tensor] = {}
+        """By entry of the last step: see `ruled`."""
 
     def add(self, request: NewRequest) -> None:
         """See `Sampling.add`."""
@@ -140,14 +142,21 @@ class CpuSampling:
         last = torch.tensor([tokens[-1] for tokens in accepted])
         self.last_sampled[torch.from_numpy(rows)] = last.to(self.last_sampled.device)
 
+    def ruled(self, entry: int) -> Tensor | None:
+        """See `Sampling.ruled`."""
+        return self._ruled.get(entry)
+
     def _adjust_all(self, logits: Tensor, entries: Entries) -> None:
         """Change logits (n, vocab) in place where rows want it. Each entry of a row goes by the drafts before it."""
         guessed: list[tuple[_Row, int, bool]] = []
+        self._ruled.clear()
         for index, row in enumerate(entries.rows):
             state = self._rows[row]
             if state is None or not state.adjusts:
                 continue
             self._adjust(logits[index], state, int(entries.positions[index]) + 1)
+            if state.sampling.rules is not None and state.sampling.rules.in_logprobs:
+                self._ruled[index] = logits[index]
             if entries.drafts is not None and (draft := int(entries.drafts[index])) != NO_DRAFT:
                 guessed.append((state, draft, state.count(draft)))
         for state, draft, was_new in reversed(guessed):

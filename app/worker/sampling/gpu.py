@@ -75,6 +75,9 @@ class GpuSampling:
             stops[list(sampling.stop_token_ids)] = 1
             self._memory.stops[row] = torch.from_numpy(np.packbits(stops, bitorder="little").view(np.int32))
 
+    def ruled(self, entry: int) -> None:
+        """See `Sampling.ruled`: there are no rules here."""
+
     def _count(self, row: int, request: NewRequest) -> None:
         """Tell the device which tokens are in the prompt and the output so far."""
         counts = 2 * np.bincount(request.token_ids[request.num_prompt_tokens :], minlength=self.vocab_size)
