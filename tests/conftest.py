@@ -8,6 +8,7 @@ import signal
 import sys
 from collections.abc import Iterator
 from contextlib import suppress
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -66,6 +67,10 @@ def pytest_configure(config: pytest.Config) -> None:
 
         if not torch.cuda.is_available():
             os.environ["TRITON_INTERPRET"] = "1"
+            if find_spec("triton"):
+                from tests.kernels.interpreter import make_faster
+
+                make_faster()
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:

@@ -15,12 +15,8 @@ from triton.runtime import interpreter
 
 from app.kernels.gpu import fused, linear, paged_attention, sampling
 from app.kernels.kv import LayerKV
-from tests.kernels.interpreter import patch_language_once
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-if DEVICE.type == "cpu":
-    patch_language_once()
-
 TOLERANCE = {torch.float32: 2e-6, torch.bfloat16: 2**-6, torch.float16: 2**-9}
 """Relative to the largest number: a few roundings."""
 BLOCK_SIZE = 16
