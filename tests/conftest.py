@@ -1,5 +1,6 @@
 """Configuration of all tests: which of them are quick, the embedded model, and the log."""
 
+import gc
 import json
 import logging
 import os
@@ -61,6 +62,7 @@ def pytest_configure(config: pytest.Config) -> None:
     """
     if config.option.markexpr != "clients":  # whose servers are alone, with the embedded model
         os.environ |= {"OMP_NUM_THREADS": "1", f"{ENV_PREFIX}CPU_THREADS": "1"}
+    gc.disable()  # until all files are imported: it would look a dozen times at a million objects that stay
     os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # or each of some hundred processes compiles the sources again
     if config.option.markexpr != "quick":
         import torch
@@ -102,6 +104,7 @@ def pytest_collection_finish(session: pytest.Session) -> None:
 
     The result is kept in the cache folder. Of several test processes, one converts and the others wait.
     """
+    gc.enable()
     if not session.config.option.collectonly and any(item.get_closest_marker("slow") for item in session.items):
         with suppress(ModelError):  # the tests that need the model will report this
             find_model("embedded")
