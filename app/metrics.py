@@ -6,11 +6,11 @@ because some events are recorded for every token of every stream.
 
 import os
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, generate_latest
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
-from prometheus_client.metrics_core import CounterMetricFamily
+from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.multiprocess import MultiProcessCollector
 from prometheus_client.registry import Collector
 
@@ -22,6 +22,8 @@ from .version import __version__
 CONTENT_TYPE = CONTENT_TYPE_LATEST
 
 _PREFIX = "paceline"
+ModelState = Literal["ready", "loading", "asleep", "failed"]
+"""Whether a model can answer now, or what stands in the way."""
 
 
 def _seconds(first: float, last: float) -> list[float]:
@@ -57,10 +59,11 @@ class Metrics:
         proposer: str = "ngram",
         model: str | None = None,
         beside: "Metrics | None" = None,
+        state: Callable[[], ModelState] = lambda: "ready",
     ) -> None:
         """`num_restarts`: the number of engines that replaced one that died. `proposer`: of drafts.
 
-        model: one of several, whose metrics have its name as a label. beside: of the first of them; all are rendered
+        state: the model's. model: one of several, whose metrics have its name as a label. beside: of the first of them; all are rendered
         together.
         """
         self._proposer = proposer
@@ -68,11 +71,11 @@ class Metrics:
         self._are_shared = SHARED_FOLDER in os.environ
         self._registry: CollectorRegistry = beside._registry if beside else CollectorRegistry()
         self._families: dict[str, Any] = beside._families if beside else {}
-        self._restarts: _Restarts = beside._restarts if beside else _Restarts()
-        self._restarts.counts.append((model, num_restarts))
+        self._told: _Told = beside._told if beside else _Told()
+        self._told.models.append((model, num_restarts, state))
         if not self._are_shared and beside is None:
             ProcessCollector(registry=self._registry)
-            self._registry.register(self._restarts)
+            self._registry.register(self._told)
         self._define_request_metrics()
         self._define_engine_metrics()
 
@@ -238,7 +241,7 @@ class Metrics:
             return generate_latest(self._registry)
         everybody = CollectorRegistry()
         MultiProcessCollector(everybody)  # type: ignore[no-untyped-call]
-        everybody.register(self._restarts)
+        everybody.register(self._told)
         return generate_latest(everybody)
 
     # ------------------------------------------------------------------ definitions
@@ -281,17 +284,26 @@ class _OfModel:
         return self._family.labels(self._model, *values)
 
 
-class _Restarts(Collector):
-    """Counts restarts of the engine. The engines themselves count them, whichever API workers were there to see it."""
+class _Told(Collector):
+    """Restarts of the engine and states of the model. They are asked for, because no API worker counts them."""
 
     def __init__(self) -> None:
-        self.counts: list[tuple[str | None, Callable[[], int]]] = []
-        """By model, of which a single one has no name."""
+        self.models: list[tuple[str | None, Callable[[], int], Callable[[], ModelState]]] = []
+        """Name, of which a single model has none, number of restarts, and state."""
 
-    def collect(self) -> Iterator[CounterMetricFamily]:
+    def collect(self) -> Iterator[Metric]:
         """See prometheus_client."""
-        text = "Number of engines that replaced one that died"
-        family = CounterMetricFamily(f"{_PREFIX}_engine_restarts", text, labels=["model"] if self.counts[0][0] else [])
-        for model, count in self.counts:
-            family.add_metric([model] if model else [], count())
-        yield family
+        names = ["model"] if self.models[0][0] else []
+        restarts = CounterMetricFamily(
+            f"{_PREFIX}_engine_restarts", "Number of engines that replaced one that died", labels=names
+        )
+        states = GaugeMetricFamily(
+            f"{_PREFIX}_model_state", "1 for the state that the model is in, else 0", labels=[*names, "state"]
+        )
+        for model, count, state in self.models:
+            label = [model] if model else []
+            restarts.add_metric(label, count())
+            now = state()
+            for each in get_args(ModelState):
+                states.add_metric([*label, each], each == now)
+        yield from (restarts, states)

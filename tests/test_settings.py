@@ -170,5 +170,5 @@ def test_models_that_do_not_go_together_are_refused(given: dict[str, Any], words
 
 
 def test_other_commands_refuse_several_models() -> None:
-    with pytest.raises(StartupError, match="models: only `paceline serve`"):
+    with pytest.raises(StartupError, match="models: several models are for `paceline serve`"):
         load_settings(model=["a=embedded"])

@@ -141,6 +141,7 @@ async def running_service(
         proposer,
         text.model_name if is_one_of_several else None,
         beside.metrics if beside else None,
+        lambda: service.state,
     )
     metrics.record_model(text.model_name)
     engine = AsyncEngine(address, name, settings.max_queue, metrics, settings.max_queue_tokens)

@@ -22,7 +22,7 @@ from ..errors import (
 )
 from ..grammar.checker import GrammarChecker
 from ..media.preparer import ImagePreparer
-from ..metrics import Metrics
+from ..metrics import Metrics, ModelState
 from ..settings import Settings
 from ..tenants import Tenant
 from ..text.chat_template import ChatTemplate
@@ -72,7 +72,7 @@ class Service:
     """Of one of several models; a model that is alone does not sleep."""
 
     @property
-    def state(self) -> Literal["ready", "loading", "asleep", "failed"]:
+    def state(self) -> ModelState:
         """Whether requests can be served now, or what stands in the way."""
         if self.engine.ready is not None:
             return "ready"

@@ -42,6 +42,12 @@ def test_every_panel_asks_for_something_of_its_own() -> None:
     assert len({panel["title"] for panel in panels}) == len(panels)
 
 
+def test_every_histogram_of_requests_has_a_panel() -> None:
+    wanted = {name for name in metrics() if re.fullmatch(r"paceline_request_\w+_bucket", name)}
+    assert len(wanted) > 5
+    assert wanted <= set(re.findall(r"\bpaceline_\w+", DASHBOARD.read_text()))
+
+
 def test_every_panel_is_of_the_jobs_and_instances_that_are_chosen() -> None:
     dashboard = json.loads(DASHBOARD.read_text())
     assert [variable["name"] for variable in dashboard["templating"]["list"]] == ["job", "model", "instance"]

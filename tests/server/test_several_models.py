@@ -97,6 +97,8 @@ def test_a_model_that_nobody_wants_sleeps_and_is_woken_by_its_name(server: Serve
         wait_until(lambda: states(server)["second"] == "asleep")
     text = get(server, "/metrics").text
     assert 'paceline_engine_restarts_total{model="second"} 0.0' in text
+    assert 'paceline_model_state{model="second",state="asleep"} 1.0' in text
+    assert 'paceline_model_state{model="second",state="ready"} 0.0' in text
 
 
 def test_a_batch_is_for_several_models_and_wakes_them(server: Server) -> None:
