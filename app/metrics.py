@@ -63,8 +63,8 @@ class Metrics:
     ) -> None:
         """`num_restarts`: the number of engines that replaced one that died. `proposer`: of drafts.
 
-        state: the model's. model: one of several, whose metrics have its name as a label. beside: of the first of them; all are rendered
-        together.
+        model: one of several, whose metrics have its name as a label. beside: of the first of them; all are rendered
+        together. state: the model's.
         """
         self._proposer = proposer
         self._model = model
