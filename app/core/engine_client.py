@@ -33,7 +33,7 @@ class EngineClient(Protocol):
 
     @property
     def has_requests(self) -> bool:
-        """Whether any request has not ended."""
+        """Whether any request has not ended, apart from probes."""
         ...
 
     @property
@@ -66,13 +66,13 @@ class EngineClient(Protocol):
         """Wait for the engine to die; EngineUnavailableError if no other will come."""
         ...
 
-    def generate(self, command: RequestCommand) -> AsyncIterator[RequestOutput]:
+    def generate(self, command: RequestCommand, is_probe: bool = False) -> AsyncIterator[RequestOutput]:
         """Submit a request at once (not at the first `anext`), and iterate over its outputs.
 
         The last output has a `finish_reason`. If the engine dies, the next one goes on with the request; one of which
         engines die ends with FinishReason.ERROR.
         A command with `progress` goes on with a request that was aborted, and is not refused for want of room.
-        When the reader is slower than the engine, outputs that wait are merged into one.
+        When the reader is slower than the engine, outputs that wait are merged into one. A probe is no use of the model.
 
         Raises EngineUnavailableError while the engine is loading or dead, QueueFullError when too many
         requests are open.

@@ -90,6 +90,7 @@ class _OpenRequest:
 
     command: RequestCommand
     progress: Progress
+    is_probe: bool
     stream: RequestStream = field(default_factory=RequestStream)
     deaths: int = 0
     """Deaths of engines that ran it beside others, since its last output."""
@@ -197,8 +198,8 @@ class AsyncEngine:
 
     @property
     def has_requests(self) -> bool:
-        """Whether any request has not ended."""
-        return bool(self._open)
+        """See `EngineClient.has_requests`."""
+        return any(not request.is_probe for request in self._open.values())
 
     @property
     def is_full(self) -> bool:
@@ -227,7 +228,7 @@ class AsyncEngine:
             error.retry_after = self.retry_after
             raise error
 
-    def generate(self, command: RequestCommand) -> RequestStream:
+    def generate(self, command: RequestCommand, is_probe: bool = False) -> RequestStream:
         """See `EngineClient.generate`."""
         if self.failure is not None:
             raise EngineUnavailableError(f"the engine is not available: {self.failure}")
@@ -239,7 +240,7 @@ class AsyncEngine:
             self._backlog.enter(command)
             if isinstance(command, GenerateCommand):
                 command.adapter_folder = self.adapters.get(command.adapter, "")
-        request = self._open[command.request_id] = _OpenRequest(command, progress or Progress())
+        request = self._open[command.request_id] = _OpenRequest(command, progress or Progress(), is_probe)
         if self.ready is not None:
             self._send(command)
         return request.stream

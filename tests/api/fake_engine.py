@@ -84,7 +84,7 @@ class FakeEngine:
         """See EngineClient: it never is."""
         await asyncio.Event().wait()
 
-    def generate(self, command: GenerateCommand) -> RequestStream:
+    def generate(self, command: GenerateCommand, is_probe: bool = False) -> RequestStream:  # noqa: ARG002
         """See EngineClient."""
         if self.refusal is not None and self.commands.qsize() >= (self.refuse_after or 0):
             raise self.refusal

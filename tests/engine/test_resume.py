@@ -193,7 +193,10 @@ async def test_requests_of_a_model_that_has_failed_end_and_its_next_engine_takes
     engine = Engine(tmp_path)
     await engine.start()
     await client.wait_until_ready()
+    client.generate(command("probe", [1, 2]), is_probe=True)
+    assert not client.has_requests  # a health check does not keep a model awake
     lost = client.generate(command("lost", [1, 2]))
+    assert client.has_requests
     engine.die()
     await client.wait_until_lost()
     client.end_all("its weights are gone")
