@@ -72,7 +72,7 @@ class EngineClient(Protocol):
         The last output has a `finish_reason`. If the engine dies, the next one goes on with the request; one of which
         engines die ends with FinishReason.ERROR.
         A command with `progress` goes on with a request that was aborted, and is not refused for want of room.
-        When the reader is slower than the engine, outputs that wait are merged into one. A probe is no use of the model.
+        When the reader is slower than the engine, outputs that wait are merged into one. Probes use no model.
 
         Raises EngineUnavailableError while the engine is loading or dead, QueueFullError when too many
         requests are open.
