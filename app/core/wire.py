@@ -43,6 +43,18 @@ class Progress(msgspec.Struct, kw_only=True):
     """Several engines died while they ran it, so it has to run alone, where it can harm no other request."""
 
 
+class KeepMediaCommand(msgspec.Struct, tag=True):
+    """Keep these for requests of this API worker that follow, and name them by their digests."""
+
+    media: list[Media]
+
+
+class DropMediaCommand(msgspec.Struct, tag=True):
+    """No open request of this API worker has these any more."""
+
+    digests: list[bytes]
+
+
 class GenerateCommand(msgspec.Struct, tag=True, kw_only=True):
     """Generate tokens. `request_id` is unique among all open requests of the engine."""
 
@@ -50,7 +62,8 @@ class GenerateCommand(msgspec.Struct, tag=True, kw_only=True):
     prompt_token_ids: list[int]
     """Not empty; each within the vocabulary; no more than the model's context."""
     source: Media | None = None
-    """What the encoder of an encoder-decoder reads, of at most `EngineReady.max_source_len` tokens."""
+    """What the encoder of an encoder-decoder reads, of at most `EngineReady.max_source_len` tokens. Its arrays, and
+    those of `placed`, go ahead of it in a KeepMediaCommand."""
     sampling: SamplingParams
     priority: int = 0
     tenant: str = DEFAULT_TENANT
@@ -133,6 +146,8 @@ WATCH_SECONDS = 3.0
 
 EngineCommand = (
     HelloCommand
+    | KeepMediaCommand
+    | DropMediaCommand
     | GenerateCommand
     | PredictCommand
     | AbortCommand

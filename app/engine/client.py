@@ -19,12 +19,14 @@ from ..core.wire import (
     AbortCommand,
     AdapterOutcome,
     AdaptersChanged,
+    DropMediaCommand,
     EngineCommand,
     EngineMessage,
     EngineReady,
     EngineStats,
     GenerateCommand,
     HelloCommand,
+    KeepMediaCommand,
     LoadAdapterCommand,
     Progress,
     RequestCommand,
@@ -36,6 +38,7 @@ from ..core.wire import (
 )
 from ..errors import EngineUnavailableError, InvalidRequestError, QueueFullError
 from .backlog import Backlog
+from .media import SentMedia, bare
 from .watching import Watching
 
 log = logging.getLogger(__name__)
@@ -159,6 +162,8 @@ class AsyncEngine:
         self._asked: dict[str, asyncio.Future[None]] = {}
         """By name of an adapter that is being loaded or unloaded for a caller here."""
         self._open: dict[str, _OpenRequest] = {}
+        self._media = SentMedia()
+        """To the engine that there is."""
         self._watching = Watching(self._ask_for_reports)
         self._encode = msgspec.msgpack.Encoder().encode
         self._decode = msgspec.msgpack.Decoder(EngineMessage).decode
@@ -242,7 +247,7 @@ class AsyncEngine:
                 command.adapter_folder = self.adapters.get(command.adapter, "")
         request = self._open[command.request_id] = _OpenRequest(command, progress or Progress(), is_probe)
         if self.ready is not None:
-            self._send(command)
+            self._submit(command)
         return request.stream
 
     def abort(self, request_id: str) -> None:
@@ -250,6 +255,7 @@ class AsyncEngine:
         self._backlog.leave(request_id, was_served=False)
         if self._open.pop(request_id, None) is not None and self.ready is not None:
             self._send(AbortCommand([request_id]))
+            self._drop_media(request_id)
 
     def expire(self, request_id: str) -> None:
         """See `EngineClient.expire`."""
@@ -317,6 +323,16 @@ class AsyncEngine:
 
     # ------------------------------------------------------------------ messages
 
+    def _submit(self, command: RequestCommand) -> None:
+        if media := self._media.add(command):
+            self._send(KeepMediaCommand(media))
+        self._send(bare(command))
+
+    def _drop_media(self, request_id: str) -> None:
+        """Tell the engine what it need not keep, now that a request has ended."""
+        if digests := self._media.remove(request_id):
+            self._send(DropMediaCommand(digests))
+
     def _send(self, command: EngineCommand) -> None:
         assert self._socket is not None
         self._socket.send(self._encode(command), copy=True)
@@ -353,6 +369,7 @@ class AsyncEngine:
             return self.ready is not None
         finally:
             self.ready = None
+            self._media.clear()
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
@@ -390,6 +407,7 @@ class AsyncEngine:
                 continue
             if output.finish_reason is not None:
                 del self._open[output.request_id]
+                self._drop_media(output.request_id)
             self._backlog.leave(output.request_id, was_served=True)
             request.take(output)
 
@@ -402,7 +420,7 @@ class AsyncEngine:
         self._bring_back_adapters(ready)
         self._record_that_nothing_runs()
         for request in sorted(self._open.values(), key=lambda request: request.deaths_alone, reverse=True):
-            self._send(request.command_for_the_next_engine())
+            self._submit(request.command_for_the_next_engine())
         await self._notify()
 
     async def _on_death(self) -> None:
@@ -443,3 +461,4 @@ class AsyncEngine:
         self._backlog.leave(request_id, was_served=False)
         output = RequestOutput(request_id=request_id, token_ids=[], finish_reason=FinishReason.ERROR, error=error)
         self._open.pop(request_id).stream.put(output)
+        self._drop_media(request_id)

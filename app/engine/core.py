@@ -6,11 +6,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future, wait
 from contextlib import suppress
 from typing import NamedTuple
-from weakref import WeakValueDictionary
 
-from msgspec import structs
-
-from ..core.media import Media, Placed
 from ..core.request import NO_ADAPTER, NO_EXTRAS, Extras, FinishReason, Request, RequestStatus
 from ..core.sampling import SamplingParams
 from ..core.step import (
@@ -69,8 +65,6 @@ class EngineCore:
         self._endings: list[RequestOutput] = []  # of requests that ended between steps
         self._preparing: dict[str, _Preparing] = {}
         """Requests that wait for their grammars, or for an adapter that is being loaded."""
-        self._media: WeakValueDictionary[bytes, Media] = WeakValueDictionary()
-        """Of all requests, by their digests."""
 
     @property
     def has_work(self) -> bool:
@@ -84,8 +78,6 @@ class EngineCore:
         adapter = None
         if command.adapter:
             adapter = self.adapters.find(command.adapter, command.adapter_folder)
-        if command.placed:
-            command.placed = self._shared(command.placed)
         request = _to_generate(command, adapter)
         needs = {}
         if adapter is not None and not adapter.is_ready:
@@ -112,11 +104,6 @@ class EngineCore:
         """The worker's slots for adapters that requests have."""
         requests = (*self.scheduler.requests.values(), *(waiting.request for waiting in self._preparing.values()))
         return {request.extras.adapter for request in requests}
-
-    def _shared(self, placed: list[Placed]) -> list[Placed]:
-        """The same, with media that other requests have in the place of equal ones: each of `n` choices brings its own,
-        which may be tens of megabytes."""
-        return [structs.replace(one, media=self._media.setdefault(one.media.digest, one.media)) for one in placed]
 
     def _queue(self, request: Request) -> None:
         self.scheduler.add(request)

@@ -26,11 +26,13 @@ from ..core.wire import (
     AbortCommand,
     AdapterOutcome,
     AdaptersChanged,
+    DropMediaCommand,
     EngineCommand,
     EngineMessage,
     EngineReady,
     GenerateCommand,
     HelloCommand,
+    KeepMediaCommand,
     LoadAdapterCommand,
     PredictCommand,
     StepOutputs,
@@ -42,6 +44,7 @@ from ..errors import StartupError
 from ..log import configure_logging
 from .build import build_engine
 from .core import EngineCore
+from .media import ReceivedMedia
 from .outbox import Outbox
 from .reporter import Reporter
 
@@ -81,6 +84,7 @@ class EngineServer:
         """By name of the API worker."""
         self._outbox_of: dict[str, Outbox] = {}
         """By open request."""
+        self._media = ReceivedMedia()
         self._loads: list[tuple[bytes, str, Future[None]]] = []
         """API worker, name of the adapter, and what comes of it, of all that were not answered yet."""
         self._told: dict[bytes, dict[str, str]] = {}
@@ -121,10 +125,18 @@ class EngineServer:
             match self._decode(payload):
                 case HelloCommand():
                     self._greet(worker, core)
+                    self._media.drop_all(worker)
                     self._told[worker] = core.adapters.folders
                     own = {"adapters": self._told[worker], "adapters_of_start": sorted(self._adapters_of_start)}
                     self._send(worker, msgspec.structs.replace(ready, **own))
-                case GenerateCommand() | PredictCommand() as command:
+                case KeepMediaCommand(media):
+                    self._media.keep(worker, media)
+                case DropMediaCommand(digests):
+                    self._media.drop(worker, digests)
+                case GenerateCommand() as command:
+                    self._outbox_of[command.request_id] = self._outboxes[worker]
+                    core.add(self._media.filled(worker, command))
+                case PredictCommand() as command:
                     self._outbox_of[command.request_id] = self._outboxes[worker]
                     core.add(command)
                 case AbortCommand(request_ids):
