@@ -17,7 +17,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from ..core.parent import when_parent_ends
-from .folder import GGUF_FILE, ModelFolder
+from .folder import GGUF_FILE, SOURCE_TOKENIZER, ModelFolder
 from .gguf.by_name import tensors_by_name
 from .gguf.config import model_config, other_config
 from .gguf.file import GgufFile, parts_of
@@ -70,6 +70,8 @@ def _write_beside(source: Path, folder: Path) -> None:
         (folder / file.name).symlink_to(file.resolve())
     tokenizer = own_tokenizer(ModelFolder(source)) or _tokenizer_of_class(source)
     tokenizer.fast.save(str(folder / "tokenizer.json"))
+    if tokenizer.source is not None:
+        tokenizer.source.save(str(folder / SOURCE_TOKENIZER))
     if not (source / "tokenizer_config.json").exists():
         _write_json(folder / "tokenizer_config.json", tokenizer.config)
 

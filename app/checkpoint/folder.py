@@ -17,6 +17,9 @@ from .seeing import FILES, SEEING
 _DTYPES = ("float32", "bfloat16", "float16")
 GGUF_FILE = "model.gguf"
 """The GGUF file in a folder that the converter has written, or a link to it."""
+SOURCE_TOKENIZER = "source_tokenizer.json"
+"""How the texts for an encoder-decoder's encoder are cut, in a folder that the converter has written, if it is not by
+tokenizer.json. Ids beyond the vocabulary stand for <unk>."""
 _OTHER_WEIGHTS = ("*.bin", "*.pt", "*.pth", "*.gguf")
 
 

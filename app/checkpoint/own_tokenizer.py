@@ -7,10 +7,11 @@ from tokenizers import AddedToken
 
 from .folder import ModelFolder
 from .gguf.tokenizer import GgufTokenizer
+from .marian import SOURCE, marian_tokenizers
 from .sentence_pieces import SentencePieces
 from .tiktoken_file import is_tiktoken, tiktoken_tokenizer
 
-TOKENIZER_FILES = ("tokenizer.model", "spiece.model", "sentencepiece.bpe.model", "*.tiktoken", "tiktoken.model")
+TOKENIZER_FILES = ("tokenizer.model", "spiece.model", "sentencepiece.bpe.model", SOURCE, "*.tiktoken", "tiktoken.model")
 
 
 class OwnTokenizer(NamedTuple):
@@ -18,6 +19,8 @@ class OwnTokenizer(NamedTuple):
 
     fast: Any
     config: dict[str, Any]
+    source: Any = None
+    """Of an encoder-decoder: what the encoder reads is cut by this one, if it is another."""
 
 
 def tokenizer_file(folder: Path) -> Path | None:
@@ -35,6 +38,9 @@ def own_tokenizer(folder: ModelFolder) -> OwnTokenizer | None:
     assert file is not None
     config = folder.read_object("tokenizer_config.json")
     declared = {int(id_): token["content"] for id_, token in (config.get("added_tokens_decoder") or {}).items()}
+    if file.name == SOURCE:
+        written, source = marian_tokenizers(folder.path, config)
+        return OwnTokenizer(written, {}, source)
     if is_tiktoken(file):
         tokenizer = OwnTokenizer(tiktoken_tokenizer(file, config), {})
     else:

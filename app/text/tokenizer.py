@@ -8,7 +8,7 @@ from tokenizers import AddedToken, Encoding, decoders, models
 from tokenizers import Tokenizer as FastTokenizer
 
 from ..checkpoint.byte_alphabet import byte_alphabet
-from ..checkpoint.folder import ModelFolder
+from ..checkpoint.folder import SOURCE_TOKENIZER, ModelFolder
 from ..errors import ModelError
 
 _BYTE_OF = byte_alphabet()
@@ -33,6 +33,8 @@ class Tokenizer:
         """Read a model folder; ModelError if there is no usable tokenizer.json. A model that reads no text needs none:
         it has no tokens."""
         self._fast = _read(folder)
+        self._source = _read_source(folder)
+        """What a text is cut by, if another tokenizer writes what is generated."""
         self._fast.no_padding()
         self._fast.no_truncation()
         self._folder = ModelFolder(folder)
@@ -142,8 +144,11 @@ class Tokenizer:
 
     def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
         """Token ids of a text, by default with the special tokens that the tokenizer adds (such as BOS)."""
-        ids: list[int] = self._fast.encode(text, add_special_tokens=add_special_tokens).ids
-        return ids
+        ids: list[int] = (self._source or self._fast).encode(text, add_special_tokens=add_special_tokens).ids
+        if self._source is None:
+            return ids
+        unknown = self._fast.token_to_id("<unk>")
+        return [id_ if unknown is None or id_ < self.vocab_size else unknown for id_ in ids]
 
     def encoder_input(
         self,
@@ -265,6 +270,11 @@ def _content(value: Any) -> str | None:
     """The text of a token in tokenizer_config.json, where it is a text or an object with its content."""
     text = value.get("content") if isinstance(value, dict) else value
     return text if isinstance(text, str) else None
+
+
+def _read_source(folder: Path) -> FastTokenizer | None:
+    file = folder / SOURCE_TOKENIZER
+    return FastTokenizer.from_file(str(file)) if file.is_file() else None
 
 
 def _read(folder: Path) -> FastTokenizer:

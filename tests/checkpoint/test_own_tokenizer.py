@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import sentencepiece
 import tokenizers
+from transformers import MarianTokenizer
 
 from app.checkpoint.convert import convert
 from app.checkpoint.folder import ModelFolder
@@ -47,11 +48,11 @@ def test_pieces(case: dict[str, Any], tmp_path: Path) -> None:
         assert fast.encode(text).ids == [1, *ids, 2], text
 
 
-def trained_pieces(**ids: Any) -> bytes:
+def trained_pieces(texts: list[str] = TEXTS, **ids: Any) -> bytes:
     """A vocabulary of the other kind, whose pieces are chosen by their probabilities."""
     written = io.BytesIO()
     sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter(TEXTS * 3), model_writer=written, vocab_size=200, hard_vocab_limit=False,
+        sentence_iterator=iter(texts * 3), model_writer=written, vocab_size=200, hard_vocab_limit=False,
         model_type="unigram", minloglevel=2, **ids,
     )  # fmt: skip
     return written.getvalue()
@@ -171,3 +172,37 @@ def test_what_cannot_be_read_is_named(name: str, content: bytes | str, words: st
     write(tmp_path, name, content)
     with pytest.raises(ValueError, match=words):
         own(tmp_path)
+
+
+@pytest.mark.filterwarnings("ignore:Recommended. pip install sacremoses")  # which it never uses
+def test_marians_two_vocabularies(tmp_path: Path) -> None:
+    """Texts become the ids that transformers gives them, and ids its texts, though a piece of source.spm has no id."""
+    (folder := tmp_path / "given").mkdir()
+    lines = [line for text in TEXTS for line in text.splitlines() if "<" not in line and line]
+    for name, words in (("source", lines), ("target", [line.upper() for line in lines])):
+        (folder / f"{name}.spm").write_bytes(trained_pieces(words, unk_id=0, bos_id=1, eos_id=2, pad_id=-1))
+    names = [
+        oracle.id_to_piece(id_)
+        for oracle in (
+            sentencepiece.SentencePieceProcessor(str(folder / f"{name}.spm")) for name in ("source", "target")
+        )
+        for id_ in range(3, oracle.get_piece_size())
+    ]
+    lacking = sentencepiece.SentencePieceProcessor(str(folder / "source.spm")).encode(lines[0], out_type=str)[1]
+    pieces = ["</s>", "<unk>", ">>fra<<", *(name for name in dict.fromkeys(names) if name != lacking), "<pad>"]
+    (folder / "vocab.json").write_text(json.dumps({piece: id_ for id_, piece in enumerate(pieces)}))
+    (folder / "config.json").write_text(json.dumps({"model_type": "marian", "eos_token_id": 0}))
+    convert(folder, tmp_path / "converted")
+    ours, theirs = Tokenizer(tmp_path / "converted"), MarianTokenizer.from_pretrained(folder)
+    num_unknown = 0
+    for line in [*lines, *(f">>fra<< {line}" for line in lines), "a  b\t c </s> d", "", "ABC ☃☃ x ☃", "ÀÉ"]:
+        expected = theirs(line)["input_ids"]
+        assert ours.encode(line) == expected, line
+        num_unknown += 1 in expected
+        assert ours.decode(expected).strip() == theirs.decode(expected, skip_special_tokens=True)
+    assert num_unknown > 4
+    written = [id_ for id_, piece in enumerate(pieces) if piece.isupper()]
+    assert ours.decode(written) == theirs.decode(written, skip_special_tokens=True)
+    (folder / "target_vocab.json").write_text("{}")
+    with pytest.raises(ValueError, match="separate_vocabs"):
+        convert(folder, tmp_path / "other")
