@@ -122,6 +122,12 @@ def test_a_request_says_how_much_may_be_guessed(server: Server, given: Any, most
 _EPHEMERAL = {"type": "ephemeral"}
 _AN_HOUR = {"type": "ephemeral", "ttl": "1h"}
 _MARKED = {"messages": [{"role": "user", "content": [{"type": "text", "text": "Hi", "cache_control": _AN_HOUR}]}]}
+_TOOL = {"type": "function", "function": {"name": "f"}}
+_RESULT = {
+    "type": "tool_result",
+    "tool_use_id": "a",
+    "content": [{"type": "text", "text": "a", "cache_control": _EPHEMERAL}],
+}
 
 
 @pytest.mark.parametrize(
@@ -133,9 +139,12 @@ _MARKED = {"messages": [{"role": "user", "content": [{"type": "text", "text": "H
         ("/v1/chat/completions", {"prompt_cache_key": "a", "cache_retention": 0}, 0.0),
         ("/v1/responses", {"prompt_cache_retention": "24h"}, 86400.0),
         ("/v1/responses", {"prompt_cache_retention": "in_memory"}, 300.0),
+        ("/v1/chat/completions", {"cache_retention": 7.5, **_MARKED}, 3600.0),
+        ("/v1/chat/completions", {"tools": [{**_TOOL, "cache_control": _EPHEMERAL}], "tool_choice": "none"}, 300.0),
         ("/v1/messages", {"cache_control": _EPHEMERAL}, 300.0),
         ("/v1/messages", {"cache_control": _EPHEMERAL, **_MARKED}, 3600.0),
         ("/v1/messages", {"system": [{"type": "text", "text": "a", "cache_control": _EPHEMERAL}]}, 300.0),
+        ("/v1/messages", {"messages": [{"role": "user", "content": [_RESULT]}]}, 300.0),
     ],
 )
 def test_a_request_says_how_long_its_blocks_are_kept(
@@ -150,6 +159,7 @@ def test_a_time_that_no_cache_has_is_refused_by_name(server: Server) -> None:
     for path, given, name in (
         ("/v1/chat/completions", {"cache_retention": 1e9}, "cache_retention"),
         ("/v1/messages", {"cache_control": {"type": "ephemeral", "ttl": "1y"}}, "cache_control.ttl"),
+        ("/v1/chat/completions", {"cache_control": {"type": "forever"}}, "cache_control.type"),
     ):
         body = next(body for known, _, body in REQUESTS if known == path)
         refusal = server.post(path, {**body, **given})

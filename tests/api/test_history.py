@@ -79,7 +79,7 @@ def test_a_request_of_a_coding_agent(server: Server, name: str) -> None:
         {
             "model": MODEL,
             "messages": [
-                {"role": "developer", "content": [{"type": "text", "text": "a", "cache_control": {"type": "x"}}]},
+                {"role": "developer", "content": [{"type": "text", "text": "a", "cache_control": None}]},
                 {"role": "user", "content": "b", "name": "ann"},
                 {"role": "assistant", "content": None, "tool_calls": [call], "reasoning": "c", "annotations": []},
                 {"role": "tool", "tool_call_id": "call_1", "name": name, "content": None},

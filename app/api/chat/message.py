@@ -7,9 +7,10 @@ from pydantic import Field
 
 from ...errors import InvalidRequestError, UnsupportedError
 from ..edge.body import Label, RequestBody, Unsupported, hints, refused
+from ..generation.cache_control import CacheControl
 
-_HINTS = hints("annotations cache_control index parsed reasoning_details")
-"""What clients make of an answer, and send back with it, and wishes to cache."""
+_HINTS = hints("annotations index parsed reasoning_details")
+"""What clients make of an answer, and send back with it."""
 _UNSUPPORTED: Unsupported = refused("audio file function_call input_audio video_url")
 
 
@@ -25,6 +26,7 @@ class ToolCall(RequestBody):
     """A call that the model made earlier in the chat."""
 
     hints = _HINTS
+    cache_control: CacheControl | None = None
     id: Label
     type: Literal["function"] = "function"
     function: FunctionCall
@@ -50,6 +52,7 @@ class ContentPart(RequestBody):
     type: str
     text: str | None = None
     refusal: str | None = Field(None, description="of the type refusal, of the assistant")
+    cache_control: CacheControl | None = None
     image_url: ImageUrl | None = Field(None, description="of the type image_url, for models that read images")
 
     @property
@@ -91,6 +94,7 @@ class Message(RequestBody):
     reasoning_content: str | None = Field(None, description="of the assistant")
     reasoning: str | None = Field(None, description="another name of reasoning_content")
     refusal: str | None = Field(None, description="of the assistant, instead of content")
+    cache_control: CacheControl | None = None
 
     def for_template(self, marks: Iterator[str]) -> dict[str, Any]:
         """The message as chat templates expect it. `marks`: see `ContentPart.for_template`."""
@@ -105,6 +109,11 @@ class Message(RequestBody):
             "reasoning_content": self.reasoning_content or self.reasoning,
         }
         return message | {name: value for name, value in others.items() if value is not None}
+
+    @property
+    def markable(self) -> list[RequestBody]:
+        """The message and all of it that may have a `cache_control`."""
+        return [self, *self.tool_calls, *(self.content if isinstance(self.content, list) else [])]
 
     @property
     def images(self) -> list[tuple[int, ContentPart]]:

@@ -6,6 +6,7 @@ from pydantic import ConfigDict, Field, model_validator
 
 from ...errors import InvalidRequestError, UnsupportedError
 from ..edge.body import RequestBody
+from ..generation.cache_control import CacheControl, longest_wish
 from ..generation.fields import HINTS, UNSUPPORTED, Effort, SamplingFields
 from ..generation.structured import StructuredFields
 from .message import Message
@@ -25,6 +26,7 @@ class FunctionDefinition(RequestBody):
     description: str | None = None
     parameters: dict[str, Any] | None = Field(None, description="a JSON schema of an object")
     strict: bool = Field(False, description="arguments of calls that are asked for match in either case")
+    cache_control: CacheControl | None = None
 
     def schema_of_arguments(self) -> dict[str, Any]:
         """The schema of a call's arguments. As in OpenAI's API, a function without parameters takes none.
@@ -39,9 +41,9 @@ class FunctionDefinition(RequestBody):
 class Tool(RequestBody):
     """A function that the model may call."""
 
-    hints = frozenset(("cache_control",))
     type: Literal["function"]
     function: FunctionDefinition
+    cache_control: CacheControl | None = None
 
     def for_template(self) -> dict[str, Any]:
         """As chat templates expect it, without `strict` and what other APIs have."""
@@ -176,6 +178,14 @@ class ChatRequest(ChatFields, StructuredFields, SamplingFields):
     thinking_token_budget: int | None = Field(
         None, ge=1, description="most tokens of reasoning; then it is closed, and the answer begins"
     )
+    cache_control: CacheControl | None = Field(None, description="here and elsewhere: the longest time counts")
+
+    @property
+    def wished_retention(self) -> float:
+        """See `TokenFields`; marks in the chat count as well."""
+        parts = [part for message in self.messages for part in message.markable]
+        functions = [tool.function for tool in self.tools]
+        return max(super().wished_retention, longest_wish([self, *parts, *self.tools, *functions]))
 
     def check(self) -> None:
         """See `RequestBody.check`."""

@@ -7,25 +7,13 @@ from pydantic import Field, Tag
 from ...errors import InvalidRequestError
 from ..chat.schema import FunctionName
 from ..edge.body import Label, RequestBody, hints, refused
+from ..generation.cache_control import CacheControl
 from ..generation.kinds import HostedTool, Unknown, by_type, refuse_unknown
 
 _IN_BLOCKS = hints("caller citations signature toolset_name")
 _IN_TOOLS = hints("defer_loading eager_input_streaming")
 _HOSTED_TOOLS = ("advisor_", "code_execution_", "tool_search_tool_", "web_fetch_", "web_search_")
 """Beginnings of the types of tools that Anthropic's servers run."""
-
-
-class CacheControl(RequestBody):
-    """A wish to keep the conversation in the prefix cache. All of it is kept, wherever this stands."""
-
-    hints = frozenset(("scope",))
-    type: Literal["ephemeral"]
-    ttl: Literal["5m", "1h"] = "5m"
-
-    @property
-    def seconds(self) -> float:
-        """For how long."""
-        return {"5m": 300.0, "1h": 3600.0}[self.ttl]
 
 
 class ContentBlock(RequestBody):

@@ -7,9 +7,10 @@ from pydantic import ConfigDict, Field
 from ...errors import InvalidRequestError
 from ..chat.schema import FunctionName
 from ..edge.body import Label, RequestBody, Unsupported, hints, refused
+from ..generation.cache_control import CacheControl, longest_wish
 from ..generation.fields import Effort, TokenFields
 from ..generation.kinds import refuse_unknown
-from .blocks import CacheControl, CustomTool, TextBlock, Tool, Turn
+from .blocks import TextBlock, Tool, ToolResultBlock, Turn
 
 _HINTS = hints(
     "billing_policy diagnostics fallback_credit_token fallbacks metadata service_tier speed user_profile_id "
@@ -114,6 +115,6 @@ class MessagesRequest(ConversationFields, TokenFields):
         """See `TokenFields`; marks in the conversation count as well."""
         content = [self.system, *(turn.content for turn in self.messages)]
         blocks = [block for blocks in content if isinstance(blocks, list) for block in blocks]
-        marked = [self, *blocks, *(tool for tool in self.tools if isinstance(tool, CustomTool))]
-        marks = (getattr(one, "cache_control", None) for one in marked)
-        return max([super().wished_retention, *(mark.seconds for mark in marks if isinstance(mark, CacheControl))])
+        results = [block.content for block in blocks if isinstance(block, ToolResultBlock)]
+        inner = [block for blocks in results if isinstance(blocks, list) for block in blocks]
+        return max(super().wished_retention, longest_wish([self, *blocks, *inner, *self.tools]))
