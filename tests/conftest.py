@@ -9,7 +9,6 @@ import signal
 import sys
 from collections.abc import Iterator
 from contextlib import suppress
-from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -69,10 +68,6 @@ def pytest_configure(config: pytest.Config) -> None:
 
         if not torch.cuda.is_available():
             os.environ["TRITON_INTERPRET"] = "1"
-            if find_spec("triton"):
-                from tests.kernels.interpreter import make_faster
-
-                make_faster()
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
@@ -105,6 +100,10 @@ def pytest_collection_finish(session: pytest.Session) -> None:
     The result is kept in the cache folder. Of several test processes, one converts and the others wait.
     """
     gc.enable()
+    if "triton" in sys.modules and "TRITON_INTERPRET" in os.environ:
+        from tests.kernels.interpreter import make_faster
+
+        make_faster()
     if not session.config.option.collectonly and any(item.get_closest_marker("slow") for item in session.items):
         with suppress(ModelError):  # the tests that need the model will report this
             find_model("embedded")

@@ -12,6 +12,7 @@ from transformers import GenerationConfig, PreTrainedModel
 
 from app import check_model
 from tests.models.encoder_decoders import write_encoder_decoder
+from tests.server.examples import check_examples
 from tests.server.process import Server, running_server
 
 CHRONOS = {
@@ -179,6 +180,10 @@ def test_what_is_wrong_is_named(
     error = answer.json()["error"]
     assert error["param"] == param
     assert message in error["message"]
+
+
+def test_examples(chronos: tuple[Server, PreTrainedModel]) -> None:
+    check_examples(chronos[0].url, "docs/forecasting.md: Chronos")
 
 
 def test_what_the_service_and_check_model_say_of_it(chronos: tuple[Server, PreTrainedModel], folder: Path) -> None:

@@ -13,6 +13,7 @@ from transformers import AutoModel
 
 from app.checkpoint.byte_alphabet import byte_alphabet
 from tests import web
+from tests.server.examples import check_examples
 from tests.server.process import Server, running_server
 from tests.worker.test_encoder_runner import write_encoder
 from tests.worker.test_predictors import write_decoder
@@ -74,6 +75,10 @@ def test_embeddings_are_those_of_transformers_in_order(embedder: tuple[Server, P
         np.testing.assert_allclose(short, head / np.linalg.norm(head), atol=1e-6)
         cut = client.embeddings.create(model=model, input="x" * 500, extra_body={"truncate_prompt_tokens": -1})
         assert cut.usage.prompt_tokens == 70
+
+
+def test_examples(embedder: tuple[Server, Path]) -> None:
+    check_examples(embedder[0].url, "docs/encoders.md: Embeddings", "docs/api.md: Encoders")
 
 
 def test_scores_are_cosines(embedder: tuple[Server, Path]) -> None:
@@ -140,6 +145,7 @@ def test_a_judge_ranks_by_the_probability_of_yes(tmp_path: Path) -> None:
     with running_server("--model", str(tmp_path), "--task", "score", "--dtype", "float32") as server:
         body = {"query": "What purrs?", "documents": documents, "instruction": "Find it"}
         results = web.post(f"{server.url}/v1/rerank", json=body).json()["results"]
+        check_examples(server.url, "docs/encoders.md: Rerankers that generate")
         tasks = web.get(f"{server.url}/v1/models").json()["data"][0]["tasks"]
     assert tasks == ["score"]
     assert len(results) == len(documents)
@@ -163,6 +169,7 @@ def test_entities_of_texts_of_several_lengths(tmp_path: Path) -> None:
     texts = ["Ada", "London and Paris", "x" * 40, "Ada lives in London."]
     with running_server("--model", str(tmp_path)) as server:
         data = web.post(f"{server.url}/v1/classify", json={"input": texts}).json()["data"]
+        check_examples(server.url, "docs/encoders.md: Entities")
     for text, one in zip(texts, data, strict=True):
         with torch.inference_mode():
             logits = oracle(input_ids=torch.tensor([[CLS, *text.encode(), SEP]])).logits[0, 1:-1]

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from tests import web
+from tests.server.examples import check_examples
 from tests.server.process import Server, running_server
 from tests.worker.test_forecaster import write_forecaster
 
@@ -53,6 +54,10 @@ def test_a_crowd_gets_the_forecasts_of_transformers(served: tuple[Server, Any]) 
     assert answers[0]["usage"]["total_tokens"] == min(8, -(-len(requests[0][0]) // 8))
     short = post(server, {"series": [[1, 2, 3]], "horizon": 40, "quantiles": [0.5]})["data"][0]
     assert (len(short["mean"]), list(short["quantiles"])) == (40, ["0.5"])
+
+
+def test_examples(served: tuple[Server, Any]) -> None:
+    check_examples(served[0].url, "docs/forecasting.md: Forecasting")
 
 
 def test_what_the_service_says_of_it(served: tuple[Server, Any]) -> None:

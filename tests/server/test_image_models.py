@@ -15,6 +15,7 @@ import pytest
 import torch
 
 from tests import web
+from tests.server.examples import check_examples
 from tests.server.process import Server, running_server
 from tests.server.test_encoders import CLS, SEP, write_tokenizer
 from tests.worker.test_image_models import FILES, LABELS, inputs_of, write_image_model
@@ -88,6 +89,11 @@ def test_embeddings_of_images_and_texts_in_all_forms(clip: tuple[Server, Path, A
     with openai.OpenAI(base_url=f"{server.url}/v1", api_key="-", max_retries=0) as client:
         found = client.embeddings.create(model=client.models.list().data[0].id, input="a cat", dimensions=5)
         np.testing.assert_allclose(found.data[0].embedding, text[:5] / np.linalg.norm(text[:5]), atol=1e-5)
+
+
+def test_examples(clip: tuple[Server, Path, Any]) -> None:
+    page = "docs/image-models.md"
+    check_examples(clip[0].url, f"{page}: Classifying", f"{page}: Embedding", f"{page}: Files")
 
 
 def test_labels_of_the_request(clip: tuple[Server, Path, Any]) -> None:
