@@ -7,13 +7,12 @@ take so much time and memory and no more; whatever becomes of it, only the reque
 import asyncio
 import logging
 from asyncio.subprocess import DEVNULL, PIPE
-from typing import NamedTuple
 
 import numpy as np
 
 from ..core.own_module import FOLDER, command
 from ..errors import InvalidRequestError
-from .features import Floats
+from .sound import Sound
 
 log = logging.getLogger(__name__)
 
@@ -23,15 +22,6 @@ FLAG_OF_SUCCESS = b"+"
 """The first byte of an answer; another one begins an error for people."""
 HEADER_BYTES = 8
 """Of an answer: this one, and the number of frames that are sound."""
-
-
-class Sound(NamedTuple):
-    """A sound file that was read."""
-
-    mel: Floats
-    """Its spectrogram (bands, frames), with silence behind the sound."""
-    num_frames: int
-    """Of the sound itself."""
 
 
 async def read_sound(data: bytes, num_bands: int, least_frames: int, max_seconds: int, param: str) -> Sound:
@@ -59,4 +49,4 @@ async def read_sound(data: bytes, num_bands: int, least_frames: int, max_seconds
     if answer[:1] != FLAG_OF_SUCCESS:
         raise InvalidRequestError(f"{param}: {answer.decode(errors='replace')}", param)
     mel = np.frombuffer(answer, np.float32, offset=HEADER_BYTES).reshape(num_bands, -1)
-    return Sound(mel, int.from_bytes(answer[1:HEADER_BYTES]))
+    return await asyncio.to_thread(Sound, mel, int.from_bytes(answer[1:HEADER_BYTES]))  # copies a hundred megabytes

@@ -10,8 +10,9 @@ from fastapi import APIRouter, Request
 from starlette.responses import Response
 
 from ...errors import ApiError
-from ...speech.features import FRAMES_OF_A_SECOND, Floats
-from ...speech.reading import Sound, read_sound
+from ...speech.features import FRAMES_OF_A_SECOND
+from ...speech.reading import read_sound
+from ...speech.sound import Sound
 from ..deps import ADMITTED, ServiceDep
 from ..edge.answer import json_response, run_unless_disconnected
 from ..edge.document import RUNS, answers
@@ -31,7 +32,7 @@ from .answer import (
     whole_text,
 )
 from .places import SoundPlace, SoundPlaces
-from .schema import SpeechForm, SpeechRequest, read_speech
+from .schema import SpeechRequest, read_speech
 from .transcribe import Piece, Transcription, speech_of
 
 router = APIRouter()
@@ -68,14 +69,16 @@ async def _respond(request: Request, service: Service, task: str) -> Response:
     entry: RequestLog = request.scope["request_log"]
     speech_of(service)
     service.ready()
-    form = await read_speech(request, entry.ignored_fields if service.settings.unknown_fields == "ignore" else None)
-    service.check_model(form.fields.model)
+    ignored = entry.ignored_fields if service.settings.unknown_fields == "ignore" else None
+    asked, file = await read_speech(request, ignored)
+    service.check_model(asked.model)
     places: SoundPlaces = request.app.state.sound_places
-    place = places.take()
+    place = places.take(file)
+    del file  # the place has it, until it has been read
     try:
-        transcription = Transcription(service, form.fields, task, entry)
+        transcription = Transcription(service, asked, task, entry)
         response = await run_unless_disconnected(
-            request, _transcribed(service, entry, form, transcription, places, place)
+            request, _transcribed(service, entry, asked, transcription, places, place)
         )
     except BaseException:
         place.leave()
@@ -88,30 +91,37 @@ async def _respond(request: Request, service: Service, task: str) -> Response:
 async def _transcribed(
     service: Service,
     entry: RequestLog,
-    form: SpeechForm,
+    asked: SpeechRequest,
     transcription: Transcription,
     places: SoundPlaces,
     place: SoundPlace,
 ) -> Response:
-    sound = await _read(service, entry, form, places)
-    if form.fields.stream:
+    sound = await _read(service, entry, places, place)
+    if asked.stream:
         return _stream(entry, transcription, sound, place)
     try:
-        pieces = [piece async for piece in transcription.pieces(sound.mel, sound.num_frames)]
+        pieces = [piece async for piece in transcription.pieces(sound)]
     finally:
         transcription.stop()
     seconds = sound.num_frames / FRAMES_OF_A_SECOND
-    return _whole(pieces, form.fields, transcription.task, transcription.language, seconds)
+    return _whole(pieces, asked, transcription.task, transcription.language, seconds)
 
 
-async def _read(service: Service, entry: RequestLog, form: SpeechForm, places: SoundPlaces) -> Sound:
-    """Raises InvalidRequestError for what is no sound, and what `Service.expired` gives when the deadline comes."""
+async def _read(service: Service, entry: RequestLog, places: SoundPlaces, place: SoundPlace) -> Sound:
+    """The sound in a place's file, which is given up for it.
+
+    Raises InvalidRequestError for what is no sound, QueueFullError if others have taken up all memory since, and what
+    `Service.expired` gives when the deadline comes.
+    """
     described, _ = speech_of(service)
     most = service.settings.request_limits.max_audio_seconds
     left = None if entry.deadline is None else entry.deadline - time.monotonic()
     try:
         async with asyncio.timeout(left), places.reading:
-            return await read_sound(form.file, described.num_mel_bins, described.num_frames, most, "file")
+            places.check_room()
+            sound = await read_sound(place.file, described.num_mel_bins, described.num_frames, most, "file")
+            place.file, place.sound = b"", sound
+            return sound
     except TimeoutError:
         raise service.expired(entry) from None
 
@@ -128,7 +138,7 @@ def _stream(entry: RequestLog, transcription: Transcription, sound: Sound, place
         transcription.stop()
         place.leave()
 
-    return EventStream(ended(_events(transcription, sound.mel, sound.num_frames), end), stop)
+    return EventStream(ended(_events(transcription, sound), end), stop)
 
 
 def _whole(pieces: list[Piece], asked: SpeechRequest, task: str, language: str, seconds: float) -> Response:
@@ -145,11 +155,11 @@ def _whole(pieces: list[Piece], asked: SpeechRequest, task: str, language: str, 
             return Response(whole_text(pieces) + "\n", media_type="text/plain; charset=utf-8")
 
 
-async def _events(transcription: Transcription, mel: Floats, num_frames: int) -> AsyncGenerator[bytes, None]:
+async def _events(transcription: Transcription, sound: Sound) -> AsyncGenerator[bytes, None]:
     """Each piece of the text as it is known."""
     said: list[Piece] = []
-    async with aclosing(transcription.pieces(mel, num_frames)) as pieces:
+    async with aclosing(transcription.pieces(sound)) as pieces:
         async for piece in pieces:
             yield event(TranscriptDelta(delta=piece.text if said else piece.text.lstrip()))
             said.append(piece)
-    yield event(TranscriptDone(text=whole_text(said), usage=Duration(seconds=num_frames / FRAMES_OF_A_SECOND)))
+    yield event(TranscriptDone(text=whole_text(said), usage=Duration(seconds=sound.num_frames / FRAMES_OF_A_SECOND)))

@@ -1,6 +1,5 @@
 """The requests of POST /v1/audio/transcriptions and /v1/audio/translations, whose bodies are forms."""
 
-from dataclasses import dataclass
 from typing import Literal
 
 from fastapi import Request
@@ -40,20 +39,12 @@ class SpeechRequest(RequestBody):
             raise InvalidRequestError("stream: only with response_format json or text", "stream")
 
 
-@dataclass(frozen=True)
-class SpeechForm:
-    """A form that was read."""
-
-    fields: SpeechRequest
-    file: bytes
-
-
-async def read_speech(request: Request, ignored: set[str] | None) -> SpeechForm:
-    """The request's form. Raises InvalidRequestError. `ignored`: see `validate`."""
+async def read_speech(request: Request, ignored: set[str] | None) -> tuple[SpeechRequest, bytes]:
+    """The fields of the request's form, and its file. Raises InvalidRequestError. `ignored`: see `validate`."""
     if not is_form(request):
         raise InvalidRequestError(f"the Content-Type must be {FORM}")
     values = values_of(SpeechRequest, await read_form(request, Files(fields=("file",), most=1)))
     file = values.pop("file", None)
     if not isinstance(file, bytes):
         raise InvalidRequestError("file: a sound file is missing", "file")
-    return SpeechForm(validate(SpeechRequest, values, ignored, is_form=True), file)
+    return validate(SpeechRequest, values, ignored, is_form=True), file

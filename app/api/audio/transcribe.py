@@ -20,6 +20,7 @@ from ...errors import InvalidRequestError, UnsupportedError
 from ...speech.features import FRAMES_OF_A_SECOND, Floats
 from ...speech.languages import NAMES
 from ...speech.segments import Segment, cut
+from ...speech.sound import Sound
 from ...text.output_processor import StopConditions
 from ..edge.request_log import RequestLog
 from ..generation.choices import Choice, usable_temperature
@@ -87,13 +88,12 @@ class Transcription:
         """End the work that is left."""
         self._turns.stop()
 
-    async def pieces(self, mel: Floats, num_frames: int) -> AsyncGenerator[Piece, None]:
-        """The pieces of text of a spectrogram (bands, frames), of which `num_frames` are sound."""
-        length = self._described.num_frames
+    async def pieces(self, sound: Sound) -> AsyncGenerator[Piece, None]:
+        """The pieces of text of a sound, which is given up window by window."""
+        length, num_frames = self._described.num_frames, sound.num_frames
         begin, earlier = 0, self._asked_before()
         while begin < num_frames:
-            part = mel[:, begin : begin + length]
-            source = self._source(np.pad(part, ((0, 0), (0, length - part.shape[1]))))
+            source = self._source(sound.window(begin, length))
             if not self.language:
                 self.language = await self._find_language(source)
             window = await self._write(self._behind(earlier), source)
