@@ -85,6 +85,8 @@ async def test_media_are_sent_once_and_kept_while_a_request_has_them(tmp_path: P
     streams = [client.generate(one) for one in commands]
     received = [one for _ in range(11) if isinstance(one := await first.read(), GenerateCommand)]
     assert received == commands
+    first.media.keep(b"another worker", [medium("a")])
+    assert first.media.filled(b"another worker", commands[0]).placed[0].media is received[0].placed[0].media
     assert 4 * SIZE < first.num_bytes < 4.1 * SIZE, "what is sent of four media, which nine requests have"
 
     await first.end("0")
