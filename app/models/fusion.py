@@ -14,11 +14,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..kernels.ops import ACTIVATIONS, gated, routes_of
+from ..kernels.ops import ACTIVATIONS, gated
 from ..layers.linear import Linear, MergedLinear
 from ..layers.methods.plain import PLAIN, adopt, fill
-from ..layers.moe import Experts
 from ..layers.norm import GatedRMSNorm, OffsetRMSNorm, RMSNorm
+from .experts import form_of, stacked_experts, take_weights
+from .trials import SCALES, are_same
 
 log = logging.getLogger(__name__)
 
@@ -29,10 +30,6 @@ _SAME_INPUT = (
     ("in_proj_qkvz", "in_proj_ba"),
 )
 """Names of linear layers that get the same input, in transformers' modules."""
-_SCALES = 1, 100
-"""Of random numbers: some models bound what goes through an activation, which only large ones show."""
-_TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 2**-6, torch.float16: 2**-9}
-"""The difference that another order of additions makes, relative to the largest number."""
 
 
 class _Merged(MergedLinear):
@@ -65,13 +62,6 @@ class _Slice(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self._merged[0].take_slice(x, self._index)
-
-
-class _ChosenExperts(Experts):
-    """Stacked experts as transformers' models call them, which choose the experts by themselves."""
-
-    def forward(self, hidden_states: Tensor, top_k_index: Tensor, top_k_weights: Tensor) -> Tensor:  # type: ignore[override]
-        return super().forward(hidden_states, routes_of(top_k_index, top_k_weights, self.gate_up_proj.num_experts))
 
 
 class _GatedMLP(nn.Module):
@@ -109,8 +99,9 @@ def fuse(model: Any, leave: Collection[nn.Module] = ()) -> None:
                 counts["norm"] += _swap_norm(parent, name, child)
             elif type(child).__name__.endswith("RMSNormGated"):
                 counts["norm"] += _swap_gated_norm(parent, name, child)
-            elif {"gate_up_proj", "down_proj"} == dict(child.named_parameters()).keys():
-                counts["experts"] += _swap_experts(parent, name, child)
+    for path, experts in list(stacked_experts(model)):
+        parent_path, _, name = path.rpartition(".")
+        counts["experts"] += experts not in leave and _swap_experts(model.get_submodule(parent_path), name, experts)
     for parent in parents:  # whose gates are merged now
         for name, child in list(parent.named_children()):
             counts["mlp"] += _swap_mlp(parent, name, child)
@@ -171,30 +162,21 @@ def _swap_mlp(parent: nn.Module, name: str, mlp: nn.Module) -> bool:
         return False
     x = torch.randn(1, 3, merged.in_features, device=down.weight.device, dtype=down.weight.dtype)
     for candidate in (_GatedMLP(merged, down, activation) for activation in ACTIVATIONS):
-        if all(_are_same(mlp, candidate, scale * x) for scale in _SCALES):
+        if all(are_same(mlp, candidate, scale * x) for scale in SCALES):
             setattr(parent, name, candidate)
             return True
     return False
 
 
 def _swap_experts(parent: nn.Module, name: str, experts: nn.Module) -> bool:
-    gate_up, down = experts.get_parameter("gate_up_proj"), experts.get_parameter("down_proj")
-    if gate_up.dim() != 3 or down.shape != (len(gate_up), gate_up.shape[2], gate_up.shape[1] // 2):
+    if (form := form_of(experts)) is None:
+        log.info("experts of the form of %s stay transformers' own, in plain numbers", type(experts).__name__)
         return False
-    (count, _, size), inner = gate_up.shape, down.shape[2]
-    x = torch.randn(3, size, device=gate_up.device, dtype=gate_up.dtype)
-    weights, chosen = torch.rand(3, count, device=x.device).topk(min(2, count))
-    for activation in ACTIVATIONS:
-        with torch.device("meta"):
-            candidate = _ChosenExperts(count, size, inner, activation, ("gate_proj", "up_proj", "down_proj"))
-        for layer, weight in ((candidate.gate_up_proj, gate_up), (candidate.down_proj, down)):
-            fill(layer, weight.flatten(0, 1), None)
-            layer.method = PLAIN
-        are_same = (_are_same(experts, candidate, scale * x, chosen, weights.to(x.dtype)) for scale in _SCALES)
-        if all(are_same):
-            setattr(parent, name, candidate)
-            return True
-    return False
+    with torch.device("meta"):
+        ours = form.make(experts.get_parameter("down_proj").shape)
+    take_weights(ours, experts)
+    setattr(parent, name, ours)
+    return True
 
 
 def _swap(parent: nn.Module, new: dict[str, nn.Module], in_features: int, num_inputs: int = 1) -> bool:
@@ -202,22 +184,8 @@ def _swap(parent: nn.Module, new: dict[str, nn.Module], in_features: int, num_in
     old = {name: getattr(parent, name) for name in new}
     parameter = next(next(iter(old.values())).parameters())
     inputs = torch.randn(num_inputs, 1, 3, in_features, device=parameter.device, dtype=parameter.dtype)
-    if not all(_are_same(old[name], module, *inputs) for name, module in new.items()):
+    if not all(are_same(old[name], module, *inputs) for name, module in new.items()):
         return False
     for name, module in new.items():
         setattr(parent, name, module)
     return True
-
-
-def _are_same(old: nn.Module, new: nn.Module, *arguments: Tensor) -> bool:
-    """Whether two modules compute the same numbers, but for rounding."""
-    return is_close(*(module(*arguments) for module in (old, new)))
-
-
-def is_close(expected: Tensor, found: Tensor) -> bool:
-    """Whether two results of one dtype are the same, but for rounding."""
-    if expected.shape != found.shape:
-        return False
-    tolerance = _TOLERANCE.get(expected.dtype, 0.0)
-    expected, found = expected.float(), found.float()
-    return bool((expected - found).abs().max() <= tolerance * expected.abs().max())

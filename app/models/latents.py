@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .fusion import is_close
+from .trials import is_close
 
 log = logging.getLogger(__name__)
 _TOKENS = 3

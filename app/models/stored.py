@@ -16,6 +16,8 @@ from ..checkpoint.quantization import has_four_bits
 from ..errors import ModelError
 from ..layers.linear import Linear
 from ..layers.methods import Methods
+from ..layers.moe import Stacked
+from .stored_experts import StoredExperts
 from .weights import plain_matrices, plain_tensors, refuse_codes
 
 
@@ -40,7 +42,11 @@ def load_pretrained(
         raise ModelError(f"{folder.path}: GGUF files are for the decoder, which does not run {folder.architecture}")
     else:
         del config.quantization_config  # it is for transformers' own quantized layers
-        kind = _with_stored_layers(kind, config, methods, plain_matrices(folder))
+        plain = plain_matrices(folder)
+        experts = StoredExperts(folder, methods, plain)
+        if (others := experts.others()) is not None:
+            place, options = None, options | {"state_dict": others}
+        kind = _with_stored_layers(kind, config, methods, plain, experts)
     model, info = kind.from_pretrained(
         place,
         config=config,
@@ -56,21 +62,36 @@ def load_pretrained(
 
 
 def finish_stored(model: nn.Module) -> None:
-    """Make the layers that transformers has filled ready to multiply, once it has said that nothing is missing."""
+    """Make the layers that transformers has filled ready to multiply, once it has said that nothing is missing.
+
+    Then read the experts that it has not.
+    """
     for layer in model.modules():
-        if isinstance(layer, Linear):
+        if isinstance(layer, Linear) and not isinstance(layer, Stacked):
             layer.method.finish(layer)
+    if isinstance(model, _Holding):
+        model.stored_experts.fill()
 
 
-def _with_stored_layers(kind: Any, config: Any, methods: Methods, plain: set[str]) -> type[PreTrainedModel]:
-    """A class of transformers' whose models have our layers in the place of those that are quantized."""
+class _Holding:
+    """A model of transformers' with our layers in the place of those that are quantized."""
+
+    stored_experts: StoredExperts
+
+
+def _with_stored_layers(
+    kind: Any, config: Any, methods: Methods, plain: set[str], experts: StoredExperts
+) -> type[PreTrainedModel]:
+    """The class of models that are `_Holding`."""
     original = own_class(kind, config)
 
     def init(self: Any, *arguments: Any, **options: Any) -> None:
         original.__init__(self, *arguments, **options)
         _hold(self, methods, plain)
+        experts.hold(self)
 
-    return type(original.__name__, (original,), {"__init__": init, "__module__": original.__module__})
+    own = {"__init__": init, "__module__": original.__module__, "stored_experts": experts}
+    return type(original.__name__, (original, _Holding), own)
 
 
 def own_class(kind: Any, config: Any) -> Any:
@@ -98,7 +119,7 @@ def _hold(model: Any, methods: Methods, plain: set[str]) -> None:
 def _leave_out_missing(model: Any, info: dict[str, Any], dtype: torch.dtype) -> None:
     """Layers of which a checkpoint has nothing are plain layers that miss their weight. Not every caller needs them."""
     for path, layer in list(model.named_modules()):
-        if isinstance(layer, Linear):
+        if isinstance(layer, Linear) and not isinstance(layer, Stacked):
             stored = {f"{path}.{kind}" for kind, _ in layer.named_parameters() if kind != "bias"}
             if stored <= info["missing_keys"]:
                 plain = nn.Linear(layer.in_features, layer.out_features, layer.has_bias, dtype=dtype)

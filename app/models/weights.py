@@ -18,6 +18,7 @@ from ..checkpoint.aliases import Alias, Config
 from ..checkpoint.folder import ModelFolder
 from ..checkpoint.quantization import embeds_by_head, has_four_bits
 from ..errors import ModelError
+from ..layers.linear import Linear
 from ..layers.sources import Filled, Target
 from .filling import Filling, Open, Piece, fill, pieces_of
 from .four_bit_tensors import FourBitTensors
@@ -72,6 +73,35 @@ def _plan(model: nn.Module, folder: ModelFolder) -> deque[Filling]:
     return fillings
 
 
+def fill_layers(layers: Sequence[tuple[str, Linear]], folder: ModelFolder) -> None:
+    """Fill some layers, with the beginnings of their tensors' names, and make them ready to multiply.
+
+    ModelError names a tensor that is missing, or does not fit, or that begins so and is none of them.
+    """
+    of_layers = [
+        (layer, {f"{prefix}.{name}": target for name, target in layer.sources("").items()}) for prefix, layer in layers
+    ]
+    targets = {name: target for _, of_layer in of_layers for name, target in of_layer.items()}
+    prefixes = tuple(f"{prefix}." for prefix, _ in layers)
+    found: dict[str, list[Piece]] = {}
+    for open_file in open_files(folder):
+        with open_file() as tensors:
+            for name in tensors.keys():  # noqa: SIM118 - not a dict
+                if name.startswith(prefixes):
+                    found[name] = _pieces_for(targets.get(name), open_file, tensors, name, folder)
+    _refuse_missing(folder, [name for name in targets if name not in found])
+    fill(deque(Filling(layer, [piece for name in names for piece in found[name]]) for layer, names in of_layers))
+
+
+def _pieces_for(target: Target | None, open_file: Open, tensors: Any, name: str, folder: ModelFolder) -> list[Piece]:
+    if target is None:
+        raise _unread(folder, name)
+    stored = tensors.get_slice(name)
+    if problem := _misfit(stored.get_shape(), stored.get_dtype(), target):
+        raise ModelError(f"{folder.path}: {name} {problem}")
+    return pieces_of(open_file, name, target)
+
+
 class _Filled:
     """Memory that tensors of a checkpoint fill. What begins in the same place as one of these is filled by others."""
 
@@ -98,14 +128,9 @@ def match(targets: dict[str, Target], folder: ModelFolder) -> dict[str, list[Pie
                 key = name.removeprefix("model.")
                 if key not in targets and (_LEFTOVERS.search(key) or (key == _EMBEDDINGS and is_in_head)):
                     continue
-                if key not in targets:
-                    raise _unread(folder, name)
                 if key in found:
                     raise ModelError(f"{folder.path} has {name} twice")
-                stored = tensors.get_slice(name)
-                if problem := _misfit(stored.get_shape(), stored.get_dtype(), targets[key]):
-                    raise ModelError(f"{folder.path}: {name} {problem}")
-                found[key] = pieces_of(open_file, name, targets[key])
+                found[key] = _pieces_for(targets.get(key), open_file, tensors, name, folder)
     return found
 
 

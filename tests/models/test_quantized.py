@@ -79,13 +79,17 @@ def quantize_folder(name: str, folder: Path, model: Module, layers: str = r".*_p
 
 def _weight_of(model: Module, layer: str) -> Tensor:
     """Of a layer of a checkpoint, in transformers' model, which stacks experts."""
-    path, _, name = layer.rpartition(".")
+    path, _, name = layer.replace("backbone.", "model.").rpartition(".")
     if ".experts." not in layer:
-        return model.get_submodule(layer).weight.data  # type: ignore[union-attr, return-value]
+        return model.get_submodule(f"{path}.{name}").weight.data  # type: ignore[union-attr, return-value]
     experts, _, index = path.rpartition(".")
-    stacked = "down_proj" if name == "down_proj" else "gate_up_proj"
-    weight = model.get_submodule(experts).get_parameter(stacked).data[int(index)]
-    return {"gate_proj": weight[: len(weight) // 2], "up_proj": weight[len(weight) // 2 :]}.get(name, weight)
+    stacked = dict(model.get_submodule(experts).named_parameters())
+    weight = stacked.get(name, stacked.get("gate_up_proj")).data[int(index)]  # type: ignore[union-attr]
+    return (
+        weight
+        if name in stacked
+        else {"gate_proj": weight[: len(weight) // 2], "up_proj": weight[len(weight) // 2 :]}[name]
+    )
 
 
 def _compressed(weight: Tensor, form: str, options: dict[str, Any]) -> tuple[dict[str, Tensor], Tensor, dict[str, Any]]:
