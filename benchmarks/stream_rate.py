@@ -6,6 +6,9 @@ is not paced, so the worker is always offered more than it can send.
 
 The readers are one process that only counts bytes, so that they cost little; `busy` shows each process's share of a
 core. On a machine with fewer cores than processes the readers still take from the server.
+
+With `--viewers 1`, every other round has somebody who watches the running batch (GET /v1/engine/steps): the medians of
+both kinds of rounds say what that costs. `us/token` is processor time of the server, which other programs disturb less.
 """
 
 import argparse
@@ -69,22 +72,30 @@ class Reader(asyncio.Protocol):
             self.done.set_exception(RuntimeError(f"the answer ended early ({exc}): {self._tail.decode()}"))
 
 
-def read(url: str, model: str, clients: int, output_len: int) -> Counts:
-    """Stream `clients` answers at once; runs in a process of its own."""
+class Viewer(asyncio.Protocol):
+    """Watches the running batch, and reads what it is sent."""
+
+    def __init__(self, host: str) -> None:
+        self._request = f"GET /v1/engine/steps HTTP/1.1\r\nHost: {host}\r\n\r\n".encode()
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        cast(asyncio.WriteTransport, transport).write(self._request)
+
+
+def read(url: str, model: str, clients: int, output_len: int, viewers: int = 0) -> Counts:
+    """Stream `clients` answers at once, to `viewers` beside them; runs in a process of its own."""
 
     async def execute() -> Counts:
         loop, address = asyncio.get_running_loop(), urlsplit(url)
-        request = _request(address.netloc, model, output_len)
+        request, at = _request(address.netloc, model, output_len), (str(address.hostname), address.port or 80)
+        watching = [await loop.create_connection(lambda: Viewer(address.netloc), *at) for _ in range(viewers)]
         began, cpu_began = time.perf_counter(), time.process_time()
-        connections = [
-            await loop.create_connection(lambda: Reader(request), str(address.hostname), address.port or 80)
-            for _ in range(clients)
-        ]
+        connections = [await loop.create_connection(lambda: Reader(request), *at) for _ in range(clients)]
         readers = [reader for _, reader in connections]
         async with asyncio.timeout(_TIMEOUT):
             tokens = sum(await asyncio.gather(*(reader.done for reader in readers)))
         seconds, cpu = time.perf_counter() - began, time.process_time() - cpu_began
-        for transport, _ in connections:
+        for transport, _ in (*connections, *watching):
             transport.close()
         events = sum(reader.events - 1 for reader in readers)  # without the usage's
         return Counts(tokens, events, seconds, cpu)
@@ -112,17 +123,19 @@ def measure(server: ServerProcess, args: argparse.Namespace) -> list[dict[str, o
     rounds: list[dict[str, object]] = []
     with multiprocessing.get_context("spawn").Pool(1) as pool:
         pool.apply(read, (server.url, model, args.clients, 16))  # warms up
-        for _ in range(args.rounds):
+        for viewers in (0, args.viewers) * args.rounds if args.viewers else (0,) * args.rounds:
             before = _cpu_seconds(server)
-            counts = pool.apply(read, (server.url, model, args.clients, args.output_len))
+            counts = pool.apply(read, (server.url, model, args.clients, args.output_len, viewers))
             if counts.tokens != args.clients * args.output_len:
                 raise RuntimeError(f"{counts.tokens} tokens instead of {args.clients * args.output_len}")
-            used = (cpu - before.get(pid, 0.0) for pid, cpu in _cpu_seconds(server).items())
+            used = [cpu - before.get(pid, 0.0) for pid, cpu in _cpu_seconds(server).items()]
             rounds.append(
                 {
+                    "viewers": viewers,
                     "tokens_per_second": counts.tokens / counts.seconds,
                     "events_per_second": counts.events / counts.seconds,
                     "tokens_per_event": counts.tokens / counts.events,
+                    "cpu_us_per_token": sum(used) / counts.tokens * 1e6,
                     "busy_server": sorted((round(cpu / counts.seconds, 2) for cpu in used), reverse=True),
                     "busy_readers": round(counts.cpu_seconds / counts.seconds, 2),
                 }
@@ -136,16 +149,23 @@ def main() -> None:
     parser.add_argument("--clients", type=int, default=64)
     parser.add_argument("--output-len", type=int, default=2000)
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--viewers", type=int, default=0, help="who watch the running batch in every other round")
     args = parser.parse_args()
     with paceline_serve("--worker", "echo") as server:
         rounds = measure(server, args)
-    names = ("tokens_per_second", "events_per_second", "tokens_per_event")
-    medians = {name: statistics.median(float(str(r[name])) for r in rounds) for name in names}
-    header = ("round", "tok/s", "events/s", "tokens per event", "busy server", "busy readers")
-    print_table(header, [*((i, *r.values()) for i, r in enumerate(rounds, 1)), ("median", *medians.values(), "", "")])
-    if medians["tokens_per_event"] > _MERGED:
+    medians = [_medians(rounds, viewers) for viewers in sorted({0, args.viewers})]
+    header = ("round", "viewers", "tok/s", "events/s", "tokens per event", "us/token", "busy server", "busy readers")
+    rows = [(i, *r.values()) for i, r in enumerate(rounds, 1)]
+    print_table(header, [*rows, *(("median", *median.values(), "", "") for median in medians)])
+    if medians[0]["tokens_per_event"] > _MERGED:
         print("\nThe worker fell behind and merged tokens: it does not stream this many one by one.")
-    write_result(args, {"median": medians, "rounds": rounds})
+    write_result(args, {"median": medians[0], "rounds": rounds} | ({"viewed": medians[1]} if args.viewers else {}))
+
+
+def _medians(rounds: list[dict[str, object]], viewers: int) -> dict[str, float]:
+    """Of the rounds with so many viewers."""
+    names = ("viewers", "tokens_per_second", "events_per_second", "tokens_per_event", "cpu_us_per_token")
+    return {name: statistics.median(float(str(r[name])) for r in rounds if r["viewers"] == viewers) for name in names}
 
 
 if __name__ == "__main__":
