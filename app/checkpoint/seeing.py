@@ -3,7 +3,7 @@
 SEEING = frozenset(
     (
         *("gemma3", "idefics3", "internvl", "llava", "llava_next", "mistral3"),
-        *("qwen2_5_vl", "qwen2_vl", "qwen3_vl", "smolvlm"),
+        *("qwen2_5_vl", "qwen2_vl", "qwen3_5", "qwen3_5_moe", "qwen3_vl", "qwen3_vl_moe", "smolvlm"),
     )
 )
 SEEING_AHEAD = frozenset(("gemma3",))

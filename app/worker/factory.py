@@ -30,7 +30,7 @@ from .encoder_outputs import EncoderOutputs
 from .execution import Eager, Execution, StepMemory
 from .host_blocks import HostBlocks, bytes_on_device
 from .kv_storage import bind_kv_cache, cross_group, group_layers
-from .model_state import ModelState, NoState
+from .model_state import ModelState, NoState, Several
 from .recurrent_states import RecurrentStates, StatesInSlots
 from .resolve import Resolved, max_source_len, resolve, resolve_blocks, resolve_host, resolve_states
 from .runner import ModelRunner
@@ -185,7 +185,8 @@ def _build_runner(
         if model.reads_images:
             from .image_states import ImageStates  # transformers takes seconds, and is there if this is needed
 
-            state = ImageStates(cast(Any, model.model), limits.max_num_seqs, execution.largest.tokens, device)
+            images = ImageStates(cast(Any, model.model), limits.max_num_seqs, execution.largest.tokens, device)
+            state = Several(state, images) if model.recurrent_layers else images
         return ModelRunner(
             loaded=model,
             state=state,

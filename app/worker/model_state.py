@@ -39,6 +39,31 @@ class ModelState(Protocol):
         ...
 
 
+class Several:
+    """The states of a model that has several kinds, such as one that reads images with recurrent layers."""
+
+    def __init__(self, *states: ModelState) -> None:
+        self.states = states
+
+    def add(self, request: NewRequest) -> None:
+        """See `ModelState.add`."""
+        for state in self.states:
+            state.add(request)
+
+    def fields(self, shape: StepShape) -> dict[str, int]:
+        """See `ModelState.fields`."""
+        return {name: count for state in self.states for name, count in state.fields(shape).items()}
+
+    def write(self, step: StepInput, to: Mapping[str, NDArray[np.int32]]) -> None:
+        """See `ModelState.write`."""
+        for state in self.states:
+            state.write(step, to)
+
+    def inputs(self, step: StepInput, numbers: Mapping[str, Tensor]) -> dict[str, Any]:
+        """See `ModelState.inputs`."""
+        return {name: given for state in self.states for name, given in state.inputs(step, numbers).items()}
+
+
 class NoState:
     """Of a model that reads tokens alone."""
 

@@ -29,6 +29,15 @@ _TEXT: dict[str, Any] = {
     "pad_token_id": 0,
     "tie_word_embeddings": False,
 }
+_LINEAR = {
+    "num_hidden_layers": 4,
+    "linear_num_value_heads": 4,
+    "linear_num_key_heads": 2,
+    "linear_key_head_dim": 16,
+    "linear_value_head_dim": 16,
+    "layer_types": ["linear_attention", "full_attention"] * 2,
+}
+_EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32}
 _EYES: dict[str, Any] = {
     "hidden_size": 32,
     "intermediate_size": 32,
@@ -40,6 +49,13 @@ _EYES: dict[str, Any] = {
 _CLIP = {**_EYES, "model_type": "clip_vision_model"}
 _PIXTRAL = {**_EYES, "model_type": "pixtral", "head_dim": 16, "image_size": 112}
 _QWEN_EYES = {"depth": 2, "num_heads": 2, "hidden_size": 32, "intermediate_size": 32}
+_QWEN3_EYES = {**_QWEN_EYES, "out_hidden_size": 64, "num_position_embeddings": 64, "patch_size": 14}
+_QWEN3: dict[str, dict[str, Any]] = {
+    "Qwen3VL": {},
+    "Qwen3VLMoe": _EXPERTS | {"decoder_sparse_step": 1},
+    "Qwen3_5": _LINEAR,
+    "Qwen3_5Moe": _LINEAR | _EXPERTS | {"shared_expert_intermediate_size": 32},
+}
 _AXES = {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [2, 3, 3]}
 _QWEN_MARKS = ["<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>"]
 _QWEN_IDS = {
@@ -146,17 +162,17 @@ FOLDERS: dict[str, Folder] = {
         "<|vision_start|><|image_pad|><|vision_end|>",
         _QWEN_FILES,
     ),
-    "Qwen3VL": Folder(
-        {"text_config": {**_TEXT, "rope_parameters": _AXES | {"mrope_interleaved": True}}, **_QWEN_IDS}
-        | {
-            "vision_config": {**_QWEN_EYES, "out_hidden_size": 64, "deepstack_visual_indexes": [0, 1]}
-            | {"num_position_embeddings": 64, "patch_size": 14}
-        },
-        "Qwen3VLProcessor",
-        _QWEN_MARKS,
-        "<|vision_start|><|image_pad|><|vision_end|>",
-        _QWEN_FILES,
-    ),
+    **{
+        name: Folder(
+            {"text_config": {**_TEXT, **special, "rope_parameters": _AXES | {"mrope_interleaved": True}}, **_QWEN_IDS}
+            | {"vision_config": {**_QWEN3_EYES, **({} if "3_5" in name else {"deepstack_visual_indexes": [0, 1]})}},
+            "Qwen3VLProcessor",
+            _QWEN_MARKS,
+            "<|vision_start|><|image_pad|><|vision_end|>",
+            _QWEN_FILES,
+        )
+        for name, special in _QWEN3.items()
+    },
     "Gemma3": Folder(
         {
             "text_config": {**_TEXT, "sliding_window": 12, "num_hidden_layers": 4}
