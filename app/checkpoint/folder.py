@@ -74,8 +74,8 @@ class ModelFolder:
         raw = self.read_object("config.json")
         if self.alias is None:
             return raw
-        if self.alias.renames_tensors and raw.get("quantization_config"):
-            raise self.unusable(f"quantized weights of a {raw['model_type']} are not supported")
+        if self.alias.renames_tensors:  # see `read_as_plain`
+            raw = {name: value for name, value in raw.items() if name != "quantization_config"}
         try:
             return self.alias.config(raw)
         except (ValueError, LookupError, TypeError, ArithmeticError) as error:
@@ -85,6 +85,14 @@ class ModelFolder:
     def alias(self) -> Alias | None:
         """How the files differ from those of transformers' model; None if they do not."""
         return alias_of(self.read_object("config.json"))
+
+    @property
+    def read_as_plain(self) -> dict[str, Any] | None:
+        """quantization_config of a model whose tensors have other names, by which its weights become plain numbers."""
+        if self.alias is None or not self.alias.renames_tensors:
+            return None
+        value = self.read_object("config.json").get("quantization_config")
+        return value if isinstance(value, dict) else None
 
     @property
     def weight_files(self) -> list[Path]:

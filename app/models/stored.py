@@ -42,11 +42,12 @@ def load_pretrained(
         raise ModelError(f"{folder.path}: GGUF files are for the decoder, which does not run {folder.architecture}")
     else:
         del config.quantization_config  # it is for transformers' own quantized layers
-        plain = plain_matrices(folder)
-        experts = StoredExperts(folder, methods, plain)
+        plain, kind = plain_matrices(folder), own_class(kind, config)
+        ignored = getattr(kind, "_keys_to_ignore_on_load_unexpected", None) or ()
+        experts = StoredExperts(folder, methods, plain, ignored)
         if (others := experts.others()) is not None:
             place, options = None, options | {"state_dict": others}
-        kind = _with_stored_layers(kind, config, methods, plain, experts)
+        kind = _with_stored_layers(kind, methods, plain, experts)
     model, info = kind.from_pretrained(
         place,
         config=config,
@@ -80,10 +81,9 @@ class _Holding:
 
 
 def _with_stored_layers(
-    kind: Any, config: Any, methods: Methods, plain: set[str], experts: StoredExperts
+    original: type[PreTrainedModel], methods: Methods, plain: set[str], experts: StoredExperts
 ) -> type[PreTrainedModel]:
     """The class of models that are `_Holding`."""
-    original = own_class(kind, config)
 
     def init(self: Any, *arguments: Any, **options: Any) -> None:
         original.__init__(self, *arguments, **options)

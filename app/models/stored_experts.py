@@ -5,6 +5,7 @@ So they are left out of what it reads. Experts of ours stand in the place of its
 
 import re
 from collections import defaultdict
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from torch import Tensor, nn
@@ -33,15 +34,20 @@ class _Mixture(NamedTuple):
 class StoredExperts:
     """The quantized experts of a checkpoint."""
 
-    def __init__(self, folder: ModelFolder, methods: Methods, plain: set[str]) -> None:
-        """`plain`: the names of layers whose weights are plain numbers."""
+    def __init__(self, folder: ModelFolder, methods: Methods, plain: set[str], ignored: Sequence[str]) -> None:
+        """`plain`: the names of layers whose weights are plain numbers. `ignored`: patterns of names that transformers
+        leaves out, such as those of a draft head.
+        """
         self._folder, self._methods = folder, methods
+        self._tensors: set[str] = set()
         parts: dict[tuple[int, str], set[str]] = defaultdict(set)
         for open_file in open_files(folder):
             with open_file() as tensors:
                 for name in tensors.keys():  # noqa: SIM118 - not a dict
                     if (match := _OF_EXPERT.fullmatch(name)) and name.rpartition(".")[0] not in plain:
-                        parts[int(match[2]), match[1]].add(match[3])
+                        self._tensors.add(name)
+                        if not any(re.search(pattern, name) for pattern in ignored):
+                            parts[int(match[2]), match[1]].add(match[3])
         self._mixtures = {layer: _Mixture(prefix, frozenset(names)) for (layer, prefix), names in parts.items()}
         if len(self._mixtures) < len(parts):
             raise ModelError(f"{folder.path}: several mixtures of quantized experts in a layer are not supported")
@@ -49,13 +55,12 @@ class StoredExperts:
 
     def others(self) -> dict[str, Tensor] | None:
         """All tensors but those of quantized experts; None if there are none of these."""
-        if not self._mixtures:
+        if not self._tensors:
             return None
-        of_experts = tuple(f"{mixture.prefix}." for mixture in self._mixtures.values())
         found: dict[str, Tensor] = {}
         for open_file in open_files(self._folder):
             with open_file() as tensors:
-                names = [name for name in tensors.keys() if not name.startswith(of_experts)]  # noqa: SIM118
+                names = [name for name in tensors.keys() if name not in self._tensors]  # noqa: SIM118
                 found |= {name: tensors.get_tensor(name) for name in names}
         return found
 
@@ -74,10 +79,8 @@ class StoredExperts:
                 if isinstance(layer, Stacked):
                     self._give_method(layer, mixture.prefix)
             model.set_submodule(path, ours)
-        ignored = getattr(model, "_keys_to_ignore_on_load_unexpected", None) or ()  # such as those of a draft head
-        for mixture in waiting.values():
-            if not any(re.search(pattern, f"{mixture.prefix}.") for pattern in ignored):
-                raise self._refusal(f"as {mixture.prefix} are")
+        if waiting:
+            raise self._refusal(f"as {next(iter(waiting.values())).prefix} are")
 
     def _refusal(self, what: str) -> ModelError:
         return ModelError(f"{self._folder.path}: quantized experts {what} are not supported")

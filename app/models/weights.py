@@ -3,8 +3,8 @@
 import re
 from bisect import bisect_right
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from math import prod
 from pathlib import Path
@@ -19,7 +19,9 @@ from ..checkpoint.folder import ModelFolder
 from ..checkpoint.quantization import embeds_by_head, has_four_bits
 from ..errors import ModelError
 from ..layers.linear import Linear
+from ..layers.methods import quantization_of
 from ..layers.sources import Filled, Target
+from .dequantized_tensors import DequantizedTensors
 from .filling import Filling, Open, Piece, fill, pieces_of
 from .four_bit_tensors import FourBitTensors
 from .gguf_tensors import GgufTensors
@@ -232,11 +234,23 @@ def open_files(folder: ModelFolder) -> list[Open]:
     if (file := folder.gguf_file) is not None:
         tensors = GgufTensors(file, folder.quantization or {})
         return [partial(nullcontext, tensors)]
-    read: Callable[[Path], AbstractContextManager[Any]]
-    read = _reading_four_bits if has_four_bits(folder.quantization or {}) else reading
     if (alias := folder.alias) is not None and alias.renames_tensors:
-        read = partial(_reading_renamed, alias, folder.config)
+        return [partial(_renamed, open_file, alias, folder.config) for open_file in _by_own_names(folder)]
+    read = _reading_four_bits if has_four_bits(folder.quantization or {}) else reading
     return [partial(read, file) for file in folder.weight_files]
+
+
+def _by_own_names(folder: ModelFolder) -> list[Open]:
+    """The files of a model whose tensors will be renamed, with plain numbers."""
+    if (config := folder.read_as_plain) is None:
+        return [partial(reading, file) for file in folder.weight_files]
+    if has_four_bits(config):
+        return [partial(_reading_four_bits, file) for file in folder.weight_files]
+    files = []
+    for file in folder.weight_files:
+        with reading(file):  # it is no broken one
+            files.append(safe_open(file, framework="pt"))  # mapped into memory, as long as somebody has it
+    return [partial(nullcontext, DequantizedTensors(files, quantization_of(folder, config)))]
 
 
 @contextmanager
@@ -250,8 +264,8 @@ def reading(file: Path) -> Iterator[Any]:
 
 
 @contextmanager
-def _reading_renamed(alias: Alias, config: Config, file: Path) -> Iterator[RenamedTensors]:
-    with reading(file) as tensors:
+def _renamed(open_file: Open, alias: Alias, config: Config) -> Iterator[RenamedTensors]:
+    with open_file() as tensors:
         yield RenamedTensors(tensors, alias, config)
 
 

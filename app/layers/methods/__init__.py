@@ -4,6 +4,7 @@ import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -161,13 +162,21 @@ def _plain_method(folder: ModelFolder, device: torch.device, dtype: torch.dtype,
 
 
 def _stored(folder: ModelFolder) -> Quantization | None:
+    if folder.read_as_plain is not None:
+        log.info("weights are converted to plain numbers: the tensors of a %s have other names", folder.architecture)
+        return None
     if folder.quantization is None or folder.quantization.get("blocks") == {}:  # a GGUF file of plain numbers
         return None
     if has_four_bits(folder.quantization):
         log.info("weights are converted to plain numbers: what bitsandbytes stores in 4 bits is on no grid")
         return None
+    return quantization_of(folder, folder.quantization)
+
+
+def quantization_of(folder: ModelFolder, config: dict[str, Any]) -> Quantization:
+    """What a folder's quantization_config says. ModelError for what is not supported."""
     try:
-        return parse_quantization(folder.quantization)
+        return parse_quantization(config)
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         reason = error if type(error) is ValueError else f"{type(error).__name__}: {error}"
         raise ModelError(f"{folder.path / 'config.json'}: quantization_config: {reason}") from error
