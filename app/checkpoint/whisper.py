@@ -24,6 +24,10 @@ class SpeechTokens:
     no_speech: int
     """Stands in the place of a text where nothing is said."""
     timestamps: TimestampRules
+    alignment_heads: tuple[tuple[int, int], ...]
+    """(layer, head): those that look at what is spoken; none if nobody has said which these are."""
+    median_filter_width: int
+    """Over so many of the encoder's tokens what they look at is smoothed."""
 
 
 def parse_speech_tokens(asked: Mapping[str, Any], start: int) -> SpeechTokens | None:
@@ -39,6 +43,9 @@ def parse_speech_tokens(asked: Mapping[str, Any], start: int) -> SpeechTokens | 
     if type(no_timestamps) is not int or type(end) is not int or not all(codes.values()):
         raise ValueError("no_timestamps_token_id, eos_token_id or lang_to_id of generation_config.json is broken")
     most = asked.get("max_initial_timestamp_index")
+    width = int(asked.get("median_filter_width", 7))
+    if width < 1 or width % 2 == 0:
+        raise ValueError(f"median_filter_width of config.json is {width}")
     return SpeechTokens(
         start,
         {code[1]: int(named[name]) for name, code in codes.items() if code},
@@ -46,4 +53,6 @@ def parse_speech_tokens(asked: Mapping[str, Any], start: int) -> SpeechTokens | 
         asked.get("prev_sot_token_id"),
         no_timestamps - 1,
         TimestampRules(no_timestamps + 1, end, no_timestamps, None if most is None else int(most)),
+        tuple((int(layer), int(head)) for layer, head in asked.get("alignment_heads") or ()),
+        width,
     )

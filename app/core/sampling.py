@@ -34,6 +34,15 @@ class TokenRules(msgspec.Struct, frozen=True, kw_only=True):
     """Whether reported log probabilities are among the tokens that all of this leaves, instead of the model's own."""
 
 
+class Alignment(msgspec.Struct, frozen=True):
+    """Asks where in a sound its text is, which is the prompt of the request. No token is generated."""
+
+    first: int
+    """The first token of the text, behind what the decoder is told."""
+    num_places: int
+    """So many of the encoder's tokens are sound."""
+
+
 class SamplingParams(msgspec.Struct, frozen=True, kw_only=True):
     """Everything that turns logits into the next token, and says when to stop.
 
@@ -75,6 +84,8 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True):
     """What the output must match, as llguidance writes a grammar; empty is any text."""
     rules: TokenRules | None = None
     """Of an encoder-decoder."""
+    alignment: Alignment | None = None
+    """Of a model that hears."""
 
     @property
     def for_drafts(self) -> "SamplingParams":

@@ -116,7 +116,8 @@ class ModelRunnerOutput(msgspec.Struct):
     prompt_logprobs: dict[int, list[Logprobs]] = {}
     """By index into `rows`: of the prompt tokens that this step's chunk *predicts*, in order."""
     vectors: dict[int, bytes] = {}
-    """By index into `rows`, of a predictor: float32 numbers, such as an embedding, or the logit of each label."""
+    """By index into `rows`: float32 numbers of a predictor, such as an embedding, or the logit of each label; of a
+    request with an `Alignment`, (tokens, places): how much they have to do with each other."""
 
 
 class WorkerOutOfMemoryError(Exception):

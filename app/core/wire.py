@@ -220,7 +220,7 @@ class RequestOutput(msgspec.Struct, kw_only=True, omit_defaults=True):
     num_accepted_tokens: int = 0
     """Those that were right."""
     vector: bytes = b""
-    """Of a predictor: float32 numbers, such as an embedding, or the logit of each label."""
+    """See `ModelRunnerOutput.vectors`."""
     finish_reason: FinishReason | None = None
     timing: RequestTiming | None = None
     """Comes with the first token, and again with `finish_reason`."""

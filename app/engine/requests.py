@@ -93,14 +93,14 @@ class RequestBatch:
             num_drafts = request.num_drafts if tokens else 0  # the next step, planned ahead, may have some already
             if num_drafts:
                 self._count_drafts(request, len(tokens) - 1)
-            if tokens:
-                output = self._take_tokens(request, tokens, now) if tokens[-1] >= 0 else self._fail(request, tokens[-1])
-                if index in logprobs:
-                    output.logprobs = logprobs[index][: len(output.token_ids)]
-            elif index in result.vectors:
+            if index in result.vectors:
                 request.first_token_at = now
                 output = self._finish(request, [], FinishReason.STOP)
                 output.vector = result.vectors[index]
+            elif tokens:
+                output = self._take_tokens(request, tokens, now) if tokens[-1] >= 0 else self._fail(request, tokens[-1])
+                if index in logprobs:
+                    output.logprobs = logprobs[index][: len(output.token_ids)]
             else:
                 self.kv.commit(request)
                 if not prompt_logprobs:

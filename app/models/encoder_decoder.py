@@ -26,6 +26,7 @@ from ..checkpoint.folder import ModelFolder
 from ..errors import ModelError
 from ..layers.methods import Methods
 from ..layers.methods.plain import adopt_all
+from .alignment import Looks, current_looks, looking
 from .classes import config_of, encoder_decoder_class
 from .generic import FixedHidden
 from .noise import fill_with_noise
@@ -52,6 +53,8 @@ def _attention(
     A cross-attention with keys is to keep these; without, it attends to those that it has.
     """
     layer = getattr(module, "paceline", None)
+    if layer is not None and (looks := current_looks()) is not None:
+        return looks.attend(layer, query, key, value, layer.config.scale), None
     q, k, v = (t[0].transpose(0, 1) for t in (query, key, value))
     if layer is None:
         module.paceline = _describe(q, k, v, options)
@@ -224,6 +227,17 @@ class EncoderDecoder(nn.Module):
         with forward_context(ForwardContext(cross.backend, None, cross)):
             for module in self.cross_modules:
                 module(hidden_states=query, **{self._hidden_name: hidden[None]})
+
+    def align(self, source: Mapping[str, NDArray[Any]], tokens: Sequence[int], first: int, num_places: int) -> Tensor:
+        """Where in a sound a text is, from token `first` on: see `Looks.smoothed`."""
+        speech = self.config.speech
+        assert speech is not None
+        looks = Looks(self.cross_layers, speech.alignment_heads)
+        ids = torch.tensor([tokens], device=self._like.device)
+        hidden = self.encode([source])[None]
+        with looking(looks):
+            self.decoder(input_ids=ids, encoder_hidden_states=hidden, use_cache=False)
+        return looks.smoothed(first, num_places, speech.median_filter_width)
 
     # ------------------------------------------------------------------ the decoder
 

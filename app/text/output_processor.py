@@ -41,6 +41,8 @@ class TextDelta:
     error: str = ""
     blames_request: bool = False
     """Whether the request caused the error, rather than the server."""
+    vector: bytes = b""
+    """See `RequestOutput`."""
 
 
 class OutputProcessor:
@@ -56,7 +58,7 @@ class OutputProcessor:
     def process(self, output: RequestOutput) -> TextDelta:
         """The text that an output adds. Not to be called again after a stop string."""
         delta = TextDelta("", [], [], output.prompt_logprobs, output.finish_reason)
-        delta.error, delta.blames_request = output.error, output.blames_request
+        delta.error, delta.blames_request, delta.vector = output.error, output.blames_request, output.vector
         text = ""
         for index, token_id in enumerate(output.token_ids):
             self._num_tokens += 1

@@ -23,6 +23,7 @@ from ..models.adapters import ModelAdapters
 from ..models.draft_head import DraftHead, load_draft_head
 from ..models.loader import LoadedModel, load_model
 from ..settings import Settings, cache_folder
+from .aligner import Aligner
 from .batch import InputBatch
 from .draft_head import HeadDrafter
 from .draft_model import DraftModel
@@ -238,6 +239,8 @@ def _build_runner(
         execution, _ = _execution(chosen.recordable, limits, runner.backend, draft.config.num_tokens, 1, device)
         runner.drafter = drafter = HeadDrafter(draft, execution, runner.batch, limits.max_num_seqs)
         drafter.prepare()
+    if loaded.cross_layers:
+        runner.aligner = Aligner(cast(Any, loaded.model))
     clock.lap("warm_up")
     return runner, replace(limits, step_sizes=runner.execution.step_sizes)
 

@@ -26,6 +26,7 @@ from ..grammar.masks import Constrained, GrammarMasks, Masks
 from ..layers.adapters import adapters_of
 from ..models.adapters import ModelAdapters
 from ..models.loader import LoadedModel
+from .aligner import Aligner
 from .batch import NO_LOGPROBS, Entries, InputBatch, no_entries
 from .drafts import accepted_tokens
 from .execution import Execution, StepMemory, Work
@@ -90,6 +91,7 @@ class ModelRunner:
         self.drafter: Drafter | None = None
         self.adapters: ModelAdapters | None = None
         self.host: HostBlocks | None = None
+        self.aligner: Aligner | None = None
         tables = tables_of._buffer.block_tables if tables_of else None
         self._buffer: StepBuffer = StepBuffer(
             batch, backend, state, sampling, execution.largest, max_entries, device, tables
@@ -146,6 +148,9 @@ class ModelRunner:
         self._buffer.send(shape)
         self.execution.run(shape, partial(self._run_body, batch, shape))
         launched = _Launched(self.batch, self.batch.num_admissions.copy(), entries, len(step.rows), self.drafter)
+        if self.aligner:
+            aligned = self.aligner.vectors(step)
+            launched.vectors = {order: self.execution.to_host(vector) for order, vector in aligned.items()}
         self._add_prompt_logprobs(batch, launched)
         if len(entries):
             if masks:
@@ -315,6 +320,8 @@ class _Launched:
     logprobs: dict[int, TopLogprobs] = field(default_factory=dict)
     """By entry."""
     prompt_logprobs: dict[int, list[TopLogprobs]] = field(default_factory=dict)
+    vectors: dict[int, Tensor] = field(default_factory=dict)
+    """See `ModelRunnerOutput`."""
     end: torch.cuda.Event | None = None
 
     def done(self) -> bool:
@@ -345,7 +352,7 @@ class _Launched:
         self._wait()
         token_ids: list[list[int]] = [[] for _ in range(self.num_rows)]
         if self.tokens is None:
-            return ModelRunnerOutput(token_ids, prompt_logprobs=self._prompt_logprobs())
+            return ModelRunnerOutput(token_ids, prompt_logprobs=self._prompt_logprobs(), vectors=self._vectors())
         sampled = self.tokens.tolist()
         for entry in self.dead_ends:
             sampled[entry] = NOTHING_ALLOWED
@@ -364,7 +371,10 @@ class _Launched:
         if self.entries.drafts is not None:  # the others' tokens were counted when the step was prepared
             more = np.array([len(tokens) - 1 for tokens in accepted])
             self.batch.num_computed[rows] += np.where(is_same, more, 0)
-        return ModelRunnerOutput(token_ids, logprobs, self._prompt_logprobs())
+        return ModelRunnerOutput(token_ids, logprobs, self._prompt_logprobs(), self._vectors())
+
+    def _vectors(self) -> dict[int, bytes]:
+        return {order: vector.numpy().tobytes() for order, vector in self.vectors.items()}
 
     def _prompt_logprobs(self) -> dict[int, Any]:
         return {

@@ -25,7 +25,7 @@ def test_only_the_first_one_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
             self.usage = Usage(prompt_tokens=1, completion_tokens=1)
 
         async def deltas(self) -> AsyncGenerator[tuple[int, Any], None]:
-            yield 0, SimpleNamespace(token_ids=[7], logprobs=[SimpleNamespace(logprobs=[-0.5])])
+            yield 0, SimpleNamespace(token_ids=[7], logprobs=[SimpleNamespace(logprobs=[-0.5])], vector=b"")
 
     monkeypatch.setattr(in_turn, "Generation", Generation)
     monkeypatch.setattr(in_turn, "_PAUSE", 0.0)

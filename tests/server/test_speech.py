@@ -13,6 +13,7 @@ import pytest
 import soundfile
 from tokenizers.implementations import ByteLevelBPETokenizer
 from transformers import PreTrainedModel, WhisperFeatureExtractor
+from transformers.models.whisper.tokenization_whisper import _combine_tokens_into_words
 
 from app.checkpoint.byte_alphabet import byte_alphabet
 from tests.models.encoder_decoders import write_encoder_decoder
@@ -36,6 +37,7 @@ GENERATION = {
     "begin_suppress_tokens": [32, END],
     "forced_eos_token_id": None,
     "max_length": 40,
+    "alignment_heads": [[2, 0], [0, 1], [2, 3]],
 }
 
 
@@ -81,7 +83,7 @@ def expected(model: PreTrainedModel, samples: np.ndarray, **options: Any) -> lis
     features = extract(samples, sampling_rate=16_000, truncation=False, return_tensors="pt").input_features
     assert features.shape[-1] >= 100 * SECONDS
     options = {"language": "de", "task": "transcribe", "temperature": (0.0,), "logprob_threshold": NEVER} | options
-    generated = model.generate(features, return_timestamps=True, return_segments=True, use_cache=False, **options)
+    generated = model.generate(features, return_timestamps=True, return_segments=True, **options)
     segments = []
     for segment in generated["segments"][0]:
         result = segment["result"]
@@ -115,7 +117,7 @@ def check_same(ours: list[dict[str, Any]], theirs: list[dict[str, Any]]) -> None
 def test_windows_and_segments_are_those_of_transformers(whisper: tuple[Server, PreTrainedModel]) -> None:
     """Each for itself, behind the text before, and without those where nothing is said."""
     server, model = whisper
-    samples = sound(15)
+    samples = sound(11)
     alone = write_down(server, samples)
     check_same(alone, expected(model, samples))
     assert len({segment["seek"] for segment in alone}) > 2
@@ -126,6 +128,44 @@ def test_windows_and_segments_are_those_of_transformers(whisper: tuple[Server, P
     some = write_down(server, samples, logprob_threshold=0.0, no_speech_threshold=limit, temperature=1e-6)
     check_same(some, expected(model, samples, logprob_threshold=0.0, no_speech_threshold=limit))
     assert 0 < len(some) < len(alone)
+
+
+class Decoder:
+    """What transformers asks of a tokenizer to find words."""
+
+    eos_token_id = END
+
+    def decode(self, tokens: list[int], **_: Any) -> str:
+        return bytes(token for token in tokens if token < END).decode(errors="replace")
+
+
+def test_words_have_the_times_that_transformers_gives_their_tokens(whisper: tuple[Server, PreTrainedModel]) -> None:
+    server, model = whisper
+    samples = sound(11)
+    extract = WhisperFeatureExtractor(feature_size=16, chunk_length=SECONDS)
+    heard = extract(samples, sampling_rate=16_000, truncation=False, return_tensors="pt", return_attention_mask=True)
+    generated = model.generate(
+        **heard, language="de", task="transcribe", return_timestamps=True, return_segments=True,
+        return_token_timestamps=True,
+    )  # fmt: skip
+    expected_words = []
+    for segment in generated["segments"][0]:
+        times, at = segment["token_timestamps"].tolist(), 0
+        texts, tokens, _ = _combine_tokens_into_words(
+            Decoder(), [token for token in segment["tokens"].tolist() if token < END], "german"
+        )
+        at = next((index for index, token in enumerate(segment["tokens"]) if token < END), 0)
+        for text, of_word in zip(texts, tokens, strict=True):
+            expected_words.append({"word": text.strip(), "start": times[at], "end": times[at + len(of_word)]})
+            at += len(of_word)
+    fields = {"logprob_threshold": NEVER, "compression_ratio_threshold": -NEVER, "timestamp_granularities[]": "word"}
+    asked = {"response_format": "verbose_json", "language": "de"} | fields
+    answer = ask(server, file_of(samples), **asked).json()
+    assert "segments" not in answer
+    assert len(answer["words"]) == len(expected_words) > 5
+    for ours, theirs in zip(answer["words"], expected_words, strict=True):
+        assert ours["word"] == theirs["word"]
+        assert (ours["start"], ours["end"]) == pytest.approx((theirs["start"], theirs["end"]), abs=1e-3)
 
 
 @pytest.mark.parametrize("name", ["avg_logprob", "compression_ratio"])
@@ -188,7 +228,8 @@ def test_other_rates_and_channels_are_read(whisper: tuple[Server, PreTrainedMode
         ({"file": file_of(sound(31))}, "longer than 30 seconds (max_audio_seconds)"),
         ({"file": file_of(np.zeros((100, 9)))}, "9 channels"),
         ({"language": "klingon"}, "language klingon"),
-        ({"timestamp_granularities[]": "word"}, "only segment is supported"),
+        ({"timestamp_granularities[]": "word"}, "word only with response_format verbose_json"),
+        ({"timestamp_granularities[]": "syllable"}, "timestamp_granularities"),
         ({"temperature": "warm"}, "temperature"),
         ({"response_format": "diarized_json"}, "response_format"),
         ({"stream": "true", "response_format": "srt"}, "stream"),

@@ -3,8 +3,11 @@
 from collections.abc import Sequence
 from typing import Literal
 
+from msgspec import UNSET, UnsetType
+
 from ...speech.languages import NAMES
 from ..edge.answer import AnswerBody
+from .schema import SpeechRequest
 from .transcribe import Piece
 
 
@@ -37,6 +40,14 @@ class TranscriptSegment(AnswerBody):
     no_speech_prob: float
 
 
+class TranscriptWord(AnswerBody):
+    """A word, and when it was spoken."""
+
+    word: str
+    start: float
+    end: float
+
+
 class VerboseTranscript(AnswerBody):
     """The text and its pieces, with response_format verbose_json."""
 
@@ -44,8 +55,9 @@ class VerboseTranscript(AnswerBody):
     language: str
     duration: float
     text: str
-    segments: list[TranscriptSegment]
     usage: Duration
+    segments: list[TranscriptSegment] | UnsetType = UNSET
+    words: list[TranscriptWord] | UnsetType = UNSET
 
 
 class TranscriptDelta(AnswerBody, kw_only=True):
@@ -68,7 +80,9 @@ def whole_text(pieces: Sequence[Piece]) -> str:
     return "".join(piece.text for piece in pieces).strip()
 
 
-def verbose(pieces: Sequence[Piece], task: str, language: str, seconds: float) -> VerboseTranscript:
+def verbose(
+    pieces: Sequence[Piece], task: str, language: str, seconds: float, asked: SpeechRequest
+) -> VerboseTranscript:
     """The text with all that is known of it."""
     segments = [
         TranscriptSegment(
@@ -86,7 +100,15 @@ def verbose(pieces: Sequence[Piece], task: str, language: str, seconds: float) -
         for number, piece in enumerate(pieces)
     ]
     name, used = NAMES.get(language, language), Duration(seconds=seconds)
-    return VerboseTranscript(task, name, seconds, whole_text(pieces), segments, used)
+    words = [
+        TranscriptWord(word.text, round(word.start, 3), round(word.end, 3)) for piece in pieces for word in piece.words
+    ]
+    answer = VerboseTranscript(task, name, seconds, whole_text(pieces), used)
+    if asked.wants_segments:
+        answer.segments = segments
+    if asked.wants_words:
+        answer.words = words
+    return answer
 
 
 def srt(pieces: Sequence[Piece]) -> str:

@@ -146,7 +146,7 @@ def _whole(pieces: list[Piece], asked: SpeechRequest, task: str, language: str, 
         case "json":
             return json_response(Transcript(whole_text(pieces), Duration(seconds=seconds)))
         case "verbose_json":
-            return json_response(verbose(pieces, task, language, seconds))
+            return json_response(verbose(pieces, task, language, seconds, asked))
         case "srt":
             return Response(srt(pieces), media_type="application/x-subrip; charset=utf-8")
         case "vtt":

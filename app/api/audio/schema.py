@@ -5,7 +5,7 @@ from typing import Literal
 from fastapi import Request
 from pydantic import Field
 
-from ...errors import InvalidRequestError, UnsupportedError
+from ...errors import InvalidRequestError
 from ..edge.body import Label, RequestBody, hints, refused, validate
 from ..edge.form import FORM, Files, is_form, read_form, values_of
 
@@ -27,14 +27,24 @@ class SpeechRequest(RequestBody):
     no_speech_threshold: float = Field(0.6, description="improbable texts are dropped where silence is as probable")
     condition_on_previous_text: bool = Field(False, description="whether a window's text goes on from the one before")
     seed: int = Field(0, ge=0, lt=2**63)
-    timestamp_granularities: list[str] = Field(default_factory=list)
+    timestamp_granularities: list[Literal["segment", "word"]] = Field(default_factory=list, max_length=8)
     stream: bool = False
     priority: int = Field(0, ge=-(2**31), lt=2**31, description="lower runs first")
 
+    @property
+    def wants_words(self) -> bool:
+        """Whether words are to have times."""
+        return "word" in self.timestamp_granularities
+
+    @property
+    def wants_segments(self) -> bool:
+        """Whether a verbose answer is to have segments."""
+        return not self.wants_words or "segment" in self.timestamp_granularities
+
     def check(self) -> None:
         """See `RequestBody.check`."""
-        if any(name != "segment" for name in self.timestamp_granularities):
-            raise UnsupportedError(f"{_GRANULARITIES}: only segment is supported", _GRANULARITIES)
+        if self.wants_words and self.response_format != "verbose_json":
+            raise InvalidRequestError(f"{_GRANULARITIES}: word only with response_format verbose_json", _GRANULARITIES)
         if self.stream and self.response_format not in ("json", "text"):
             raise InvalidRequestError("stream: only with response_format json or text", "stream")
 

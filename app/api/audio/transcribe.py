@@ -4,6 +4,7 @@ The encoder reads 30 seconds at a time. The decoder's text has times in it, and 
 whole piece of text ended.
 """
 
+import asyncio
 import math
 import zlib
 from collections.abc import AsyncGenerator
@@ -14,13 +15,14 @@ import numpy as np
 from ...checkpoint.encoder_decoders import EncoderDecoderConfig
 from ...checkpoint.whisper import SpeechTokens
 from ...core.media import Media
-from ...core.sampling import SamplingParams, TokenRules
+from ...core.sampling import Alignment, SamplingParams, TokenRules
 from ...core.sources import sound_source
 from ...errors import InvalidRequestError, UnsupportedError
 from ...speech.features import FRAMES_OF_A_SECOND, Floats
 from ...speech.languages import NAMES
-from ...speech.segments import Segment, cut
+from ...speech.segments import FRAMES_OF_A_STEP, SECONDS_OF_A_STEP, Segment, cut
 from ...speech.sound import Sound
+from ...speech.words import token_places, words_of
 from ...text.output_processor import StopConditions
 from ..edge.request_log import RequestLog
 from ..generation.choices import Choice, usable_temperature
@@ -49,6 +51,15 @@ class Window:
 
 
 @dataclass(frozen=True)
+class SpokenWord:
+    """A word, and when it was spoken, in seconds from the beginning of the sound."""
+
+    text: str
+    start: float
+    end: float
+
+
+@dataclass(frozen=True)
 class Piece:
     """A piece of text, and when it was spoken."""
 
@@ -57,7 +68,9 @@ class Piece:
     end: float
     text: str
     tokens: list[int]
-    window: "Window"
+    words: list[SpokenWord]
+    """If these were asked for."""
+    window: Window
     seek: int
     """The frame at which the window begins."""
 
@@ -82,6 +95,11 @@ class Transcription:
             raise UnsupportedError("model: this model does not translate", "model")
         self.language = _code(self._speech, asked.language)
         """Its code; empty as long as nobody knows it."""
+        if asked.wants_words and not self._speech.alignment_heads:
+            raise UnsupportedError(
+                "timestamp_granularities: words have no times, as generation_config.json names no alignment_heads",
+                "timestamp_granularities",
+            )
         self._turns = InTurn(service, asked.priority, entry)
 
     def stop(self) -> None:
@@ -96,13 +114,16 @@ class Transcription:
             source = self._source(sound.window(begin, length))
             if not self.language:
                 self.language = await self._find_language(source)
-            window = await self._write(self._behind(earlier), source)
+            told = self._behind(earlier) + self._prompt()
+            window = await self._write(told, source)
             if self._is_silent(window):
                 begin += length
                 continue
-            segments, step = cut(window.tokens, self._speech.timestamps.first, min(length, num_frames - begin))
+            num_heard = min(length, num_frames - begin)
+            segments, step = cut(window.tokens, self._speech.timestamps.first, num_heard)
+            times = await self._times(told, window, source, num_heard) if self._asked.wants_words else []
             for segment in segments:
-                if piece := self._piece(segment, begin, window):
+                if piece := self._piece(segment, begin, window, times):
                     earlier += window.tokens[segment.first : segment.last]
                     yield piece
             begin += step
@@ -113,7 +134,7 @@ class Transcription:
         assert self._described.max_source_len is not None
         return sound_source(np.ascontiguousarray(mel), self._described.max_source_len)
 
-    def _piece(self, segment: Segment, begin: int, window: Window) -> Piece | None:
+    def _piece(self, segment: Segment, begin: int, window: Window, times: list[float]) -> Piece | None:
         text = self._service.tokenizer.decode(segment.tokens)
         if not text.strip():
             return None
@@ -123,9 +144,34 @@ class Transcription:
             end=offset + segment.end,
             text=text,
             tokens=segment.tokens,
+            words=self._words(segment, window, times, offset) if times else [],
             window=window,
             seek=begin,
         )
+
+    # ------------------------------------------------------------------ when words are spoken
+
+    async def _times(self, told: list[int], window: Window, source: Media, num_frames: int) -> list[float]:
+        """When each token of a window begins, in seconds from its beginning, and once more the last of these."""
+        num_places = num_frames // FRAMES_OF_A_STEP
+        read = window.tokens[: self._service.ready().max_model_len - 1 - len(told)]  # the last one has had no follower
+        if not read or not num_places:
+            return []
+        sampling = SamplingParams(max_tokens=0, seed=0, alignment=Alignment(len(told), num_places))
+        (written,) = await self._turns.run([Choice(told + read, sampling, StopConditions(), source=source)])
+        weights = np.frombuffer(written.vector, np.float32).reshape(-1, num_places)
+        places = await asyncio.to_thread(token_places, weights)
+        times = [float(place) * SECONDS_OF_A_STEP for place in places]
+        return times + [times[-1]] * (1 + len(window.tokens) - len(read))
+
+    def _words(self, segment: Segment, window: Window, times: list[float], offset: float) -> list[SpokenWord]:
+        first_time = self._speech.timestamps.first
+        at = [index for index in range(segment.first, segment.last) if window.tokens[index] < first_time]
+        words = words_of(segment.tokens, self._service.tokenizer.decode, self.language)
+        return [
+            SpokenWord(word.text.strip(), offset + times[at[word.first]], offset + times[at[word.last - 1] + 1])
+            for word in words
+        ]
 
     # ------------------------------------------------------------------ what the decoder is told
 
@@ -160,14 +206,13 @@ class Transcription:
 
     # ------------------------------------------------------------------ what it writes
 
-    async def _write(self, earlier: list[int], source: Media) -> Window:
+    async def _write(self, told: list[int], source: Media) -> Window:
         """A window's text, at the lowest temperature at which it is not poor, or else at the highest."""
-        asked = self._asked.temperature
-        prompt, no_speech_prob = earlier + self._prompt(), 0.0
+        asked, no_speech_prob = self._asked.temperature, 0.0
         for number, temperature in enumerate((asked,) if asked else _TEMPERATURES):
-            choices = [self._text(prompt, source, usable_temperature(temperature))]
+            choices = [self._text(told, source, usable_temperature(temperature))]
             if not number:
-                choices.append(self._silence(earlier, source))
+                choices.append(self._silence(told, source))
             written, *silence = await self._turns.run(choices, len(choices))
             if silence:
                 no_speech_prob = math.exp(silence[0].logprobs[0])
@@ -176,7 +221,7 @@ class Transcription:
                 break
         return window
 
-    def _text(self, prompt: list[int], source: Media, temperature: float) -> Choice:
+    def _text(self, told: list[int], source: Media, temperature: float) -> Choice:
         rules = TokenRules(
             suppressed=sorted(self._described.suppressed),
             suppressed_first=sorted(self._described.suppressed_first),
@@ -184,20 +229,21 @@ class Transcription:
             in_logprobs=True,
         )
         sampling = SamplingParams(
-            max_tokens=self._service.ready().max_model_len - len(prompt),
+            max_tokens=self._service.ready().max_model_len - len(told),
             seed=self._asked.seed,
             temperature=temperature,
             stop_token_ids=frozenset([self._speech.timestamps.end]),
             logprobs=0,
             rules=rules,
         )
-        return Choice(prompt, sampling, StopConditions(), source=source)
+        return Choice(told, sampling, StopConditions(), source=source)
 
-    def _silence(self, earlier: list[int], source: Media) -> Choice:
+    def _silence(self, told: list[int], source: Media) -> Choice:
         """Has the model say that nothing is said, and how probable that is, behind the token that begins a text."""
         rules = TokenRules(only_first=[self._speech.no_speech])
         sampling = SamplingParams(max_tokens=1, seed=0, temperature=0.0, logprobs=0, rules=rules)
-        return Choice([*earlier, self._speech.start], sampling, StopConditions(), source=source)
+        until_start = told[: len(told) - len(self._prompt()) + 1]
+        return Choice(until_start, sampling, StopConditions(), source=source)
 
     def _window(self, written: Written, temperature: float, no_speech_prob: float) -> Window:
         tokens, first, end = written.token_ids, self._speech.timestamps.first, self._speech.timestamps.end

@@ -22,6 +22,8 @@ class Written:
     token_ids: list[int] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
     """Of each token, where asked for."""
+    vector: bytes = b""
+    """See `RequestOutput`."""
 
 
 class InTurn:
@@ -40,6 +42,7 @@ class InTurn:
         async with aclosing(running.deltas()) as deltas:
             async for index, delta in deltas:
                 written[index].token_ids += delta.token_ids
+                written[index].vector = delta.vector
                 written[index].logprobs += [entry.logprobs[0] for entry in delta.logprobs]
         self._count(running.usage)
         return written
