@@ -17,7 +17,7 @@ _CLASSIFIES = ("ForImageClassification", "ForImageClassificationWithTeacher")
 _EMBED = frozenset(
     (
         *("BeitModel", "BitModel", "CLIPVisionModel", "ConvNextModel", "ConvNextV2Model", "Data2VecVisionModel"),
-        *("DeiTModel", "Dinov2Model", "Dinov2WithRegistersModel"),
+        *("DINOv3ConvNextModel", "DINOv3ViTModel", "DeiTModel", "Dinov2Model", "Dinov2WithRegistersModel"),
         *("EfficientNetModel", "FocalNetModel", "HieraModel", "IJepaModel", "MobileNetV1Model", "MobileNetV2Model"),
         *("MobileViTModel", "MobileViTV2Model", "RegNetModel", "ResNetModel", "Siglip2VisionModel"),
         *("SiglipVisionModel", "SwinModel", "Swinv2Model", "ViTMSNModel", "ViTModel"),

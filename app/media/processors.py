@@ -19,6 +19,7 @@ from transformers.models.pixtral import image_processing_pil_pixtral as pixtral_
 from transformers.models.smolvlm import processing_smolvlm as smolvlm
 
 from ..checkpoint.folder import ModelFolder
+from . import dinov3
 
 Arrays = dict[str, NDArray[Any]]
 
@@ -50,11 +51,16 @@ class ImagePreparer:
     def __init__(self, folder: Path) -> None:
         """Raises what transformers raises for a folder without a processor of images."""
         auto: Any = AutoImageProcessor
-        self._processor = auto.from_pretrained(folder, backend="pil", trust_remote_code=False)
+        said = ModelFolder(folder).read("preprocessor_config.json") or {}
+        if str(said.get("image_processor_type", "")).startswith(dinov3.NAME):
+            self._arrays = dinov3.Dinov3Processor(said).arrays
+        else:
+            processor = auto.from_pretrained(folder, backend="pil", trust_remote_code=False)
+            self._arrays = lambda image: _numbers(processor(images=[image], return_tensors="np"))
 
     def arrays(self, image: Image) -> Arrays:
         """Arguments of the model, by name. `image` is in RGB."""
-        return _numbers(self._processor(images=[image], return_tensors="np"))
+        return self._arrays(image)
 
     def prepare(self, image: Image) -> InChat:
         """The same, where no text shows the image."""

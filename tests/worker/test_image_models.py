@@ -45,6 +45,8 @@ MODELS: dict[str, dict[str, Any]] = {
     "DeiTForImageClassificationWithTeacher": _VIT,
     "Dinov2ForImageClassification": _VIT,
     "Dinov2Model": _VIT,
+    "DINOv3ViTModel": _VIT | {"num_register_tokens": 2},
+    "DINOv3ConvNextModel": {"hidden_sizes": [8, 8, 16, 16], "depths": [1, 1, 1, 1]},
     "ConvNextForImageClassification": _STAGES | {"num_stages": 2},
     "ResNetForImageClassification": _STAGES | {"embedding_size": 8, "layer_type": "basic"},
     "ResNetModel": _STAGES | {"embedding_size": 8, "layer_type": "basic"},
@@ -81,7 +83,8 @@ def write_image_model(folder: Path, architecture: str, **of_text: Any) -> Any:
         kinds = {"resnet": "ConvNext", "regnet": "ConvNext", "swin": "ViT", "swinv2": "ViT", "dinov2": "Bit",
                  "dinov2_with_registers": "Bit", "siglip_vision_model": "Siglip", "siglip": "Siglip", "clip": "CLIP",
                  "clip_vision_model": "CLIP", "vit": "ViT", "deit": "DeiT", "beit": "Beit", "convnext": "ConvNext",
-                 "convnextv2": "ConvNext", "mobilenet_v2": "MobileNetV2", "efficientnet": "EfficientNet"}  # fmt: skip
+                 "convnextv2": "ConvNext", "dinov3_vit": "DINOv3ViT", "dinov3_convnext": "DINOv3ViT",
+                 "mobilenet_v2": "MobileNetV2", "efficientnet": "EfficientNet"}  # fmt: skip
         side = {"shortest_edge": 32} if kinds[family] in ("Bit", "CLIP", "ConvNext") else {"height": 32, "width": 32}
         processor = {"image_processor_type": f"{kinds[family]}ImageProcessor", "size": side,
                      "crop_size": {"height": 32, "width": 32}}  # fmt: skip
@@ -125,12 +128,21 @@ def run(built: BuiltWorker, media: list[Media]) -> list[NDArray[np.float32]]:
     return [np.frombuffer(vectors[row], np.float32) for row in rows]
 
 
+def read_by_dinov3(image: Image.Image) -> torch.Tensor:
+    """What transformers' processor does, with the one function of torch's that torchvision calls."""
+    pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1)[None] / 255
+    resized = torch.nn.functional.interpolate(pixels, (32, 32), mode="bilinear", antialias=True)
+    mean, std = torch.tensor([[0.485, 0.456, 0.406], [0.229, 0.224, 0.225]])[:, None, :, None, None]
+    return (resized - mean) / std
+
+
 def inputs_of(folder: Path, file: bytes) -> Any:
     """transformers' own reading of a file."""
     processor: Any = AutoImageProcessor
-    made = processor.from_pretrained(folder, backend="pil")(
-        images=Image.open(BytesIO(file)).convert("RGB"), return_tensors="pt"
-    )
+    image = Image.open(BytesIO(file)).convert("RGB")
+    if "DINOv3" in (folder / "preprocessor_config.json").read_text():
+        return {"pixel_values": read_by_dinov3(image)}
+    made = processor.from_pretrained(folder, backend="pil")(images=image, return_tensors="pt")
     return {name: value for name, value in made.items() if isinstance(value, torch.Tensor)}
 
 
