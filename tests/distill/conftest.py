@@ -2,9 +2,21 @@
 
 import json
 import random
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+
+@pytest.fixture(scope="session", autouse=True)
+def short_measurement() -> Iterator[None]:
+    """Measure speed with short answers and once: that of a tiny model means nothing, and takes most of a run."""
+    from app.distill import speed
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(speed, "_MAX_TOKENS", 12)
+        patch.setattr(speed, "_ROUNDS", 1)
+        yield
 
 
 @pytest.fixture(scope="session")

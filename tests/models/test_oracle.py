@@ -27,7 +27,7 @@ from app.errors import ModelError
 from app.fairness.alone import Alone
 from app.grammar import constraint
 from app.grammar.masks import GrammarMasks
-from app.models.reference import transformers_model
+from app.models import reference
 from app.settings import Settings, load_settings
 from app.worker.factory import build_worker
 from tests.models.families import BY_LENGTH, DECODER, GENERIC, REFUSED, SEEING, VOCAB_SIZE, write_checkpoint
@@ -320,13 +320,15 @@ def test_unsupported_kinds_are_refused_by_name(family: str, tmp_path: Path) -> N
     assert "Error" not in str(raised.value)
 
 
-def test_the_embedded_model_on_real_prompts(embedded_model: Path) -> None:
+def test_the_embedded_model_on_real_prompts(embedded_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its answer to a question is right and ends as the file says."""
     from transformers import AutoTokenizer
 
     folder = embedded_model
     tokenizer = AutoTokenizer.from_pretrained(folder)
-    model = transformers_model(folder)
+    # transformers takes ten seconds to read such a file. That it reads the same tensors is tested in test_gguf.
+    monkeypatch.setattr(reference, "transformers_reads", lambda _: False)
+    model = reference.transformers_model(folder)
     core = make_engine(folder, tiny_settings(cpu_threads=2, quantization="none"))
     prompts = ["The capital of France is", "def fibonacci(n):\n", "Die Hauptstadt von"]
     requests = {
