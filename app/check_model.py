@@ -42,11 +42,6 @@ def check(model: str) -> bool:
     console = Console()
     try:
         folder = find_model(model)
-        from transformers.utils.logging import (
-            disable_progress_bar,
-        )  # this import takes seconds, so it waits until the model is found
-
-        disable_progress_bar()  # type: ignore[no-untyped-call]
         predictor = ModelFolder(folder, load_settings(model=model).task).predictor
         if isinstance(predictor, ForecasterConfig):
             return _of_forecaster(console, model, folder, predictor)

@@ -1,6 +1,7 @@
 """The command line: `paceline serve`, `generate`, `chat`, and what else is told by `paceline --help`."""
 
 import inspect
+import os
 import sys
 from collections.abc import Collection
 from pathlib import Path
@@ -178,6 +179,7 @@ def check_model(
     model: Annotated[str, typer.Argument(help="a folder, a GGUF file, a hub id, or 'embedded'")],
 ) -> None:
     """Show whether and how a model would run, and compare its results with those of transformers."""
+    os.environ["TQDM_DISABLE"] = "1"  # transformers has a bar for each step of loading
     from .check_model import check
 
     sys.exit(0 if check(model) else 1)

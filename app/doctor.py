@@ -187,7 +187,7 @@ def told(report: Report) -> str:
 def _told_fit(fit: Fit) -> str:
     if fit.largest is None or fit.tokens_per_second is None:
         return "nothing"
-    speed = f"{fit.tokens_per_second:.0f} tokens/s"
+    speed = f"{fit.tokens_per_second:.{0 if fit.tokens_per_second >= 10 else 1}f} tokens/s"
     return f"up to {_billions(fit.largest)} parameters; of that size, one request gets at most {speed}"
 
 
