@@ -9,6 +9,7 @@ that the parent is gone (`app.core.parent`).
 import asyncio
 import faulthandler
 import logging
+import os
 import signal
 import socket
 import sys
@@ -100,7 +101,7 @@ def load_text_side(settings: Settings, folder: Path) -> TextSide:
     """
     tokenizer = Tokenizer(folder)
     template = ChatTemplate.from_folder(folder, tokenizer)
-    name = settings.served_model_name or _default_name(settings, folder)
+    name = settings.served_model_name or _default_name(settings)
     if name in settings.lora:
         raise StartupError(f"lora: the served model has the name {name}; the adapter needs another one")
     opened, kept_prompts = ModelFolder(folder, settings.task), KeptPrompts.of(settings)
@@ -178,12 +179,12 @@ async def running_service(
             await text.images.close()
 
 
-def _default_name(settings: Settings, folder: Path) -> str:
+def _default_name(settings: Settings) -> str:
     """What clients call the model: a hub id as it is, else the name of the file or folder."""
     if settings.model == "embedded":
         return "SmolLM2-135M-Instruct"
-    path = Path(settings.model)
-    return path.stem if path.suffix == ".gguf" else folder.name if path.is_dir() else settings.model
+    path = Path(os.path.abspath(Path(settings.model).expanduser()))  # what it is converted to has another name
+    return path.stem if path.suffix == ".gguf" else path.name if path.is_dir() else settings.model
 
 
 def main() -> None:

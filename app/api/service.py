@@ -42,6 +42,7 @@ _DOES: dict[Task, str] = {
     "token_classify": "classifies the tokens of texts",
     "score": "compares texts",
     "forecast": "forecasts series of numbers",
+    "transcribe": "writes down what is said in a sound",
 }
 
 

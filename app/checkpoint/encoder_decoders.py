@@ -68,6 +68,8 @@ class EncoderDecoderConfig:
     @property
     def tasks(self) -> tuple[Task, ...]:
         """What it can do."""
+        if self.hears:
+            return ("transcribe",)
         return ("generate",) if self.series is None else ("forecast",)
 
     @property

@@ -159,9 +159,9 @@ EngineCommand = (
 # ------------------------------------------------------------------ engine to API worker
 
 
-Task = Literal["generate", "embed", "classify", "token_classify", "score", "forecast"]
+Task = Literal["generate", "embed", "classify", "token_classify", "score", "forecast", "transcribe"]
 """What a model can do. `token_classify`: find names and the like. `score`: say how well two texts belong together.
-`forecast`: say how series of numbers go on."""
+`forecast`: say how series of numbers go on. `transcribe`: write down what is said."""
 
 
 class EngineReady(msgspec.Struct, tag=True, kw_only=True):

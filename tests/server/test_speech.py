@@ -246,4 +246,6 @@ def test_what_cannot_be_read_is_refused_by_name(
 def test_a_completion_of_sound_is_refused(whisper: tuple[Server, PreTrainedModel]) -> None:
     answer = whisper[0].post("/v1/completions", {"prompt": "Hello"})
     assert answer.status_code == 400
-    assert "reads sound" in answer.json()["error"]["message"]
+    assert "writes down what is said in a sound" in answer.json()["error"]["message"]
+    (model,) = whisper[0].get("/v1/models").json()["data"]
+    assert (model["tasks"], model["input_modalities"]) == (["transcribe"], ["audio"])

@@ -50,8 +50,6 @@ def beginning_of(service: Service, prompt: list[int], param: str, languages: Lan
     described = service.encoder_decoder
     if described is None:
         return Beginning(prompt)
-    if described.hears:
-        raise UnsupportedError(f"{param}: this model reads sound, not text", param)
     most = service.ready().max_source_len
     if len(prompt) > most:
         raise ContextLengthError(

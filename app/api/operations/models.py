@@ -16,7 +16,7 @@ from ..services import services_of
 
 router = APIRouter()
 
-Modality = Literal["text", "image"]
+Modality = Literal["text", "image", "audio"]
 
 
 class ServedModel(AnswerBody, kw_only=True):
@@ -33,7 +33,7 @@ class ServedModel(AnswerBody, kw_only=True):
     parent: str | None
     """Of an adapter: its model."""
     input_modalities: list[Modality]
-    """What it reads; a model that forecasts reads neither."""
+    """What it reads; a model that forecasts reads none of these."""
     state: Literal["ready", "loading", "asleep", "failed"] | UnsetType = UNSET
     """Of one of several models: a request wakes one that is asleep, and tries again with one that has failed."""
 
@@ -81,5 +81,6 @@ def _describe(service: Service, name: str) -> ServedModel:
 def _modalities(service: Service) -> list[Modality]:
     ready, predictor = service.engine.ready, service.predictor
     sees = isinstance(predictor, ImageModelConfig) or (ready is not None and ready.reads_images)
-    reads: dict[Modality, bool] = {"text": service.reads_text, "image": sees}
+    hears = service.encoder_decoder is not None and service.encoder_decoder.hears
+    reads: dict[Modality, bool] = {"text": service.reads_text and not hears, "image": sees, "audio": hears}
     return [name for name, does in reads.items() if does]
