@@ -13,6 +13,9 @@ from ..kernels.rows import Rows
 from .linear import Linear, LinearMethod
 from .methods.plain import PLAIN, Plain
 
+MOST_PARTS = 3
+"""Kernels know no layers of more parts."""
+
 _slots: ContextVar[Tensor | None] = ContextVar("adapters", default=None)
 
 
@@ -29,6 +32,14 @@ def adapters_of(slots: Tensor | None) -> Iterator[None]:
         _slots.reset(token)
 
 
+@contextmanager
+def adapters_of_some(tokens: Tensor | slice) -> Iterator[None]:
+    """The same for some of the tokens that are known outside of this block."""
+    slots = _slots.get()
+    with adapters_of(None if slots is None else slots[tokens]):
+        yield
+
+
 class Adapted(Plain):
     """The method of one layer: the one that it had, and what adapters add to the outputs of their tokens."""
 
@@ -36,7 +47,7 @@ class Adapted(Plain):
         """`sizes`: how many outputs each part has, with matrices of its own. `like`: dtype and device of matrices."""
         self._method: LinearMethod = layer.method
         self.is_batch_invariant = self._method.is_batch_invariant
-        assert len(sizes) <= 3, "kernels know no layers of more parts"
+        assert len(sizes) <= MOST_PARTS
         outputs, device = layer.out_features, like.device
         self.adapters = Adapters(
             a=like.new_zeros(num_slots, len(sizes) * rank, layer.in_features),

@@ -14,6 +14,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from .adapters import adapters_of_some
+
 
 class StateKind(NamedTuple):
     """One tensor of the state that a layer keeps of a request."""
@@ -71,6 +73,8 @@ class Recurrent(nn.Module):
     `forward` takes (1, tokens, width) of a step.
     """
 
+    module: nn.Module
+    """transformers' own, in whose place it stands."""
     at_once = False
     """Whether it computes a step at once, and can be recorded."""
     kinds: Sequence[StateKind]
@@ -100,7 +104,8 @@ class RecurrentInParts(Recurrent):
                 return x[:, part.tokens] if part.is_prompt else x[:, part.tokens].transpose(0, 1)
 
             states = [memory[part.slots] for memory in self.memory]  # of a slice, this is the memory itself
-            y = self.advance(take(hidden_states), states, **{name: take(x) for name, x in options.items()})
+            with adapters_of_some(part.tokens):
+                y = self.advance(take(hidden_states), states, **{name: take(x) for name, x in options.items()})
             if isinstance(part.slots, Tensor):
                 for memory, state in zip(self.memory, states, strict=True):
                     memory[part.slots] = state

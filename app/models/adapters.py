@@ -13,6 +13,7 @@ from ..errors import ModelError
 from ..layers.adapters import Adapted
 from ..layers.linear import Head, Linear
 from ..layers.moe import Stacked
+from ..layers.recurrent import Recurrent
 from .weights import reading
 
 log = logging.getLogger(__name__)
@@ -121,10 +122,13 @@ def adaptable(model: Any) -> dict[str, tuple[list[tuple[str, int]], Linear]]:
     prefix, outer = _names(model)
     found = {}
     seen = model.layers_of_all_tokens() if prefix else None
+    # What keeps states stands in the place of transformers' module, which it holds.
+    held = {f"{path}.module.": f"{path}." for path, module in model.named_modules() if isinstance(module, Recurrent)}
     for path, layer in model.named_modules():
         if not isinstance(layer, Linear) or isinstance(layer, Head | Stacked) or not (seen is None or layer in seen):
             continue
-        parent, _, name = path.removeprefix(prefix).rpartition(".")
+        told = next((path.replace(inner, outer) for inner, outer in held.items() if path.startswith(inner)), path)
+        parent, _, name = told.removeprefix(prefix).rpartition(".")
         parts = [
             (f"{outer}.{parent}.{part}", outputs.stop - outputs.start) for part, outputs in layer.parts(name).items()
         ]

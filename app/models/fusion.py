@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from ..kernels.ops import ACTIVATIONS, gated
+from ..layers.adapters import MOST_PARTS
 from ..layers.linear import Linear, MergedLinear
 from ..layers.methods.plain import PLAIN, adopt, fill
 from ..layers.norm import GatedRMSNorm, OffsetRMSNorm, RMSNorm
@@ -81,15 +82,17 @@ class _GatedMLP(nn.Module):
 
 
 @torch.inference_mode()
-def fuse(model: Any, leave: Collection[nn.Module] = ()) -> None:
+def fuse(model: Any, takes_adapters: bool = False, leave: Collection[nn.Module] = ()) -> None:
     """Replace what can be replaced in one of transformers' causal models, except for its output embedding, and for
-    what is in the modules to `leave` as they are."""
+    what is in the modules to `leave` as they are. If it `takes_adapters`, few layers are merged to one.
+    """
     counts = {"merged": 0, "linear": 0, "norm": 0, "mlp": 0, "experts": 0}
     head = model.get_output_embeddings()
     parents = [module for module in model.modules() if module not in leave]
     for parent in parents:
         for names in _SAME_INPUT:
-            counts["merged"] += _merge(parent, names)
+            most = MOST_PARTS if takes_adapters else len(names)
+            counts["merged"] += sum(_merge(parent, names[at : at + most]) for at in range(0, len(names), most))
         for name, child in list(parent.named_children()):
             if child in leave:
                 continue
@@ -111,7 +114,7 @@ def fuse(model: Any, leave: Collection[nn.Module] = ()) -> None:
 
 def _merge(parent: nn.Module, names: tuple[str, ...]) -> bool:
     layers = [getattr(parent, name, None) for name in names]
-    if any(type(layer) is not nn.Linear for layer in layers):
+    if len(names) < 2 or any(type(layer) is not nn.Linear for layer in layers):
         return False
     if len({(layer.in_features, layer.bias is None) for layer in layers}) > 1:  # type: ignore[union-attr]
         return False

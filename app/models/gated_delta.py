@@ -10,7 +10,6 @@ from torch import Tensor
 
 from ..kernels.gpu import recurrent
 from ..kernels.ops import gated_rms_norm
-from ..layers.linear import MergedLinear
 from ..layers.norm import GatedRMSNorm
 from ..layers.recurrent import current_step
 from .stand_ins import AtOnce, UnlikeError
@@ -23,10 +22,11 @@ class GatedDelta(AtOnce):
         """(1, tokens, width) of a step to (1, tokens, width of the output)."""
         module: Any = self.module
         step, (inputs, states) = current_step(), self.memory
-        merged, norm = module.in_proj_qkv, module.norm
-        if not isinstance(merged, MergedLinear) or not isinstance(norm, GatedRMSNorm):
+        x, norm = hidden_states[0], module.norm
+        if not isinstance(norm, GatedRMSNorm):
             raise UnlikeError("its parts are others")
-        qkv, z, rates, decays = MergedLinear.forward(merged, hidden_states[0]).split(merged.sizes, dim=-1)
+        projections = module.in_proj_qkv, module.in_proj_z, module.in_proj_b, module.in_proj_a  # some are merged
+        qkv, z, rates, decays = (projection(x) for projection in projections)
         convolution, (heads, v_dim) = module.conv1d, (z.shape[1] // norm.group, norm.group)
         qkv = recurrent.convolve(qkv, convolution.weight.squeeze(1), convolution.bias, True, inputs, *step)
         k_size = (qkv.shape[1] - z.shape[1]) // 2

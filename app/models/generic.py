@@ -26,7 +26,7 @@ from ..checkpoint.folder import ModelFolder
 from ..errors import ModelError
 from ..layers.linear import Linear
 from ..layers.methods import Methods
-from ..layers.recurrent import Recurrent, RecurrentStep, step_of
+from ..layers.recurrent import Recurrent, RecurrentInParts, RecurrentStep, StatePart, step_of
 from .classes import auto_class, config_of
 from .fixed_ropes import fix_ropes
 from .fusion import fuse
@@ -206,8 +206,13 @@ class GenericModel(nn.Module):
             for layer in counts
         ]
         tokens = torch.arange(_PROBE, device=next(self.parameters()).device)
+        recurrent = [layer for layer in self.modules() if isinstance(layer, RecurrentInParts)]
+        for layer in recurrent:
+            layer.memory = [torch.zeros(1, *kind.shape, dtype=kind.dtype, device=tokens.device) for kind in layer.kinds]
         with forward_context(ForwardContext(_NoAttention(), None)):
-            self(tokens % self.vocab_size, tokens)
+            self(tokens % self.vocab_size, tokens, [StatePart(slice(0, _PROBE), slice(0, 1), True)])
+        for layer in recurrent:
+            layer.memory = ()
         for hook in hooks:
             hook.remove()
         return {layer for layer, called in counts.items() if called == [_PROBE]}
@@ -228,11 +233,11 @@ def load_generic(
     max_model_len: int,
     takes_adapters: bool,
     is_dummy: bool = False,
-    divide: Callable[[Any], GenericModel] | None = None,
+    divide: Callable[[Any, bool], GenericModel] | None = None,
 ) -> GenericModel:
     """Load a checkpoint through transformers, or with `is_dummy` a model with random weights.
 
-    `divide` makes of transformers' model what is run; by default that is its part on text.
+    `divide` makes of transformers' model what is run, which takes adapters or not; by default that is its part on text.
 
     ModelError names what is not supported, or quotes transformers.
     """
@@ -253,7 +258,7 @@ def load_generic(
         # processor, for which these are too long.
         if device.type == "cpu" and not takes_adapters:
             keep_latents(model)
-        return (divide or _divide)(model)
+        return (divide or _divide)(model, takes_adapters)
     except ModelError:
         raise
     except Exception as error:  # transformers raises all kinds of errors for a broken checkpoint
@@ -286,8 +291,8 @@ def _make_up(auto: Any, config: Any, dtype: torch.dtype, device: torch.device) -
     return model
 
 
-def _divide(model: Any) -> GenericModel:
-    fuse(model)
+def _divide(model: Any, takes_adapters: bool) -> GenericModel:
+    fuse(model, takes_adapters)
     return split(model)
 
 

@@ -111,10 +111,10 @@ def _joined(features: Any) -> Tensor:
     return whole.flatten(0, -2)
 
 
-def divide(model: Any) -> GenericModel:
+def divide(model: Any, takes_adapters: bool) -> GenericModel:
     """Body, tower and head of one of transformers' models that see; see `app.models.generic.load_generic`."""
     decoder = _decoder_of(model)
-    fuse(model, leave=_towers_of(model))
+    fuse(model, takes_adapters, leave=_towers_of(model))
     for module in decoder.modules() if model.config.model_type in SEEING_AHEAD else ():
         module.sees_ahead = True  # type: ignore[assignment]  # read where attention is described
     return split(model, lambda whole: SeeingModel(whole, decoder))

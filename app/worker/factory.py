@@ -82,8 +82,6 @@ def build_worker(settings: Settings, path: Path) -> BuiltWorker:
 
 def _make_adapters(resolved: Resolved, loaded: LoadedModel) -> ModelAdapters:
     """Room for adapters in a model's layers."""
-    if loaded.recurrent_layers:
-        raise StartupError("lora: the model keeps recurrent states, and its layers take no adapters")
     like = torch.empty(0, dtype=resolved.dtype, device=resolved.device)
     return ModelAdapters(loaded.model, resolved.limits.num_adapters, resolved.max_rank, like)
 

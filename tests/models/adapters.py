@@ -66,5 +66,5 @@ def merged(model: PreTrainedModel, folder: Path) -> PreTrainedModel:
             patterns = config.get("alpha_pattern", {})
             alpha = next((value for end, value in patterns.items() if name.endswith(end)), config["lora_alpha"])
             scale = alpha / (math.sqrt(len(a)) if config.get("use_rslora") else len(a))
-            layer.weight.data += scale * b @ a
+            layer.weight = nn.Parameter(layer.weight.data + scale * b @ a)  # other layers may have it, too
     return result

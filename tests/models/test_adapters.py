@@ -15,7 +15,7 @@ from transformers import PreTrainedModel
 from app.core.sampling import SamplingParams
 from app.core.wire import GenerateCommand
 from app.engine.core import EngineCore
-from app.errors import ModelError, StartupError
+from app.errors import ModelError
 from tests.models.adapters import merged, write_adapter
 from tests.models.families import DECODER, GENERIC, RECURRENT, write_checkpoint
 from tests.models.test_oracle import (
@@ -29,6 +29,7 @@ from tests.models.test_oracle import (
 )
 
 ATTENTION = ("q_proj", "v_proj")
+SOME = (*ATTENTION, "down_proj", "qkv_proj", "dense", "in_proj")
 
 
 def check_crowd(core: EngineCore, models: dict[str, PreTrainedModel]) -> None:
@@ -52,13 +53,15 @@ def check_crowd(core: EngineCore, models: dict[str, PreTrainedModel]) -> None:
 @pytest.mark.parametrize(
     ("family", "impl"),
     [*((f, "decoder") for f in ("Llama", "Qwen3", "Phi3", "Mixtral"))]
-    + [(f, "generic") for f in ("GPTNeoX", "Cohere", "DeepseekV3", "Gemma3")],
+    + [(f, "generic") for f in ("GPTNeoX", "DeepseekV3", "Gemma3", "NemotronH", "KimiLinear")],
 )
 def test_adapters_and_the_base_in_one_batch_are_each_as_if_merged(family: str, impl: str, tmp_path: Path) -> None:
-    base = write_checkpoint(family, (DECODER | GENERIC)[family], tmp_path / "model")
+    base = write_checkpoint(family, (DECODER | GENERIC | RECURRENT)[family], tmp_path / "model")
     folders = {
         "everywhere": write_adapter(base, tmp_path / "everywhere", 1, rank=8),
-        "some": write_adapter(base, tmp_path / "some", 2, ends=(*ATTENTION, "down_proj", "qkv_proj", "dense"), rank=3),
+        "some": write_adapter(
+            base, tmp_path / "some", 2, ends=(*ATTENTION, "down_proj", "qkv_proj", "dense", "in_proj"), rank=3
+        ),
     }
     settings = tiny_settings(model_impl=impl, lora={name: str(folder) for name, folder in folders.items()})
     models = {"": base} | {name: merged(base, folder) for name, folder in folders.items()}
@@ -220,7 +223,7 @@ def llama_with_room(llama: tuple[Path, PreTrainedModel]) -> tuple[EngineCore, Pr
     return make_engine(llama[0], tiny_settings(lora_loading=True)), llama[1]
 
 
-def test_experts_that_are_no_linear_layers_and_recurrent_models_are_refused(tmp_path: Path) -> None:
+def test_experts_that_are_no_linear_layers_are_refused(tmp_path: Path) -> None:
     moe = write_checkpoint("Mixtral", DECODER["Mixtral"], tmp_path / "moe")
     adapter = write_adapter(moe, tmp_path / "adapter", 0, ends=ATTENTION)
     tensors = load_file(adapter / "adapter_model.safetensors")
@@ -231,6 +234,3 @@ def test_experts_that_are_no_linear_layers_and_recurrent_models_are_refused(tmp_
         core = make_engine(tmp_path / "moe", tiny_settings(lora_loading=True, model_impl=impl))
         with pytest.raises(ModelError, match=r"experts\.gate_up_proj, which is no linear layer here"):
             core.load_adapter("new", str(adapter)).result()
-    write_checkpoint("Lfm2", RECURRENT["Lfm2"], tmp_path / "recurrent")
-    with pytest.raises(StartupError, match="lora: the model keeps recurrent states"):
-        make_engine(tmp_path / "recurrent", tiny_settings(lora_loading=True))
