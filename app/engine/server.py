@@ -1,4 +1,6 @@
-"""The engine process: `python -m app.engine.server ADDRESS MODEL_FOLDER`, started by the supervisor.
+"""The engine process: `python -m app.engine.server ADDRESS MODEL_FOLDER MODEL`, started by the supervisor.
+
+MODEL is the name of one of several models, or empty.
 
 It takes its settings from stdin, and exits when stdin is closed: so it never outlives its parent (`app.core.parent`).
 Once the model is loaded it listens at a ZeroMQ address for API workers, and answers each of them by name. That there
@@ -225,9 +227,9 @@ def _end(address: str) -> None:
 
 def main() -> None:
     """Load the model and serve until stdin is closed."""
-    address, model_folder = sys.argv[1:]
+    address, model_folder, model = sys.argv[1:]
     settings = read_settings(address)
-    configure_logging(settings, process="engine")
+    configure_logging(settings, process=f"engine {model}".strip())
     when_parent_ends(partial(_end, address))
     faulthandler.register(signal.SIGUSR1, all_threads=True)  # the supervisor wants to know where a step hangs
     # Signals may reach the whole group at once; what they mean for open requests is the parent's to decide.

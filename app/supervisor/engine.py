@@ -16,26 +16,33 @@ class EngineProcess:
     """One engine as a child of this process, and after its death the next one, at the same address."""
 
     def __init__(
-        self, settings: Settings, model_folder: Path, folder: PrivateFolder | None = None, name: str = "the engine"
+        self, settings: Settings, model_folder: Path, folder: PrivateFolder | None = None, model: str = ""
     ) -> None:
-        """Start the engine. API workers connect to it at `address`, in a folder of the caller's or one of its own."""
+        """Start the engine. API workers connect to it at `address`, in a folder of the caller's or one of its own.
+
+        `model`: the name of one of several models, which its log lines have.
+        """
         self._folder = folder or PrivateFolder()
         self.folder = self._folder.path
         self.address = f"ipc://{self.folder}/engine"
         self._socket = Path(self.folder, "engine")
         self._settings = settings
         self._model_folder = model_folder
+        self._model = model
         self._heartbeat = EngineHeartbeat(self.address)
         self._steps_at_start = 0
         self._has_been_ready = False
-        self.child = Child(name, self._start, settings.max_restarts, self.folder)
+        self.child = Child(
+            f"the engine of {model}" if model else "the engine", self._start, settings.max_restarts, self.folder
+        )
         self._watchdog = Watchdog(self.child, self._heartbeat, settings.step_timeout)
 
     def _start(self) -> subprocess.Popen[bytes]:
         self._socket.unlink(missing_ok=True)
         self._steps_at_start = self._heartbeat.num_steps
         self._heartbeat.reset()
-        return start_module("engine.server", self._settings, self.address, str(self._model_folder.absolute()))
+        folder = str(self._model_folder.absolute())
+        return start_module("engine.server", self._settings, self.address, folder, self._model)
 
     def check(self) -> None:
         """Restart the engine if it has died, and end it if it hangs. To be called about once a second.

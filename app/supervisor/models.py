@@ -71,7 +71,7 @@ class SleepingModel:
         log.info("the model %s is being loaded", self.name)
         self.has_failed = False
         self._lifecycle.set("awake")
-        self._engine = EngineProcess(self._settings, self.model_folder, self._folder, f"the engine of {self.name}")
+        self._engine = EngineProcess(self._settings, self.model_folder, self._folder, self.name)
 
     def _end(self, state: str, why: str = "") -> None:
         """Whoever wants the model from now on wakes it, and who was just too late as well."""
