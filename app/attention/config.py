@@ -31,6 +31,10 @@ class AttentionConfig:
     sees_ahead: bool = False
     """The tokens of an image see all of each other (Gemma 3); see `StepInput.ends`."""
 
+    values_in_keys: bool = False
+    """A token's value is the beginning of its key (DeepSeek-V2: multi-head latent attention over the latents). A
+    backend may then keep the key alone; see `app.attention.registry.Capabilities`."""
+
     def first_seen(self, position: Position) -> Position:
         """From where on a token at a position sees others; it may be below 0."""
         if self.window is None:

@@ -33,6 +33,8 @@ class Capabilities:
     """Of K and V in the cache, besides that of all else."""
     recordable: Recordable
     """What can be recorded once and replayed: see `AttentionBackend.metadata`."""
+    keeps_values: bool
+    """Whether it keeps values also where they are the beginnings of keys; see `AttentionConfig.values_in_keys`."""
     is_batch_invariant: bool
     """Whether it is able to compute a token alike in any batch, in a prompt and in a decode."""
     reason: str
@@ -58,6 +60,7 @@ BACKENDS = {
         _ALL_DTYPES,
         (torch.float8_e4m3fn,),
         "steps",
+        keeps_values=False,
         is_batch_invariant=True,
         reason="kernels that CUDA graphs can hold",
     ),
@@ -67,6 +70,7 @@ BACKENDS = {
         CPU_DTYPES,
         (torch.int8,),
         "decodes",
+        keeps_values=True,
         is_batch_invariant=True,
         reason="kernels that read KV blocks in place",
     ),
@@ -76,6 +80,7 @@ BACKENDS = {
         _ALL_DTYPES,
         (),
         "nothing",
+        keeps_values=True,
         is_batch_invariant=False,
         reason="no other kernels for this device and dtype",
     ),

@@ -21,6 +21,6 @@ class LayerKV(NamedTuple):
 
 
 def bytes_of_token(num_kv_heads: int, head_dim: int, v_head_dim: int, dtype: torch.dtype) -> int:
-    """What K and V of one token take in one layer."""
-    scales = 2 * SCALE_DTYPE.itemsize if dtype in ROUNDED_DTYPES else 0
-    return num_kv_heads * ((head_dim + v_head_dim) * dtype.itemsize + scales)
+    """What K and V of one token take in one layer. No values are kept if `v_head_dim` is 0."""
+    scale = SCALE_DTYPE.itemsize if dtype in ROUNDED_DTYPES else 0
+    return num_kv_heads * sum(size * dtype.itemsize + scale for size in (head_dim, v_head_dim) if size)

@@ -97,6 +97,7 @@ def _describe(module: nn.Module, q: Tensor, k: Tensor, v: Tensor, options: dict[
             chunked=chunk is not None,
             softcap=options.get("softcap"),
             sees_ahead=getattr(module, "sees_ahead", False),
+            values_in_keys=hasattr(module, "latents"),
         )
     )
 
@@ -254,9 +255,7 @@ def load_generic(
         model = _load(auto, folder, methods, config, dtype) if not is_dummy else _make_up(auto, config, dtype, device)
         model = model.to(device).eval().requires_grad_(False)
         fix_ropes(model, max_model_len, device)
-        # An adapter may change how latents expand. And the GPU's kernels have a whole key in the fast memory of a
-        # processor, for which these are too long.
-        if device.type == "cpu" and not takes_adapters:
+        if not takes_adapters:  # an adapter may change how latents expand
             keep_latents(model)
         return (divide or _divide)(model, takes_adapters)
     except ModelError:

@@ -161,7 +161,7 @@ def _build_runner(
     resolved = replace(resolved, limits=limits)
     num_snapshots = limits.states.num_snapshots if limits.states else 0
     layers = loaded.attention_layers + (draft.attention_layers if isinstance(draft, LoadedModel) else [])
-    groups = group_layers(layers, limits.max_model_len, settings.block_size, resolved.kv_dtype)
+    groups = group_layers(layers, limits.max_model_len, settings.block_size, resolved.kv_dtype, chosen.keeps_values)
     source_len = max_source_len(path, limits) if loaded.cross_layers else 0
     cross = cross_group(loaded.cross_layers, settings.block_size, resolved.kv_dtype) if source_len else None
     max_entries = max(limits.max_num_seqs, min(limits.max_num_batched_tokens, MAX_WITH_DRAFTS))

@@ -6,6 +6,7 @@ submitted, while the one before may still be running.
 """
 
 import time
+import weakref
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -180,7 +181,12 @@ def _pieces(pairs: Sequence[tuple[int, int]], size: int) -> Iterator[Sequence[tu
 
 
 def _pin(memory: Tensor) -> None:
-    """Let the GPU read and write memory of the host by itself. torch's own pinned memory is a power of two bytes."""
-    result = torch.cuda.cudart().cudaHostRegister(memory.data_ptr(), memory.numel(), 0)
-    if int(result) != 0:
-        raise StartupError(f"host_kv_cache: {memory.numel() / 2**30:.2f} GiB cannot be pinned: {result}")
+    """Let the GPU read and write memory of the host by itself, for as long as there is this tensor.
+
+    torch's own pinned memory is a power of two bytes.
+    """
+    cuda = torch.cuda.cudart()
+    result = int(cuda.cudaHostRegister(memory.data_ptr(), memory.numel(), 0))
+    if result != 0:
+        raise StartupError(f"host_kv_cache: {memory.numel() / 2**30:.2f} GiB cannot be pinned: CUDA's error {result}")
+    weakref.finalize(memory, cuda.cudaHostUnregister, memory.data_ptr())

@@ -34,9 +34,12 @@ class LayerGroup:
 
 
 def group_layers(
-    layers: Sequence[Attention], max_model_len: int, block_size: int, kv_dtype: torch.dtype
+    layers: Sequence[Attention], max_model_len: int, block_size: int, kv_dtype: torch.dtype, keeps_values: bool
 ) -> list[LayerGroup]:
-    """Group layers by their windows. A window that holds the longest request is none."""
+    """Group layers by their windows. A window that holds the longest request is none.
+
+    `keeps_values`: see `app.attention.registry.Capabilities`.
+    """
     by_window: dict[int | None, list[Attention]] = {}
     for layer in layers:
         window = layer.config.window
@@ -46,7 +49,8 @@ def group_layers(
         of_token = 0
         for layer in members:
             layer.cache.group, config = index, layer.config
-            of_token += bytes_of_token(config.num_kv_heads, config.head_dim, config.v_head_dim, kv_dtype)
+            kept = config.v_head_dim if keeps_values or not config.values_in_keys else 0
+            of_token += bytes_of_token(config.num_kv_heads, config.head_dim, kept, kv_dtype)
         groups.append(LayerGroup(members, window, of_token * block_size))
     return groups
 

@@ -102,6 +102,8 @@ def _device(settings: Settings) -> torch.device:
     else:
         # cuDNN's attention makes a plan for each new shape, which takes a second. A step's shape is nearly always new.
         torch.backends.cuda.enable_cudnn_sdp(False)
+        # Or convolutions of a float32 model would round what they multiply to 11 significant bits.
+        torch.backends.cudnn.allow_tf32 = False
         log.info("device %s", torch.cuda.get_device_name(device))
     return device
 

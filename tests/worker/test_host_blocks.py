@@ -63,7 +63,7 @@ def test_blocks_come_back_as_they_went(kind: Any, dtype: torch.dtype, way: str) 
         Attention(AttentionConfig(heads, kv, dim, v_dim, 0.1, window)) for heads, kv, dim, v_dim, window in shapes
     ]
     backend = kind([], 2) if kind is CpuPagedBackend else kind.__new__(kind)
-    groups = group_layers(layers, 64, BLOCK_SIZE, dtype)
+    groups = group_layers(layers, 64, BLOCK_SIZE, dtype, keeps_values=True)
     bind_kv_cache(groups, [NUM_BLOCKS, NUM_BLOCKS], backend, BLOCK_SIZE, dtype, CPU)
     kept = [tensor.transpose(0, backend.block_dim) for layer in layers for tensor in layer.cache.kv if tensor.numel()]
     for tensor in kept:

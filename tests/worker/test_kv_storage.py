@@ -20,7 +20,7 @@ def test_windows_hold_little_of_a_long_context() -> None:
     """As Gemma 3: five of six layers see 512 tokens."""
     shape = {"num_heads": 8, "num_kv_heads": 4, "head_dim": 256, "v_head_dim": 256, "scale": 0.0625}
     layers = [Attention(AttentionConfig(**shape, window=None if at % 6 == 5 else 512)) for at in range(30)]  # type: ignore[arg-type]
-    groups = group_layers(layers, 2 * CONTEXT, BLOCK_SIZE, torch.bfloat16)
+    groups = group_layers(layers, 2 * CONTEXT, BLOCK_SIZE, torch.bfloat16, keeps_values=True)
     assert [(len(group.layers), group.window) for group in groups] == [(25, 512), (5, None)]
     most = [group.most_blocks(BLOCK_SIZE, max_num_seqs=4, max_num_batched_tokens=BUDGET) for group in groups]
     sizes = size_groups(groups, 4 * 2 * CONTEXT // BLOCK_SIZE, most)

@@ -1,7 +1,7 @@
 """Paged attention on a GPU, by kernels that read the blocks in place and that a CUDA graph can hold.
 
 Cache layout: (num_blocks, num_kv_heads, block_size, head_dim): what one program of a kernel reads is in one piece.
-Scales lie alike, without the last dimension.
+Scales lie alike, without the last dimension. Of values that are the beginnings of their keys nothing is kept.
 """
 
 from collections.abc import Mapping, Sequence
@@ -139,7 +139,8 @@ class TritonPagedBackend:
         """See `AttentionBackend.store`."""
         slots = metadata.slot_mappings[cache.group]
         store(k, cache.kv.k, cache.kv.k_scales, slots)
-        store(v, cache.kv.v, cache.kv.v_scales, slots)
+        if not cache.config.values_in_keys:
+            store(v, cache.kv.v, cache.kv.v_scales, slots)
 
     def rotate_and_store(
         self,
@@ -176,6 +177,11 @@ def _allocate(
     config: AttentionConfig, num_blocks: int, block_size: int, dtype: torch.dtype, device: torch.device
 ) -> LayerKV:
     shape = (num_blocks, config.num_kv_heads, block_size)
-    k, v = (torch.empty(*shape, size, dtype=dtype, device=device) for size in (config.head_dim, config.v_head_dim))
-    of_scales = shape if dtype in ROUNDED_DTYPES else (0,)
-    return LayerKV(k, v, *torch.empty(2, *of_scales, dtype=SCALE_DTYPE, device=device))
+    of_values = (*shape[:2], 0) if config.values_in_keys else shape
+    of_scales, of_value_scales = (shape, of_values) if dtype in ROUNDED_DTYPES else ((0,), (0,))
+    return LayerKV(
+        torch.empty(*shape, config.head_dim, dtype=dtype, device=device),
+        torch.empty(*of_values, config.v_head_dim, dtype=dtype, device=device),
+        torch.empty(of_scales, dtype=SCALE_DTYPE, device=device),
+        torch.empty(of_value_scales, dtype=SCALE_DTYPE, device=device),
+    )

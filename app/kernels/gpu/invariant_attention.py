@@ -28,6 +28,7 @@ from .paged_attention import (
     first_seen,
     first_state,
     fitting,
+    load_queries,
     mean,
 )
 
@@ -82,12 +83,10 @@ def _attend(
     if count == 0:
         return
     end = tl.maximum(position + count, seen_to)
-    m, d, dv = tl.arange(0, ROWS), tl.arange(0, BLOCK_D), tl.arange(0, BLOCK_V)
+    m, dv = tl.arange(0, ROWS), tl.arange(0, BLOCK_V)
     is_query = m < count * GROUP
     q_head = (token + m // GROUP).to(tl.int64) * KV_HEADS * GROUP + head * GROUP + m % GROUP
-    queries = tl.load(q + q_head[:, None] * DIM + d[None, :], mask=is_query[:, None] & (d[None, :] < DIM), other=0.0)
-    if SCALED and not SLOW:  # as `.paged_attention` does it
-        queries = queries.to(tl.float16)
+    queries = load_queries(q, q_head, is_query, DIM, V_DIM, BLOCK_D, 0, SCALED and not SLOW)
     table = tables + row.to(tl.int64) * table_stride
     own = position + m // GROUP
     last = tl.maximum(own, seen_to - 1)
@@ -108,14 +107,14 @@ def _attend(
         for begin in range(start, full, TILE):
             part_largest, part_total, part_acc = attend_tile(
                 (part_largest, part_total, part_acc), queries, k_base, v_base, k_scales, v_scales, table, begin, own,
-                last, end, scale, softcap, biases, distances, KV_HEADS, DIM, V_DIM, BLOCK_D, BLOCK_V, BLOCK_SIZE, TILE,
-                0, False, SOFTCAP, BIAS, SLOW, SCALED, True,
+                last, end, scale, softcap, biases, distances, KV_HEADS, DIM, V_DIM, BLOCK_D, 0, BLOCK_V, BLOCK_SIZE,
+                TILE, 0, False, SOFTCAP, BIAS, SLOW, SCALED, True,
             )  # fmt: skip
         for begin in tl.range(full, stop, TILE, num_stages=STAGES if WINDOW > 0 else 1):
             part_largest, part_total, part_acc = attend_tile(
                 (part_largest, part_total, part_acc), queries, k_base, v_base, k_scales, v_scales, table, begin, own,
-                last, end, scale, softcap, biases, distances, KV_HEADS, DIM, V_DIM, BLOCK_D, BLOCK_V, BLOCK_SIZE, TILE,
-                WINDOW, CHUNKED, SOFTCAP, BIAS, SLOW, SCALED, False,
+                last, end, scale, softcap, biases, distances, KV_HEADS, DIM, V_DIM, BLOCK_D, 0, BLOCK_V, BLOCK_SIZE,
+                TILE, WINDOW, CHUNKED, SOFTCAP, BIAS, SLOW, SCALED, False,
             )  # fmt: skip
         lse, result = part_largest + tl.log2(part_total), mean(part_total, part_acc, SCALED)
         if not IS_DECODE:
@@ -161,7 +160,7 @@ def decode(
     most_parts = triton.cdiv(tables.shape[1] * block_size, PART)
     parts = torch.empty(decodes * heads * most_parts * v_dim, dtype=torch.float32, device=q.device)
     lses = torch.empty(decodes * heads * most_parts, dtype=torch.float32, device=q.device)
-    constants = _constants(q, kv, window, chunked, softcap, sinks, bias, *_tile_of_decodes(q, kv, splits))
+    constants = _constants(q, kv, window, chunked, softcap, sinks, bias, *_tile_of_decodes(q, kv, bias, splits))
     of_heads = q if sinks is None else sinks
     launch(
         _attend, (decodes, kv_heads, splits),
@@ -194,12 +193,13 @@ def chunks(
     )  # fmt: skip
 
 
-def _tile_of_decodes(q: Tensor, kv: LayerKV, splits: int) -> tuple[int, int]:
+def _tile_of_decodes(q: Tensor, kv: LayerKV, bias: Tensor | None, splits: int) -> tuple[int, int]:
     """Rows, and warps that share them. Few rows are a quarter faster where there is enough to do (an H200)."""
     decodes, heads, _ = q.shape
     group = heads // kv.k.shape[1]
     are_many = decodes * kv.k.shape[1] * splits >= MANY_PROGRAMS
-    if are_many and group <= DECODE_QUERIES and kv.k.dtype not in ROUNDED_DTYPES and _adds_alike():
+    is_plain = kv.k.dtype not in ROUNDED_DTYPES and bias is None  # else the compiler adds 16 rows up in another order
+    if are_many and group <= DECODE_QUERIES and is_plain and _adds_alike():
         return DECODE_QUERIES, 1
     return max(_ROWS, group), 4
 

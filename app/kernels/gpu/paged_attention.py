@@ -24,6 +24,9 @@ OVERLAPPING_DECODES = 4
 """With more of them, attention has so many programs that few of them would be early."""
 LEAST_BLOCK_V = 32
 """Dimensions of values that a program takes at least: with 16 and 64 rows, Triton 3.6 compiles a wrong product."""
+_QUERIES_OF_LATENTS = 16
+"""Most query heads that a program takes together where values are the beginnings of keys, which are long: the others
+that share these are other programs', since what they add up does not fit the registers of one."""
 MANY_PROGRAMS = 512
 """So many that each had better be small."""
 
@@ -40,9 +43,9 @@ def first_seen(position, WINDOW: tl.constexpr, CHUNKED: tl.constexpr):
 @triton.jit
 def attend_tile(
     state, q, k_base, v_base, k_scales, v_scales, table, begin, own, last, seen_from, scale, softcap, bias, distances,
-    KV_HEADS: tl.constexpr, DIM: tl.constexpr, V_DIM: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_V: tl.constexpr,
-    BLOCK_SIZE: tl.constexpr, TILE: tl.constexpr, WINDOW: tl.constexpr, CHUNKED: tl.constexpr, SOFTCAP: tl.constexpr,
-    BIAS: tl.constexpr, SLOW: tl.constexpr, SCALED: tl.constexpr, FULL: tl.constexpr,
+    KV_HEADS: tl.constexpr, DIM: tl.constexpr, V_DIM: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_R: tl.constexpr,
+    BLOCK_V: tl.constexpr, BLOCK_SIZE: tl.constexpr, TILE: tl.constexpr, WINDOW: tl.constexpr, CHUNKED: tl.constexpr,
+    SOFTCAP: tl.constexpr, BIAS: tl.constexpr, SLOW: tl.constexpr, SCALED: tl.constexpr, FULL: tl.constexpr,
 ):  # fmt: skip
     """Take in TILE keys from position `begin`. `own`: the position of each query (rows,), and `last`: the last that it
     sees. `bias`: where each query's begins, (rows,), of which there is one for each of `distances`.
@@ -51,6 +54,8 @@ def attend_tile(
     SCALED: K and V are in FP8, each token with a scale. Products are of the queries' type, which holds them exactly.
     Values are taken as 448 times as large as they are, so that weights times scales are at home in float16.
     FULL: every query sees all of these keys. Asking for each takes a third longer where K and V are in FP8.
+    BLOCK_R: 0, or values are the beginnings of keys, and are not read a second time: then `q` is two parts, of which
+    the first belongs to values and the second, of so many dimensions, to the rest of keys.
     """
     largest, total, acc = state
     positions = begin + tl.arange(0, TILE)
@@ -63,11 +68,16 @@ def attend_tile(
     block = tl.load(table + read // BLOCK_SIZE).to(tl.int64)
     place = block * KV_HEADS * BLOCK_SIZE + read % BLOCK_SIZE
     d, dv = tl.arange(0, BLOCK_D), tl.arange(0, BLOCK_V)
-    k = _load(k_base + place[None, :] * DIM + d[:, None], d[:, None], DIM, BLOCK_D)
-    if SLOW:
-        scores = tl.dot(q, k.to(q.dtype), input_precision="ieee") * scale
+    if BLOCK_R > 0:
+        first, rest = q
+        r = V_DIM + tl.arange(0, BLOCK_R)
+        k = _load(k_base + place[None, :] * DIM + d[:, None], d[:, None], V_DIM, BLOCK_D)
+        end = tl.load(k_base + place[None, :] * DIM + r[:, None], mask=r[:, None] < DIM, other=0.0)
+        scores = (_product(first, k, SLOW) + _product(rest, end, SLOW)) * scale
     else:
-        scores = tl.dot(q, k.to(q.dtype)) * scale
+        first = q
+        k = _load(k_base + place[None, :] * DIM + d[:, None], d[:, None], DIM, BLOCK_D)
+        scores = _product(first, k, SLOW) * scale
     if SCALED:
         scores *= tl.load(k_scales + place)[None, :]
     if SOFTCAP:
@@ -89,12 +99,41 @@ def attend_tile(
     total = total * factor + tl.sum(weights, axis=1)
     if SCALED:
         weights *= tl.load(v_scales + place)[None, :] * 448.0
-    v = _load(v_base + place[:, None] * V_DIM + dv[None, :], dv[None, :], V_DIM, BLOCK_V)
-    if SLOW:
-        added = tl.dot(weights, v.to(q.dtype), input_precision="ieee")
+    if BLOCK_R > 0:
+        v = tl.trans(k)
     else:
-        added = tl.dot(weights.to(q.dtype), v.to(q.dtype))
-    return new_largest, total, acc * factor[:, None] + added
+        v = _load(v_base + place[:, None] * V_DIM + dv[None, :], dv[None, :], V_DIM, BLOCK_V)
+    return new_largest, total, acc * factor[:, None] + _product(weights.to(first.dtype), v, SLOW)
+
+
+@triton.jit
+def _product(a, b, SLOW: tl.constexpr):
+    """Of a and b, in the type of a, and in float32 exactly."""
+    if SLOW:
+        return tl.dot(a, b.to(a.dtype), input_precision="ieee")
+    else:
+        return tl.dot(a, b.to(a.dtype))
+
+
+@triton.jit
+def load_queries(
+    q, q_head, is_query, DIM: tl.constexpr, V_DIM: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_R: tl.constexpr,
+    TO_HALF: tl.constexpr,
+):  # fmt: skip
+    """Queries (rows, BLOCK_D) of heads q_head (rows,), in float16 if TO_HALF; see `attend_tile` for their parts."""
+    d = tl.arange(0, BLOCK_D)
+    own: tl.constexpr = V_DIM if BLOCK_R > 0 else DIM
+    first = tl.load(q + q_head[:, None] * DIM + d[None, :], mask=is_query[:, None] & (d[None, :] < own), other=0.0)
+    if TO_HALF:
+        first = first.to(tl.float16)
+    if BLOCK_R > 0:
+        r = V_DIM + tl.arange(0, BLOCK_R)
+        rest = tl.load(q + q_head[:, None] * DIM + r[None, :], mask=is_query[:, None] & (r[None, :] < DIM), other=0.0)
+        if TO_HALF:
+            rest = rest.to(tl.float16)
+        return first, rest
+    else:
+        return first
 
 
 @triton.jit
@@ -132,13 +171,13 @@ def first_state(sinks, heads, takes, ROWS: tl.constexpr, BLOCK_V: tl.constexpr, 
 def _decode(
     q, k_cache, v_cache, k_scales, v_scales, tables, rows, seq_lens, counts, sinks, bias, out, partial, lse, scale,
     softcap, distances, table_stride, splits, GROUP: tl.constexpr, ROWS: tl.constexpr, KV_HEADS: tl.constexpr,
-    DIM: tl.constexpr, V_DIM: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_V: tl.constexpr, BLOCK_SIZE: tl.constexpr,
-    TILE: tl.constexpr, IS_WHOLE: tl.constexpr, WINDOW: tl.constexpr, CHUNKED: tl.constexpr, SOFTCAP: tl.constexpr,
-    SINKS: tl.constexpr, BIAS: tl.constexpr, SLOW: tl.constexpr, SCALED: tl.constexpr, STAGES: tl.constexpr,
-    OVERLAPS: tl.constexpr = False,
+    PARTS: tl.constexpr, DIM: tl.constexpr, V_DIM: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_R: tl.constexpr,
+    BLOCK_V: tl.constexpr, BLOCK_SIZE: tl.constexpr, TILE: tl.constexpr, IS_WHOLE: tl.constexpr, WINDOW: tl.constexpr,
+    CHUNKED: tl.constexpr, SOFTCAP: tl.constexpr, SINKS: tl.constexpr, BIAS: tl.constexpr, SLOW: tl.constexpr,
+    SCALED: tl.constexpr, STAGES: tl.constexpr, OVERLAPS: tl.constexpr = False,
 ):  # fmt: skip
-    """One K/V head of some decodes of one request, and one of `splits` equal parts of their past: the whole, if
-    IS_WHOLE.
+    """A K/V head of some decodes of one request, or one of PARTS equal parts of its query heads, and one of `splits`
+    equal parts of their past: the whole, if IS_WHOLE.
     """
     wait_for_input(OVERLAPS, LETS_NEXT=False)
     request, head, split = tl.program_id(0), tl.program_id(1), tl.program_id(2)
@@ -154,38 +193,36 @@ def _decode(
     start = first + split * share
     end = tl.minimum(start + share, length)
 
-    m, d, dv = tl.arange(0, ROWS), tl.arange(0, BLOCK_D), tl.arange(0, BLOCK_V)
-    q_head = (request + m // GROUP).to(tl.int64) * KV_HEADS * GROUP + head * GROUP + m % GROUP
+    m, dv = tl.arange(0, ROWS), tl.arange(0, BLOCK_V)
+    q_head = (request + m // GROUP).to(tl.int64) * (KV_HEADS * PARTS * GROUP) + head * GROUP + m % GROUP
     is_query = m < count * GROUP
     # The first part has the sinks.
     begins = m < tl.where(split == 0, count * GROUP, 0)
     largest, total, acc = first_state(sinks, head * GROUP + m % GROUP, begins, ROWS, BLOCK_V, SINKS)
     if start < end:
-        queries = tl.load(
-            q + q_head[:, None] * DIM + d[None, :], mask=is_query[:, None] & (d[None, :] < DIM), other=0.0
-        )
-        if SCALED and not SLOW:  # one instruction makes two numbers of e4m3 float16, and three times as many bfloat16
-            queries = queries.to(tl.float16)
+        # One instruction makes two numbers of e4m3 float16, and three times as many bfloat16.
+        queries = load_queries(q, q_head, is_query, DIM, V_DIM, BLOCK_D, BLOCK_R, SCALED and not SLOW)
         table = tables + tl.load(rows + request).to(tl.int64) * table_stride
         last = seen_by_first - 1 + m // GROUP
         biases = bias + (head * GROUP + m % GROUP) * distances
-        k_base = k_cache + head * BLOCK_SIZE * DIM
-        v_base = v_cache + head * BLOCK_SIZE * V_DIM
-        k_scales += head * BLOCK_SIZE
-        v_scales += head * BLOCK_SIZE
+        kv_head = head // PARTS
+        k_base = k_cache + kv_head * BLOCK_SIZE * DIM
+        v_base = v_cache + kv_head * BLOCK_SIZE * V_DIM
+        k_scales += kv_head * BLOCK_SIZE
+        v_scales += kv_head * BLOCK_SIZE
         seen_by_all = tl.maximum(tl.minimum(end, seen_by_first) - start, 0)
         full = start if WINDOW > 0 else start + seen_by_all // TILE * TILE
         for begin in range(start, full, TILE):
             largest, total, acc = attend_tile(
                 (largest, total, acc), queries, k_base, v_base, k_scales, v_scales, table, begin, last, last, end,
-                scale, softcap, biases, distances, KV_HEADS, DIM, V_DIM, BLOCK_D, BLOCK_V, BLOCK_SIZE, TILE, 0, False,
-                SOFTCAP, BIAS, SLOW, SCALED, True,
+                scale, softcap, biases, distances, KV_HEADS, DIM, V_DIM, BLOCK_D, BLOCK_R, BLOCK_V, BLOCK_SIZE, TILE, 0,
+                False, SOFTCAP, BIAS, SLOW, SCALED, True,
             )  # fmt: skip
         for begin in tl.range(full, end, TILE, num_stages=STAGES if WINDOW > 0 else 1):
             largest, total, acc = attend_tile(
                 (largest, total, acc), queries, k_base, v_base, k_scales, v_scales, table, begin, last, last, end,
-                scale, softcap, biases, distances, KV_HEADS, DIM, V_DIM, BLOCK_D, BLOCK_V, BLOCK_SIZE, TILE, WINDOW,
-                CHUNKED, SOFTCAP, BIAS, SLOW, SCALED, False,
+                scale, softcap, biases, distances, KV_HEADS, DIM, V_DIM, BLOCK_D, BLOCK_R, BLOCK_V, BLOCK_SIZE, TILE,
+                WINDOW, CHUNKED, SOFTCAP, BIAS, SLOW, SCALED, False,
             )  # fmt: skip
     result = mean(total, acc, SCALED)
     mask = is_query[:, None] & (dv[None, :] < V_DIM)
@@ -227,6 +264,8 @@ class Tiling(NamedTuple):
 
 def _tiling_of_decodes(q: Tensor, kv: LayerKV, splits: int) -> Tiling:
     """Measured on an H200, for heads of 128 dimensions, 1 to 256 requests, and pasts of about 512 and 2048 tokens."""
+    if has_values_in_keys(kv):
+        return fitting(Tiling(32, 4, 3), kv)
     are_many = q.shape[0] * kv.k.shape[1] * splits >= MANY_PROGRAMS
     if kv.k.dtype in ROUNDED_DTYPES:
         return fitting(Tiling(32, 1, 5) if are_many else Tiling(128, 4, 5), kv)
@@ -235,7 +274,8 @@ def _tiling_of_decodes(q: Tensor, kv: LayerKV, splits: int) -> Tiling:
 
 def fitting(tiling: Tiling, kv: LayerKV) -> Tiling:
     """With fewer keys, if those of all stages but one do not fit the memory of a multiprocessor."""
-    bytes_of_key = kv.k.shape[3] * kv.k.itemsize + max(LEAST_BLOCK_V, kv.v.shape[3]) * kv.v.itemsize
+    of_value = 0 if has_values_in_keys(kv) else max(LEAST_BLOCK_V, kv.v.shape[3])
+    bytes_of_key = (kv.k.shape[3] + of_value) * kv.k.itemsize
     keys = tiling.keys
     while keys > 16 and (tiling.stages - 1) * keys * bytes_of_key > _shared_memory():
         keys //= 2
@@ -249,6 +289,31 @@ def _shared_memory() -> int:
         return 2**17
     device = torch.cuda.current_device()
     return int(triton.runtime.driver.active.utils.get_device_properties(device)["max_shared_mem"]) * 7 // 8
+
+
+def has_values_in_keys(kv: LayerKV) -> bool:
+    """Whether values are the beginnings of keys; see `app.attention.config.AttentionConfig`."""
+    return kv.v.shape[2] == 0
+
+
+def _sizes(heads: int, kv: LayerKV) -> dict[str, int]:
+    """What the kernels are told of K and V, and of the query heads that share them."""
+    _, kv_heads, block_size, dim = kv.k.shape
+    v_dim, group, parts = kv.v.shape[3], heads // kv_heads, 1
+    block_v = max(LEAST_BLOCK_V, triton.next_power_of_2(v_dim))
+    block_d, block_r = max(16, triton.next_power_of_2(dim)), 0
+    if has_values_in_keys(kv):
+        block_d, block_r = block_v, max(16, triton.next_power_of_2(dim - v_dim))
+        parts = next(n for n in range(1, group + 1) if group % n == 0 and group // n <= _QUERIES_OF_LATENTS)
+    return {
+        "GROUP": group // parts, "KV_HEADS": kv_heads, "PARTS": parts, "DIM": dim, "V_DIM": v_dim, "BLOCK_D": block_d,
+        "BLOCK_R": block_r, "BLOCK_V": block_v, "BLOCK_SIZE": block_size,
+    }  # fmt: skip
+
+
+def _caches(kv: LayerKV) -> tuple[Tensor, ...]:
+    """K and V with their scales, where values in keys are found as keys are."""
+    return (kv.k, kv.k, kv.k_scales, kv.k_scales) if has_values_in_keys(kv) else tuple(kv)
 
 
 def decode(
@@ -265,20 +330,17 @@ def decode(
     distances): see `app.attention.config.LayerCache`. `splits`, a power of two: parts that each past is cut into.
     """
     tiling = tiling or _tiling_of_decodes(q, kv, splits)
-    decodes, heads, dim = q.shape
-    _, kv_heads, block_size, _ = kv.k.shape
-    v_dim, group = kv.v.shape[3], heads // kv_heads
+    sizes = _sizes(q.shape[1], kv)
+    decodes, v_dim = q.shape[0], kv.v.shape[3]
     partial = lse = out
     if splits > 1:
-        partial = torch.empty(decodes * heads * splits * v_dim, dtype=torch.float32, device=q.device)
-        lse = torch.empty(decodes * heads * splits, dtype=torch.float32, device=q.device)
-    block_v = triton.next_power_of_2(v_dim)
+        partial = torch.empty(out.numel() * splits, dtype=torch.float32, device=q.device)
+        lse = torch.empty(partial.numel() // v_dim, dtype=torch.float32, device=q.device)
     launch(
-        _decode, (decodes, kv_heads, splits),
-        q, *kv, tables, rows, seq_lens, counts, q if sinks is None else sinks, q if bias is None else bias, out,
-        partial, lse, scale, softcap or 0.0, 0 if bias is None else bias.shape[1], tables.stride(0), splits,
-        GROUP=group, ROWS=max(DECODE_QUERIES, triton.next_power_of_2(group)), KV_HEADS=kv_heads, DIM=dim, V_DIM=v_dim,
-        BLOCK_D=max(16, triton.next_power_of_2(dim)), BLOCK_V=max(LEAST_BLOCK_V, block_v), BLOCK_SIZE=block_size,
+        _decode, (decodes, sizes["KV_HEADS"] * sizes["PARTS"], splits),
+        q, *_caches(kv), tables, rows, seq_lens, counts, q if sinks is None else sinks, q if bias is None else bias,
+        out, partial, lse, scale, softcap or 0.0, 0 if bias is None else bias.shape[1], tables.stride(0), splits,
+        **sizes, ROWS=max(DECODE_QUERIES, triton.next_power_of_2(sizes["GROUP"])),
         TILE=tiling.keys, IS_WHOLE=splits == 1, WINDOW=window or 0, CHUNKED=chunked, SOFTCAP=softcap is not None,
         SINKS=sinks is not None, BIAS=bias is not None, SLOW=q.dtype is torch.float32,
         SCALED=kv.k.dtype in ROUNDED_DTYPES, STAGES=tiling.stages, overlaps=decodes <= OVERLAPPING_DECODES,
@@ -286,18 +348,19 @@ def decode(
     )  # fmt: skip
     if splits > 1:
         launch(
-            _merge, (decodes * heads,), partial, lse, out,
-            SPLITS=splits, V_DIM=v_dim, BLOCK_V=block_v, overlaps=decodes <= OVERLAPPING_DECODES, num_warps=1,
+            _merge, (lse.numel() // splits,), partial, lse, out,
+            SPLITS=splits, V_DIM=v_dim, BLOCK_V=triton.next_power_of_2(v_dim),
+            overlaps=decodes <= OVERLAPPING_DECODES, num_warps=1,
         )  # fmt: skip
 
 
 @triton.jit
 def _chunks(
     q, k_cache, v_cache, k_scales, v_scales, tables, tiles, sinks, bias, out, scale, softcap, distances, table_stride,
-    GROUP: tl.constexpr, ROWS: tl.constexpr, KV_HEADS: tl.constexpr, DIM: tl.constexpr, V_DIM: tl.constexpr,
-    BLOCK_D: tl.constexpr, BLOCK_V: tl.constexpr, BLOCK_SIZE: tl.constexpr, TILE: tl.constexpr,
-    WINDOW: tl.constexpr, CHUNKED: tl.constexpr, SOFTCAP: tl.constexpr, SINKS: tl.constexpr, BIAS: tl.constexpr,
-    SLOW: tl.constexpr, SCALED: tl.constexpr, STAGES: tl.constexpr,
+    GROUP: tl.constexpr, ROWS: tl.constexpr, KV_HEADS: tl.constexpr, PARTS: tl.constexpr, DIM: tl.constexpr,
+    V_DIM: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_V: tl.constexpr,
+    BLOCK_SIZE: tl.constexpr, TILE: tl.constexpr, WINDOW: tl.constexpr, CHUNKED: tl.constexpr, SOFTCAP: tl.constexpr,
+    SINKS: tl.constexpr, BIAS: tl.constexpr, SLOW: tl.constexpr, SCALED: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
     """One K/V head, and some successive query tokens of one request, each with all of its heads: ROWS queries."""
     tile, head = tl.program_id(0), tl.program_id(1)
@@ -307,22 +370,19 @@ def _chunks(
     position = tl.load(tiles + tile * 5 + 3)
     seen_to = tl.load(tiles + tile * 5 + 4)
     if count > 0:
-        m, d, dv = tl.arange(0, ROWS), tl.arange(0, BLOCK_D), tl.arange(0, BLOCK_V)
+        m, dv = tl.arange(0, ROWS), tl.arange(0, BLOCK_V)
         is_query = m < count * GROUP
-        q_head = (token + m // GROUP).to(tl.int64) * KV_HEADS * GROUP + head * GROUP + m % GROUP
-        queries = tl.load(
-            q + q_head[:, None] * DIM + d[None, :], mask=is_query[:, None] & (d[None, :] < DIM), other=0.0
-        )
-        if SCALED and not SLOW:
-            queries = queries.to(tl.float16)
+        q_head = (token + m // GROUP).to(tl.int64) * (KV_HEADS * PARTS * GROUP) + head * GROUP + m % GROUP
+        queries = load_queries(q, q_head, is_query, DIM, V_DIM, BLOCK_D, BLOCK_R, SCALED and not SLOW)
         table = tables + row.to(tl.int64) * table_stride
         own = position + m // GROUP
         last = tl.maximum(own, seen_to - 1)
         biases = bias + (head * GROUP + m % GROUP) * distances
-        k_base = k_cache + head * BLOCK_SIZE * DIM
-        v_base = v_cache + head * BLOCK_SIZE * V_DIM
-        k_scales += head * BLOCK_SIZE
-        v_scales += head * BLOCK_SIZE
+        kv_head = head // PARTS
+        k_base = k_cache + kv_head * BLOCK_SIZE * DIM
+        v_base = v_cache + kv_head * BLOCK_SIZE * V_DIM
+        k_scales += kv_head * BLOCK_SIZE
+        v_scales += kv_head * BLOCK_SIZE
         end = tl.maximum(position + count, seen_to)
         first = 0
         if WINDOW > 0:
@@ -332,14 +392,14 @@ def _chunks(
         for begin in range(first, full, TILE):
             largest, total, acc = attend_tile(
                 (largest, total, acc), queries, k_base, v_base, k_scales, v_scales, table, begin, own, last, end,
-                scale, softcap, biases, distances, KV_HEADS, DIM, V_DIM, BLOCK_D, BLOCK_V, BLOCK_SIZE, TILE, 0, False,
-                SOFTCAP, BIAS, SLOW, SCALED, True,
+                scale, softcap, biases, distances, KV_HEADS, DIM, V_DIM, BLOCK_D, BLOCK_R, BLOCK_V, BLOCK_SIZE, TILE, 0,
+                False, SOFTCAP, BIAS, SLOW, SCALED, True,
             )  # fmt: skip
         for begin in tl.range(full, end, TILE, num_stages=STAGES if WINDOW > 0 else 1):
             largest, total, acc = attend_tile(
                 (largest, total, acc), queries, k_base, v_base, k_scales, v_scales, table, begin, own, last, end,
-                scale, softcap, biases, distances, KV_HEADS, DIM, V_DIM, BLOCK_D, BLOCK_V, BLOCK_SIZE, TILE, WINDOW,
-                CHUNKED, SOFTCAP, BIAS, SLOW, SCALED, False,
+                scale, softcap, biases, distances, KV_HEADS, DIM, V_DIM, BLOCK_D, BLOCK_R, BLOCK_V, BLOCK_SIZE, TILE,
+                WINDOW, CHUNKED, SOFTCAP, BIAS, SLOW, SCALED, False,
             )  # fmt: skip
         result = mean(total, acc, SCALED)
         mask = is_query[:, None] & (dv[None, :] < V_DIM)
@@ -357,18 +417,20 @@ def chunks(
     first token's index, its number of tokens (0: none), its first token's position, and the position before which
     its tokens see all, if that is behind them.
     """
-    _, heads, dim = q.shape
-    _, kv_heads, block_size, _ = kv.k.shape
-    v_dim, group = kv.v.shape[3], heads // kv_heads
-    tiling = fitting(Tiling(128, 4, 3) if kv.k.dtype in ROUNDED_DTYPES else Tiling(64, 4, 2), kv)
+    sizes = _sizes(q.shape[1], kv)
+    tiling = fitting(_tiling_of_chunks(kv), kv)
     launch(
-        _chunks, (tiles.shape[0], kv_heads),
-        q, *kv, tables, tiles, q if sinks is None else sinks, q if bias is None else bias, out, scale, softcap or 0.0,
-        0 if bias is None else bias.shape[1], tables.stride(0),
-        GROUP=group, ROWS=max(16, triton.next_power_of_2(tile_tokens * group)), KV_HEADS=kv_heads, DIM=dim,
-        V_DIM=v_dim, BLOCK_D=max(16, triton.next_power_of_2(dim)),
-        BLOCK_V=max(LEAST_BLOCK_V, triton.next_power_of_2(v_dim)), BLOCK_SIZE=block_size, TILE=tiling.keys,
+        _chunks, (tiles.shape[0], sizes["KV_HEADS"] * sizes["PARTS"]),
+        q, *_caches(kv), tables, tiles, q if sinks is None else sinks, q if bias is None else bias, out, scale,
+        softcap or 0.0, 0 if bias is None else bias.shape[1], tables.stride(0),
+        **sizes, ROWS=max(16, triton.next_power_of_2(tile_tokens * sizes["GROUP"])), TILE=tiling.keys,
         WINDOW=window or 0, CHUNKED=chunked, SOFTCAP=softcap is not None, SINKS=sinks is not None,
-        BIAS=bias is not None, SLOW=q.dtype is torch.float32, SCALED=kv.k.dtype in ROUNDED_DTYPES, STAGES=tiling.stages,
-        num_warps=tiling.warps, num_stages=tiling.stages,
+        BIAS=bias is not None, SLOW=q.dtype is torch.float32, SCALED=kv.k.dtype in ROUNDED_DTYPES,
+        STAGES=tiling.stages, num_warps=tiling.warps, num_stages=tiling.stages,
     )  # fmt: skip
+
+
+def _tiling_of_chunks(kv: LayerKV) -> Tiling:
+    if has_values_in_keys(kv):
+        return Tiling(32, 8, 2)
+    return Tiling(128, 4, 3) if kv.k.dtype in ROUNDED_DTYPES else Tiling(64, 4, 2)
