@@ -56,12 +56,12 @@ def _first_key(position, TILE: tl.constexpr, WINDOW: tl.constexpr, CHUNKED: tl.c
 
 @triton.jit(do_not_specialize=["splits"])
 def _attend(
-    q, k_cache, v_cache, k_scales, v_scales, tables, tiles, lens, counts, sinks, bias, out, parts, lses, scale, softcap,
-    distances, table_stride, splits, most_parts, GROUP: tl.constexpr, ROWS: tl.constexpr, KV_HEADS: tl.constexpr,
+    q, k_cache, v_cache, k_scales, v_scales, tables, tiles, lens, counts, sinks, out, parts, lses, scale, softcap,
+    table_stride, splits, most_parts, GROUP: tl.constexpr, ROWS: tl.constexpr, KV_HEADS: tl.constexpr,
     DIM: tl.constexpr, V_DIM: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_V: tl.constexpr, BLOCK_SIZE: tl.constexpr,
     TILE: tl.constexpr,
     PART: tl.constexpr, IS_DECODE: tl.constexpr, WINDOW: tl.constexpr, CHUNKED: tl.constexpr, SOFTCAP: tl.constexpr,
-    SINKS: tl.constexpr, BIAS: tl.constexpr, SLOW: tl.constexpr, SCALED: tl.constexpr, STAGES: tl.constexpr,
+    SINKS: tl.constexpr, SLOW: tl.constexpr, SCALED: tl.constexpr, STAGES: tl.constexpr,
     OVERLAPS: tl.constexpr = False,
 ):  # fmt: skip
     """One K/V head, and some successive query tokens of one request, each with all of its heads: ROWS queries.
@@ -90,7 +90,6 @@ def _attend(
     table = tables + row.to(tl.int64) * table_stride
     own = position + m // GROUP
     last = tl.maximum(own, seen_to - 1)
-    biases = bias + (head * GROUP + m % GROUP) * distances
     k_base, v_base = k_cache + head * BLOCK_SIZE * DIM, v_cache + head * BLOCK_SIZE * V_DIM
     k_scales += head * BLOCK_SIZE
     v_scales += head * BLOCK_SIZE
@@ -107,14 +106,14 @@ def _attend(
         for begin in range(start, full, TILE):
             part_largest, part_total, part_acc = attend_tile(
                 (part_largest, part_total, part_acc), queries, k_base, v_base, k_scales, v_scales, table, begin, own,
-                last, end, scale, softcap, biases, distances, KV_HEADS, DIM, V_DIM, BLOCK_D, 0, BLOCK_V, BLOCK_SIZE,
-                TILE, 0, False, SOFTCAP, BIAS, SLOW, SCALED, True,
+                last, end, scale, softcap, own, 0, KV_HEADS, DIM, V_DIM, BLOCK_D, 0, BLOCK_V, BLOCK_SIZE,
+                TILE, 0, False, SOFTCAP, False, SLOW, SCALED, True,
             )  # fmt: skip
         for begin in tl.range(full, stop, TILE, num_stages=STAGES if WINDOW > 0 else 1):
             part_largest, part_total, part_acc = attend_tile(
                 (part_largest, part_total, part_acc), queries, k_base, v_base, k_scales, v_scales, table, begin, own,
-                last, end, scale, softcap, biases, distances, KV_HEADS, DIM, V_DIM, BLOCK_D, 0, BLOCK_V, BLOCK_SIZE,
-                TILE, WINDOW, CHUNKED, SOFTCAP, BIAS, SLOW, SCALED, False,
+                last, end, scale, softcap, own, 0, KV_HEADS, DIM, V_DIM, BLOCK_D, 0, BLOCK_V, BLOCK_SIZE,
+                TILE, WINDOW, CHUNKED, SOFTCAP, False, SLOW, SCALED, False,
             )  # fmt: skip
         lse, result = part_largest + tl.log2(part_total), mean(part_total, part_acc, SCALED)
         if not IS_DECODE:
@@ -154,18 +153,23 @@ def decode(
     *, scale: float, window: int | None, chunked: bool, softcap: float | None, sinks: Tensor | None,
     bias: Tensor | None, splits: int,
 ) -> None:  # fmt: skip
-    """See `.paged_attention.decode`; `splits`: programs that share the parts of each past."""
+    """See `.paged_attention.decode`; `splits`: programs that share the parts of each past.
+
+    Models that want a bias are never batch invariant: with it, the compiler adds the rows of some tiles up in another
+    order.
+    """
+    assert bias is None
     decodes, heads, _ = q.shape
     _, kv_heads, block_size, v_dim = kv.v.shape
     most_parts = triton.cdiv(tables.shape[1] * block_size, PART)
     parts = torch.empty(decodes * heads * most_parts * v_dim, dtype=torch.float32, device=q.device)
     lses = torch.empty(decodes * heads * most_parts, dtype=torch.float32, device=q.device)
-    constants = _constants(q, kv, window, chunked, softcap, sinks, bias, *_tile_of_decodes(q, kv, bias, splits))
+    constants = _constants(q, kv, window, chunked, softcap, sinks, *_tile_of_decodes(q, kv, splits))
     of_heads = q if sinks is None else sinks
     launch(
         _attend, (decodes, kv_heads, splits),
-        q, *kv, tables, rows, seq_lens, counts, of_heads, q if bias is None else bias, out, parts, lses, scale,
-        softcap or 0.0, 0 if bias is None else bias.shape[1], tables.stride(0), splits, most_parts,
+        q, *kv, tables, rows, seq_lens, counts, of_heads, out, parts, lses, scale,
+        softcap or 0.0, tables.stride(0), splits, most_parts,
         **constants, IS_DECODE=True, STAGES=3, overlaps=decodes <= OVERLAPPING_DECODES, num_stages=3,
     )  # fmt: skip
     launch(
@@ -182,24 +186,24 @@ def chunks(
     bias: Tensor | None, tile_tokens: int,
 ) -> None:  # fmt: skip
     """See `.paged_attention.chunks`."""
+    assert bias is None
     kv_heads = kv.k.shape[1]
     group = q.shape[1] // kv_heads
     launch(
         _attend, (tiles.shape[0], kv_heads, 1),
-        q, *kv, tables, tiles, tiles, tiles, q if sinks is None else sinks, q if bias is None else bias, out, out, out,
-        scale, softcap or 0.0, 0 if bias is None else bias.shape[1], tables.stride(0), 1, 0,
-        **_constants(q, kv, window, chunked, softcap, sinks, bias, max(_ROWS, tile_tokens * group), 4),
+        q, *kv, tables, tiles, tiles, tiles, q if sinks is None else sinks, out, out, out,
+        scale, softcap or 0.0, tables.stride(0), 1, 0,
+        **_constants(q, kv, window, chunked, softcap, sinks, max(_ROWS, tile_tokens * group), 4),
         IS_DECODE=False, STAGES=2, num_stages=2,
     )  # fmt: skip
 
 
-def _tile_of_decodes(q: Tensor, kv: LayerKV, bias: Tensor | None, splits: int) -> tuple[int, int]:
+def _tile_of_decodes(q: Tensor, kv: LayerKV, splits: int) -> tuple[int, int]:
     """Rows, and warps that share them. Few rows are a quarter faster where there is enough to do (an H200)."""
     decodes, heads, _ = q.shape
     group = heads // kv.k.shape[1]
     are_many = decodes * kv.k.shape[1] * splits >= MANY_PROGRAMS
-    is_plain = kv.k.dtype not in ROUNDED_DTYPES and bias is None  # else the compiler adds 16 rows up in another order
-    if are_many and group <= DECODE_QUERIES and is_plain and _adds_alike():
+    if are_many and group <= DECODE_QUERIES and kv.k.dtype not in ROUNDED_DTYPES and _adds_alike():
         return DECODE_QUERIES, 1
     return max(_ROWS, group), 4
 
@@ -220,7 +224,6 @@ def _constants(
     chunked: bool,
     softcap: float | None,
     sinks: Tensor | None,
-    bias: Tensor | None,
     rows: int,
     warps: int,
 ) -> dict[str, Any]:
@@ -243,7 +246,6 @@ def _constants(
         "CHUNKED": chunked,
         "SOFTCAP": softcap is not None,
         "SINKS": sinks is not None,
-        "BIAS": bias is not None,
         "SLOW": q.dtype is torch.float32,
         "SCALED": kv.k.dtype in ROUNDED_DTYPES,
         "num_warps": warps,

@@ -265,7 +265,7 @@ class Tiling(NamedTuple):
 def _tiling_of_decodes(q: Tensor, kv: LayerKV, splits: int) -> Tiling:
     """Measured on an H200, for heads of 128 dimensions, 1 to 256 requests, and pasts of about 512 and 2048 tokens."""
     if has_values_in_keys(kv):
-        return fitting(Tiling(32, 4, 3), kv)
+        return Tiling(64, 4, 2)
     are_many = q.shape[0] * kv.k.shape[1] * splits >= MANY_PROGRAMS
     if kv.k.dtype in ROUNDED_DTYPES:
         return fitting(Tiling(32, 1, 5) if are_many else Tiling(128, 4, 5), kv)
@@ -432,5 +432,5 @@ def chunks(
 
 def _tiling_of_chunks(kv: LayerKV) -> Tiling:
     if has_values_in_keys(kv):
-        return Tiling(32, 8, 2)
+        return Tiling(64, 8, 2)
     return Tiling(128, 4, 3) if kv.k.dtype in ROUNDED_DTYPES else Tiling(64, 4, 2)
