@@ -24,9 +24,10 @@ OVERLAPPING_DECODES = 4
 """With more of them, attention has so many programs that few of them would be early."""
 LEAST_BLOCK_V = 32
 """Dimensions of values that a program takes at least: with 16 and 64 rows, Triton 3.6 compiles a wrong product."""
-_QUERIES_OF_LATENTS = 16
+_QUERIES_OF_LATENTS = 64
 """Most query heads that a program takes together where values are the beginnings of keys, which are long: the others
-that share these are other programs', since what they add up does not fit the registers of one."""
+that share these are other programs', since what they add up does not fit the registers of one. Measured on an H200 with
+the 16 and 128 heads of DeepSeek-V2 Lite and V3: with 16 at a time, 128 heads take nearly three times as long."""
 MANY_PROGRAMS = 512
 """So many that each had better be small."""
 
@@ -265,7 +266,7 @@ class Tiling(NamedTuple):
 def _tiling_of_decodes(q: Tensor, kv: LayerKV, splits: int) -> Tiling:
     """Measured on an H200, for heads of 128 dimensions, 1 to 256 requests, and pasts of about 512 and 2048 tokens."""
     if has_values_in_keys(kv):
-        return Tiling(64, 4, 2)
+        return Tiling(64, 4 if q.shape[1] <= 16 * kv.k.shape[1] else 8, 2)
     are_many = q.shape[0] * kv.k.shape[1] * splits >= MANY_PROGRAMS
     if kv.k.dtype in ROUNDED_DTYPES:
         return fitting(Tiling(32, 1, 5) if are_many else Tiling(128, 4, 5), kv)
