@@ -7,6 +7,7 @@ from typing import Literal
 
 from ..checkpoint.encoder_decoders import EncoderDecoderConfig
 from ..checkpoint.encoders import EncoderConfig
+from ..checkpoint.image_models import ImageModelConfig
 from ..checkpoint.predictors import Predictor, reads_text, tasks_of
 from ..core.engine_client import EngineClient
 from ..core.lifecycle import Lifecycle
@@ -35,14 +36,15 @@ from .edge.kept_prompts import KeptPrompts
 from .edge.request_log import RequestLog
 from .edge.resumable import ResumableStreams
 
+Modality = Literal["text", "image", "audio"]
 _DOES: dict[Task, str] = {
     "generate": "generates text",
-    "embed": "embeds texts",
-    "classify": "classifies texts",
+    "embed": "embeds {}",
+    "classify": "classifies {}",
     "token_classify": "classifies the tokens of texts",
     "score": "compares texts",
     "forecast": "forecasts series of numbers",
-    "transcribe": "writes down what is said in a sound",
+    "transcribe": "writes down what is said in a sound (/v1/audio/transcriptions)",
 }
 
 
@@ -121,6 +123,14 @@ class Service:
         """Whether the served model reads or writes text."""
         return reads_text(self.predictor, self.encoder_decoder)
 
+    @property
+    def reads(self) -> list[Modality]:
+        """What the served model reads."""
+        ready, hears = self.engine.ready, self.encoder_decoder is not None and self.encoder_decoder.hears
+        sees = isinstance(self.predictor, ImageModelConfig) or (ready is not None and ready.reads_images)
+        reads: dict[Modality, bool] = {"text": self.reads_text and not hears, "image": sees, "audio": hears}
+        return [name for name, does in reads.items() if does]
+
     @cached_property
     def pair_prompts(self) -> PairPrompts:
         """Writes the prompts of a model that judges pairs of texts."""
@@ -138,7 +148,8 @@ class Service:
             raise self._cannot()
 
     def _cannot(self) -> UnsupportedError:
-        does = " and ".join(_DOES[task] for task in self.tasks)
+        what = " and ".join(name + "s" for name in self.reads)
+        does = " and ".join(_DOES[task].format(what) for task in self.tasks)
         return UnsupportedError(f"this model {does}: it cannot do what this path does", "model")
 
     def serves(self, name: str) -> bool:

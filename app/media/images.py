@@ -20,6 +20,7 @@ _BEGINNINGS = {
     b"PK\x03\x04": "ZIP",
     b"<svg": "SVG",
     b"<?xml": "SVG",
+    b"\x1aE\xdf\xa3": "a WebM video",
 }
 _BRANDS = {b"avif": "AVIF", b"avis": "AVIF", b"heic": "HEIC", b"heix": "HEIC", b"mif1": "HEIC"}
 _ALIASES = {"image/jpg": "image/jpeg", "image/pjpeg": "image/jpeg", "image/apng": "image/png"}
@@ -73,6 +74,6 @@ def format_of(data: bytes) -> str | None:
     if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
         return "WEBP"
     if data[4:8] == b"ftyp":
-        return _BRANDS.get(data[8:12])
+        return _BRANDS.get(data[8:12], "an MP4 video")
     text = data[:256].lstrip(b"\xef\xbb\xbf \t\r\n")
     return next((name for begin, name in _BEGINNINGS.items() if text.startswith(begin)), None)

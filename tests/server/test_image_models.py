@@ -138,7 +138,7 @@ def test_forms_have_files_in_the_place_of_data_urls(clip: tuple[Server, Path, An
     for wrong, status, param, message in (
         ([("image", ("b.png", FILES[1])), ("image", ("b.png", FILES[1][:-40]))], 400, "image[1]", "cannot be read"),
         ([("image", ("b.png", FILES[1] + bytes(2**21)))], 413, "image", "max_image_size"),
-        ([("picture", ("b.png", FILES[1]))], 400, "picture", "a file is the field image or images or file"),
+        ([("picture", ("b.png", FILES[1]))], 400, "picture", "a file has to be the field image or images or file"),
         ([text("image", "b.png")], 400, "image", "no file: curl sends one with -F image=@FILE"),
         ([("file", ("b.pdf", b"%PDF-1.7"))], 400, "file", "the file is PDF"),
         ([text("input", "a cat")], 400, "input[0]", "this is a text"),
@@ -201,6 +201,7 @@ def png_of(width: int, height: int, data: bytes = b"") -> bytes:
         ({"input": {"image": "https://example.org/cat.png"}}, 400, "input", "https: URLs are not fetched"),
         ({"input": {"image": "file:///etc/passwd"}}, 400, "input", "file: URLs are not fetched"),
         ({"input": {"image": "data:image/svg+xml;base64,PHN2Zy8+"}}, 400, "input", "the file is SVG"),
+        ({"input": {"image": "AAAAGGZ0eXBpc29tAAAAAA=="}}, 400, "input", "the file is an MP4 video"),
         ({"input": {"image": "!"}}, 400, "input", "not valid base64"),
         ({"input": {"image": ""}}, 400, "input", "no format that is known"),
         ({"input": {"image": data_url(FILES[1]), "text": "a"}}, 400, "input", "one of text, image and image_url"),
@@ -229,7 +230,7 @@ def test_what_a_model_that_compares_does_not_do(clip: tuple[Server, Path, Any]) 
         ("/v1/classify", {"input": [{"image": URLS[1]}] * 2, "labels": ["cat"] * 5}, "at most 9 pairs may be compared"),
         ("/v1/embeddings", {"input": "a cat" * 9}, "input: this model reads 16 tokens of a text"),
         ("/v1/embeddings", {"input": {"image": URLS[1]}, "dimensions": 25}, "dimensions: this model has 24"),
-        ("/v1/score", {"text_1": "a", "text_2": "b"}, "this model embeds"),
+        ("/v1/score", {"text_1": "a", "text_2": "b"}, "this model embeds texts and images and classifies"),
         ("/v1/forecast", {"series": [[1]]}, "this model embeds"),
     ):
         answer = clip[0].post(path, body)

@@ -55,6 +55,6 @@ async def read_speech(request: Request, ignored: set[str] | None) -> tuple[Speec
         raise InvalidRequestError(f"the Content-Type must be {FORM}")
     values = values_of(SpeechRequest, await read_form(request, Files(fields=("file",), most=1)))
     file = values.pop("file", None)
-    if not isinstance(file, bytes):
+    if file is None:
         raise InvalidRequestError("file: a sound file is missing", "file")
     return validate(SpeechRequest, values, ignored, is_form=True), file

@@ -38,16 +38,18 @@ def is_form(request: Request) -> bool:
 async def read_form(request: Request, files: Files) -> list[Field]:
     """The fields of a form, in their order. A file that is too large is not read to its end.
 
-    Raises PayloadTooLargeError for such a file, InvalidRequestError for any other fault.
+    Raises PayloadTooLargeError for such a file, InvalidRequestError for other faults, such as a text in a file's place.
     """
     try:
         form = await _Parser(request, files).parse()
     except MultiPartException as error:
         raise InvalidRequestError(f"the form cannot be read: {error.message}") from None
-    return [
-        (_plain(name), await value.read() if isinstance(value, UploadFile) else value)
-        for name, value in form.multi_items()
-    ]
+    fields: list[Field] = []
+    for name, value in ((_plain(name), value) for name, value in form.multi_items()):
+        if isinstance(value, str) and name in files.fields:
+            raise InvalidRequestError(f"{name}: this is a text, and no file: curl sends one with -F {name}=@FILE", name)
+        fields.append((name, await value.read() if isinstance(value, UploadFile) else value))
+    return fields
 
 
 def values_of(model: type[RequestBody], fields: Sequence[Field]) -> dict[str, Any]:
@@ -93,7 +95,7 @@ class _Parser(MultiPartParser):
         name = _plain(self._current_part.field_name)
         if self._current_part.file is not None and name not in self._files.fields:
             fields = " or ".join(self._files.fields)
-            raise InvalidRequestError(f"{name}: a file is the field {fields}", name)
+            raise InvalidRequestError(f"{name}: a file has to be the field {fields}", name)
 
     def on_part_data(self, data: bytes, start: int, end: int) -> None:
         self._num_bytes += end - start

@@ -6,17 +6,14 @@ from fastapi import APIRouter, Request
 from msgspec import UNSET, UnsetType
 from starlette.responses import Response
 
-from ...checkpoint.image_models import ImageModelConfig
 from ...core.wire import Task
 from ..deps import ServiceDep
 from ..edge.answer import AnswerBody, json_response
 from ..edge.document import ANY, answers
-from ..service import Service
+from ..service import Modality, Service
 from ..services import services_of
 
 router = APIRouter()
-
-Modality = Literal["text", "image", "audio"]
 
 
 class ServedModel(AnswerBody, kw_only=True):
@@ -33,7 +30,7 @@ class ServedModel(AnswerBody, kw_only=True):
     parent: str | None
     """Of an adapter: its model."""
     input_modalities: list[Modality]
-    """What it reads; a model that forecasts reads none of these."""
+    """What it reads; a model that forecasts reads none of them."""
     state: Literal["ready", "loading", "asleep", "failed"] | UnsetType = UNSET
     """Of one of several models: a request wakes one that is asleep, and tries again with one that has failed."""
 
@@ -73,14 +70,6 @@ def _describe(service: Service, name: str) -> ServedModel:
         max_model_len=ready.max_model_len if ready else None,
         tasks=service.tasks,
         parent=service.model_name if service.adapter_of(name) else None,
-        input_modalities=_modalities(service),
+        input_modalities=service.reads,
         state=UNSET if service.lifecycle is None else service.state,
     )
-
-
-def _modalities(service: Service) -> list[Modality]:
-    ready, predictor = service.engine.ready, service.predictor
-    sees = isinstance(predictor, ImageModelConfig) or (ready is not None and ready.reads_images)
-    hears = service.encoder_decoder is not None and service.encoder_decoder.hears
-    reads: dict[Modality, bool] = {"text": service.reads_text and not hears, "image": sees, "audio": hears}
-    return [name for name, does in reads.items() if does]

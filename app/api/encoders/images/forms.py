@@ -32,13 +32,11 @@ def _with_inputs(fields: list[Field]) -> list[tuple[str, Any]]:
     seen: Counter[str] = Counter()
     found: list[tuple[str, Any]] = []
     for name, value in fields:
-        if name not in _FILES:
+        if isinstance(value, str):
             found.append((name, value))
             continue
         path = f"{name}[{seen[name]}]" if numbers[name] > 1 else name
         seen[name] += 1
-        if isinstance(value, str):
-            raise InvalidRequestError(f"{path}: this is a text, and no file: curl sends one with -F {name}=@FILE", path)
         found.append(("input", Uploaded(path=path, file=value)))
     return found
 
