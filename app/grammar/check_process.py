@@ -1,31 +1,31 @@
 """The process in which grammars are checked: `python -m app.grammar.check_process MODEL_FOLDER`.
 
-Grammars come on stdin and verdicts go to stdout, each behind its length. The process ends when stdin is closed.
-It is bound to fail where the engine would: a grammar is compiled as there, but on a smaller stack, and with bounds on
-processor time and memory. Then some tokens are matched, because a part of the work is done when it is needed.
+It answers as `app.core.answering` says. It is bound to fail where the engine would: a grammar is compiled as there, but
+on a smaller stack, and with bounds on processor time and memory. Then some tokens are matched, because a part of the
+work is done when it is needed.
 """
 
-import os
 import re
-import signal
 import sys
 import threading
 import time
+from functools import partial
 from pathlib import Path
 
-import msgspec
 import numpy as np
 from llguidance import LLMatcher, LLTokenizer
 from llguidance.gbnf_to_lark import gbnf_to_lark
 
-from ..core.bounded import limit_memory
+from ..core.answering import Ready, serve, take_stdout
 from ..text.tokenizer import Tokenizer
-from .checker import FRAME_BYTES, MOST_CPU_SECONDS, Question, Verdict
+from .checker import Question, Verdict
 from .compiler import compile_grammar, vocabulary_of
 from .constraint import GrammarError
 
 _STACK_BYTES = 2**20
 """The engine's threads have at least twice as much."""
+_MOST_CPU_SECONDS = 5
+"""Processor time for one grammar."""
 _MOST_BYTES = 256 * 2**20
 """Memory for one grammar."""
 _NUM_TOKENS = 32
@@ -71,37 +71,16 @@ def _match(matcher: LLMatcher) -> None:
             raise GrammarError("the tokens that it allows take too long to compute")
 
 
-def _serve(vocabulary: LLTokenizer) -> None:
-    _send(Verdict())  # ready
-    while length := os.read(sys.stdin.fileno(), FRAME_BYTES):
-        question = msgspec.msgpack.decode(_read(int.from_bytes(length)), type=Question)
-        signal.setitimer(signal.ITIMER_PROF, MOST_CPU_SECONDS)  # whose signal ends the process
-        verdict = check(vocabulary, question)
-        signal.setitimer(signal.ITIMER_PROF, 0)
-        _send(verdict)
-
-
-def _read(length: int) -> bytes:
-    message = b""
-    while len(message) < length and (piece := os.read(sys.stdin.fileno(), length - len(message))):
-        message += piece
-    return message
-
-
-def _send(verdict: Verdict) -> None:
-    message = msgspec.msgpack.encode(verdict)
-    sys.stdout.buffer.write(len(message).to_bytes(FRAME_BYTES) + message)
-    sys.stdout.buffer.flush()
-
-
 def main() -> None:
     """Check grammars until stdin is closed."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal sends it to all processes
+    answers = take_stdout()
     tokenizer = Tokenizer(Path(sys.argv[1]))
     vocabulary = vocabulary_of(tokenizer, tokenizer.vocab_size)
-    limit_memory(_MOST_BYTES)
+    limits = {"most_cpu_seconds": _MOST_CPU_SECONDS, "most_bytes": _MOST_BYTES}
     threading.stack_size(_STACK_BYTES)
-    thread = threading.Thread(target=_serve, args=(vocabulary,))
+    thread = threading.Thread(
+        target=serve, args=(Ready(), Question, partial(check, vocabulary), answers), kwargs=limits
+    )
     thread.start()
     thread.join()
 

@@ -2,12 +2,8 @@
 
 import msgspec
 
+from ..core import answering
 from ..core.media import Array
-
-FRAME_BYTES = 4
-"""Messages begin with their length."""
-MOST_CPU_SECONDS = 10
-"""Processor time for one image."""
 
 
 class Image(msgspec.Struct, frozen=True):
@@ -34,12 +30,10 @@ class Prepared(msgspec.Struct, kw_only=True):
     is_too_large: bool = False
 
 
-class Ready(msgspec.Struct):
+class Ready(answering.Ready):
     """The process's first message."""
 
     placeholder: str = ""
     """What the chat template writes for an image."""
     token_id: int = 0
     """The token that stands for one place of an image in a prompt."""
-    error: str = ""
-    """Why it can prepare none; empty if it can."""

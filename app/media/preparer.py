@@ -2,31 +2,23 @@
 
 import asyncio
 import logging
-import os
-import signal
-from asyncio.subprocess import DEVNULL, PIPE, Process
 from collections import OrderedDict
-from contextlib import suppress
 from hashlib import sha256
 from pathlib import Path
 from typing import NamedTuple
 from weakref import finalize
 
-import msgspec
-
 from ..core.media import Media
-from ..core.own_module import FOLDER, command
+from ..core.own_module import command
+from ..core.side_process import EndedError, SideProcess
 from ..errors import InternalError, InvalidRequestError, PayloadTooLargeError, QueueFullError
-from .messages import FRAME_BYTES, Image, Prepared, Ready
+from .messages import Image, Prepared, Ready
 
 log = logging.getLogger(__name__)
 
-_MOST_SECONDS = 60
-"""For one image, by the clock: on a machine that is busy."""
-_START_SECONDS = 120
-_MOST_KEPT_BYTES = 64 * 2**20
+MOST_KEPT_BYTES = 64 * 2**20
 """Of prepared images. A client sends those of a chat again with each turn."""
-_MOST_BYTES = 4 * 2**30
+MOST_BYTES = 4 * 2**30
 """Of prepared images altogether: requests hold theirs until they end, and the engine has as many beside."""
 _ONE_THREAD = {"OMP_NUM_THREADS": "1"}
 """It is beside engines that have a thread for each core."""
@@ -41,14 +33,12 @@ class ChatImage(NamedTuple):
 
 
 class ImagePreparer:
-    """Starts the process when it is first needed, and again after it has ended. One image is prepared at a time."""
+    """Keeps what was prepared for as long as there is room. One image is prepared at a time."""
 
     def __init__(self, folder: Path) -> None:
         """`folder`: of the model."""
-        self._folder = folder
-        self._process: Process | None = None
-        self._ready: Ready | None = None
-        """What the process has said of itself, which does not change when there is another."""
+        program = (*command("media.process"), str(folder.absolute()))
+        self._process = SideProcess("the process that prepares images", program, Ready, Prepared, **_ONE_THREAD)
         self._turn = asyncio.Lock()
         self._starting: asyncio.Task[None] | None = None
         self._open: dict[bytes, asyncio.Task[Prepared]] = {}
@@ -64,17 +54,13 @@ class ImagePreparer:
 
     async def _warm_up(self) -> None:
         try:
-            await self.ready()
+            await self._process.ready()
         except InternalError as error:
             log.error("images will be refused: %s", error.message)
 
     async def ready(self) -> Ready:
         """What the process says of itself, once it is there. Raises InternalError if it does not start."""
-        if self._ready is None:
-            async with self._turn:
-                await self._running()
-        assert self._ready is not None
-        return self._ready
+        return await self._process.ready()
 
     async def prepare(self, data: bytes, path: str, most_pixels: int, salt: str, in_halves: bool = False) -> ChatImage:
         """Prepare the image in a file.
@@ -104,7 +90,7 @@ class ImagePreparer:
         finalize(image.media, self._sizes.pop, id(image.media))
         self._kept_bytes += _size(image)
         self._kept[image.media.digest] = image
-        while self._kept_bytes > _MOST_KEPT_BYTES:
+        while self._kept_bytes > MOST_KEPT_BYTES:
             _, dropped = self._kept.popitem(last=False)
             self._kept_bytes -= _size(dropped)
         return image
@@ -115,65 +101,19 @@ class ImagePreparer:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-        if self._process is not None:
-            await self._end(self._process)
+        await self._process.close()
 
     async def _prepare(self, image: Image) -> Prepared:
         async with self._turn:
-            if sum(list(self._sizes.values())) > _MOST_BYTES:
+            if sum(list(self._sizes.values())) > MOST_BYTES:
                 raise QueueFullError("images of open requests take up too much memory; try again later")
-            process = await self._running()
-            assert process.stdin is not None
             try:
-                async with asyncio.timeout(_MOST_SECONDS):
-                    message = msgspec.msgpack.encode(image)
-                    process.stdin.write(len(message).to_bytes(FRAME_BYTES) + message)
-                    await process.stdin.drain()
-                    return msgspec.msgpack.decode(await _receive(process), type=Prepared)
-            except msgspec.DecodeError:  # and the next answer might be that to another image
-                await self._end(process)
-                raise InternalError("the process that prepares images has given no answer that can be read") from None
-            except (TimeoutError, EOFError, ConnectionError):
-                code = await self._end(process)
-                log.warning("an image of %d bytes ended the process that prepares images (%d)", len(image.data), code)
-                is_slow = code in (-signal.SIGPROF, -signal.SIGKILL)
-                return Prepared(error=f"it takes too {'long' if is_slow else 'much memory'}")
-
-    async def _running(self) -> Process:
-        """The process: a new one if there is none, or if it has been killed."""
-        if self._process is None or self._process.returncode is not None:
-            return await self._start()
-        return self._process
-
-    async def _start(self) -> Process:
-        process = self._process = await asyncio.create_subprocess_exec(
-            *command("media.process"), str(self._folder.absolute()),
-            cwd=FOLDER, env={**os.environ, **_ONE_THREAD}, stdin=PIPE, stdout=PIPE, stderr=DEVNULL,
-        )  # fmt: skip
-        said, fault = Ready(), "it does not start"
-        try:
-            async with asyncio.timeout(_START_SECONDS):
-                said = msgspec.msgpack.decode(await _receive(process), type=Ready)
-                fault = said.error
-        except (TimeoutError, EOFError, msgspec.DecodeError):
-            pass
-        if fault:
-            await self._end(process)
-            raise InternalError(f"the process that prepares images cannot: {fault}")
-        self._ready = said
-        return process
-
-    async def _end(self, process: Process) -> int:
-        """Kill the process unless it has ended, and return its exit code: negative if a signal has ended it."""
-        self._process = None
-        assert process.stdin is not None
-        process.stdin.close()
-        with suppress(TimeoutError):  # one that died has closed its end, but may not have been waited for yet
-            async with asyncio.timeout(1):
-                return await process.wait()
-        with suppress(ProcessLookupError):
-            process.kill()
-        return await process.wait()
+                return await self._process.ask(image)
+            except EndedError as end:
+                log.warning(
+                    "an image of %d bytes ended the process that prepares images (%d)", len(image.data), end.code
+                )
+                return Prepared(error=f"it takes too {'long' if end.was_slow else 'much memory'}")
 
 
 def _digest(data: bytes, salt: str) -> bytes:
@@ -182,9 +122,3 @@ def _digest(data: bytes, salt: str) -> bytes:
 
 def _size(image: ChatImage) -> int:
     return sum(len(array.data) for array in image.media.arrays.values())
-
-
-async def _receive(process: Process) -> bytes:
-    assert process.stdout is not None
-    length = int.from_bytes(await process.stdout.readexactly(FRAME_BYTES))
-    return await process.stdout.readexactly(length)

@@ -1,30 +1,28 @@
 """The process in which images are decoded and prepared: `python -m app.media.process MODEL_FOLDER`.
 
-Images come on stdin and what becomes of them goes to stdout, each behind its length; what libraries print goes to
-stderr. The process ends when stdin is closed. Decoders are native code that reads strangers' files, so processor time
-and memory are bounded: an image that needs more ends this process, and no other.
+It answers as `app.core.answering` says, because decoders are native code that reads strangers' files.
 """
 
-import os
-import signal
 import sys
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
 from ..checkpoint.folder import ModelFolder
 from ..checkpoint.image_models import ImageModelConfig
-from ..core.bounded import limit_memory
+from ..core.answering import send, serve, take_stdout
 from ..core.media import Array
 from .decode import ImageError, TooManyPixelsError, decode
-from .messages import FRAME_BYTES, MOST_CPU_SECONDS, Image, Prepared, Ready
+from .messages import Image, Prepared, Ready
 
 if TYPE_CHECKING:  # they are imported once stdout is out of reach
     from .processors import ChatImages, ImagePreparer
 
+_MOST_CPU_SECONDS = 10
+"""Processor time for one image."""
 _MOST_BYTES = 2 * 2**30
 """Memory for one image."""
 
@@ -49,30 +47,8 @@ def _halved(array: NDArray[Any]) -> NDArray[Any]:
     return array.astype(np.float16) if array.dtype.kind == "f" else array
 
 
-def _serve(images: "ChatImages | ImagePreparer", answers: int) -> None:
-    while length := os.read(sys.stdin.fileno(), FRAME_BYTES):
-        asked = msgspec.msgpack.decode(_read(int.from_bytes(length)), type=Image)
-        signal.setitimer(signal.ITIMER_PROF, MOST_CPU_SECONDS)  # whose signal ends the process
-        made = prepare(images, asked)
-        signal.setitimer(signal.ITIMER_PROF, 0)
-        _send(made, answers)
-
-
-def _read(length: int) -> bytes:
-    message = bytearray()
-    while len(message) < length and (piece := os.read(sys.stdin.fileno(), length - len(message))):
-        message += piece
-    return bytes(message)
-
-
-def _send(said: Prepared | Ready, to: int) -> None:
-    message = msgspec.msgpack.encode(said)
-    left = memoryview(len(message).to_bytes(FRAME_BYTES) + message)
-    while left:
-        left = left[os.write(to, left) :]
-
-
-def _images_of(folder: Path) -> "ChatImages | ImagePreparer":
+def images_of(folder: Path) -> "ChatImages | ImagePreparer":
+    """What reads images for the model in a folder: for a chat, or for a model of images."""
     from .processors import ChatImages, ImagePreparer
 
     predicts = isinstance(ModelFolder(folder).predictor, ImageModelConfig)
@@ -81,17 +57,15 @@ def _images_of(folder: Path) -> "ChatImages | ImagePreparer":
 
 def main() -> None:
     """Prepare images until stdin is closed."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal sends it to all processes
-    answers = os.dup(sys.stdout.fileno())
-    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
+    answers = take_stdout()
     try:
-        images = _images_of(Path(sys.argv[1]))
+        images = images_of(Path(sys.argv[1]))
     except Exception as error:
-        _send(Ready(error=" ".join(f"{type(error).__name__}: {error}".split())[:300]), answers)
+        send(Ready(error=" ".join(f"{type(error).__name__}: {error}".split())[:300]), answers)
         return
-    limit_memory(_MOST_BYTES)
-    _send(Ready(images.placeholder, images.token_id), answers)
-    _serve(images, answers)
+    ready = Ready(placeholder=images.placeholder, token_id=images.token_id)
+    limits = {"most_cpu_seconds": _MOST_CPU_SECONDS, "most_bytes": _MOST_BYTES}
+    serve(ready, Image, partial(prepare, images), answers, **limits)
 
 
 if __name__ == "__main__":
