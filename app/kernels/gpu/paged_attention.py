@@ -8,7 +8,7 @@ their scales, if they are in FP8, (blocks, kv_heads, block_size); block tables (
 """
 
 from functools import cache
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import triton
@@ -297,7 +297,7 @@ def has_values_in_keys(kv: LayerKV) -> bool:
     return kv.v.shape[2] == 0
 
 
-def _sizes(heads: int, kv: LayerKV) -> dict[str, int]:
+def _sizes(heads: int, kv: LayerKV) -> dict[str, Any]:
     """What the kernels are told of K and V, and of the query heads that share them."""
     _, kv_heads, block_size, dim = kv.k.shape
     v_dim, group, parts = kv.v.shape[3], heads // kv_heads, 1
