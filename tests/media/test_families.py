@@ -49,7 +49,7 @@ class PreparedHere(ImagePreparer):
 
     async def ready(self) -> messages.Ready:
         """See `ImagePreparer`."""
-        return messages.Ready(self._images.placeholder, self._images.token_id)
+        return messages.Ready(placeholder=self._images.placeholder, token_id=self._images.token_id)
 
     async def _prepare(self, image: messages.Image) -> messages.Prepared:
         return process.prepare(self._images, image)
@@ -197,6 +197,10 @@ def check_shared_beginnings(core: EngineCore, commands: dict[str, GenerateComman
     Where layers keep states, only the same one is given any: a copy of the states is made where it ends.
     """
     cached = {}
+    commands = {
+        name: msgspec.structs.replace(command, sampling=msgspec.structs.replace(command.sampling, max_tokens=1))
+        for name, command in commands.items()
+    }
     for first, second in (("two", "two"), ("two", "as before"), ("two", "another image")):
         core.scheduler.kv.forget()
         run(core, {first: commands[first]})
