@@ -27,6 +27,8 @@ from typing import Literal
 
 ErrorType = Literal["invalid_request_error", "permission_error", "rate_limit_error", "server_error", "timeout"]
 """What `type` of OpenAI's error format may be."""
+_LONGEST_QUOTE = 200
+"""Characters of a library's error that are shown."""
 EXIT_STARTUP_ERROR = 2
 """Exit code of a process that ends with a StartupError."""
 
@@ -220,3 +222,13 @@ def is_fault(error: BaseException) -> bool:
     A panic inside a Rust library is not an Exception, so that nobody catches it by accident, but it is a failure.
     """
     return isinstance(error, Exception) or type(error).__module__ == "pyo3_runtime"
+
+
+def quoted(error: Exception) -> str:
+    """A library's error in short, with the name of its class: some say little else."""
+    return f"{type(error).__name__}: {text_of(error)}"
+
+
+def text_of(error: Exception) -> str:
+    """A library's error in short."""
+    return " ".join(str(error).split())[:_LONGEST_QUOTE]

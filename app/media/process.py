@@ -15,6 +15,7 @@ from ..checkpoint.folder import ModelFolder
 from ..checkpoint.image_models import ImageModelConfig
 from ..core.answering import send, serve, take_stdout
 from ..core.media import Array
+from ..errors import quoted, text_of
 from .decode import ImageError, TooManyPixelsError, decode
 from .messages import Image, Prepared, Ready
 
@@ -37,7 +38,7 @@ def prepare(images: "ChatImages | ImagePreparer", asked: Image) -> Prepared:
     except MemoryError:
         return Prepared(error="it takes too much memory")
     except Exception as error:  # a processor may refuse a shape of images, such as one that is too narrow
-        return Prepared(error=" ".join(f"the model's processor refuses it: {error}".split())[:300])
+        return Prepared(error=f"the model's processor refuses it: {text_of(error)}")
     arrays = {name: Array.of(_halved(array) if asked.in_halves else array) for name, array in made.arrays.items()}
     return Prepared(text=made.text, num_tokens=made.num_tokens, arrays=arrays)
 
@@ -61,7 +62,7 @@ def main() -> None:
     try:
         images = images_of(Path(sys.argv[1]))
     except Exception as error:
-        send(Ready(error=" ".join(f"{type(error).__name__}: {error}".split())[:300]), answers)
+        send(Ready(error=quoted(error)), answers)
         return
     ready = Ready(placeholder=images.placeholder, token_id=images.token_id)
     limits = {"most_cpu_seconds": _MOST_CPU_SECONDS, "most_bytes": _MOST_BYTES}

@@ -23,7 +23,7 @@ from ..attention.context import ForwardContext, current_context, forward_context
 from ..attention.layer import Attention, CrossAttention
 from ..checkpoint.encoder_decoders import EncoderDecoderConfig
 from ..checkpoint.folder import ModelFolder
-from ..errors import ModelError
+from ..errors import ModelError, quoted
 from ..layers.methods import Methods
 from ..layers.methods.plain import adopt_all
 from .alignment import Looks, current_looks, looking
@@ -36,8 +36,6 @@ from .weights import refuse_unmatched
 _NAME = "paceline_decoder"
 _PROBE = 2, 3
 """Tokens of the decoder, and of the encoder, in the pass that describes the layers: by these numbers it tells them."""
-_LONGEST_QUOTE = 200
-"""Characters of an error of transformers' that are shown."""
 
 
 def _attention(
@@ -308,5 +306,4 @@ def load_encoder_decoder(
     except ModelError:
         raise
     except Exception as error:  # transformers raises all kinds of errors for a broken checkpoint
-        reason = f"{type(error).__name__}: {' '.join(str(error).split())[:_LONGEST_QUOTE]}"
-        raise ModelError(f"transformers cannot load {folder.path}: {reason}") from error
+        raise ModelError(f"transformers cannot load {folder.path}: {quoted(error)}") from error

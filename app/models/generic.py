@@ -23,7 +23,7 @@ from ..attention.config import AttentionConfig, LayerCache
 from ..attention.context import ForwardContext, forward_context
 from ..attention.layer import Attention
 from ..checkpoint.folder import ModelFolder
-from ..errors import ModelError
+from ..errors import ModelError, quoted, text_of
 from ..layers.linear import Linear
 from ..layers.methods import Methods
 from ..layers.recurrent import Recurrent, RecurrentInParts, RecurrentStep, StatePart, step_of
@@ -45,8 +45,6 @@ _ROUNDING = 0.1
 """The largest difference between two computations of a token, relative to its length, that rounding explains."""
 _PROBE = 64
 """Tokens of a pass that finds out which layers get all of them."""
-_LONGEST_QUOTE = 200
-"""Characters of an error of transformers' that are shown."""
 _ATTENDING = {"full_attention", "sliding_attention", "chunked_attention", "attention", "hybrid", "hybrid_sliding"}
 _KEEPING_STATES = {"linear_attention", "conv", "hybrid", "hybrid_sliding"}
 _NEITHER = {"mlp", "moe"}
@@ -264,9 +262,8 @@ def load_generic(
         of_text = MODEL_FOR_CAUSAL_LM_MAPPING.get(CONFIG_MAPPING[kind], None)
         if _NAME in error.args or not getattr(of_text, "_supports_attention_backend", True):
             raise ModelError(f"{kind} does not attend through transformers' attention interface") from error
-        reason = " ".join(str(error).split())[:_LONGEST_QUOTE]
-        if isinstance(error, LookupError | AttributeError):  # which say a name and little else
-            reason = f"{type(error).__name__}: {reason}"
+        says_little = isinstance(error, LookupError | AttributeError)  # a name and no more
+        reason = quoted(error) if says_little else text_of(error)
         raise ModelError(f"transformers cannot load {path}: {reason}") from error
 
 

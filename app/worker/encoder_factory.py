@@ -16,7 +16,7 @@ from ..checkpoint.encoders import EncoderConfig
 from ..checkpoint.folder import ModelFolder
 from ..core.sampling import SamplingParams
 from ..core.step import BuiltWorker, NewRequest
-from ..errors import ModelError
+from ..errors import ModelError, quoted, text_of
 from ..layers.linear import change
 from ..layers.methods import Methods, choose
 from ..layers.methods.plain import PLAIN, adopt_all
@@ -26,7 +26,7 @@ from ..models.stored import finish_stored, load_pretrained
 from ..models.weights import refuse_unmatched
 from ..settings import Settings
 from .predictive_runner import PredictiveRunner
-from .predictor_parts import built_of, quoted, text_of
+from .predictor_parts import built_of
 from .resolve import Resolved, resolve
 from .text_encoder import (
     Answer,

@@ -12,14 +12,14 @@ from transformers import AutoConfig
 from ..checkpoint.folder import ModelFolder
 from ..checkpoint.forecasters import ForecasterConfig
 from ..core.step import BuiltWorker
-from ..errors import ModelError, StartupError
+from ..errors import ModelError, StartupError, quoted
 from ..layers.methods import choose
 from ..models.stored import load_pretrained
 from ..models.weights import refuse_unmatched
 from ..settings import Settings
 from .forecaster import Forecaster
 from .predictive_runner import PredictiveRunner
-from .predictor_parts import built_of, quoted, refuse_settings, request_of
+from .predictor_parts import built_of, refuse_settings, request_of
 from .resolve import resolve
 
 _TOLERANCE = 1e-3

@@ -15,7 +15,6 @@ from .resolve import Resolved
 
 _TOKENS = 4096
 """Of a step, unless settings say something else."""
-_LONGEST_QUOTE = 200
 """Characters of a library's error that are shown."""
 
 
@@ -56,16 +55,6 @@ def built_of(
         vocab_size=vocab_size,
         startup_seconds={"load_weights": time.monotonic() - began},
     )
-
-
-def quoted(error: Exception) -> str:
-    """A library's error in short."""
-    return f"{type(error).__name__}: {text_of(error)}"
-
-
-def text_of(error: Exception) -> str:
-    """The same without the name of its class."""
-    return " ".join(str(error).split())[:_LONGEST_QUOTE]
 
 
 def request_of(media: Media) -> NewRequest:

@@ -85,8 +85,7 @@ def test_numbers_are_rounded_to_bfloat16_as_torch_does() -> None:
 
 
 @pytest.mark.parametrize("rotary_dim", [64, 24, 0])
-@pytest.mark.parametrize("norms", [False, True])
-@pytest.mark.parametrize("is_rounded", [False, True])
+@pytest.mark.parametrize(("norms", "is_rounded"), [(False, True), (True, False)])  # each is a kernel to compile
 def test_rotate_and_store(rotary_dim: int, norms: bool, is_rounded: bool, dtype: torch.dtype) -> None:
     heads, kv_heads, dim, slots, block_size = 6, 2, 64, [5, 16, 47], 16
     qkv = torch.randn(3, heads + 2 * kv_heads, dim).to(dtype)
