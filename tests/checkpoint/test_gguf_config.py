@@ -193,8 +193,12 @@ def test_factors_of_rotary_frequencies_are_those_of_llama_3(tmp_path: Path) -> N
     factors = (1.0 / 10000.0 ** (torch.arange(0, 16, 2) / 16) / scaled).numpy()
     converted, oracle = tmp_path / "converted", tmp_path / "oracle"
     described = {"general.name": "any", "general.quantized_by": "me", "quantize.imatrix.file": "x"}
-    path = write_gguf(tmp_path / "m.gguf", more_tensors={"rope_freqs.weight": factors}, more_keys=described)
+    sampling = {"general.sampling.temp": 0.5, "general.sampling.top_k": 20}
+    keys = {**described, **sampling}
+    path = write_gguf(tmp_path / "m.gguf", more_tensors={"rope_freqs.weight": factors}, more_keys=keys)
     convert(path, converted)
+    recommended = json.loads((converted / "generation_config.json").read_text())
+    assert (recommended["temperature"], recommended["top_k"], "top_p" in recommended) == (0.5, 20, False)
     described_model = json.loads((converted / "config.json").read_text())
     del described_model["quantization_config"]
     model = LlamaForCausalLM(LlamaConfig(**described_model))
