@@ -44,6 +44,8 @@ async def read_form(request: Request, files: Files) -> list[Field]:
         form = await _Parser(request, files).parse()
     except MultiPartException as error:
         raise InvalidRequestError(f"the form cannot be read: {error.message}") from None
+    except ValueError as error:  # of the name of a charset, which Python looks up
+        raise InvalidRequestError(f"the form cannot be read: {error}") from None
     fields: list[Field] = []
     for name, value in ((_plain(name), value) for name, value in form.multi_items()):
         if isinstance(value, str) and name in files.fields:
@@ -88,6 +90,11 @@ class _Parser(MultiPartParser):
         super().__init__(request.headers, request.stream(), max_files=files.most, **limits)
         self._files = files
         self._num_bytes = 0
+
+    def on_part_begin(self) -> None:
+        # Whatever the form says (RFC 7578, 5.1.2): among Python's codecs are some that take a minute for a body.
+        self._charset = "utf-8"
+        super().on_part_begin()
 
     def on_headers_finished(self) -> None:
         super().on_headers_finished()
