@@ -317,6 +317,8 @@ class ServerSettings(BaseModel):
         "command",
         "deepseek_v3",
         "deepseek_v31",
+        "deepseek_v32",
+        "deepseek_v4",
         "functiongemma",
         "gemma4",
         "glm45",

@@ -33,27 +33,35 @@ def tagged_call(tags: Tags, rule: str, name: str, schema: Schema, literal: Calla
     rules, parts = [], []
     for number, (key, one) in enumerate(properties.items()):
         argument = f"{rule}_{number}"
-        value = _value(tags, f"{argument}_value", one, definitions)
+        value = _value(tags, f"{argument}_value", one, definitions, literal)
         if value is None:
             return None
-        begin = literal(tags.argument.replace("{}", key))
+        begin = literal(tags.begin_of(key, _may_be_text(one, definitions)))
         rules += [f"{argument}: {begin} {argument}_value", *value]
         parts.append(argument if key in required else f"{argument}?")
     head, tail = literal(tags.call.replace("{}", name)), literal(tags.end_of_call)
     return [f"{rule}: {' '.join([head, *parts, tail])}", *rules]
 
 
-def _value(tags: Tags, rule: str, schema: Any, definitions: Schema) -> list[str] | None:
-    """The rule of a value with its end, and the rules that it needs; None if it cannot be written without quotes."""
-    end, last = json.dumps(tags.end_of_argument), tags.end_of_parameter
+def _may_be_text(schema: Any, definitions: Schema) -> bool:
     types = types_of(schema, definitions)
-    if types and "string" not in types:
+    return not types or "string" in types
+
+
+def _value(tags: Tags, rule: str, schema: Any, definitions: Schema, literal: Callable[[str], str]) -> list[str] | None:
+    """The rule of a value with its end, and the rules that it needs; None if it cannot be written without quotes, or if
+    a part of what ends it is a token of its own, for which a text cannot look.
+    """
+    end, last = literal(tags.end_of_argument), tags.end_of_parameter
+    if not _may_be_text(schema, definitions):
         return [f"{rule}: {rule}_json {end}", f"{rule}_json: {json_rule(schema | definitions)}"]
     texts = _texts(schema, definitions)
     if texts is None or any(last in text for text in texts):
         return None
     if texts:
         return [f"{rule}: ({' | '.join(map(json.dumps, texts))}) {end}"]
+    if literal(last) != json.dumps(last):
+        return None
     return [f'{rule}: {rule}_text "\\n"', f"{rule}_text[suffix={json.dumps(last)}]: /(?s:.*)/"]
 
 

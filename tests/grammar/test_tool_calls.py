@@ -25,12 +25,14 @@ from app.text.message_format import MessageFormat
 from app.text.reasoning import TAGS, THINK, ReasoningTags
 from app.text.tokenizer import Tokenizer as PacelineTokenizer
 from app.text.tools.formats import format_of_required_calls
+from app.text.tools.tags import DSML
 from tests.text.test_message_parsers import FORMATS, Whole, parse
 
 MARKERS = [
     *dict.fromkeys(
         marker for format_ in FORMATS.values() for marker in format_.markers if "<|" in marker or "▁" in marker
     ),
+    DSML,
     "<tool_call>",
     "</tool_call>",
     "[TOOL_CALLS]",

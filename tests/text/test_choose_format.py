@@ -28,6 +28,11 @@ NOT_READ = {
 TOLD_IN_WORDS = sorted({"gemma2", "gemma3", "llama2", "phi4_mini", "smollm2"})
 
 
+SHOWN_IN_DSML = (
+    '\n\n<｜DSML｜BLOCK>\n<｜DSML｜invoke name="{{ f.name }}">\n{% for k, v in f.arguments | items %}'
+    '<｜DSML｜parameter name="{{ k }}" string="{{ v is string and "true" or "false" }}">{{ v }}</｜DSML｜parameter>\n'
+    "{% endfor %}</｜DSML｜invoke>\n</｜DSML｜BLOCK>"
+)
 SHOWN = {
     "deepseek_v31": "{% if loop.first %}<｜tool▁calls▁begin｜>{% endif %}<｜tool▁call▁begin｜>{{ f.name }}"
     "<｜tool▁sep｜>{{ f.arguments | tojson }}<｜tool▁call▁end｜>{% if loop.last %}<｜tool▁calls▁end｜>{% endif %}",
@@ -35,6 +40,8 @@ SHOWN = {
     "{{ f.arguments | tojson }}<|tool_call_end|><|tool_calls_section_end|>",
     "minimax_m2": '\n<minimax:tool_call>\n<invoke name="{{ f.name }}">\n{% for k, v in f.arguments | items %}'
     '<parameter name="{{ k }}">{{ v }}</parameter>{% endfor %}\n</invoke>\n</minimax:tool_call>',
+    "deepseek_v32": SHOWN_IN_DSML.replace("BLOCK", "function_calls"),
+    "deepseek_v4": SHOWN_IN_DSML.replace("BLOCK", "tool_calls"),
     "minimax": '<tool_calls>\n{"name": "{{ f.name }}", "arguments": {{ f.arguments | tojson }}}\n</tool_calls>',
     "seed_oss": "\n<seed:tool_call>\n<function={{ f.name }}>\n{% for k, v in f.arguments | items %}"
     "<parameter={{ k }}>{{ v }}</parameter>\n{% endfor %}</function>\n</seed:tool_call>",

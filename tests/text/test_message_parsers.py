@@ -84,6 +84,15 @@ INVOKED = """<minimax:tool_call>
 <invoke name="time">
 </invoke>
 </minimax:tool_call>"""
+IN_DSML = """<｜DSML｜function_calls>
+<｜DSML｜invoke name="weather">
+<｜DSML｜parameter name="city" string="true">Köln "am" {Rhein}]}</｜DSML｜parameter>
+<｜DSML｜parameter name="days" string="false">[1, 2]</｜DSML｜parameter>
+<｜DSML｜parameter name="deep" string="false">{"a": null, "b": true}</｜DSML｜parameter>
+</｜DSML｜invoke>
+<｜DSML｜invoke name="time">
+</｜DSML｜invoke>
+</｜DSML｜function_calls>"""
 IN_SEED = TAGGED.replace("tool_call>", "seed:tool_call>")
 DEEPSEEK = (
     "<｜tool▁calls▁begin｜><｜tool▁call▁begin｜>function<｜tool▁sep｜>weather\n```json\n{}\n```<｜tool▁call▁end｜>\n"
@@ -122,6 +131,8 @@ TEXTS = {
     "seed_oss": f"Let me see.\n{IN_SEED}\n<seed:tool_call>\n<function=time>\n</function>\n</seed:tool_call>",
     "deepseek_v3": f"Let me see.\n{DEEPSEEK.format(IN_JSON)}",
     "deepseek_v31": f"Let me see.\n{DEEPSEEK_31.format(IN_JSON)}",
+    "deepseek_v32": f"Let me see.\n\n{IN_DSML}",
+    "deepseek_v4": f"Let me see.\n\n{IN_DSML.replace('function_calls', 'tool_calls')}",
     "kimi_k2": f"Let me see.\n{KIMI.format(IN_JSON)}",
     "granite": f"Let me see.\n<|tool_call|>[{ONE}, {OTHER}]",
     "command": f"Let me see.\n{COHERE.format(IN_JSON)}",
@@ -140,6 +151,8 @@ OTHER_FORMS = {
     "seed_oss": f"Let me see.{IN_SEED}<seed:tool_call>{OTHER}</seed:tool_call>",
     "deepseek_v3": f"Let me see.\n{DEEPSEEK.format(IN_JSON).removeprefix('<｜tool▁calls▁begin｜>')}",
     "deepseek_v31": f"Let me see. {DEEPSEEK_31.format(IN_JSON).replace('<｜tool▁calls▁end｜>', '')}",
+    "deepseek_v32": f"Let me see.{IN_DSML.partition('<｜DSML｜function_calls>')[2]}",
+    "deepseek_v4": f"Let me see.<｜DSML｜tool_calls>\n{ONE}\n{OTHER}\n</｜DSML｜tool_calls>",
     "kimi_k2": f"Let me see. {KIMI.format(' ' + IN_JSON).replace('functions.', '').replace(':1', '')}",
     "granite": f"Let me see.functools[{ONE}, {OTHER}]",
     "command": f"Let me see.<|START_ACTION|>{ONE_L}, {OTHER}<|END_ACTION|>",
@@ -234,6 +247,21 @@ def test_calls_one_behind_the_other(name: str, text: str) -> None:
 def test_half_of_a_surrogate_pair_stays_an_escape(name: str, text: str, arguments: str) -> None:
     """As a character it could not be sent: it has no UTF-8."""
     assert parse(FORMATS[name].parser(), [text]) == ("", "", [("f", arguments)])
+
+
+def test_deepseeks_markup_says_what_a_schema_does_not() -> None:
+    """Line breaks belong to a string there, and one that looks like a number is a string if the tag says so."""
+    said = {"text": ("true", "\n10\n"), "ten": ("true", "10"), "count": ("false", "10"), "odd": ("false", "ten")}
+    arguments = "".join(
+        f'<｜DSML｜parameter name="{key}" string="{kind}">{value}</｜DSML｜parameter>\n'
+        for key, (kind, value) in said.items()
+    )
+    text = (
+        f'<｜DSML｜function_calls>\n<｜DSML｜invoke name="f">\n{arguments}</｜DSML｜invoke>\n</｜DSML｜function_calls>'
+    )
+    for pieces in ([text], list(text)):
+        ((_, found),) = parse(FORMATS["deepseek_v32"].parser(), pieces)[2]
+        assert json.loads(found) == {"text": "\n10\n", "ten": "10", "count": 10, "odd": "ten"}
 
 
 @pytest.mark.parametrize("text", NO_CALLS)

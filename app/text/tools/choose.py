@@ -8,6 +8,7 @@ from itertools import chain
 from ..chat_template import ChatTemplate
 from ..probe import FUNCTION, KEY, VALUES
 from .formats import FORMATS, ToolFormat
+from .tags import DSML
 
 log = logging.getLogger(__name__)
 
@@ -15,6 +16,8 @@ _SIGNS = {
     "qwen3_coder": ("<function=",),
     "glm45": ("<arg_key>",),
     "minimax_m2": ("<minimax:tool_call>",),
+    "deepseek_v32": (f"<{DSML}function_calls>",),
+    "deepseek_v4": (f"<{DSML}tool_calls>",),
     "hermes": ("<tool_call>",),
     "mistral": ("[TOOL_CALLS]",),
     "kimi_k2": ("<|tool_call_begin|>",),

@@ -14,7 +14,7 @@ from .llama import LlamaParser
 from .named import NamedParser
 from .pythonic import PythonicParser
 from .tagged import TaggedParser
-from .tags import GLM, MINIMAX_M2, QWEN3_CODER, SEED, Tags
+from .tags import DEEPSEEK_V4, DEEPSEEK_V32, DSML, GLM, MINIMAX_M2, QWEN3_CODER, SEED, Tags
 
 
 @dataclass(frozen=True)
@@ -210,7 +210,7 @@ def _tagged(tags: Tags) -> ToolFormat:
         parser=partial(TaggedParser, tags=tags),
         before_name=HERMES.before_name.replace("<tool_call>", tags.opening),
         after_arguments=HERMES.after_arguments.replace("</tool_call>", tags.closing),
-        markers=(tags.opening, tags.closing, *re.findall(r"</?\w+>", tags.argument + tags.end_of_argument)),
+        markers=(tags.opening, tags.closing, *re.findall(rf"</?\w+>|{DSML}", tags.argument + tags.end_of_argument)),
         tags=tags,
     )
 
@@ -226,6 +226,8 @@ FORMATS = {
     "qwen3_coder": _tagged(QWEN3_CODER),
     "deepseek_v3": DEEPSEEK_V3,
     "deepseek_v31": DEEPSEEK_V31,
+    "deepseek_v32": _tagged(DEEPSEEK_V32),
+    "deepseek_v4": _tagged(DEEPSEEK_V4),
     "kimi_k2": KIMI_K2,
     "granite": GRANITE,
     "command": COMMAND,

@@ -1,12 +1,19 @@
-"""Calls with a tag for each argument, as Qwen3-Coder, GLM-4.5 and MiniMax write them; see `app.text.tools.tags`."""
+"""Calls with a tag for each argument, as Qwen3-Coder, GLM-4.5, MiniMax and DeepSeek V3.2 write them.
+
+See `app.text.tools.tags`.
+"""
 
 import json
 from collections.abc import Mapping
+from functools import partial
 
 from ..message_parser import ToolCallDelta, length_before
 from .arguments import Schema, as_json, property_of, types_of
 from .hermes import HermesParser
-from .tags import Tags
+from .tags import Head, Tags
+
+_STRING = frozenset({"string"})
+_NO_STRING = frozenset({"array", "boolean", "integer", "null", "number", "object"})
 
 
 class TaggedParser(HermesParser):
@@ -19,7 +26,8 @@ class TaggedParser(HermesParser):
         before = tags.function.before
         super().__init__(schemas, opening=(tags.opening, *([before] if before else [])), closing=tags.closing)
         self._tags = tags
-        self._ends_of_value = "\n" + tags.end_of_parameter, tags.end_of_parameter
+        self._line = "\n" if tags.may_break_lines else ""
+        self._ends_of_value = self._line + tags.end_of_parameter, tags.end_of_parameter
 
     def _after_marker(self) -> bool:
         before = self._tags.function.before
@@ -63,6 +71,8 @@ class TaggedParser(HermesParser):
                 return False
             self._take(len(tags.parameter.before) + found[1])
             self._begin_argument(found[0])
+            if tags.is_string is not None:
+                self._state = partial(self._at_type, tags.is_string)
             return True
         between = (tags.parameter.before, tags.end_of_function, tags.closing)
         if any(tag.startswith(self._buffer) and tag != self._buffer for tag in between):
@@ -83,11 +93,25 @@ class TaggedParser(HermesParser):
         self._before = ", "
         self._state = self._at_value
 
+    def _at_type(self, head: Head) -> bool:
+        """The tag says whether the argument is a string. What the schema says counts more."""
+        try:
+            found = head.read(self._buffer)
+        except ValueError:
+            return self._end_function()
+        if found is None:
+            return False
+        self._take(found[1])
+        own = _STRING if found[0] == "true" else _NO_STRING
+        self._types = (self._types & own or self._types) if self._types else own
+        self._state = self._at_value
+        return True
+
     def _at_value(self) -> bool:
-        """A line break stands in front of the value, and another one behind it."""
+        """A line break may stand in front of the value, and another one behind it."""
         if not self._buffer:
             return False
-        self._take(self._buffer.startswith("\n"))
+        self._take(bool(self._line) and self._buffer.startswith(self._line))
         if self._types - {"string"}:
             self._num_searched = 0
             self._state = self._in_value
@@ -101,7 +125,7 @@ class TaggedParser(HermesParser):
         if end < 0:
             self._add_arguments(_escaped(self._take(length_before(self._buffer, self._ends_of_value))))
             return False
-        self._add_arguments(_escaped(self._take(end).removesuffix("\n")) + '"')
+        self._add_arguments(_escaped(self._take(end).removesuffix(self._line)) + '"')
         self._take(len(self._tags.end_of_parameter))
         self._state = self._in_function
         return True
@@ -114,7 +138,7 @@ class TaggedParser(HermesParser):
             if self._ended:
                 self._add_arguments(self._take(length_before(self._buffer, self._ends_of_value)).strip())
             return False
-        self._add_arguments(as_json(self._take(end).removesuffix("\n"), self._types))
+        self._add_arguments(as_json(self._take(end).removesuffix(self._line), self._types))
         self._take(len(self._tags.end_of_parameter))
         self._state = self._in_function
         return True

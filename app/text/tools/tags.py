@@ -6,6 +6,8 @@ from functools import cached_property
 
 _SPACE = re.compile(r"\s{0,99}")
 _NAME = re.compile(r"[^\s<>\"]{0,256}")
+_TRUTH = re.compile("[a-z]{0,9}")
+_IS_STRING = "{is_string}"
 _KEY = re.compile(r"[^<>\"\n]{0,256}")
 
 
@@ -54,8 +56,15 @@ class Tags:
 
     call: str
     argument: str
+    """It may say whether the argument is a string, in the place of `{is_string}`."""
     end_of_argument: str
     end_of_call: str
+    may_break_lines: bool = True
+    """Whether a line break in front of an argument's value, and one behind it, is no part of it."""
+
+    def begin_of(self, key: str, is_string: bool) -> str:
+        """What stands in front of an argument."""
+        return self.argument.replace("{}", key).replace(_IS_STRING, "true" if is_string else "false")
 
     @cached_property
     def opening(self) -> str:
@@ -83,7 +92,13 @@ class Tags:
     def parameter(self) -> Head:
         """What stands in front of an argument."""
         before, _, behind = self.argument.partition("{}")
-        return Head(before, _KEY, tuple(behind.split()))
+        return Head(before, _KEY, tuple(behind.partition(_IS_STRING)[0].split()))
+
+    @cached_property
+    def is_string(self) -> Head | None:
+        """What follows where that does not end an argument's tag: whether the argument is a string, true or false."""
+        _, found, behind = self.argument.partition(_IS_STRING)
+        return Head("", _TRUTH, tuple(behind.split())) if found else None
 
     @cached_property
     def end_of_parameter(self) -> str:
@@ -100,3 +115,17 @@ MINIMAX_M2 = Tags(
     "</invoke>\n</minimax:tool_call>",
 )
 GLM = Tags("<tool_call>{}\n", "<arg_key>{}</arg_key>\n<arg_value>", "</arg_value>\n", "</tool_call>")
+
+
+DSML = "\uff5cDSML\uff5c"
+"""What DeepSeek's markup begins with."""
+
+
+def _dsml(block: str) -> Tags:
+    """DeepSeek's markup, of calls in a block. Values are written as they are."""
+    argument = f'<{DSML}parameter name="{{}}" string="{_IS_STRING}">'
+    call, end = f'<{DSML}{block}>\n<{DSML}invoke name="{{}}">\n', f"</{DSML}invoke>\n</{DSML}{block}>"
+    return Tags(call, argument, f"</{DSML}parameter>\n", end, may_break_lines=False)
+
+
+DEEPSEEK_V32, DEEPSEEK_V4 = _dsml("function_calls"), _dsml("tool_calls")
