@@ -1,116 +1,43 @@
-"""A forecaster in a real process behind a real socket."""
+"""A server with Chronos: forecasts are those of its published algorithm."""
 
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import psutil
 import pytest
-import torch
+from transformers import PreTrainedModel
 
+from app import check_model
 from tests import web
+from tests.models.chronos import Published, write_chronos
 from tests.server.examples import check_examples
 from tests.server.process import Server, running_server
-from tests.worker.test_forecaster import write_forecaster
 
 
 @pytest.fixture(scope="module")
-def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Server, Any]]:
-    folder = tmp_path_factory.mktemp("timesfm")
-    oracle = write_forecaster(folder, "TimesFmModelForPrediction")
-    with running_server("--model", str(folder), "--request-limits", '{"max_inputs": 400}') as server:
-        yield server, oracle
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("chronos")
 
 
-def post(server: Server, body: Any) -> Any:
-    answer = web.post(f"{server.url}/v1/forecast", json=body)
+@pytest.fixture(scope="module")
+def chronos(folder: Path) -> Iterator[tuple[Server, PreTrainedModel]]:
+    model = write_chronos(folder)
+    flags = ("--dtype", "float32", "--cpu-threads", "1", "--max-num-seqs", "16", "--max-num-batched-tokens", "128")
+    with running_server("--model", str(folder), *flags) as server:
+        yield server, model
+
+
+def post(server: Server, **body: Any) -> Any:
+    answer = server.post("/v1/forecast", body)
     assert answer.status_code == 200, answer.text
     return answer.json()
 
 
-@torch.inference_mode()
-def test_a_crowd_gets_the_forecasts_of_transformers(served: tuple[Server, Any]) -> None:
-    server, oracle = served
-    rng = np.random.default_rng(1)
-    requests = [
-        [(rng.standard_normal(int(rng.integers(1, 120))).cumsum() * 10).tolist() for _ in range(1 + client % 3)]
-        for client in range(24)
-    ]
-    requests[5][0] = [None, *requests[5][0], None]
-    with ThreadPoolExecutor(len(requests)) as pool:
-        bodies = [{"series": series, "frequency": "ME"} for series in requests]
-        answers = list(pool.map(lambda body: post(server, body), bodies))
-    for series, answer in zip(requests, answers, strict=True):
-        assert [one["index"] for one in answer["data"]] == list(range(len(series)))
-        for given, found in zip(series, answer["data"], strict=True):
-            past = [*given[1:-1], given[-2]] if given[0] is None else given
-            expected = oracle(past_values=[torch.tensor(past)], freq=[1]).full_predictions[0].numpy()
-            tolerance = 1e-5 * np.abs(expected).max()
-            np.testing.assert_allclose(found["mean"], expected[:, 0], rtol=1e-5, atol=tolerance)
-            np.testing.assert_allclose(found["median"], expected[:, 5], rtol=1e-5, atol=tolerance)
-            assert list(found["quantiles"]) == [f"0.{number}" for number in range(1, 10)]
-            np.testing.assert_allclose(found["quantiles"]["0.9"], expected[:, 9], rtol=1e-5, atol=tolerance)
-    assert answers[0]["usage"]["total_tokens"] == min(8, -(-len(requests[0][0]) // 8))
-    short = post(server, {"series": [[1, 2, 3]], "horizon": 40, "quantiles": [0.5]})["data"][0]
-    assert (len(short["mean"]), list(short["quantiles"])) == (40, ["0.5"])
-
-
-def test_examples(served: tuple[Server, Any]) -> None:
-    check_examples(served[0].url, "docs/forecasting.md: Forecasting")
-
-
-def test_what_the_service_says_of_it(served: tuple[Server, Any]) -> None:
-    server, _ = served
-    (model,) = server.get("/v1/models").json()["data"]
-    assert (model["tasks"], model["max_model_len"]) == (["forecast"], 8)
-    assert server.get("/health?deep=true").status_code == 200
-    for path, body in (
-        ("/v1/embeddings", {"input": "a"}),
-        ("/v1/classify", {"input": "a"}),
-        ("/v1/completions", {"prompt": "a"}),
-        ("/tokenize", {"prompt": "a"}),
-    ):
-        answer = server.post(path, body)
-        assert answer.status_code == 400
-        assert "this model forecasts series of numbers" in answer.json()["error"]["message"]
-
-
-@pytest.mark.parametrize(
-    ("body", "param", "message"),
-    [
-        ({"series": []}, "series", "at least 1"),
-        ({"series": [1, 2, 3]}, "series[0]", "must be a list of numbers"),
-        ({"series": [[1], []]}, "series[1]", "must be a list of numbers"),
-        ({"series": [[1, "2"]]}, "series[0]", "must be a number or null"),
-        ({"series": [[True]]}, "series[0]", "must be a number or null"),
-        ({"series": [[1], [None, None]]}, "series[1]", "must have a number"),
-        ({"series": [[[1], [2]]]}, "series[0]", "reads 1 channels, and the series has 2"),
-        ({"series": [[[1], [2, 3]]]}, "series[0]", "the same length"),
-        ({"series": [[1e39]]}, "series[0]", "at most 3.40e+38"),
-        ({"series": [[10**400]]}, "series[0]", "too large"),
-        ({"series": [[1e30, -1e30, 3e30]]}, "series[0]", "no finite forecast"),
-        ({"series": [[1]], "horizon": 65}, "horizon", "at most 64"),
-        ({"series": [[1]], "horizon": 0}, "horizon", "greater than or equal to 1"),
-        ({"series": [[1]], "horizon": 10**30}, "horizon", "less than"),
-        ({"series": [[1]], "quantiles": [0.55]}, "quantiles", "forecasts 0.1, 0.2"),
-        ({"series": [[1]], "frequency": "fortnight"}, "frequency", "'fortnight' is none"),
-        ({"series": [[1]] * 401}, "series", "at most 400 inputs"),
-        ({"series": [[0] * 2**20]}, "series", "max_numbers"),
-        ({"series": [[1]] * 400, "horizon": 64, "quantiles": [0.5] * 9}, None, ""),
-    ],
-)  # fmt: skip
-def test_what_is_wrong_is_named(served: tuple[Server, Any], body: Any, param: str | None, message: str) -> None:
-    answer = served[0].post("/v1/forecast", body)
-    assert answer.status_code == (400 if param else 200), answer.text
-    if param:
-        error = answer.json()["error"]
-        assert error["param"] == param
-        assert message in error["message"]
-
-
-def test_floods_of_numbers_are_refused_at_once(served: tuple[Server, Any]) -> None:
-    server = served[0]
+def test_floods_of_numbers_are_refused_at_once(chronos: tuple[Server, PreTrainedModel]) -> None:
+    server = chronos[0]
     process = psutil.Process(server.process.pid)
     processes = [process, *process.children(recursive=True)]
     before = sum(sum(one.cpu_times()[:2]) for one in processes)
@@ -120,3 +47,99 @@ def test_floods_of_numbers_are_refused_at_once(served: tuple[Server, Any]) -> No
         assert answer.status_code in (400, 413)
     assert sum(sum(one.cpu_times()[:2]) for one in processes) - before < 5  # all together
     assert sum(one.memory_info().rss for one in processes) < 2 * 2**30
+
+
+def test_the_most_probable_paths_of_a_crowd_are_those_of_transformers(chronos: tuple[Server, PreTrainedModel]) -> None:
+    """Of series with gaps in front, within, and at the end; too long ones; and over horizons of several passes."""
+    server, model = chronos
+    rng, published = np.random.default_rng(1), Published(model)
+    requests: list[tuple[list[list[float | None]], int]] = []
+    for client in range(8):
+        series: list[list[float | None]] = [
+            list((rng.standard_normal(int(rng.integers(1, 90))).cumsum() * 10.0**client).tolist())
+            for _ in range(1 + client % 3)
+        ]
+        series[0][: client // 3] = [None] * (client // 3)
+        for at in rng.integers(0, len(series[-1]), client):
+            series[-1][at] = None
+        series[-1].append(1.0)
+        requests.append((series, 1 + client * 8))
+    requests[0][0].append([0.0, None, 0, None])
+
+    def ask(request: tuple[list[list[float | None]], int]) -> Any:
+        return post(server, series=request[0], horizon=request[1], top_k=1, num_samples=3)
+
+    with ThreadPoolExecutor(len(requests)) as pool:
+        answers = list(pool.map(ask, requests))
+    seen = set()
+    for (given, horizon), answer in zip(requests, answers, strict=True):
+        for one, found in zip(given, answer["data"], strict=True):
+            (expected,) = published.paths(one, horizon).numpy()
+            seen.add(tuple(np.round(expected / np.abs(expected).max(), 3).tolist()))
+            for name in ("mean", "median"):
+                np.testing.assert_allclose(found[name], expected, rtol=1e-5, atol=1e-6 * np.abs(expected).max())
+            assert found["quantiles"]["0.9"] == found["median"]
+    assert len(seen) > 10  # of 15
+
+
+def test_quantiles_are_those_of_the_paths(chronos: tuple[Server, PreTrainedModel]) -> None:
+    server, model = chronos
+    series: list[float | None] = [3.0, 1.0, None, None, 4.0, 1.0, 5.0, None]
+    asked: dict[str, Any] = {"horizon": 1, "num_samples": 128, "quantiles": [0.01, 0.25, 0.5, 0.75]}
+    answers = [post(server, series=[series, [7.0]], seed=seed, **asked)["data"] for seed in range(6)]
+    again = post(server, series=[[1.0, 2.0], series], seed=3, **asked)["data"]
+    assert again[1]["quantiles"] == answers[3][0]["quantiles"]  # whatever is beside it
+    assert len({answer[0]["mean"][0] for answer in answers}) > 1
+    values, probabilities = Published(model).first(series)
+    mean = np.mean([answer[0]["mean"][0] for answer in answers])
+    variance = probabilities @ values**2 - (probabilities @ values) ** 2
+    assert abs(mean - probabilities @ values) < 4 * (variance / (6 * 128)) ** 0.5
+    for name, quantile in (("0.25", 0.25), ("0.75", 0.75)):
+        for answer in answers:
+            found = answer[0]["quantiles"][name][0]
+            # So many paths are below the number that was found, and so many are not above it, but for 4.5 deviations.
+            below, up_to = (probabilities[choose].sum() for choose in (values < found - 1e-6, values < found + 1e-6))
+            assert below - 0.17 < quantile < up_to + 0.17
+    usage = post(server, series=[series], horizon=2)["usage"]
+    assert usage == {"prompt_tokens": 9, "total_tokens": 9 + 2 * 20}
+
+
+@pytest.mark.parametrize(
+    ("body", "param", "message"),
+    [
+        ({"series": [[1], [None, None]]}, "series[1]", "must have a number among its last 60"),
+        ({"series": [[1, *[None] * 60]]}, "series[0]", "must have a number among its last 60"),
+        ({"series": [[[1], [2]]]}, "series[0]", "reads 1 channels, and the series has 2"),
+        ({"series": [[1e39]]}, "series[0]", "at most 3.40e+38"),
+        ({"series": [[3e38]]}, "series[0]", "no finite forecast"),
+        ({"series": [[1]], "horizon": 61}, "horizon", "at most 60"),
+        ({"series": [[1]], "quantiles": [1]}, "quantiles", "between 0 and 1"),
+        ({"series": [[1]], "num_samples": 129}, "num_samples", "at most 128"),
+        ({"series": [[1]] * 256, "num_samples": 128, "horizon": 60}, "horizon", "max_numbers"),
+        ({"series": [[1]], "frequency": "fortnight"}, "frequency", "'fortnight' is none"),
+    ],
+)
+def test_what_is_wrong_is_named(
+    chronos: tuple[Server, PreTrainedModel], body: Any, param: str | None, message: str
+) -> None:
+    answer = chronos[0].post("/v1/forecast", body)
+    assert answer.status_code == 400, answer.text
+    error = answer.json()["error"]
+    assert error["param"] == param
+    assert message in error["message"]
+
+
+def test_examples(chronos: tuple[Server, PreTrainedModel]) -> None:
+    check_examples(chronos[0].url, "docs/forecasting.md: Forecasting", "docs/forecasting.md: Chronos")
+
+
+def test_what_the_service_and_check_model_say_of_it(chronos: tuple[Server, PreTrainedModel], folder: Path) -> None:
+    server, _ = chronos
+    (model,) = server.get("/v1/models").json()["data"]
+    assert (model["tasks"], model["input_modalities"]) == (["forecast"], [])
+    assert server.get("/health?deep=true").status_code == 200
+    for path, body in (("/v1/completions", {"prompt": "a"}), ("/tokenize", {"prompt": "a"})):
+        answer = server.post(path, body)
+        assert answer.status_code == 400
+        assert "this model forecasts series of numbers" in answer.json()["error"]["message"]
+    assert check_model.check(str(folder))

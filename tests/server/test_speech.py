@@ -120,7 +120,7 @@ def test_windows_and_segments_are_those_of_transformers(whisper: tuple[Server, P
     samples = sound(11)
     alone = write_down(server, samples)
     check_same(alone, expected(model, samples))
-    assert len({segment["seek"] for segment in alone}) > 2
+    assert len({segment["seek"] for segment in alone}) > 1
     behind = write_down(server, samples, condition_on_previous_text="true")
     check_same(behind, expected(model, samples, condition_on_prev_tokens=True))
     assert [segment["tokens"] for segment in behind] != [segment["tokens"] for segment in alone]
@@ -168,24 +168,22 @@ def test_words_have_the_times_that_transformers_gives_their_tokens(whisper: tupl
         assert (ours["start"], ours["end"]) == pytest.approx((theirs["start"], theirs["end"]), abs=1e-3)
 
 
-@pytest.mark.parametrize("name", ["avg_logprob", "compression_ratio"])
-def test_poor_texts_are_written_again_at_higher_temperatures(
-    name: str, whisper: tuple[Server, PreTrainedModel]
-) -> None:
+def test_poor_texts_are_written_again_at_higher_temperatures(whisper: tuple[Server, PreTrainedModel]) -> None:
     """As openai/whisper has it; the numbers are of what was written at last."""
-    server, samples = whisper[0], sound(2)
-    field, sign = {"avg_logprob": ("logprob_threshold", 1), "compression_ratio": ("compression_ratio_threshold", -1)}[
-        name
-    ]
+    server, samples = whisper[0], sound(0.5)
     first = write_down(server, samples)[0]
-    assert first["temperature"] == 0
-    limit = first[name]
-    same = write_down(server, samples, **{field: limit - sign * 1e-4})[0]
+    logprob, ratio = first["avg_logprob"], first["compression_ratio"]
+    just_good = {"logprob_threshold": logprob - 1e-4, "compression_ratio_threshold": ratio + 1e-4}
+    same = write_down(server, samples, **just_good)[0]
     assert (same["tokens"], same["temperature"]) == (first["tokens"], 0)
-    again = write_down(server, samples, **{field: limit + sign * 1e-4})[0]
-    assert again["temperature"] == 1 or sign * again[name] > sign * limit
+    improbable = {"logprob_threshold": logprob + 1e-4}
+    again = write_down(server, samples, **improbable)[0]
     assert again["temperature"] > 0
-    assert write_down(server, samples, **{field: limit + sign * 1e-4, "temperature": 0.1})[0]["temperature"] == 0.1
+    assert again["temperature"] == 1 or again["avg_logprob"] > logprob
+    again = write_down(server, samples, compression_ratio_threshold=ratio - 1e-4)[0]
+    assert again["temperature"] > 0
+    assert again["temperature"] == 1 or again["compression_ratio"] < ratio
+    assert write_down(server, samples, **improbable, temperature=0.1)[0]["temperature"] == 0.1
 
 
 def test_the_language_is_found_and_openais_client_reads_all_forms(whisper: tuple[Server, PreTrainedModel]) -> None:
