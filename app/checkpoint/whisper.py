@@ -25,7 +25,7 @@ class SpeechTokens:
     """Stands in the place of a text where nothing is said."""
     timestamps: TimestampRules
     alignment_heads: tuple[tuple[int, int], ...]
-    """(layer, head): those that look at what is spoken; none if nobody has said which these are."""
+    """(layer, head): those that look at what is spoken; none if the files do not say which these are."""
     median_filter_width: int
     """Over so many of the encoder's tokens what they look at is smoothed."""
 
@@ -33,7 +33,7 @@ class SpeechTokens:
 def parse_speech_tokens(asked: Mapping[str, Any], start: int) -> SpeechTokens | None:
     """Of generation_config.json, or None if it names no tokens. Raises ValueError or TypeError for what makes no sense.
 
-    asked: its content.
+    asked: its content, and that of config.json.
     """
     no_timestamps, end = asked.get("no_timestamps_token_id"), asked.get("eos_token_id")
     if no_timestamps is None:
@@ -53,6 +53,14 @@ def parse_speech_tokens(asked: Mapping[str, Any], start: int) -> SpeechTokens | 
         asked.get("prev_sot_token_id"),
         no_timestamps - 1,
         TimestampRules(no_timestamps + 1, end, no_timestamps, None if most is None else int(most)),
-        tuple((int(layer), int(head)) for layer, head in asked.get("alignment_heads") or ()),
+        _alignment_heads(asked),
         width,
     )
+
+
+def _alignment_heads(asked: Mapping[str, Any]) -> tuple[tuple[int, int], ...]:
+    """None if they are those of a larger model, from which a smaller one was distilled and has its files."""
+    heads = tuple((int(layer), int(head)) for layer, head in asked.get("alignment_heads") or ())
+    sizes = int(asked.get("decoder_layers", 4)), int(asked.get("decoder_attention_heads", 6))
+    are_there = all(0 <= layer < sizes[0] and 0 <= head < sizes[1] for layer, head in heads)
+    return heads if are_there else ()

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from app.checkpoint.folder import ModelFolder
+from app.checkpoint.whisper import parse_speech_tokens
 from app.errors import ModelError
 
 LLAMA = {"model_type": "llama", "architectures": ["LlamaForCausalLM"], "vocab_size": 99}
@@ -73,3 +74,12 @@ def test_reading_a_folder_takes_no_torch() -> None:
     code = f"import sys, app.checkpoint.folder, app.checkpoint.source; print({heavy} & set(sys.modules))"
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert found.stdout == "set()\n"
+
+
+def test_alignment_heads_of_a_larger_whisper_are_not_taken() -> None:
+    """Models that were distilled have them from their teachers."""
+    asked = {"no_timestamps_token_id": 7, "eos_token_id": 1, "decoder_layers": 2, "decoder_attention_heads": 4}
+    for heads, expected in (([[1, 3], [0, 0]], ((1, 3), (0, 0))), ([[1, 3], [2, 0]], ()), ([[1, 4]], ()), (None, ())):
+        speech = parse_speech_tokens(asked | {"alignment_heads": heads}, 0)
+        assert speech is not None
+        assert speech.alignment_heads == expected

@@ -97,7 +97,7 @@ class Transcription:
         """Its code; empty as long as nobody knows it."""
         if asked.wants_words and not self._speech.alignment_heads:
             raise UnsupportedError(
-                "timestamp_granularities: words have no times, as generation_config.json names no alignment_heads",
+                "timestamp_granularities: words have no times, since no alignment_heads of this model are known",
                 "timestamp_granularities",
             )
         self._turns = InTurn(service, asked.priority, entry)
