@@ -103,8 +103,10 @@ class _Sampling:
 
     async def go_on(self, series: list[_Series]) -> None:
         """Draw paths of all series as far as the horizon."""
-        at_once = max(1, _PATHS_AT_ONCE // self.num_samples)
-        most = min(self._tokens.horizon, self._service.ready().max_model_len - 1)
+        ready = self._service.ready()
+        room = min(_PATHS_AT_ONCE, ready.max_num_seqs + self._service.settings.max_queue)
+        at_once = max(1, room // self.num_samples)
+        most = min(self._tokens.horizon, ready.max_model_len - 1)
         for index, begin in enumerate(range(0, self.horizon, most)):
             count = min(most, self.horizon - begin)
             for start in range(0, len(series), at_once):
