@@ -29,7 +29,6 @@ LATENT_KEYS = {"attention.q_lora_rank": 16, "attention.kv_lora_rank": 16, "rope.
 
 FAMILIES: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
     "qwen2": ("Qwen2", {}, {}),
-    "qwen3": ("Qwen3", {"head_dim": 32}, {"attention.key_length": 32, "attention.value_length": 32}),
     "phi3": ("Phi3", {"sliding_window": 8}, {"attention.sliding_window": 8, "rope.dimension_count": 16}),
     "smollm3": (
         "SmolLM3",
@@ -115,6 +114,23 @@ FAMILIES: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
                         "ssm.state_size": 16, "ssm.group_count": 2, "ssm.time_step_rank": 4, "ssm.inner_size": 64,
                         "rope.dimension_count": 4},
     ),
+    "qwen35moe": (
+        "Qwen3_5MoeText",
+        {**RECURRENT["Qwen3_5MoeText"], "num_hidden_layers": 4, "layer_types": None,
+         "rope_parameters": default() | {"partial_rotary_factor": 0.5, "mrope_section": [2, 1, 1]}},
+        EXPERTS_KEYS | {"block_count": 4, "expert_shared_feed_forward_length": 32, "ssm.conv_kernel": 4,
+                        "ssm.state_size": 16, "ssm.group_count": 2, "ssm.time_step_rank": 4, "ssm.inner_size": 64,
+                        "rope.dimension_count": 8, "rope.dimension_sections": [2, 1, 1, 0],
+                        "feed_forward_length": None, "attention.recurrent_layers": [True, True, True, False]},
+    ),
+    "glm4moe": (
+        "Glm4Moe",
+        {"head_dim": 16, "n_routed_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32,
+         "use_qk_norm": True, "attention_bias": True, "routed_scaling_factor": 1.5,
+         "rope_parameters": default() | {"partial_rotary_factor": 0.5}},
+        EXPERTS_KEYS | {"expert_shared_count": 1, "leading_dense_block_count": 1, "expert_weights_scale": 1.5,
+                        "expert_weights_norm": True, "rope.dimension_count": 8},
+    ),
     "nemotron_h_moe": (
         "NemotronH",
         {**RECURRENT["NemotronH"], "layers_block_type": ["mamba", "attention", "moe", "mamba"], "n_groups": 2,
@@ -134,13 +150,36 @@ PERMUTED = {"smollm3", "granite", "mistral3"}
 """Families that rotate neighbouring dimensions in llama.cpp, and halves in transformers."""
 
 
+VALUE_HEADS = {
+    "in_proj_qkv.weight": "attn_qkv.weight",
+    "in_proj_z.weight": "attn_gate.weight",
+    "in_proj_b.weight": "ssm_beta.weight",
+    "in_proj_a.weight": "ssm_alpha.weight",
+    "conv1d.weight": "ssm_conv1d.weight",
+    "A_log": "ssm_a",
+    "dt_bias": "ssm_dt.bias",
+    "out_proj.weight": "ssm_out.weight",
+}
+
+
+def in_turns(weight: Any, name: str) -> Any:
+    """The rows, or inputs, of four heads of values. Two belong to each head of keys, and these alternate."""
+    if name == "ssm_out.weight":
+        return in_turns(weight.T, "").T
+    if name == "ssm_a":
+        return in_turns(-np.exp(weight), "")
+    rows, before = weight.squeeze(), 64 if "qkv" in name or "conv" in name else 0
+    a, b, c, d = np.split(rows[before:], 4)
+    return np.concatenate([rows[:before], a, c, b, d])
+
+
 def stored(family: str, name: str, weight: Any, config: Any) -> dict[str, Any]:
     """What llama.cpp's converter writes for a tensor, by the end of the name if that is not in the library's table."""
     end = name.rpartition("layers.")[2].partition(".")[2]
     heads = {"q_proj.weight": 4, "k_proj.weight": 2}.get(end.rpartition("attn.")[2])
     if family in PERMUTED and heads:
         return {"": weight.reshape(heads, 2, -1, *weight.shape[1:]).swapaxes(1, 2).reshape(weight.shape)}
-    if end.endswith(("A_log", "dt_bias")):
+    if end.endswith(("A_log", "dt_bias")) and family != "qwen35moe":
         return {"ssm_a": -np.exp(weight)[:, None]} if end.endswith("A_log") else {"ssm_dt.bias": weight}
     if end.endswith("e_score_correction_bias"):
         return {"exp_probs_b.bias": weight}
@@ -159,7 +198,9 @@ def stored(family: str, name: str, weight: Any, config: Any) -> dict[str, Any]:
         return {"attn_qkv.weight": np.concatenate([q, k, v]), "attn_gate.weight": z}
     if end.endswith("mixer.norm.weight"):
         return {"ssm_norm.weight": weight.reshape(config.n_groups, -1)}
-    adds_one = weight.ndim == 1 and "linear_attn" not in end and family.startswith(("gemma", "qwen3next"))
+    if family == "qwen35moe" and (tiled := VALUE_HEADS.get(end.rpartition("linear_attn.")[2])):
+        return {tiled: in_turns(weight, tiled)}
+    adds_one = weight.ndim == 1 and "linear_attn" not in end and family.startswith(("gemma", "qwen3next", "qwen35"))
     return {"": weight.squeeze() + adds_one}
 
 

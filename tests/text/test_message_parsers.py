@@ -16,7 +16,9 @@ from app.text.message_parser import MessageDelta, MessageParser, PlainText
 from app.text.reasoning import TAGS, THINK, ReasoningParser
 from app.text.tools import formats
 
-FORMATS = {name: format_ for name, format_ in formats.FORMATS.items() if not format_.has_channels}
+SAME = {"deepseek_v4"}
+"""What differs from another format by a word."""
+FORMATS = {name: of for name, of in formats.FORMATS.items() if not of.has_channels and name not in SAME}
 """Those of calls alone: for the other one see `.test_harmony`."""
 Whole = tuple[str, str, list[tuple[str, str]]]
 """Content, reasoning, and calls with their arguments."""
@@ -132,7 +134,6 @@ TEXTS = {
     "deepseek_v3": f"Let me see.\n{DEEPSEEK.format(IN_JSON)}",
     "deepseek_v31": f"Let me see.\n{DEEPSEEK_31.format(IN_JSON)}",
     "deepseek_v32": f"Let me see.\n\n{IN_DSML}",
-    "deepseek_v4": f"Let me see.\n\n{IN_DSML.replace('function_calls', 'tool_calls')}",
     "kimi_k2": f"Let me see.\n{KIMI.format(IN_JSON)}",
     "granite": f"Let me see.\n<|tool_call|>[{ONE}, {OTHER}]",
     "command": f"Let me see.\n{COHERE.format(IN_JSON)}",
@@ -152,7 +153,6 @@ OTHER_FORMS = {
     "deepseek_v3": f"Let me see.\n{DEEPSEEK.format(IN_JSON).removeprefix('<｜tool▁calls▁begin｜>')}",
     "deepseek_v31": f"Let me see. {DEEPSEEK_31.format(IN_JSON).replace('<｜tool▁calls▁end｜>', '')}",
     "deepseek_v32": f"Let me see.{IN_DSML.partition('<｜DSML｜function_calls>')[2]}",
-    "deepseek_v4": f"Let me see.<｜DSML｜tool_calls>\n{ONE}\n{OTHER}\n</｜DSML｜tool_calls>",
     "kimi_k2": f"Let me see. {KIMI.format(' ' + IN_JSON).replace('functions.', '').replace(':1', '')}",
     "granite": f"Let me see.functools[{ONE}, {OTHER}]",
     "command": f"Let me see.<|START_ACTION|>{ONE_L}, {OTHER}<|END_ACTION|>",

@@ -47,6 +47,27 @@ def _by_key_head(config: Config, qkv: Array, gates: Array) -> Array:
     return np.concatenate(parts, axis=1).reshape(-1, qkv.shape[-1])
 
 
+def _in_groups(config: Config, tiled: Array) -> Array:
+    """Rows of value heads, of which those of a head of keys stand together. In the file, heads of keys take turns."""
+    heads = config["linear_num_key_heads"]
+    parts = tiled.reshape(config["linear_num_value_heads"] // heads, heads, -1, *tiled.shape[1:])
+    return parts.swapaxes(0, 1).reshape(tiled.shape)
+
+
+def _values_in_groups(config: Config, stored: Array) -> Array:
+    """The same for the last of queries, keys and values."""
+    before = 2 * config["linear_num_key_heads"] * config["linear_key_head_dim"]
+    return np.concatenate([stored[:before], _in_groups(config, stored[before:])])
+
+
+def _inputs_in_groups(config: Config, stored: Array) -> Array:
+    return _in_groups(config, stored.T).T
+
+
+def _logarithm_in_groups(config: Config, decay: Array) -> Array:
+    return _in_groups(config, np.log(-decay))
+
+
 def _logarithm(_config: Config, decay: Array) -> Array:
     return np.log(-decay)
 
@@ -64,6 +85,16 @@ _EXPERTS: _Table = {
     ".e_score_correction_bias": (_Made(("exp_probs_b.bias",)),),
 }
 _STATES: _Table = {".A_log": (_Made(("ssm_a",), _logarithm),), ".dt_bias": (_Made(("ssm_dt.bias",)),)}
+_VALUE_HEADS: _Table = {
+    ".in_proj_qkv.weight": (_Made(("attn_qkv.weight",), _values_in_groups),),
+    ".in_proj_z.weight": (_Made(("attn_gate.weight",), _in_groups),),
+    ".in_proj_b.weight": (_Made(("ssm_beta.weight",), _in_groups),),
+    ".in_proj_a.weight": (_Made(("ssm_alpha.weight",), _in_groups),),
+    ".conv1d.weight": (_Made(("ssm_conv1d.weight",), _values_in_groups),),
+    ".A_log": (_Made(("ssm_a",), _logarithm_in_groups),),
+    ".dt_bias": (_Made(("ssm_dt.bias",), _in_groups),),
+    ".out_proj.weight": (_Made(("ssm_out.weight",), _inputs_in_groups),),
+}
 _REARRANGED: Mapping[str, _Table] = {
     "deepseek2": {".kv_b_proj.weight": (_Made(("attn_k_b.weight", "attn_v_b.weight"), _keys_and_values),)},
     "llama4": {
@@ -74,6 +105,8 @@ _REARRANGED: Mapping[str, _Table] = {
         **_STATES,
         ".in_proj_qkvz.weight": (_Made(("attn_qkv.weight", "attn_gate.weight"), _by_key_head),),
     },
+    "qwen35": _VALUE_HEADS,
+    "qwen35moe": _VALUE_HEADS,
     "nemotron_h": _STATES,
     "nemotron_h_moe": _STATES,
 }

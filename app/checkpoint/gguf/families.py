@@ -135,12 +135,25 @@ def _llama4(file: GgufFile, config: Config) -> Config:
 
 
 def _qwen3next(file: GgufFile, config: Config) -> Config:
+    return _delta_nets(file, config) | {"norm_topk_prob": True}
+
+
+def _qwen35(file: GgufFile, config: Config) -> Config:
+    """Positions along three axes are the same for texts, so that the sizes of these count for nothing."""
+    own, rope = _delta_nets(file, config), config["rope_parameters"]
+    if (sections := file.of_model("rope.dimension_sections")) is not None:
+        own["rope_parameters"] = rope | {"mrope_section": sections[:3], "mrope_interleaved": True}
+    file.of_model("feed_forward_length")  # the mixture of experts has none
+    return own
+
+
+def _delta_nets(file: GgufFile, config: Config) -> Config:
+    """Layers of the gated delta rule, between layers of attention."""
     interval = file.of_model("full_attention_interval", 4)
     by_interval = [(layer + 1) % interval != 0 for layer in range(config["num_hidden_layers"])]
     is_linear = by_layer(file, "attention.recurrent_layers", by_interval, config)
     heads = file.of_model("ssm.time_step_rank")
     return {
-        "norm_topk_prob": True,
         "layer_types": ["linear_attention" if linear else "full_attention" for linear in is_linear],
         "linear_conv_kernel_dim": file.of_model("ssm.conv_kernel"),
         "linear_key_head_dim": file.of_model("ssm.state_size"),
@@ -198,6 +211,18 @@ def _groups(file: GgufFile) -> Config:
         "topk_group": file.of_model("expert_group_used_count", 1),
         "norm_topk_prob": bool(file.of_model("expert_weights_norm", False)),
         "routed_scaling_factor": file.of_model("expert_weights_scale", 1.0),
+    }
+
+
+def _glm4moe(file: GgufFile, _config: Config) -> Config:
+    if file.of_model("expert_gating_func", _SIGMOID) != _SIGMOID:
+        raise ValueError("expert_gating_func is not that of GLM-4.5")
+    return _groups(file) | {
+        "n_routed_experts": file.of_model("expert_count"),
+        "num_experts_per_tok": file.of_model("expert_used_count"),
+        "n_shared_experts": file.of_model("expert_shared_count"),
+        "moe_intermediate_size": file.of_model("expert_feed_forward_length"),
+        "first_k_dense_replace": file.of_model("leading_dense_block_count", 0),
     }
 
 
@@ -260,6 +285,14 @@ FAMILIES = {
     "qwen3next": Family(
         model_type="qwen3_next", architecture="Qwen3NextForCausalLM", fields=_EXPERTS | _SHARED, own=_qwen3next
     ),
+    "qwen35": Family(model_type="qwen3_5_text", architecture="Qwen3_5ForCausalLM", own=_qwen35),
+    "qwen35moe": Family(
+        model_type="qwen3_5_moe_text",
+        architecture="Qwen3_5MoeForCausalLM",
+        fields=_EXPERTS | _SHARED,
+        own=_qwen35,
+        left_out=("feed_forward_length",),
+    ),
     "phi3": Family(model_type="phi3", architecture="Phi3ForCausalLM", own=_phi3),
     "smollm3": Family(model_type="smollm3", architecture="SmolLM3ForCausalLM", has=_QKV_BIAS),
     "olmo2": Family(model_type="olmo2", architecture="Olmo2ForCausalLM"),
@@ -287,6 +320,12 @@ FAMILIES = {
         },
     ),
     "glm4": Family(model_type="glm4", architecture="Glm4ForCausalLM", has=_QKV_BIAS),
+    "glm4moe": Family(
+        model_type="glm4_moe",
+        architecture="Glm4MoeForCausalLM",
+        has=_QKV_BIAS | {"use_qk_norm": "attn_q_norm.weight"},
+        own=_glm4moe,
+    ),
     "command-r": Family(
         model_type="cohere",
         architecture="CohereForCausalLM",

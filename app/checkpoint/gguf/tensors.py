@@ -93,6 +93,9 @@ _ROTATE_NEIGHBOURS = {"llama", "smollm3", "internlm2", "granite", "mistral3"}
 """Families whose rotary embedding turns neighbouring dimensions in llama.cpp, and halves in transformers."""
 
 
+_DELTA_NETS = {"qwen3next", "qwen35", "qwen35moe"}
+
+
 class StoredTensor(NamedTuple):
     """Where a tensor of a checkpoint lies in a file, and how it differs there."""
 
@@ -218,5 +221,5 @@ def heads_of(file: GgufFile, name: str, config: dict[str, Any]) -> int:
 
 def added_to(file: GgufFile, name: str) -> float:
     """See `StoredTensor.added`: some families have norms whose weights are added to one, and llama.cpp has added it."""
-    adds = file.architecture.startswith("gemma") or (file.architecture == "qwen3next" and ".ssm_" not in name)
+    adds = file.architecture.startswith("gemma") or (file.architecture in _DELTA_NETS and ".ssm_" not in name)
     return 1.0 if adds and name.endswith("norm.weight") else 0.0
