@@ -246,7 +246,7 @@ class RequestLimits(BaseModel):
     max_numbers: int = Field(
         2**20, ge=1, description="numbers of a forecast's series, and of its answer; images times labels"
     )
-    max_n: int = Field(128, ge=1, description="n, the choices for a prompt")
+    max_n: int = Field(128, ge=1, description="n, the choices for a prompt; num_samples of a forecast")
     max_logprobs: int = Field(20, ge=0, description="logprobs and top_logprobs")
     max_tools: int = Field(128, ge=0, description="tools")
     max_images: int = Field(32, ge=0, description="images of a chat")
