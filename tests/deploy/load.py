@@ -10,6 +10,8 @@ import httpx
 from tests.patience import PATIENCE
 
 CLIENTS = 8
+PAUSE = 0.05
+"""Seconds of a client between two answers, which leave a processor to a replica that starts."""
 
 
 class Load:
@@ -25,7 +27,7 @@ class Load:
     def _run(self, index: int) -> None:
         body = {"prompt": f"{index}:", "max_tokens": 20, "ignore_eos": True, "stream": True}
         with httpx.Client(timeout=PATIENCE, headers=self._headers) as http:
-            while not self._stop.is_set():
+            while not self._stop.wait(PAUSE):
                 try:
                     answer = http.post(f"{self._url}/v1/completions", json=body)
                 except httpx.HTTPError as error:

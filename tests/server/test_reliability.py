@@ -174,8 +174,7 @@ def has_ended(pid: int) -> bool:
 
 @pytest.mark.parametrize(
     "before",
-    [{}, {"engine": signal.SIGSTOP}, {"engine": signal.SIGSTOP, "api": signal.SIGSTOP}, {"engine": signal.SIGKILL},
-     {"api": signal.SIGKILL}],
+    [{}, {"engine": signal.SIGSTOP, "api": signal.SIGSTOP}, {"engine": signal.SIGKILL}, {"api": signal.SIGKILL}],
     ids=str,
 )  # fmt: skip
 def test_nothing_is_left_when_the_supervisor_is_killed(temporary: Path, before: dict[str, signal.Signals]) -> None:
