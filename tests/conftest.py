@@ -34,19 +34,22 @@ SLOW_FOLDERS = {
 """Folders whose tests import torch or start processes. Such tests elsewhere are marked one by one."""
 
 LONGEST_FILES = [
-    "server/test_reliability.py",
-    "distill/test_distill.py",
     "deploy/test_nginx.py",
-    "models/test_oracle.py",
+    "server/test_reliability.py",
     "server/test_pressure.py",
-    "server/test_chaos.py",
-    "server/test_service.py",
+    "models/test_oracle.py",
+    "server/test_starts.py",
+    "page/test_chat.py",
     "kernels/test_compiled.py",
     "worker/test_gpu_runner.py",
-    "kernels/test_gpu.py",
-    "distill/test_head.py",
+    "server/test_service.py",
+    "server/test_encoders.py",
+    "server/test_image_models.py",
+    "server/test_chaos.py",
+    "server/test_chronos.py",
     "models/test_drafts.py",
     "models/test_recurrent.py",
+    "kernels/test_gpu.py",
 ]
 """They take 20 seconds to two minutes each, and run first. A file's tests stay in one process (`scripts/test`): when
 two processes share the files, neither should begin a long one at the end, while the other has nothing left to do."""

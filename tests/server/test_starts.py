@@ -50,25 +50,17 @@ def test_what_cannot_start_says_why(flags: dict[str, str], words: str, tmp_path:
         start()
 
 
-def test_an_engine_that_cannot_start_ends_the_service_with_one_line() -> None:
-    code, _, log = run("-m", "app.cli", "serve", "--port", "0", "--max-model-len", "100000")
-    assert code == 2
-    assert "more than the 8192" in log.splitlines()[-1]
-    assert log.count("error") == 1
-    assert "Traceback" not in log
-
-
 @pytest.mark.parametrize(
     ("file", "content", "words"),
     [
-        # With code that transformers would ask for on the terminal, for a model that it does not know by itself.
+        # The engine finds that: with code that transformers would ask for on the terminal, for an unknown model.
         (
             "config.json",
             '{"model_type": "clip", "architectures": ["AForCausalLM"], "auto_map": {"AutoModelForCausalLM": "m.A"}}',
             "(auto_map) is not run",
         ),
+        # The API worker finds that.
         ("tokenizer.json", "{}", "tokenizer.json is not a usable tokenizer"),
-        ("chat_template.jinja", "{% for", "chat template is broken"),
     ],
 )
 def test_a_broken_model_ends_the_service_with_one_line(
