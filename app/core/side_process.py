@@ -64,7 +64,7 @@ class SideProcess(Generic[First, Answer]):
         return self._ready
 
     async def ask(self, question: msgspec.Struct) -> Answer:
-        """The answer to a question. Only who closes the process afterwards may cancel this.
+        """The answer to a question. If this is cancelled, the process ends.
 
         Raises EndedError if the question ends the process, and InternalError if the process does not start, or gives
         no answer that can be read.
@@ -82,6 +82,9 @@ class SideProcess(Generic[First, Answer]):
                 raise InternalError(f"{self._name} has given no answer that can be read") from None
             except (TimeoutError, EOFError, ConnectionError):
                 raise EndedError(await self._end(process)) from None
+            except asyncio.CancelledError:  # or the next question would have this answer
+                self._give_up(process)
+                raise
 
     async def close(self) -> None:
         """End the process."""
@@ -105,11 +108,20 @@ class SideProcess(Generic[First, Answer]):
                 fault = said.error
         except (TimeoutError, EOFError, msgspec.DecodeError):
             pass
+        except asyncio.CancelledError:  # or the first question would have what it says here for its answer
+            self._give_up(process)
+            raise
         if fault:
             await self._end(process)
             raise InternalError(f"{self._name} cannot: {fault}")
         self._ready = said
         return process
+
+    def _give_up(self, process: Process) -> None:
+        """Kill the process without a wait for its end."""
+        self._process = None
+        with suppress(ProcessLookupError):
+            process.kill()
 
     async def _end(self, process: Process) -> int:
         """Kill the process unless it has ended, and return its exit code: negative if a signal has ended it."""

@@ -5,7 +5,9 @@ import os
 import re
 import signal
 import sys
+from asyncio.subprocess import Process
 from collections.abc import AsyncIterator
+from typing import Any
 
 import msgspec
 import pytest
@@ -77,6 +79,35 @@ async def test_answers_are_those_to_the_own_question(process: SideProcess[Ready,
     assert not slow.done()
     os.kill(pid, signal.SIGCONT)
     assert (await slow).text == "slow!"
+
+
+@pytest.mark.slow
+async def test_what_is_cancelled_leaves_no_answer_to_others(
+    process: SideProcess[Ready, Answer], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    start, has_begun = asyncio.create_subprocess_exec, asyncio.Event()
+
+    async def begin(*program: str, **options: Any) -> Process:
+        process = await start(*program, **options)
+        has_begun.set()
+        return process
+
+    monkeypatch.setattr(asyncio, "create_subprocess_exec", begin)
+    starting = asyncio.create_task(process.ready())
+    await has_begun.wait()
+    await cancel(starting)
+    pid = (await process.ask(Question("a"))).pid
+    os.kill(pid, signal.SIGSTOP)
+    asking = asyncio.create_task(process.ask(Question("b")))
+    await asyncio.sleep(0)  # it waits for its answer now
+    await cancel(asking)
+    assert (await process.ask(Question("c"))).text == "c!"
+
+
+async def cancel(task: asyncio.Task[Any]) -> None:
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
 
 
 @pytest.mark.slow

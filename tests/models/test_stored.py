@@ -63,7 +63,8 @@ def test_layers_that_keep_states_and_experts_that_transformers_stacks(
     assert float(errors(model, greedy(tmp_path, "none")).max()) < 2e-4
     loaded = load_model(ModelFolder.open(tmp_path), load_settings(), torch.float32, torch.device("cpu"), 200)
     methods = {type(layer.method) for layer in loaded.model.modules() if isinstance(layer, Stacked)}
-    assert methods <= {Integer if name == "W4A16" and integer.lanes() else Plain}
+    kept = Integer if name == "W4A16" and integer.lanes() else Plain
+    assert methods == (set() if family == "Qwen3_5Text" else {kept})  # which has no experts
 
 
 @needs_kernel

@@ -1,6 +1,7 @@
 """Series of all lengths at once get the forecasts that transformers gives for each alone."""
 
 import json
+import time
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,8 @@ from app.checkpoint.forecasters import ForecasterConfig
 from app.core.request import Extras
 from app.core.sampling import SamplingParams
 from app.core.step import NewRequest, SchedulerOutput
+from app.core.wire import PredictCommand
+from app.engine.build import build_engine
 from app.errors import ModelError, StartupError
 from app.settings import load_settings
 from app.worker.forecaster import Forecaster
@@ -189,3 +192,22 @@ def test_check_model_compares_forecasts(
     monkeypatch.setattr(Forecaster, "read", lambda self, requests: [one * 1.001 for one in original(self, requests)])
     assert not check(str(tmp_path))
     assert "transformers: DIFFERS" in capsys.readouterr().out
+
+
+@torch.inference_mode()
+def test_an_engine_reads_series_of_all_lengths_in_one_step(tmp_path: Path) -> None:
+    oracle, config = write_forecaster(tmp_path, "TimesFmModelForPrediction"), config_of(tmp_path)
+    core, ready = build_engine(load_settings(model=str(tmp_path), device="cpu"), tmp_path)
+    assert (ready.tasks, ready.max_model_len) == (["forecast"], config.max_len)
+    series = make_series(1, [5, 100, 33], gaps=False)
+    for index, values in enumerate(series):
+        media = config.prepare(values, horizon=16)
+        core.add(PredictCommand(request_id=str(index), media=media, arrived_at=time.monotonic()))
+    outputs = core.step().outputs
+    assert not core.has_work
+    for values, output in zip(series, sorted(outputs, key=lambda output: output.request_id), strict=True):
+        assert output.vector is not None
+        found = np.frombuffer(output.vector, np.float32).reshape(1, 16, config.numbers)[0]
+        past = torch.tensor(values[0], dtype=torch.float32)
+        expected = oracle(past_values=[past], freq=[0]).full_predictions[0].numpy()
+        np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5 * np.abs(expected).max())

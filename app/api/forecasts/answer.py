@@ -53,5 +53,5 @@ def forecast_of(
         index=index,
         mean=number(0),
         median=number(by_quantile[0.5]) if 0.5 in by_quantile else UNSET,
-        quantiles={f"{quantile:g}": number(by_quantile[quantile]) for quantile in quantiles},
+        quantiles={str(quantile): number(by_quantile[quantile]) for quantile in quantiles},
     )
