@@ -382,6 +382,8 @@ def _keep_states(generic: GenericModel, config: Any, tokens: Tensor, positions: 
     """Have layers keep their states. ModelError if tokens are mixed by others than these, and by attention."""
     kind = config.model_type
     types = getattr(config, "layer_types", None) or ["full_attention"] * config.num_hidden_layers
+    left_out = getattr(config, "cross_attention_layers", None) or ()  # they attend to images, and texts pass them by
+    types = [name for layer, name in enumerate(types) if layer not in left_out]
     expected = sum(name in _ATTENDING for name in types)
     layers = [module for module in generic.modules() if isinstance(module, Attention)]
     num_layers, num_chunked = len(layers), sum(layer.config.chunked for layer in layers)

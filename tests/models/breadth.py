@@ -30,7 +30,7 @@ from tests.models.test_oracle import greedy, make_engine, make_requests, run_cro
 PAGE = Path(__file__).parents[2] / "docs" / "models.md"
 BEGIN, END = "<!-- python -m tests.models.breadth writes this -->\n", "<!-- until here -->"
 KINDS = sorted({*MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, *MODEL_FOR_MULTIMODAL_LM_MAPPING_NAMES})
-_LARGEST = 3e7
+_LARGEST = 1e8
 """Weights of what is tried."""
 _LONGEST = 200
 """Characters of a reason on the page."""
@@ -59,12 +59,28 @@ _OF_NAME = {name: size for size, names in _SIZES.items() for name in names.split
 _ONLY_IF_SET = {"sliding_window", "embedding_size", "n_inner", "num_kv_shared_layers", "lru_width"}
 """Fields that turn something on."""
 _MLA = {"num_key_value_heads": 4}
-_AXES = {"rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [2, 3, 3]}}
+_ROPE = {"rope_type": "default", "rope_theta": 10000.0}
+
+
+def _axes(*sections: int) -> dict[str, Any]:
+    return {"rope_parameters": {**_ROPE, "mrope_section": [*sections]}}
+
+
 _MORE: dict[str, dict[str, Any]] = {
-    **dict.fromkeys(["qwen2_vl_text", "qwen2_5_vl_text", "glm4v_text", "glm_ocr_text", "glmga_text"], _AXES),
-    "glm4v_moe_text": {"rope_parameters": _AXES["rope_parameters"] | {"mrope_section": [1, 1, 2]}},
+    **dict.fromkeys(["qwen2_vl_text", "qwen2_5_vl_text", "glm4v_text", "glm_ocr_text", "glmga_text"], _axes(2, 3, 3)),
+    **dict.fromkeys(["ernie4_5_vl_moe_text", "cosmos3_edge_text"], _axes(3, 3, 2)),
+    "paddleocr_vl_text": _axes(2, 3, 3),
+    "glm4v_moe_text": _axes(1, 1, 2),
+    "hunyuan_vl_text": _axes(2, 2, 2, 2),
+    "qwen2_5_omni_text": _axes(2, 3, 3),
+    "cohere_compass_text": {"rope_parameters": dict.fromkeys(("full_attention", "sliding_attention"), _ROPE)},
+    "step3p5": {"sliding_window": 20},
+    "molmo2_adapter": {"vision_feature_layer": [1, 0]},
+    "granite4_vision": {"image_grid_pinpoints": [[28, 28]], "deepstack_layer_map": [], "spatial_target_layers": []}
+    | {"downsample_rate": "1/2"},
+    "chameleon": {"vocabulary_map": {"<image>": 5}},
+    "mllama_text_model": {"cross_attention_layers": [1]},
     **dict.fromkeys(["axk1", "glm4_moe_lite", "minicpm3", "youtu"], _MLA),
-    "qwen2_5_omni_text": _AXES,
     "dots1": {"n_shared_experts": 1},
     "granite": {"logits_scaling": 2.0, "attention_multiplier": 0.3},
     "dbrx": {
@@ -81,6 +97,8 @@ _MORE: dict[str, dict[str, Any]] = {
 }
 """What a type needs beside sizes."""
 _FAMILIES = DECODER | GENERIC | RECURRENT | SEEING
+_WHOLE = {"mllama"}
+"""Types that transformers takes for a part of themselves where nothing says what they are."""
 
 
 def tiny_config(kind: str) -> Any:
@@ -129,7 +147,7 @@ def judge(kind: str, folder: Path) -> str:
 
 def _write(kind: str, folder: Path) -> PreTrainedModel:
     config = tiny_config(kind)
-    auto: Any = auto_class(config, "")
+    auto: Any = auto_class(config, MODEL_FOR_MULTIMODAL_LM_MAPPING_NAMES[kind] if kind in _WHOLE else "")
     with torch.device("meta"):
         size = sum(parameter.numel() for parameter in auto.from_config(config).parameters())
     if size > _LARGEST:
