@@ -46,7 +46,7 @@ LONGEST_FILES = [
     "server/test_encoders.py",
     "server/test_image_models.py",
     "server/test_chaos.py",
-    "server/test_chronos.py",
+    "server/test_forecasts.py",
     "models/test_drafts.py",
     "models/test_recurrent.py",
     "kernels/test_gpu.py",

@@ -3,7 +3,8 @@
 import logging
 import sys
 import time
-from dataclasses import replace
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -30,7 +31,7 @@ from .draft_model import DraftModel
 from .encoder_outputs import EncoderOutputs
 from .execution import Eager, Execution, StepMemory
 from .host_blocks import HostBlocks, bytes_on_device
-from .kv_storage import bind_kv_cache, cross_group, group_layers
+from .kv_storage import LayerGroup, bind_kv_cache, cross_group, group_layers
 from .model_state import ModelState, NoState, Several
 from .recurrent_states import RecurrentStates, StatesInSlots
 from .resolve import Resolved, max_source_len, resolve, resolve_blocks, resolve_host, resolve_states
@@ -131,6 +132,44 @@ def _load_draft_head(folder: ModelFolder, resolved: Resolved, served: LoadedMode
     return load_draft_head(folder, resolved.dtype, resolved.device)
 
 
+@dataclass(frozen=True)
+class _Plan:
+    """What the runners of a worker have in common: that of the model, and that of a draft model."""
+
+    settings: Settings
+    path: Path
+    resolved: Resolved
+    """With the limits that the model's layers have."""
+    chosen: Capabilities
+    served: LoadedModel
+    groups: list[LayerGroup]
+    source_len: int
+    """Most tokens that an encoder reads; 0 for a model without cross-attention."""
+    cross: LayerGroup | None
+
+    @property
+    def limits(self) -> Limits:
+        return self.resolved.limits
+
+    @property
+    def max_entries(self) -> int:
+        """Most places of a step at which tokens are sampled."""
+        return max(self.limits.max_num_seqs, min(self.limits.max_num_batched_tokens, MAX_WITH_DRAFTS))
+
+    @property
+    def num_snapshots(self) -> int:
+        return self.limits.states.num_snapshots if self.limits.states else 0
+
+    @property
+    def bytes_of_states(self) -> int:
+        return (self.limits.max_num_seqs + self.num_snapshots) * _bytes_of_row(self.served)
+
+    @property
+    def most_blocks(self) -> int:
+        """As many as a step of prompts fills."""
+        return -(-self.limits.max_num_batched_tokens // self.settings.block_size)
+
+
 def _build_runner(
     settings: Settings,
     resolved: Resolved,
@@ -140,107 +179,143 @@ def _build_runner(
     clock: "_PhaseClock",
 ) -> tuple[ModelRunner, Limits]:
     """Put a runner together, give it its KV blocks, and have it do all that is done once."""
-    device = resolved.device
-    chosen = choose_backend(
-        settings.attention_backend,
-        device,
-        resolved.dtype,
-        resolved.kv_dtype,
-        settings.batch_invariant,
-    )
-    if loaded.recurrent_layers and chosen.recordable == "steps":
-        from ..models.at_once import compute_at_once  # its kernels are for the GPU
-
-        loaded = compute_at_once(loaded)
-    bytes_of_row = sum(layer.bytes_of_slot for layer in loaded.recurrent_layers)
-    if bytes_of_row:
-        resolved = replace(resolved, limits=resolve_states(settings, resolved, bytes_of_row, loaded.continues_prompts))
-    limits = replace(resolved.limits, whole_media=_sees_ahead(loaded))
-    if limits.whole_media:
-        _check_room_for_images(limits, cast(Any, loaded.model).tokens_at_once)
-    resolved = replace(resolved, limits=limits)
-    num_snapshots = limits.states.num_snapshots if limits.states else 0
-    layers = loaded.attention_layers + (draft.attention_layers if isinstance(draft, LoadedModel) else [])
-    groups = group_layers(layers, limits.max_model_len, settings.block_size, resolved.kv_dtype, chosen.keeps_values)
-    source_len = max_source_len(path, limits) if loaded.cross_layers else 0
-    cross = cross_group(loaded.cross_layers, settings.block_size, resolved.kv_dtype) if source_len else None
-    max_entries = max(limits.max_num_seqs, min(limits.max_num_batched_tokens, MAX_WITH_DRAFTS))
-
-    def make_runner(model: LoadedModel, tables_of: ModelRunner | None = None) -> ModelRunner:
-        configs = [layer.config for layer in model.attention_layers]
-        backend = chosen.make(configs, len(groups), settings.batch_invariant)
-        at_once = all(layer.at_once for layer in model.recurrent_layers)
-        # A step that is recorded runs several times before it counts, and states would go on each time. What a step
-        # sees of encoders' outputs is said on the host.
-        recordable = chosen.recordable if at_once and not model.cross_layers else "nothing"
-        of_model = replace(limits, num_adapters=limits.num_adapters if model is loaded else 0)
-        execution, sampling = _execution(recordable, of_model, backend, model.vocab_size, max_entries, device)
-        state: ModelState = NoState()
-        if model.recurrent_layers:
-            kind = StatesInSlots if at_once else RecurrentStates
-            state = kind(model.recurrent_layers, limits.max_num_seqs, num_snapshots, device)
-        if source_len:
-            state = _encoder_outputs(model, chosen, limits, source_len, settings.block_size, device)
-        if model.reads_images:
-            from .image_states import ImageStates  # transformers takes seconds, and is there if this is needed
-
-            images = ImageStates(cast(Any, model.model), limits.max_num_seqs, execution.largest.tokens, device)
-            state = Several(state, images) if model.recurrent_layers else images
-        return ModelRunner(
-            loaded=model,
-            state=state,
-            backend=backend,
-            execution=execution,
-            sampling=sampling,
-            grammars=GrammarMasks(path, model.vocab_size),
-            batch=InputBatch(
-                limits.max_num_seqs,
-                limits.max_model_len,
-                settings.block_size,
-                len(groups),
-                tables_of=tables_of.batch if tables_of else None,
-                sees_ahead=_sees_ahead(model),
-            ),
-            max_entries=max_entries,
-            device=device,
-            tables_of=tables_of,
-        )
-
-    runner = make_runner(loaded)
-    guessing = make_runner(draft, runner) if isinstance(draft, LoadedModel) else None
-    storage = runner.backend, settings.block_size, resolved.kv_dtype, device
-    bind_kv_cache(groups, [1] * len(groups), *storage)  # to measure without
-    if cross:
-        bind_kv_cache([cross], [1], *storage)
-    memory = runner.measure_memory()
-    if guessing:
-        memory = StepMemory(*map(sum, zip(memory, guessing.measure_memory(), strict=True)))
+    plan = _plan(settings, resolved, loaded, draft, path)
+    runner = _make_runner(plan, plan.served)
+    guessing = _make_runner(plan, draft, runner) if isinstance(draft, LoadedModel) else None
+    memory = _measure(plan, runner, guessing)
     clock.lap("measure_memory")
-    most_rows = -(-limits.max_num_batched_tokens // settings.block_size)  # as many as a step of prompts fills
-    if settings.host_kv_cache:
-        memory = memory._replace(activations=memory.activations + bytes_on_device(groups, most_rows, device))
-    of_states = (limits.max_num_seqs + num_snapshots) * bytes_of_row
-    limits = resolve_blocks(settings, resolved, groups, memory, of_states, cross, source_len)
-    bind_kv_cache(groups, [group.num_blocks for group in limits.groups], *storage)
-    if cross and limits.cross:
-        bind_kv_cache([cross], [limits.cross.num_blocks], *storage)
-    if settings.host_kv_cache:
-        places = resolve_host(settings, device, groups, limits.groups)
-        runner.host = HostBlocks(groups, places, runner.backend, device, most_rows)
-        limits = replace(limits, host=HostMemory(places, runner.host.measure()))
+    limits = _allocate(plan, runner, memory)
     clock.lap("allocate_kv_cache")
     runner.prepare()
     if guessing and isinstance(draft, LoadedModel):
         guessing.prepare()
         runner.drafter = DraftModel(guessing, min(loaded.vocab_size, draft.vocab_size), limits.max_num_batched_tokens)
     if isinstance(draft, DraftHead):
-        execution, _ = _execution(chosen.recordable, limits, runner.backend, draft.config.num_tokens, 1, device)
+        sizes = draft.config.num_tokens, 1, resolved.device
+        execution, _ = _execution(plan.chosen.recordable, limits, runner.backend, *sizes)
         runner.drafter = drafter = HeadDrafter(draft, execution, runner.batch, limits.max_num_seqs)
         drafter.prepare()
     if loaded.cross_layers:
         runner.aligner = Aligner(cast(Any, loaded.model))
     clock.lap("warm_up")
     return runner, replace(limits, step_sizes=runner.execution.step_sizes)
+
+
+def _plan(
+    settings: Settings, resolved: Resolved, loaded: LoadedModel, draft: LoadedModel | DraftHead | None, path: Path
+) -> _Plan:
+    """Choose what attends and what computes recurrent layers, and group the layers that keep K and V."""
+    kv_dtype = resolved.kv_dtype
+    chosen = choose_backend(
+        settings.attention_backend, resolved.device, resolved.dtype, kv_dtype, settings.batch_invariant
+    )
+    if loaded.recurrent_layers and chosen.recordable == "steps":
+        from ..models.at_once import compute_at_once  # its kernels are for the GPU
+
+        loaded = compute_at_once(loaded)
+    if bytes_of_row := _bytes_of_row(loaded):
+        resolved = replace(resolved, limits=resolve_states(settings, resolved, bytes_of_row, loaded.continues_prompts))
+    limits = replace(resolved.limits, whole_media=_sees_ahead(loaded))
+    if limits.whole_media:
+        _check_room_for_images(limits, cast(Any, loaded.model).tokens_at_once)
+    layers = loaded.attention_layers + (draft.attention_layers if isinstance(draft, LoadedModel) else [])
+    source_len = max_source_len(path, limits) if loaded.cross_layers else 0
+    return _Plan(
+        settings=settings,
+        path=path,
+        resolved=replace(resolved, limits=limits),
+        chosen=chosen,
+        served=loaded,
+        groups=group_layers(layers, limits.max_model_len, settings.block_size, kv_dtype, chosen.keeps_values),
+        source_len=source_len,
+        cross=cross_group(loaded.cross_layers, settings.block_size, kv_dtype) if source_len else None,
+    )
+
+
+def _bytes_of_row(model: LoadedModel) -> int:
+    """Bytes of a request's recurrent states."""
+    return sum(layer.bytes_of_slot for layer in model.recurrent_layers)
+
+
+def _make_runner(plan: _Plan, model: LoadedModel, tables_of: ModelRunner | None = None) -> ModelRunner:
+    """A runner without KV blocks. `tables_of`: whose blocks it uses, for a draft model."""
+    limits, device = plan.limits, plan.resolved.device
+    configs = [layer.config for layer in model.attention_layers]
+    backend = plan.chosen.make(configs, len(plan.groups), plan.settings.batch_invariant)
+    # A step that is recorded runs several times before it counts, and states would go on each time. What a step sees of
+    # encoders' outputs is said on the host.
+    is_plain = all(layer.at_once for layer in model.recurrent_layers) and not model.cross_layers
+    recordable = plan.chosen.recordable if is_plain else "nothing"
+    of_model = replace(limits, num_adapters=limits.num_adapters if model is plan.served else 0)
+    execution, sampling = _execution(recordable, of_model, backend, model.vocab_size, plan.max_entries, device)
+    return ModelRunner(
+        loaded=model,
+        state=_state(plan, model, execution),
+        backend=backend,
+        execution=execution,
+        sampling=sampling,
+        grammars=GrammarMasks(plan.path, model.vocab_size),
+        batch=InputBatch(
+            limits.max_num_seqs,
+            limits.max_model_len,
+            plan.settings.block_size,
+            len(plan.groups),
+            tables_of=tables_of.batch if tables_of else None,
+            sees_ahead=_sees_ahead(model),
+        ),
+        max_entries=plan.max_entries,
+        device=device,
+        tables_of=tables_of,
+    )
+
+
+def _state(plan: _Plan, model: LoadedModel, execution: Execution) -> ModelState:
+    """What a kind of model keeps of requests beside K and V."""
+    limits, device = plan.limits, plan.resolved.device
+    state: ModelState = NoState()
+    if model.recurrent_layers:
+        kind = StatesInSlots if all(layer.at_once for layer in model.recurrent_layers) else RecurrentStates
+        state = kind(model.recurrent_layers, limits.max_num_seqs, plan.num_snapshots, device)
+    if plan.source_len:
+        state = _encoder_outputs(model, plan.chosen, limits, plan.source_len, plan.settings.block_size, device)
+    if model.reads_images:
+        from .image_states import ImageStates  # transformers takes seconds, and is there if this is needed
+
+        images = ImageStates(cast(Any, model.model), limits.max_num_seqs, execution.largest.tokens, device)
+        state = Several(state, images) if model.recurrent_layers else images
+    return state
+
+
+def _bind(plan: _Plan, runner: ModelRunner, sizes: Sequence[int], cross_size: int) -> None:
+    """Give layers so many blocks."""
+    storage = runner.backend, plan.settings.block_size, plan.resolved.kv_dtype, plan.resolved.device
+    bind_kv_cache(plan.groups, sizes, *storage)
+    if plan.cross and cross_size:
+        bind_kv_cache([plan.cross], [cross_size], *storage)
+
+
+def _measure(plan: _Plan, runner: ModelRunner, guessing: ModelRunner | None) -> StepMemory:
+    """What steps take beside weights, states and KV blocks."""
+    _bind(plan, runner, [1] * len(plan.groups), 1)  # to measure without
+    memory = runner.measure_memory()
+    if guessing:
+        memory = StepMemory(*map(sum, zip(memory, guessing.measure_memory(), strict=True)))
+    if plan.settings.host_kv_cache:
+        of_copies = bytes_on_device(plan.groups, plan.most_blocks, plan.resolved.device)
+        memory = memory._replace(activations=memory.activations + of_copies)
+    return memory
+
+
+def _allocate(plan: _Plan, runner: ModelRunner, memory: StepMemory) -> Limits:
+    """Allocate KV blocks on the device and in the host's memory; the limits with their numbers."""
+    settings, resolved, groups = plan.settings, plan.resolved, plan.groups
+    limits = resolve_blocks(settings, resolved, groups, memory, plan.bytes_of_states, plan.cross, plan.source_len)
+    _bind(plan, runner, [group.num_blocks for group in limits.groups], limits.cross.num_blocks if limits.cross else 0)
+    if settings.host_kv_cache:
+        places = resolve_host(settings, resolved.device, groups, limits.groups)
+        runner.host = HostBlocks(groups, places, runner.backend, resolved.device, plan.most_blocks)
+        limits = replace(limits, host=HostMemory(places, runner.host.measure()))
+    return limits
 
 
 def _encoder_outputs(
