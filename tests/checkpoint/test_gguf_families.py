@@ -11,6 +11,7 @@ import transformers
 from transformers import AutoModelForCausalLM
 
 from app.checkpoint.convert import convert
+from app.checkpoint.gguf import families
 from app.checkpoint.gguf.file import GgufFile
 from tests.checkpoint.conftest import add_keys, add_tokenizer
 from tests.checkpoint.test_gguf_config import SIZES, default, difference
@@ -29,6 +30,18 @@ LATENT_KEYS = {"attention.q_lora_rank": 16, "attention.kv_lora_rank": 16, "rope.
 
 FAMILIES: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
     "qwen2": ("Qwen2", {}, {}),
+    "qwen2moe": (
+        "Qwen2Moe",
+        {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32,
+         "shared_expert_intermediate_size": 32},
+        {"expert_count": 4, "expert_used_count": 2, "expert_feed_forward_length": 32,
+         "expert_shared_feed_forward_length": 32},
+    ),
+    "qwen3": ("Qwen3", {"head_dim": 16}, {"attention.key_length": 16, "attention.value_length": 16}),
+    "llama": ("Llama", {}, {}),
+    "internlm2": ("Llama", {}, {}),
+    "seed_oss": ("SeedOss", {"head_dim": 16}, {}),
+    "gemma": ("Gemma", {"head_dim": 16}, {"attention.key_length": 16, "attention.value_length": 16}),
     "phi3": ("Phi3", {"sliding_window": 8}, {"attention.sliding_window": 8, "rope.dimension_count": 16}),
     "smollm3": (
         "SmolLM3",
@@ -123,6 +136,14 @@ FAMILIES: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
                         "rope.dimension_count": 8, "rope.dimension_sections": [2, 1, 1, 0],
                         "feed_forward_length": None, "attention.recurrent_layers": [True, True, True, False]},
     ),
+    "qwen35": (
+        "Qwen3_5Text",
+        {**RECURRENT["Qwen3_5Text"], "num_hidden_layers": 4, "layer_types": None,
+         "rope_parameters": default() | {"partial_rotary_factor": 0.5, "mrope_section": [2, 1, 1]}},
+        {"attention.key_length": 16, "attention.value_length": 16, "block_count": 4, "ssm.conv_kernel": 4,
+         "ssm.state_size": 16, "ssm.group_count": 2, "ssm.time_step_rank": 4, "ssm.inner_size": 64,
+         "rope.dimension_count": 8, "rope.dimension_sections": [2, 1, 1, 0]},
+    ),
     "glm4moe": (
         "Glm4Moe",
         {"head_dim": 16, "n_routed_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32,
@@ -130,6 +151,14 @@ FAMILIES: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
          "rope_parameters": default() | {"partial_rotary_factor": 0.5}},
         EXPERTS_KEYS | {"expert_shared_count": 1, "leading_dense_block_count": 1, "expert_weights_scale": 1.5,
                         "expert_weights_norm": True, "rope.dimension_count": 8},
+    ),
+    "nemotron_h": (
+        "NemotronH",
+        {**RECURRENT["NemotronH"], "layers_block_type": ["mamba", "attention", "mlp", "mamba"], "n_groups": 2},
+        {"attention.key_length": 16, "attention.value_length": 16, "block_count": 4,
+         "feed_forward_length": [0, 0, 96, 0], "attention.head_count_kv": [0, 2, 0, 0], "ssm.conv_kernel": 4,
+         "ssm.state_size": 16, "ssm.group_count": 2, "ssm.time_step_rank": 4, "ssm.inner_size": 128,
+         "attention.layer_norm_rms_epsilon": 1e-5},
     ),
     "nemotron_h_moe": (
         "NemotronH",
@@ -146,7 +175,7 @@ FAMILIES: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
 """llama.cpp's name, to transformers' configuration, what is special in it, and the same in a file's words."""
 
 
-PERMUTED = {"smollm3", "granite", "mistral3"}
+PERMUTED = {"smollm3", "granite", "mistral3", "internlm2", "llama"}
 """Families that rotate neighbouring dimensions in llama.cpp, and halves in transformers."""
 
 
@@ -179,7 +208,7 @@ def stored(family: str, name: str, weight: Any, config: Any) -> dict[str, Any]:
     heads = {"q_proj.weight": 4, "k_proj.weight": 2}.get(end.rpartition("attn.")[2])
     if family in PERMUTED and heads:
         return {"": weight.reshape(heads, 2, -1, *weight.shape[1:]).swapaxes(1, 2).reshape(weight.shape)}
-    if end.endswith(("A_log", "dt_bias")) and family != "qwen35moe":
+    if end.endswith(("A_log", "dt_bias")) and not family.startswith("qwen35"):
         return {"ssm_a": -np.exp(weight)[:, None]} if end.endswith("A_log") else {"ssm_dt.bias": weight}
     if end.endswith("e_score_correction_bias"):
         return {"exp_probs_b.bias": weight}
@@ -198,7 +227,7 @@ def stored(family: str, name: str, weight: Any, config: Any) -> dict[str, Any]:
         return {"attn_qkv.weight": np.concatenate([q, k, v]), "attn_gate.weight": z}
     if end.endswith("mixer.norm.weight"):
         return {"ssm_norm.weight": weight.reshape(config.n_groups, -1)}
-    if family == "qwen35moe" and (tiled := VALUE_HEADS.get(end.rpartition("linear_attn.")[2])):
+    if family.startswith("qwen35") and (tiled := VALUE_HEADS.get(end.rpartition("linear_attn.")[2])):
         return {tiled: in_turns(weight, tiled)}
     adds_one = weight.ndim == 1 and "linear_attn" not in end and family.startswith(("gemma", "qwen3next", "qwen35"))
     return {"": weight.squeeze() + adds_one}
@@ -243,6 +272,11 @@ def test_a_converted_family_is_the_model_that_was_written(family: str, tmp_path:
     convert(tmp_path / "model.gguf", tmp_path / "converted")
     model.save_pretrained(tmp_path / "oracle")
     assert difference(tmp_path / "converted", tmp_path / "oracle") < 1e-4
+
+
+def test_all_families_are_tried() -> None:
+    with_experts = {"olmoe", "qwen3moe"}  # of which tests/models/test_gguf.py writes files
+    assert families.FAMILIES.keys() == {case.partition(",")[0] for case in FAMILIES} | with_experts
 
 
 def test_a_model_in_parts_is_one_model(tmp_path: Path) -> None:
