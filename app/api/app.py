@@ -42,6 +42,24 @@ if TYPE_CHECKING:
     from .edge.tracing import Tracing
 
 Lifespan = Callable[[FastAPI], AbstractAsyncContextManager[None]]
+_ROUTES = (
+    models,
+    completions,
+    chat,
+    responses,
+    stored,
+    messages,
+    streams,
+    files,
+    batches,
+    encoders,
+    forecasts,
+    audio,
+    tokenize,
+    adapters,
+    steps,
+    health,
+)
 
 
 def create_app(settings: Settings, lifespan: Lifespan) -> FastAPI:
@@ -50,9 +68,32 @@ def create_app(settings: Settings, lifespan: Lifespan) -> FastAPI:
     Raises StartupError if the file of API keys is broken, or tracing is wanted and its packages are not there.
     """
     tracing = _tracing(settings)
+    # FastAPI itself makes pages that load their scripts from a CDN.
+    app = FastAPIOffline(
+        redoc_url=None,
+        static_url="/docs-files",
+        title="Paceline",
+        version=__version__,
+        description="LLM inference service",
+        lifespan=_with_batches(lifespan, tracing),
+    )
+    install_error_handlers(app)
+    _add_state(app, settings)
+    _surround(app, settings, tracing)
+    if settings.page:  # before the line of text at /
+        app.include_router(page_router())
+    for routes in _ROUTES:
+        app.include_router(routes.router)
+    install_document(app)
+    return app
+
+
+def _with_batches(lifespan: Lifespan, tracing: "Tracing | None") -> Lifespan:
+    """The application's whole life: batches run in it, and what is left of traces is sent at its end."""
 
     @asynccontextmanager
     async def whole_life(app: FastAPI) -> AsyncIterator[None]:
+        runner: BatchRunner | None = app.state.batch_runner
         try:
             async with lifespan(app):
                 running = None if runner is None else asyncio.create_task(runner.run())
@@ -64,16 +105,11 @@ def create_app(settings: Settings, lifespan: Lifespan) -> FastAPI:
             if tracing is not None:
                 await asyncio.to_thread(tracing.close)
 
-    # FastAPI itself makes pages that load their scripts from a CDN.
-    app = FastAPIOffline(
-        redoc_url=None,
-        static_url="/docs-files",
-        title="Paceline",
-        version=__version__,
-        description="LLM inference service",
-        lifespan=whole_life,
-    )
-    install_error_handlers(app)
+    return whole_life
+
+
+def _add_state(app: FastAPI, settings: Settings) -> None:
+    """Add what requests find at `app.state`, beside the service."""
     app.state.deep_check = DeepCheck()
     app.state.drain = Drain(settings.drain_timeout)
     app.state.admission = Admission(settings)
@@ -81,31 +117,8 @@ def create_app(settings: Settings, lifespan: Lifespan) -> FastAPI:
     app.state.background = Background()
     app.state.sound_places = SoundPlaces()
     app.state.batches = BatchStore(settings)
-    runner = None if settings.batch_folder is None else BatchRunner(app, settings, app.state.batches)
-    _surround(app, settings, tracing)
-    if settings.page:  # before the line of text at /
-        app.include_router(page_router())
-    for routes in (
-        models,
-        completions,
-        chat,
-        responses,
-        stored,
-        messages,
-        streams,
-        files,
-        batches,
-        encoders,
-        forecasts,
-        audio,
-        tokenize,
-        adapters,
-        steps,
-        health,
-    ):
-        app.include_router(routes.router)
-    install_document(app)
-    return app
+    has_batches = settings.batch_folder is not None
+    app.state.batch_runner = BatchRunner(app, settings, app.state.batches) if has_batches else None
 
 
 def _surround(app: FastAPI, settings: Settings, tracing: "Tracing | None") -> None:
