@@ -51,6 +51,8 @@ class SideProcess(Generic[First, Answer]):
         self._answer = answer
         self._environment = environment
         self._process: Process | None = None
+        self._killed: set[Process] = set()
+        """That may not have ended yet."""
         self._ready: First | None = None
         """What the process has said of itself, which does not change when there is another."""
         self._turn = asyncio.Lock()
@@ -90,6 +92,7 @@ class SideProcess(Generic[First, Answer]):
         """End the process."""
         if self._process is not None:
             await self._end(self._process)
+        await asyncio.gather(*(process.wait() for process in self._killed))
 
     async def _running(self) -> Process:
         """The process: a new one if there is none, or if it has been killed."""
@@ -120,6 +123,7 @@ class SideProcess(Generic[First, Answer]):
     def _give_up(self, process: Process) -> None:
         """Kill the process without a wait for its end."""
         self._process = None
+        self._killed = {other for other in self._killed if other.returncode is None} | {process}
         with suppress(ProcessLookupError):
             process.kill()
 
