@@ -173,10 +173,14 @@ def _convert_weights(file: GgufFile, known: dict[str, Any] | None, folder: Path)
 
 
 def transformers_reads(file: GgufFile) -> bool:
-    """Whether transformers can read a file: of some families, and not in parts."""
+    """Whether transformers can read a file: of some families, and not in parts.
+
+    Of GPT-OSS it reads no file that says how YaRN is scaled, as all do.
+    """
     from transformers.integrations.ggml import GGUF_CONFIG_MAPPING
 
-    return file.architecture.replace("-", "_") in GGUF_CONFIG_MAPPING and len(parts_of(file.path)) == 1
+    is_known = file.architecture.replace("-", "_") in GGUF_CONFIG_MAPPING and file.architecture != "gpt-oss"
+    return is_known and len(parts_of(file.path)) == 1
 
 
 def _convert_by_name(file: GgufFile, config: dict[str, Any], folder: Path) -> None:

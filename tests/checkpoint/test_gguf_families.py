@@ -144,6 +144,26 @@ FAMILIES: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
          "ssm.state_size": 16, "ssm.group_count": 2, "ssm.time_step_rank": 4, "ssm.inner_size": 64,
          "rope.dimension_count": 8, "rope.dimension_sections": [2, 1, 1, 0]},
     ),
+    "dots1": (
+        "Dots1",
+        {"head_dim": 16, "n_routed_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32, "n_group": 1,
+         "topk_group": 1, "n_shared_experts": 1, "first_k_dense_replace": 1, "norm_topk_prob": True},
+        EXPERTS_KEYS | {"expert_shared_count": 1, "leading_dense_block_count": 1, "expert_weights_norm": True},
+    ),
+    "arcee": ("Arcee", {"head_dim": 16}, {}),
+    "ernie4_5": ("Ernie4_5", {"head_dim": 16, "rope_parameters": default()}, {}),
+    "gpt-oss": (
+        "GptOss",
+        {"head_dim": 16, "num_local_experts": 4, "num_experts_per_tok": 2, "intermediate_size": 32,
+         "sliding_window": 8, "rope_parameters": YARN | {"truncate": False, "beta_fast": 32.0, "beta_slow": 1.0}},
+        EXPERTS_KEYS | YARN_KEYS | {"attention.sliding_window": 8},
+    ),
+    "olmo2, the third": (
+        "Olmo3",
+        {"sliding_window": 8, "num_hidden_layers": 5,
+         "rope_parameters": {"full_attention": YARN, "sliding_attention": default()}},
+        YARN_KEYS | {"attention.sliding_window": 8, "block_count": 5},
+    ),
     "glm4moe": (
         "Glm4Moe",
         {"head_dim": 16, "n_routed_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32,
@@ -175,7 +195,7 @@ FAMILIES: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
 """llama.cpp's name, to transformers' configuration, what is special in it, and the same in a file's words."""
 
 
-PERMUTED = {"smollm3", "granite", "mistral3", "internlm2", "llama"}
+PERMUTED = {"arcee", "smollm3", "granite", "mistral3", "internlm2", "llama"}
 """Families that rotate neighbouring dimensions in llama.cpp, and halves in transformers."""
 
 
@@ -212,8 +232,14 @@ def stored(family: str, name: str, weight: Any, config: Any) -> dict[str, Any]:
         return {"ssm_a": -np.exp(weight)[:, None]} if end.endswith("A_log") else {"ssm_dt.bias": weight}
     if end.endswith("e_score_correction_bias"):
         return {"exp_probs_b.bias": weight}
-    if family == "llama4" and ".experts." in end:
+    if family in ("llama4", "gpt-oss") and ".experts." in end and weight.ndim == 3:
         weight = weight.swapaxes(1, 2)
+    if family == "gpt-oss" and end.endswith("sinks"):
+        return {"attn_sinks.weight": weight}
+    if family == "gpt-oss" and ".experts." in end:
+        kind = "bias" if end.endswith("_bias") else "weight"
+        taken = {"gate": weight[:, ::2], "up": weight[:, 1::2]} if "gate_up" in end else {"down": weight}
+        return {f"ffn_{name}_exps.{kind}": part for name, part in taken.items()}
     if end.endswith("experts.gate_up_proj"):
         return dict(zip(("ffn_gate_exps.weight", "ffn_up_exps.weight"), np.split(weight, 2, axis=1), strict=True))
     if ".experts." in end:

@@ -34,6 +34,15 @@ def _inputs_first(_config: Config, *stored: Array) -> Array:
     return np.concatenate(stored, axis=1).swapaxes(1, 2)
 
 
+def _in_turns(_config: Config, gate: Array, up: Array) -> Array:
+    """Gates and what they gate in turns, along the last dimension but that of inputs, if there is one."""
+    return np.stack([gate, up], axis=2).reshape(len(gate), -1, *gate.shape[2:])
+
+
+def _in_turns_inputs_first(config: Config, gate: Array, up: Array) -> Array:
+    return _in_turns(config, gate, up).swapaxes(1, 2)
+
+
 def _keys_and_values(_config: Config, keys: Array, values: Array) -> Array:
     """What expands latents, of (heads, latents, keys) and (heads, values, latents): keys, then values of each head."""
     return np.concatenate([keys.swapaxes(1, 2), values], axis=1).reshape(-1, keys.shape[1])
@@ -97,6 +106,13 @@ _VALUE_HEADS: _Table = {
 }
 _REARRANGED: Mapping[str, _Table] = {
     "deepseek2": {".kv_b_proj.weight": (_Made(("attn_k_b.weight", "attn_v_b.weight"), _keys_and_values),)},
+    "gpt-oss": {
+        ".experts.gate_up_proj": (_Made(("ffn_gate_exps.weight", "ffn_up_exps.weight"), _in_turns_inputs_first),),
+        ".experts.gate_up_proj_bias": (_Made(("ffn_gate_exps.bias", "ffn_up_exps.bias"), _in_turns),),
+        ".experts.down_proj": (_Made(("ffn_down_exps.weight",), _inputs_first),),
+        ".experts.down_proj_bias": (_Made(("ffn_down_exps.bias",)),),
+        ".sinks": (_Made(("attn_sinks.weight",)),),
+    },
     "llama4": {
         ".experts.gate_up_proj": (_Made(("ffn_gate_exps.weight", "ffn_up_exps.weight"), _inputs_first),),
         ".experts.down_proj": (_Made(("ffn_down_exps.weight",), _inputs_first),),

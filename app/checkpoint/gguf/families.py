@@ -90,6 +90,18 @@ def _windows(file: GgufFile, config: Config) -> Config:
     return {"sliding_window": window, "layer_types": types}
 
 
+def _olmo2(file: GgufFile, config: Config) -> Config:
+    """With windows it is an OLMo 3, whose windows rotate as if the context had not been extended."""
+    if file.of_model("attention.sliding_window") is None:
+        return {}
+    local = {"rope_type": "default", "rope_theta": config["rope_parameters"]["rope_theta"]}
+    return _windows(file, config) | {
+        "model_type": "olmo3",
+        "architectures": ["Olmo3ForCausalLM"],
+        "rope_parameters": {"full_attention": config["rope_parameters"], "sliding_attention": local},
+    }
+
+
 def refuse_other_theta(file: GgufFile, config: Config) -> None:
     """ValueError for a rotation of windows of its own."""
     theta = config["rope_parameters"]["rope_theta"]
@@ -113,6 +125,18 @@ def _mistral3(file: GgufFile, config: Config) -> Config:
     if not (beta := file.of_model("attention.temperature_scale", 0.0)):
         return own | {"model_type": "mistral", "architectures": ["MistralForCausalLM"]}
     return own | {"rope_parameters": config["rope_parameters"] | {"llama_4_scaling_beta": beta}}
+
+
+def _gpt_oss(file: GgufFile, config: Config) -> Config:
+    """Windows in every second layer. The ends of YaRN's ramp are no whole dimensions there."""
+    refuse_other_theta(file, config)
+    return {
+        "num_local_experts": file.of_model("expert_count"),
+        "num_experts_per_tok": file.of_model("expert_used_count"),
+        "intermediate_size": file.of_model("expert_feed_forward_length"),
+        "sliding_window": file.of_model("attention.sliding_window"),
+        "rope_parameters": config["rope_parameters"] | {"truncate": False},
+    }
 
 
 def _llama4(file: GgufFile, config: Config) -> Config:
@@ -214,9 +238,10 @@ def _groups(file: GgufFile) -> Config:
     }
 
 
-def _glm4moe(file: GgufFile, _config: Config) -> Config:
+def _routed(file: GgufFile, _config: Config) -> Config:
+    """Experts beside shared ones, chosen as by DeepSeek V3."""
     if file.of_model("expert_gating_func", _SIGMOID) != _SIGMOID:
-        raise ValueError("expert_gating_func is not that of GLM-4.5")
+        raise ValueError(f"expert_gating_func is not that of the family {file.architecture}")
     return _groups(file) | {
         "n_routed_experts": file.of_model("expert_count"),
         "num_experts_per_tok": file.of_model("expert_used_count"),
@@ -295,7 +320,7 @@ FAMILIES = {
     ),
     "phi3": Family(model_type="phi3", architecture="Phi3ForCausalLM", own=_phi3),
     "smollm3": Family(model_type="smollm3", architecture="SmolLM3ForCausalLM", has=_QKV_BIAS),
-    "olmo2": Family(model_type="olmo2", architecture="Olmo2ForCausalLM"),
+    "olmo2": Family(model_type="olmo2", architecture="Olmo2ForCausalLM", own=_olmo2),
     "internlm2": Family(model_type="llama", architecture="LlamaForCausalLM", has=_QKV_BIAS),
     "mistral3": Family(model_type="ministral3", architecture="Ministral3ForCausalLM", own=_mistral3),
     "llama4": Family(
@@ -307,6 +332,10 @@ FAMILIES = {
         },
         own=_llama4,
     ),
+    "gpt-oss": Family(model_type="gpt_oss", architecture="GptOssForCausalLM", own=_gpt_oss),
+    "dots1": Family(model_type="dots1", architecture="Dots1ForCausalLM", own=_routed),
+    "arcee": Family(model_type="arcee", architecture="ArceeForCausalLM", has=_QKV_BIAS | _MLP_BIAS),
+    "ernie4_5": Family(model_type="ernie4_5", architecture="Ernie4_5ForCausalLM"),
     "exaone4": Family(model_type="exaone4", architecture="Exaone4ForCausalLM", own=_windows),
     "granite": Family(
         model_type="granite",
@@ -324,7 +353,7 @@ FAMILIES = {
         model_type="glm4_moe",
         architecture="Glm4MoeForCausalLM",
         has=_QKV_BIAS | {"use_qk_norm": "attn_q_norm.weight"},
-        own=_glm4moe,
+        own=_routed,
     ),
     "command-r": Family(
         model_type="cohere",

@@ -89,10 +89,12 @@ _NAMES_OF_LAYER = {
 """From llama.cpp's names to a checkpoint's, by family; for all others _OF_LAYER."""
 
 
-_ROTATE_NEIGHBOURS = {"llama", "smollm3", "internlm2", "granite", "mistral3"}
+_ROTATE_NEIGHBOURS = {"llama", "smollm3", "internlm2", "granite", "mistral3", "arcee"}
 """Families whose rotary embedding turns neighbouring dimensions in llama.cpp, and halves in transformers."""
 
 
+_OTHER_EXPERTS = {"gpt-oss"}
+"""Families whose experts have biases, and other forms in files than the decoder reads."""
 _DELTA_NETS = {"qwen3next", "qwen35", "qwen35moe"}
 
 
@@ -124,8 +126,8 @@ def decoder_tensors(file: GgufFile, config: dict[str, Any]) -> dict[str, StoredT
 
     `config` is the model's config.json. ValueError for a file that is broken.
     """
-    if config["model_type"] not in FAMILIES:
-        return f"the decoder does not run {config['model_type']}"
+    if config["model_type"] not in FAMILIES or file.architecture in _OTHER_EXPERTS:
+        return f"the decoder does not run {config['model_type']} as such a file has it"
     try:
         parse_decoder_config(config)
     except NotCarriedError as reason:
