@@ -221,17 +221,17 @@ def test_an_engine_that_cannot_start_again_ends_the_service(tiny_model: Path, tm
 
 
 def test_each_api_worker_resumes_its_own_streams() -> None:
-    with running_server("--worker", "echo", "--api-workers", "2", "--max-num-seqs", "16") as crowd:
+    with running_server("--worker", "echo", "--api-workers", "2", "--max-num-seqs", "8") as crowd:
         wait_until(lambda: all(crowd.get("/health/ready").is_success for _ in range(10)))
-        has_begun = threading.Barrier(17)
+        has_begun = threading.Barrier(9)
 
         def ask(prompt: str) -> str:
             with begun(crowd, {"prompt": prompt, "max_tokens": 5000, "stream": True}) as lines:
                 has_begun.wait(PATIENCE)
                 return text(list(lines))
 
-        prompts = [f"{index} and " for index in range(16)]
-        with ThreadPoolExecutor(16) as pool:
+        prompts = [f"{index} and " for index in range(8)]
+        with ThreadPoolExecutor(8) as pool:
             answers = [pool.submit(ask, prompt) for prompt in prompts]
             has_begun.wait(PATIENCE)
             os.kill(crowd.children()["engine"], signal.SIGKILL)
@@ -240,7 +240,7 @@ def test_each_api_worker_resumes_its_own_streams() -> None:
             assert echoed(crowd, prompt, 5000).endswith(rest)
             assert len(rest) > 5000
         assert crowd.metric("engine_restarts_total") == 1
-        assert crowd.metric("generation_tokens_total") == 16 * 5000
+        assert crowd.metric("generation_tokens_total") == 8 * 5000
 
 
 def echoed(server: Server, prompt: str, num_tokens: int) -> str:
