@@ -6,7 +6,7 @@ themselves. What experts compute is tried on small random weights of their shape
 
 import copy
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -106,13 +106,17 @@ def form_of(experts: nn.Module) -> Form | None:
 
 
 def _smaller(experts: nn.Module, shapes: dict[str, tuple[int, ...]]) -> nn.Module:
-    """The same module with small random weights."""
-    small = copy.copy(experts)
+    """The same module with small random weights, which computes by its own code, and by no kernels of a GPU."""
+    small: Any = copy.copy(experts)
+    if hasattr(small, "config"):
+        small.config = copy.copy(small.config)
+        small.config._experts_implementation = "eager"
     small._parameters = {
         name: nn.Parameter(torch.randn(shape, dtype=torch.float32), requires_grad=False)
         for name, shape in shapes.items()
     }
-    return small
+    smaller: nn.Module = small
+    return smaller
 
 
 def take_weights(ours: Ours, experts: nn.Module) -> None:
