@@ -5,6 +5,7 @@ import logging
 import sys
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -64,7 +65,8 @@ def distill(task: Task, **flags: Any) -> None:
     prompts = reader.read(task.prompts, longest - task.max_tokens)
     questions = make_questions(list(prompts.values()), task.temperatures, task.recipe.seed, task.repeats)
     with _work_folder(task.out) as work:
-        report = _learn(task, settings, folder, reader, prompts, questions, work, console)
+        run = _Run(task, settings, folder, reader, prompts, questions, work, console)
+        report = _learn(run)
         gc.collect()  # the teacher: only one engine may need the memory at a time
         report["speed"] = _speed(task, settings, folder, [each for each in questions if each.held_out])
         write_report(report, task.out)
@@ -72,37 +74,33 @@ def distill(task: Task, **flags: Any) -> None:
     print_report(report, console)
 
 
-def _learn(
-    task: Task,
-    settings: Settings,
-    folder: ModelFolder,
-    reader: PromptReader,
-    prompts: Mapping[int, list[int]],
-    questions: list[Question],
-    work: Path,
-    console: Console,
-) -> dict[str, Any]:
+@dataclass(frozen=True)
+class _Run:
+    """A distillation that has a folder of its own, and questions for its teacher."""
+
+    task: Task
+    settings: Settings
+    folder: ModelFolder
+    """Of the teacher."""
+    reader: PromptReader
+    prompts: Mapping[int, list[int]]
+    """By their lines."""
+    questions: list[Question]
+    work: Path
+    """Where answers and the state of training are kept."""
+    console: Console
+
+
+def _learn(run: _Run) -> dict[str, Any]:
     """Have the teacher answer and somebody learn from it; what has learnt is saved. Returns the report."""
-    model = transformers_model(folder.path)  # before the answers, which take long: it may have no students
+    task = run.task
+    model = transformers_model(run.folder.path)  # before the answers, which take long: it may have no students
     layers = _layers(task, model)
-    eos_token_ids = reader.tokenizer.eos_token_ids
+    eos_token_ids = run.reader.tokenizer.eos_token_ids
     keeper = StateKeeper() if task.kind == "head" else None
-    teacher = Teacher(settings, folder.path, eos_token_ids, keeper)
-    _check_lengths(prompts, teacher.ready.max_model_len - task.max_tokens)
-    size = teacher.hidden_size if keeper else 0
-    file = AnswerFile(work / "answers.jsonl", _header(task, settings, teacher, size, questions))
-    answers = list(file.read())
-    states = StateFile(work / "states.bin", size, answers) if keeper else None
-
-    def kept(new: Iterable[Answer]) -> Iterator[Answer]:
-        """Answers, when their states are kept."""
-        for answer in new:
-            if keeper and states:
-                states.add(keeper.pop(answer))
-            yield answer
-
-    missing = kept(teacher.answer(questions[len(answers) :], task.max_tokens))
-    _add_missing(answers, file.add(missing), len(questions), console)
+    teacher = Teacher(run.settings, run.folder.path, eos_token_ids, keeper)
+    _check_lengths(run.prompts, teacher.ready.max_model_len - task.max_tokens)
+    answers, states = _answers(run, teacher, keeper)
     learnt = [answer for answer in answers if not answer.question.held_out]
     held_out = [answer for answer in answers if answer.question.held_out]
     device = torch.device(teacher.ready.device)
@@ -116,10 +114,29 @@ def _learn(
         own = partial(own_answers, teacher, eos_token_ids)
         learner = StudentLearner(make_student(model, layers).to(device), layers, own, fast, of_teacher)  # type: ignore[arg-type]
     del model
-    trainer = Trainer(learner, learnt, held_out, task.recipe, work / _CHECKPOINT)
-    _train(trainer, console)
-    learner.save(folder, task.out)
+    trainer = Trainer(learner, learnt, held_out, task.recipe, run.work / _CHECKPOINT)
+    _train(trainer, run.console)
+    learner.save(run.folder, task.out)
     return make_report(task, trainer)
+
+
+def _answers(run: _Run, teacher: Teacher, keeper: StateKeeper | None) -> tuple[list[Answer], StateFile | None]:
+    """The teacher's answers to all questions, of which some may be there already; with a keeper, its states."""
+    size = teacher.hidden_size if keeper else 0
+    file = AnswerFile(run.work / "answers.jsonl", _header(run.task, run.settings, teacher, size, run.questions))
+    answers = list(file.read())
+    states = StateFile(run.work / "states.bin", size, answers) if keeper else None
+
+    def kept(new: Iterable[Answer]) -> Iterator[Answer]:
+        """Answers, when their states are kept."""
+        for answer in new:
+            if keeper and states:
+                states.add(keeper.pop(answer))
+            yield answer
+
+    missing = kept(teacher.answer(run.questions[len(answers) :], run.task.max_tokens))
+    _add_missing(answers, file.add(missing), len(run.questions), run.console)
+    return answers, states
 
 
 def _speed(task: Task, settings: Settings, folder: ModelFolder, questions: list[Question]) -> list[dict[str, Any]]:
