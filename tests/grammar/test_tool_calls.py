@@ -99,7 +99,9 @@ def test_calls_that_a_grammar_allows_are_parsed(name: str, reasoning: str | None
     grammar = tool_calls(format_of_required_calls(FORMATS[name]), schemas, True, tokenizer, before)
     compiler = GrammarCompiler(lambda: tokenizer, tokenizer.vocab_size)
     numbers = set()
-    for seed in range(5):
+    for seed in range(12):
+        if seed >= 4 and len(numbers) > 1:
+            break
         matcher = compiler.matcher(grammar)
         begun = tokenizer.encode(reasoning or "", False)
         assert matcher.consume_tokens(begun)
