@@ -16,6 +16,7 @@ from app.api.batches import run, runner, store
 from app.api.batches.lines import ENDPOINTS, Line, check_lines
 from app.core.request import FinishReason
 from app.errors import QueueFullError
+from tests import web
 from tests.api.conftest import MODEL, Server, start_server
 from tests.api.fake_engine import say
 from tests.patience import PATIENCE, wait_until
@@ -195,6 +196,11 @@ def test_files_are_kept_listed_and_deleted_within_limits(model_folder: Path, tmp
         with pytest.raises(openai.BadRequestError, match="purpose"):
             client.files.create(file=("a", text), purpose="fine-tune")
         assert server.post("/v1/files", {"file": 1}).json()["error"]["message"].startswith("the Content-Type")
+        client.files.delete(ids[0])
+        purpose = b'--B\r\nContent-Disposition: form-data; name="purpose"\r\n\r\nbatch\r\n'
+        form = purpose + b'--B\r\nContent-Disposition: form-data; name="file"; filename="a"\r\n\r\n{}\r\n--B--\r\n'
+        kind = "Multipart/Form-Data; boundary=B; charset=undefined"  # one of Python's codecs, which raises
+        assert web.post(f"{server.url}/v1/files", content=form, headers={"Content-Type": kind}).json()["bytes"] == 2
 
 
 def test_tenants_see_only_their_own_and_run_beside_each_other(model_folder: Path, tmp_path: Path) -> None:

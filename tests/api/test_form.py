@@ -1,20 +1,27 @@
 """Forms as strangers send them."""
 
+from tempfile import SpooledTemporaryFile
+
 import pytest
 from fastapi import Request
+from starlette.datastructures import UploadFile
 
-from app.api.edge.form import Field, Files, read_form
+from app.api.edge.form import Field, Files, open_form, read_form
 from app.errors import InvalidRequestError
 
 
-async def read(charset: str, text: str) -> list[Field]:
-    body = f'--B\r\nContent-Disposition: form-data; name="prompt"\r\n\r\n{text}\r\n--B--\r\n'.encode()
+def request_of(charset: str, part: str, content: str) -> Request:
+    body = f"--B\r\nContent-Disposition: form-data; {part}\r\n\r\n{content}\r\n--B--\r\n".encode()
 
     async def receive() -> dict[str, object]:
         return {"type": "http.request", "body": body, "more_body": False}
 
     headers = [(b"content-type", f"multipart/form-data; boundary=B; charset={charset}".encode())]
-    return await read_form(Request({"type": "http", "headers": headers}, receive), Files(fields=(), most=1))
+    return Request({"type": "http", "headers": headers}, receive)
+
+
+async def read(charset: str, text: str) -> list[Field]:
+    return await read_form(request_of(charset, 'name="prompt"', text), Files(fields=(), most=1))
 
 
 @pytest.mark.parametrize("charset", ["punycode", "undefined", "latin-1"])
@@ -26,3 +33,13 @@ async def test_texts_are_utf8_whatever_a_form_says(charset: str) -> None:
 async def test_what_is_no_name_of_a_charset_is_refused() -> None:
     with pytest.raises(InvalidRequestError, match="the form cannot be read"):
         await read("a\0b", "text")
+
+
+async def test_a_large_file_is_on_a_disk_until_it_is_done_with() -> None:
+    request = request_of("undefined", 'name="file"; filename="Zürich"', "a" * 2**21)
+    async with open_form(request, Files(fields=("file",), most=1), most_texts=1) as form:
+        file = form["file"]
+        assert isinstance(file, UploadFile)
+        assert isinstance(file.file, SpooledTemporaryFile)
+        assert (file.filename, file.size, file.file._rolled) == ("Zürich", 2**21, True)  # type: ignore[attr-defined]
+    assert file.file.closed

@@ -5,12 +5,12 @@ from typing import Annotated
 
 from fastapi import APIRouter, Query, Request
 from starlette.datastructures import UploadFile
-from starlette.formparsers import MultiPartException
 from starlette.responses import FileResponse, Response
 
 from ...errors import InvalidRequestError, UnsupportedError
 from ..edge.answer import json_response
 from ..edge.document import ANY, READS_BODY, answers
+from ..edge.form import FORM, Files, is_form, open_form
 from .deps import FolderDep, page
 from .objects import DeletedFile, FileList, FileObject
 
@@ -19,6 +19,8 @@ router = APIRouter()
 PATH = "/v1/files"
 _NAMED = (*ANY, 404)
 _MAX_LIMIT = 10_000
+_MOST_TEXTS = 8
+"""Of a form; only one means anything."""
 _LINES = {"schema": {"type": "string"}}
 _FORM = {
     "type": "object",
@@ -29,26 +31,23 @@ _FORM = {
 
 @router.post(
     PATH,
-    openapi_extra={"requestBody": {"required": True, "content": {"multipart/form-data": {"schema": _FORM}}}},
+    openapi_extra={"requestBody": {"required": True, "content": {FORM: {"schema": _FORM}}}},
     responses=answers(FileObject, READS_BODY),
 )
 async def create_file(request: Request, folder: FolderDep) -> Response:
     """Keep a file of requests for a batch, one JSON object a line."""
-    if not request.headers.get("content-type", "").startswith("multipart/form-data"):
-        raise InvalidRequestError("the Content-Type must be multipart/form-data")
-    try:
-        async with request.form(max_files=1, max_fields=8) as form:
-            if others := form.keys() - {"file", "purpose"}:
-                raise UnsupportedError(f"{min(others)} is not supported", min(others))
-            file = form.get("file")
-            if not isinstance(file, UploadFile):
-                raise InvalidRequestError("file: a file is needed", "file")
-            if form.get("purpose") != "batch":
-                raise UnsupportedError("purpose: only batch is supported", "purpose")
-            name = (file.filename or "file")[:255]
-            kept = await asyncio.to_thread(folder.add_file, file.file, name, "batch")
-    except MultiPartException as error:
-        raise InvalidRequestError(f"the form cannot be read: {error.message}") from None
+    if not is_form(request):
+        raise InvalidRequestError(f"the Content-Type must be {FORM}")
+    async with open_form(request, Files(fields=("file",), most=1), _MOST_TEXTS) as form:
+        if others := form.keys() - {"file", "purpose"}:
+            raise UnsupportedError(f"{min(others)} is not supported", min(others))
+        file = form.get("file")
+        if not isinstance(file, UploadFile):
+            raise InvalidRequestError("file: a file is needed", "file")
+        if form.get("purpose") != "batch":
+            raise UnsupportedError("purpose: only batch is supported", "purpose")
+        name = (file.filename or "file")[:255]
+        kept = await asyncio.to_thread(folder.add_file, file.file, name, "batch")
     return json_response(kept)
 
 

@@ -1,11 +1,12 @@
 """Forms (multipart/form-data, RFC 7578): files and texts, as programs without JSON send them."""
 
 import sys
-from collections.abc import Collection, Sequence
+from collections.abc import AsyncIterator, Collection, Sequence
+from contextlib import asynccontextmanager
 from typing import Any, NamedTuple, get_args, get_origin
 
 from fastapi import Request
-from starlette.datastructures import UploadFile
+from starlette.datastructures import FormData, UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 
 from ...errors import InvalidRequestError, PayloadTooLargeError
@@ -32,7 +33,12 @@ class Files(NamedTuple):
 
 def is_form(request: Request) -> bool:
     """Whether the request's body says that it is a form."""
-    return request.headers.get("content-type", "").partition(";")[0].strip().lower() == FORM
+    return is_form_type(request.headers.get("content-type", ""))
+
+
+def is_form_type(content_type: str) -> bool:
+    """Whether a Content-Type, with or without parameters, is that of a form."""
+    return content_type.partition(";")[0].strip().lower() == FORM
 
 
 async def read_form(request: Request, files: Files) -> list[Field]:
@@ -40,18 +46,35 @@ async def read_form(request: Request, files: Files) -> list[Field]:
 
     Raises PayloadTooLargeError for such a file, InvalidRequestError for other faults, such as a text in a file's place.
     """
-    try:
-        form = await _Parser(request, files).parse()
-    except MultiPartException as error:
-        raise InvalidRequestError(f"the form cannot be read: {error.message}") from None
-    except ValueError as error:  # of the name of a charset, which Python looks up
-        raise InvalidRequestError(f"the form cannot be read: {error}") from None
+    form = await _parsed(_Parser(request, files))
     fields: list[Field] = []
     for name, value in ((_plain(name), value) for name, value in form.multi_items()):
         if isinstance(value, str) and name in files.fields:
             raise InvalidRequestError(f"{name}: this is a text, and no file: curl sends one with -F {name}=@FILE", name)
         fields.append((name, await value.read() if isinstance(value, UploadFile) else value))
     return fields
+
+
+@asynccontextmanager
+async def open_form(request: Request, files: Files, most_texts: int) -> AsyncIterator[FormData]:
+    """A form whose files may be too large for the memory: they are on a disk, until the block ends.
+
+    Raises InvalidRequestError.
+    """
+    form = await _parsed(_SpoolingParser(request, files, most_texts))
+    try:
+        yield form
+    finally:
+        await form.close()
+
+
+async def _parsed(parser: "_Parser") -> FormData:
+    try:
+        return await parser.parse()
+    except MultiPartException as error:
+        raise InvalidRequestError(f"the form cannot be read: {error.message}") from None
+    except ValueError as error:  # of the name of a charset, which Python looks up
+        raise InvalidRequestError(f"the form cannot be read: {error}") from None
 
 
 def values_of(model: type[RequestBody], fields: Sequence[Field]) -> dict[str, Any]:
@@ -85,8 +108,8 @@ class _Parser(MultiPartParser):
 
     spool_max_size = sys.maxsize  # nothing is written to a disk: the body is bounded, and is in memory in any case
 
-    def __init__(self, request: Request, files: Files) -> None:
-        limits = {"max_fields": _MOST_TEXTS, "max_part_size": _MOST_TEXT_BYTES}
+    def __init__(self, request: Request, files: Files, most_texts: int = _MOST_TEXTS) -> None:
+        limits = {"max_fields": most_texts, "max_part_size": _MOST_TEXT_BYTES}
         super().__init__(request.headers, request.stream(), max_files=files.most, **limits)
         self._files = files
         self._num_bytes = 0
@@ -111,3 +134,9 @@ class _Parser(MultiPartParser):
             limit = f"{self._files.most_bytes} bytes ({self._files.setting})"
             raise PayloadTooLargeError(f"{name}: a file may have {limit}", name)
         super().on_part_data(data, start, end)
+
+
+class _SpoolingParser(_Parser):
+    """For files that are bounded, but not by what the memory has room for."""
+
+    spool_max_size = MultiPartParser.spool_max_size
