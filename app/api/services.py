@@ -12,6 +12,7 @@ from fastapi import Request
 from ..core.nearest import did_you_mean
 from ..errors import EngineUnavailableError, InvalidRequestError, NotFoundError, QueueFullError
 from .edge.azure import PATH_MODEL
+from .edge.form import is_form_type
 from .edge.middleware import CHOSEN
 from .edge.request_log import RequestLog
 from .service import Service
@@ -28,9 +29,10 @@ class _Names(msgspec.Struct):
     lora_name: str | None = None
 
 
-_BOUNDARY = re.compile(r'boundary="?([^";,]{1,70})')
+_BOUNDARY = re.compile(r'boundary="?([^";,]{1,70})', re.IGNORECASE)
 _IS_MODEL = re.compile(rb'; name="?model"?(?:\r\n|;|$)')
-_MOST_PARTS = 64
+_MOST_PARTS = 2**16
+"""Several times as many as a form may have by default. A body of nothing but boundaries has millions."""
 _LONGEST_HEADERS, _LONGEST_NAME = 1024, 1024
 """Bytes."""
 _names = msgspec.json.Decoder(_Names, strict=False)
@@ -125,7 +127,7 @@ def named(path: str, content_type: str, body: bytes) -> str | None:
 
     Raises InvalidRequestError for an adapter that is to be loaded for a model that is not said.
     """
-    if content_type.startswith("multipart/form-data"):
+    if is_form_type(content_type):
         return _named_in_form(content_type, body)
     try:
         names = _names.decode(body)

@@ -35,6 +35,12 @@ def test_a_form_names_a_model(fields: dict[str, str]) -> None:
     assert named("/v1/audio/transcriptions", kind, body) == fields.get("model")
 
 
+def test_a_form_names_a_model_behind_all_the_files_that_it_may_have() -> None:
+    file = b'--xy\r\nContent-Disposition: form-data; name="image"; filename="a"\r\n\r\nx\r\n'
+    body = 8192 * file + b'--xy\r\nContent-Disposition: form-data; name="model"\r\n\r\nsecond\r\n--xy--\r\n'
+    assert named("/v1/classify", "Multipart/Form-Data; Boundary=xy", body) == "second"
+
+
 @pytest.mark.parametrize(
     "body",
     [
