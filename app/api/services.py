@@ -19,6 +19,8 @@ from .service import Service
 
 _LOOK_SECONDS = 0.2
 """Time between two looks whether a model that is being loaded has failed."""
+_SEEN_SECONDS = 1.0
+"""Within this time the supervisor, which looks twice a second, has begun to load a model that is wanted."""
 
 
 class _Names(msgspec.Struct):
@@ -44,6 +46,8 @@ class Services:
     def __init__(self, services: Sequence[Service]) -> None:
         self.all = list(services)
         self._waiting: dict[str, int] = dict.fromkeys((service.model_name for service in services), 0)
+        self._turn = asyncio.Lock()
+        """Of models that are woken for work that can wait."""
 
     def find(self, name: str) -> Service:
         """The model, or the model whose adapter this is. NotFoundError names the one that was probably meant."""
@@ -92,9 +96,7 @@ class Services:
                 if entry.deadline is not None and time.monotonic() > entry.deadline:
                     raise service.expired(entry)
                 lifecycle.want()
-                with suppress(TimeoutError):
-                    async with asyncio.timeout(_LOOK_SECONDS):
-                        await service.engine.wait_until_ready()
+                await _look(service)
         finally:
             self._waiting[name] -= 1
 
@@ -103,13 +105,22 @@ class Services:
 
         It takes no place from requests that wait for the model, and is not loaded while another one is.
         """
-        assert service.lifecycle is not None
         while service.engine.ready is None:
-            if all(other.state != "loading" for other in self.all):
-                service.lifecycle.want()
-            with suppress(TimeoutError):
-                async with asyncio.timeout(_LOOK_SECONDS):
-                    await service.engine.wait_until_ready()
+            async with self._turn:
+                await self._try_to_wake(service)
+
+    async def _try_to_wake(self, service: Service) -> None:
+        """Return once the model is loaded or cannot be, or if another one is being loaded."""
+        assert service.lifecycle is not None
+        clock = asyncio.get_running_loop().time
+        # What is wanted looks as before until the supervisor has seen it: the next one's turn has to wait so long.
+        seen_at = clock() + _SEEN_SECONDS
+        while service.engine.ready is None and (service.state != "failed" or clock() < seen_at):
+            if any(other.state == "loading" for other in self.all if other is not service):
+                await _look(service)
+                return
+            service.lifecycle.want()
+            await _look(service)
 
     def keep_awake(self) -> None:
         """To be called now and then: models that have requests do not sleep, and one that has failed has none."""
@@ -120,6 +131,13 @@ class Services:
                 service.engine.end_all(reason)
             else:
                 service.lifecycle.want()
+
+
+async def _look(service: Service) -> None:
+    """Wait until a model is ready, but only for a moment."""
+    with suppress(TimeoutError):
+        async with asyncio.timeout(_LOOK_SECONDS):
+            await service.engine.wait_until_ready()
 
 
 def named(path: str, content_type: str, body: bytes) -> str | None:

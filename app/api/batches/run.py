@@ -20,35 +20,40 @@ Write = Callable[[Line, Inside], None]
 class Group(NamedTuple):
     """Requests for the same model."""
 
-    service: Service
+    service: Service | None
+    """None: they name no model that there is, so no model has to be awake to refuse them."""
     lines: Iterator[Line]
 
 
 def grouped(app: FastAPI, read: Callable[[], Iterator[Line]]) -> list[Group]:
-    """The requests of a file by the models that they are for. `read` gives them all, and is called for each model.
-
-    What names no model that there is, is for the first, which answers that it is not there.
-    """
+    """The requests of a file by the models that they are for. `read` gives them all, and is called for each model."""
     services: Services | None = getattr(app.state, "services", None)
     if services is None:
         return [Group(app.state.service, read())]
-    homes: dict[str | None, Service] = {}
+    homes: dict[str | None, Service | None] = {}
     for line in read():
         if line.model not in homes:
             homes[line.model] = _home(services, line.model)
 
-    def lines_of(service: Service) -> Iterator[Line]:
-        return (line for line in read() if homes.get(line.model) is service)
+    def lines_of(service: Service | None) -> Iterator[Line]:
+        return (line for line in read() if homes[line.model] is service)
 
-    wanted = {home.model_name for home in homes.values()}
-    return [Group(service, lines_of(service)) for service in services.all if service.model_name in wanted]
+    wanted = {None if home is None else home.model_name: home for home in homes.values()}
+    return [Group(service, lines_of(service)) for service in wanted.values()]
 
 
-def _home(services: Services, name: str | None) -> Service:
+def _home(services: Services, name: str | None) -> Service | None:
     try:
         return services.all[0] if name is None else services.find(name)
     except NotFoundError:
-        return services.all[0]
+        return None
+
+
+async def wake(app: FastAPI, service: Service) -> None:
+    """Wait until a model is loaded, if it is one of several. Raises EngineUnavailableError if none will be any more."""
+    services: Services | None = getattr(app.state, "services", None)
+    if services is not None:
+        await services.wake_for_later(service)
 
 
 async def run_lines(
@@ -67,6 +72,8 @@ async def run_lines(
             # A line that is to wait holds up those behind it, and takes no place from other batches meanwhile.
             async with turn:
                 await asyncio.sleep(due_at - clock())
+                if group.service is not None:  # as a request it would stand among the live ones that wait for the model
+                    await wake(app, group.service)
                 await room.acquire()
             has_place.set()
             try:
@@ -100,7 +107,7 @@ def _content(line: Line, priority: int) -> bytes:
     return msgspec.json.encode(body)
 
 
-def _seconds_to_wait(service: Service, answer: Inside) -> float | None:
+def _seconds_to_wait(service: Service | None, answer: Inside) -> float | None:
     """When a request that there is no room for now may be sent again, as the server says; None if this is its answer.
 
     Raises EngineUnavailableError.
@@ -108,6 +115,6 @@ def _seconds_to_wait(service: Service, answer: Inside) -> float | None:
     wait = answer.headers.get("retry-after")
     if answer.status not in (429, 503) or wait is None:
         return None
-    if service.engine.failure is not None:
+    if service is not None and service.engine.failure is not None:
         raise EngineUnavailableError(service.engine.failure)
     return float(wait)

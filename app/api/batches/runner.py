@@ -24,10 +24,9 @@ from ...tenants import Tenant
 from ..edge.inside import Inside
 from ..edge.middleware import Drain
 from ..service import Service
-from ..services import Services
 from .lines import Checked, Line, answer_line, answered, check_lines, parse_line, read_lines, unanswered_line
 from .objects import BatchObject, BatchProblem, BatchProblems, Status
-from .run import Group, Write, grouped, run_lines
+from .run import Group, Write, grouped, run_lines, wake
 from .store import BatchStore, TenantFolder, new_file_id
 
 log = logging.getLogger(__name__)
@@ -250,10 +249,11 @@ class _Run:
             raise errors.exceptions[0] from None
 
     async def _run_group(self, group: Group, write: Write) -> None:
-        services: Services | None = getattr(self._app.state, "services", None)
-        if services is not None:
-            await services.wake_for_later(group.service)
-        room = self._rooms.of(group.service)
+        if group.service is None:
+            room = asyncio.Semaphore()
+        else:
+            await wake(self._app, group.service)
+            room = self._rooms.of(group.service)
         await run_lines(self._app, self._tenant, group, room, write, priority=_PRIORITY)
 
     def _reason_to_end(self) -> Status | None:
