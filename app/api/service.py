@@ -137,9 +137,9 @@ class Service:
         assert isinstance(self.predictor, EncoderConfig)
         return PairPrompts(self.chat_template, self.predictor.prompt, self.predictor.adds_generation_prompt)
 
-    def check_task(self, task: Task) -> None:
-        """UnsupportedError, which says what the served model does, if it cannot do the task."""
-        if task not in self.tasks:
+    def check_task(self, *tasks: Task) -> None:
+        """UnsupportedError, which says what the served model does, if it can do none of the tasks."""
+        if not set(tasks) & set(self.tasks):
             raise self._cannot()
 
     def check_text(self) -> None:

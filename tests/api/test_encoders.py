@@ -227,3 +227,12 @@ def test_pairs_are_written_as_the_judge_was_trained(model_folder: Path, tmp_path
         assert read[:2] == ["system=find;query=q;document=d;>", "system=look;query=q;document=d;>"]
         assert read[2] == f"system=find;query=q;document={'d' * 9};>"
         assert read[3] == "system=find;query=q;document=abc;>"
+
+
+@pytest.mark.parametrize("path", ["/v1/embeddings", "/v1/classify"])
+def test_a_model_that_generates_says_so_whatever_it_is_given(server: Server, path: str) -> None:
+    image = {"image": "data:image/png;base64,"}
+    for body in ({"json": {"input": [image]}}, {"files": {"image": b"\x89PNG"}}):
+        answer = server.post(path, **body)
+        assert (answer.status_code, answer.json()["error"]["param"]) == (400, "model")
+        assert "this model generates text" in answer.json()["error"]["message"]

@@ -64,7 +64,7 @@ _RERANK = {**_EMBED, "openapi_extra": body_schema(RerankRequest), "responses": a
 @router.post("/v1/embeddings", **_EMBED)
 async def create_embeddings(
     body: Annotated[
-        EmbeddingRequest | ImageEmbeddingRequest, Depends(body_for(EmbeddingRequest, ImageEmbeddingRequest))
+        EmbeddingRequest | ImageEmbeddingRequest, Depends(body_for(EmbeddingRequest, ImageEmbeddingRequest, "embed"))
     ],
     request: Request,
     service: ServiceDep,
@@ -86,7 +86,10 @@ async def create_embeddings(
 @router.post("/v1/classify", **_CLASSIFY)
 @router.post("/classify", **_CLASSIFY)
 async def classify(
-    body: Annotated[ClassifyRequest | ImageClassifyRequest, Depends(body_for(ClassifyRequest, ImageClassifyRequest))],
+    body: Annotated[
+        ClassifyRequest | ImageClassifyRequest,
+        Depends(body_for(ClassifyRequest, ImageClassifyRequest, "classify", "token_classify")),
+    ],
     request: Request,
     service: ServiceDep,
 ) -> Response:

@@ -23,15 +23,22 @@ OfImages = TypeVar("OfImages", bound=ImageFields)
 
 
 def body_for(
-    texts: type[OfTexts], images: type[OfImages]
+    texts: type[OfTexts], images: type[OfImages], *tasks: Task
 ) -> Callable[[Request, Service], Awaitable[OfTexts | OfImages]]:
-    """A dependency: the request's body, as what the served model reads."""
+    """A dependency: the request's body, as what the served model reads.
+
+    UnsupportedError for a body that is wrong if the model can do none of the tasks: it may be right for another model.
+    """
     of_texts, of_images = body_of(texts), body_of(images, read_images)
 
     async def read(request: Request, service: ServiceDep) -> OfTexts | OfImages:
-        if isinstance(service.predictor, ImageModelConfig):
-            return await of_images(request, service)
-        return await of_texts(request, service)
+        try:
+            if isinstance(service.predictor, ImageModelConfig):
+                return await of_images(request, service)
+            return await of_texts(request, service)
+        except InvalidRequestError:
+            service.check_task(*tasks)
+            raise
 
     return read
 
