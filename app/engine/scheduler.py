@@ -222,8 +222,8 @@ class Scheduler(RequestBatch):
                 deferred.append(request)
                 continue
             count = len(request.token_ids) - num_cached
-            num_to_encode = self.kv.num_to_encode(request)
-            if num_to_encode > prompt_budget and step.new_requests:  # an encoder reads an input as a whole
+            num_to_read = self._num_to_read(request)
+            if num_to_read > prompt_budget and step.new_requests:  # an encoder reads an input as a whole
                 break
             if count > prompt_budget:
                 if self.chunked_prefill:
@@ -235,11 +235,19 @@ class Scheduler(RequestBatch):
                 break
             self.policy.pop(request)
             num_copied = self._admit(request, num_cached, count, step)
-            prompt_budget -= count + num_to_encode + self._as_tokens(num_copied)
+            prompt_budget -= count + num_to_read + self._as_tokens(num_copied)
             room -= count
             promised = [sum(both) for both in zip(promised, self.kv.promised([request]), strict=True)]
         for request in deferred:
             self.policy.put_back(request)
+
+    def _num_to_read(self, request: Request) -> int:
+        """Places of its input that encoders read in the step in which a request is admitted.
+
+        To lay a text along a sound, the sound is read once more, whatever is kept of it.
+        """
+        once_more = request.num_source_tokens if request.sampling.alignment is not None else 0
+        return self.kv.num_to_encode(request) + once_more
 
     def _as_tokens(self, num_copied: int) -> int:
         """How many tokens could be computed in the time that it takes to copy so many from host memory."""
@@ -270,12 +278,12 @@ class Scheduler(RequestBatch):
 
         Returns how many of the cached tokens come from host memory.
         """
-        num_to_encode = self.kv.num_to_encode(request)
-        step.num_source_tokens += num_to_encode
+        num_to_read, is_encoded = self._num_to_read(request), self.kv.num_to_encode(request) == 0
+        step.num_source_tokens += num_to_read
         if request.status is RequestStatus.WAITING:
             request.scheduled_at = self.clock()
             request.num_cached_tokens = num_cached
-            self.policy.charge(request, request.num_prompt_tokens - num_cached + num_to_encode, 0)
+            self.policy.charge(request, request.num_prompt_tokens - num_cached + num_to_read, 0)
         if self.kv.prefix_caching:
             self._counters["prefix_cache_queries"] += len(request.token_ids)
             self._counters["prefix_cache_hits"] += num_cached
@@ -294,7 +302,7 @@ class Scheduler(RequestBatch):
                 num_computed_tokens=num_cached,
                 block_ids=[list(table) for table in request.block_tables],
                 cross_blocks=list(request.cross_blocks),
-                is_encoded=num_to_encode == 0,
+                is_encoded=is_encoded,
                 snapshot=self.kv.snapshot_of(request, num_cached),
                 num_prompt_logprobs=request.num_prompt_logprobs,
                 sampling=request.sampling,
