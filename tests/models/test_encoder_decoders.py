@@ -296,7 +296,7 @@ def test_texts_are_laid_along_their_sounds_as_far_as_a_step_has_room(tmp_path: P
         core.step()
     for index in range(4):
         asked = {"max_tokens": 0, "alignment": Alignment(2, WHISPER["max_source_positions"])}
-        core.add(command(str(index), [2, 3, 4, 5], make_source("Whisper", index % 2), **asked, logprobs=None))
+        core.add(command(str(index), [2, 10 + index, 4, 5], make_source("Whisper", index % 2), **asked, logprobs=None))
     answered = []
     while core.has_work:
         answered.append(sum(output.vector is not None for output in core.step().outputs))
