@@ -18,7 +18,7 @@ from transformers.generation.logits_process import (
 from app import check_model
 from app.checkpoint.folder import ModelFolder
 from app.core.media import Media
-from app.core.sampling import Alignment, SamplingParams, TimestampRules, TokenRules
+from app.core.sampling import SamplingParams, TimestampRules, TokenRules
 from app.core.sources import sound_source, text_source
 from app.core.wire import GenerateCommand, Progress, RequestOutput
 from app.engine.build import build_engine
@@ -283,22 +283,3 @@ def test_check_model_agrees(family: str, tmp_path: Path) -> None:
     write_encoder_decoder(family, tmp_path)
     write_tokenizer(tmp_path)
     assert check_model.check(str(tmp_path))
-
-
-def test_texts_are_laid_along_their_sounds_as_far_as_a_step_has_room(tmp_path: Path) -> None:
-    """Each takes a pass of the encoder, for which others would wait."""
-    write_encoder_decoder("Whisper", tmp_path, alignment_heads=[[0, 1], [1, 0]])
-    write_tokenizer(tmp_path)
-    core = make_engine(tmp_path)
-    for index in range(2):  # K and V of what was heard are kept
-        core.add(command(f"writes {index}", [2], make_source("Whisper", index), max_tokens=2))
-    while core.has_work:
-        core.step()
-    for index in range(4):
-        asked = {"max_tokens": 0, "alignment": Alignment(2, WHISPER["max_source_positions"])}
-        core.add(command(str(index), [2, 10 + index, 4, 5], make_source("Whisper", index % 2), **asked, logprobs=None))
-    answered = []
-    while core.has_work:
-        answered.append(sum(output.vector is not None for output in core.step().outputs))
-    assert sum(answered) == 4
-    assert max(answered) == 1

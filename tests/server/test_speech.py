@@ -1,6 +1,7 @@
 """A server with Whisper: sound files become texts, as transformers makes them of the same sound."""
 
 import io
+import time
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -16,12 +17,18 @@ from transformers import PreTrainedModel, WhisperFeatureExtractor
 from transformers.models.whisper.tokenization_whisper import _combine_tokens_into_words
 
 from app.checkpoint.byte_alphabet import byte_alphabet
+from app.core.sampling import Alignment, SamplingParams
+from app.core.sources import sound_source
+from app.core.wire import GenerateCommand
+from app.engine.build import build_engine
+from app.settings import load_settings
 from tests.models.encoder_decoders import write_encoder_decoder
 from tests.server.process import Server, running_server
 
 END, START, ENGLISH, GERMAN, TRANSLATE, TRANSCRIBE, PREVIOUS, SILENT, NO_TIMES, FIRST = range(256, 266)
 SECONDS = 6
 """Of a window."""
+SIZES = {"vocab_size": FIRST + 50 * SECONDS + 1, "max_source_positions": 50 * SECONDS, "max_target_positions": 40}
 NEVER = -1e9
 """A mean log probability that every text has."""
 GENERATION = {
@@ -52,8 +59,7 @@ def write_tokenizer(folder: Path) -> None:
 @pytest.fixture(scope="module")
 def whisper(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Server, PreTrainedModel]]:
     folder = tmp_path_factory.mktemp("whisper")
-    sizes = {"vocab_size": FIRST + 50 * SECONDS + 1, "max_source_positions": 50 * SECONDS, "max_target_positions": 40}
-    model = write_encoder_decoder("Whisper", folder, sizes, **GENERATION)
+    model = write_encoder_decoder("Whisper", folder, SIZES, **GENERATION)
     write_tokenizer(folder)
     flags = ("--dtype", "float32", "--cpu-threads", "1", "--request-limits", '{"max_audio_seconds": 30}')
     with running_server("--model", str(folder), *flags) as server:
@@ -247,3 +253,34 @@ def test_a_completion_of_sound_is_refused(whisper: tuple[Server, PreTrainedModel
     assert "writes down what is said in a sound" in answer.json()["error"]["message"]
     (model,) = whisper[0].get("/v1/models").json()["data"]
     assert (model["tasks"], model["input_modalities"]) == (["transcribe"], ["audio"])
+
+
+def test_texts_are_laid_along_their_sounds_as_far_as_a_step_has_room(tmp_path: Path) -> None:
+    """Each takes a pass of the encoder, for which others wait."""
+    write_encoder_decoder("Whisper", tmp_path, SIZES, **GENERATION)
+    write_tokenizer(tmp_path)
+    options = {"max_num_batched_tokens": 400, "max_num_seqs": 8}
+    core, ready = build_engine(load_settings(model=str(tmp_path), device="cpu", dtype="float32", **options), tmp_path)
+    draw = np.random.default_rng(0)
+    sounds = [
+        sound_source(draw.standard_normal((16, 100 * SECONDS)).astype(np.float32), 50 * SECONDS) for _ in range(3)
+    ]
+    asked = [SamplingParams(max_tokens=2, seed=0), SamplingParams(max_tokens=0, seed=0, alignment=Alignment(3, 300))]
+    answered = []
+    for sampling in asked:  # what the encoder has read is kept when texts are laid along it
+        for sound in sounds:
+            core.add(
+                GenerateCommand(
+                    request_id=str(len(answered) + id(sound)),
+                    prompt_token_ids=[START, ENGLISH, TRANSCRIBE] + [65] * 20,
+                    source=sound,
+                    sampling=sampling,
+                    arrived_at=time.monotonic(),
+                )
+            )
+        while core.has_work:
+            outputs = core.step().outputs
+            assert not any(output.error for output in outputs)
+            answered.append(sum(bool(output.vector) for output in outputs))
+    assert ready.max_source_len == 50 * SECONDS
+    assert (sum(answered), max(answered)) == (3, 1)
