@@ -23,8 +23,6 @@ from .answer import Forecast, Forecasts, forecast_of
 from .schema import ForecastRequest, channels_of, check_size, wrong
 
 _DECILES = [number / 10 for number in range(1, 10)]
-_PATHS_AT_ONCE = 256
-"""Paths that the engine has of a call at a time, or those of one series, so that other calls get their turn."""
 
 
 @dataclass
@@ -102,10 +100,16 @@ class _Sampling:
         self.turns = InTurn(service, body.priority, entry)
 
     async def go_on(self, series: list[_Series]) -> None:
-        """Draw paths of all series as far as the horizon."""
+        """Draw paths of all series as far as the horizon.
+
+        The engine has as many of a call at a time as a step has rows, or those of one series: so other calls get their
+        turn, and places in the queue.
+        """
         ready = self._service.ready()
-        room = min(_PATHS_AT_ONCE, ready.max_num_seqs + self._service.settings.max_queue)
-        at_once = max(1, room // self.num_samples)
+        room = ready.max_num_seqs + self._service.settings.max_queue
+        if self.num_samples > room:
+            raise InvalidRequestError(f"num_samples: at most {room} (max_num_seqs and max_queue)", "num_samples")
+        at_once = max(1, ready.max_num_seqs // self.num_samples)
         most = min(self._tokens.horizon, ready.max_model_len - 1)
         for index, begin in enumerate(range(0, self.horizon, most)):
             count = min(most, self.horizon - begin)
