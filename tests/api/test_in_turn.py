@@ -1,41 +1,49 @@
-"""Generations one behind another, of which some find the engine's queue full."""
+"""Generations of one call, when the engine dies between two of them."""
 
 import asyncio
-from collections.abc import AsyncGenerator
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from app.api.edge.request_log import Usage
+from app.api.edge.request_log import RequestLog, Usage
 from app.api.generation import in_turn
-from app.api.generation.in_turn import InTurn, Written
-from app.errors import QueueFullError
+from app.errors import EngineUnavailableError
 
 
-def test_only_the_first_one_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    has_room = iter([False, True, False, False, True])
+class Engine:
+    def __init__(self) -> None:
+        self.is_there = asyncio.Event()
+        self.asked = asyncio.Event()
+
+    async def wait_until_ready(self) -> None:
+        self.asked.set()
+        await self.is_there.wait()
+
+
+async def test_what_is_done_is_not_lost_with_the_engine(monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = Engine()
 
     class Generation:
-        """The engine's part: one token, if there is room."""
+        usage = Usage()
 
-        def __init__(self, *_: Any) -> None:
-            if not next(has_room):
-                raise QueueFullError("full")
-            self.usage = Usage(prompt_tokens=1, completion_tokens=1)
+        def __init__(self, *_arguments: Any) -> None:
+            if not engine.is_there.is_set():
+                raise EngineUnavailableError("the model is still loading")
 
-        async def deltas(self) -> AsyncGenerator[tuple[int, Any], None]:
-            yield 0, SimpleNamespace(token_ids=[7], logprobs=[SimpleNamespace(logprobs=[-0.5])], vector=b"")
+        async def deltas(self) -> Any:
+            yield 0, SimpleNamespace(token_ids=[7], vector=b"", logprobs=[])
 
     monkeypatch.setattr(in_turn, "Generation", Generation)
-    monkeypatch.setattr(in_turn, "_PAUSE", 0.0)
-    service: Any = None
-    entry: Any = None
-    choice: Any = None
-    turns = InTurn(service, 0, entry)
-    with pytest.raises(QueueFullError):
-        asyncio.run(turns.run([choice]))
-    for _ in range(2):
-        assert asyncio.run(turns.run([choice])) == [Written([7], [-0.5])]
-    assert next(has_room, None) is None
-    assert turns.usage.completion_tokens == 2
+    service: Any = SimpleNamespace(engine=engine, ready=lambda: SimpleNamespace(max_model_len=8))
+    turns, choices = in_turn.InTurn(service, 0, RequestLog("id", 0.0, record=lambda _: None)), [Any]
+    with pytest.raises(EngineUnavailableError):  # nothing is done yet
+        await turns.run(choices)  # type: ignore[arg-type]
+    engine.is_there.set()
+    assert [one.token_ids for one in await turns.run(choices)] == [[7]]  # type: ignore[arg-type]
+    engine.is_there.clear()
+    again = asyncio.create_task(turns.run(choices))  # type: ignore[arg-type]
+    await engine.asked.wait()
+    assert not again.done()
+    engine.is_there.set()
+    assert [one.token_ids for one in await again] == [[7]]

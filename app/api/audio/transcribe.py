@@ -154,7 +154,7 @@ class Transcription:
     async def _times(self, told: list[int], window: Window, source: Media, num_frames: int) -> list[float]:
         """When each token of a window begins, in seconds from its beginning, and once more the last of these."""
         num_places = num_frames // FRAMES_OF_A_STEP
-        read = window.tokens[: self._service.ready().max_model_len - 1 - len(told)]  # the last one has had no follower
+        read = window.tokens[: self._turns.max_model_len - 1 - len(told)]  # the last one has had no follower
         if not read or not num_places:
             return []
         sampling = SamplingParams(max_tokens=0, seed=0, alignment=Alignment(len(told), num_places))
@@ -193,7 +193,7 @@ class Transcription:
         """What stands before the prompt of a window: what was said before, or the end of that if there is no room."""
         if not earlier or self._speech.previous is None:
             return []
-        return [self._speech.previous, *earlier[-(self._service.ready().max_model_len // 2 - 1) :]]
+        return [self._speech.previous, *earlier[-(self._turns.max_model_len // 2 - 1) :]]
 
     async def _find_language(self, source: Media) -> str:
         """The most probable one: what the model says behind the token that begins a text."""
@@ -229,7 +229,7 @@ class Transcription:
             in_logprobs=True,
         )
         sampling = SamplingParams(
-            max_tokens=self._service.ready().max_model_len - len(told),
+            max_tokens=self._turns.max_model_len - len(told),
             seed=self._asked.seed,
             temperature=temperature,
             stop_token_ids=frozenset([self._speech.timestamps.end]),

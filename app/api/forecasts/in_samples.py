@@ -110,7 +110,7 @@ class _Sampling:
         if self.num_samples > room:
             raise InvalidRequestError(f"num_samples: at most {room} (max_num_seqs and max_queue)", "num_samples")
         at_once = max(1, ready.max_num_seqs // self.num_samples)
-        most = min(self._tokens.horizon, ready.max_model_len - 1)
+        most = min(self._tokens.horizon, self.turns.max_model_len - 1)
         for index, begin in enumerate(range(0, self.horizon, most)):
             count = min(most, self.horizon - begin)
             for start in range(0, len(series), at_once):

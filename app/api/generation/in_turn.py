@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field
 
-from ...errors import QueueFullError
+from ...errors import EngineUnavailableError, QueueFullError
 from ..edge.request_log import RequestLog, Usage
 from ..service import Service
 from .choices import Choice
@@ -30,7 +30,10 @@ class InTurn:
     """Runs them one behind another."""
 
     def __init__(self, service: Service, priority: int, entry: RequestLog) -> None:
+        """Raises EngineUnavailableError as long as there is no engine."""
         self._service, self._priority, self._entry = service, priority, entry
+        self.max_model_len = service.ready().max_model_len
+        """Taken at the beginning, since engines may die."""
         self._running: Generation | None = None
         self.usage = Usage()
         """Of all that have ended together, with the times of the last."""
@@ -53,14 +56,21 @@ class InTurn:
             self._running.abort()
 
     async def _submit(self, choices: Sequence[Choice], n: int) -> Generation:
-        """Raises QueueFullError for the first one. Later ones wait, so that what is done so far is not lost."""
+        """Raises QueueFullError for the first one, and EngineUnavailableError if there is no engine for it.
+
+        Later ones wait, so that what is done so far is not lost.
+        """
         while True:
             try:
                 return Generation(self._service, choices, n, self._priority, self._entry)
             except QueueFullError:
                 if self._running is None:
                     raise
-            await asyncio.sleep(_PAUSE)
+                await asyncio.sleep(_PAUSE)
+            except EngineUnavailableError:  # it has died since the one before
+                if self._running is None:
+                    raise
+                await self._service.engine.wait_until_ready()
 
     def _count(self, usage: Usage) -> None:
         """Have the log, which has the usage of the last, tell what all took together."""
