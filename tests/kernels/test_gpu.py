@@ -203,7 +203,7 @@ SHAPES: dict[str, dict[str, Any]] = {
     "window, softcap": {"heads": 4, "kv_heads": 1, "dim": 32, "v_dim": 32, "window": 20, "softcap": 3.0}
     | {"sinks": torch.tensor([2.0, -9.0, 0.5, 40.0])},
     "chunked": {"heads": 4, "kv_heads": 2, "dim": 32, "v_dim": 32, "window": 24, "chunked": True},
-    "values in keys": {"heads": 20, "kv_heads": 1, "dim": 40, "v_dim": 32, "values_in_keys": True},
+    "values in keys": {"heads": 66, "kv_heads": 1, "dim": 40, "v_dim": 32, "values_in_keys": True},
 }
 NONE = {"window": None, "chunked": False, "softcap": None, "sinks": None, "bias": None}
 SHAPES = {name: NONE | shape for name, shape in SHAPES.items()}
