@@ -110,9 +110,10 @@ def test_labels_of_the_request(clip: tuple[Server, Path, Any]) -> None:
             probs = np.exp(logits - logits.max())
             probs /= probs.sum()
             np.testing.assert_allclose(found["probs"], probs, atol=2e-5)
-            order = np.argsort(-probs)
-            assert found["label"] == labels[order[0]]
-            assert [one["label"] for one in found["top"]] == [labels[at] for at in order[:2]]
+            # Texts that are cut before the label are the same, and so are their probabilities, but for rounding.
+            top = [probs[labels.index(one["label"])] for one in found["top"]]
+            np.testing.assert_allclose(top, np.sort(probs)[:0:-1], atol=4e-5)
+            assert found["label"] == found["top"][0]["label"]
 
 
 def test_forms_have_files_in_the_place_of_data_urls(clip: tuple[Server, Path, Any]) -> None:
