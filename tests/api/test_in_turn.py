@@ -1,6 +1,7 @@
-"""Generations of one call, when the engine dies between two of them."""
+"""Generations one behind another, of which some find the engine's queue full, and some no engine."""
 
 import asyncio
+from collections.abc import AsyncGenerator
 from types import SimpleNamespace
 from typing import Any
 
@@ -8,7 +9,36 @@ import pytest
 
 from app.api.edge.request_log import RequestLog, Usage
 from app.api.generation import in_turn
-from app.errors import EngineUnavailableError
+from app.api.generation.in_turn import InTurn, Written
+from app.errors import EngineUnavailableError, QueueFullError
+
+
+def test_only_the_first_one_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    has_room = iter([False, True, False, False, True])
+
+    class Generation:
+        """The engine's part: one token, if there is room."""
+
+        def __init__(self, *_: Any) -> None:
+            if not next(has_room):
+                raise QueueFullError("full")
+            self.usage = Usage(prompt_tokens=1, completion_tokens=1)
+
+        async def deltas(self) -> AsyncGenerator[tuple[int, Any], None]:
+            yield 0, SimpleNamespace(token_ids=[7], logprobs=[SimpleNamespace(logprobs=[-0.5])], vector=b"")
+
+    monkeypatch.setattr(in_turn, "Generation", Generation)
+    monkeypatch.setattr(in_turn, "_PAUSE", 0.0)
+    service: Any = SimpleNamespace(ready=lambda: SimpleNamespace(max_model_len=8))
+    entry: Any = None
+    choice: Any = None
+    turns = InTurn(service, 0, entry)
+    with pytest.raises(QueueFullError):
+        asyncio.run(turns.run([choice]))
+    for _ in range(2):
+        assert asyncio.run(turns.run([choice])) == [Written([7], [-0.5])]
+    assert next(has_room, None) is None
+    assert turns.usage.completion_tokens == 2
 
 
 class Engine:
@@ -36,14 +66,16 @@ async def test_what_is_done_is_not_lost_with_the_engine(monkeypatch: pytest.Monk
 
     monkeypatch.setattr(in_turn, "Generation", Generation)
     service: Any = SimpleNamespace(engine=engine, ready=lambda: SimpleNamespace(max_model_len=8))
-    turns, choices = in_turn.InTurn(service, 0, RequestLog("id", 0.0, record=lambda _: None)), [Any]
+    turns, choices = InTurn(service, 0, RequestLog("id", 0.0, record=lambda _: None)), [Any]
     with pytest.raises(EngineUnavailableError):  # nothing is done yet
         await turns.run(choices)  # type: ignore[arg-type]
     engine.is_there.set()
     assert [one.token_ids for one in await turns.run(choices)] == [[7]]  # type: ignore[arg-type]
     engine.is_there.clear()
     again = asyncio.create_task(turns.run(choices))  # type: ignore[arg-type]
-    await engine.asked.wait()
+    asked = asyncio.create_task(engine.asked.wait())
+    await asyncio.wait((again, asked), return_when=asyncio.FIRST_COMPLETED)
+    assert asked.done()
     assert not again.done()
     engine.is_there.set()
     assert [one.token_ids for one in await again] == [[7]]
