@@ -30,7 +30,6 @@ class AttentionConfig:
     """Scores are squashed to `softcap * tanh(score / softcap)` (Gemma 2)."""
     sees_ahead: bool = False
     """The tokens of an image see all of each other (Gemma 3); see `StepInput.ends`."""
-
     values_in_keys: bool = False
     """A token's value is the beginning of its key (DeepSeek-V2: multi-head latent attention over the latents). A
     backend may then keep the key alone; see `app.attention.registry.Capabilities`."""

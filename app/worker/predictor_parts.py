@@ -15,7 +15,6 @@ from .resolve import Resolved
 
 _TOKENS = 4096
 """Of a step, unless settings say something else."""
-"""Characters of a library's error that are shown."""
 
 
 def refuse_settings(settings: Settings, what: str) -> None:

@@ -20,10 +20,8 @@ from ...kernels.kv import ROUNDED_DTYPES, SCALE_DTYPE, LayerKV, bytes_of_token
 from ..config import AttentionConfig, HeadNorms, LayerCache
 from ..step import StepInput, StepShape
 from .memory import zeros
-from .tiles import count_decodes, write_tiles
+from .tiles import TILE, count_decodes, most_tiles, write_tiles
 
-_TILE = 5
-"""Numbers of a tile."""
 _LINE = 64
 """Bytes of a line of the cache, of which a block has whole ones."""
 _NO_SINKS = torch.empty(0)
@@ -64,16 +62,15 @@ class CpuPagedBackend:
         self._slots = [f"slots of group {group}" for group in range(num_groups)]
 
     def fields(self, shape: StepShape) -> dict[str, int]:
-        """See `AttentionBackend.fields`. Each chunk may end with a tile that is not full, and each image begin one."""
-        of_chunks = shape.tokens if self._sees_ahead else shape.tokens // self._tile_tokens + shape.chunks
-        tiles = shape.decodes + (of_chunks if shape.chunks else 0)
-        return dict.fromkeys(self._slots, shape.tokens) | {"tiles": _TILE * tiles}
+        """See `AttentionBackend.fields`."""
+        tiles = shape.decodes + most_tiles(shape, self._tile_tokens, self._sees_ahead)
+        return dict.fromkeys(self._slots, shape.tokens) | {"tiles": TILE * tiles}
 
     def write(self, step: StepInput, to: Mapping[str, NDArray[np.int32]]) -> None:
         """See `AttentionBackend.write`. There is no padding but that of tiles."""
         for name, slots in zip(self._slots, step.slot_mappings, strict=True):
             to[name][:] = slots
-        tiles, decodes = to["tiles"].reshape(-1, _TILE), step.num_decodes
+        tiles, decodes = to["tiles"].reshape(-1, TILE), step.num_decodes
         tiles[:decodes, 0] = step.rows[:decodes]
         tiles[:decodes, 1] = np.arange(decodes)
         # Half of what a tile may have, so that a row with drafts is work for several threads.
@@ -90,7 +87,7 @@ class CpuPagedBackend:
         tables: Sequence[Tensor],
     ) -> CpuMetadata:
         """See `AttentionBackend.metadata`."""
-        return CpuMetadata([numbers[name] for name in self._slots], tables, numbers["tiles"].view(-1, _TILE))
+        return CpuMetadata([numbers[name] for name in self._slots], tables, numbers["tiles"].view(-1, TILE))
 
     def allocate(
         self,

@@ -5,7 +5,10 @@ from itertools import pairwise
 import numpy as np
 from numpy.typing import NDArray
 
-from ..step import Ints, StepInput
+from ..step import Ints, StepInput, StepShape
+
+TILE = 5
+"""Numbers that describe a tile."""
 
 
 def count_decodes(rows: Ints, seq_lens: Ints, most: int) -> Ints:
@@ -23,6 +26,13 @@ def count_decodes(rows: Ints, seq_lens: Ints, most: int) -> Ints:
     left = np.repeat(ends, counts) - np.arange(len(rows))
     places = np.repeat(counts, counts) - left
     return np.where(places % most == 0, np.minimum(left, most), 0)
+
+
+def most_tiles(shape: StepShape, tile_tokens: int, sees_ahead: bool) -> int:
+    """Most tiles of a step's chunks. Each chunk may end with one that is not full, and each image begin one."""
+    if not shape.chunks:
+        return 0
+    return shape.tokens if sees_ahead else shape.tokens // tile_tokens + shape.chunks
 
 
 def write_tiles(step: StepInput, tile_tokens: int, tiles: NDArray[np.int32]) -> None:

@@ -19,15 +19,13 @@ from ...kernels.gpu.paged_attention import DECODE_QUERIES
 from ...kernels.kv import ROUNDED_DTYPES, SCALE_DTYPE, LayerKV
 from ..config import AttentionConfig, HeadNorms, LayerCache
 from ..step import StepInput, StepShape
-from .tiles import count_decodes, write_tiles
+from .tiles import TILE, count_decodes, most_tiles, write_tiles
 
 _QUERIES_OF_A_TILE = 64
 """Query heads times tokens that one program takes: measured on an H100, for prompts of 512 to 4096 tokens."""
 _PROGRAMS = 256
 """Of a decode: a GPU has some 130 multiprocessors, and each runs several programs at once."""
 _MOST_SPLITS = 16
-_TILE = 5
-"""Numbers that describe a tile."""
 
 
 @dataclass(frozen=True)
@@ -77,10 +75,9 @@ class TritonPagedBackend:
         self._slots = [f"slots of group {group}" for group in range(num_groups)]
 
     def fields(self, shape: StepShape) -> dict[str, int]:
-        """See `AttentionBackend.fields`. Each chunk may end with a tile that is not full, and each image begin one."""
-        of_chunks = shape.tokens if self._sees_ahead else shape.tokens // self._tile_tokens + shape.chunks
-        tiles = of_chunks if shape.chunks else 0
-        sizes = dict.fromkeys(("decode_rows", "decode_lens", "decode_counts"), shape.decodes) | {"tiles": _TILE * tiles}
+        """See `AttentionBackend.fields`."""
+        tiles = most_tiles(shape, self._tile_tokens, self._sees_ahead)
+        sizes = dict.fromkeys(("decode_rows", "decode_lens", "decode_counts"), shape.decodes) | {"tiles": TILE * tiles}
         return dict.fromkeys(self._slots, shape.tokens) | sizes
 
     def write(self, step: StepInput, to: Mapping[str, NDArray[np.int32]]) -> None:
@@ -97,7 +94,7 @@ class TritonPagedBackend:
             step.rows[:decodes], step.seq_lens[:decodes], self._decodes_at_once
         )
         to["decode_counts"][decodes:] = 1
-        write_tiles(step, self._tile_tokens, to["tiles"].reshape(-1, _TILE))
+        write_tiles(step, self._tile_tokens, to["tiles"].reshape(-1, TILE))
 
     def metadata(
         self,
@@ -113,7 +110,7 @@ class TritonPagedBackend:
             decode_rows=numbers["decode_rows"],
             decode_lens=numbers["decode_lens"],
             decode_counts=numbers["decode_counts"],
-            tiles=numbers["tiles"].view(-1, _TILE),
+            tiles=numbers["tiles"].view(-1, TILE),
             splits=self._splits(shape),
         )
 
