@@ -51,7 +51,7 @@ def _forecast(model: Any, config: ForecasterConfig, values: "np.ndarray[Any, np.
 def images_differ(core: EngineCore, folder: Path, config: ImageModelConfig) -> float:
     """The largest difference of logits or vectors, relative to their largest number, for random images at once."""
     model = getattr(transformers, ModelFolder(folder).architecture).from_pretrained(folder, dtype=torch.float32).eval()
-    trial = {name: array.numpy() for name, array in config.trial().arrays.items()}
+    trial = config.trial().numpy()
     rng = np.random.default_rng(0)
     images = [trial | {"pixel_values": rng.standard_normal(trial["pixel_values"].shape)} for _ in range(3)]
     as_arrays = [{name: Array.of(array.astype(trial[name].dtype)) for name, array in one.items()} for one in images]

@@ -38,6 +38,10 @@ class Media(msgspec.Struct, frozen=True, weakref=True):
     num_tokens: int
     """Places that it takes up where a decoder reads it: among its prompt's tokens, or in its cross-attention."""
 
+    def numpy(self) -> dict[str, NDArray[Any]]:
+        """The arrays, which cannot be written to."""
+        return {name: array.numpy() for name, array in self.arrays.items()}
+
 
 class Run(msgspec.Struct, frozen=True, array_like=True):
     """Some of a medium's places, which lie side by side among the tokens of a prompt."""

@@ -26,5 +26,4 @@ class Aligner:
         source, asked = request.extras.source, request.sampling.alignment
         assert source is not None
         assert asked is not None
-        arrays = {name: array.numpy() for name, array in source.arrays.items()}
-        return self._model.align(arrays, request.token_ids, asked.first, asked.num_places).flatten()
+        return self._model.align(source.numpy(), request.token_ids, asked.first, asked.num_places).flatten()

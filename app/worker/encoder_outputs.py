@@ -91,9 +91,7 @@ class EncoderOutputs:
 
     def _read(self, inputs: Sequence[tuple[Media, Ints]]) -> None:
         """Have the encoder read a batch of inputs, and keep what the decoder's layers see of that."""
-        hidden = self._model.encode(
-            [{name: array.numpy() for name, array in source.arrays.items()} for source, _ in inputs]
-        )
+        hidden = self._model.encode([source.numpy() for source, _ in inputs])
         places = [np.arange(num_seen(source)) for source, _ in inputs]
         slots = np.concatenate(
             [

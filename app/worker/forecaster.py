@@ -44,7 +44,7 @@ class Forecaster:
 
     def _series(self, request: NewRequest) -> _Series:
         assert request.extras.media is not None
-        arrays = {name: array.numpy() for name, array in request.extras.media.arrays.items()}
+        arrays = request.extras.media.numpy()
         values = torch.tensor(arrays["values"], device=self.device)
         return _Series(values, int(arrays["horizon"]), int(arrays["frequency"]))
 
