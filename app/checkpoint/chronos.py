@@ -14,9 +14,9 @@ from numpy.typing import NDArray
 
 from ..core.media import Media
 from ..core.sources import text_source
+from .forecasters import check_float32
 
 Floats = NDArray[np.float64]
-_LARGEST = float(np.finfo(np.float32).max)
 _SIZES = ["context_length", "prediction_length", "n_tokens", "n_special_tokens", "num_samples"]
 _TOKENS = ["pad_token_id", "eos_token_id", "top_k"]
 
@@ -73,14 +73,10 @@ class SeriesTokens:
         is_there = ~np.isnan(values)
         if not is_there.any():
             raise ValueError(f"must have a number among its last {self.context}")
-        first = int(
-            is_there.argmax()
-        )  # tokens only know how far they are from others, so nothing changes without these
+        first = int(is_there.argmax())  # tokens only know how far they are from others, so these change nothing
         values, is_there = values[first:], is_there[first:]
-        sizes = np.abs(values[is_there])
-        if sizes.max() > _LARGEST:
-            raise ValueError(f"numbers are at most {_LARGEST:.2e}")
-        scale = float(sizes.mean()) or 1.0
+        check_float32(values[is_there])
+        scale = float(np.abs(values[is_there]).mean()) or 1.0
         tokens = np.full(len(values), self.padding)
         places = np.searchsorted(self._edges, values[is_there] / scale, side="right") + self.num_special
         tokens[is_there] = places.clip(0, self.num_tokens - 1)

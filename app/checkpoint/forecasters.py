@@ -103,8 +103,7 @@ class ForecasterConfig:
         is_there = ~np.isnan(values)
         if not is_there.any(1).all():
             raise ValueError("must have a number in each channel")
-        if np.abs(values[is_there]).max() > _LARGEST:
-            raise ValueError(f"numbers are at most {_LARGEST:.2e}")
+        check_float32(values[is_there])
         if self.family.startswith("timesfm"):
             values = _without_gaps(values[0])[None]
         values = values[:, -self.context :]
@@ -121,6 +120,12 @@ class ForecasterConfig:
         return self.prepare(values, self.horizon)
 
 
+def check_float32(numbers: NDArray[np.float64]) -> None:
+    """Raise ValueError for numbers beyond float32, of which there are some."""
+    if np.abs(numbers).max() > _LARGEST:
+        raise ValueError(f"numbers are at most {_LARGEST:.2e}")
+
+
 def _without_gaps(values: NDArray[np.float64]) -> NDArray[np.float64]:
     """The series from its first number on, with gaps filled by linear interpolation, and by its last number."""
     (places,) = np.nonzero(~np.isnan(values))
@@ -131,9 +136,7 @@ def parse_forecaster(read: Read) -> ForecasterConfig | None:
     """What a forecaster's config.json says; None for any other model. Raises ValueError for what is not supported."""
     raw = read("config.json") or {}
     names = raw.get("architectures")
-    if (
-        "chronos_config" in raw
-    ):  # a T5 with values for tokens is an encoder-decoder, and others would run as what they are not
+    if "chronos_config" in raw:  # a T5 of it is an encoder-decoder, and others would run as what they are not
         raise ValueError(f"{names}: of Chronos, only T5ForConditionalGeneration is supported")
     if not isinstance(names, list) or not names or (family := _ARCHITECTURES.get(str(names[0]))) is None:
         return None

@@ -1,6 +1,5 @@
 """Forecasts of models that read a series as a whole, and say numbers."""
 
-import numpy as np
 from fastapi import Request
 
 from ...checkpoint.forecasters import ForecasterConfig
@@ -11,7 +10,7 @@ from ..encoders.run import predict
 from ..generation.prompts import in_thread
 from ..service import Service
 from .answer import Forecasts, forecast_of
-from .schema import OF_SAMPLES, ForecastRequest, channels_of, check_size, wrong
+from .schema import OF_SAMPLES, ForecastRequest, check_finite, check_size, numbers_of, wrong
 
 
 async def forecast_in_passes(service: Service, request: Request, body: ForecastRequest) -> Forecasts:
@@ -23,8 +22,7 @@ async def forecast_in_passes(service: Service, request: Request, body: ForecastR
     done = await predict(service, request, inputs, body.priority)
     data = []
     for index, (series, vector) in enumerate(zip(body.series, done.vectors, strict=True)):
-        if not np.isfinite(vector).all():
-            raise wrong(index, "the model has no finite forecast for it; its numbers may be too large")
+        check_finite(index, vector)
         numbers = vector.reshape(len(config.targets), -1, config.numbers)
         data.append(forecast_of(index, numbers, config.quantiles, quantiles, isinstance(series[0], list)))
     usage = EncoderUsage(prompt_tokens=done.num_tokens, total_tokens=done.num_tokens)
@@ -49,12 +47,10 @@ def _asked(service: Service, config: ForecasterConfig, body: ForecastRequest) ->
 
 def _prepared(config: ForecasterConfig, body: ForecastRequest, horizon: int) -> list[Media]:
     frequency, inputs = body.frequency_class, []
-    for index, series in enumerate(body.series):
-        channels = channels_of(series, f"series[{index}]")
-        if len(channels) != config.channels:
-            raise wrong(index, f"this model reads {config.channels} channels, and the series has {len(channels)}")
+    for index in range(len(body.series)):
+        values = numbers_of(body, index, config.channels)
         try:
-            inputs.append(config.prepare(np.array(channels, np.float64), horizon, frequency))
+            inputs.append(config.prepare(values, horizon, frequency))
         except (ValueError, OverflowError) as error:
             raise wrong(index, str(error)) from None
     return inputs

@@ -20,7 +20,7 @@ from ..generation.in_turn import InTurn
 from ..generation.prompts import in_thread
 from ..service import Service
 from .answer import Forecast, Forecasts, forecast_of
-from .schema import ForecastRequest, channels_of, check_size, wrong
+from .schema import ForecastRequest, check_finite, check_size, numbers_of, wrong
 
 _DECILES = [number / 10 for number in range(1, 10)]
 
@@ -54,24 +54,15 @@ async def forecast_in_samples(service: Service, entry: RequestLog, body: Forecas
 
 
 def _read(body: ForecastRequest) -> list[_Series]:
-    _, series = body.frequency_class, []
-    for index, one in enumerate(body.series):
-        channels = channels_of(one, f"series[{index}]")
-        if len(channels) != 1:
-            raise wrong(index, f"this model reads 1 channels, and the series has {len(channels)}")
-        try:
-            series.append(_Series(np.array(channels[0], np.float64)))
-        except OverflowError as error:
-            raise wrong(index, str(error)) from None
-    return series
+    _ = body.frequency_class  # which says what is wrong with it, though the model reads none
+    return [_Series(numbers_of(body, index, 1)[0]) for index in range(len(body.series))]
 
 
 def _forecast(index: int, series: _Series, quantiles: list[float], body: ForecastRequest) -> Forecast:
     paths = np.concatenate(series.passes, axis=1)  # (paths, moments)
     with np.errstate(over="ignore"):
         paths = paths.astype(np.float32)
-    if not np.isfinite(paths).all():
-        raise wrong(index, "the model has no finite forecast for it; its numbers may be too large")
+    check_finite(index, paths)
     known = sorted({0.5, *quantiles})
     numbers = np.stack([paths.mean(0, np.float64), *np.quantile(paths, known, axis=0)], axis=-1)
     return forecast_of(index, numbers[None], known, quantiles, isinstance(body.series[index][0], list))
@@ -93,6 +84,10 @@ class _Sampling:
         self.num_samples = tokens.num_samples if body.num_samples is None else body.num_samples
         if self.num_samples > most:
             raise InvalidRequestError(f"num_samples: at most {most} (max_n)", "num_samples")
+        self._num_rows = service.ready().max_num_seqs
+        room = self._num_rows + service.settings.max_queue
+        if self.num_samples > room:
+            raise InvalidRequestError(f"num_samples: at most {room} (max_num_seqs and max_queue)", "num_samples")
         check_size(service, body, self.horizon, self.num_samples + 1 + len(self.quantiles))
         given = {name: getattr(body, name) for name in ("temperature", "top_k", "top_p")}
         self._tokens = replace(tokens, **{name: value for name, value in given.items() if value is not None})
@@ -105,11 +100,7 @@ class _Sampling:
         The engine has as many of a call at a time as a step has rows, or those of one series: so other calls get their
         turn, and places in the queue.
         """
-        ready = self._service.ready()
-        room = ready.max_num_seqs + self._service.settings.max_queue
-        if self.num_samples > room:
-            raise InvalidRequestError(f"num_samples: at most {room} (max_num_seqs and max_queue)", "num_samples")
-        at_once = max(1, ready.max_num_seqs // self.num_samples)
+        at_once = max(1, self._num_rows // self.num_samples)
         most = min(self._tokens.horizon, self.turns.max_model_len - 1)
         for index, begin in enumerate(range(0, self.horizon, most)):
             count = min(most, self.horizon - begin)

@@ -4,6 +4,8 @@ import re
 from types import NoneType
 from typing import Annotated, Any
 
+import numpy as np
+from numpy.typing import NDArray
 from pydantic import ConfigDict, Field, WithJsonSchema
 
 from ...checkpoint.forecasters import Frequency
@@ -86,6 +88,23 @@ def check_size(service: Service, body: ForecastRequest, horizon: int, numbers: i
 def wrong(index: int, what: str) -> InvalidRequestError:
     """The error for a series."""
     return InvalidRequestError(f"series[{index}]: {what}", f"series[{index}]")
+
+
+def numbers_of(body: ForecastRequest, index: int, num_channels: int) -> NDArray[np.float64]:
+    """A series (channels, values), NaN where a number is missing. InvalidRequestError names what is wrong."""
+    channels = channels_of(body.series[index], f"series[{index}]")
+    if len(channels) != num_channels:
+        raise wrong(index, f"this model reads {num_channels} channels, and the series has {len(channels)}")
+    try:
+        return np.array(channels, np.float64)
+    except (ValueError, OverflowError) as error:
+        raise wrong(index, str(error)) from None
+
+
+def check_finite(index: int, forecast: NDArray[np.floating[Any]]) -> None:
+    """Raise InvalidRequestError for a forecast that is none."""
+    if not np.isfinite(forecast).all():
+        raise wrong(index, "the model has no finite forecast for it; its numbers may be too large")
 
 
 def channels_of(series: Any, where: str) -> list[list[Any]]:
