@@ -12,12 +12,12 @@ from .edge.azure import PATH_MODEL
 from .edge.body import Body, read_body
 from .edge.request_log import RequestLog
 from .service import Service
-from .services import Services
+from .services import services_at
 
 
 async def _service(request: Request) -> Service:
     """The model that is served, or that a request asks for where there are several (`app.api.services`)."""
-    services: Services | None = getattr(request.app.state, "services", None)
+    services = services_at(request.app.state)
     if services is not None:
         return await services.chosen(request)
     service: Service = request.app.state.service
@@ -59,6 +59,11 @@ def entry_of(request: Request) -> RequestLog:
     return entry
 
 
+def ignored_fields(request: Request, service: Service) -> set[str] | None:
+    """Where to note unknown fields of the body; None if they are refused."""
+    return entry_of(request).ignored_fields if service.settings.unknown_fields == "ignore" else None
+
+
 ReadBody = Callable[[Request, type[Body], RequestLimits, set[str] | None], Awaitable[Body]]
 
 
@@ -66,9 +71,7 @@ def body_of(model: type[Body], read_as: ReadBody[Body] = read_body) -> Callable[
     """A dependency: the request's body as a `model`. `read_as`: by what it is read."""
 
     async def read(request: Request, service: ServiceDep) -> Body:
-        entry: RequestLog = request.scope["request_log"]
-        ignored = entry.ignored_fields if service.settings.unknown_fields == "ignore" else None
-        body = await read_as(request, model, service.settings.request_limits, ignored)
+        body = await read_as(request, model, service.settings.request_limits, ignored_fields(request, service))
         if (name := request.scope.get(PATH_MODEL)) is not None:
             body = body.model_copy(update={"model": name})
         return body

@@ -52,7 +52,7 @@ from .edge.kept_prompts import KeptPrompts
 from .edge.middleware import Drain
 from .edge.resumable import ResumableStreams
 from .service import Service
-from .services import Services
+from .services import Services, services_at
 
 log = logging.getLogger(__spec__.name)  # since this runs as __main__
 
@@ -294,7 +294,7 @@ class DrainingServer(uvicorn.Server):
     async def on_tick(self, counter: int) -> bool:
         """See uvicorn: about ten times a second, whether to end."""
         self._heartbeat.beat()
-        if services := getattr(self._state, "services", None):
+        if (services := services_at(self._state)) is not None:
             services.keep_awake()
         self._drain.tell()
         self.should_exit = self.should_exit or self._drain.is_over

@@ -8,6 +8,7 @@ from contextlib import suppress
 
 import msgspec
 from fastapi import Request
+from starlette.datastructures import State
 
 from ..core.nearest import did_you_mean
 from ..errors import EngineUnavailableError, InvalidRequestError, NotFoundError, QueueFullError
@@ -175,7 +176,13 @@ def _named_in_form(content_type: str, body: bytes) -> str | None:
     return None
 
 
+def services_at(state: State) -> Services | None:
+    """The models of an application, by its state; None if it has one."""
+    services: Services | None = getattr(state, "services", None)
+    return services
+
+
 def services_of(request: Request) -> list[Service]:
     """All models of the service, of which there is one as a rule."""
-    services: Services | None = getattr(request.app.state, "services", None)
+    services = services_at(request.app.state)
     return [request.app.state.service] if services is None else services.all

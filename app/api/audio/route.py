@@ -13,7 +13,7 @@ from ...errors import ApiError
 from ...speech.features import FRAMES_OF_A_SECOND
 from ...speech.reading import read_sound
 from ...speech.sound import Sound
-from ..deps import ADMITTED, ServiceDep
+from ..deps import ADMITTED, ServiceDep, entry_of, ignored_fields
 from ..edge.answer import json_response, run_unless_disconnected
 from ..edge.document import RUNS, answers
 from ..edge.errors import ErrorAnswer
@@ -66,11 +66,10 @@ async def create_translation(request: Request, service: ServiceDep) -> Response:
 
 async def _respond(request: Request, service: Service, task: str) -> Response:
     """Whatever happens, the sound's place is given back, and no work is left."""
-    entry: RequestLog = request.scope["request_log"]
+    entry = entry_of(request)
     speech_of(service)
     service.ready()
-    ignored = entry.ignored_fields if service.settings.unknown_fields == "ignore" else None
-    asked, file = await read_speech(request, ignored)
+    asked, file = await read_speech(request, ignored_fields(request, service))
     service.check_model(asked.model)
     places: SoundPlaces = request.app.state.sound_places
     place = places.take(file)

@@ -11,7 +11,7 @@ from ...errors import EngineUnavailableError, NotFoundError
 from ...tenants import Tenant
 from ..edge.inside import Inside, request_inside
 from ..service import Service
-from ..services import Services
+from ..services import Services, services_at
 from .lines import Line
 
 Write = Callable[[Line, Inside], None]
@@ -27,7 +27,7 @@ class Group(NamedTuple):
 
 def grouped(app: FastAPI, read: Callable[[], Iterator[Line]]) -> list[Group]:
     """The requests of a file by the models that they are for. `read` gives them all, and is called for each model."""
-    services: Services | None = getattr(app.state, "services", None)
+    services = services_at(app.state)
     if services is None:
         return [Group(app.state.service, read())]
     homes: dict[str | None, Service | None] = {}
@@ -51,7 +51,7 @@ def _home(services: Services, name: str | None) -> Service | None:
 
 async def wake(app: FastAPI, service: Service) -> None:
     """Wait until a model is loaded, if it is one of several. Raises EngineUnavailableError if none will be any more."""
-    services: Services | None = getattr(app.state, "services", None)
+    services = services_at(app.state)
     if services is not None:
         await services.wake_for_later(service)
 

@@ -24,6 +24,7 @@ from ...tenants import Tenant
 from ..edge.inside import Inside
 from ..edge.middleware import Drain
 from ..service import Service
+from ..services import services_at
 from .lines import Checked, Line, answer_line, answered, check_lines, parse_line, read_lines, unanswered_line
 from .objects import BatchObject, BatchProblem, BatchProblems, Status
 from .run import Group, Write, grouped, run_lines, wake
@@ -98,7 +99,7 @@ class BatchRunner:
 
 def _can_begin(app: FastAPI) -> bool:
     """Several models are woken by what is for them."""
-    return hasattr(app.state, "services") or app.state.service.engine.ready is not None
+    return services_at(app.state) is not None or app.state.service.engine.ready is not None
 
 
 class _Rooms:
