@@ -17,6 +17,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from ..core.parent import when_parent_ends
+from ..errors import text_of
 from .folder import GGUF_FILE, SOURCE_TOKENIZER, ModelFolder
 from .gguf.by_name import tensors_by_name
 from .gguf.config import model_config, other_config
@@ -96,7 +97,7 @@ def _tokenizer_of_class(folder: Path) -> OwnTokenizer:
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     except Exception as error:  # the library's, of many kinds
-        raise ValueError(f"transformers makes no tokenizer of it: {' '.join(str(error).split())[:200]}") from error
+        raise ValueError(f"transformers makes no tokenizer of it: {text_of(error)}") from error
     if not hasattr(tokenizer, "backend_tokenizer"):
         raise ValueError(f"{type(tokenizer).__name__} cannot be written as tokenizer.json")
     return OwnTokenizer(tokenizer.backend_tokenizer, {})

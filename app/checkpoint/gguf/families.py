@@ -218,11 +218,7 @@ def _nemotron_h(file: GgufFile, config: Config) -> Config:
     own |= {name: f"blk.{first.get(kind)}.{tensor}" in file.tensors for name, (kind, tensor) in tensors.items()}
     if not experts:
         return own
-    return own | _groups(file) | {
-        "n_routed_experts": experts,
-        "num_experts_per_tok": file.of_model("expert_used_count"),
-        "n_shared_experts": file.of_model("expert_shared_count"),
-        "moe_intermediate_size": file.of_model("expert_feed_forward_length"),
+    return own | _beside_shared(file) | {
         "moe_shared_expert_intermediate_size": file.of_model("expert_shared_feed_forward_length"),
         "moe_latent_size": file.of_model("moe_latent_size"),
     }  # fmt: skip
@@ -238,17 +234,21 @@ def _groups(file: GgufFile) -> Config:
     }
 
 
-def _routed(file: GgufFile, _config: Config) -> Config:
-    """Experts beside shared ones, chosen as by DeepSeek V3."""
-    if file.of_model("expert_gating_func", _SIGMOID) != _SIGMOID:
-        raise ValueError(f"expert_gating_func is not that of the family {file.architecture}")
+def _beside_shared(file: GgufFile) -> Config:
+    """Experts beside shared ones, in DeepSeek's words."""
     return _groups(file) | {
         "n_routed_experts": file.of_model("expert_count"),
         "num_experts_per_tok": file.of_model("expert_used_count"),
         "n_shared_experts": file.of_model("expert_shared_count"),
         "moe_intermediate_size": file.of_model("expert_feed_forward_length"),
-        "first_k_dense_replace": file.of_model("leading_dense_block_count", 0),
     }
+
+
+def _routed(file: GgufFile, _config: Config) -> Config:
+    """Experts beside shared ones, chosen as by DeepSeek V3."""
+    if file.of_model("expert_gating_func", _SIGMOID) != _SIGMOID:
+        raise ValueError(f"expert_gating_func is not that of the family {file.architecture}")
+    return _beside_shared(file) | {"first_k_dense_replace": file.of_model("leading_dense_block_count", 0)}
 
 
 _SOFTMAX, _SIGMOID = 1, 2
