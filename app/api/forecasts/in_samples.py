@@ -84,11 +84,11 @@ class _Sampling:
         self.num_samples = tokens.num_samples if body.num_samples is None else body.num_samples
         if self.num_samples > most:
             raise InvalidRequestError(f"num_samples: at most {most} (max_n)", "num_samples")
+        check_size(service, body, self.horizon, self.num_samples + 1 + len(self.quantiles))
         self._num_rows = service.ready().max_num_seqs
         room = self._num_rows + service.settings.max_queue
         if self.num_samples > room:
             raise InvalidRequestError(f"num_samples: at most {room} (max_num_seqs and max_queue)", "num_samples")
-        check_size(service, body, self.horizon, self.num_samples + 1 + len(self.quantiles))
         given = {name: getattr(body, name) for name in ("temperature", "top_k", "top_p")}
         self._tokens = replace(tokens, **{name: value for name, value in given.items() if value is not None})
         self._seed = secrets.randbits(SEED_BITS) if body.seed is None else body.seed
