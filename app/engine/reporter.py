@@ -14,8 +14,8 @@ from .core import EngineCore
 _INTERVAL = 0.1
 """Least seconds between two reports."""
 _PAUSE = 250
-"""The next report comes no sooner than so many times the seconds that making the last one took: so they take 0.4 % of
-the engine's time at most, however many requests there are."""
+"""The next report comes no sooner than so many times the processor's seconds that the last one took: so they take 0.4 %
+of the engine's time at most, however many requests there are."""
 _MOST_STATES = 1024
 """Blocks of a group that a report tells the state of."""
 
@@ -23,9 +23,15 @@ _MOST_STATES = 1024
 class Reporter:
     """Watches an engine's steps for those who asked, and sums up what lies between two reports."""
 
-    def __init__(self, core: EngineCore, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        core: EngineCore,
+        clock: Callable[[], float] = time.monotonic,
+        processor_clock: Callable[[], float] = time.thread_time,
+    ) -> None:
         self._core = core
         self._clock = clock
+        self._processor_clock = processor_clock
         self._until: dict[bytes, float] = {}
         """By name of an API worker through which somebody watches: how long, unless it asks again."""
         self._is_pending = False
@@ -82,9 +88,10 @@ class Reporter:
         if not self._until:
             self._core.on_step = None
             return None
+        used = self._processor_clock()  # others may have the processor meanwhile, which is no reason to pause
         report = self._make(began)
         self._is_pending = False
-        self._next_at = began + max(_INTERVAL, _PAUSE * (self._clock() - began))
+        self._next_at = began + max(_INTERVAL, _PAUSE * (self._processor_clock() - used))
         return list(self._until), report
 
     def _make(self, now: float) -> StepReport:

@@ -23,7 +23,7 @@ class Clock:
 
 def test_reports_say_what_happened() -> None:
     core, clock = make_core(EchoWorker(ROWS), overlap=True), Clock()
-    reporter, messages, reports = Reporter(core, clock), list[StepOutputs](), list[StepReport]()
+    reporter, messages, reports = Reporter(core, clock, clock), list[StepOutputs](), list[StepReport]()
     core.add(command("unseen", [1, 2], max_tokens=2))
     while core.has_work:
         reporter.take_outputs(core.step())
@@ -73,7 +73,7 @@ def _check_blocks(report: StepReport, requests: dict[str, Request]) -> None:
 
 def test_whoever_asks_no_more_is_told_nothing() -> None:
     core, clock = make_core(EchoWorker(ROWS), overlap=False), Clock()
-    reporter = Reporter(core, clock)
+    reporter = Reporter(core, clock, clock)
     reporter.watch(b"0")
     assert reporter.report() is not None, "an idle engine tells how it is"
     assert reporter.report() is None

@@ -2,8 +2,9 @@
 
 import itertools
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future
+from contextlib import ExitStack, closing
 from pathlib import Path
 
 import msgspec
@@ -46,7 +47,7 @@ class ApiWorker:
 
     def __init__(self, address: str, name: str) -> None:
         self._socket: zmq.Socket[bytes] = zmq.Context.instance().socket(zmq.DEALER)
-        for option, value in ((zmq.RCVHWM, MAX_UNREAD_MESSAGES), (zmq.LINGER, 0), (zmq.RCVTIMEO, 10_000)):
+        for option, value in ((zmq.RCVHWM, MAX_UNREAD_MESSAGES), (zmq.LINGER, 0), (zmq.RCVTIMEO, int(PATIENCE * 1000))):
             self._socket.setsockopt(option, value)
         self._socket.setsockopt(zmq.IDENTITY, name.encode())
         self._socket.connect(address)
@@ -111,8 +112,17 @@ def address(tmp_path: Path, engine: tuple[EngineCore, EngineReady]) -> Iterator[
     last.close()
 
 
-def test_messages_to_a_slow_api_worker_are_merged_and_hold_up_nobody(address: str) -> None:
-    slow, quick = ApiWorker(address, "0"), ApiWorker(address, "1")
+@pytest.fixture
+def connect(address: str) -> Iterator[Callable[[str], ApiWorker]]:
+    """Makes API workers by name, which leave with the test."""
+    with ExitStack() as workers:
+        yield lambda name: workers.enter_context(closing(ApiWorker(address, name)))
+
+
+def test_messages_to_a_slow_api_worker_are_merged_and_hold_up_nobody(
+    address: str, connect: Callable[[str], ApiWorker]
+) -> None:
+    slow, quick = connect("0"), connect("1")
     slow.greet()
     quick.greet()
     prompt = [5, 6, 7]
@@ -131,8 +141,6 @@ def test_messages_to_a_slow_api_worker_are_merged_and_hold_up_nobody(address: st
     assert [output.finish_reason for output in outputs if output.finish_reason] == [FinishReason.LENGTH]
     assert len(messages) < NUM_TOKENS / 4
     assert sum(message.stats.prefix_cache_queries for message in messages if message.stats) == 2 * len(prompt)
-    slow.close()
-    quick.close()
 
 
 class SlowWorker(EchoWorker):
@@ -152,12 +160,12 @@ class SlowWorker(EchoWorker):
 
 
 def test_requests_that_arrive_during_a_long_step_join_the_next_one(
-    engine: tuple[EngineCore, EngineReady], address: str
+    engine: tuple[EngineCore, EngineReady], connect: Callable[[str], ApiWorker]
 ) -> None:
     core, worker = engine[0], SlowWorker()
     core.worker = worker
     core.scheduler.pacer.observe(num_decodes=0, prompt_tokens=3, seconds=10.0)
-    api = ApiWorker(address, "0")
+    api = connect("0")
     api.greet()
     api.send(command("first", [5, 6, 7], max_tokens=2))
     wait_until(lambda: worker.steps)
@@ -168,11 +176,13 @@ def test_requests_that_arrive_during_a_long_step_join_the_next_one(
     worker.end_step()
     assert [names for names, _ in worker.steps] == [["first"], ["first", "second"]]
     assert [output.token_ids for message in api.answer() for output in message.outputs] == [[5], [6], [1]]
-    api.close()
 
 
-def test_only_an_api_worker_through_which_somebody_watches_is_told_of_steps(address: str) -> None:
-    watching, other = ApiWorker(address, "0"), ApiWorker(address, "1")
+def test_only_an_api_worker_through_which_somebody_watches_is_told_of_steps(
+    connect: Callable[[str], ApiWorker], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("app.engine.reporter.WATCH_SECONDS", PATIENCE)  # nobody asks again here
+    watching, other = connect("0"), connect("1")
     watching.greet()
     other.greet()
     watching.send(WatchCommand())
@@ -188,5 +198,3 @@ def test_only_an_api_worker_through_which_somebody_watches_is_told_of_steps(addr
             joined += message.report.counts.joined
     assert joined == sum(report.counts.left for report in reports) == 1
     assert sum(report.counts.output_tokens for report in reports) == 500
-    watching.close()
-    other.close()

@@ -11,6 +11,7 @@ from playwright.sync_api import Page, expect
 
 from tests import web
 from tests.page.conftest import needs_chromium, serious_violations
+from tests.patience import wait_until
 from tests.server.process import Server, running_server
 
 pytestmark = needs_chromium
@@ -74,7 +75,7 @@ def test_it_shows_who_runs_and_who_waits(page: Page, server: Server) -> None:
         page.get_by_text("Requests as a table").click()
         expect(page.locator(".rows tbody tr")).to_have_count(ROWS)
         assert number(page, "Output") > 0
-        assert painted(page, ".road-canvas") > blank
+        wait_until(lambda: painted(page, ".road-canvas") > blank)  # words may come before pictures
         assert serious_violations(page) == []
         page.set_viewport_size({"width": 390, "height": 800})
         assert page.evaluate("document.documentElement.scrollWidth") <= 390
