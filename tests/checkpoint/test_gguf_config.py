@@ -15,6 +15,7 @@ from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from app.check_model import _largest_difference
 from app.checkpoint.convert import convert
+from app.checkpoint.gguf.by_name import tensors_by_name
 from app.checkpoint.gguf.config import model_config
 from app.checkpoint.gguf.file import GgufFile
 from app.engine.build import build_engine
@@ -174,6 +175,16 @@ def test_a_tensor_that_nobody_reads_is_named(tmp_path: Path) -> None:
     path = write_gguf(tmp_path / "model.gguf", more_tensors={"blk.0.attn_sinks.weight": np.ones(4, np.float32)})
     with pytest.raises(ValueError, match=r"do not know: blk\.0\.attn_sinks\.weight"):
         convert(path, tmp_path / "model")
+
+
+def test_a_tensor_of_another_shape_is_named_with_both(tmp_path: Path) -> None:
+    """A transposed one has as many numbers. Dimensions of one, as of convolutions, may be dropped."""
+    file, name = GgufFile(write_gguf(tmp_path / "model.gguf")), "model.layers.1.mlp.up_proj.weight"
+    config = model_config(file) or {}
+    assert [found.shape for _, found in tensors_by_name(file, config, {name: (96, 1, 64)})] == [(96, 1, 64)]
+    words = r"mlp\.up_proj\.weight of the model has shape \(64, 96\), and the file blk\.1\.ffn_up\.weight \(96, 64\)"
+    with pytest.raises(ValueError, match=words):
+        list(tensors_by_name(file, config, {name: (64, 96)}))
 
 
 def test_a_token_beyond_the_embeddings_is_refused(tmp_path: Path) -> None:

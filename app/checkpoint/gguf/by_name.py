@@ -77,6 +77,11 @@ def _logarithm_in_groups(config: Config, decay: Array) -> Array:
     return _in_groups(config, np.log(-decay))
 
 
+def _flat(_config: Config, stored: Array) -> Array:
+    """Of norms that the file has by groups."""
+    return stored.reshape(-1)
+
+
 def _logarithm(_config: Config, decay: Array) -> Array:
     return np.log(-decay)
 
@@ -94,6 +99,7 @@ _EXPERTS: _Table = {
     ".e_score_correction_bias": (_Made(("exp_probs_b.bias",)),),
 }
 _STATES: _Table = {".A_log": (_Made(("ssm_a",), _logarithm),), ".dt_bias": (_Made(("ssm_dt.bias",)),)}
+_MAMBA_2: _Table = {**_STATES, ".mixer.norm.weight": (_Made(("ssm_norm.weight",), _flat),)}
 _VALUE_HEADS: _Table = {
     ".in_proj_qkv.weight": (_Made(("attn_qkv.weight",), _values_in_groups),),
     ".in_proj_z.weight": (_Made(("attn_gate.weight",), _in_groups),),
@@ -123,8 +129,8 @@ _REARRANGED: Mapping[str, _Table] = {
     },
     "qwen35": _VALUE_HEADS,
     "qwen35moe": _VALUE_HEADS,
-    "nemotron_h": _STATES,
-    "nemotron_h_moe": _STATES,
+    "nemotron_h": _MAMBA_2,
+    "nemotron_h_moe": _MAMBA_2,
 }
 """By family. What is not here, or in none of these ways in a file, is stored as it is."""
 
@@ -151,10 +157,20 @@ def tensors_by_name(
         made = names.made(name)
         if missing := [part for part in made.stored if part not in file.tensors]:
             raise ValueError(f"the file lacks {missing[0]}")
-        found = made.make(config, *(read(part) for part in made.stored))
-        if found.size != np.prod(shape):
-            raise ValueError(f"{made.stored[0]} has shape {found.shape}, and {name} of the model {shape}")
+        parts = {part: read(part) for part in made.stored}
+        try:
+            found = made.make(config, *parts.values())
+        except ValueError:  # numpy's, of parts that do not go together
+            found = None
+        if found is None or _without_ones(found.shape) != _without_ones(shape):
+            stored_as = " and ".join(f"{part} {numbers.shape}" for part, numbers in parts.items())
+            raise ValueError(f"{name} of the model has shape {shape}, and the file {stored_as}")
         yield name, found.reshape(shape)
+
+
+def _without_ones(shape: tuple[int, ...]) -> list[int]:
+    """A shape as far as it matters: llama.cpp drops the ones of convolutions, and adds one to a number of each head."""
+    return [size for size in shape if size != 1]
 
 
 class _Names:
