@@ -1,7 +1,8 @@
 """From a GGUF file, or a folder without tokenizer.json, to a model folder.
 
-`python -m app.checkpoint.convert SOURCE FOLDER` is run once, in a process of its own. Each line on stdout says what it
-is doing. If the source cannot be converted, the exit code is 1 and the last line says why.
+`python -m app.checkpoint.convert SOURCE FOLDER SAMPLING` is run once, in a process of its own. SAMPLING is JSON: what
+generation_config.json says if a GGUF file recommends nothing. Each line on stdout says what it is doing. If the source
+cannot be converted, the exit code is 1 and the last line says why.
 """
 
 import json
@@ -9,9 +10,10 @@ import os
 import shutil
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from filelock import FileLock, Timeout
@@ -38,14 +40,11 @@ _SAMPLING = {
     "penalty_repeat": "repetition_penalty",
 }
 """Names of sampling parameters in GGUF files, by gguf.Keys.General, and in generation_config.json."""
-_ON_PAGES = {
-    # https://huggingface.co/HuggingFaceTB/SmolLM2-135M-Instruct: the embedded model, by its general.name
-    "Smollm2 135M 8k Lc100K Mix1 Ep2": {"temperature": 0.2, "top_p": 0.9},
-}
 
 
-def convert(source: Path, target: Path) -> None:
-    """Write a folder with config, weights and tokenizer. `target` is complete as soon as it exists.
+def convert(source: Path, target: Path, sampling: Mapping[str, float] = MappingProxyType({})) -> None:
+    """Write a folder with config, weights and tokenizer. `target` is complete as soon as it exists. `sampling` are the
+    defaults of requests if a GGUF file recommends none.
 
     If several processes ask for the same folder, one converts and the others wait for it.
     """
@@ -58,17 +57,17 @@ def convert(source: Path, target: Path) -> None:
         held = lock.acquire()
     with held:
         if not target.is_dir():
-            _write_at_once(source, target)
+            _write_at_once(source, target, sampling)
 
 
-def _write_at_once(source: Path, target: Path) -> None:
+def _write_at_once(source: Path, target: Path, sampling: Mapping[str, float]) -> None:
     prefix = f".{target.name}-"
     for entry in target.parent.iterdir():
         if entry.name.startswith(prefix):  # a conversion that was killed has left it
             shutil.rmtree(entry)
     temporary = Path(tempfile.mkdtemp(prefix=prefix, dir=target.parent))
     try:
-        _write_beside(source, temporary) if source.is_dir() else _write(source, temporary)
+        _write_beside(source, temporary) if source.is_dir() else _write(source, temporary, sampling)
         for path in (*temporary.iterdir(), temporary):
             _sync(path)
         temporary.rename(target)
@@ -103,13 +102,14 @@ def _tokenizer_of_class(folder: Path) -> OwnTokenizer:
     return OwnTokenizer(tokenizer.backend_tokenizer, {})
 
 
-def _write(gguf: Path, folder: Path) -> None:
+def _write(gguf: Path, folder: Path, sampling: Mapping[str, float]) -> None:
     """Write the files of a model folder for a GGUF file."""
     file = GgufFile(gguf)
     tokenizer = GgufTokenizer(file)
     tokenizer.fast.save(str(folder / "tokenizer.json"))
     _write_json(folder / "tokenizer_config.json", tokenizer.config())
-    _write_json(folder / "generation_config.json", {"eos_token_id": tokenizer.end_ids(), **_recommended_sampling(file)})
+    sampling = _recommended_sampling(file) or sampling
+    _write_json(folder / "generation_config.json", {"eos_token_id": tokenizer.end_ids(), **sampling})
     config = model_config(file)
     tensors = decoder_tensors(file, config) if config else f"the decoder does not run {file.architecture}"
     if config and isinstance(tensors, dict):
@@ -124,10 +124,8 @@ def _write(gguf: Path, folder: Path) -> None:
 
 
 def _recommended_sampling(file: GgufFile) -> dict[str, Any]:
-    """How its makers recommend to sample: in the file, or else on the model's page."""
     stored = {name: file.get(f"general.sampling.{key}") for key, name in _SAMPLING.items()}
-    given = {name: value for name, value in stored.items() if value is not None}
-    return given or _ON_PAGES.get(file.get("general.name"), {})
+    return {name: value for name, value in stored.items() if value is not None}
 
 
 def _link(file: GgufFile, config: dict[str, Any], tensors: dict[str, StoredTensor], folder: Path) -> None:
@@ -265,7 +263,7 @@ if __name__ == "__main__":
     os.environ["TRANSFORMERS_VERBOSITY"] = "error"
     os.environ["TQDM_DISABLE"] = "1"  # who has started this tells how far it is
     try:
-        convert(Path(sys.argv[1]), Path(sys.argv[2]))
+        convert(Path(sys.argv[1]), Path(sys.argv[2]), json.loads(sys.argv[3]))
     except KeyboardInterrupt:
         sys.exit(130)
     except Exception as error:  # one line, whatever is wrong with the file or the disk

