@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ..kernels.cpu.sampling import race, race_keys
+from ..kernels.cpu.sampling import no_filters, race, race_keys
 from .answers import Answer
 
 MOST_DRAFTS = 8
@@ -34,7 +34,7 @@ def draw(
     drawn = logits.argmax(-1).cpu().numpy()
     if len(at := np.flatnonzero(heat)):
         keys = race_keys(seeds[at], (lengths + numbers)[at] - 1)  # of the positions before
-        drawn[at] = race(logits.float().cpu().numpy()[at], token_ids[None], heat[at], keys)
+        drawn[at] = race(logits.float().cpu().numpy(), at, token_ids, heat[at], no_filters(len(at)), keys)
     return token_ids[drawn]
 
 

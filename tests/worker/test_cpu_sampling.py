@@ -15,20 +15,23 @@ from transformers import (
 
 from app.core.sampling import SamplingParams
 from app.core.step import NewRequest
-from app.kernels.cpu.sampling import mix, race, race_keys
+from app.kernels.cpu.sampling import mix, no_filters, race, race_keys
 from app.worker.batch import Entries
 from app.worker.sampling.base import Sampling
 from app.worker.sampling.cpu import CpuSampling
 
-VOCAB_SIZE = 2003  # more than the candidates that filters look at first
+VOCAB_SIZE = 2003
 PROMPT = [5, 7, 9]
 Ints = NDArray[np.int64]
 
 
 def logits_of(kind: str) -> Tensor:
     generator = torch.Generator().manual_seed(3)
-    spread = {"peaked": 4.0, "usual": 2.0, "flat": 0.01}[kind]
-    return torch.randn(VOCAB_SIZE, generator=generator) * spread
+    spread = {"peaked": 4.0, "usual": 2.0, "flat": 0.01, "masked": 1.0}[kind]
+    logits = torch.randn(VOCAB_SIZE, generator=generator) * spread
+    if kind == "masked":  # as by a grammar
+        logits[torch.rand(VOCAB_SIZE, generator=generator) < 0.98] = float("-inf")
+    return logits
 
 
 def make_sampling(params: list[SamplingParams], output: list[int] | None = None) -> CpuSampling:
@@ -76,7 +79,7 @@ def reference(logits: Tensor, sampling: SamplingParams, text: list[int]) -> Tens
     return torch.softmax(scores, dim=-1)[0]
 
 
-@pytest.mark.parametrize("kind", ["peaked", "flat"])
+@pytest.mark.parametrize("kind", ["peaked", "flat", "masked"])
 @pytest.mark.parametrize(
     "options",
     [
@@ -94,8 +97,7 @@ def reference(logits: Tensor, sampling: SamplingParams, text: list[int]) -> Tens
 )
 def test_draws_follow_the_distribution(kind: str, options: dict[str, float]) -> None:
     sampling = SamplingParams(max_tokens=9, seed=11, **options)  # type: ignore[arg-type]
-    # Where filters need more than the first candidates, each row is drawn for itself.
-    logits, count = logits_of(kind), 1500 if kind == "flat" else 4000
+    logits, count = logits_of(kind), 4000
     probabilities = reference(logits, sampling, PROMPT).double()
     tokens = torch.tensor(draw(logits, sampling, range(10, 10 + count)))
     assert (probabilities[tokens] > 0).all(), "a token was drawn that the filters exclude"
@@ -178,10 +180,11 @@ def test_a_race_is_won_by_the_best_start_and_luck() -> None:
     rng = np.random.default_rng(5)
     logits = rng.normal(0, 3, (200, VOCAB_SIZE)).astype(np.float32)
     temperature = rng.uniform(0.3, 2.0, 200).astype(np.float32)
-    seeds, positions, tokens = rng.integers(0, 2**63, 200), np.arange(200), np.arange(VOCAB_SIZE)[None]
-    u = (luck(seeds, positions, np.repeat(tokens, 200, axis=0)) + 0.5) / 2**32
+    seeds, positions, tokens = rng.integers(0, 2**63, 200), np.arange(200), np.arange(VOCAB_SIZE)
+    u = (luck(seeds, positions, np.tile(tokens, (200, 1))) + 0.5) / 2**32
     scores = logits / temperature[:, None] - np.log(-np.log1p(-u))
-    assert (race(logits, tokens, temperature, race_keys(seeds, positions)) == scores.argmax(axis=1)).all()
+    winners = race(logits, np.arange(200), tokens, temperature, no_filters(200), race_keys(seeds, positions))
+    assert (winners == scores.argmax(axis=1)).all()
 
 
 @pytest.mark.parametrize("options", [{}, {"top_k": 50}, {"top_p": 0.95}, {"min_p": 0.001}])

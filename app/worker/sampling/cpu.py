@@ -11,15 +11,10 @@ from torch import Tensor
 
 from ...core.sampling import SamplingParams
 from ...core.step import NOT_A_NUMBER, NewRequest
-from ...kernels.cpu.sampling import race, race_keys
+from ...kernels.cpu.sampling import Filters, race, race_keys
 from ..batch import NO_DRAFT, Entries
 from ..drafts import accepted_tokens
 from .rules import RowRules
-
-_CANDIDATES = (64, 1024)
-"""Top-k and top-p look at this many most probable tokens first: sorting the whole vocabulary is slow."""
-_ONE = 2.0**40
-"""The largest probability as an integer, so that sums do not depend on their order."""
 
 
 @dataclass
@@ -77,7 +72,8 @@ class CpuSampling:
         self.last_sampled = torch.zeros(max_num_seqs, dtype=torch.int64, device=device)
         self.tokens = torch.zeros(max_entries, dtype=torch.int64, device=device)
         self._rows: list[_Row | None] = [None] * max_num_seqs
-        self._temperature = np.zeros(max_num_seqs, dtype=np.float32)
+        self._temperature, self._top_p, self._min_p = np.zeros((3, max_num_seqs), dtype=np.float32)
+        self._top_k = np.zeros(max_num_seqs, dtype=np.int64)
         self._seeds = np.zeros(max_num_seqs, dtype=np.int64)
         self._token_ids = np.arange(vocab_size) if token_ids is None else token_ids
         self._masks: tuple[list[int], NDArray[np.int32]] | None = None
@@ -88,6 +84,9 @@ class CpuSampling:
         """See `Sampling.add`."""
         row, sampling, token_ids = request.row, request.sampling, request.token_ids
         self._temperature[row] = sampling.temperature
+        self._top_k[row] = sampling.top_k or self.vocab_size
+        self._top_p[row] = sampling.top_p
+        self._min_p[row] = sampling.min_p
         self._seeds[row] = sampling.seed
         state = _Row(sampling, request.num_prompt_tokens)
         if sampling.presence_penalty or sampling.frequency_penalty:
@@ -130,9 +129,11 @@ class CpuSampling:
         self._adjust_all(logits, entries)
         # Small arrays are NumPy's, which needs a tenth of torch's time for them.
         largest, tokens = (part.numpy() for part in logits.max(dim=-1))
-        drawn = np.flatnonzero(self._temperature[entries.rows] > 0)
-        if len(drawn):
-            tokens[drawn] = self._draw(logits, entries, drawn).numpy()
+        if len(drawn := np.flatnonzero(self._temperature[entries.rows] > 0)):
+            rows = entries.rows[drawn]
+            keys = race_keys(self._seeds[rows], entries.positions[drawn])
+            filters = Filters(self._top_k[rows], self._top_p[rows], self._min_p[rows])
+            tokens[drawn] = race(logits.numpy(), drawn, self._token_ids, self._temperature[rows], filters, keys)
         is_number = np.isfinite(largest)  # NaN anywhere is the largest of all
         valid = np.where(is_number, tokens, 0)  # a row that has just failed may be in the next step all the same
         accepted = accepted_tokens(valid.tolist(), entries)
@@ -186,79 +187,6 @@ class CpuSampling:
             if state is not None and state.adjusts:
                 for token in tokens:
                     state.count(token)
-
-    # ------------------------------------------------------------------ drawing
-
-    def _draw(self, logits: Tensor, entries: Entries, drawn: NDArray[np.int64]) -> Tensor:
-        """Draw for entries `drawn` by their rows' filters, from logits (n, vocab): (drawn,) tokens.
-
-        They are grouped by how many candidates their own filters need, so that how an entry is computed never
-        depends on its neighbours.
-        """
-        tokens = torch.empty(len(drawn), dtype=torch.int64)
-        groups: dict[int, list[int]] = {}
-        for index, entry in enumerate(drawn):
-            state = self._rows[entries.rows[entry]]
-            assert state is not None
-            groups.setdefault(self._num_candidates(state.sampling), []).append(index)
-        for count, members in groups.items():
-            rows, positions = entries.rows[drawn[members]], entries.positions[drawn[members]]
-            keys = race_keys(self._seeds[rows], positions)
-            temperature = self._temperature[rows]
-            group = logits[torch.from_numpy(drawn[members])]
-            if count == 0:
-                winners = race(group.numpy(), self._token_ids[None], temperature, keys)
-                tokens[members] = torch.from_numpy(winners)
-            else:
-                params = [state.sampling for row in rows if (state := self._rows[row])]
-                tokens[members] = self._draw_filtered(group, params, temperature, keys, count)
-        return tokens
-
-    def _num_candidates(self, sampling: SamplingParams) -> int:
-        """How many of the most probable tokens to look at first; 0 if no filter is set."""
-        if sampling.top_k:
-            return next((n for n in _CANDIDATES if sampling.top_k <= n), self.vocab_size)
-        return _CANDIDATES[-1] if sampling.top_p < 1.0 or sampling.min_p > 0.0 else 0
-
-    def _draw_filtered(
-        self,
-        logits: Tensor,
-        params: list[SamplingParams],
-        temperature: NDArray[np.float32],
-        keys: tuple[NDArray[np.uint32], NDArray[np.uint32]],
-        count: int,
-    ) -> Tensor:
-        """Draw among the tokens that top-k, then top-p, then min-p leave over.
-
-        As on the GPU, each filter keeps the logits from some value on, and probabilities are added up as integers.
-        """
-        count = min(count, self.vocab_size)
-        heat = torch.from_numpy(temperature)[:, None]
-        top_k = torch.tensor([p.top_k or self.vocab_size for p in params])[:, None]
-        top_p = torch.tensor([p.top_p for p in params], dtype=torch.float32)[:, None]
-        min_p = torch.tensor([p.min_p for p in params], dtype=torch.float32)[:, None]
-        values, ids = logits.topk(count, dim=-1)  # (n, count), most probable first
-        largest = values[:, :1]
-        kth = values.gather(1, (top_k.clamp(max=count) - 1))
-        keep = (top_k >= self.vocab_size) | (values >= kth)
-        weights = (((values - largest) / heat).exp() * _ONE).long() * keep
-        # Probabilities are relative to what top-k leaves: all of the vocabulary if it is off.
-        everything = ((logits - largest) / heat).exp().sum(dim=-1, keepdim=True)
-        whole = torch.where(top_k >= self.vocab_size, everything, weights.sum(dim=-1, keepdim=True).float() / _ONE)
-        target = (whole * top_p * _ONE).long().clamp(min=1)
-        sums = weights.cumsum(dim=-1)
-        nucleus = values.gather(1, (sums < target).sum(dim=-1, keepdim=True).clamp(max=count - 1))
-        keep &= (top_p >= 1.0) | (values >= nucleus)
-        keep &= values >= largest + heat * min_p.clamp(min=1e-30).log()
-        undecided = keep[:, -1] & (count < self.vocab_size)
-        runners = self._token_ids[ids.numpy()]
-        winners = race(values.masked_fill(~keep, float("-inf")).numpy(), runners, temperature, keys)
-        tokens = ids.gather(1, torch.from_numpy(winners)[:, None])[:, 0]
-        for index in torch.nonzero(undecided)[:, 0].tolist():  # flat distributions: more candidates are needed
-            row = slice(index, index + 1)
-            some = keys[0][row], keys[1][row]
-            tokens[row] = self._draw_filtered(logits[row], params[row], temperature[row], some, self.vocab_size)
-        return tokens
 
 
 def _allow(logits: Tensor, indices: list[int], masks: NDArray[np.int32]) -> None:
