@@ -16,7 +16,7 @@ from ...text.output_processor import StopConditions
 from ..edge.request_log import RequestLog
 from ..encoders.answer import EncoderUsage
 from ..generation.choices import SEED_BITS, Choice, seed_of_choice, usable_temperature
-from ..generation.in_turn import InTurn
+from ..generation.in_turn import InTurn, Written
 from ..generation.prompts import in_thread
 from ..service import Service
 from .answer import Forecast, Forecasts, forecast_of
@@ -48,8 +48,8 @@ async def forecast_in_samples(service: Service, entry: RequestLog, body: Forecas
         lambda: [_forecast(index, one, quantiles, body) for index, one in enumerate(series)],
         len(series) * sampling.horizon * sampling.num_samples,
     )
-    used = sampling.turns.usage
-    usage = EncoderUsage(prompt_tokens=used.prompt_tokens, total_tokens=used.prompt_tokens + used.completion_tokens)
+    read, drawn = sampling.num_read, sampling.turns.usage.completion_tokens
+    usage = EncoderUsage(prompt_tokens=read, total_tokens=read + drawn)
     return Forecasts(data=data, model=service.model_name, usage=usage)
 
 
@@ -86,19 +86,18 @@ class _Sampling:
             raise InvalidRequestError(f"num_samples: at most {most} (max_n)", "num_samples")
         check_size(service, body, self.horizon, self.num_samples + 1 + len(self.quantiles))
         self._num_rows = service.ready().max_num_seqs
-        room = self._num_rows + service.settings.max_queue
-        if self.num_samples > room:
-            raise InvalidRequestError(f"num_samples: at most {room} (max_num_seqs and max_queue)", "num_samples")
         given = {name: getattr(body, name) for name in ("temperature", "top_k", "top_p")}
         self._tokens = replace(tokens, **{name: value for name, value in given.items() if value is not None})
         self._seed = secrets.randbits(SEED_BITS) if body.seed is None else body.seed
         self.turns = InTurn(service, body.priority, entry)
+        self.num_read = 0
+        """Tokens of series, once in each pass, though the engine may read them once for each part of the paths."""
 
     async def go_on(self, series: list[_Series]) -> None:
         """Draw paths of all series as far as the horizon.
 
-        The engine has as many of a call at a time as a step has rows, or those of one series: so other calls get their
-        turn, and places in the queue.
+        The engine has as many of a call at a time as a step has rows: so other calls get their turn, and places in the
+        queue.
         """
         at_once = max(1, self._num_rows // self.num_samples)
         most = min(self._tokens.horizon, self.turns.max_model_len - 1)
@@ -120,7 +119,11 @@ class _Sampling:
             for source, _ in scaled
             for path in range(self.num_samples)
         ]
-        written = await self.turns.run(choices, self.num_samples)
+        self.num_read += sum(choice.num_prompt_tokens for choice in choices[:: self.num_samples])
+        written: list[Written] = []
+        for begin in range(0, len(choices), self._num_rows):  # those of one series alone may be more
+            part = choices[begin : begin + self._num_rows]
+            written += await self.turns.run(part, min(self.num_samples, len(part)))
         drawn = np.array([path.token_ids for path in written]).reshape(len(series), self.num_samples, count)
         for one, tokens, (_, scale) in zip(series, drawn, scaled, strict=True):
             numbers = self._tokens.values(tokens, scale)
