@@ -104,17 +104,21 @@ def generate(
     prompt: Annotated[str, typer.Argument(help="the user's message; with --raw, the text to continue; -: stdin")],
     max_tokens: Annotated[int, typer.Option(help="most tokens to generate")] = 256,
     temperature: Annotated[float, typer.Option(help="0 always takes the most probable token")] = 0.0,
-    raw: Annotated[bool, typer.Option("--raw", help="continue the prompt as it is, without a chat template")] = False,
+    raw: Annotated[bool, typer.Option("--raw", help="continue the prompt as it is, without the chat template")] = False,
     log_level: Annotated[str, typer.Option(help="the least severe lines to log")] = "error",
     **flags: Any,
 ) -> None:
-    """Generate text in this process, without a server."""
-    from .offline import generate_text
+    """Write one answer, without a server. What a model thinks before it goes to stderr."""
+    from .llm.llm import LLM
 
-    settings = load_settings(log_level=log_level, **flags)
+    given = {name: value for name, value in flags.items() if value not in (None, [])}
     prompt = sys.stdin.read() if prompt == "-" else prompt
-    for piece in generate_text(settings, prompt, max_tokens, temperature, raw):
-        print(piece, end="", flush=True)
+    fields = {"max_tokens": max_tokens, "temperature": temperature}
+    with LLM(progress=False, log_level=log_level, **given) as llm:
+        pieces = llm.stream(prompt, fields) if raw else llm.stream_chat([{"role": "user", "content": prompt}], fields)
+        for piece in pieces:
+            print(piece.reasoning, end="", flush=True, file=sys.stderr)
+            print(piece.text, end="", flush=True)
     print()
 
 

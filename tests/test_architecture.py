@@ -13,7 +13,7 @@ EVERYBODY = {"core", "settings", "errors", "version"}
 MAY_IMPORT = {
     "cli": {
         "supervisor",
-        "offline",
+        "llm",
         "batch",
         "doctor",
         "terminal",
@@ -30,7 +30,6 @@ MAY_IMPORT = {
     "terminal": {"llm"},
     "llm": {"own_engine", "api", "text", "tenants"},
     "supervisor": {"checkpoint", "log", "metrics", "tenants"},
-    "offline": {"engine", "checkpoint", "text", "log"},
     "check_model": {"check_predictor", "engine", "checkpoint", "models"},
     "check_predictor": {"engine", "checkpoint"},
     "quality": {"worker", "checkpoint", "text"},

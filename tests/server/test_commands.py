@@ -2,15 +2,12 @@
 
 import re
 import sys
-from concurrent.futures import Future
 from pathlib import Path
 
 import pytest
 
 from app import __version__
 from app.cli import main
-from app.core.step import ModelRunnerOutput
-from app.worker.echo import EchoWorker
 from tests.server.process import run
 
 
@@ -31,17 +28,12 @@ def test_a_broken_configuration_file_is_one_line(
 def test_generate_fails_with_the_requests_error(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def fail(_worker: object, _step: object) -> Future[ModelRunnerOutput]:
-        step: Future[ModelRunnerOutput] = Future()
-        step.set_exception(RuntimeError("the device is gone"))
-        return step
-
-    monkeypatch.setattr(EchoWorker, "submit", fail)
-    monkeypatch.setattr(sys, "argv", ["paceline", "generate", "--worker", "echo", "--raw", "again"])
+    flags = ["--worker", "echo", "--max-model-len", "16", "--raw"]
+    monkeypatch.setattr(sys, "argv", ["paceline", "generate", *flags, "again " * 16])
     with pytest.raises(SystemExit) as raised:
         main()
     assert raised.value.code == 1
-    assert re.search(r"^paceline: .+$", capsys.readouterr().err, re.MULTILINE)
+    assert re.fullmatch(r"paceline: This model's maximum context length is 16 tokens.+\n", capsys.readouterr().err)
 
 
 def test_generate_without_a_server_reads_stdin_and_logs_nothing() -> None:
