@@ -20,8 +20,9 @@ from .service import Service
 
 _LOOK_SECONDS = 0.2
 """Time between two looks whether a model that is being loaded has failed."""
-_SEEN_SECONDS = 1.0
-"""Within this time the supervisor, which looks twice a second, has begun to load a model that is wanted."""
+_LONGEST_PAUSE = 600.0
+"""Seconds before work that can wait has a model tried again that has failed again and again. Others need not pause so
+long: a request of somebody who has mended the model has it tried sooner."""
 
 
 class _Names(msgspec.Struct):
@@ -104,19 +105,21 @@ class Services:
     async def wake_for_later(self, service: Service) -> None:
         """Wait until a model is loaded for work that can wait, however often that fails.
 
-        It takes no place from requests that wait for the model, and is not loaded while another one is.
+        It takes no place from requests that wait for the model, and is not loaded while another one is. One that has
+        failed is not even wanted during its pause: at the end of that it would be loaded, whoever's turn it is.
         """
+        assert service.lifecycle is not None
         while service.engine.ready is None:
+            if (pause := service.lifecycle.seconds_to_pause(_LONGEST_PAUSE)) > 0:
+                await _look(service, pause)
+                continue
             async with self._turn:
                 await self._try_to_wake(service)
 
     async def _try_to_wake(self, service: Service) -> None:
-        """Return once the model is loaded or cannot be, or if another one is being loaded."""
+        """Return once the model is loaded or has failed, or if another one is being loaded."""
         assert service.lifecycle is not None
-        clock = asyncio.get_running_loop().time
-        # What is wanted looks as before until the supervisor has seen it: the next one's turn has to wait so long.
-        seen_at = clock() + _SEEN_SECONDS
-        while service.engine.ready is None and (service.state != "failed" or clock() < seen_at):
+        while service.engine.ready is None and not service.lifecycle.seconds_to_pause(_LONGEST_PAUSE):
             if any(other.state == "loading" for other in self.all if other is not service):
                 await _look(service)
                 return
@@ -134,10 +137,10 @@ class Services:
                 service.lifecycle.want()
 
 
-async def _look(service: Service) -> None:
-    """Wait until a model is ready, but only for a moment."""
+async def _look(service: Service, seconds: float | None = None) -> None:
+    """Wait until a model is ready, but only for so long; None: for a moment."""
     with suppress(TimeoutError):
-        async with asyncio.timeout(_LOOK_SECONDS):
+        async with asyncio.timeout(_LOOK_SECONDS if seconds is None else seconds):
             await service.engine.wait_until_ready()
 
 

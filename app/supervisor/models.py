@@ -7,8 +7,9 @@ import logging
 import time
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Literal
 
-from ..core.lifecycle import Lifecycle
+from ..core.lifecycle import Lifecycle, pause_after
 from ..errors import EXIT_STARTUP_ERROR
 from ..settings import Settings
 from .child import ChildLostError
@@ -18,8 +19,8 @@ from .folder import PrivateFolder
 log = logging.getLogger(__name__)
 
 
-_FIRST_PAUSE, _LONGEST_PAUSE = 1.0, 60.0
-"""Seconds before a model that has failed is tried again: twice as long each time."""
+_LONGEST_PAUSE = 60.0
+"""Seconds before a model that has failed again and again is tried once more, if it is wanted."""
 
 
 class SleepingModel:
@@ -36,7 +37,8 @@ class SleepingModel:
         self._lifecycle = Lifecycle(self.address)
         self._engine: EngineProcess | None = None
         self._slept_at = self._retry_at = time.monotonic()
-        self._pause = 0.0
+        self._failures = 0
+        """In a row."""
         self.has_failed = False
         if settings.load_models == "start":
             self._lifecycle.want()
@@ -52,7 +54,7 @@ class SleepingModel:
                 self._wake()
             return
         if self._engine.is_ready:
-            self._pause = 0.0
+            self._failures = 0
         try:
             self._engine.check()
         except ChildLostError as error:
@@ -73,15 +75,17 @@ class SleepingModel:
         self._lifecycle.set("awake")
         self._engine = EngineProcess(self._settings, self.model_folder, self._folder, self.name)
 
-    def _end(self, state: str, why: str = "") -> None:
+    def _end(self, state: Literal["asleep", "failed"], why: str = "") -> None:
         """Whoever wants the model from now on wakes it, and who was just too late as well."""
         assert self._engine is not None
         self._slept_at = time.monotonic()
         self.has_failed = state == "failed"
         if self.has_failed:
-            self._pause = min(_LONGEST_PAUSE, max(_FIRST_PAUSE, 2 * self._pause))
-            self._retry_at = self._slept_at + self._pause
-        self._lifecycle.set("failed" if self.has_failed else "asleep", why)
+            self._failures += 1
+            self._retry_at = self._slept_at + pause_after(self._failures, _LONGEST_PAUSE)
+            self._lifecycle.set("failed", why, self._failures)
+        else:
+            self._lifecycle.set("asleep")
         self._engine.end()
         self._engine = None
 

@@ -1,22 +1,10 @@
-"""Which of several models a body names, and how those that a batch is for are woken."""
-
-import asyncio
-from types import SimpleNamespace
-from typing import Any, cast
+"""Which of several models a body names."""
 
 import httpx
 import pytest
 
-from app.api import services
-from app.api.batches import run
-from app.api.batches.lines import Line
-from app.api.batches.run import grouped, run_lines
-from app.api.edge.inside import Inside
-from app.api.service import Service
-from app.api.services import Services, named
+from app.api.services import named
 from app.errors import InvalidRequestError
-from app.tenants import EVERYBODY, Tenant
-from tests.patience import PATIENCE
 
 
 @pytest.mark.parametrize(
@@ -64,86 +52,3 @@ def test_a_form_names_a_model_behind_all_the_files_that_it_may_have() -> None:
 )
 def test_a_form_is_looked_at_where_parts_begin(body: bytes) -> None:
     assert named("/v1/audio/transcriptions", "multipart/form-data; boundary=xy", body) is None
-
-
-class Model:
-    """One of several models, which the supervisor sees when a test says so."""
-
-    def __init__(self, name: str, wants: list[str]) -> None:
-        self.model_name, self.settings, self.state = name, SimpleNamespace(lora={}), "asleep"
-        self.engine = SimpleNamespace(ready=None, adapters={}, failure=None, wait_until_ready=self._wait)
-        self.lifecycle = SimpleNamespace(want=lambda: wants.append(name))
-        self._loaded = asyncio.Event()
-
-    async def _wait(self) -> None:
-        await self._loaded.wait()
-
-    def serves(self, name: str) -> bool:
-        return name == self.model_name
-
-    def load(self) -> None:
-        self.state, self.engine.ready = "ready", True
-        self._loaded.set()
-
-
-@pytest.fixture
-def wants(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """The models that were wanted, the latest last."""
-    monkeypatch.setattr(services, "_LOOK_SECONDS", 0.001)
-    monkeypatch.setattr(services, "_SEEN_SECONDS", 0.01)
-    return []
-
-
-async def until_wanted(name: str, wants: list[str]) -> None:
-    """Until a model has been wanted a few times more: it is not a matter of one look."""
-    before = wants.count(name)
-    while wants.count(name) < before + 3:
-        await asyncio.sleep(0)
-
-
-def app_of(*models: Model) -> tuple[Any, Services]:
-    several = Services(cast(list[Service], list(models)))
-    return SimpleNamespace(state=SimpleNamespace(services=several)), several
-
-
-async def test_models_of_a_batch_are_woken_one_after_the_other(wants: list[str]) -> None:
-    first, broken, last = models = [Model(name, wants) for name in ("first", "broken", "last")]
-    _, several = app_of(*models)
-    async with asyncio.timeout(PATIENCE), asyncio.TaskGroup() as tasks:
-        for model in models:
-            tasks.create_task(several.wake_for_later(cast(Service, model)))
-        await until_wanted("first", wants)
-        assert set(wants) == {"first"}  # though it looks asleep until the supervisor has seen it
-        broken.state = "failed"
-        first.load()
-        await until_wanted("last", wants)  # one that cannot be loaded holds up nobody
-        assert "broken" in wants
-        last.load()
-        await until_wanted("broken", wants)
-        broken.load()
-
-
-async def test_lines_wait_for_their_model_outside_of_its_queue(
-    wants: list[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A model that falls asleep in the middle of a batch is woken as at its beginning; what names none wakes none."""
-    model = Model("first", wants)
-    app, _ = app_of(model)
-    answered: list[tuple[str, object]] = []
-
-    async def send(_app: Any, _tenant: Tenant, _method: str, _path: str, body: bytes) -> Inside:
-        return Inside(200, {}, body)
-
-    def write(line: Line, _answer: Inside) -> None:
-        answered.append((line.custom_id, model.engine.ready))
-
-    monkeypatch.setattr(run, "request_inside", send)
-    lines = [Line(name, "/v1/completions", {"model": name}) for name in ("first", "nobody", "none")]
-    nobodys, firsts = sorted(grouped(app, lambda: iter(lines)), key=lambda group: group.service is not None)
-    async with asyncio.timeout(PATIENCE), asyncio.TaskGroup() as tasks:
-        await run_lines(app, EVERYBODY, nobodys, asyncio.Semaphore(), write)
-        assert (answered, wants) == ([("nobody", None), ("none", None)], [])
-        tasks.create_task(run_lines(app, EVERYBODY, firsts, asyncio.Semaphore(), write))
-        await until_wanted("first", wants)
-        model.load()
-    assert answered[2:] == [("first", True)]

@@ -100,8 +100,8 @@ def test_a_model_that_nobody_wants_sleeps_and_is_woken_by_its_name(server: Serve
     assert 'paceline_model_state{model="second",state="ready"} 0.0' in text
 
 
-def test_a_batch_is_for_several_models_and_wakes_them(server: Server) -> None:
-    names = ["second", "red", "tinny", "echo", "broken", "second"]
+def start_batch(server: Server, *names: str) -> dict[str, str]:
+    """A batch with one request for each of these models."""
     requests = [
         {"custom_id": f"{number}", "method": "POST", "url": "/v1/completions", "body": {"prompt": "a", "model": name}}
         for number, name in enumerate(names)
@@ -109,7 +109,13 @@ def test_a_batch_is_for_several_models_and_wakes_them(server: Server) -> None:
     file = ("requests.jsonl", "\n".join(map(json.dumps, requests)))
     made = web.post(f"{server.url}/v1/files", files={"file": file}, data={"purpose": "batch"}, headers=HEADERS).json()
     about = {"input_file_id": made["id"], "endpoint": "/v1/completions", "completion_window": "24h"}
-    batch = web.post(f"{server.url}/v1/batches", json=about, headers=HEADERS).json()
+    batch: dict[str, str] = web.post(f"{server.url}/v1/batches", json=about, headers=HEADERS).json()
+    return batch
+
+
+def test_a_batch_is_for_several_models_and_wakes_them(server: Server) -> None:
+    names = ["second", "red", "tinny", "echo", "broken", "second"]
+    batch = start_batch(server, *names)
 
     def counts() -> dict[str, int]:
         told: dict[str, int] = get(server, f"/v1/batches/{batch['id']}").json()["request_counts"]
@@ -117,6 +123,9 @@ def test_a_batch_is_for_several_models_and_wakes_them(server: Server) -> None:
 
     # The model that cannot be loaded is waited for, beside the others.
     wait_until(lambda: counts() == {"total": 6, "completed": 4, "failed": 1})
+    after = start_batch(server, "echo")  # which it does not hold up
+    wait_until(lambda: get(server, f"/v1/batches/{after['id']}").json()["status"] == "completed")
+    assert get(server, f"/v1/batches/{batch['id']}").json()["status"] == "in_progress"
     web.post(f"{server.url}/v1/batches/{batch['id']}/cancel", headers=HEADERS)
     wait_until(lambda: get(server, f"/v1/batches/{batch['id']}").json()["status"] == "cancelled")
     ended = get(server, f"/v1/batches/{batch['id']}").json()

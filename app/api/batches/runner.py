@@ -1,7 +1,8 @@
 """Runs the batches of a folder, under the live traffic. A batch that was broken off, by whatever, goes on.
 
 One API worker does so: the one that holds a lock in the folder. Of each tenant, the oldest batch runs, beside those of
-other tenants; all of them together have a bounded number of requests in flight for a model, at a low priority.
+other tenants; all of them together have a bounded number of requests in flight for a model, at a low priority. A batch
+of which only requests for models are left that cannot be loaded does not hold up the tenant's next one.
 """
 
 import asyncio
@@ -10,6 +11,7 @@ import logging
 import os
 import time
 import uuid
+from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import ExitStack, suppress
 from pathlib import Path
@@ -49,8 +51,7 @@ class BatchRunner:
         self._settings = settings
         self._store = store
         self._rooms = _Rooms(settings.max_batch_requests)
-        self._running: dict[str, asyncio.Task[None]] = {}
-        """By tenant."""
+        self._running: dict[asyncio.Task[None], _Run] = {}
         self._ended: set[str] = set()
         """Ids of batches."""
         assert settings.batch_folder is not None
@@ -72,9 +73,9 @@ class BatchRunner:
                         log.error("batch_folder: %s", error)
                 await asyncio.sleep(_LOOK_SECONDS)
         finally:
-            for task in self._running.values():
+            for task in self._running:
                 task.cancel()
-            await asyncio.gather(*self._running.values(), return_exceptions=True)
+            await asyncio.gather(*self._running, return_exceptions=True)
             os.close(self._lock)
 
     def _is_mine(self) -> bool:
@@ -85,15 +86,19 @@ class BatchRunner:
         return False
 
     async def _start_batches(self) -> None:
-        for name, batch in await asyncio.to_thread(self._find):
+        busy = {run.tenant.name for run in self._running.values() if not run.is_held_up}
+        begun = {run.batch_id for run in self._running.values()}
+        for name, batch in await asyncio.to_thread(self._find, busy, begun):
             if (tenant := self._app.state.admission.tenant_named(name)) is not None:
                 run = _Run(self._app, self._settings, self._store.of(name), tenant, batch, self._rooms)
-                self._running[name] = asyncio.create_task(_run_to_end(run))
+                task = asyncio.create_task(_run_to_end(run))
+                self._running[task] = run
+                task.add_done_callback(self._running.pop)
 
-    def _find(self) -> list[tuple[str, BatchObject]]:
-        """Of each tenant that has none running, its oldest batch that has not ended."""
-        idle = [name for name in self._store.tenants() if name not in self._running or self._running[name].done()]
-        found = [(name, self._store.of(name).oldest_open(self._ended)) for name in idle]
+    def _find(self, busy: set[str], begun: set[str]) -> list[tuple[str, BatchObject]]:
+        """Of each tenant that is not busy, its oldest batch that has not ended, nor `begun`: by their ids."""
+        idle = [name for name in self._store.tenants() if name not in busy]
+        found = [(name, self._store.of(name).oldest_open(self._ended, begun)) for name in idle]
         return [(name, batch) for name, batch in found if batch is not None]
 
 
@@ -108,11 +113,16 @@ class _Rooms:
     def __init__(self, most: int | None) -> None:
         self._most = most
         self._rooms: dict[str, asyncio.Semaphore] = {}
+        self._turns: defaultdict[tuple[str, str], asyncio.Lock] = defaultdict(asyncio.Lock)
 
     def of(self, service: Service) -> asyncio.Semaphore:
         """Of a model that is loaded. By default, others find half of a step's places free."""
         most = self._most or max(1, service.ready().max_num_seqs // 2)
         return self._rooms.setdefault(service.model_name, asyncio.Semaphore(most))
+
+    def turn(self, tenant: Tenant, service: Service) -> asyncio.Lock:
+        """A model answers one batch of a tenant at a time, the oldest first: the others of all have the room, too."""
+        return self._turns[tenant.name, service.model_name]
 
 
 async def _run_to_end(run: "_Run") -> None:
@@ -139,15 +149,22 @@ class _Run:
         self._app = app
         self._settings = settings
         self._folder = folder
-        self._tenant = tenant
+        self.tenant = tenant
         self._batch = batch
         self._rooms = rooms
         self._input = folder.content_of(batch.input_file_id)
         self._has_news = False
+        self._left_for: list[Service | None] = []
+        """The models for which requests are left; see `Group`."""
 
     @property
     def batch_id(self) -> str:
         return self._batch.id
+
+    @property
+    def is_held_up(self) -> bool:
+        """Whether all that is left is for models that cannot be loaded, and so nothing of it runs."""
+        return bool(self._left_for) and all(one is not None and one.state == "failed" for one in self._left_for)
 
     async def run(self) -> None:
         """Run it. What has been answered is not sent again. Raises what keeps its end from being written."""
@@ -242,6 +259,7 @@ class _Run:
     async def _run_groups(self, done: set[str], write: Write) -> None:
         """Each model's requests beside those of others. Raises EngineUnavailableError."""
         groups = await asyncio.to_thread(grouped, self._app, lambda: self._left(done))
+        self._left_for = [group.service for group in groups]
         try:
             async with asyncio.TaskGroup() as tasks:
                 for group in groups:
@@ -250,12 +268,13 @@ class _Run:
             raise errors.exceptions[0] from None
 
     async def _run_group(self, group: Group, write: Write) -> None:
-        if group.service is None:
-            room = asyncio.Semaphore()
+        if (service := group.service) is None:
+            await run_lines(self._app, self.tenant, group, asyncio.Semaphore(), write, priority=_PRIORITY)
         else:
-            await wake(self._app, group.service)
-            room = self._rooms.of(group.service)
-        await run_lines(self._app, self._tenant, group, room, write, priority=_PRIORITY)
+            async with self._rooms.turn(self.tenant, service):
+                await wake(self._app, service)
+                await run_lines(self._app, self.tenant, group, self._rooms.of(service), write, priority=_PRIORITY)
+        self._left_for = [one for one in self._left_for if one is not service]
 
     def _reason_to_end(self) -> Status | None:
         if self._folder.is_cancelled(self._batch.id):
@@ -291,7 +310,7 @@ class _Run:
         batch.status = status
         setattr(batch, f"{status}_at", int(time.time()))
         self._save()
-        log.info("batch %s of %s: %s", batch.id, self._tenant.name, status)
+        log.info("batch %s of %s: %s", batch.id, self.tenant.name, status)
 
     def _fail(self, problems: list[BatchProblem]) -> None:
         """End it. What is answered already stays."""

@@ -121,11 +121,14 @@ class TenantFolder:
         """All batches, the oldest first."""
         return [self._as_seen(batch) for batch in self._all(_BATCH, BatchObject)]
 
-    def oldest_open(self, ended: set[str]) -> BatchObject | None:
-        """The oldest batch that has not ended. `ended`: ids of those that are known to have; others are added."""
+    def oldest_open(self, ended: set[str], begun: set[str]) -> BatchObject | None:
+        """The oldest batch that has neither ended nor begun.
+
+        `ended`: ids of those that are known to have; others are added.
+        """
         found: list[BatchObject] = []
         for path in self._folder.glob(f"{_BATCH}*.json"):
-            if path.stem not in ended:
+            if path.stem not in ended and path.stem not in begun:
                 batch = msgspec.json.decode(path.read_bytes(), type=BatchObject)
                 if batch.status in ENDED:
                     ended.add(batch.id)
