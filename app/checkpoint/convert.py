@@ -41,6 +41,9 @@ _SAMPLING = {
 }
 """Names of sampling parameters in GGUF files, by gguf.Keys.General, and in generation_config.json."""
 
+_READ_BY_NAME = {"gpt-oss", "minimax-m2", "mamba"}
+"""Families of which transformers reads less than their files have; see `transformers_reads`."""
+
 
 def convert(source: Path, target: Path, sampling: Mapping[str, float] = MappingProxyType({})) -> None:
     """Write a folder with config, weights and tokenizer. `target` is complete as soon as it exists. `sampling` are the
@@ -164,6 +167,7 @@ def _convert_weights(file: GgufFile, known: dict[str, Any] | None, folder: Path)
     if missing := sorted(info["missing_keys"]):  # transformers has filled them with random numbers
         raise ValueError(f"the file lacks {len(missing)} tensors of the model, {missing[0]} for one")
     _refuse_unread(file, config["model_type"], _tensors_of(model, file, config))
+    _refuse_other_rotation(model, config)
 
     _say("[3/3] writing the weights")
     # model.save_pretrained refuses models from GGUF files, although their weights are plain tensors by now.
@@ -174,11 +178,12 @@ def _convert_weights(file: GgufFile, known: dict[str, Any] | None, folder: Path)
 def transformers_reads(file: GgufFile) -> bool:
     """Whether transformers can read a file: of some families, and not in parts.
 
-    Of GPT-OSS it reads no file that says how YaRN is scaled, as all do.
+    Of GPT-OSS it reads no file that says how YaRN is scaled, as all do, of MiniMax-M2 no experts, and of Mamba not
+    Falcon's.
     """
     from transformers.integrations.ggml import GGUF_CONFIG_MAPPING
 
-    is_known = file.architecture.replace("-", "_") in GGUF_CONFIG_MAPPING and file.architecture != "gpt-oss"
+    is_known = file.architecture.replace("-", "_") in GGUF_CONFIG_MAPPING and file.architecture not in _READ_BY_NAME
     return is_known and len(parts_of(file.path)) == 1
 
 
@@ -192,6 +197,7 @@ def _convert_by_name(file: GgufFile, config: dict[str, Any], folder: Path) -> No
     auto: Any = AutoModelForCausalLM
     with torch.device("meta"):
         model = auto.from_config(AutoConfig.for_model(**config))
+    _refuse_other_rotation(model, config)
     dtype, saved = getattr(torch, _dtype(file)), model.state_dict()
     parameters = dict(model.named_parameters())  # of which tied ones are there once
     buffers = {name: buffer for name, buffer in model.named_buffers() if name in saved}
@@ -204,6 +210,15 @@ def _convert_by_name(file: GgufFile, config: dict[str, Any], folder: Path) -> No
     _say("[3/3] writing the weights")
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
     _write_json(folder / "config.json", config | {"dtype": _dtype(file)})
+
+
+def _refuse_other_rotation(model: Any, config: dict[str, Any]) -> None:
+    """ValueError if a part of each head's dimensions is to be rotated, and the model's class rotates all of them."""
+    if (factor := config.get("rope_parameters", {}).get("partial_rotary_factor")) is None:
+        return
+    rotated = {2 * len(buffer) for name, buffer in model.named_buffers() if name.endswith("inv_freq")}
+    if rotated - {int(config["head_dim"] * factor)}:
+        raise ValueError(f"rope.dimension_count: {config['model_type']} models here rotate {max(rotated)} dimensions")
 
 
 def _keys(file: GgufFile) -> list[str]:

@@ -25,8 +25,8 @@ class _Made(NamedTuple):
 
 
 def _one_below_other(_config: Config, gate: Array, up: Array) -> Array:
-    """(experts, 2 * inner, width)."""
-    return np.concatenate([gate, up], axis=1)
+    """(2 * inner, width), or this for each expert."""
+    return np.concatenate([gate, up], axis=-2)
 
 
 def _inputs_first(_config: Config, *stored: Array) -> Array:
@@ -99,7 +99,20 @@ _EXPERTS: _Table = {
     ".e_score_correction_bias": (_Made(("exp_probs_b.bias",)),),
 }
 _STATES: _Table = {".A_log": (_Made(("ssm_a",), _logarithm),), ".dt_bias": (_Made(("ssm_dt.bias",)),)}
-_MAMBA_2: _Table = {**_STATES, ".mixer.norm.weight": (_Made(("ssm_norm.weight",), _flat),)}
+_MAMBA_2: _Table = {
+    **_STATES,
+    ".mixer.norm.weight": (_Made(("ssm_norm.weight",), _flat),),
+    ".mamba.norm.weight": (_Made(("ssm_norm.weight",), _flat),),
+}
+_GRANITE: _Table = {
+    **_MAMBA_2,
+    ".router.weight": (_Made(("ffn_gate_inp.weight",)),),
+    ".shared_mlp.input_linear.weight": (
+        _Made(("ffn_gate_shexp.weight", "ffn_up_shexp.weight"), _one_below_other),
+        _Made(("ffn_gate.weight", "ffn_up.weight"), _one_below_other),
+    ),
+    ".shared_mlp.output_linear.weight": (_Made(("ffn_down_shexp.weight",)), _Made(("ffn_down.weight",))),
+}
 _VALUE_HEADS: _Table = {
     ".in_proj_qkv.weight": (_Made(("attn_qkv.weight",), _values_in_groups),),
     ".in_proj_z.weight": (_Made(("attn_gate.weight",), _in_groups),),
@@ -131,8 +144,17 @@ _REARRANGED: Mapping[str, _Table] = {
     "qwen35moe": _VALUE_HEADS,
     "nemotron_h": _MAMBA_2,
     "nemotron_h_moe": _MAMBA_2,
+    "falcon-h1": _MAMBA_2,
+    "mamba2": _MAMBA_2,
+    "mamba": _STATES,
+    "jamba": _STATES,
+    "granitemoe": _GRANITE,
+    "granitehybrid": _GRANITE,
+    "lfm2moe": {".expert_bias": (_Made(("exp_probs_b.bias",)),)},
 }
 """By family. What is not here, or in none of these ways in a file, is stored as it is."""
+_IN_METADATA = {f".act_fn.{name}": f"xielu.{name}" for name in ("alpha_p", "alpha_n", "beta", "eps")}
+"""Numbers of layers (Apertus's) that are in keys of the file, by the end of a checkpoint's name."""
 
 
 def tensors_by_name(
@@ -154,6 +176,9 @@ def tensors_by_name(
 
     names = _Names(file, config, gguf)
     for name, shape in shapes.items():
+        if (number := _in_metadata(file, name)) is not None:
+            yield name, np.full(shape, number, np.float32)
+            continue
         made = names.made(name)
         if missing := [part for part in made.stored if part not in file.tensors]:
             raise ValueError(f"the file lacks {missing[0]}")
@@ -166,6 +191,21 @@ def tensors_by_name(
             stored_as = " and ".join(f"{part} {numbers.shape}" for part, numbers in parts.items())
             raise ValueError(f"{name} of the model has shape {shape}, and the file {stored_as}")
         yield name, found.reshape(shape)
+
+
+def _in_metadata(file: GgufFile, name: str) -> float | None:
+    """A number of a layer, which files have in a list of all layers'. ValueError if that is too short."""
+    if (key := next((key for end, key in _IN_METADATA.items() if name.endswith(end)), None)) is None:
+        return None
+    values, layer = file.get(key), int(_layer_of(name))
+    if not isinstance(values, list) or len(values) <= layer:
+        raise ValueError(f"{key} is {values!r}, and has no number for layer {layer}")
+    return float(values[layer])
+
+
+def _layer_of(name: str) -> str:
+    """The number of a tensor's layer; empty if it is in none."""
+    return next((part for part in name.split(".") if part.isdecimal()), "")
 
 
 def _without_ones(shape: tuple[int, ...]) -> list[int]:
@@ -184,7 +224,7 @@ class _Names:
 
     def made(self, name: str) -> _Made:
         """How a checkpoint's tensor is made, with the full names of the file's."""
-        layer = next((part for part in name.split(".") if part.isdecimal()), "")
+        layer = _layer_of(name)
         ways = next((ways for end, ways in self._table.items() if name.endswith(end)), ())
         for way in ways:
             full = way._replace(stored=tuple(f"blk.{layer}.{part}" for part in way.stored))

@@ -35,11 +35,12 @@ def model_config(file: GgufFile) -> dict[str, Any] | None:
     }
     if file.of_model("vocab_size", config["vocab_size"]) != config["vocab_size"]:
         raise ValueError(f"vocab_size is not that of the embeddings, which have {config['vocab_size']} tokens")
-    config["rope_parameters"] = rope_parameters(file, config)
+    if "head_dim" in config:
+        config["rope_parameters"] = rope_parameters(file, config)
     for key, (name, default) in family.fields.items():
         if (value := file.of_model(key, default)) is not None:
             config[name] = value
-    config |= {name: f"blk.0.{tensor}" in file.tensors for name, tensor in family.has.items()}
+    config |= {name: file.has_in_layers(tensor) for name, tensor in family.has.items()}
     config |= family.own(file, config)
     if not file.has_read("expert_count") and file.of_model("expert_count", 0):
         raise ValueError(f"experts of the family {file.architecture} are not supported")
@@ -56,6 +57,8 @@ def _sizes(file: GgufFile, family: Family) -> dict[str, Any]:
         raise ValueError(f"{odd[0]} is {config[odd[0]]!r}")
     config["num_hidden_layers"] -= drafting
     file.leave_out([f"blk.{config['num_hidden_layers'] + layer}." for layer in range(drafting)])
+    if "attention.head_count" in family.left_out:  # there is no attention
+        return config
     return config | {"head_dim": _head_dim(file, family, config)}
 
 

@@ -4,7 +4,19 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from .experts import deepseek, ernie_moe, exaone_moe, hunyuan_moe, minimax_m2, routed
 from .file import GgufFile
+from .recurrent import (
+    falcon_h1,
+    granite_hybrid,
+    jamba,
+    lfm2,
+    lfm2_moe,
+    mamba,
+    nemotron_h,
+    qwen3_5,
+    qwen3_next,
+)
 
 Config = dict[str, Any]
 
@@ -22,7 +34,7 @@ class Family:
     fields: Mapping[str, tuple[str, Any]] = field(default_factory=dict)
     """Keys: a field of config.json, and its value where the file has no such key; None leaves it out."""
     has: Mapping[str, str] = field(default_factory=dict)
-    """Fields that say whether the first layer has a tensor, and the tensor."""
+    """Fields that say whether a layer has a tensor, and the tensor."""
     own: Callable[[GgufFile, Config], Config] = _nothing
     """What else is in config.json, or otherwise there than in other families. It may name another `model_type`.
     ValueError for what the family cannot do."""
@@ -38,12 +50,27 @@ _EXPERTS = {
 _SHARED = {"expert_shared_feed_forward_length": ("shared_expert_intermediate_size", None)}
 _QKV_BIAS = {"attention_bias": "attn_q.bias"}
 _MLP_BIAS = {"mlp_bias": "ffn_up.bias"}
+_MAMBA_BIAS = {"mamba_conv_bias": "ssm_conv1d.bias", "mamba_proj_bias": "ssm_in.bias"}
+_ONLY_MAMBA_BIAS = {"use_conv_bias": "ssm_conv1d.bias", "use_bias": "ssm_in.bias"}
+_NO_ATTENTION = (
+    "context_length",
+    "feed_forward_length",
+    "attention.head_count",
+    "attention.head_count_kv",
+    "attention.layer_norm_rms_epsilon",
+)
 _GEMMA_27B_LAYERS = {"gemma2": 46, "gemma3": 62}
 """Gemma's largest models scale attention by their width; llama.cpp, too, knows them by their number of layers."""
 
 
 def _experts_always_normed(is_normed: bool) -> Callable[[GgufFile, Config], Config]:
     return lambda _file, _config: {"norm_topk_prob": is_normed}
+
+
+def _text_of_seeing(file: GgufFile, _config: Config) -> Config:
+    """A Qwen that sees is one that does not, as long as it reads texts."""
+    file.of_model("rope.dimension_sections"), file.of_model("n_deepstack_layers")
+    return {"norm_topk_prob": True} if file.of_model("expert_count", 0) else {}
 
 
 def _llama(file: GgufFile, _config: Config) -> Config:
@@ -53,6 +80,45 @@ def _llama(file: GgufFile, _config: Config) -> Config:
     counts = {"expert_count": "num_local_experts", "expert_used_count": "num_experts_per_tok"}
     own = {new: file.of_model(key) for key, new in counts.items()}
     return own | {"model_type": "mixtral", "architectures": ["MixtralForCausalLM"]}
+
+
+def _granite(file: GgufFile, config: Config) -> Config:
+    """Granite, with experts or without. A Granite 4 that has no recurrent layers is one, and has sizes of them."""
+    for name in ("conv_kernel", "state_size", "group_count", "inner_size", "time_step_rank"):
+        file.of_model(f"ssm.{name}")
+    if not file.of_model("rope.scaling.finetuned", True):
+        raise ValueError("a Granite without rotation (rope.scaling.finetuned) is not supported")
+    own = _granite_scales(file, config)
+    experts, used = file.of_model("expert_count", 0), file.of_model("expert_used_count", 0)
+    shared = file.of_model("expert_shared_feed_forward_length", 0)
+    if not experts:
+        return own
+    own |= {"num_local_experts": experts, "num_experts_per_tok": used}
+    if not shared:
+        return own | {"model_type": "granitemoe", "architectures": ["GraniteMoeForCausalLM"]}
+    kind = {"model_type": "granitemoeshared", "architectures": ["GraniteMoeSharedForCausalLM"]}
+    return own | kind | {"shared_intermediate_size": shared}
+
+
+def _granite_scales(file: GgufFile, config: Config) -> Config:
+    """What Granite multiplies attention, embeddings, layers and logits by."""
+    return {
+        "attention_multiplier": file.of_model("attention.scale") or config["head_dim"] ** -0.5,
+        "embedding_multiplier": file.of_model("embedding_scale") or 1.0,
+        "residual_multiplier": file.of_model("residual_scale") or 1.0,
+        "logits_scaling": file.of_model("logit_scale") or 1.0,
+    }
+
+
+def _granite_hybrid(file: GgufFile, config: Config) -> Config:
+    return _granite_scales(file, config) | granite_hybrid(file, config)
+
+
+def _exaone_moe(file: GgufFile, config: Config) -> Config:
+    own = exaone_moe(file) | _windows(file, config)
+    if own["sliding_window"] is None:
+        raise ValueError("the file lacks attention.sliding_window")
+    return own
 
 
 def _phi3(file: GgufFile, _config: Config) -> Config:
@@ -83,7 +149,7 @@ def _windows(file: GgufFile, config: Config) -> Config:
     if (window := file.of_model("attention.sliding_window")) is None:
         return {"sliding_window": None, "layer_types": ["full_attention"] * config["num_hidden_layers"]}
     refuse_other_theta(file, config)
-    has_window = by_layer(file, "attention.sliding_window_pattern", 4, config)
+    has_window = file.by_layer("attention.sliding_window_pattern", 4, config["num_hidden_layers"])
     if type(has_window[0]) is int:
         has_window = [(layer + 1) % has_window[0] != 0 for layer in range(len(has_window))]
     types = ["sliding_attention" if is_local else "full_attention" for is_local in has_window]
@@ -107,16 +173,6 @@ def refuse_other_theta(file: GgufFile, config: Config) -> None:
     theta = config["rope_parameters"]["rope_theta"]
     if (other := file.of_model("rope.freq_base_swa", theta)) != theta:
         raise ValueError(f"rope.freq_base_swa is {other}, and rope.freq_base {theta}")
-
-
-def by_layer(file: GgufFile, key: str, default: Any, config: Config) -> list[Any]:
-    """A value of each layer. A value that is no list is that of all."""
-    count = config["num_hidden_layers"]
-    value = file.of_model(key, default)
-    values = value[:count] if isinstance(value, list) else [value] * count
-    if len(values) != count or any(type(one) is not type(values[0]) for one in values):
-        raise ValueError(f"{key} is {value!r}, and there are {count} layers")
-    return values
 
 
 def _mistral3(file: GgufFile, config: Config) -> Config:
@@ -158,139 +214,6 @@ def _llama4(file: GgufFile, config: Config) -> Config:
     }
 
 
-def _qwen3next(file: GgufFile, config: Config) -> Config:
-    return _delta_nets(file, config) | {"norm_topk_prob": True}
-
-
-def _qwen35(file: GgufFile, config: Config) -> Config:
-    """Positions along three axes are the same for texts, so that the sizes of these count for nothing."""
-    own, rope = _delta_nets(file, config), config["rope_parameters"]
-    if (sections := file.of_model("rope.dimension_sections")) is not None:
-        own["rope_parameters"] = rope | {"mrope_section": sections[:3], "mrope_interleaved": True}
-    file.of_model("feed_forward_length")  # the mixture of experts has none
-    return own
-
-
-def _delta_nets(file: GgufFile, config: Config) -> Config:
-    """Layers of the gated delta rule, between layers of attention."""
-    interval = file.of_model("full_attention_interval", 4)
-    by_interval = [(layer + 1) % interval != 0 for layer in range(config["num_hidden_layers"])]
-    is_linear = by_layer(file, "attention.recurrent_layers", by_interval, config)
-    heads = file.of_model("ssm.time_step_rank")
-    return {
-        "layer_types": ["linear_attention" if linear else "full_attention" for linear in is_linear],
-        "linear_conv_kernel_dim": file.of_model("ssm.conv_kernel"),
-        "linear_key_head_dim": file.of_model("ssm.state_size"),
-        "linear_num_key_heads": file.of_model("ssm.group_count"),
-        "linear_num_value_heads": heads,
-        "linear_value_head_dim": file.of_model("ssm.inner_size") // heads,
-    }
-
-
-def _nemotron_h(file: GgufFile, config: Config) -> Config:
-    """A layer is one thing: attention if it has heads of keys, else a feed-forward layer if it has a size of one."""
-    kv_heads = by_layer(file, "attention.head_count_kv", 0, config)
-    inner = by_layer(file, "feed_forward_length", 0, config)
-    experts = file.of_model("expert_count", 0)
-    feed_forward = "moe" if experts else "mlp"
-    heads = file.of_model("ssm.time_step_rank")
-    of_norms = file.of_model("attention.layer_norm_rms_epsilon"), file.of_model("attention.layer_norm_epsilon")
-    own = {
-        "layers_block_type": [
-            "full_attention" if heads_of_layer else feed_forward if size else "linear_attention"
-            for heads_of_layer, size in zip(kv_heads, inner, strict=True)
-        ],
-        "num_key_value_heads": max(kv_heads) or config["num_attention_heads"],
-        "intermediate_size": max(inner),
-        "layer_norm_epsilon": next(filter(None, of_norms), None),
-        "conv_kernel": file.of_model("ssm.conv_kernel"),
-        "ssm_state_size": file.of_model("ssm.state_size"),
-        "n_groups": file.of_model("ssm.group_count"),
-        "mamba_num_heads": heads,
-        "mamba_head_dim": file.of_model("ssm.inner_size") // heads,
-    }
-    first = {kind: own["layers_block_type"].index(kind) for kind in own["layers_block_type"]}
-    tensors = {
-        "use_conv_bias": ("linear_attention", "ssm_conv1d.bias"),
-        "attention_bias": ("full_attention", "attn_q.bias"),
-        "mlp_bias": (feed_forward, "ffn_up.bias"),
-    }
-    own |= {name: f"blk.{first.get(kind)}.{tensor}" in file.tensors for name, (kind, tensor) in tensors.items()}
-    if not experts:
-        return own
-    return own | _beside_shared(file) | {
-        "moe_shared_expert_intermediate_size": file.of_model("expert_shared_feed_forward_length"),
-        "moe_latent_size": file.of_model("moe_latent_size"),
-    }  # fmt: skip
-
-
-def _groups(file: GgufFile) -> Config:
-    """How DeepSeek's routers choose experts, and what they multiply results by."""
-    return {
-        "n_group": file.of_model("expert_group_count", 1),
-        "topk_group": file.of_model("expert_group_used_count", 1),
-        "norm_topk_prob": bool(file.of_model("expert_weights_norm", False)),
-        "routed_scaling_factor": file.of_model("expert_weights_scale", 1.0),
-    }
-
-
-def _beside_shared(file: GgufFile) -> Config:
-    """Experts beside shared ones, in DeepSeek's words."""
-    return _groups(file) | {
-        "n_routed_experts": file.of_model("expert_count"),
-        "num_experts_per_tok": file.of_model("expert_used_count"),
-        "n_shared_experts": file.of_model("expert_shared_count"),
-        "moe_intermediate_size": file.of_model("expert_feed_forward_length"),
-    }
-
-
-def _routed(file: GgufFile, _config: Config) -> Config:
-    """Experts beside shared ones, chosen as by DeepSeek V3."""
-    if file.of_model("expert_gating_func", _SIGMOID) != _SIGMOID:
-        raise ValueError(f"expert_gating_func is not that of the family {file.architecture}")
-    return _beside_shared(file) | {"first_k_dense_replace": file.of_model("leading_dense_block_count", 0)}
-
-
-_SOFTMAX, _SIGMOID = 1, 2
-"""llama.cpp's numbers of what routers do with scores."""
-
-
-def _deepseek2(file: GgufFile, config: Config) -> Config:
-    """Latent attention: of DeepSeek-V2 if routers take a softmax of scores, else of its successors.
-
-    Newer files have lengths of keys and values as they are stored, which are latents, and those of heads under other
-    names.
-    """
-    key, value = (
-        file.of_model(f"attention.{kind}_length_mla", file.of_model(f"attention.{kind}_length"))
-        for kind in ("key", "value")
-    )
-    file.of_model("attention.head_count_kv")  # 1 where latents are stored, else that of queries
-    rotated = file.of_model("rope.dimension_count")
-    own = _groups(file) | {
-        "num_key_value_heads": config["num_attention_heads"],
-        "qk_rope_head_dim": rotated,
-        "qk_nope_head_dim": key - rotated,
-        "v_head_dim": value,
-        "q_lora_rank": file.of_model("attention.q_lora_rank") or None,
-        "kv_lora_rank": file.of_model("attention.kv_lora_rank"),
-        "first_k_dense_replace": file.of_model("leading_dense_block_count", 0),
-        "n_routed_experts": file.of_model("expert_count") or 1,
-        "num_experts_per_tok": file.of_model("expert_used_count") or 1,
-        "n_shared_experts": file.of_model("expert_shared_count", 0),
-        "moe_intermediate_size": file.of_model("expert_feed_forward_length"),
-    }
-    has_experts = own["first_k_dense_replace"] < config["num_hidden_layers"]
-    is_glm = config["num_hidden_layers"] in (46, 47, 48) and config["vocab_size"] == 154880
-    gating = file.of_model("expert_gating_func") or (_SIGMOID if is_glm or not has_experts else _SOFTMAX)
-    if gating == _SIGMOID:
-        return own
-    if gating != _SOFTMAX or own["norm_topk_prob"]:
-        raise ValueError(f"expert_gating_func {gating} with expert_weights_norm is not supported")
-    method = "group_limited_greedy" if own["n_group"] > 1 else "greedy"
-    return own | {"topk_method": method, "model_type": "deepseek_v2", "architectures": ["DeepseekV2ForCausalLM"]}
-
-
 FAMILIES = {
     "llama": Family(model_type="llama", architecture="LlamaForCausalLM", has=_QKV_BIAS | _MLP_BIAS, own=_llama),
     "olmoe": Family(
@@ -307,15 +230,21 @@ FAMILIES = {
     "qwen3moe": Family(
         model_type="qwen3_moe", architecture="Qwen3MoeForCausalLM", fields=_EXPERTS, own=_experts_always_normed(True)
     ),
-    "qwen3next": Family(
-        model_type="qwen3_next", architecture="Qwen3NextForCausalLM", fields=_EXPERTS | _SHARED, own=_qwen3next
+    # What reads images for these is in another file, and texts have the same position along all axes.
+    "qwen2vl": Family(model_type="qwen2", architecture="Qwen2ForCausalLM", own=_text_of_seeing),
+    "qwen3vl": Family(model_type="qwen3", architecture="Qwen3ForCausalLM", own=_text_of_seeing),
+    "qwen3vlmoe": Family(
+        model_type="qwen3_moe", architecture="Qwen3MoeForCausalLM", fields=_EXPERTS, own=_text_of_seeing
     ),
-    "qwen35": Family(model_type="qwen3_5_text", architecture="Qwen3_5ForCausalLM", own=_qwen35),
+    "qwen3next": Family(
+        model_type="qwen3_next", architecture="Qwen3NextForCausalLM", fields=_EXPERTS | _SHARED, own=qwen3_next
+    ),
+    "qwen35": Family(model_type="qwen3_5_text", architecture="Qwen3_5ForCausalLM", own=qwen3_5),
     "qwen35moe": Family(
         model_type="qwen3_5_moe_text",
         architecture="Qwen3_5MoeForCausalLM",
         fields=_EXPERTS | _SHARED,
-        own=_qwen35,
+        own=qwen3_5,
         left_out=("feed_forward_length",),
     ),
     "phi3": Family(model_type="phi3", architecture="Phi3ForCausalLM", own=_phi3),
@@ -333,27 +262,79 @@ FAMILIES = {
         own=_llama4,
     ),
     "gpt-oss": Family(model_type="gpt_oss", architecture="GptOssForCausalLM", own=_gpt_oss),
-    "dots1": Family(model_type="dots1", architecture="Dots1ForCausalLM", own=_routed),
+    "dots1": Family(model_type="dots1", architecture="Dots1ForCausalLM", own=routed),
     "arcee": Family(model_type="arcee", architecture="ArceeForCausalLM", has=_QKV_BIAS | _MLP_BIAS),
     "ernie4_5": Family(model_type="ernie4_5", architecture="Ernie4_5ForCausalLM"),
     "exaone4": Family(model_type="exaone4", architecture="Exaone4ForCausalLM", own=_windows),
-    "granite": Family(
-        model_type="granite",
-        architecture="GraniteForCausalLM",
-        has=_QKV_BIAS | _MLP_BIAS,
-        fields={
-            "attention.scale": ("attention_multiplier", 1.0),
-            "embedding_scale": ("embedding_multiplier", 1.0),
-            "residual_scale": ("residual_multiplier", 1.0),
-            "logit_scale": ("logits_scaling", 1.0),
-        },
+    **dict.fromkeys(
+        ("granite", "granitemoe"),
+        Family(
+            model_type="granite",
+            architecture="GraniteForCausalLM",
+            has=_QKV_BIAS | _MLP_BIAS,
+            own=_granite,
+        ),
+    ),
+    "granitehybrid": Family(
+        model_type="granitemoehybrid",
+        architecture="GraniteMoeHybridForCausalLM",
+        has=_QKV_BIAS | _MAMBA_BIAS,
+        own=_granite_hybrid,
+        left_out=("attention.head_count_kv",),
+    ),
+    "falcon-h1": Family(
+        model_type="falcon_h1",
+        architecture="FalconH1ForCausalLM",
+        has=_QKV_BIAS | _MLP_BIAS | _MAMBA_BIAS | {"mamba_rms_norm": "ssm_norm.weight"},
+        own=falcon_h1,
+    ),
+    "jamba": Family(
+        model_type="jamba",
+        architecture="JambaForCausalLM",
+        has=_MAMBA_BIAS,
+        own=jamba,
+        left_out=("attention.head_count_kv",),
+    ),
+    "mamba": Family(
+        model_type="mamba", architecture="MambaForCausalLM", has=_ONLY_MAMBA_BIAS, own=mamba, left_out=_NO_ATTENTION
+    ),
+    "mamba2": Family(
+        model_type="mamba2", architecture="Mamba2ForCausalLM", has=_ONLY_MAMBA_BIAS, own=mamba, left_out=_NO_ATTENTION
+    ),
+    "lfm2": Family(
+        model_type="lfm2",
+        architecture="Lfm2ForCausalLM",
+        has={"conv_bias": "shortconv.conv.bias"},
+        own=lfm2,
+        left_out=("attention.head_count_kv",),
+    ),
+    "lfm2moe": Family(
+        model_type="lfm2_moe",
+        architecture="Lfm2MoeForCausalLM",
+        fields=_EXPERTS,
+        has={"conv_bias": "shortconv.conv.bias", "use_expert_bias": "exp_probs_b.bias"},
+        own=lfm2_moe,
+        left_out=("attention.head_count_kv",),
+    ),
+    "apertus": Family(model_type="apertus", architecture="ApertusForCausalLM", has=_QKV_BIAS),
+    "hunyuan-dense": Family(model_type="hunyuan_v1_dense", architecture="HunYuanDenseV1ForCausalLM", has=_QKV_BIAS),
+    "hunyuan-moe": Family(
+        model_type="hunyuan_v1_moe", architecture="HunYuanMoEV1ForCausalLM", has=_QKV_BIAS, own=hunyuan_moe
+    ),
+    "minimax-m2": Family(model_type="minimax_m2", architecture="MiniMaxM2ForCausalLM", own=minimax_m2),
+    "exaone-moe": Family(model_type="exaone_moe", architecture="ExaoneMoeForCausalLM", own=_exaone_moe),
+    "ernie4_5-moe": Family(
+        model_type="ernie4_5_moe",
+        architecture="Ernie4_5_MoeForCausalLM",
+        has={"use_bias": "attn_q.bias"},
+        own=ernie_moe,
     ),
     "glm4": Family(model_type="glm4", architecture="Glm4ForCausalLM", has=_QKV_BIAS),
     "glm4moe": Family(
         model_type="glm4_moe",
         architecture="Glm4MoeForCausalLM",
         has=_QKV_BIAS | {"use_qk_norm": "attn_q_norm.weight"},
-        own=_routed,
+        own=routed,
     ),
     "command-r": Family(
         model_type="cohere",
@@ -377,7 +358,7 @@ FAMILIES = {
     "deepseek2": Family(
         model_type="deepseek_v3",
         architecture="DeepseekV3ForCausalLM",
-        own=_deepseek2,
+        own=deepseek,
         left_out=("attention.head_count_kv", "attention.key_length", "attention.value_length"),
     ),
     **dict.fromkeys(
@@ -385,7 +366,8 @@ FAMILIES = {
         Family(
             model_type="nemotron_h",
             architecture="NemotronHForCausalLM",
-            own=_nemotron_h,
+            has=_QKV_BIAS | _MLP_BIAS | {"use_conv_bias": "ssm_conv1d.bias"},
+            own=nemotron_h,
             left_out=("attention.head_count_kv", "feed_forward_length", "attention.layer_norm_rms_epsilon"),
         ),
     ),

@@ -101,6 +101,25 @@ class GgufFile:
             return value[0]
         return value
 
+    def by_layer(self, key: str, default: Any, count: int) -> list[Any]:
+        """A value of each of so many layers. A value that is no list is that of all."""
+        value = self.of_model(key, default)
+        values = value[:count] if isinstance(value, list) else [value] * count
+        if len(values) != count or any(type(one) is not type(values[0]) for one in values):
+            raise ValueError(f"{key} is {value!r}, and there are {count} layers")
+        return values
+
+    def size(self, key: str) -> int:
+        """A whole number from one on, under the family's name. ValueError for what is none."""
+        value = self.of_model(key)
+        if type(value) is not int or value < 1:
+            raise ValueError(f"{self.architecture}.{key} is {value!r}")
+        return value
+
+    def has_in_layers(self, tensor: str) -> bool:
+        """Whether a layer has such a tensor."""
+        return any(name.startswith("blk.") and name.split(".", 2)[-1] == tensor for name in self.tensors)
+
     def has_read(self, key: str) -> bool:
         """Whether somebody has asked for a value under the family's name."""
         return f"{self.architecture}.{key}" in self._read

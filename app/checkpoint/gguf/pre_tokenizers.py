@@ -63,12 +63,18 @@ _DEEPSEEK_V3 = (
     rf"| ?[\p{{P}}\p{{S}}]+[\r\n]*|{_LINES_AND_BLANKS}",
 )
 
+_EXAONE_MOE = (
+    rf"{_CONTRACTIONS}|[^\r\n\p{{L}}\p{{N}}]?(?:\p{{L}}\p{{M}}*(?: \p{{L}}\p{{M}}*)*)+|\p{{N}}"
+    r"| ?[^\s\p{L}\p{N}]+[\r\n/]?|\s*[\r\n]|\s+(?!\S)|\s+"
+)
+"""Words that follow one another are one piece."""
+
 _KINDS: tuple[tuple[str, PreTokenizer], ...] = (
     ("default", PreTokenizer((r"[\p{P}\$\+<=>\^~\|]+", _GPT2, r"\p{N}+", "[0-9][0-9][0-9]"))),
     ("falcon", PreTokenizer((r"[\p{P}\$\+<=>\^~\|`]+", _GPT2, "[0-9][0-9][0-9]"))),
     ("gpt-2 phi-2 mpt olmo jais trillion granite-docling gigachat a.x-4.0 mellum exaone4", PreTokenizer((_GPT2,))),
     ("smollm starcoder refact command-r codeshell exaone minerva-7b mellum2", PreTokenizer((r"\p{N}", _GPT2))),
-    ("llama-bpe llama3 llama-v3 falcon3 pixtral midm-2.0 lfm2", PreTokenizer((_LLAMA3,), True, True)),
+    ("llama-bpe llama3 llama-v3 falcon3 falcon-h1 pixtral midm-2.0 lfm2", PreTokenizer((_LLAMA3,), True, True)),
     ("dbrx smaug-bpe chatglm-bpe", PreTokenizer((_LLAMA3,))),
     ("glm4 glm5", PreTokenizer((_LLAMA3,), ignores_merges=True)),
     ("minicpm5", PreTokenizer((r"\p{N}{1,3}", _words(r"\p{N}+")), ignores_merges=True)),
@@ -76,6 +82,7 @@ _KINDS: tuple[tuple[str, PreTokenizer], ...] = (
     ("qwen35", PreTokenizer((_words(r"\p{N}", r"\p{L}\p{M}"),))),
     ("tekken", PreTokenizer((_cased(r"\p{N}", ""),), True, True)),
     ("gpt-4o llama4 kanana2 talkie minimax-m2", PreTokenizer((_GPT4O,))),
+    ("exaone-moe", PreTokenizer((_EXAONE_MOE,))),
     ("deepseek-llm", PreTokenizer(_DEEPSEEK_LLM)),
     ("deepseek-coder", PreTokenizer((r"[\r\n]", r"\s?\p{L}+", r"\s?\p{P}+", _CJK, r"\p{N}"))),
     ("deepseek-v3 hunyuan-dense joyai-llm hy_v4", PreTokenizer(_DEEPSEEK_V3)),

@@ -81,6 +81,7 @@ _NAMES_OF_LAYER = {
     "llama": _OF_LAYER | _OF_MIXTRAL,
     "olmoe": _OF_LAYER | _OF_EXPERTS,
     "qwen3moe": _OF_LAYER | _OF_EXPERTS,
+    "qwen3vlmoe": _OF_LAYER | _OF_EXPERTS,
     "phi3": _OF_LAYER | _OF_PHI3,
     "gemma2": _OF_LAYER | _OF_GEMMA,
     "gemma3": _OF_LAYER | _OF_GEMMA,
@@ -89,7 +90,7 @@ _NAMES_OF_LAYER = {
 """From llama.cpp's names to a checkpoint's, by family; for all others _OF_LAYER."""
 
 
-_ROTATE_NEIGHBOURS = {"llama", "smollm3", "internlm2", "granite", "mistral3", "arcee"}
+_ROTATE_NEIGHBOURS = {"llama", "smollm3", "internlm2", "granite", "granitemoe", "granitehybrid", "mistral3", "arcee"}
 """Families whose rotary embedding turns neighbouring dimensions in llama.cpp, and halves in transformers."""
 
 
