@@ -1,6 +1,9 @@
 """The served model, as all routes see it."""
 
+import asyncio
 import hashlib
+import time
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal
@@ -36,6 +39,8 @@ from .edge.kept_prompts import KeptPrompts
 from .edge.request_log import RequestLog
 from .edge.resumable import ResumableStreams
 
+_LOOK_SECONDS = 0.2
+"""Time between two looks whether a model that is being loaded has failed."""
 Modality = Literal["text", "image", "audio"]
 _DOES: dict[Task, str] = {
     "generate": "generates text",
@@ -87,6 +92,26 @@ class Service:
         if self.engine.ready is None:
             raise EngineUnavailableError(self.engine.failure or "the model is still loading")
         return self.engine.ready
+
+    async def look(self, seconds: float | None = None) -> None:
+        """Wait until the engine is ready, but only for so long; None: for a moment."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(_LOOK_SECONDS if seconds is None else seconds):
+                await self.engine.wait_until_ready()
+
+    async def wait_until_ready(self, entry: RequestLog) -> None:
+        """Wait for an engine, for which one of several models is woken, until the request's deadline.
+
+        Raises EngineUnavailableError if there will be none, and DeadlineError.
+        """
+        while self.engine.ready is None:
+            if self.lifecycle is not None:
+                self.lifecycle.want()
+                if reason := self.lifecycle.reason:
+                    raise EngineUnavailableError(f"the model '{self.model_name}' cannot be loaded: {reason}")
+            if entry.deadline is not None and time.monotonic() > entry.deadline:
+                raise self.expired(entry)
+            await self.look()
 
     @cached_property
     def fingerprint(self) -> str:

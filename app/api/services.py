@@ -2,24 +2,20 @@
 
 import asyncio
 import re
-import time
 from collections.abc import Sequence
-from contextlib import suppress
 
 import msgspec
 from fastapi import Request
 from starlette.datastructures import State
 
 from ..core.nearest import did_you_mean
-from ..errors import EngineUnavailableError, InvalidRequestError, NotFoundError, QueueFullError
+from ..errors import InvalidRequestError, NotFoundError, QueueFullError
 from .edge.azure import PATH_MODEL
 from .edge.form import is_form_type
 from .edge.middleware import CHOSEN
 from .edge.request_log import RequestLog
 from .service import Service
 
-_LOOK_SECONDS = 0.2
-"""Time between two looks whether a model that is being loaded has failed."""
 _LONGEST_PAUSE = 600.0
 """Seconds before work that can wait has a model tried again that has failed again and again. Others need not pause so
 long: a request of somebody who has mended the model has it tried sooner."""
@@ -83,22 +79,16 @@ class Services:
 
     async def _wake(self, service: Service, entry: RequestLog) -> None:
         """Wait until a model is loaded, if it sleeps. Raises EngineUnavailableError if it cannot be."""
-        lifecycle, name = service.lifecycle, service.model_name
-        assert lifecycle is not None
-        lifecycle.want()
+        assert service.lifecycle is not None
+        name = service.model_name
+        service.lifecycle.want()
         if service.engine.ready is not None:
             return
         if self._waiting[name] >= service.settings.max_queue:
             raise QueueFullError(f"{self._waiting[name]} requests wait for the model to be loaded; try again later")
         self._waiting[name] += 1
         try:
-            while service.engine.ready is None:
-                if reason := lifecycle.reason:
-                    raise EngineUnavailableError(f"the model '{name}' cannot be loaded: {reason}")
-                if entry.deadline is not None and time.monotonic() > entry.deadline:
-                    raise service.expired(entry)
-                lifecycle.want()
-                await _look(service)
+            await service.wait_until_ready(entry)
         finally:
             self._waiting[name] -= 1
 
@@ -111,7 +101,7 @@ class Services:
         assert service.lifecycle is not None
         while service.engine.ready is None:
             if (pause := service.lifecycle.seconds_to_pause(_LONGEST_PAUSE)) > 0:
-                await _look(service, pause)
+                await service.look(pause)
                 continue
             async with self._turn:
                 await self._try_to_wake(service)
@@ -121,10 +111,10 @@ class Services:
         assert service.lifecycle is not None
         while service.engine.ready is None and not service.lifecycle.seconds_to_pause(_LONGEST_PAUSE):
             if any(other.state == "loading" for other in self.all if other is not service):
-                await _look(service)
+                await service.look()
                 return
             service.lifecycle.want()
-            await _look(service)
+            await service.look()
 
     def keep_awake(self) -> None:
         """To be called now and then: models that have requests do not sleep, and one that has failed has none."""
@@ -135,13 +125,6 @@ class Services:
                 service.engine.end_all(reason)
             else:
                 service.lifecycle.want()
-
-
-async def _look(service: Service, seconds: float | None = None) -> None:
-    """Wait until a model is ready, but only for so long; None: for a moment."""
-    with suppress(TimeoutError):
-        async with asyncio.timeout(_LOOK_SECONDS if seconds is None else seconds):
-            await service.engine.wait_until_ready()
 
 
 def named(path: str, content_type: str, body: bytes) -> str | None:

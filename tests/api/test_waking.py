@@ -12,7 +12,7 @@ from typing import Any, cast
 import msgspec
 import pytest
 
-from app.api import services
+from app.api import service
 from app.api.batches import run, runner
 from app.api.batches.lines import Line
 from app.api.batches.objects import BatchObject, RequestCounts
@@ -50,7 +50,7 @@ class Model:
     def serves(self, name: str) -> bool:
         return name == self.model_name
 
-    state, ready = Service.state, Service.ready
+    state, ready, look = Service.state, Service.ready, Service.look
 
 
 class House:
@@ -117,7 +117,7 @@ def house(monkeypatch: pytest.MonkeyPatch) -> House:
     real = lifecycle.pause_after
     for module in (lifecycle, models):
         monkeypatch.setattr(module, "pause_after", pause_after)
-    monkeypatch.setattr(services, "_LOOK_SECONDS", 0.001)
+    monkeypatch.setattr(service, "_LOOK_SECONDS", 0.001)
     monkeypatch.setattr(runner, "_LOOK_SECONDS", 0.001)
     return House(monkeypatch, "first", "broken", "last")
 

@@ -58,7 +58,7 @@ class InTurn:
     async def _submit(self, choices: Sequence[Choice], n: int) -> Generation:
         """Raises QueueFullError for the first one, and EngineUnavailableError if there is no engine for it.
 
-        Later ones wait, so that what is done so far is not lost.
+        Later ones wait until the call's deadline, so that what is done so far is not lost. Raises DeadlineError.
         """
         while True:
             try:
@@ -70,7 +70,7 @@ class InTurn:
             except EngineUnavailableError:  # it has died since the one before
                 if self._running is None:
                     raise
-                await self._service.engine.wait_until_ready()
+                await self._service.wait_until_ready(self._entry)
 
     def _count(self, usage: Usage) -> None:
         """Have the log, which has the usage of the last, tell what all took together."""
