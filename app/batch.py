@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from .api.batches.lines import Checked, Line, answer_line, answered, check_lines, parse_line, read_lines
 from .api.batches.run import Group, run_lines
@@ -24,9 +24,9 @@ _SHOWN_PROBLEMS = 5
 class _Output:
     """The file of answers: as they come, or in the order of the requests."""
 
-    def __init__(self, target: Path, order: list[str] | None) -> None:
+    def __init__(self, file: BinaryIO, order: list[str] | None) -> None:
         """`order`: the ids of the requests whose answers are to come, if that is to be the order of the lines."""
-        self._target = target
+        self._file = file
         self._order = order
         self._next = 0
         self._waiting: dict[str, bytes] = {}
@@ -38,21 +38,21 @@ class _Output:
         self.num_answers += 1
         self.num_failed += answer.status != 200
         text = answer_line(f"batch_req_{uuid.uuid4().hex}", line.custom_id, answer)
-        with self._target.open("ab") as file:
-            if self._order is None:
-                file.write(text)
-                return
+        if self._order is None:
+            self._file.write(text)
+        else:
             self._waiting[line.custom_id] = text
             while self._next < len(self._order) and (ready := self._waiting.pop(self._order[self._next], None)):
-                file.write(ready)
+                self._file.write(ready)
                 self._next += 1
+        self._file.flush()  # so that it is there however this process ends
 
 
 def run_batch(source: Path, target: Path, is_ordered: bool, **flags: Any) -> str:
     """Answer the requests of a file that are not answered in `target` yet. Returns what has been done, for people.
 
-    Of several models, one runs after the other. Raises StartupError if a line is no request, or a model cannot be
-    loaded; PacelineError if the engine is lost.
+    Of several models, one runs after the other. Raises StartupError if a line is no request, `target` cannot be
+    written, or a model cannot be loaded; PacelineError if the engine is lost.
     """
     checked = _check(source)
     done = _done(source, target)
@@ -61,11 +61,12 @@ def run_batch(source: Path, target: Path, is_ordered: bool, **flags: Any) -> str
     if done:
         print(f"{len(done)} of {checked.num_lines} answers are in {target} already", file=sys.stderr)
     settings = load_settings(takes_several=True, **{"log_level": "warning", **flags})
-    output = _Output(target, [line.custom_id for line in _left(source, done)] if is_ordered else None)
-    for own, is_for in _models(settings):
-        lines = (line for line in _left(source, done) if is_for(line))
-        if (first := next(lines, None)) is not None:
-            _run(own, chain([first], lines), output, len(done), checked.num_lines)
+    with _open(target) as file:
+        output = _Output(file, [line.custom_id for line in _left(source, done)] if is_ordered else None)
+        for own, is_for in _models(settings):
+            lines = (line for line in _left(source, done) if is_for(line))
+            if (first := next(lines, None)) is not None:
+                _run(own, chain([first], lines), output, len(done), checked.num_lines)
     failed = f", {output.num_failed} of them errors" if output.num_failed else ""
     return f"{output.num_answers} answers written to {target}{failed}"
 
@@ -130,6 +131,13 @@ def _done(source: Path, target: Path) -> set[str]:
         raise StartupError(error.message) from None
     except OSError as error:
         raise StartupError(f"{target} cannot be read: {error.strerror}") from None
+
+
+def _open(target: Path) -> BinaryIO:
+    try:
+        return target.open("ab")
+    except OSError as error:
+        raise StartupError(f"{target} cannot be written: {error.strerror}") from None
 
 
 def _left(source: Path, done: set[str]) -> Iterator[Line]:

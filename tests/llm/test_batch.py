@@ -21,12 +21,12 @@ def request(custom_id: str, **body: object) -> str:
 
 def test_a_run_that_was_broken_off_goes_on(tmp_path: Path) -> None:
     source, target = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
-    names = [f"r{number}" for number in range(12)]
+    names = [f"r{number}" for number in range(4)]  # whose answers together are shorter than a file's buffer
     slow = [request("slow", max_tokens=8000)]  # the others behind it have their answers long before
     source.write_text("\n".join([request(names[0]), *slow, *map(request, names[1:])]) + "\n")
     options = ("--worker", "echo", "--max-num-seqs", "2")
     with popen(*COMMAND, str(source), str(target), *options) as process:
-        wait_until(lambda: target.exists() and target.read_bytes().count(b"\n") >= 3)
+        wait_until(lambda: target.exists() and target.read_bytes().count(b"\n") >= 3)  # each at once
         process.send_signal(signal.SIGINT)
         _, log = process.communicate(timeout=PATIENCE)
     assert process.returncode == 1
@@ -36,7 +36,7 @@ def test_a_run_that_was_broken_off_goes_on(tmp_path: Path) -> None:
     target.write_text("".join(before[:-1]) + before[-1][:20])  # as if it had been killed while it wrote
     code, output, log = run(*COMMAND, str(source), str(target), *options)
     assert (code, output) == (0, "")
-    assert f"{len(before) - 1} of 13 answers are in" in log
+    assert f"{len(before) - 1} of 5 answers are in" in log
     lines = [json.loads(line) for line in target.read_text().splitlines()]
     assert sorted(line["custom_id"] for line in lines) == sorted([*names, "slow"])
     assert {line["response"]["status_code"] for line in lines} == {200}
@@ -73,8 +73,11 @@ def test_a_wrong_file_for_the_answers_stays_as_it_is(tmp_path: Path) -> None:
         assert other.read_text() == text
 
 
-def test_lines_that_are_no_requests_are_named(tmp_path: Path) -> None:
+def test_lines_that_are_no_requests_and_a_folder_that_is_missing_are_named(tmp_path: Path) -> None:
     source = tmp_path / "in.jsonl"
+    source.write_text(request("a"))
+    with pytest.raises(StartupError, match=r"out.jsonl cannot be written: No such file or directory"):
+        run_batch(source, tmp_path / "nowhere" / "out.jsonl", is_ordered=False)
     source.write_text(request("a") + "\n" + request("a") + "\nnothing\n")
     with pytest.raises(StartupError, match="line 2: custom_id: 'a' occurs twice; line 3: the line is no JSON"):
         run_batch(source, tmp_path / "out.jsonl", is_ordered=False)
