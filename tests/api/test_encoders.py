@@ -157,6 +157,28 @@ def test_what_a_model_cannot_do_is_named(
         assert server.get("/v1/models").json()["data"][0]["tasks"] == list(config.tasks)
 
 
+@pytest.mark.parametrize("path", ["/v1/embeddings", "/v1/classify"])
+def test_images_are_refused_by_their_names_where_texts_are_read(
+    embedder: Server, classifier: Server, path: str
+) -> None:
+    server = embedder if path == "/v1/embeddings" else classifier
+    image, url = {"image": "data:image/png;base64,"}, {"type": "image_url", "image_url": {"url": "data:image/png"}}
+    for given, field, why in (
+        (image, "input", "and no images"),
+        ([image], "input[0]", "and no images"),
+        (["a", url], "input[1]", "and no images"),
+        ([1, {"text": "a"}], "input[1]", "this is an object"),
+        ([["a"], [1]], "input[0][0]", "valid integer"),
+    ):
+        answer = server.post(path, {"input": given})
+        error = answer.json()["error"]
+        assert (answer.status_code, error["param"]) == (400, field), error
+        assert error["message"].startswith(f"{field}: ")
+        assert why in error["message"]
+    chat = {"messages": [{"role": "user", "content": [url]}]}
+    assert "image_url" in server.post(path, chat).json()["error"]["message"]
+
+
 def test_normalisation_and_prompts_are_the_clients_choice(model_folder: Path) -> None:
     prompts = (("query", "Instruct: Find a\nQuery: "), ("document", "d: "))
     for server in serving(model_folder, EncoderConfig("embed", 256, Modules(normalizes=True), prompts=prompts)):

@@ -2,9 +2,9 @@
 
 from typing import Any, Literal
 
-from pydantic import ConfigDict, Field
+from pydantic import ConfigDict, Field, field_validator
 
-from ...errors import InvalidRequestError
+from ...errors import InvalidRequestError, UnsupportedError
 from ..chat.message import Message
 from ..edge.body import Label, RequestBody, Unsupported, refused
 from ..generation.fields import Prompt
@@ -35,6 +35,19 @@ class InputFields(EncoderFields):
     messages: list[Message] = Field(default_factory=list, description="a chat, which is one input")
     add_generation_prompt: bool = Field(False, description="of a chat: begin the assistant's next message")
     chat_template_kwargs: dict[str, Any] = Field(default_factory=dict, description="of a chat")
+
+    @field_validator("input", mode="before")
+    @classmethod
+    def _refuse_parts(cls, given: Any) -> Any:
+        """Raise UnsupportedError for images, and InvalidRequestError for other parts that models of images read."""
+        places = enumerate(given) if isinstance(given, list) else [(None, given)]
+        for index, part in places:
+            if isinstance(part, dict):
+                path = "input" if index is None else f"input[{index}]"
+                if part.keys() & {"image", "image_url"}:
+                    raise UnsupportedError(f"{path}: this model reads texts, and no images", path)
+                raise InvalidRequestError(f"{path}: a text or token ids are expected, and this is an object", path)
+        return given
 
     def check(self) -> None:
         """See `RequestBody.check`."""
