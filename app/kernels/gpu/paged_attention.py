@@ -265,8 +265,6 @@ class Tiling(NamedTuple):
 
 def _tiling_of_decodes(q: Tensor, kv: LayerKV, splits: int) -> Tiling:
     """Measured on an H200, for heads of 128 dimensions, 1 to 256 requests, and pasts of about 512 and 2048 tokens."""
-    if has_values_in_keys(kv):
-        return Tiling(64, 4 if q.shape[1] <= 16 * kv.k.shape[1] else 8, 2)
     are_many = q.shape[0] * kv.k.shape[1] * splits >= MANY_PROGRAMS
     if kv.k.dtype in ROUNDED_DTYPES:
         return fitting(Tiling(32, 1, 5) if are_many else Tiling(128, 4, 5), kv)
@@ -275,21 +273,31 @@ def _tiling_of_decodes(q: Tensor, kv: LayerKV, splits: int) -> Tiling:
 
 def fitting(tiling: Tiling, kv: LayerKV) -> Tiling:
     """With fewer keys, if those of all stages but one do not fit the memory of a multiprocessor."""
-    of_value = 0 if has_values_in_keys(kv) else max(LEAST_BLOCK_V, kv.v.shape[3])
-    bytes_of_key = (kv.k.shape[3] + of_value) * kv.k.itemsize
+    bytes_of_key = (kv.k.shape[3] + max(LEAST_BLOCK_V, kv.v.shape[3])) * kv.k.itemsize
     keys = tiling.keys
-    while keys > 16 and (tiling.stages - 1) * keys * bytes_of_key > _shared_memory():
+    while keys > 16 and (tiling.stages - 1) * keys * bytes_of_key > _shared_memory() * 7 // 8:  # of all but queries
         keys //= 2
     return tiling._replace(keys=keys)
 
 
+def _tiling_of_latents(rows: int, q: Tensor, kv: LayerKV) -> Tiling:
+    """Of so many queries with as long keys, all of which are in the memory of a multiprocessor: measured on an H200,
+    which has room for 64 keys with 64 queries of DeepSeek's 576 dimensions.
+    """
+    left = _shared_memory() // kv.k.shape[3] - rows * q.itemsize
+    keys, stages = next(
+        (size for size in ((64, 2), (32, 2), (16, 2)) if size[0] * size[1] * kv.k.itemsize <= left), (16, 1)
+    )
+    return Tiling(keys, 4 if rows <= 16 else 8, stages)
+
+
 @cache
 def _shared_memory() -> int:
-    """Bytes of a multiprocessor for keys and values: an eighth is left for all else."""
+    """Bytes of a multiprocessor."""
     if not torch.cuda.is_available():
         return 2**17
     device = torch.cuda.current_device()
-    return int(triton.runtime.driver.active.utils.get_device_properties(device)["max_shared_mem"]) * 7 // 8
+    return int(triton.runtime.driver.active.utils.get_device_properties(device)["max_shared_mem"])
 
 
 def has_values_in_keys(kv: LayerKV) -> bool:
@@ -330,8 +338,11 @@ def decode(
     their query heads are DECODE_QUERIES. sinks (heads,): see `app.attention.layer.Attention.forward`; bias (heads,
     distances): see `app.attention.config.LayerCache`. `splits`, a power of two: parts that each past is cut into.
     """
-    tiling = tiling or _tiling_of_decodes(q, kv, splits)
     sizes = _sizes(q.shape[1], kv)
+    num_rows = max(DECODE_QUERIES, triton.next_power_of_2(sizes["GROUP"]))
+    if tiling is None:
+        is_latent = has_values_in_keys(kv)
+        tiling = _tiling_of_latents(num_rows, q, kv) if is_latent else _tiling_of_decodes(q, kv, splits)
     decodes, v_dim = q.shape[0], kv.v.shape[3]
     partial = lse = out
     if splits > 1:
@@ -341,9 +352,8 @@ def decode(
         _decode, (decodes, sizes["KV_HEADS"] * sizes["PARTS"], splits),
         q, *_caches(kv), tables, rows, seq_lens, counts, q if sinks is None else sinks, q if bias is None else bias,
         out, partial, lse, scale, softcap or 0.0, 0 if bias is None else bias.shape[1], tables.stride(0), splits,
-        **sizes, ROWS=max(DECODE_QUERIES, triton.next_power_of_2(sizes["GROUP"])),
-        TILE=tiling.keys, IS_WHOLE=splits == 1, WINDOW=window or 0, CHUNKED=chunked, SOFTCAP=softcap is not None,
-        SINKS=sinks is not None, BIAS=bias is not None, SLOW=q.dtype is torch.float32,
+        **sizes, ROWS=num_rows, TILE=tiling.keys, IS_WHOLE=splits == 1, WINDOW=window or 0, CHUNKED=chunked,
+        SOFTCAP=softcap is not None, SINKS=sinks is not None, BIAS=bias is not None, SLOW=q.dtype is torch.float32,
         SCALED=kv.k.dtype in ROUNDED_DTYPES, STAGES=tiling.stages, overlaps=decodes <= OVERLAPPING_DECODES,
         num_warps=tiling.warps, num_stages=tiling.stages,
     )  # fmt: skip
@@ -419,19 +429,17 @@ def chunks(
     its tokens see all, if that is behind them.
     """
     sizes = _sizes(q.shape[1], kv)
-    tiling = fitting(_tiling_of_chunks(kv), kv)
+    num_rows = max(16, triton.next_power_of_2(tile_tokens * sizes["GROUP"]))
+    tiling = _tiling_of_latents(num_rows, q, kv) if has_values_in_keys(kv) else fitting(_tiling_of_chunks(kv), kv)
     launch(
         _chunks, (tiles.shape[0], sizes["KV_HEADS"] * sizes["PARTS"]),
         q, *_caches(kv), tables, tiles, q if sinks is None else sinks, q if bias is None else bias, out, scale,
         softcap or 0.0, 0 if bias is None else bias.shape[1], tables.stride(0),
-        **sizes, ROWS=max(16, triton.next_power_of_2(tile_tokens * sizes["GROUP"])), TILE=tiling.keys,
-        WINDOW=window or 0, CHUNKED=chunked, SOFTCAP=softcap is not None, SINKS=sinks is not None,
-        BIAS=bias is not None, SLOW=q.dtype is torch.float32, SCALED=kv.k.dtype in ROUNDED_DTYPES,
-        STAGES=tiling.stages, num_warps=tiling.warps, num_stages=tiling.stages,
+        **sizes, ROWS=num_rows, TILE=tiling.keys, WINDOW=window or 0, CHUNKED=chunked,
+        SOFTCAP=softcap is not None, SINKS=sinks is not None, BIAS=bias is not None, SLOW=q.dtype is torch.float32,
+        SCALED=kv.k.dtype in ROUNDED_DTYPES, STAGES=tiling.stages, num_warps=tiling.warps, num_stages=tiling.stages,
     )  # fmt: skip
 
 
 def _tiling_of_chunks(kv: LayerKV) -> Tiling:
-    if has_values_in_keys(kv):
-        return Tiling(64, 8, 2)
     return Tiling(128, 4, 3) if kv.k.dtype in ROUNDED_DTYPES else Tiling(64, 4, 2)
