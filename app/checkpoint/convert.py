@@ -41,7 +41,7 @@ _SAMPLING = {
 }
 """Names of sampling parameters in GGUF files, by gguf.Keys.General, and in generation_config.json."""
 
-_READ_BY_NAME = {"gpt-oss", "minimax-m2", "mamba"}
+_READ_BY_NAME = {"gpt-oss", "minimax-m2", "mamba", "gemma4"}
 """Families of which transformers reads less than their files have; see `transformers_reads`."""
 
 
@@ -178,8 +178,8 @@ def _convert_weights(file: GgufFile, known: dict[str, Any] | None, folder: Path)
 def transformers_reads(file: GgufFile) -> bool:
     """Whether transformers can read a file: of some families, and not in parts.
 
-    Of GPT-OSS it reads no file that says how YaRN is scaled, as all do, of MiniMax-M2 no experts, and of Mamba not
-    Falcon's.
+    Of GPT-OSS it reads no file that says how YaRN is scaled, as all do, of MiniMax-M2 no experts, of Mamba not
+    Falcon's, and of Gemma 4 not what its layers differ in.
     """
     from transformers.integrations.ggml import GGUF_CONFIG_MAPPING
 

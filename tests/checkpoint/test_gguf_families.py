@@ -29,6 +29,20 @@ LATENT_KEYS = {"attention.q_lora_rank": 16, "attention.kv_lora_rank": 16, "rope.
                "expert_used_count": 2, "expert_shared_count": 1, "expert_feed_forward_length": 16,
                "leading_dense_block_count": 1}  # fmt: skip
 
+GEMMA_4: dict[str, Any] = {
+    "num_hidden_layers": 4, "layer_types": ["sliding_attention", "full_attention"] * 2, "head_dim": 16,
+    "global_head_dim": 32, "sliding_window": 8,
+    "rope_parameters": {
+        "full_attention": {"rope_type": "proportional", "partial_rotary_factor": 0.25, "rope_theta": 1e6},
+        "sliding_attention": default(),
+    },
+}  # fmt: skip
+GEMMA_4_KEYS = {
+    "block_count": 4, "attention.sliding_window": 8, "attention.sliding_window_pattern": [True, False, True, False],
+    "attention.key_length": 32, "attention.value_length": 32, "attention.key_length_swa": 16,
+    "attention.value_length_swa": 16, "rope.dimension_count": 32, "rope.dimension_count_swa": 16,
+    "rope.freq_base": 1e6, "rope.freq_base_swa": 1e4,
+}  # fmt: skip
 MULTIPLIERS: dict[str, Any] = {
     "attention_in_multiplier": 0.9, "key_multiplier": 0.8, "attention_out_multiplier": 1.1, "ssm_in_multiplier": 1.2,
     "ssm_out_multiplier": 0.7, "mlp_multipliers": [0.9, 1.3], "lm_head_multiplier": 0.6, "embedding_multiplier": 1.5,
@@ -209,12 +223,43 @@ FAMILIES: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
         {"attention.key_length": 16, "attention.value_length": 16, "attention.sliding_window": 8, "block_count": 7,
          "rope.scaling.type": "linear", "rope.scaling.factor": 8.0, "rope.freq_base": 1e6},
     ),
+    "gemma4": (
+        "Gemma4Text",
+        GEMMA_4 | {"num_kv_shared_layers": 2, "use_double_wide_mlp": True, "hidden_size_per_layer_input": 8,
+                   "vocab_size_per_layer_input": 268, "final_logit_softcapping": 30.0},
+        GEMMA_4_KEYS | {"attention.shared_kv_layers": 2, "feed_forward_length": [96, 96, 192, 192],
+                        "embedding_length_per_layer_input": 8, "final_logit_softcapping": 30.0},
+    ),
+    "gemma4, with experts": (
+        "Gemma4Text",
+        GEMMA_4 | {"hidden_size_per_layer_input": 0, "attention_k_eq_v": True, "num_global_key_value_heads": 1,
+                   "enable_moe_block": True, "num_experts": 4, "top_k_experts": 2, "moe_intermediate_size": 32},
+        GEMMA_4_KEYS | {"attention.shared_kv_layers": 0, "attention.head_count_kv": [2, 1, 2, 1], "expert_count": 4,
+                        "expert_used_count": 2, "expert_feed_forward_length": 32,
+                        "embedding_length_per_layer_input": 0},
+    ),
     "mistral3": (
         "Ministral3",
         {"head_dim": 16, "rope_parameters": YARN | {"mscale": 1.0, "mscale_all_dim": 1.0, "llama_4_scaling_beta": 0.1}},
         YARN_KEYS | {"rope.scaling.yarn_log_multiplier": 1.0, "attention.temperature_scale": 0.1},
     ),
     "mistral3, small": ("Mistral", {"head_dim": 16, "sliding_window": None}, {}),
+    "exaone": ("Llama", {}, {"attention.layer_norm_epsilon": 1e-6, "attention.layer_norm_rms_epsilon": None}),
+    "minicpm": (
+        "Granite",
+        GRANITE | {"attention_multiplier": 0.25},
+        {"embedding_scale": 3.0, "residual_scale": 0.7, "logit_scale": 4.0},
+    ),
+    "olmo": (
+        "Olmo",
+        {"clip_qkv": 0.5, "rope_parameters": default()},
+        {"attention.clamp_kqv": 0.5, "attention.layer_norm_epsilon": 1e-5, "attention.layer_norm_rms_epsilon": None},
+    ),
+    "phi2": (
+        "Phi",
+        {"layer_norm_eps": 1e-5, "rope_parameters": default() | {"partial_rotary_factor": 0.5}},
+        {"attention.layer_norm_epsilon": 1e-5, "attention.layer_norm_rms_epsilon": None, "rope.dimension_count": 8},
+    ),
     "exaone4": (
         "Exaone4",
         {"sliding_window": 8, "layer_types": ["sliding_attention", "full_attention"]},
@@ -325,10 +370,28 @@ FAMILIES: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
 """llama.cpp's name, to transformers' configuration, what is special in it, and the same in a file's words."""
 
 
-PERMUTED = {"arcee", "smollm3", "granite", "granitemoe", "granitehybrid", "mistral3", "internlm2", "llama"}
+PERMUTED = {
+    "arcee",
+    "smollm3",
+    "granite",
+    "granitemoe",
+    "granitehybrid",
+    "mistral3",
+    "internlm2",
+    "llama",
+    "minicpm",
+    "olmo",
+}
 """Families that rotate neighbouring dimensions in llama.cpp, and halves in transformers."""
 
 
+ADDED_TO_ONE = {"gemma", "gemma2", "gemma3", "qwen3next", "qwen35", "qwen35moe"}
+"""Families whose norms' weights llama.cpp has added to one."""
+GEMMA_4_SCALES = {
+    "scale": "ffn_gate_inp.scale",
+    "per_expert_scale": "ffn_down_exps.scale",
+    "layer_scalar": "layer_output_scale.weight",
+}
 VALUE_HEADS = {
     "in_proj_qkv.weight": "attn_qkv.weight",
     "in_proj_z.weight": "attn_gate.weight",
@@ -371,6 +434,11 @@ def stored(family: str, name: str, weight: Any, config: Any) -> dict[str, Any]:
         weight = multiplied(name, weight, config)
     if family in ("llama4", "gpt-oss") and ".experts." in end and weight.ndim == 3:
         weight = weight.swapaxes(1, 2)
+    if family == "gemma4":
+        if end.endswith("experts.gate_up_proj"):
+            return {"ffn_gate_up_exps.weight": weight}
+        if named := GEMMA_4_SCALES.get(end.rpartition("router.")[2]):
+            return {named: weight}
     if family == "gpt-oss" and end.endswith("sinks"):
         return {"attn_sinks.weight": weight}
     if family == "gpt-oss" and ".experts." in end:
@@ -394,7 +462,7 @@ def stored(family: str, name: str, weight: Any, config: Any) -> dict[str, Any]:
         return {"ssm_d": weight[:, None]}
     if family.startswith("qwen35") and (tiled := VALUE_HEADS.get(end.rpartition("linear_attn.")[2])):
         return {tiled: in_turns(weight, tiled)}
-    adds_one = weight.ndim == 1 and "linear_attn" not in end and family.startswith(("gemma", "qwen3next", "qwen35"))
+    adds_one = weight.ndim == 1 and "linear_attn" not in end and family in ADDED_TO_ONE
     return {"": weight.squeeze() + adds_one}
 
 
@@ -438,6 +506,8 @@ def write_family(path: Path, case: str) -> Any:
         tensor = tensor.detach()
         if path_of_one.endswith(("A_log", "dt_bias")):
             tensor.abs_().div_(2)
+        elif path_of_one.endswith("layer_scalar"):
+            tensor.fill_(0.7)
         elif path_of_one.endswith(("correction_bias", "expert_bias")):
             tensor.copy_(torch.linspace(0, 1, tensor.numel()).view_as(tensor))
         layer = path_of_one.partition("layers.")[2].partition(".")[0]
@@ -449,6 +519,10 @@ def write_family(path: Path, case: str) -> Any:
             known = [names.get_name(spelling, try_suffixes=(".weight", ".bias")) for spelling in spellings]
             writer.add_tensor(f"blk.{layer}.{end}" if end else next(filter(None, known)), np.ascontiguousarray(part))
     add_keys(writer, numbers)
+    if family == "gemma4":
+        writer.add_tensor("rope_freqs.weight", np.array([1.0] * 4 + [1e30] * 12, np.float32))
+        if keys["attention.shared_kv_layers"]:  # what layers have and do not use
+            writer.add_tensor("blk.3.attn_k.weight", np.ones((64, 64), np.float32))
     if "nextn_predict_layers" in keys:  # a draft head, which is left out
         writer.add_tensor(f"blk.{config.num_hidden_layers}.nextn.eh_proj.weight", np.ones((64, 128), np.float32))
     writer.write_header_to_file()

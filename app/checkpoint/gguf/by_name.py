@@ -150,6 +150,11 @@ _REARRANGED: Mapping[str, _Table] = {
     "jamba": _STATES,
     "granitemoe": _GRANITE,
     "granitehybrid": _GRANITE,
+    "gemma4": {
+        ".layer_scalar": (_Made(("layer_output_scale.weight",)),),
+        ".router.scale": (_Made(("ffn_gate_inp.scale",)),),
+        ".router.per_expert_scale": (_Made(("ffn_down_exps.scale",)),),
+    },
     "lfm2moe": {".expert_bias": (_Made(("exp_probs_b.bias",)),)},
 }
 """By family. What is not here, or in none of these ways in a file, is stored as it is."""

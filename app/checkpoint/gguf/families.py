@@ -2,10 +2,12 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from math import isclose
 from typing import Any
 
 from .experts import deepseek, ernie_moe, exaone_moe, hunyuan_moe, minimax_m2, routed
 from .file import GgufFile
+from .gemma import gemma, gemma4
 from .recurrent import (
     falcon_h1,
     granite_hybrid,
@@ -59,8 +61,6 @@ _NO_ATTENTION = (
     "attention.head_count_kv",
     "attention.layer_norm_rms_epsilon",
 )
-_GEMMA_27B_LAYERS = {"gemma2": 46, "gemma3": 62}
-"""Gemma's largest models scale attention by their width; llama.cpp, too, knows them by their number of layers."""
 
 
 def _experts_always_normed(is_normed: bool) -> Callable[[GgufFile, Config], Config]:
@@ -80,6 +80,26 @@ def _llama(file: GgufFile, _config: Config) -> Config:
     counts = {"expert_count": "num_local_experts", "expert_used_count": "num_experts_per_tok"}
     own = {new: file.of_model(key) for key, new in counts.items()}
     return own | {"model_type": "mixtral", "architectures": ["MixtralForCausalLM"]}
+
+
+def _exaone(file: GgufFile, _config: Config) -> Config:
+    """A Llama under other names, whose norms' epsilon has been under two."""
+    of_norms = file.of_model("attention.layer_norm_rms_epsilon"), file.of_model("attention.layer_norm_epsilon")
+    return {"rms_norm_eps": next(filter(None, of_norms), None)}
+
+
+def _minicpm(file: GgufFile, config: Config) -> Config:
+    """A Granite under other names. Files that do not say what it multiplies by are older than these keys."""
+    if missing := [key for key in ("embedding_scale", "residual_scale", "logit_scale") if not file.of_model(key)]:
+        raise ValueError(f"the file lacks minicpm.{missing[0]}")
+    return _granite_scales(file, config)
+
+
+def _olmo(file: GgufFile, _config: Config) -> Config:
+    """Norms without weights, and with an epsilon that is always the same."""
+    if not isclose(eps := file.of_model("attention.layer_norm_epsilon", 1e-5), 1e-5, rel_tol=1e-6):
+        raise ValueError(f"attention.layer_norm_epsilon is {eps}, and not 1e-5")
+    return {"clip_qkv": file.of_model("attention.clamp_kqv")}
 
 
 def _granite(file: GgufFile, config: Config) -> Config:
@@ -123,25 +143,6 @@ def _exaone_moe(file: GgufFile, config: Config) -> Config:
 
 def _phi3(file: GgufFile, _config: Config) -> Config:
     return {"sliding_window": file.of_model("attention.sliding_window") or None}
-
-
-def _gemma(file: GgufFile, config: Config) -> Config:
-    family = file.architecture
-    is_largest = config["num_hidden_layers"] == _GEMMA_27B_LAYERS[family]
-    width = config["hidden_size"] // config["num_attention_heads"] if is_largest else config["head_dim"]
-    own = {
-        "query_pre_attn_scalar": width,
-        "final_logit_softcapping": file.of_model("final_logit_softcapping", 30.0 if family == "gemma2" else None),
-        "sliding_window": file.of_model("attention.sliding_window", 4096),
-    }
-    if family == "gemma2":
-        return own | {"attn_logit_softcapping": file.of_model("attn_logit_softcapping", 50.0)}
-    pattern = file.of_model("attention.sliding_window_pattern", 6)
-    if not isinstance(pattern, int):
-        raise ValueError("a list of layers with windows is not supported")
-    local = {"rope_type": "default", "rope_theta": file.of_model("rope.freq_base_swa", 10000.0)}
-    rope = {"full_attention": config["rope_parameters"], "sliding_attention": local}
-    return own | {"sliding_window_pattern": pattern, "rope_parameters": rope}
 
 
 def _windows(file: GgufFile, config: Config) -> Config:
@@ -265,6 +266,25 @@ FAMILIES = {
     "dots1": Family(model_type="dots1", architecture="Dots1ForCausalLM", own=routed),
     "arcee": Family(model_type="arcee", architecture="ArceeForCausalLM", has=_QKV_BIAS | _MLP_BIAS),
     "ernie4_5": Family(model_type="ernie4_5", architecture="Ernie4_5ForCausalLM"),
+    "exaone": Family(
+        model_type="llama",
+        architecture="LlamaForCausalLM",
+        own=_exaone,
+        left_out=("attention.layer_norm_rms_epsilon",),
+    ),
+    "minicpm": Family(model_type="granite", architecture="GraniteForCausalLM", own=_minicpm),
+    "olmo": Family(
+        model_type="olmo",
+        architecture="OlmoForCausalLM",
+        own=_olmo,
+        left_out=("attention.layer_norm_rms_epsilon",),
+    ),
+    "phi2": Family(
+        model_type="phi",
+        architecture="PhiForCausalLM",
+        fields={"attention.layer_norm_epsilon": ("layer_norm_eps", None)},
+        left_out=("attention.layer_norm_rms_epsilon",),
+    ),
     "exaone4": Family(model_type="exaone4", architecture="Exaone4ForCausalLM", own=_windows),
     **dict.fromkeys(
         ("granite", "granitemoe"),
@@ -372,7 +392,14 @@ FAMILIES = {
         ),
     ),
     "gemma": Family(model_type="gemma", architecture="GemmaForCausalLM"),
-    "gemma2": Family(model_type="gemma2", architecture="Gemma2ForCausalLM", own=_gemma),
-    "gemma3": Family(model_type="gemma3_text", architecture="Gemma3ForCausalLM", own=_gemma),
+    "gemma2": Family(model_type="gemma2", architecture="Gemma2ForCausalLM", own=gemma),
+    "gemma3": Family(model_type="gemma3_text", architecture="Gemma3ForCausalLM", own=gemma),
+    "gemma4": Family(
+        model_type="gemma4_text",
+        architecture="Gemma4ForCausalLM",
+        fields={"final_logit_softcapping": ("final_logit_softcapping", None)},
+        own=gemma4,
+        left_out=("attention.head_count_kv", "feed_forward_length"),
+    ),
 }
 """By llama.cpp's name."""

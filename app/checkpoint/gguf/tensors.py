@@ -90,12 +90,15 @@ _NAMES_OF_LAYER = {
 """From llama.cpp's names to a checkpoint's, by family; for all others _OF_LAYER."""
 
 
-_ROTATE_NEIGHBOURS = {"llama", "smollm3", "internlm2", "granite", "granitemoe", "granitehybrid", "mistral3", "arcee"}
+_ROTATE_NEIGHBOURS = {"llama", "smollm3", "internlm2", "granite", "granitemoe", "granitehybrid", "minicpm", "mistral3"}
+_ROTATE_NEIGHBOURS |= {"arcee", "olmo"}
 """Families whose rotary embedding turns neighbouring dimensions in llama.cpp, and halves in transformers."""
 
 
 _OTHER_EXPERTS = {"gpt-oss"}
 """Families whose experts have biases, and other forms in files than the decoder reads."""
+_ADD_ONE = {"gemma", "gemma2", "gemma3"}
+"""Families whose norms' weights are added to one, and llama.cpp has added it."""
 _DELTA_NETS = {"qwen3next", "qwen35", "qwen35moe"}
 
 
@@ -224,5 +227,5 @@ def heads_of(file: GgufFile, name: str, config: dict[str, Any]) -> int:
 
 def added_to(file: GgufFile, name: str) -> float:
     """See `StoredTensor.added`: some families have norms whose weights are added to one, and llama.cpp has added it."""
-    adds = file.architecture.startswith("gemma") or (file.architecture in _DELTA_NETS and ".ssm_" not in name)
+    adds = file.architecture in _ADD_ONE or (file.architecture in _DELTA_NETS and ".ssm_" not in name)
     return 1.0 if adds and name.endswith("norm.weight") else 0.0
