@@ -15,6 +15,8 @@ from .body import RequestBody
 FORM = "multipart/form-data"
 _MOST_TEXTS = 1024
 _MOST_TEXT_BYTES = 2**16
+_LONGEST_NAME = 80
+"""Characters of a field's name that errors tell."""
 Field = tuple[str, str | bytes]
 """A field's name, without the [] that some programs write behind it, and its text or file."""
 
@@ -104,15 +106,16 @@ def _plain(name: str) -> str:
 
 
 class _Parser(MultiPartParser):
-    """Starlette's parser, which looks at each file while it comes."""
+    """Starlette's parser, which looks at each field while it comes: Starlette's own limits do not say which it was."""
 
     spool_max_size = sys.maxsize  # nothing is written to a disk: the body is bounded, and is in memory in any case
 
     def __init__(self, request: Request, files: Files, most_texts: int = _MOST_TEXTS) -> None:
-        limits = {"max_fields": most_texts, "max_part_size": _MOST_TEXT_BYTES}
-        super().__init__(request.headers, request.stream(), max_files=files.most, **limits)
-        self._files = files
-        self._num_bytes = 0
+        limits = dict.fromkeys(("max_files", "max_fields", "max_part_size"), sys.maxsize)
+        super().__init__(request.headers, request.stream(), **limits)
+        self._files, self._most_texts = files, most_texts
+        self._name, self._num_bytes = "", 0
+        """Of the field that is coming."""
 
     def on_part_begin(self) -> None:
         # Whatever the form says (RFC 7578, 5.1.2): among Python's codecs are some that take a minute for a body.
@@ -121,18 +124,25 @@ class _Parser(MultiPartParser):
 
     def on_headers_finished(self) -> None:
         super().on_headers_finished()
-        self._num_bytes = 0
-        name = _plain(self._current_part.field_name)
-        if self._current_part.file is not None and name not in self._files.fields:
+        self._name, self._num_bytes = _plain(self._current_part.field_name)[:_LONGEST_NAME], 0
+        name, most = self._name, self._files.most
+        if self._current_part.file is None:
+            if self._current_fields > self._most_texts:
+                raise InvalidRequestError(f"{name}: a form may have at most {self._most_texts} texts", name)
+        elif name not in self._files.fields:
             fields = " or ".join(self._files.fields)
             raise InvalidRequestError(f"{name}: a file has to be the field {fields}", name)
+        elif self._current_files > most:
+            raise InvalidRequestError(f"{name}: a form may have at most {most} file{'s' * (most > 1)}", name)
 
     def on_part_data(self, data: bytes, start: int, end: int) -> None:
         self._num_bytes += end - start
-        if self._current_part.file is not None and self._num_bytes > self._files.most_bytes:
-            name = _plain(self._current_part.field_name)
-            limit = f"{self._files.most_bytes} bytes ({self._files.setting})"
-            raise PayloadTooLargeError(f"{name}: a file may have {limit}", name)
+        name, files = self._name, self._files
+        if self._current_part.file is None:
+            if self._num_bytes > _MOST_TEXT_BYTES:
+                raise InvalidRequestError(f"{name}: a text in a form may have {_MOST_TEXT_BYTES} bytes", name)
+        elif self._num_bytes > files.most_bytes:
+            raise PayloadTooLargeError(f"{name}: a file may have {files.most_bytes} bytes ({files.setting})", name)
         super().on_part_data(data, start, end)
 
 
