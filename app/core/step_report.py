@@ -65,6 +65,9 @@ class StepCounts(msgspec.Struct):
     accepted: int = 0
     """Drafts that were right."""
 
+    def __add__(self, later: "StepCounts") -> "StepCounts":
+        return StepCounts(**{name: getattr(self, name) + getattr(later, name) for name in self.__struct_fields__})
+
 
 class StepReport(msgspec.Struct):
     """The batch after a step."""

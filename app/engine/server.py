@@ -38,7 +38,6 @@ from ..core.wire import (
     LoadAdapterCommand,
     PredictCommand,
     StepOutputs,
-    StepReported,
     UnloadAdapterCommand,
     WatchCommand,
 )
@@ -101,9 +100,9 @@ class EngineServer:
         while True:
             waits = [
                 core.admit_prepared(),
+                not self._report(reporter),
                 not self._flush(),
                 not self._tell_of_adapters(core),
-                not self._report(reporter),
             ]
             if not core.has_work:
                 self._heartbeat.rest()
@@ -193,11 +192,11 @@ class EngineServer:
         return self._send(worker, AdapterOutcome(name, said))
 
     def _report(self, reporter: Reporter) -> bool:
-        """Send what steps look like to those who watch; returns whether nothing is left to tell."""
+        """Have those told who watch what steps look like; returns whether there is no later news."""
         if made := reporter.report():
             workers, report = made
             for worker in workers:
-                self._send(worker, StepReported(report))
+                self._outboxes[worker].put_report(report)
         return not reporter.is_pending
 
     def _flush(self) -> bool:
