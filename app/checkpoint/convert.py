@@ -41,9 +41,6 @@ _SAMPLING = {
 }
 """Names of sampling parameters in GGUF files, by gguf.Keys.General, and in generation_config.json."""
 
-_READ_BY_NAME = {"gpt-oss", "minimax-m2", "mamba", "gemma4"}
-"""Families of which transformers reads less than their files have; see `transformers_reads`."""
-
 
 def convert(source: Path, target: Path, sampling: Mapping[str, float] = MappingProxyType({})) -> None:
     """Write a folder with config, weights and tokenizer. `target` is complete as soon as it exists. `sampling` are the
@@ -120,10 +117,10 @@ def _write(gguf: Path, folder: Path, sampling: Mapping[str, float]) -> None:
         return
     size = sum(part.stat().st_size for part in parts_of(file.path))
     _say(f"[1/3] loading transformers for {size / 2**20:.0f} MiB of weights: {tensors}")
-    if config and not transformers_reads(file):
+    if config:
         _convert_by_name(file, config, folder)
     else:
-        _convert_weights(file, config, folder)
+        _convert_weights(file, folder)
 
 
 def _recommended_sampling(file: GgufFile) -> dict[str, Any]:
@@ -151,8 +148,8 @@ def _refuse_unread(file: GgufFile, kind: str, is_read: Callable[[str], bool] = l
         raise ValueError(f"the file says what {kind} models here do not know: {', '.join(unread[:5])}")
 
 
-def _convert_weights(file: GgufFile, known: dict[str, Any] | None, folder: Path) -> None:
-    """Read the weights through transformers, and write them as plain numbers."""
+def _convert_weights(file: GgufFile, folder: Path) -> None:
+    """Read the weights of a family that only transformers knows, and write them as plain numbers."""
     import torch
     from safetensors.torch import save_file
     from transformers import AutoConfig, AutoModelForCausalLM
@@ -160,7 +157,7 @@ def _convert_weights(file: GgufFile, known: dict[str, Any] | None, folder: Path)
     _say("[2/3] converting the weights")
     dtype = getattr(torch, _dtype(file))
     source: dict[str, Any] = {"pretrained_model_name_or_path": str(file.path.parent), "gguf_file": file.path.name}
-    config = known or other_config(file, AutoConfig.from_pretrained(**source).to_dict(), _keys(file))
+    config = other_config(file, AutoConfig.from_pretrained(**source).to_dict(), _keys(file))
     shape = AutoConfig.for_model(**config)
     loaded: Any = AutoModelForCausalLM.from_pretrained(**source, config=shape, dtype=dtype, output_loading_info=True)
     model, info = loaded
@@ -176,19 +173,14 @@ def _convert_weights(file: GgufFile, known: dict[str, Any] | None, folder: Path)
 
 
 def transformers_reads(file: GgufFile) -> bool:
-    """Whether transformers can read a file: of some families, and not in parts.
-
-    Of GPT-OSS it reads no file that says how YaRN is scaled, as all do, of MiniMax-M2 no experts, of Mamba not
-    Falcon's, and of Gemma 4 not what its layers differ in.
-    """
+    """Whether transformers can read a file: of some families, and not in parts."""
     from transformers.integrations.ggml import GGUF_CONFIG_MAPPING
 
-    is_known = file.architecture.replace("-", "_") in GGUF_CONFIG_MAPPING and file.architecture not in _READ_BY_NAME
-    return is_known and len(parts_of(file.path)) == 1
+    return file.architecture.replace("-", "_") in GGUF_CONFIG_MAPPING and len(parts_of(file.path)) == 1
 
 
 def _convert_by_name(file: GgufFile, config: dict[str, Any], folder: Path) -> None:
-    """Read the weights of a family that transformers does not read, and write them as plain numbers."""
+    """Read the weights of a family of the table, and write them as plain numbers."""
     import torch
     from safetensors.torch import save_file
     from transformers import AutoConfig, AutoModelForCausalLM
@@ -214,10 +206,11 @@ def _convert_by_name(file: GgufFile, config: dict[str, Any], folder: Path) -> No
 
 def _refuse_other_rotation(model: Any, config: dict[str, Any]) -> None:
     """ValueError if a part of each head's dimensions is to be rotated, and the model's class rotates all of them."""
-    if (factor := config.get("rope_parameters", {}).get("partial_rotary_factor")) is None:
+    if (factor := (config.get("rope_parameters") or {}).get("partial_rotary_factor")) is None:
         return
+    head_dim = config.get("head_dim") or config["hidden_size"] // config["num_attention_heads"]
     rotated = {2 * len(buffer) for name, buffer in model.named_buffers() if name.endswith("inv_freq")}
-    if rotated - {int(config["head_dim"] * factor)}:
+    if rotated - {int(head_dim * factor)}:
         raise ValueError(f"rope.dimension_count: {config['model_type']} models here rotate {max(rotated)} dimensions")
 
 

@@ -54,6 +54,7 @@ MAMBA_2_KEYS = {"ssm.conv_kernel": 4, "ssm.state_size": 16, "ssm.group_count": 2
 MAMBA_KEYS = {"ssm.conv_kernel": 4, "ssm.state_size": 8, "ssm.time_step_rank": 4, "ssm.inner_size": 128}
 NO_ATTENTION = {"feed_forward_length": 0, "attention.head_count": 0, "attention.head_count_kv": None,
                 "attention.layer_norm_rms_epsilon": 1e-5}  # fmt: skip
+LAYER_NORM_KEYS = {"attention.layer_norm_epsilon": 1e-5, "attention.layer_norm_rms_epsilon": None}
 GRANITE = {"attention_multiplier": 0.3, "embedding_multiplier": 3.0, "residual_multiplier": 0.7, "logits_scaling": 4.0}
 GRANITE_KEYS = {"attention.scale": 0.3, "embedding_scale": 3.0, "residual_scale": 0.7, "logit_scale": 4.0}
 
@@ -207,7 +208,7 @@ FAMILIES: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
     "command-r": (
         "Cohere",
         {"logit_scale": 0.5, "layer_norm_eps": 1e-5, "use_qk_norm": True, "rope_parameters": default()},
-        {"logit_scale": 0.5, "attention.layer_norm_epsilon": 1e-5, "attention.layer_norm_rms_epsilon": None},
+        LAYER_NORM_KEYS | {"logit_scale": 0.5},
     ),
     "gemma2": (
         "Gemma2",
@@ -253,12 +254,33 @@ FAMILIES: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
     "olmo": (
         "Olmo",
         {"clip_qkv": 0.5, "rope_parameters": default()},
-        {"attention.clamp_kqv": 0.5, "attention.layer_norm_epsilon": 1e-5, "attention.layer_norm_rms_epsilon": None},
+        LAYER_NORM_KEYS | {"attention.clamp_kqv": 0.5},
     ),
     "phi2": (
         "Phi",
         {"layer_norm_eps": 1e-5, "rope_parameters": default() | {"partial_rotary_factor": 0.5}},
-        {"attention.layer_norm_epsilon": 1e-5, "attention.layer_norm_rms_epsilon": None, "rope.dimension_count": 8},
+        LAYER_NORM_KEYS | {"rope.dimension_count": 8},
+    ),
+    "starcoder2": (
+        "Starcoder2",
+        {"norm_epsilon": 1e-5, "rope_parameters": default(), "sliding_window": None},
+        LAYER_NORM_KEYS | {"rope.freq_base": 1e4},
+    ),
+    "nemotron": (
+        "Nemotron",
+        {"norm_eps": 1e-5, "rope_parameters": default() | {"partial_rotary_factor": 0.5}},
+        LAYER_NORM_KEYS | {"rope.dimension_count": 8, "rope.scaling.type": "none"},
+    ),
+    "stablelm": (
+        "StableLm",
+        {"layer_norm_eps": 1e-5, "use_qkv_bias": True, "use_parallel_residual": True,
+         "rope_parameters": default() | {"partial_rotary_factor": 0.25}},
+        LAYER_NORM_KEYS | {"rope.dimension_count": 4, "use_parallel_residual": True},
+    ),
+    "stablelm, one after the other": (
+        "StableLm",
+        {"layer_norm_eps": 1e-5, "rope_parameters": default()},
+        LAYER_NORM_KEYS | {"rope.dimension_count": 16, "use_parallel_residual": True},
     ),
     "exaone4": (
         "Exaone4",
@@ -385,7 +407,7 @@ PERMUTED = {
 """Families that rotate neighbouring dimensions in llama.cpp, and halves in transformers."""
 
 
-ADDED_TO_ONE = {"gemma", "gemma2", "gemma3", "qwen3next", "qwen35", "qwen35moe"}
+ADDED_TO_ONE = {"gemma", "gemma2", "gemma3", "nemotron", "qwen3next", "qwen35", "qwen35moe"}
 """Families whose norms' weights llama.cpp has added to one."""
 GEMMA_4_SCALES = {
     "scale": "ffn_gate_inp.scale",
@@ -462,7 +484,7 @@ def stored(family: str, name: str, weight: Any, config: Any) -> dict[str, Any]:
         return {"ssm_d": weight[:, None]}
     if family.startswith("qwen35") and (tiled := VALUE_HEADS.get(end.rpartition("linear_attn.")[2])):
         return {tiled: in_turns(weight, tiled)}
-    adds_one = weight.ndim == 1 and "linear_attn" not in end and family in ADDED_TO_ONE
+    adds_one = end.endswith("norm.weight") and "linear_attn" not in end and family in ADDED_TO_ONE
     return {"": weight.squeeze() + adds_one}
 
 
@@ -551,7 +573,9 @@ def test_a_rotation_that_a_class_does_not_know_is_refused(tmp_path: Path, monkey
 
 def test_all_families_are_tried() -> None:
     with_experts = {"olmoe", "qwen3moe"}  # of which tests/models/test_gguf.py writes files
-    assert families.FAMILIES.keys() == {case.partition(",")[0] for case in FAMILIES} | with_experts
+    tried = {case.partition(",")[0] for case in FAMILIES} | with_experts
+    assert tried - families.FAMILIES.keys() == {"starcoder2"}  # which transformers reads
+    assert families.FAMILIES.keys() <= tried
 
 
 def test_a_model_in_parts_is_one_model(tmp_path: Path) -> None:

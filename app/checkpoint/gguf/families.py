@@ -88,6 +88,12 @@ def _exaone(file: GgufFile, _config: Config) -> Config:
     return {"rms_norm_eps": next(filter(None, of_norms), None)}
 
 
+def _stablelm(file: GgufFile, _config: Config) -> Config:
+    """For llama.cpp, too, layers without a norm for the feed-forward layer are parallel, whatever the key says."""
+    file.of_model("use_parallel_residual")
+    return {"use_parallel_residual": not file.has_in_layers("ffn_norm.weight")}
+
+
 def _minicpm(file: GgufFile, config: Config) -> Config:
     """A Granite under other names. Files that do not say what it multiplies by are older than these keys."""
     if missing := [key for key in ("embedding_scale", "residual_scale", "logit_scale") if not file.of_model(key)]:
@@ -283,6 +289,21 @@ FAMILIES = {
         model_type="phi",
         architecture="PhiForCausalLM",
         fields={"attention.layer_norm_epsilon": ("layer_norm_eps", None)},
+        left_out=("attention.layer_norm_rms_epsilon",),
+    ),
+    "nemotron": Family(
+        model_type="nemotron",
+        architecture="NemotronForCausalLM",
+        fields={"attention.layer_norm_epsilon": ("norm_eps", None)},
+        has=_QKV_BIAS | _MLP_BIAS,
+        left_out=("attention.layer_norm_rms_epsilon",),
+    ),
+    "stablelm": Family(
+        model_type="stablelm",
+        architecture="StableLmForCausalLM",
+        fields={"attention.layer_norm_epsilon": ("layer_norm_eps", None)},
+        has={"use_qkv_bias": "attn_q.bias"},
+        own=_stablelm,
         left_out=("attention.layer_norm_rms_epsilon",),
     ),
     "exaone4": Family(model_type="exaone4", architecture="Exaone4ForCausalLM", own=_windows),

@@ -97,7 +97,7 @@ _ROTATE_NEIGHBOURS |= {"arcee", "olmo"}
 
 _OTHER_EXPERTS = {"gpt-oss"}
 """Families whose experts have biases, and other forms in files than the decoder reads."""
-_ADD_ONE = {"gemma", "gemma2", "gemma3"}
+_ADD_ONE = {"gemma", "gemma2", "gemma3", "nemotron"}
 """Families whose norms' weights are added to one, and llama.cpp has added it."""
 _DELTA_NETS = {"qwen3next", "qwen35", "qwen35moe"}
 
