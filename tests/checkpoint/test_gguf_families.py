@@ -269,7 +269,8 @@ FAMILIES: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
     "nemotron": (
         "Nemotron",
         {"norm_eps": 1e-5, "rope_parameters": default() | {"partial_rotary_factor": 0.5}},
-        LAYER_NORM_KEYS | {"rope.dimension_count": 8, "rope.scaling.type": "none"},
+        {"attention.layer_norm_epsilon": 1e-5, "attention.layer_norm_rms_epsilon": 1e-5, "rope.dimension_count": 8,
+         "rope.scaling.type": "none"},
     ),
     "stablelm": (
         "StableLm",

@@ -94,6 +94,12 @@ def _stablelm(file: GgufFile, _config: Config) -> Config:
     return {"use_parallel_residual": not file.has_in_layers("ffn_norm.weight")}
 
 
+def _nemotron(file: GgufFile, _config: Config) -> Config:
+    """Files have the epsilon of its norms under the other kind's name, too."""
+    file.of_model("attention.layer_norm_rms_epsilon")
+    return {"norm_eps": file.of_model("attention.layer_norm_epsilon")}
+
+
 def _minicpm(file: GgufFile, config: Config) -> Config:
     """A Granite under other names. Files that do not say what it multiplies by are older than these keys."""
     if missing := [key for key in ("embedding_scale", "residual_scale", "logit_scale") if not file.of_model(key)]:
@@ -294,8 +300,8 @@ FAMILIES = {
     "nemotron": Family(
         model_type="nemotron",
         architecture="NemotronForCausalLM",
-        fields={"attention.layer_norm_epsilon": ("norm_eps", None)},
         has=_QKV_BIAS | _MLP_BIAS,
+        own=_nemotron,
         left_out=("attention.layer_norm_rms_epsilon",),
     ),
     "stablelm": Family(
