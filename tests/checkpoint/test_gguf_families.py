@@ -1,7 +1,9 @@
 """The model in a GGUF file of a family is the one that was written into it in llama.cpp's form."""
 
+import math
 import shutil
 from pathlib import Path
+from statistics import NormalDist
 from typing import Any
 
 import gguf
@@ -223,6 +225,18 @@ FAMILIES: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
                              "sliding_attention": {"rope_type": "default", "rope_theta": 10000.0}}},
         {"attention.key_length": 16, "attention.value_length": 16, "attention.sliding_window": 8, "block_count": 7,
          "rope.scaling.type": "linear", "rope.scaling.factor": 8.0, "rope.freq_base": 1e6},
+    ),
+    "gemma3n": (
+        "Gemma3nText",
+        {"num_hidden_layers": 4, "layer_types": ["sliding_attention", "full_attention"] * 2, "head_dim": 16,
+         "sliding_window": 8, "num_kv_shared_layers": 2, "hidden_size_per_layer_input": 8, "laurel_rank": 8,
+         "vocab_size_per_layer_input": 268, "activation_sparsity_pattern": [0.9, 0.0, 0.0, 0.0],
+         "rope_parameters": {"full_attention": default(1e6), "sliding_attention": default()}},
+        {"block_count": 4, "attention.sliding_window": 8, "attention.key_length": 16, "attention.value_length": 16,
+         "attention.sliding_window_pattern": [True, False, True, False], "attention.shared_kv_layers": 2,
+         "rope.freq_base": 1e6, "rope.freq_base_swa": 1e4, "embedding_length_per_layer_input": 8,
+         "altup.num_inputs": 4, "altup.active_idx": 0,
+         "activation_sparsity_scale": [NormalDist().inv_cdf(0.9), -math.inf, -math.inf, -math.inf]},
     ),
     "gemma4": (
         "Gemma4Text",
@@ -457,6 +471,8 @@ def stored(family: str, name: str, weight: Any, config: Any) -> dict[str, Any]:
         weight = multiplied(name, weight, config)
     if family in ("llama4", "gpt-oss") and ".experts." in end and weight.ndim == 3:
         weight = weight.swapaxes(1, 2)
+    if end.endswith("correct_output_scale"):
+        return {"altup_correct_scale.weight": weight}
     if family == "gemma4":
         if end.endswith("experts.gate_up_proj"):
             return {"ffn_gate_up_exps.weight": weight}
@@ -523,6 +539,7 @@ def write_family(path: Path, case: str) -> Any:
     arch = next(arch for arch, written in gguf.MODEL_ARCH_NAMES.items() if written == family)
     names = gguf.get_tensor_name_map(arch, config.num_hidden_layers)
     numbers: dict[str, list[float]] = {}
+    stacked: dict[str, list[Any]] = {}
     saved = model.state_dict().keys()
     biases = {path: buffer for path, buffer in model.named_buffers() if path in saved}
     for path_of_one, tensor in {**dict(model.named_parameters()), **biases}.items():
@@ -534,6 +551,9 @@ def write_family(path: Path, case: str) -> Any:
         elif path_of_one.endswith(("correction_bias", "expert_bias")):
             tensor.copy_(torch.linspace(0, 1, tensor.numel()).view_as(tensor))
         layer = path_of_one.partition("layers.")[2].partition(".")[0]
+        if "projections." in path_of_one:  # of which all are one in the file
+            stacked.setdefault(f"altup_{'unembd_' * ('unembed' in path_of_one)}proj.weight", []).append(tensor.numpy())
+            continue
         if ".act_fn." in path_of_one:
             numbers.setdefault(f"xielu.{path_of_one.rpartition('.')[2]}", []).append(float(tensor))
             continue
@@ -542,10 +562,12 @@ def write_family(path: Path, case: str) -> Any:
             known = [names.get_name(spelling, try_suffixes=(".weight", ".bias")) for spelling in spellings]
             writer.add_tensor(f"blk.{layer}.{end}" if end else next(filter(None, known)), np.ascontiguousarray(part))
     add_keys(writer, numbers)
+    for name_of_all, parts in stacked.items():
+        writer.add_tensor(name_of_all, np.stack(parts))
     if family == "gemma4":
         writer.add_tensor("rope_freqs.weight", np.array([1.0] * 4 + [1e30] * 12, np.float32))
-        if keys["attention.shared_kv_layers"]:  # what layers have and do not use
-            writer.add_tensor("blk.3.attn_k.weight", np.ones((64, 64), np.float32))
+    if keys.get("attention.shared_kv_layers"):  # what layers have and do not use
+        writer.add_tensor("blk.3.attn_k.weight", np.ones((64, 64), np.float32))
     if "nextn_predict_layers" in keys:  # a draft head, which is left out
         writer.add_tensor(f"blk.{config.num_hidden_layers}.nextn.eh_proj.weight", np.ones((64, 128), np.float32))
     writer.write_header_to_file()

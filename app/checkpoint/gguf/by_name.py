@@ -3,6 +3,7 @@ those that llama.cpp keeps in another form (its folder `conversion/` says in whi
 """
 
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -13,6 +14,8 @@ from .tensors import added_to, heads_of
 Array = Any
 """numpy's, in float32 and in torch's order of dimensions."""
 Config = dict[str, Any]
+_MOST_STREAMS = 3
+"""Gemma 3n's, beside the first: llama.cpp converts no more."""
 
 
 class _Made(NamedTuple):
@@ -80,6 +83,11 @@ def _logarithm_in_groups(config: Config, decay: Array) -> Array:
 def _flat(_config: Config, stored: Array) -> Array:
     """Of norms that the file has by groups."""
     return stored.reshape(-1)
+
+
+def _one_of(index: int, _config: Config, stored: Array) -> Array:
+    """Of several that are one in the file."""
+    return stored[index]
 
 
 def _logarithm(_config: Config, decay: Array) -> Array:
@@ -150,6 +158,14 @@ _REARRANGED: Mapping[str, _Table] = {
     "jamba": _STATES,
     "granitemoe": _GRANITE,
     "granitehybrid": _GRANITE,
+    "gemma3n": {
+        ".correct_output_scale": (_Made(("altup_correct_scale.weight",)),),
+        **{
+            f".altup_{name}projections.{index}.weight": (_Made((stored,), partial(_one_of, index)),)
+            for name, stored in (("", "altup_proj.weight"), ("unembed_", "altup_unembd_proj.weight"))
+            for index in range(_MOST_STREAMS)
+        },
+    },
     "gemma4": {
         ".layer_scalar": (_Made(("layer_output_scale.weight",)),),
         ".router.scale": (_Made(("ffn_gate_inp.scale",)),),
@@ -229,10 +245,10 @@ class _Names:
 
     def made(self, name: str) -> _Made:
         """How a checkpoint's tensor is made, with the full names of the file's."""
-        layer = _layer_of(name)
+        prefix = f"blk.{_layer_of(name)}." if ".layers." in name else ""
         ways = next((ways for end, ways in self._table.items() if name.endswith(end)), ())
         for way in ways:
-            full = way._replace(stored=tuple(f"blk.{layer}.{part}" for part in way.stored))
+            full = way._replace(stored=tuple(f"{prefix}{part}" for part in way.stored))
             if all(part in self._file.tensors for part in full.stored):
                 return full
         # Some families have another name for their body in the checkpoints that llama.cpp knows.

@@ -7,7 +7,7 @@ from typing import Any
 
 from .experts import deepseek, ernie_moe, exaone_moe, hunyuan_moe, minimax_m2, routed
 from .file import GgufFile
-from .gemma import gemma, gemma4
+from .gemma import gemma, gemma3n, gemma4
 from .recurrent import (
     falcon_h1,
     granite_hybrid,
@@ -421,6 +421,9 @@ FAMILIES = {
     "gemma": Family(model_type="gemma", architecture="GemmaForCausalLM"),
     "gemma2": Family(model_type="gemma2", architecture="Gemma2ForCausalLM", own=gemma),
     "gemma3": Family(model_type="gemma3_text", architecture="Gemma3ForCausalLM", own=gemma),
+    "gemma3n": Family(
+        model_type="gemma3n_text", architecture="Gemma3nForCausalLM", own=gemma3n, left_out=("feed_forward_length",)
+    ),
     "gemma4": Family(
         model_type="gemma4_text",
         architecture="Gemma4ForCausalLM",

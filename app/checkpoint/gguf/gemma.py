@@ -1,5 +1,6 @@
-"""What files of Gemma 2, 3 and 4 say."""
+"""What files of Gemma 2 and later ones say."""
 
+from statistics import NormalDist
 from typing import Any
 
 from .file import GgufFile
@@ -29,14 +30,55 @@ def gemma(file: GgufFile, config: Config) -> Config:
     return own | {"sliding_window_pattern": pattern, "rope_parameters": rope}
 
 
-def gemma4(file: GgufFile, config: Config) -> Config:
-    """Some layers have windows, and the others larger heads. The last layers take keys and values of earlier ones."""
+def gemma3n(file: GgufFile, config: Config) -> Config:
+    """Several streams, and layers of which some leave out all but the largest activations."""
+    count, shared = config["num_hidden_layers"], _shared(file, config)
+    of_layers, left = file.tensors.get("per_layer_token_embd.weight"), file.tensors.get("blk.0.laurel_l.weight")
+    if of_layers is None or left is None:
+        raise ValueError("the file lacks per_layer_token_embd.weight or blk.0.laurel_l.weight")
+    beyond = file.by_layer("activation_sparsity_scale", 0.0, count)
+    theta = {
+        "full_attention": config["rope_parameters"]["rope_theta"],
+        "sliding_attention": file.of_model("rope.freq_base_swa", 10000.0),
+    }
+    return {
+        "layer_types": ["sliding_attention" if local else "full_attention" for local in _local(file, config)],
+        "num_kv_shared_layers": shared,
+        "sliding_window": file.size("attention.sliding_window"),
+        "intermediate_size": file.by_layer("feed_forward_length", None, count),
+        "final_logit_softcapping": file.of_model("final_logit_softcapping", 30.0),
+        "hidden_size_per_layer_input": file.size("embedding_length_per_layer_input"),
+        "vocab_size_per_layer_input": of_layers.shape[0],
+        "altup_num_inputs": file.size("altup.num_inputs"),
+        "altup_active_idx": file.of_model("altup.active_idx", 0),
+        "laurel_rank": left.shape[0],
+        # Files have how many deviations the limit is above the mean; the share below it is what config.json has.
+        "activation_sparsity_pattern": [NormalDist().cdf(deviations) for deviations in beyond],
+        "rope_parameters": {kind: {"rope_type": "default", "rope_theta": base} for kind, base in theta.items()},
+    }
+
+
+def _shared(file: GgufFile, config: Config) -> int:
+    """How many layers at the end take keys and values of earlier ones. Those that they have are left out."""
     count, shared = config["num_hidden_layers"], file.of_model("attention.shared_kv_layers", 0)
-    is_local = file.by_layer("attention.sliding_window_pattern", None, count)
+    if type(shared) is not int or not 0 <= shared < count:
+        raise ValueError(f"attention.shared_kv_layers is {shared!r}")
+    for layer in range(count - shared, count):
+        file.leave_out([f"blk.{layer}.attn_{name}." for name in ("k", "v", "k_norm")])
+    return shared
+
+
+def _local(file: GgufFile, config: Config) -> list[bool]:
+    """Which layers have windows."""
+    is_local = file.by_layer("attention.sliding_window_pattern", None, config["num_hidden_layers"])
     if type(is_local[0]) is not bool:
         raise ValueError("the file lacks a list of layers with windows (attention.sliding_window_pattern)")
-    for layer in range(count - shared, count):  # whose own are not used
-        file.leave_out([f"blk.{layer}.attn_{name}." for name in ("k", "v", "k_norm")])
+    return is_local
+
+
+def gemma4(file: GgufFile, config: Config) -> Config:
+    """Some layers have windows, and the others larger heads. The last layers take keys and values of earlier ones."""
+    count, shared, is_local = config["num_hidden_layers"], _shared(file, config), _local(file, config)
     experts = file.of_model("expert_count", 0)
     own: Config = {
         "layer_types": ["sliding_attention" if local else "full_attention" for local in is_local],
