@@ -134,6 +134,14 @@ def test_metadata_as_transformers_writes_it(
         ("llama", {"context_length": [1, 2]}, "max_position_embeddings is"),
         ("llama", {"attention.head_count": 0}, "num_attention_heads is 0"),
         ("llama", {"attention.key_length": 0, "attention.value_length": 0}, "key_length is 0"),
+        ("granite", {"rope.scaling.finetuned": False}, r"without rotation \(rope\.scaling\.finetuned\)"),
+        ("minicpm", {"embedding_scale": 12.0}, r"lacks minicpm\.residual_scale"),
+        ("lfm2", {"attention.head_count_kv": [0, 2]}, r"lfm2\.shortconv\.l_cache is None"),
+        ("lfm2moe", {"attention.head_count_kv": [0, 2], "expert_gating_func": 1}, "expert_gating_func"),
+        ("jamba", {"attention.head_count_kv": [0, 2, 2, 0], "block_count": 4}, "head_count_kv: .* regular turns"),
+        ("mamba2", {"ssm.inner_size": 100}, "ssm.inner_size is 100, and embedding_length 64"),
+        ("hunyuan-moe", {"expert_count": 4, "expert_shared_count": 2}, "expert_shared_count is 2, and not 1"),
+        ("gemma4", {"feed_forward_length": [96, 96]}, "sliding_window_pattern"),
     ],
 )
 def test_what_a_family_cannot_do_is_named(family: str, keys: dict[str, Any], words: str, tmp_path: Path) -> None:
