@@ -1,4 +1,4 @@
-"""Chooses what computes the recurrent layers of transformers' models on a GPU."""
+"""Chooses what computes the recurrent layers of transformers' models."""
 
 import logging
 from dataclasses import replace

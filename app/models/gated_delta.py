@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
-from ..kernels.gpu import recurrent
+from ..kernels import recurrent
 from ..kernels.ops import gated_rms_norm
 from ..layers.norm import GatedRMSNorm
 from ..layers.recurrent import current_step

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 from transformers.activations import ACT2FN
 
+from ..kernels import recurrent
 from ..kernels.entries import chunks_of
-from ..kernels.gpu import recurrent
 from ..layers.recurrent import Recurrent, SlotStep, current_step, step_of
 from .recurrent import RecurrentModule, are_alike
 

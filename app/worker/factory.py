@@ -209,8 +209,8 @@ def _plan(
     chosen = choose_backend(
         settings.attention_backend, resolved.device, resolved.dtype, kv_dtype, settings.batch_invariant
     )
-    if loaded.recurrent_layers and chosen.recordable == "steps":
-        from ..models.at_once import compute_at_once  # its kernels are for the GPU
+    if loaded.recurrent_layers and chosen.recordable != "nothing":  # else there are no kernels at all
+        from ..models.at_once import compute_at_once  # transformers takes seconds, and is there if this is needed
 
         loaded = compute_at_once(loaded)
     if bytes_of_row := _bytes_of_row(loaded):

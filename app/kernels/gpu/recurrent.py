@@ -89,12 +89,7 @@ def convolve(
     entry_of: Tensor,
     chunks: Tensor,
 ) -> Tensor:
-    """A causal convolution of each channel along each request's tokens: (tokens, channels), zero for padding.
-
-    x: (tokens, channels), with any strides; weight: (channels, width); bias: (channels,); entry_of: (tokens,) int32,
-    the entry of each token, -1 for padding; memory: (slots, channels, width), the last inputs of each request.
-    `is_silu`: whether `silu` follows; `chunks`: there are some if entries may have several tokens.
-    """
+    """See `app.kernels.recurrent.convolve`."""
     tokens, dim = x.shape
     width, has_chunks = weight.shape[1], len(chunks) > 0
     rows, block = (8, 128) if has_chunks else (1, 256)
@@ -173,16 +168,7 @@ def delta_rule(
     chunks: Tensor,
     gates: tuple[Tensor, Tensor] | None = None,
 ) -> Tensor:
-    """The gated delta rule (Yang et al., 2024): (tokens, heads, v_dim). Rows of padding are not written.
-
-    With a state S (k_dim, v_dim) of each head: `S = exp(g) S; S += k (beta (v - S' k))'; out = S' q / sqrt(k_dim)`.
-
-    q, k: (tokens, key heads, k_dim), each for several of v's heads; v: (tokens, heads, v_dim); g: (tokens, heads), or
-    (tokens, heads, k_dim) for a decay of each channel (Kimi Linear, 2025); beta: (tokens, heads); memory: (slots,
-    heads, k_dim, v_dim). `is_normed`: whether q and k are divided by their lengths first. `chunks`: those of entries of
-    several tokens, see `app.kernels.entries`. `gates`: A and b (heads,), if g and beta are given as the inputs x and y
-    of their gates, `g = -exp(A) softplus(x + b)` and `beta = sigmoid(y)`.
-    """
+    """See `app.kernels.recurrent.delta_rule`."""
     q, k, v = map(_with_rows, (q, k, v))
     g = g if g.stride(1) == 1 and g.dim() == 2 else g.contiguous()
     beta = beta if beta.stride(1) == 1 else beta.contiguous()
@@ -260,13 +246,7 @@ def scan(
     memory: Tensor,
     entries: Tensor,
 ) -> Tensor:
-    """Mamba 2's selective scan (Dao and Gu, 2024): (tokens, heads, dim). Rows of padding are not written.
-
-    With a state S (dim, size) of each head: `S = exp(dt a) S + dt x b'; out = S c + d x`.
-
-    x: (tokens, heads, dim); dt: (tokens, heads), to which `dt_bias` (heads,) is added, then softplus, then `limits`;
-    a, d: (heads,); b, c: (tokens, groups, size), each for several heads; memory: (slots, heads, dim, size).
-    """
+    """See `app.kernels.recurrent.scan`."""
     x, b, c = map(_with_rows, (x, b, c))
     dt = dt if dt.stride(1) == 1 else dt.contiguous()
     tokens, heads, dim = x.shape

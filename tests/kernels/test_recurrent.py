@@ -1,4 +1,6 @@
-"""Kernels of layers that carry states, against plain torch in float64, token by token."""
+"""Kernels of layers that carry states, on both devices, against plain torch in float64, token by token."""
+
+from types import ModuleType
 
 import pytest
 import torch
@@ -8,11 +10,13 @@ from torch import Tensor
 pytest.importorskip("triton")
 
 from app.kernels import entries
+from app.kernels.cpu import recurrent as of_cpu
 from app.kernels.entries import chunks_of
-from app.kernels.gpu import delta_chunks, recurrent
-from tests.kernels.test_gpu import DEVICE, close, dtype, randn, rounding
+from app.kernels.gpu import delta_chunks
+from app.kernels.gpu import recurrent as of_gpu
+from tests.kernels.test_gpu import DEVICE, HALF, close, randn, rounding
 
-__all__ = ["dtype", "rounding"]  # fixtures
+__all__ = ["rounding"]  # a fixture
 pytestmark = pytest.mark.filterwarnings("ignore:overflow encountered")
 
 Entries = list[tuple[int, int, int, int, int]]
@@ -20,6 +24,19 @@ DECODES: Entries = [(3, 0, 1, -1, -1), (1, 1, 2, 2, 5)]
 ENTRIES: Entries = [*DECODES, (0, 2, 41, 23, 4), (6, 41, 43, 43, 2)]
 """Two decodes, a piece of a prompt whose state is copied within, and one where it is copied at the end."""
 PADDED, SLOTS = 45, 7
+
+
+CASES: list[tuple[ModuleType, torch.dtype]] = [(of_gpu, torch.float32), (of_gpu, HALF)]
+if DEVICE.type == "cpu":
+    CASES += [(of_cpu, torch.float32), (of_cpu, torch.bfloat16)]
+
+
+@pytest.fixture(params=CASES, ids=lambda case: f"{case[0].__name__.split('.')[-2]} {case[1]}")
+def case(request: pytest.FixtureRequest) -> tuple[ModuleType, torch.dtype]:
+    """The kernels of a device, and a dtype that they take."""
+    torch.manual_seed(0)
+    chosen: tuple[ModuleType, torch.dtype] = request.param
+    return chosen
 
 
 def numbers(of: Entries) -> tuple[Tensor, Tensor, Tensor]:
@@ -62,12 +79,13 @@ class Convolution(Step):
 
 @pytest.mark.parametrize("of", [DECODES, ENTRIES], ids=["decodes", "prompts"])
 @pytest.mark.parametrize("is_transposed", [False, True])
-def test_convolution(dtype: torch.dtype, is_transposed: bool, of: Entries) -> None:
+def test_convolution(case: tuple[ModuleType, torch.dtype], is_transposed: bool, of: Entries) -> None:
+    kernels, dtype = case
     x = randn(PADDED, 40, dtype=dtype)
     weight, bias, memory = randn(40, 4, dtype=dtype), randn(40, dtype=dtype), randn(SLOTS, 40, 4, dtype=dtype)
     out, states = one_by_one(memory, Convolution(x=x, weight=weight, bias=bias), of)
     x = x.t().contiguous().t() if is_transposed else torch.cat([x, x], dim=1)[:, :40]
-    found = recurrent.convolve(x, weight, bias, True, memory, *numbers(of))
+    found = kernels.convolve(x, weight, bias, True, memory, *numbers(of))
     close(found[: len(out)], out)
     assert not found[len(out) :].any()
     close(memory, states)
@@ -83,14 +101,15 @@ class DeltaRule(Step):
 
 
 @pytest.mark.parametrize("way", ["decays of channels", "token by token", "in chunks", "gates", "gates in chunks"])
-def test_delta_rule(dtype: torch.dtype, way: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_delta_rule(case: tuple[ModuleType, torch.dtype], way: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """With half as many heads of keys as of values, which come in several parts, and keys that are alike."""
-    monkeypatch.setattr(recurrent, "_TILE", 512)
+    kernels, dtype = case
+    monkeypatch.setattr(of_gpu, "_TILE", 512)
     for module in (entries, delta_chunks):
         monkeypatch.setattr(module, "CHUNK", 16)
     heads, k_dim, v_dim, in_chunks = 2, 12, 40, "in chunks" in way
     if DEVICE.type == "cpu":  # where products of float32 are exact
-        monkeypatch.setattr(recurrent, "CHUNKED", (dtype,))
+        monkeypatch.setattr(of_gpu, "CHUNKED", (dtype,))
     row = randn(PADDED, 120, dtype=dtype)
     row[:, k_dim : 2 * k_dim] += 2
     q, k, v, x, y = row[:, : 2 * k_dim + heads * (v_dim + 2)].split([k_dim, k_dim, heads * v_dim, heads, heads], dim=1)
@@ -104,7 +123,7 @@ def test_delta_rule(dtype: torch.dtype, way: str, monkeypatch: pytest.MonkeyPatc
         expected["beta"] = y.double().sigmoid()
     out, states = one_by_one(memory, DeltaRule(**expected))
     entry_numbers, _, chunks = numbers(ENTRIES)
-    found = recurrent.delta_rule(
+    found = kernels.delta_rule(
         q, k, v, g, beta, True, memory, entry_numbers, chunks if in_chunks else chunks[:0], gates
     )
     close(found[: len(out)], out, factor=4 if in_chunks else 2)
@@ -121,13 +140,14 @@ class Scan(Step):
         return state, (state * c).sum(2) + x * self.inputs["d"][:, None]
 
 
-def test_scan(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(recurrent, "_TILE", 256)
+def test_scan(case: tuple[ModuleType, torch.dtype], monkeypatch: pytest.MonkeyPatch) -> None:
+    kernels, dtype = case
+    monkeypatch.setattr(of_gpu, "_TILE", 256)
     heads, groups, dim, size = 2, 1, 20, 12
     x, dt = randn(PADDED, heads, dim, dtype=dtype), randn(PADDED, heads, dtype=dtype)
     b, c = (randn(PADDED, groups, size, dtype=dtype) for _ in range(2))
     a, d, dt_bias, memory = -randn(heads).abs(), randn(heads), randn(heads), randn(SLOTS, heads, dim, size)
     out, states = one_by_one(memory, Scan(x=x, dt=dt, b=b, c=c, a=a, d=d, dt_bias=dt_bias))
-    found = recurrent.scan(x, dt, a, b, c, d, dt_bias, True, (0.01, 1.5), memory, numbers(ENTRIES)[0])
+    found = kernels.scan(x, dt, a, b, c, d, dt_bias, True, (0.01, 1.5), memory, numbers(ENTRIES)[0])
     close(found[: len(out)], out)
     close(memory, states)
