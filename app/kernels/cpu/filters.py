@@ -112,11 +112,22 @@ def _bound_of_top_k(logits, top_k, maxima):  # type: ignore[no-untyped-def]
 
 
 @inline
+def _any_of(values, count, luck):  # type: ignore[no-untyped-def]
+    """One of the first values, by a generator of numbers (Lehmer, 1951) that always begins alike."""
+    luck = np.uint32(luck * np.uint32(1664525) + np.uint32(1013904223))
+    return values[np.int64(luck >> np.uint32(8)) % count], luck
+
+
+@inline
 def _reached(values, count, target, largest, temperature):  # type: ignore[no-untyped-def]
     """The largest of the first `count` values that weighs `target` together with all above it. Overwrites them."""
     before = np.int64(0)  # what was above the values that are left
+    luck = np.uint32(0)
     while count > 1:
-        a, b, c = values[0], values[count // 2], values[count - 1]
+        # The middle one of three values anywhere: with those at fixed places, logits that rise and fall would be the worst.
+        a, luck = _any_of(values, count, luck)
+        b, luck = _any_of(values, count, luck)
+        c, luck = _any_of(values, count, luck)
         pivot = max(min(a, b), min(max(a, b), c))
         above, equal = np.int64(0), np.int64(0)
         for i in range(count):
