@@ -89,8 +89,8 @@ def gated_rms_norm(
 
     With `gates_first` x is multiplied by `activation(gate)` before. `activation` is silu or sigmoid.
     """
-    if x.is_cuda and HAS_TRITON:
-        out: Tensor = _gpu().gated_rms_norm(x, gate, weight, eps, group, activation, gates_first)
+    if kernels := _kernels(x):
+        out: Tensor = kernels.gated_rms_norm(x, gate, weight, eps, group, activation, gates_first)
         return out
     factor = F.silu(gate.float()) if activation == "silu" else gate.float().sigmoid()
     values = x.float() * factor if gates_first else x.float()

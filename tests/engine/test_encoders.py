@@ -38,7 +38,7 @@ class CountingWorker:
 
 
 def make_core(worker: CountingWorker, overlap: bool) -> EngineCore:
-    pacer = ChunkPacer(0.2, 16, BUDGET)
+    pacer = ChunkPacer(1000.0, 16, BUDGET)
     scheduler = Scheduler(
         KVCache([], 16, BUDGET),
         pacer,

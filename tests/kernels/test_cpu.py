@@ -40,6 +40,22 @@ def test_rms_norm(shape: tuple[int, ...], offset: float, dtype: torch.dtype) -> 
     assert torch.equal(residual, total)
 
 
+@pytest.mark.parametrize("gates_first", [False, True])
+@pytest.mark.parametrize("activation", ["silu", "sigmoid"])
+@pytest.mark.parametrize("tokens", [1, 200])
+def test_gated_rms_norm(tokens: int, activation: str, gates_first: bool, dtype: torch.dtype) -> None:
+    """On two groups of 48 numbers."""
+    x, weight = torch.randn(tokens, 2, 96).to(dtype), torch.randn(96).to(dtype)
+    gate = (5 * torch.randn(tokens, 4, 96)).to(dtype)[:, 1:3]  # part of longer rows
+    factor = F.silu(gate.double()) if activation == "silu" else gate.double().sigmoid()
+    values = (x.double() * factor if gates_first else x.double()).unflatten(-1, (2, 48))
+    expected = (values / (values.square().mean(-1, keepdim=True) + 1e-5).sqrt()).flatten(-2) * weight.double()
+    expected = expected if gates_first else expected * factor
+    for rows, gates in ((x, gate), (x.flatten(0, 1), gate.flatten(0, 1))):
+        found = ops.gated_rms_norm(rows, gates, weight, 1e-5, 48, activation, gates_first)
+        close(found, expected.view_as(found))
+
+
 @pytest.mark.parametrize("shape", [(1, 2), (5, 96), (100, 1024)])
 def test_silu(shape: tuple[int, int], dtype: torch.dtype) -> None:
     gate_up = (20 * torch.randn(shape)).to(dtype)

@@ -127,7 +127,7 @@ def make_engine(folder: Path, longest: int, backend: str = "auto") -> EngineCore
     settings = tiny_settings().model_copy(update=sizes)
     built = build_worker(settings, folder)
     assert built.reads_images
-    pacer = ChunkPacer(0.02, settings.block_size, 24)
+    pacer = ChunkPacer(1000.0, settings.block_size, 24)
     scheduler = Scheduler(
         KVCache(built.limits.groups, settings.block_size, 24, states=built.limits.states),
         pacer,

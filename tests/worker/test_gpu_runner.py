@@ -71,7 +71,7 @@ def make_engine(folder: Path, backend: str, kv_dtype: str = "auto", **changes: A
         device=DEVICE, attention_backend=backend, kv_dtype=kv_dtype, block_size=BLOCK_SIZE, **options
     )
     limits = {name: options[name] for name in LIMITS}
-    pacer = ChunkPacer(0.02, BLOCK_SIZE, limits["max_num_batched_tokens"])
+    pacer = ChunkPacer(1000.0, BLOCK_SIZE, limits["max_num_batched_tokens"])
     built = build_worker(settings, folder)
     kv = KVCache(built.limits.groups, BLOCK_SIZE, limits["max_num_batched_tokens"], states=built.limits.states)
     scheduler = Scheduler(kv, pacer, Alone(pacer), **limits)

@@ -124,7 +124,7 @@ def _reached(values, count, target, largest, temperature):  # type: ignore[no-un
     before = np.int64(0)  # what was above the values that are left
     luck = np.uint32(0)
     while count > 1:
-        # The middle one of three values anywhere: with those at fixed places, logits that rise and fall would be the worst.
+        # The middle of three values from anywhere: at fixed places, logits that rise and then fall are the worst.
         a, luck = _any_of(values, count, luck)
         b, luck = _any_of(values, count, luck)
         c, luck = _any_of(values, count, luck)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..kv import LayerKV
 from .kernel import constant, kernel
-from .numerics import exp, from_float, inline, keep, to_float
+from .numerics import from_float, inline, keep, sigmoid, to_float
 
 _WORTH_A_THREAD = 65536
 """How many numbers an input has when several threads are faster than one."""
@@ -64,6 +64,52 @@ def rms_norm(x: Tensor, weight: Tensor, offset: float, eps: float, residual: Ten
     return out if len(shape) == 2 else out.view(shape)
 
 
+@inline
+def _gate(x, is_silu):  # type: ignore[no-untyped-def]
+    return x * sigmoid(x) if is_silu else sigmoid(x)
+
+
+@inline
+def _gated_rms_norm_row(x, gate, weight, eps, is_silu, gates_first, values, out):  # type: ignore[no-untyped-def]
+    total = np.float32(0)
+    for i in range(x.shape[0]):
+        factor = _gate(to_float(gate[i]), is_silu) if gates_first else np.float32(1)
+        values[i] = to_float(x[i]) * factor
+        total += values[i] * values[i]
+    scale = np.float32(1) / np.sqrt(total / np.float32(x.shape[0]) + eps)
+    for i in range(x.shape[0]):
+        factor = np.float32(1) if gates_first else _gate(to_float(gate[i]), is_silu)
+        out[i] = from_float(values[i] * scale * to_float(weight[i]) * factor, out)
+
+
+@kernel
+def _gated_rms_norm(begin, end, x, gate, weight, eps, group, is_silu, gates_first, out):  # type: ignore[no-untyped-def]
+    values = np.empty(group, np.float32)
+    for task in range(begin, end):
+        row, head = task // x.shape[1], task % x.shape[1]
+        for first in range(0, x.shape[2], group):
+            part = slice(first, first + group)
+            _gated_rms_norm_row(
+                x[row, head, part], gate[row, head, part], weight[part], eps, is_silu, gates_first, values,
+                out[row, head, part],
+            )  # fmt: skip
+
+
+def gated_rms_norm(
+    x: Tensor, gate: Tensor, weight: Tensor, eps: float, group: int, activation: str, gates_first: bool
+) -> Tensor:
+    """See `app.kernels.ops.gated_rms_norm`. The gate may be part of longer rows."""
+    x, out = x.contiguous(), torch.empty_like(x, memory_format=torch.contiguous_format)
+    rows, gates, to = (part if part.dim() == 3 else part.reshape(-1, 1, part.shape[-1]) for part in (x, gate, out))
+    is_large = x.numel() * 4 >= _WORTH_A_THREAD
+    is_silu = activation == "silu"
+    _gated_rms_norm(
+        rows.shape[0] * rows.shape[1], is_large, rows, gates, constant(weight), float(eps), group, is_silu, gates_first,
+        to,
+    )  # fmt: skip
+    return out
+
+
 @kernel
 def _refine_largest(begin, end, rounded, x, weight, out):  # type: ignore[no-untyped-def]
     for row in range(begin, end):
@@ -92,9 +138,7 @@ def refine_largest(rounded: Tensor, x: Tensor, weight: Tensor) -> Tensor:
 def _silu_mul_row(gate_up, out):  # type: ignore[no-untyped-def]
     for i in range(out.shape[0]):
         gate = to_float(gate_up[i])
-        small = exp(-abs(gate))
-        sigmoid = (np.float32(1) if gate >= 0 else small) / (np.float32(1) + small)
-        out[i] = from_float(gate * sigmoid * to_float(gate_up[out.shape[0] + i]), out)
+        out[i] = from_float(gate * sigmoid(gate) * to_float(gate_up[out.shape[0] + i]), out)
 
 
 @kernel

@@ -120,3 +120,10 @@ def exp(x):  # type: ignore[no-untyped-def]
     rest = rest * z + np.float32(1)
     rest = rest * z + np.float32(1)
     return rest * np.int32((np.int32(whole) + np.int32(127)) << np.int32(23)).view(np.float32)
+
+
+@inline
+def sigmoid(x):  # type: ignore[no-untyped-def]
+    """1 / (1 + e**-x), of any x."""
+    small = exp(-abs(x))
+    return (np.float32(1) if x >= 0 else small) / (np.float32(1) + small)

@@ -11,18 +11,12 @@ import torch
 from torch import Tensor
 
 from .kernel import kernel
-from .numerics import exp, from_float, inline, to_float
+from .numerics import exp, from_float, inline, sigmoid, to_float
 
 _CHANNELS = 512
 """Of a convolution's task."""
 _WORTH_A_THREAD = 65536
 """How many numbers are computed when several threads are faster than one."""
-
-
-@inline
-def _silu(x):  # type: ignore[no-untyped-def]
-    small = exp(-abs(x))
-    return x * (np.float32(1) if x >= 0 else small) / (np.float32(1) + small)
 
 
 @inline
@@ -60,7 +54,7 @@ def _convolve(begin, end, x, weight, has_bias, bias, is_silu, memory, entries, e
                 sums[d - first] = total
             for d in range(first, last):
                 total = sums[d - first]
-                out[token, d] = from_float(_silu(total) if is_silu else total, out)
+                out[token, d] = from_float(total * sigmoid(total) if is_silu else total, out)
         if copy >= 0:
             _keep_last(x, memory[slot], memory[copy], start, cut, first, last)
         if stop > start:
@@ -164,7 +158,7 @@ def _delta_rule(begin, end, q, k, v, g, beta, normed, raw, a_log, dt_bias, memor
                 _decay(held, decays, keys, held, changes)
             rate = to_float(beta[token, head])
             if raw:
-                rate = np.float32(1) / (np.float32(1) + np.float32(math.exp(-rate)))
+                rate = sigmoid(rate)
             for j in range(v_dim):
                 changes[j] = (to_float(v[token, head, j]) - changes[j]) * rate
             if token == stop - 1:
