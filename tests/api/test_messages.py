@@ -196,7 +196,7 @@ def test_output_of_a_schema(client: anthropic.Anthropic, server: Server) -> None
 
 
 def test_tools_and_their_results_become_a_chats(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(translation, "validate", lambda _, fields: fields)
+    monkeypatch.setattr(translation, "validate", lambda _, fields, _ignored: fields)
     result = {"type": "tool_result", "tool_use_id": "t1"}
     body = MessagesRequest.model_validate(
         {

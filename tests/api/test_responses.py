@@ -78,6 +78,15 @@ def test_a_response_that_is_cut(client: openai.OpenAI) -> None:
     assert (answer.output[0].status, answer.output_text) == ("incomplete", "He")
 
 
+def test_sampling_fields_of_chats_are_taken(client: openai.OpenAI, server: Server) -> None:
+    fields: Any = {"stop": ["x", "lo"], "include_stop_str_in_output": True}
+    server.engine.script = end("Hello, you")
+    assert client.responses.create(model=MODEL, input="Hi", extra_body=fields).output_text == "Hello"
+    fields = {"stop": "l", "structured_outputs": {"regex": "[a-z]+"}}
+    assert client.responses.create(model=MODEL, input="Hi", extra_body=fields).output_text == "He"
+    assert "[a-z]+" in server.engine.last_command().sampling.grammar
+
+
 def test_a_bound_beyond_the_context_is_the_context(client: openai.OpenAI, server: Server) -> None:
     """Agents ask for tens of thousands of tokens, whatever is left."""
     answer = client.responses.create(model=MODEL, input="Hi", max_output_tokens=32_000)
@@ -344,7 +353,7 @@ def check_what_was_lost(store: ResponseStore, known: dict[str, dict[str, int]]) 
 
 
 def test_items_of_tools_and_reasoning_become_a_chats(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(translation, "validate", lambda _, fields: fields)
+    monkeypatch.setattr(translation, "validate", lambda _, fields, _ignored: fields)
     call = {"type": "function_call", "call_id": "c1", "name": "add", "arguments": '{"a": 1}'}
     body = ResponsesRequest.model_validate(
         {
@@ -406,6 +415,9 @@ WRONG = [
     ({"input": [{"role": "user", "content": [{"type": "input_text"}]}]}, "input[0].content[0].text"),
     ({"input": [{"type": "function_call", "name": "f", "arguments": "{}"}]}, "input[0].call_id"),
     ({**HI, "n": 2}, "n"),
+    ({**HI, "stop": [""]}, "stop"),
+    ({**HI, "guided_regex": "(a"}, "guided_regex"),
+    ({**HI, "guided_regex": "a", "text": {"format": {"type": "json_object"}}}, "guided_regex"),
     ({**HI, "model": "other"}, "model"),
     ({**HI, "background": True, "store": False}, "background"),
     ({**HI, "conversation": "c"}, "conversation"),
@@ -441,6 +453,30 @@ def test_a_wrong_field_is_named(server: Server, body: dict[str, Any], param: str
     assert (error["param"], error["type"]) == (param, "invalid_request_error")
     assert error["message"]
     assert server.engine.commands.empty()
+
+
+def test_the_error_says_what_a_field_of_chats_is_called_here(server: Server) -> None:
+    for path, body, names in (
+        (
+            "/v1/responses",
+            HI,
+            {
+                "max_tokens": "max_output_tokens",
+                "response_format": "text.format",
+                "logprobs": "top_logprobs",
+                "reasoning_effort": "reasoning.effort",
+            },
+        ),
+        (
+            "/v1/messages",
+            {"messages": [{"role": "user", "content": "Hi"}], "max_tokens": 9},
+            {"stop": "stop_sequences"},
+        ),
+    ):
+        for name, here in names.items():
+            answer = server.post(path, {**body, name: 1})
+            assert answer.status_code == 400
+            assert f"{name} is not supported; give {here}" in answer.json()["error"]["message"]
 
 
 def test_a_failed_response(client: openai.OpenAI, server: Server) -> None:

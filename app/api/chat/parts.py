@@ -9,6 +9,7 @@ from pydantic_core import from_json
 
 from ...errors import InvalidRequestError
 from ..generation.fields import TokenFields
+from ..generation.structured import GuidedFields
 
 Fields = dict[str, Any]
 
@@ -30,7 +31,8 @@ def rename_errors(names: dict[str, str]) -> Iterator[None]:
 
 def token_fields(body: TokenFields) -> Fields:
     """The sampling fields that were given. They have the same names in all APIs."""
-    return body.model_dump(include=set(TokenFields.model_fields), exclude_unset=True)
+    names = {*TokenFields.model_fields, *GuidedFields.model_fields}
+    return body.model_dump(include=names, exclude_unset=True, by_alias=True)
 
 
 Content = Sequence[str | Fields]

@@ -5,7 +5,7 @@ FastAPI's own parsing is not used: it hides errors that occur while a body is re
 
 import re
 from codecs import BOM_UTF8
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Annotated, Any, ClassVar, TypeVar
 
 from fastapi import Request
@@ -46,6 +46,8 @@ class RequestBody(BaseModel):
     the answer."""
     unsupported: ClassVar[Unsupported] = {}
     """Fields that would change the answer, and are refused. Other undeclared fields are unknown."""
+    instead: ClassVar[Mapping[str, str]] = {}
+    """What is to be given instead of some of the unsupported fields."""
     token_fields: ClassVar[frozenset[str]] = frozenset()
     """Fields that may hold long lists of token ids."""
     limit_of_items: ClassVar[str] = "max_items"
@@ -149,7 +151,8 @@ def _unknown_fields(body: RequestBody, path: str) -> Iterator[str]:
     for name, value in (body.model_extra or {}).items():
         if name in body.unsupported:
             if not asks_for_nothing(value, body.unsupported[name]):
-                raise UnsupportedError(f"{path}{name} is not supported", path + name)
+                hint = f"; give {body.instead[name]}" if name in body.instead else ""
+                raise UnsupportedError(f"{path}{name} is not supported{hint}", path + name)
         elif name not in body.hints:
             yield path + name
     for name in type(body).model_fields:
@@ -163,9 +166,12 @@ def _unknown_fields(body: RequestBody, path: str) -> Iterator[str]:
 
 
 def _refusal(errors: Sequence[ErrorDetails], data: Any) -> InvalidRequestError:
-    """The one of pydantic's errors that lies deepest in the data: for a union, pydantic reports every branch."""
+    """The one of pydantic's errors that lies deepest in the data: for a union, pydantic reports every branch.
+
+    Of two at the same place, a type that is not meant says less than what is wrong with a value of a right type.
+    """
     paths = [_path(error, data) for error in errors]
-    index = max(range(len(errors)), key=lambda i: len(paths[i]))
+    index = max(range(len(errors)), key=lambda i: (len(paths[i]), not errors[i]["type"].endswith("_type")))
     param = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in paths[index]).lstrip(".")
     return InvalidRequestError(f"{param or 'body'}: {errors[index]['msg']}", param or None)
 

@@ -49,6 +49,16 @@ UNSUPPORTED: Unsupported = refused(
     "vllm_xargs": ({},),
 }
 """Fields of OpenAI's and vLLM's completions and chats. What a schema declares is taken all the same."""
+ELSEWHERE: Unsupported = refused("max_completion_tokens max_output_tokens max_tokens reasoning_effort stop") | {
+    "add_generation_prompt": (True,),
+    "continue_final_message": (False,),
+    "logprobs": (False,),
+    "n": (1,),
+    "response_format": ({"type": "text"},),
+    "thinking_token_budget": (),
+    "top_logprobs": (0,),
+}
+"""Fields of chats that other APIs have in forms of their own, or not at all."""
 
 
 class StreamOptions(RequestBody):
@@ -74,6 +84,7 @@ class TokenFields(RequestBody):
     min_p: float | None = Field(None, ge=0, le=1)
     seed: int | None = Field(None, ge=-_INT64, lt=_INT64)
     stop_token_ids: list[TokenId] = Field(default_factory=list, max_length=MAX_STOP_TOKEN_IDS)
+    include_stop_str_in_output: bool = False
     min_tokens: int = Field(0, ge=0, lt=2**31)
     ignore_eos: bool = False
     presence_penalty: float = Field(0.0, ge=-2, le=2)
@@ -120,7 +131,6 @@ class SamplingFields(TokenFields):
     unsupported = UNSUPPORTED
     n: int = Field(1, ge=1)
     stop: str | list[str] = Field(default_factory=list, description=f"strings of up to {MAX_STOP_LENGTH} characters")
-    include_stop_str_in_output: bool = False
     stream_options: StreamOptions | None = None
 
     @property

@@ -66,15 +66,20 @@ class StructuredOutputs(RequestBody):
     grammar: str | None = Field(None, description="in llguidance's dialect of Lark, or in GBNF")
 
 
-class StructuredFields(RequestBody):
-    """The fields for structured output."""
+class GuidedFields(RequestBody):
+    """vLLM's fields for structured output."""
 
-    response_format: ResponseFormat | None = None
     structured_outputs: StructuredOutputs | None = None
     guided_json: Schema | str | None = Field(None, description="a JSON schema")
     guided_regex: str | None = None
     guided_choice: Choices | None = None
     guided_grammar: str | None = Field(None, description="in llguidance's dialect of Lark, or in GBNF")
+
+
+class StructuredFields(GuidedFields):
+    """The fields for structured output."""
+
+    response_format: ResponseFormat | None = None
 
     def constraint(self) -> Constraint | None:
         """What the output has to match, if anything. Raises InvalidRequestError if several fields are given."""

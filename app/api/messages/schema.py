@@ -8,15 +8,24 @@ from ...errors import InvalidRequestError
 from ..chat.schema import FunctionName
 from ..edge.body import Label, RequestBody, Unsupported, hints, refused
 from ..generation.cache_control import CacheControl, longest_wish
-from ..generation.fields import Effort, TokenFields
+from ..generation.fields import ELSEWHERE, UNSUPPORTED, Effort, TokenFields
 from ..generation.kinds import refuse_unknown
+from ..generation.structured import GuidedFields
 from .blocks import TextBlock, Tool, ToolResultBlock, Turn
 
 _HINTS = hints(
     "billing_policy diagnostics fallback_credit_token fallbacks metadata service_tier speed user_profile_id "
     "workspace_id"
 )
-_UNSUPPORTED: Unsupported = refused("compaction container inference_geo thread") | {"mcp_servers": ([],)}
+_IN_CONVERSATIONS: Unsupported = refused("compaction container inference_geo thread") | {"mcp_servers": ([],)}
+_INSTEAD = {
+    "max_completion_tokens": "max_tokens",
+    "max_output_tokens": "max_tokens",
+    "reasoning_effort": "output_config.effort",
+    "response_format": "output_config.format",
+    "stop": "stop_sequences",
+    "thinking_token_budget": "thinking.budget_tokens",
+}
 
 
 class ToolChoice(RequestBody):
@@ -67,7 +76,7 @@ class ConversationFields(RequestBody):
     """How a conversation becomes a prompt."""
 
     hints = _HINTS
-    unsupported = _UNSUPPORTED
+    unsupported = _IN_CONVERSATIONS
     model: Label | None = Field(None, description="the served model's name")
     system: str | list[TextBlock] | None = None
     messages: list[Turn] = Field(min_length=1, description="a last turn of the assistant is continued")
@@ -98,7 +107,7 @@ class CountTokensRequest(ConversationFields):
     model_config = ConfigDict(json_schema_extra={"example": {"messages": [{"role": "user", "content": "Say hello."}]}})
 
 
-class MessagesRequest(ConversationFields, TokenFields):
+class MessagesRequest(ConversationFields, TokenFields, GuidedFields):
     """Answer a conversation."""
 
     model_config = ConfigDict(
@@ -107,6 +116,8 @@ class MessagesRequest(ConversationFields, TokenFields):
         }
     )
 
+    unsupported = _IN_CONVERSATIONS | UNSUPPORTED | ELSEWHERE
+    instead = _INSTEAD
     max_tokens: int = Field(ge=1, lt=2**31, description="the end of the model's context may come earlier")
     stop_sequences: list[str] = Field(default_factory=list)
 

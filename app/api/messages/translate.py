@@ -58,7 +58,7 @@ def to_chat(body: ConversationFields) -> ChatRequest:
         chat["response_format"] = json_schema_format(asked.schema_, "output")
     if isinstance(body, MessagesRequest):
         chat |= token_fields(body) | {"stop": body.stop_sequences, "cache_retention": body.wished_retention}
-    return validate(ChatRequest, chat)
+    return validate(ChatRequest, chat, set())  # what is not known has been told of
 
 
 def _messages(turn: Turn) -> list[Fields]:

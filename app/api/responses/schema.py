@@ -6,14 +6,23 @@ from pydantic import ConfigDict, Field
 
 from ...errors import InvalidRequestError, UnsupportedError
 from ..edge.body import Label, RequestBody, Unsupported, hints, refused
-from ..generation.fields import Effort, TokenFields
+from ..generation.fields import ELSEWHERE, UNSUPPORTED, Effort, TokenFields
 from ..generation.kinds import Unknown, refuse_unknown
+from ..generation.structured import GuidedFields
 from .items import InputItem, check_item
 from .tools import Tool, ToolChoice, check_tools
 
-_IN_REQUESTS: Unsupported = refused("access_programs background_options conversation image moderation prompt") | {
-    "context_management": ([],),
-    "n": (1,),
+LOGPROBS = "message.output_text.logprobs"
+ENCRYPTED = "reasoning.encrypted_content"
+_IN_CONVERSATIONS: Unsupported = refused("access_programs background_options conversation image moderation prompt") | {
+    "context_management": ([],)
+}
+_INSTEAD = {
+    "logprobs": f"top_logprobs and {LOGPROBS!r} in include",
+    "max_completion_tokens": "max_output_tokens",
+    "max_tokens": "max_output_tokens",
+    "reasoning_effort": "reasoning.effort",
+    "response_format": "text.format",
 }
 Included = Literal[
     "code_interpreter_call.outputs",
@@ -25,8 +34,6 @@ Included = Literal[
     "web_search_call.action.sources",
     "web_search_call.results",
 ]
-LOGPROBS = "message.output_text.logprobs"
-ENCRYPTED = "reasoning.encrypted_content"
 _HINTS = hints("client_metadata prompt_cache_options service_tier")
 _COMES_BACK = "changes nothing, and comes back with the response"
 
@@ -65,7 +72,7 @@ class StreamOptions(RequestBody):
 class ConversationFields(RequestBody):
     """How a conversation becomes a prompt."""
 
-    unsupported = _IN_REQUESTS
+    unsupported = _IN_CONVERSATIONS
     model: Label | None = Field(None, description="the served model's name")
     input: str | Annotated[list[InputItem], Field(min_length=1)] = Field(description="a text, or items")
     instructions: str | None = Field(None, description="a system message; not kept for the next response")
@@ -94,7 +101,7 @@ class InputTokensRequest(ConversationFields):
     model_config = ConfigDict(json_schema_extra={"example": {"input": "Say hello."}})
 
 
-class ResponsesRequest(ConversationFields, TokenFields):
+class ResponsesRequest(ConversationFields, TokenFields, GuidedFields):
     """Answer an input, which may continue an earlier response."""
 
     model_config = ConfigDict(
@@ -112,6 +119,10 @@ class ResponsesRequest(ConversationFields, TokenFields):
     )
 
     hints = _HINTS
+    unsupported = _IN_CONVERSATIONS | UNSUPPORTED | ELSEWHERE
+    instead = _INSTEAD
+    stop: str | list[str] = Field(default_factory=list, description="as chats have it")
+    thinking_token_budget: int | None = Field(None, ge=1, description="as chats have it")
     max_output_tokens: int | None = Field(None, ge=1, lt=2**31, description="at most what the context leaves")
     max_tool_calls: int | None = Field(None, ge=1, description="changes nothing: it counts calls of hosted tools")
     include: list[Included] = Field(default_factory=list, description="what is not there is not included")

@@ -50,10 +50,12 @@ def to_chat(body: ConversationFields, conversation: Conversation) -> ChatRequest
     }
     if isinstance(body, ResponsesRequest):
         chat |= token_fields(body) | {
+            "stop": body.stop,
+            "thinking_token_budget": body.thinking_token_budget,
             "logprobs": body.wants_logprobs,
             "top_logprobs": body.top_logprobs if body.wants_logprobs else None,
         }
-    return validate(ChatRequest, chat)
+    return validate(ChatRequest, chat, set())  # what is not known has been told of
 
 
 def messages_of(items: Sequence[InputItem]) -> list[Fields]:
