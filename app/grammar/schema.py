@@ -1,7 +1,7 @@
 """JSON schemas with numbers that doubles hold, because llguidance computes with doubles.
 
 Bounds are moved inwards to the next double, so that every number that fits them fits the schema. A constant that no
-double holds is an error.
+double holds is an error. Values of `format` that llguidance does not know are left out: they are annotations.
 """
 
 import math
@@ -15,6 +15,8 @@ _LARGEST = int(math.nextafter(2.0**63, 0.0))
 _BY_NAME = {"properties", "patternProperties", "$defs", "definitions", "dependentSchemas"}
 """Keywords whose values map names to schemas."""
 _ANNOTATIONS = {"default", "example", "examples"}
+_FORMATS = ("date-time", "time", "date", "duration", "email", "hostname", "ipv4", "ipv6", "uri", "uuid")
+"""Those that llguidance knows; it refuses all others of texts."""
 _LOWER = {"minimum", "exclusiveMinimum"}
 _UPPER = {"maximum", "exclusiveMaximum"}
 _EXCLUSIVE = (("exclusiveMinimum", "minimum", 1, max), ("exclusiveMaximum", "maximum", -1, min))
@@ -26,7 +28,11 @@ def adapt(schema: Any) -> Any:
         return [adapt(one) for one in schema]
     if not isinstance(schema, Mapping):
         return schema
-    adapted = {keyword: _adapt(keyword, value) for keyword, value in schema.items()}
+    adapted = {
+        keyword: _adapt(keyword, value)
+        for keyword, value in schema.items()
+        if keyword != "format" or not isinstance(value, str) or value in _FORMATS
+    }
     for exclusive, inclusive, direction, innermost in _EXCLUSIVE:
         bound = adapted.get(exclusive)
         # llguidance adds 1 to it, which a double may lose.

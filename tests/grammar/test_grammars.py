@@ -8,12 +8,14 @@ from typing import Any
 import jsonschema
 import numpy as np
 import pytest
+from llguidance import LLMatcher
 
 from app.core.sampling import SamplingParams
 from app.grammar import constraint
 from app.grammar.compiler import GrammarCompiler
 from app.grammar.constraint import GrammarError
 from app.grammar.masks import GrammarMasks
+from app.grammar.schema import adapt
 from app.text.tokenizer import Tokenizer
 from tests.patience import PATIENCE
 
@@ -97,6 +99,17 @@ def test_a_fixed_text_that_looks_like_a_special_token_is_text(
     written = draw(masks, tokenizer, constraint.json_schema({"const": [text, {text: 1}]}), 1)
     assert written is not None
     assert json.loads(written) == [text, {text: 1}]
+
+
+def test_formats_that_the_library_does_not_know_are_annotations() -> None:
+    known = {"date-time", "time", "date", "duration", "email", "hostname", "ipv4", "ipv6", "uri", "uuid"}
+    others = {"password", "binary", "path", "regex", "json-pointer", "idn-email", "int32"}
+    for name in known | others:
+        schema = {"type": "string", "format": name}
+        error = LLMatcher.validate_grammar(f"start: %json {json.dumps(schema)}", None)
+        assert ("Unknown format" in error) == (name in others)
+        assert adapt(schema) == (schema if name in known else {"type": "string"})
+    assert adapt({"properties": {"format": {"format": "byte"}}}) == {"properties": {"format": {}}}
 
 
 def test_a_matcher_goes_on_where_a_preempted_request_stood(masks: GrammarMasks, tokenizer: Tokenizer) -> None:

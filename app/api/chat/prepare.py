@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 from ...core.media import Placed
 from ...errors import UnsupportedError
+from ...grammar.constraint import json_schema
 from ...grammar.reasoning import answer_behind, reasoning_prefix
 from ...grammar.tool_calls import tool_calls
 from ...media.preparer import ChatImage
@@ -221,6 +222,16 @@ def _calls(service: Service, body: ChatRequest, in_reasoning: bool, answer: str)
     format_ = format_of_required_calls(service.message_format.tools)
     before = _before(service, in_reasoning)
     rule = answer.removeprefix("start: ")
+    parts = [_arguments(index, schemas[tool.function.name]) for index, tool in enumerate(body.tools) if tool in tools]
     return Constraint(
-        "tools", len(str(schemas)), lambda: tool_calls(format_, schemas, several, service.tokenizer, before, rule)
+        "tools",
+        len(str(schemas)),
+        lambda: tool_calls(format_, schemas, several, service.tokenizer, before, rule),
+        parts,
     )
+
+
+def _arguments(index: int, schema: dict[str, Any]) -> Constraint:
+    """The arguments of one tool alone."""
+    field = f"tools[{index}].function.parameters"
+    return Constraint(field, 0, lambda: json_schema({**schema, "type": "object"}))

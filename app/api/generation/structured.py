@@ -1,7 +1,7 @@
 """Structured output: OpenAI's response_format, vLLM's structured_outputs and its older guided_* fields."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Annotated, Any, Literal, NamedTuple
 
 from pydantic import Field
@@ -31,6 +31,8 @@ class Constraint(NamedTuple):
     """Length of the field's content, in characters."""
     build: Callable[[], str]
     """Makes the grammar. Raises ValueError if it cannot."""
+    parts: "Sequence[Constraint]" = ()
+    """What it is made of: if it cannot be compiled, the first of these that cannot be either is named."""
 
 
 class JsonSchema(RequestBody):
@@ -158,4 +160,6 @@ async def grammar_of(service: Service, body: SamplingFields, constraint: Constra
     try:
         return await service.grammars.check(constraint.build())
     except (GrammarError, ValueError, RecursionError) as error:
+        for part in constraint.parts:
+            await grammar_of(service, body, part)
         raise InvalidRequestError(f"{field}: {error}"[:1000], field) from error
