@@ -456,6 +456,7 @@ def test_a_wrong_field_is_named(server: Server, body: dict[str, Any], param: str
 
 
 def test_the_error_says_what_a_field_of_chats_is_called_here(server: Server) -> None:
+    assert "at least 1 item" in server.post("/v1/responses", {"input": []}).json()["error"]["message"]
     for path, body, names in (
         (
             "/v1/responses",
@@ -485,7 +486,7 @@ def test_a_failed_response(client: openai.OpenAI, server: Server) -> None:
     assert (told.type, told.message) == ("error", "the model failed")
     assert (failed.type, failed.response.status) == ("response.failed", "failed")
     assert failed.response.error.message == "the model failed"
-    assert failed.response.output[0].status == "in_progress"
+    assert failed.response.output[0].status == "incomplete"
     server.engine.script = say("", reason=FinishReason.ERROR, error="the model failed")
     with client.responses.stream(model=MODEL, input="Hi") as stream:  # the helper wants a response in front of all
         assert [event.type for event in stream][-1] == "response.failed"

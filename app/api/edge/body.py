@@ -171,9 +171,11 @@ def _refusal(errors: Sequence[ErrorDetails], data: Any) -> InvalidRequestError:
     Of two at the same place, a type that is not meant says less than what is wrong with a value of a right type.
     """
     paths = [_path(error, data) for error in errors]
-    index = max(range(len(errors)), key=lambda i: (len(paths[i]), not errors[i]["type"].endswith("_type")))
-    param = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in paths[index]).lstrip(".")
-    return InvalidRequestError(f"{param or 'body'}: {errors[index]['msg']}", param or None)
+    deepest = max(paths, key=len)
+    there = [error for error, path in zip(errors, paths, strict=True) if path == deepest]
+    told = min(there, key=lambda error: error["type"].endswith("_type"))
+    param = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in deepest).lstrip(".")
+    return InvalidRequestError(f"{param or 'body'}: {told['msg']}", param or None)
 
 
 def _path(error: ErrorDetails, data: Any) -> list[str | int]:

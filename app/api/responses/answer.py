@@ -99,7 +99,8 @@ class ResponseAnswer(BlocksAnswer):
         return self._ended(response)
 
     def _response(self, status: str, **fields: Any) -> ResponseObject:
-        output = [self._item(block) for block in self._blocks.all]
+        cut: Status = "incomplete" if status in ("cancelled", "failed") else "in_progress"
+        output = [self._item(block, cut) for block in self._blocks.all]
         return structs.replace(self._empty, status=status, output=output, **fields)
 
     def _ended(self, response: ResponseObject) -> ResponseObject:
@@ -115,9 +116,9 @@ class ResponseAnswer(BlocksAnswer):
     def _item_id(self, block: Block) -> str:
         return f"{self._form(block).prefix}_{self._unique}_{block.index}"
 
-    def _item(self, block: Block) -> OutputItem:
+    def _item(self, block: Block, while_open: Status = "in_progress") -> OutputItem:
         """A block as an output item, in its present state."""
-        status: Status = "completed" if block.is_over else "in_progress"
+        status: Status = "completed" if block.is_over else while_open
         if block.is_over and self._is_incomplete(block):
             status = "incomplete"
         id_, content = self._item_id(block), [self._part(block)] if block.is_over or block.pieces else []
