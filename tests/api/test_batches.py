@@ -1,5 +1,6 @@
 """/v1/files and /v1/batches through OpenAI's client, in front of a fake engine."""
 
+import codecs
 import hashlib
 import json
 import time
@@ -13,7 +14,7 @@ import pytest
 from openai.types import Batch
 
 from app.api.batches import run, runner, store
-from app.api.batches.lines import ENDPOINTS, Line, check_lines
+from app.api.batches.lines import ENDPOINTS, Line, check_lines, parse_line, read_lines
 from app.core.request import FinishReason
 from app.errors import QueueFullError
 from tests import web
@@ -169,8 +170,9 @@ def test_a_file_that_is_wrong_fails_before_anything_is_sent(model_folder: Path, 
         fields = {2: "custom_id", 3: "method", 4: "url", 5: "body.stream", 6: "url"}
         assert told == set(fields.items()) | {(7, "at most 6 lines (max_batch_lines)")}
         assert server.engine.commands.empty()
-        with pytest.raises(openai.NotFoundError):
+        with pytest.raises(openai.NotFoundError) as error:
             client.batches.create(input_file_id="file-nothing", endpoint=CHATS, completion_window="24h")
+        assert error.value.param == "input_file_id"
         with pytest.raises(openai.BadRequestError, match="did you mean /v1/embeddings"):
             client.batches.create(input_file_id="file-x", endpoint="/v1/embedding", completion_window="24h")  # type: ignore[arg-type]
 
@@ -290,6 +292,14 @@ def test_open_batches_and_pages_are_bounded(
         start(client, line("b"))
         for limit in ("0", "101", "0000000000000000000000101", "1" * 5000, "9" * 6):
             assert server.get(f"/v1/batches?limit={limit}").status_code == 400
+
+
+def test_lines_are_read_behind_a_byte_order_mark_and_ids_are_in_order(tmp_path: Path) -> None:
+    for mark in (b"", codecs.BOM_UTF8):
+        (tmp_path / "lines").write_bytes(mark + content(line("a"), line("b")))
+        assert [parse_line(text).custom_id for text in read_lines(tmp_path / "lines")] == ["a", "b"]
+    ids = [store.new_batch_id() for _ in range(20)]
+    assert sorted(ids) == ids
 
 
 def test_a_server_without_a_folder_says_so(server: Server) -> None:

@@ -233,8 +233,14 @@ async def test_a_batch_that_waits_for_a_broken_model_does_not_hold_up_the_next(
         may_end.set()
         await until(lambda: ended() == [False, False, True])
         assert sent == ["afirst", "bfirst", "cfirst"]
+        ids += [start(batch, "broken") for batch in "defg"]
+        begun = runner._MOST_HELD_UP - 2  # beside the first two
+        await until(lambda: [folder.batch(one).status for one in ids[3:]].count("in_progress") == begun)
+        tries = house.starts.count("broken")
+        await until(lambda: house.starts.count("broken") > tries + 1)
+        assert [folder.batch(one).status for one in ids[3:]] == ["in_progress"] * begun + ["validating"] * (4 - begun)
         house.broken.clear()
         await until(lambda: all(ended()))
-        assert sent[3:] == ["abroken", "bbroken", "bbroken"]
+        assert sent[3:] == ["abroken", "bbroken", "bbroken", *(f"{batch}broken" for batch in "defg")]
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)

@@ -4,6 +4,7 @@ See "Batch API" in OpenAI's reference: a request has custom_id, method, url and 
 and error.
 """
 
+from codecs import BOM_UTF8
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -84,8 +85,10 @@ def parse_line(text: bytes, endpoint: str | None = None) -> Line:
 
 
 def read_lines(file: Path) -> Iterator[bytes]:
-    """The lines of a file that are not empty."""
+    """The lines of a file that are not empty. Some programs write a byte order mark in front of the first."""
     with file.open("rb") as content:
+        if content.read(len(BOM_UTF8)) != BOM_UTF8:
+            content.seek(0)
         yield from (line for line in content if line.strip())
 
 

@@ -27,7 +27,7 @@ _WINDOW_SECONDS = 24 * 3600
 @router.post("/v1/batches", openapi_extra=body_schema(BatchRequest), responses=answers(BatchObject, READS_BODY))
 async def create_batch(body: Annotated[BatchRequest, Depends(body_of(BatchRequest))], folder: FolderDep) -> Response:
     """Answer the requests of a file, under the live traffic."""
-    if folder.file(body.input_file_id).purpose != "batch":
+    if folder.file(body.input_file_id, "input_file_id").purpose != "batch":
         raise InvalidRequestError("input_file_id: it is a file of answers", "input_file_id")
     now = int(time.time())
     batch = BatchObject(

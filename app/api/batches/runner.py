@@ -2,7 +2,8 @@
 
 One API worker does so: the one that holds a lock in the folder. Of each tenant, the oldest batch runs, beside those of
 other tenants; all of them together have a bounded number of requests in flight for a model, at a low priority. A batch
-of which only requests for models are left that cannot be loaded does not hold up the tenant's next one.
+of which only requests for models are left that cannot be loaded does not hold up the tenant's next one, unless there
+are several such.
 """
 
 import asyncio
@@ -11,7 +12,7 @@ import logging
 import os
 import time
 import uuid
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterator
 from contextlib import ExitStack, suppress
 from pathlib import Path
@@ -38,6 +39,8 @@ _LOOK_SECONDS = 0.5
 """Between two looks at the folder."""
 _PAUSE_SECONDS = 60
 """Before a batch is tried again whose state cannot be kept, such as on a full disk."""
+_MOST_HELD_UP = 4
+"""Batches of a tenant that wait for models which cannot be loaded. Each has two files open."""
 _PRIORITY = 1_000_000
 """Added to that of each request: lower runs first."""
 
@@ -86,7 +89,9 @@ class BatchRunner:
         return False
 
     async def _start_batches(self) -> None:
+        held_up = Counter(run.tenant.name for run in self._running.values() if run.is_held_up)
         busy = {run.tenant.name for run in self._running.values() if not run.is_held_up}
+        busy |= {name for name, count in held_up.items() if count >= _MOST_HELD_UP}
         begun = {run.batch_id for run in self._running.values()}
         for name, batch in await asyncio.to_thread(self._find, busy, begun):
             if (tenant := self._app.state.admission.tenant_named(name)) is not None:
@@ -178,6 +183,8 @@ class _Run:
         except Exception:
             log.exception("batch %s", self.batch_id)
             self._fail([BatchProblem("internal_error", "the server's log says what has failed", None, None)])
+        finally:
+            self._left_for = []  # it runs no more, and waits for no model
 
     async def _run(self) -> None:
         batch = self._batch

@@ -35,12 +35,17 @@ Kept = TypeVar("Kept", FileObject, BatchObject)
 
 def new_file_id() -> str:
     """An id that no file has."""
-    return f"{_FILE}{secrets.token_hex(12)}"
+    return _FILE + _unique()
 
 
 def new_batch_id() -> str:
     """An id that no batch has."""
-    return f"{_BATCH}{secrets.token_hex(12)}"
+    return _BATCH + _unique()
+
+
+def _unique() -> str:
+    """In the order of time, for what is created in the same second."""
+    return f"{time.time_ns():016x}{secrets.token_hex(4)}"
 
 
 class TenantFolder:
@@ -78,9 +83,9 @@ class TenantFolder:
         self._write(file)
         return file
 
-    def file(self, file_id: str) -> FileObject:
-        """A file by its id. Raises NotFoundError."""
-        return self._read(file_id, _FILE, FileObject)
+    def file(self, file_id: str, field: str = "file_id") -> FileObject:
+        """A file by its id. Raises NotFoundError that names the field."""
+        return self._read(file_id, _FILE, FileObject, field)
 
     def content_of(self, file_id: str) -> Path:
         """Where a file's content is."""
@@ -115,7 +120,7 @@ class TenantFolder:
 
     def batch(self, batch_id: str) -> BatchObject:
         """A batch by its id. Raises NotFoundError."""
-        return self._as_seen(self._read(batch_id, _BATCH, BatchObject))
+        return self._as_seen(self._read(batch_id, _BATCH, BatchObject, "batch_id"))
 
     def batches(self) -> list[BatchObject]:
         """All batches, the oldest first."""
@@ -160,10 +165,10 @@ class TenantFolder:
 
     # ------------------------------------------------------------------ JSON
 
-    def _read(self, given_id: str, kind: str, model: type[Kept]) -> Kept:
+    def _read(self, given_id: str, kind: str, model: type[Kept], field: str) -> Kept:
         path = self._folder / f"{given_id}.json"
         if not _ID.fullmatch(given_id) or not given_id.startswith(kind) or not path.exists():
-            raise NotFoundError(f"there is no {kind[:-1]} {given_id!r:.80}", f"{kind[:-1]}_id")
+            raise NotFoundError(f"there is no {kind[:-1]} {given_id!r:.80}", field)
         return msgspec.json.decode(path.read_bytes(), type=model)
 
     def _all(self, kind: str, model: type[Kept]) -> list[Kept]:
