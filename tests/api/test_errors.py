@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import socket
 from typing import Any
 
 import pytest
@@ -139,7 +140,7 @@ WRONG = [
     ({**CHAT, "tools": [TOOL], "tool_choice": "required", "guided_regex": "a"}, "guided_regex"),
     ({**CHAT, "tools": [TOOL], "tool_choice": "required", "stop": ["f"]}, "stop"),
     ({**CHAT, "tools": [TOOL], "tool_choice": {"type": "function", **CHOICE}, "stop_token_ids": [3]}, "stop_token_ids"),
-    ({**CHAT, "tools": [WRONG_TOOL], "tool_choice": "required"}, "tools"),
+    ({**CHAT, "tools": [TOOL, WRONG_TOOL], "tool_choice": "required"}, "tools[1].function.parameters"),
     ({"messages": [{"role": "user", "content": "", "tool_calls": [CALL]}]}, "messages[0].tool_calls"),
     ({"messages": [{"role": "user", "content": "Hi", "refusal": "No."}]}, "messages[0].refusal"),
     ({"messages": [{"role": "user", "content": "Hi", "reasoning": "Hm"}]}, "messages[0].reasoning"),
@@ -330,6 +331,10 @@ def test_a_large_body_is_refused_while_it_is_read(server: Server) -> None:
             yield b" " * 10_000
 
     declared = server.post("/v1/completions", {"prompt": "x" * 100_001})
+    with socket.create_connection((server.host, server.port), timeout=PATIENCE) as client:
+        head = b"Host: x\r\nContent-Type: application/json\r\nContent-Length: 999999\r\nExpect: 100-continue\r\n"
+        client.sendall(b"POST /v1/completions HTTP/1.1\r\n" + head + b"\r\n")
+        assert client.recv(1000).startswith(b"HTTP/1.1 413 ")
     chunked = server.post("/v1/completions", content=endless(), headers={"Content-Type": "application/json"})
     for answer in (declared, chunked):
         assert answer.status_code == 413

@@ -36,6 +36,7 @@ class HttpProtocol(HttpToolsProtocol):
         self._arrival: TimerHandle | None = None
         self._delivery: TimerHandle | None = None
         self._overhead = 0
+        self._head_size = 0
         self._is_in_head = True
 
     def connection_made(self, transport: Transport) -> None:  # type: ignore[override]
@@ -58,7 +59,7 @@ class HttpProtocol(HttpToolsProtocol):
         if self.transport.is_closing():
             return
         if self._overhead > _MAX_OVERHEAD:
-            self._refuse(HeadTooLargeError(f"the request's headers take more than {_MAX_OVERHEAD} bytes"))
+            self._refuse_head()
         elif self._is_in_head and self._arrival is None and not self._is_answering:
             self._expect("head", self._settings.client_timeout)  # uvicorn has just stopped its timer of idleness
 
@@ -69,12 +70,16 @@ class HttpProtocol(HttpToolsProtocol):
     def on_header(self, name: bytes, value: bytes) -> None:
         """See httptools. Trailers are dropped: nobody could tell them from headers."""
         if self._is_in_head:
+            self._head_size += len(name) + len(value) + len(b": \r\n")
             super().on_header(name, value)
 
     def on_headers_complete(self) -> None:
         """See httptools."""
         self._has_arrived()
         self._is_in_head = False
+        if len(self.url) + self._head_size > _MAX_OVERHEAD:  # it has come in one piece, perhaps with its body
+            self._refuse_head()
+            raise ValueError  # ends parsing
         super().on_headers_complete()
 
     def on_body(self, body: bytes) -> None:
@@ -85,7 +90,7 @@ class HttpProtocol(HttpToolsProtocol):
     def on_message_complete(self) -> None:
         """See httptools."""
         self._has_arrived()
-        self._overhead = 0
+        self._overhead = self._head_size = 0
         self._is_in_head = True
         super().on_message_complete()
 
@@ -106,6 +111,9 @@ class HttpProtocol(HttpToolsProtocol):
         if self._arrival is not None:
             self._arrival.cancel()
             self._arrival = None
+
+    def _refuse_head(self) -> None:
+        self._refuse(HeadTooLargeError(f"the request's headers take more than {_MAX_OVERHEAD} bytes"))
 
     def send_400_response(self, msg: str) -> None:
         """See uvicorn: what came is not HTTP."""

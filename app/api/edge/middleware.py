@@ -122,7 +122,8 @@ class RequestMiddleware:
                 await error_response(refusal, scope)(scope, receive, send_start)
                 return
             limit = self._limits.get(scope["path"], self._limits[""])
-            body = _limited(decoded(_limited(receive, limit), scope, limit.size), limit)
+            arriving = _limited(receive, limit, _declared_size(scope))
+            body = _limited(decoded(arriving, scope, limit.size), limit)
             await self._app(scope, body, send_start)
         except ClientDisconnect:  # while the body was being read
             entry.error = "the client is gone"
@@ -179,16 +180,25 @@ def _request_id(scope: Scope) -> str:
     return uuid.uuid4().hex
 
 
-def _limited(receive: Receive, limit: Limit) -> Receive:
-    """A `receive` that refuses a body beyond the limit while it is read."""
+def _declared_size(scope: Scope) -> int:
+    """What Content-Length says, which the server has checked; 0 if there is none."""
+    return next((int(value) for name, value in scope["headers"] if name == b"content-length"), 0)
+
+
+def _limited(receive: Receive, limit: Limit, declared: int = 0) -> Receive:
+    """A `receive` that refuses a body beyond the limit: at once if its size was `declared`, else while it is read."""
     size = 0
+
+    def check(size: int) -> None:
+        if size > limit.size:
+            raise PayloadTooLargeError(f"the request's body is larger than {limit.size} bytes ({limit.setting})")
 
     async def limited() -> Message:
         nonlocal size
+        check(declared)
         message = await receive()
         size += len(message.get("body", b""))
-        if size > limit.size:
-            raise PayloadTooLargeError(f"the request's body is larger than {limit.size} bytes ({limit.setting})")
+        check(size)
         return message
 
     return limited
