@@ -63,14 +63,15 @@ def app_with_engine(settings: Settings, on_end: Callable[[PacelineError], None])
 async def _wait_until_ready(client: EngineClient, engine: EngineProcess) -> EngineReady:
     """Wait until the engine has loaded its model. Raises StartupError if the engine ends instead."""
     ready = asyncio.create_task(client.wait_until_ready())
-    while not ready.done():
-        try:
+    try:
+        while not ready.done():
             engine.check()
-        except ChildLostError as error:
-            ready.cancel()
-            raise StartupError(str(error)) from None
-        await asyncio.wait([ready], timeout=_CHECK_SECONDS)
-    return ready.result()
+            await asyncio.wait([ready], timeout=_CHECK_SECONDS)
+        return ready.result()
+    except ChildLostError as error:
+        raise StartupError(str(error)) from None
+    finally:
+        ready.cancel()  # nobody else waits for it
 
 
 async def _watch(engine: EngineProcess, client: EngineClient, on_end: Callable[[PacelineError], None]) -> None:

@@ -6,14 +6,15 @@ import signal
 import threading
 from collections.abc import AsyncGenerator, Iterator
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import psutil
 import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from app import LLM, AsyncLLM, SamplingParams
+from app import LLM, AsyncLLM, SamplingParams, own_engine
 from app.errors import EngineUnavailableError, InvalidRequestError, StartupError, UnsupportedError
 from app.llm.llm import _Pieces
 from tests.patience import PATIENCE, wait_until
@@ -185,6 +186,27 @@ def test_ctrl_c_ends_a_call_and_a_script_needs_no_guard_and_leaves_nothing_behin
     assert (process.returncode, log) == (0, "")
     assert output.endswith("interrupted\n3\n")
     assert psutil.wait_procs(children, PATIENCE)[1] == []
+
+
+async def test_nothing_waits_for_a_model_whose_start_was_broken_off() -> None:
+    """As by Ctrl-C. What still waits would be told of the end later, and its error would be nobody's."""
+    begun, ended = asyncio.Event(), asyncio.Event()
+
+    async def wait_until_ready() -> None:
+        begun.set()
+        try:
+            await asyncio.Event().wait()
+        finally:
+            ended.set()
+
+    client, engine = (
+        cast(Any, SimpleNamespace(**one)) for one in ({"wait_until_ready": wait_until_ready}, {"check": int})
+    )
+    waiting = asyncio.create_task(own_engine._wait_until_ready(client, engine))
+    await begun.wait()
+    waiting.cancel()
+    await asyncio.wait([waiting])
+    assert ended.is_set()
 
 
 def test_importing_the_package_is_cheap() -> None:
