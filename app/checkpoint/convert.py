@@ -32,6 +32,10 @@ _STORED_DTYPES = {0: "float32", 1: "float16"}
 """`general.file_type` of files that are not quantized. Weights of all others become bfloat16, which has more bits than
 they have in the file, and is what hardware computes fastest with."""
 
+_AS_STORED = {"mixtral": (".mlp.", ".block_sparse_moe.")}
+"""By type of model: a part of the names of transformers' modules, and what checkpoints have in its place. transformers
+reads both, and the decoder what checkpoints have."""
+
 _SAMPLING = {
     "temp": "temperature",
     "top_k": "top_k",
@@ -159,11 +163,13 @@ def _convert_weights(file: GgufFile, folder: Path) -> None:
     source: dict[str, Any] = {"pretrained_model_name_or_path": str(file.path.parent), "gguf_file": file.path.name}
     config = other_config(file, AutoConfig.from_pretrained(**source).to_dict(), _keys(file))
     shape = AutoConfig.for_model(**config)
-    loaded: Any = AutoModelForCausalLM.from_pretrained(**source, config=shape, dtype=dtype, output_loading_info=True)
+    loaded: Any = AutoModelForCausalLM.from_pretrained(
+        **source, config=shape, dtype=dtype, output_loading_info=True, ignore_mismatched_sizes=True
+    )
     model, info = loaded
-    if missing := sorted(info["missing_keys"]):  # transformers has filled them with random numbers
-        raise ValueError(f"the file lacks {len(missing)} tensors of the model, {missing[0]} for one")
-    _refuse_unread(file, config["model_type"], _tensors_of(model, file, config))
+    names = _tensors_of(model, file, config)
+    _refuse_made_up(info, {ours: theirs for theirs, ours in names.items()})
+    _refuse_unread(file, config["model_type"], names.__contains__)
     _refuse_other_rotation(model, config)
 
     _say("[3/3] writing the weights")
@@ -194,8 +200,10 @@ def _convert_by_name(file: GgufFile, config: dict[str, Any], folder: Path) -> No
     parameters = dict(model.named_parameters())  # of which tied ones are there once
     buffers = {name: buffer for name, buffer in model.named_buffers() if name in saved}
     shapes = {name: tuple(tensor.shape) for name, tensor in (parameters | buffers).items()}
+    own, as_stored = _AS_STORED.get(config["model_type"], ("", ""))
     weights = {
-        name: torch.from_numpy(numbers.copy()).to(dtype) for name, numbers in tensors_by_name(file, config, shapes)
+        name.replace(own, as_stored): torch.from_numpy(numbers.copy()).to(dtype)
+        for name, numbers in tensors_by_name(file, config, shapes)
     }
     _refuse_unread(file, config["model_type"])
 
@@ -223,8 +231,16 @@ def _keys(file: GgufFile) -> list[str]:
     return [key for key, field in known.items() if field is not None]
 
 
-def _tensors_of(model: Any, file: GgufFile, config: dict[str, Any]) -> Callable[[str], bool]:
-    """Whether transformers has read a tensor of the file, by its name."""
+def _refuse_made_up(info: dict[str, Any], names: dict[str, str]) -> None:
+    """ValueError for what transformers has filled with random numbers. `names`: of the file, by transformers' own."""
+    if missing := sorted(names.get(name, name) for name in info["missing_keys"]):
+        raise ValueError(f"the file lacks {len(missing)} tensors of the model, {missing[0]} for one")
+    for name, stored, shape in info["mismatched_keys"]:
+        raise ValueError(f"{names.get(name, name)} has shape {tuple(stored)}, not {tuple(shape)}")
+
+
+def _tensors_of(model: Any, file: GgufFile, config: dict[str, Any]) -> dict[str, str]:
+    """The names of the tensors that transformers reads from such a file, and its own for them."""
     from transformers.modeling_gguf_pytorch_utils import (
         TENSOR_PROCESSORS,
         TensorProcessor,
@@ -234,7 +250,7 @@ def _tensors_of(model: Any, file: GgufFile, config: dict[str, Any]) -> Callable[
     kind: Any = TENSOR_PROCESSORS.get(file.architecture, TensorProcessor)
     processor = kind(config=config)
     names: dict[str, str] = get_gguf_hf_weights_map(model, processor)
-    return names.__contains__
+    return names
 
 
 def _write_json(file: Path, content: dict[str, Any]) -> None:

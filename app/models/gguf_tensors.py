@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ..checkpoint.gguf.file import parts_of
-from ..checkpoint.gguf.tensors import StoredTensor, row_bytes
+from ..checkpoint.gguf.tensors import KIND_OF, StoredTensor, row_bytes
 from ..checkpoint.quantization import gguf_tensors
 from ..errors import ModelError
 from ..layers.formats.gguf import read_blocks
@@ -30,8 +30,8 @@ class GgufTensors:
         try:
             data = _Parts(file)
             blocks, numbers = (gguf_tensors(quantization, part) for part in ("blocks", "numbers"))
-            tensors = {f"{name}.blocks": _Tensor(data.rows_of(at), at, True) for name, at in blocks.items()}
-            self._tensors = tensors | {name: _Tensor(data.rows_of(at), at, False) for name, at in numbers.items()}
+            tensors = {f"{name}.blocks": GgufTensor(data.rows_of(at), at, True) for name, at in blocks.items()}
+            self._tensors = tensors | {name: GgufTensor(data.rows_of(at), at, False) for name, at in numbers.items()}
         except (OSError, ValueError, LookupError, TypeError) as error:
             raise ModelError(f"{file} is not the GGUF file that config.json describes: {error}") from error
 
@@ -39,7 +39,7 @@ class GgufTensors:
         """The names of all tensors."""
         return list(self._tensors)
 
-    def get_slice(self, name: str) -> "_Tensor":
+    def get_slice(self, name: str) -> "GgufTensor":
         """A tensor, of which the rows that an index names will be read."""
         return self._tensors[name]
 
@@ -56,7 +56,7 @@ class GgufTensors:
 
 
 @dataclass(frozen=True)
-class _Tensor:
+class GgufTensor:
     """A tensor of the file, of which rows are read when they are asked for."""
 
     data: Any
@@ -74,6 +74,13 @@ class _Tensor:
         if self.is_blocks:
             return "U8"
         return self.stored.kind if self.stored.kind in _DTYPES and not self.stored.added else "F32"
+
+    def in_numbers(self, shape: Sequence[int]) -> tuple[int, ...]:
+        """A shape such as `get_shape` gives, with the numbers in a row instead of its bytes."""
+        if not self.is_blocks:
+            return tuple(shape)
+        kind = KIND_OF[self.stored.kind]
+        return *shape[:-1], shape[-1] // kind.size * kind.inputs
 
     def __getitem__(self, rows: slice) -> Tensor:
         """Some of the rows."""

@@ -16,6 +16,8 @@ from torch import nn
 
 from ..checkpoint.aliases import Alias, Config
 from ..checkpoint.folder import ModelFolder
+from ..checkpoint.gguf.file import GgufFile
+from ..checkpoint.gguf.tensors import name_in_file
 from ..checkpoint.quantization import embeds_by_head, has_four_bits
 from ..errors import ModelError
 from ..layers.linear import Linear
@@ -24,7 +26,7 @@ from ..layers.sources import Filled, Target
 from .dequantized_tensors import DequantizedTensors
 from .filling import Filling, Open, Piece, fill, pieces_of
 from .four_bit_tensors import FourBitTensors
-from .gguf_tensors import GgufTensors
+from .gguf_tensors import GgufTensor, GgufTensors
 from .renamed_tensors import RenamedTensors
 
 _NUMBERS = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
@@ -99,8 +101,9 @@ def _pieces_for(target: Target | None, open_file: Open, tensors: Any, name: str,
     if target is None:
         raise _unread(folder, name)
     stored = tensors.get_slice(name)
-    if problem := _misfit(stored.get_shape(), stored.get_dtype(), target):
-        raise ModelError(f"{folder.path}: {name} {problem}")
+    if problem := _misfit(stored, target):
+        file, (told,) = _as_stored(folder, [name])
+        raise ModelError(f"{file}: {told} {problem}")
     return pieces_of(open_file, name, target)
 
 
@@ -164,12 +167,22 @@ def refuse_unmatched(folder: ModelFolder, info: dict[str, Any]) -> None:
 
 
 def _unread(folder: ModelFolder, name: str) -> ModelError:
-    return ModelError(f"{folder.path} has a tensor that the model does not: {name}")
+    file, (told,) = _as_stored(folder, [name])
+    return ModelError(f"{file} has a tensor that the model does not: {told}")
 
 
 def _refuse_missing(folder: ModelFolder, names: list[str]) -> None:
     if names:
-        raise ModelError(f"{folder.path} lacks {len(names)} tensors of the model, {min(names)} for one")
+        file, told = _as_stored(folder, names)
+        raise ModelError(f"{file} lacks {len(told)} tensors of the model, {min(told)} for one")
+
+
+def _as_stored(folder: ModelFolder, names: list[str]) -> tuple[Path, set[str]]:
+    """What to name in an error: the folder and some tensors, or the GGUF file and what they are called there."""
+    if folder.gguf_file is None:
+        return folder.path, set(names)
+    file = GgufFile(folder.gguf_file.resolve())
+    return file.path, {name_in_file(file, name) for name in names}
 
 
 def plain_matrices(folder: ModelFolder) -> set[str]:
@@ -217,16 +230,19 @@ def targets_of(model: nn.Module) -> list[tuple[nn.Module, dict[str, Target]]]:
     return targets
 
 
-def _misfit(shape: list[int], dtype: str, target: Target) -> str:
-    """Why a tensor cannot fill a target; empty if it can."""
-    memory = target.memory
+def _misfit(stored: Any, target: Target) -> str:
+    """Why a tensor (what `get_slice` gives) cannot fill a target; empty if it can."""
+    shape, dtype, memory = stored.get_shape(), stored.get_dtype(), target.memory
     converts = dtype in _NUMBERS and memory.dtype in _NUMBERS.values()
     if not converts and _CODES.get(dtype) is not memory.dtype:
         return f"is of dtype {dtype}, which cannot be converted to {str(memory.dtype).removeprefix('torch.')}"
     cuts = (target.rows, target.columns, *[None] * len(shape))
     taken = tuple(size if cut is None else len(range(size)[cut]) for size, cut in zip(shape, cuts, strict=False))
     is_one_number = memory.numel() == 1 == prod(shape)  # with or without a dimension
-    return "" if is_one_number or taken == tuple(memory.shape) else f"has shape {taken}, not {tuple(memory.shape)}"
+    if is_one_number or taken == tuple(memory.shape):
+        return ""
+    shown = stored.in_numbers if isinstance(stored, GgufTensor) else tuple
+    return f"has shape {shown(taken)}, not {shown(memory.shape)}"
 
 
 def open_files(folder: ModelFolder) -> list[Open]:

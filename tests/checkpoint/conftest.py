@@ -81,7 +81,7 @@ def write_gguf(
         if len(shape) == 1:
             writer.add_tensor(name, weights)
         elif kind == gguf.GGMLQuantizationType.IQ4_NL:
-            writer.add_tensor(name, _iq4_nl(weights), raw_dtype=kind)
+            writer.add_tensor(name, iq4_nl(weights.shape), raw_dtype=kind)
         else:
             writer.add_tensor(name, gguf.quants.quantize(weights, kind), raw_dtype=kind)
     writer.write_header_to_file()
@@ -91,12 +91,12 @@ def write_gguf(
     return path
 
 
-def _iq4_nl(weights: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+def iq4_nl(shape: tuple[int, ...]) -> np.ndarray[Any, Any]:
     """Blocks of 32 numbers of a type that Paceline has no reader for: a scale in float16, and codes by chance."""
-    rows, inputs = weights.shape
-    codes = np.random.default_rng(inputs).integers(0, 256, (rows, inputs // 32, 18), np.uint8)
+    *rows, inputs = shape
+    codes = np.random.default_rng(inputs).integers(0, 256, (*rows, inputs // 32, 18), np.uint8)
     codes[..., :2] = np.full(1, 0.002, np.float16).view(np.uint8)
-    return codes.reshape(rows, -1)
+    return codes.reshape(*rows, -1)
 
 
 def add_keys(writer: gguf.GGUFWriter, keys: dict[str, Any]) -> None:

@@ -195,12 +195,35 @@ def test_a_tensor_of_another_shape_is_named_with_both(tmp_path: Path) -> None:
         list(tensors_by_name(file, config, {name: (64, 96)}))
 
 
+def test_what_is_wrong_with_a_tensor_is_named_as_in_the_file(tmp_path: Path) -> None:
+    writer = gguf.GGUFWriter(tmp_path / "model.gguf", "granitehybrid")
+    shapes = {"0.ssm_norm": (2, 64), "1.ssm_norm": (64, 2), "0.attn_k": (31, 64), "0.ffn_gate": (96, 64)}
+    for name, shape in {**shapes, "0.ffn_down_exps": (2, 64, 96)}.items():
+        writer.add_tensor(f"blk.{name}.weight", np.ones(shape, np.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    file = GgufFile(tmp_path / "model.gguf")
+    config = {"num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2, "mamba_n_groups": 2}
+    assert len(list(tensors_by_name(file, config, {"model.layers.0.mamba.norm.weight": (128,)}))) == 1
+    for name, size, words in (
+        ("1.mamba.norm.weight", (128,), r"blk\.1\.ssm_norm\.weight \(64, 2\)"),
+        ("0.self_attn.k_proj.weight", (32, 64), r"blk\.0\.attn_k\.weight has 31 rows, .* 2 heads"),
+        ("0.shared_mlp.input_linear.weight", (192, 64), r"lacks blk\.0\.ffn_up\.weight"),
+        ("0.block_sparse_moe.experts.gate_up_proj", (2, 192, 64), r"lacks blk\.0\.ffn_gate_exps\.weight"),
+        ("1.mamba.dt_bias", (4,), r"lacks blk\.1\.ssm_dt\.bias"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            list(tensors_by_name(file, config, {f"model.layers.{name}": size}))
+
+
 def test_a_token_beyond_the_embeddings_is_refused(tmp_path: Path) -> None:
     embeddings = np.ones((50, 64), np.float32)
     path = write_gguf(
         tmp_path / "model.gguf", leave_out="token_embd.weight", more_tensors={"token_embd.weight": embeddings}
     )
-    with pytest.raises(ValueError, match="tokens, and the model embeddings for 50"):
+    with pytest.raises(ValueError, match=r"tokens, and token_embd\.weight the shape \(50, 64\)"):
         convert(path, tmp_path / "model")
 
 

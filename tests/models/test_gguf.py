@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from gguf import GGMLQuantizationType, GGUFWriter, dequantize, quantize
+from gguf import GGMLQuantizationType, GGUFWriter, LlamaFileType, dequantize, quantize
 from transformers import AutoModelForCausalLM
 
 from app.checkpoint.convert import convert
@@ -21,7 +21,7 @@ from app.layers.methods.integer import Integer
 from app.models.gguf_tensors import GgufTensors
 from app.models.loader import load_model
 from app.settings import load_settings
-from tests.checkpoint.conftest import add_tokenizer, write_gguf
+from tests.checkpoint.conftest import add_tokenizer, iq4_nl, write_gguf
 from tests.models.families import DECODER, VOCAB_SIZE, write_checkpoint
 from tests.models.test_quantized import errors, greedy
 
@@ -121,10 +121,11 @@ def write_experts(family: str, name: str, kind: GGMLQuantizationType, folder: Pa
     if "moe_intermediate_size" in sizes:
         writer.add_expert_feed_forward_length(config.moe_intermediate_size)
     writer.add_vocab_size(VOCAB_SIZE)
+    writer.add_file_type(LlamaFileType.ALL_F32)  # so that what is converted is not rounded
     add_tokenizer(writer, VOCAB_SIZE)
     for path, parameter in model.named_parameters():
         rounds = parameter.dim() > 1 and ".mlp.gate." not in path
-        stored = quantize(parameter.data.numpy(), kind) if rounds else parameter.data.numpy()
+        stored = _blocks(parameter.data.numpy(), kind) if rounds else parameter.data.numpy()
         parameter.data = torch.from_numpy(dequantize(stored, kind)) if rounds else parameter.data
         for theirs, part in _named(path, stored, name):
             writer.add_tensor(theirs, np.ascontiguousarray(part), raw_dtype=kind if rounds else None)
@@ -134,6 +135,11 @@ def write_experts(family: str, name: str, kind: GGMLQuantizationType, folder: Pa
     writer.close()
     convert(folder / "written.gguf", folder / "model")
     return model, folder / "model"
+
+
+def _blocks(weight: Any, kind: GGMLQuantizationType) -> Any:
+    """A weight in a type; others in the one that has to be converted, and which the library only reads."""
+    return iq4_nl(weight.shape) if kind == GGMLQuantizationType.IQ4_NL else quantize(weight, kind)
 
 
 def _named(path: str, stored: Any, name: str) -> list[tuple[str, Any]]:
@@ -154,9 +160,16 @@ def _named(path: str, stored: Any, name: str) -> list[tuple[str, Any]]:
     return [(f"blk.{layer}.{theirs}.weight", part) for theirs, part in parts.items()]
 
 
-@pytest.mark.parametrize("kind", ["F32", "Q8_0"])
-@pytest.mark.parametrize(("family", "name"), [("Mixtral", "llama"), ("Olmoe", "olmoe"), ("Qwen3Moe", "qwen3moe")])
-def test_experts_run_from_the_file(family: str, name: str, kind: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("family", "name", "kind"),
+    [
+        ("Mixtral", "llama", "Q8_0"),
+        ("Mixtral", "llama", "IQ4_NL"),
+        ("Olmoe", "olmoe", "Q8_0"),
+        ("Qwen3Moe", "qwen3moe", "F32"),
+    ],
+)
+def test_experts_run_from_the_file_or_converted(family: str, name: str, kind: str, tmp_path: Path) -> None:
     model, folder = write_experts(family, name, GGMLQuantizationType[kind], tmp_path)
     assert float(errors(model, greedy(folder, "none")).max()) < 1e-4
     if kind == "Q8_0" and family == "Olmoe" and integer.lanes():
@@ -189,6 +202,19 @@ def test_a_folder_that_says_nonsense_of_its_file_is_refused(change: dict[str, ob
     config["quantization_config"]["blocks"]["model.layers.1.self_attn.k_proj"] |= change
     (folder / "config.json").write_text(json.dumps(config))
     with pytest.raises(ModelError, match=r"k_proj|GGUF|quantization_config"):
+        started(folder)
+
+
+def test_what_does_not_fit_is_named_as_in_the_file(tmp_path: Path) -> None:
+    file, folder = write("Q4_1", tmp_path)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"hidden_size": 128}))
+    with pytest.raises(ModelError, match=rf"{file}: blk\.0\.attn_q\.weight has shape \(64, 64\), not \(64, 128\)"):
+        started(folder)
+    for layer in (0, 1):
+        del config["quantization_config"]["blocks"][f"model.layers.{layer}.self_attn.o_proj"]
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ModelError, match=rf"{file} lacks 2 tensors of the model, blk\.0\.attn_output\.weight for one"):
         started(folder)
 
 

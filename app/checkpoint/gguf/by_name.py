@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from .file import GgufFile, parts_of
-from .tensors import added_to, heads_of
+from .tensors import added_to, check_heads, heads_of
 
 Array = Any
 """numpy's, in float32 and in torch's order of dimensions."""
@@ -80,9 +80,10 @@ def _logarithm_in_groups(config: Config, decay: Array) -> Array:
     return _in_groups(config, np.log(-decay))
 
 
-def _flat(_config: Config, stored: Array) -> Array:
-    """Of norms that the file has by groups."""
-    return stored.reshape(-1)
+def _flat(config: Config, stored: Array) -> Array:
+    """Of norms that the file has by groups, with a row for each. What has other rows stays, and does not fit."""
+    groups = config["mamba_n_groups"] if "mamba_n_groups" in config else config["n_groups"]
+    return stored.reshape(-1) if len(stored) == groups else stored
 
 
 def _one_of(index: int, _config: Config, stored: Array) -> Array:
@@ -192,6 +193,7 @@ def tensors_by_name(
         file.begin_of(name, 0)  # it is read
         numbers = gguf.quants.dequantize(stored[name].data, stored[name].tensor_type)
         if heads := heads_of(file, name, config):
+            check_heads(name, len(numbers), heads)
             numbers = numbers.reshape(heads, -1, 2, *numbers.shape[1:]).swapaxes(1, 2).reshape(numbers.shape)
         return numbers - added_to(file, name)
 
@@ -246,12 +248,15 @@ class _Names:
     def made(self, name: str) -> _Made:
         """How a checkpoint's tensor is made, with the full names of the file's."""
         prefix = f"blk.{_layer_of(name)}." if ".layers." in name else ""
-        ways = next((ways for end, ways in self._table.items() if name.endswith(end)), ())
-        for way in ways:
-            full = way._replace(stored=tuple(f"{prefix}{part}" for part in way.stored))
-            if all(part in self._file.tensors for part in full.stored):
-                return full
+        table = next((ways for end, ways in self._table.items() if name.endswith(end)), ())
+        ways = [way._replace(stored=tuple(f"{prefix}{part}" for part in way.stored)) for way in table]
         # Some families have another name for their body in the checkpoints that llama.cpp knows.
         spellings = (name, name.replace("model.", "backbone.", 1))
         known = [self._map.get_name(spelling, try_suffixes=(".weight", ".bias")) for spelling in spellings]
-        return _Made((next(filter(None, known), name),))
+        as_it_is = _Made((next(filter(None, known), name),))
+        fitting = next((way for way in (*ways, as_it_is) if self._has(way) == len(way.stored)), None)
+        return fitting or max(ways, key=self._has, default=as_it_is)  # if none fits, a part of this one is missing
+
+    def _has(self, made: _Made) -> int:
+        """How many of a tensor's parts are in the file."""
+        return sum(part in self._file.tensors for part in made.stored)

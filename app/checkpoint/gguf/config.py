@@ -92,7 +92,7 @@ def vocab_size(file: GgufFile) -> int:
     """How many tokens the model has embeddings for. ValueError if the tokenizer has more."""
     if "token_embd.weight" not in file.tensors:
         raise ValueError("the file lacks token_embd.weight")
-    size, tokens = file.tensors["token_embd.weight"].shape[0], len(file.get("tokenizer.ggml.tokens") or ())
-    if tokens > size:
-        raise ValueError(f"the tokenizer has {tokens} tokens, and the model embeddings for {size}")
-    return size
+    shape, tokens = file.tensors["token_embd.weight"].shape, len(file.get("tokenizer.ggml.tokens") or ())
+    if len(shape) != 2 or tokens > shape[0]:
+        raise ValueError(f"the tokenizer has {tokens} tokens, and token_embd.weight the shape {shape}")
+    return shape[0]

@@ -39,6 +39,8 @@ _PLAIN = ("F32", "F16", "BF16")
 """The types of plain numbers."""
 
 _IN_LAYER = re.compile(r"blk\.\d+\.(.+)")
+_IN_DECODER = re.compile(r"(?:model\.)?layers\.(\d+)\.(.+)")
+_OF_EXPERT = re.compile(r"\.experts\.\d+\.")
 _OF_MODEL = {"token_embd": "model.embed_tokens", "output_norm": "model.norm", "output": "lm_head"}
 _OF_LAYER = {
     "attn_q": "self_attn.q_proj",
@@ -88,6 +90,8 @@ _NAMES_OF_LAYER = {
     "olmo2": _OF_LAYER | _OF_OLMO2,
 }
 """From llama.cpp's names to a checkpoint's, by family; for all others _OF_LAYER."""
+_TOGETHER = ({"attn_q.weight", "attn_k.weight", "attn_v.weight"}, {"ffn_gate.weight", "ffn_up.weight"})
+"""Tensors that a layer has all of, or none, but for Phi-3, where some are one."""
 
 
 _ROTATE_NEIGHBOURS = {"llama", "smollm3", "internlm2", "granite", "granitemoe", "granitehybrid", "minicpm", "mistral3"}
@@ -121,8 +125,8 @@ class StoredTensor(NamedTuple):
         sizes = [*self.shape, self.begin + 1]
         if self.kind not in KIND_OF or len(sizes) < 2 or any(type(size) is not int or size < 1 for size in sizes):
             raise ValueError(f"{name} is of type {self.kind} and shape {self.shape}, from byte {self.begin} on")
-        if self.heads and (self.heads < 0 or self.shape[0] % (2 * self.heads)):
-            raise ValueError(f"{name} has {self.shape[0]} rows, which are no whole halves of {self.heads} heads")
+        if self.heads:
+            check_heads(name, self.shape[0], self.heads)
 
 
 def decoder_tensors(file: GgufFile, config: dict[str, Any]) -> dict[str, StoredTensor] | str:
@@ -133,35 +137,64 @@ def decoder_tensors(file: GgufFile, config: dict[str, Any]) -> dict[str, StoredT
     if config["model_type"] not in FAMILIES or file.architecture in _OTHER_EXPERTS:
         return f"the decoder does not run {config['model_type']} as such a file has it"
     try:
-        parse_decoder_config(config)
+        experts = parse_decoder_config(config).experts
     except NotCarriedError as reason:
         return f"the decoder does not carry {reason}"
     tensors: dict[str, StoredTensor] = {}
     names = _names(file, config["num_hidden_layers"])
-    _refuse_missing(names, config["num_hidden_layers"])
+    _refuse_missing(names, file.architecture, config["num_hidden_layers"])
     for name, ours in names.items():
         info = file.tensors[name]
         if info.kind not in KINDS:
             return f"it cannot read {name}, whose type has the number {info.kind}"
-        kind = KINDS[info.kind].name
-        if "*" in ours:
-            tensors |= _of_each_expert(file, name, ours)
-            continue
-        begin = file.begin_of(name, info.shape[0] * row_bytes(kind, prod(info.shape[1:])))
-        tensors[ours] = StoredTensor(kind, info.shape, begin, heads_of(file, name, config), added_to(file, name))
+        stored = _stored(file, name, config)
+        if "*" not in ours:
+            tensors[ours] = stored
+        elif experts and (len(info.shape), info.shape[0]) == (3, experts.num_experts):
+            tensors |= _of_each_expert(stored, ours)
+        else:
+            raise ValueError(f"{name} has shape {info.shape}, and is not of {experts and experts.num_experts} experts")
     return tensors
 
 
-def _of_each_expert(file: GgufFile, name: str, ours: str) -> dict[str, StoredTensor]:
+def _stored(file: GgufFile, name: str, config: dict[str, Any]) -> StoredTensor:
+    """A tensor of the file, of a type in KINDS. ValueError names one that is broken."""
+    info = file.tensors[name]
+    kind = KINDS[info.kind]
+    stored = StoredTensor(kind.name, info.shape, info.begin, heads_of(file, name, config), added_to(file, name))
+    stored.check(name)
+    inputs = info.shape[-1] if len(info.shape) > 1 else 1
+    if inputs % kind.inputs:
+        raise ValueError(f"{name} has shape {info.shape}, whose rows are no whole blocks of {kind.name}")
+    file.begin_of(name, prod(info.shape) // kind.inputs * kind.size)  # it is read
+    return stored
+
+
+def _of_each_expert(stored: StoredTensor, ours: str) -> dict[str, StoredTensor]:
     """The parts of a tensor (experts, outputs, inputs)."""
-    experts, outputs, inputs = file.tensors[name].shape
-    kind = KINDS[file.tensors[name].kind].name
-    size = outputs * row_bytes(kind, inputs)
-    begin = file.begin_of(name, experts * size)
+    experts, outputs, inputs = stored.shape
+    size = outputs * row_bytes(stored.kind, inputs)
     return {
-        ours.replace("*", str(expert)): StoredTensor(kind, (outputs, inputs), begin + expert * size)
+        ours.replace("*", str(expert)): StoredTensor(stored.kind, (outputs, inputs), stored.begin + expert * size)
         for expert in range(experts)
     }
+
+
+def name_in_file(file: GgufFile, name: str) -> str:
+    """What a file calls a tensor that the decoder calls `name`, whether it is there or not.
+
+    `name` may lack the prefix "model."; what is in no such file keeps its own name.
+    """
+    module, _, kind = name.rpartition(".")
+    kind = "weight" if kind == "blocks" else kind
+    if match := _IN_DECODER.fullmatch(module):
+        of_layer = _NAMES_OF_LAYER.get(file.architecture, _OF_LAYER)
+        theirs = {ours: theirs for theirs, ours in of_layer.items()}
+        ours = _OF_EXPERT.sub(".experts.*.", match[2])
+        return f"blk.{match[1]}.{theirs[ours]}.{kind}" if ours in theirs else name
+    theirs = {ours.removeprefix("model."): theirs for theirs, ours in _OF_MODEL.items()}
+    ours = module.removeprefix("model.")
+    return f"{theirs[ours]}.{kind}" if ours in theirs else name
 
 
 def split(tensors: dict[str, StoredTensor]) -> dict[str, dict[str, Any]]:
@@ -209,10 +242,11 @@ def _names(file: GgufFile, num_layers: int) -> dict[str, str]:
     }
 
 
-def _refuse_missing(names: Iterable[str], num_layers: int) -> None:
-    """ValueError names a tensor that one layer has and another has not."""
-    matches = [match for name in names if (match := _IN_LAYER.fullmatch(name))]
-    every = {f"blk.{layer}.{match[1]}" for match in matches for layer in range(num_layers)}
+def _refuse_missing(names: Iterable[str], family: str, num_layers: int) -> None:
+    """ValueError names a tensor that one layer has and another has not, or that others are nothing without."""
+    of_layers = {match[1] for name in names if (match := _IN_LAYER.fullmatch(name))}
+    of_layers |= {name for group in _TOGETHER if family != "phi3" and group & of_layers for name in group}
+    every = {f"blk.{layer}.{name}" for name in of_layers for layer in range(num_layers)}
     if missing := sorted((every | {"output_norm.weight"}) - set(names)):
         raise ValueError(f"the file lacks {len(missing)} tensors of the model, {missing[0]} for one")
 
@@ -223,6 +257,12 @@ def heads_of(file: GgufFile, name: str, config: dict[str, Any]) -> int:
         return 0
     heads = {".attn_q.": config["num_attention_heads"], ".attn_k.": config["num_key_value_heads"]}
     return next((number for part, number in heads.items() if part in name), 0)
+
+
+def check_heads(name: str, rows: int, heads: int) -> None:
+    """ValueError for a tensor whose rows are no halves of so many heads."""
+    if heads < 0 or rows % (2 * heads):
+        raise ValueError(f"{name} has {rows} rows, which are no whole halves of {heads} heads")
 
 
 def added_to(file: GgufFile, name: str) -> float:
