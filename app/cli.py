@@ -115,6 +115,8 @@ def generate(
     prompt = sys.stdin.read() if prompt == "-" else prompt
     fields = {"max_tokens": max_tokens, "temperature": temperature}
     with LLM(progress=False, log_level=log_level, **given) as llm:
+        if not raw and not llm.has_chat_template:
+            raise StartupError("the model has no chat template: with --raw it continues the prompt as it is")
         pieces = llm.stream(prompt, fields) if raw else llm.stream_chat([{"role": "user", "content": prompt}], fields)
         for piece in pieces:
             print(piece.reasoning, end="", flush=True, file=sys.stderr)

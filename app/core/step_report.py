@@ -84,3 +84,12 @@ class StepReport(msgspec.Struct):
     preempted: list[int]
     """Numbers of requests that ran, and wait to be computed again."""
     kv: list[KVReport]
+
+    def behind(self, earlier: "StepReport") -> "StepReport":
+        """The same, for those who were not told of an earlier one: with what happened since the report before that."""
+        accepted = {row.number: row.accepted_drafts for row in earlier.rows}
+        rows = [
+            msgspec.structs.replace(row, accepted_drafts=row.accepted_drafts + accepted.get(row.number, 0))
+            for row in self.rows
+        ]
+        return msgspec.structs.replace(self, counts=earlier.counts + self.counts, rows=rows)

@@ -2,8 +2,6 @@
 
 from collections.abc import Callable
 
-import msgspec
-
 from ..core.step_report import StepReport
 from ..core.wire import EngineMessage, EngineStats, RequestOutput, StepOutputs, StepReported
 
@@ -37,7 +35,7 @@ class Outbox:
     def put_report(self, report: StepReport) -> None:
         """Add what the batch looks like now, for those who watch it through this worker."""
         if self._report is not None:
-            report = msgspec.structs.replace(report, counts=self._report.counts + report.counts)
+            report = report.behind(self._report)
         self._report = report
 
     def flush(self) -> bool:

@@ -34,7 +34,7 @@ class SamplingParams(dict[str, Any]):
     """
 
 
-def _host(model: str, settings: dict[str, Any]) -> Host:
+def _host(model: str | None, settings: dict[str, Any]) -> Host:
     """Raises StartupError for wrong settings."""
     return Host(load_settings(model=model, **{"log_level": "warning", **settings}))
 
@@ -59,8 +59,9 @@ class LLM:
     share the engine's batch. Ctrl-C ends a call, and not the model.
     """
 
-    def __init__(self, model: str = "embedded", *, progress: bool = True, **settings: Any) -> None:
-        """`model`: a folder, a GGUF file, a hub id, or "embedded". `progress`: show how many prompts are done.
+    def __init__(self, model: str | None = None, *, progress: bool = True, **settings: Any) -> None:
+        """`model`: a folder, a GGUF file, a hub id, or "embedded", which it is where neither the environment nor the
+        configuration file names another. `progress`: show how many prompts are done.
 
         `settings`: those of docs/configuration.md. Raises StartupError if the model cannot be loaded.
         """
@@ -77,6 +78,11 @@ class LLM:
     def model_name(self) -> str:
         """The name of the model."""
         return self._calls.service.model_name
+
+    @property
+    def has_chat_template(self) -> bool:
+        """Whether the model answers chats. One that does not continues texts."""
+        return bool(self._calls.service.chat_template.source)
 
     def generate(
         self, prompts: Prompt | Sequence[Prompt], sampling: Mapping[str, Any] | None = None, **fields: Any
@@ -160,7 +166,7 @@ class AsyncLLM:
     Cancelling a call, or closing a stream, ends its work.
     """
 
-    def __init__(self, model: str = "embedded", **settings: Any) -> None:
+    def __init__(self, model: str | None = None, **settings: Any) -> None:
         """See `LLM`. Raises StartupError for wrong settings; `ready` and the first call do so for a broken model."""
         self._host = _host(model, settings)
         self._close = weakref.finalize(self, self._host.close)

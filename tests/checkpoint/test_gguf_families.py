@@ -583,7 +583,7 @@ def test_a_converted_family_is_the_model_that_was_written(family: str, tmp_path:
     convert(tmp_path / "model.gguf", tmp_path / "converted")
     model.save_pretrained(tmp_path / "oracle")
     sums_otherwise = "linear_num_key_heads" in FAMILIES[family][1]  # the gated delta rule of random decays
-    assert difference(tmp_path / "converted", tmp_path / "oracle") < (1e-4 if sums_otherwise else 2e-5)
+    assert difference(tmp_path / "converted", tmp_path / "oracle") < (3e-4 if sums_otherwise else 2e-5)
 
 
 def test_a_rotation_that_a_class_does_not_know_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -626,7 +626,7 @@ def test_a_model_in_parts_is_one_model(tmp_path: Path) -> None:
     whole.save_pretrained(tmp_path / "oracle")
     convert(parts[1], tmp_path / "converted")
     for oracle in ("oracle", "converted"):
-        assert difference(tmp_path / "converted", tmp_path / oracle) < 1e-4
+        assert difference(tmp_path / "converted", tmp_path / oracle) < 3e-4
     shutil.copy(parts[0], tmp_path / "alone.gguf")
     with pytest.raises(ValueError, match=r"split\.count"):
         GgufFile(tmp_path / "alone.gguf")

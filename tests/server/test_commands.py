@@ -1,6 +1,7 @@
 """The other commands, as a user types them."""
 
 import re
+import shutil
 import sys
 from pathlib import Path
 
@@ -34,6 +35,19 @@ def test_generate_fails_with_the_requests_error(
         main()
     assert raised.value.code == 1
     assert re.fullmatch(r"paceline: This model's maximum context length is 16 tokens.+\n", capsys.readouterr().err)
+
+
+def test_generate_takes_the_model_of_the_environment(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """This one has no chat template."""
+    for name in ("config.json", "model.safetensors", "tokenizer.json"):
+        shutil.copy(tiny_model / name, tmp_path)
+    monkeypatch.setenv("PACELINE_MODEL", str(tmp_path))
+    monkeypatch.setattr(sys, "argv", ["paceline", "generate", "--worker", "echo", "the inn"])
+    with pytest.raises(SystemExit):
+        main()
+    assert "no chat template: with --raw" in capsys.readouterr().err
 
 
 def test_generate_without_a_server_reads_stdin_and_logs_nothing() -> None:

@@ -69,7 +69,8 @@ def _experts_always_normed(is_normed: bool) -> Callable[[GgufFile, Config], Conf
 
 def _text_of_seeing(file: GgufFile, _config: Config) -> Config:
     """A Qwen that sees is one that does not, as long as it reads texts."""
-    file.of_model("rope.dimension_sections"), file.of_model("n_deepstack_layers")
+    for key in ("rope.dimension_sections", "n_deepstack_layers"):  # which say how images are read
+        file.of_model(key)
     return {"norm_topk_prob": True} if file.of_model("expert_count", 0) else {}
 
 

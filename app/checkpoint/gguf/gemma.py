@@ -36,7 +36,9 @@ def gemma3n(file: GgufFile, config: Config) -> Config:
     of_layers, left = file.tensors.get("per_layer_token_embd.weight"), file.tensors.get("blk.0.laurel_l.weight")
     if of_layers is None or left is None:
         raise ValueError("the file lacks per_layer_token_embd.weight or blk.0.laurel_l.weight")
-    beyond = file.by_layer("activation_sparsity_scale", 0.0, count)
+    beyond = file.by_layer("activation_sparsity_scale", None, count)
+    if beyond[0] is None:
+        raise ValueError("the file lacks gemma3n.activation_sparsity_scale")
     theta = {
         "full_attention": config["rope_parameters"]["rope_theta"],
         "sliding_attention": file.of_model("rope.freq_base_swa", 10000.0),

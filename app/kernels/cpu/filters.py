@@ -113,7 +113,7 @@ def _bound_of_top_k(logits, top_k, maxima):  # type: ignore[no-untyped-def]
 
 @inline
 def _any_of(values, count, luck):  # type: ignore[no-untyped-def]
-    """One of the first values, by a generator of numbers (Lehmer, 1951) that always begins alike."""
+    """One of the first values, by a generator (Press et al., "Numerical Recipes") that always begins alike."""
     luck = np.uint32(luck * np.uint32(1664525) + np.uint32(1013904223))
     return values[np.int64(luck >> np.uint32(8)) % count], luck
 
