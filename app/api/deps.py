@@ -5,9 +5,7 @@ from typing import Annotated
 
 from fastapi import Depends, Request
 
-from ..errors import TenantQueueFullError
 from ..settings import RequestLimits
-from ..tenants import Tenant
 from .edge.azure import PATH_MODEL
 from .edge.body import Body, read_body
 from .edge.request_log import RequestLog
@@ -32,21 +30,9 @@ def _admit(request: Request, service: ServiceDep) -> None:
     entry: RequestLog = request.scope["request_log"]
     service.ready()
     service.engine.check_room()
-    _check_tenants_queue(service, entry.tenant)
+    service.check_queue(entry.tenant)
     service.admission.check_rates(entry)
     service.metrics.record_tenant_request(entry.tenant.name)
-
-
-def _check_tenants_queue(service: Service, tenant: Tenant) -> None:
-    engine, name = service.engine, tenant.name
-    for what, most, waiting in (
-        ("requests", tenant.max_queued_requests, engine.num_waiting(name)),
-        ("prompt tokens", tenant.max_queued_tokens, engine.num_waiting_tokens(name)),
-    ):
-        if most is not None and waiting >= most:
-            error = TenantQueueFullError(f"{waiting} {what} of this key's owner are waiting; try again later")
-            error.retry_after = engine.retry_after
-            raise error
 
 
 ADMITTED = [Depends(_admit)]

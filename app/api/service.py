@@ -22,6 +22,7 @@ from ..errors import (
     InternalError,
     InvalidRequestError,
     NotFoundError,
+    TenantQueueFullError,
     UnsupportedError,
 )
 from ..grammar.checker import GrammarChecker
@@ -130,6 +131,20 @@ class Service:
         """The error of a request whose deadline has passed."""
         entry.rejection = DeadlineError.rejection
         return DeadlineError("the request's time is over (X-Request-Timeout, or the server's request_timeout)")
+
+    def check_queue(self, tenant: Tenant) -> None:
+        """Raise TenantQueueFullError if a tenant has as much waiting as it may have.
+
+        To be called before a body is read, and again where its work enters the queue: others may have come meanwhile.
+        """
+        for what, most, waiting in (
+            ("requests", tenant.max_queued_requests, self.engine.num_waiting(tenant.name)),
+            ("prompt tokens", tenant.max_queued_tokens, self.engine.num_waiting_tokens(tenant.name)),
+        ):
+            if most is not None and waiting >= most:
+                error = TenantQueueFullError(f"{waiting} {what} of this key's owner are waiting; try again later")
+                error.retry_after = self.engine.retry_after
+                raise error
 
     def use_tokens(self, tenant: Tenant, kind: Literal["prompt", "generation"], count: int, adapter: str = "") -> None:
         """Count the tokens of a tenant, for its limits and its metrics, and for those of an adapter."""

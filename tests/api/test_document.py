@@ -1,5 +1,6 @@
 """/openapi.json describes the answers that are sent."""
 
+import hashlib
 import json
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -208,10 +209,27 @@ def test_errors_of_the_engine(server: Server, document: Any, path: str) -> None:
 # ---------------------------------------------------------------------- each status
 
 
+def test_a_tenants_queue_is_looked_at_again_where_requests_enter_it(
+    guarded: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Others may have come while the body was on its way."""
+    waiting = iter([0, 2])
+    monkeypatch.setattr(guarded.engine, "num_waiting", lambda _tenant: next(waiting))
+    path = "/v1/completions"
+    answer = guarded.post(path, BODIES[path], headers={"Authorization": "Bearer narrow"})
+    assert (answer.status_code, answer.json()["error"]["code"]) == (429, "tenant_queue_full")
+    assert guarded.engine.commands.empty()
+    assert guarded.post(path, BODIES[path]).headers["www-authenticate"] == "Bearer"
+
+
 @pytest.fixture(scope="module")
 def guarded(model_folder: Path) -> Iterator[Server]:
     """A server that requires an API key."""
-    yield from start_server(model_folder, api_keys=json.dumps({"tenants": [{"name": "a", "keys": ["0" * 64]}]}))
+    tenants = [
+        {"name": "a", "keys": ["0" * 64]},
+        {"name": "narrow", "keys": [hashlib.sha256(b"narrow").hexdigest()], "max_queued_requests": 2},
+    ]
+    yield from start_server(model_folder, api_keys=json.dumps({"tenants": tenants}))
 
 
 @pytest.fixture(scope="module")

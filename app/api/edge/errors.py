@@ -97,8 +97,10 @@ def error_response(
     entry: RequestLog = scope["request_log"]
     entry.rejection = error.rejection
     entry.note_error(error)
-    retry = {} if error.retry_after is None else {"Retry-After": str(error.retry_after)}
-    return json_response(error_body(error, scope), status or error.status, {**(headers or {}), **retry})
+    own = {} if error.retry_after is None else {"Retry-After": str(error.retry_after)}
+    if error.status == 401:
+        own["WWW-Authenticate"] = "Bearer"  # RFC 9110, section 15.5.2
+    return json_response(error_body(error, scope), status or error.status, {**(headers or {}), **own})
 
 
 def install_error_handlers(app: FastAPI) -> None:

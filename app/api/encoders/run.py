@@ -88,6 +88,7 @@ class _Run:
 
     async def all(self, inputs: Sequence[Input]) -> Vectors:
         """The vectors of all inputs, in their order."""
+        self._service.check_queue(self._entry.tenant)
         vectors: Vectors = []
         for index, one in enumerate(inputs):
             if self._entry.deadline is not None and time.monotonic() > self._entry.deadline:

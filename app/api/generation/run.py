@@ -25,6 +25,7 @@ class Generation:
 
         Raises EngineUnavailableError or QueueFullError, and then leaves none running.
         """
+        service.check_queue(entry.tenant)
         self._service = service
         self._engine: EngineClient = service.engine
         self._entry = entry
