@@ -126,6 +126,8 @@ def _done(source: Path, target: Path) -> set[str]:
     try:
         if target.exists() and target.samefile(source):
             raise StartupError(f"{target} has the requests; the answers need a file of their own")
+        if target.exists() and not target.is_file():  # it would be read for answers, perhaps without end
+            raise StartupError(f"{target} is no file, and the answers need one")
         return set(answered(target))
     except InvalidRequestError as error:
         raise StartupError(error.message) from None

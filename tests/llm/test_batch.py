@@ -66,6 +66,8 @@ def test_a_wrong_file_for_the_answers_stays_as_it_is(tmp_path: Path) -> None:
     source.write_text(f"{request('a')}\n{request('b')}")
     with pytest.raises(StartupError, match="need a file of their own"):
         run_batch(source, tmp_path / "." / "in.jsonl", is_ordered=False)
+    with pytest.raises(StartupError, match="is no file"):
+        run_batch(source, Path("/dev/full"), is_ordered=False)
     for text in (source.read_text(), "anything", '{"id": 1}\n[', "[" * 100_000 + "\n"):
         other.write_text(text)
         with pytest.raises(StartupError, match=r"other, line 1: it is no answer of a batch"):
