@@ -46,8 +46,10 @@ def app_with_engine(settings: Settings, on_end: Callable[[PacelineError], None])
                 ready = await _wait_until_ready(service.engine, engine)
                 service.metrics.record_startup(ready.startup_seconds)
                 watching = asyncio.create_task(_watch(engine, service.engine, on_end))
-                yield
-                watching.cancel()
+                try:
+                    yield
+                finally:
+                    watching.cancel()
         except StartupError as error:
             on_end(error)
             raise
