@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from ..api.edge.inside import request_inside
 from ..api.service import Service
-from ..errors import ApiError
+from ..errors import ApiError, InvalidRequestError
 from ..tenants import EVERYBODY
 from . import generating
 from .results import Classification, Piece, Ranked, Result
@@ -41,27 +41,36 @@ class Calls:
 
     async def generate(self, prompts: Sequence[Any], fields: Mapping[str, Any], done: Done) -> list[Result]:
         """A result for each text, or list of token ids. The first error ends all. Raises ApiError."""
-        return await self._all(generating.completion, prompts, fields, done)
+        return await self._all(generating.completion, ("prompt", "prompts"), prompts, fields, done)
 
     async def chat(self, chats: Sequence[Any], fields: Mapping[str, Any], done: Done) -> list[Result]:
         """A result for each list of messages. The first error ends all. Raises ApiError."""
-        return await self._all(generating.chat, chats, fields, done)
+        return await self._all(generating.chat, ("messages", "messages"), chats, fields, done)
 
     async def _all(
         self,
         begin: Callable[[Service, Any, Mapping[str, Any]], Awaitable[generating.Call]],
+        names: tuple[str, str],
         prompts: Sequence[Any],
         fields: Mapping[str, Any],
         done: Done,
     ) -> list[Result]:
-        async def one(prompt: Any) -> Result:
+        """`names`: of the field that a prompt is, and of the argument that holds all of them."""
+
+        async def one(item: tuple[int, Any]) -> Result:
+            index, prompt = item
             async with self._room:
-                call = await begin(self.service, prompt, fields)
+                try:
+                    call = await begin(self.service, prompt, fields)
+                except InvalidRequestError as error:
+                    if len(prompts) > 1:
+                        _name(error, *names, index)
+                    raise
                 result = await call.result()
             done(len(result.prompt_token_ids) + result.timings.predicted_n)
             return result
 
-        return await _in_order(one, prompts, self._window)
+        return await _in_order(one, list(enumerate(prompts)), self._window)
 
     async def stream(self, prompt: Any, fields: Mapping[str, Any]) -> AsyncGenerator[Piece, None]:
         """The pieces of a text. Raises ApiError."""
@@ -119,6 +128,15 @@ class Calls:
             error = content["error"]
             raise ApiError.of(answer.status, error["message"], error["param"], error["code"])
         return content
+
+
+def _name(error: InvalidRequestError, field: str, argument: str, index: int) -> None:
+    """Have an error about a prompt say which of several it is."""
+    given = error.param or ""
+    if given.partition("[")[0] == field:
+        error.param = f"{argument}[{index}]{given.removeprefix(field)}"
+        error.message = f"{error.param}: {error.message.removeprefix(f'{given}: ')}"
+        error.args = (error.message,)
 
 
 async def _in_order(work: Callable[[T], Awaitable[U]], items: Sequence[T], window: int) -> list[U]:

@@ -6,6 +6,7 @@ The engine is started by its command line, not by `multiprocessing`: a script ne
 
 import asyncio
 import logging
+import os
 import threading
 from collections.abc import Coroutine
 from concurrent.futures import CancelledError, Future
@@ -22,6 +23,7 @@ log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 _CLOSED = "this object is closed"
+_ELSEWHERE = "this object belongs to another process, of which this is a fork: make one here"
 
 
 class Host:
@@ -35,15 +37,16 @@ class Host:
         self._life: asyncio.Task[None] | None = None
         self._loop = asyncio.new_event_loop()
         self._is_closed = False
+        self._process_id = os.getpid()
         # It is a daemon, because at the end of a program Python waits for other threads before it calls `close`.
         self._thread = threading.Thread(target=self._run, name="paceline", daemon=True)
         self._thread.start()
 
     def begin(self, work: Coroutine[Any, Any, T]) -> Future[T]:
-        """Run a coroutine in the service's event loop. Raises EngineUnavailableError behind `close`."""
-        if self._is_closed:
+        """Run a coroutine in the service's event loop. Raises EngineUnavailableError behind `close`, and in a fork."""
+        if self._is_closed or self._is_elsewhere:
             work.close()
-            raise EngineUnavailableError(_CLOSED)
+            raise EngineUnavailableError(_ELSEWHERE if self._is_elsewhere else _CLOSED)
         return asyncio.run_coroutine_threadsafe(work, self._loop)
 
     def run(self, work: Coroutine[Any, Any, T]) -> T:
@@ -56,9 +59,14 @@ class Host:
         finally:
             future.cancel()  # does nothing to what has ended
 
+    @property
+    def _is_elsewhere(self) -> bool:
+        """Whether this is a fork of the process that has the thread."""
+        return os.getpid() != self._process_id
+
     def close(self) -> None:
         """End the engine and all that still runs. A second call does nothing."""
-        if self._is_closed:
+        if self._is_closed or self._is_elsewhere:
             return
         self._is_closed = True
         self.started.cancel()

@@ -6,7 +6,7 @@ scheduler, and the text side in a thread of the program. See docs/python.md.
 
 import asyncio
 import weakref
-from collections.abc import AsyncGenerator, Callable, Coroutine, Generator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Coroutine, Generator, Iterable, Mapping
 from contextlib import aclosing
 from types import TracebackType
 from typing import Any, Self, TypeVar
@@ -14,6 +14,7 @@ from typing import Any, Self, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from ..errors import InvalidRequestError
 from ..settings import load_settings
 from .calls import Calls, Done
 from .host import Host
@@ -39,13 +40,23 @@ def _host(model: str | None, settings: dict[str, Any]) -> Host:
     return Host(load_settings(model=model, **{"log_level": "warning", **settings}))
 
 
-def _prompts(given: Prompt | Sequence[Prompt]) -> list[Any]:
-    is_one = isinstance(given, str) or (bool(given) and isinstance(given[0], int))
-    return [given] if is_one else list(given)
+def _prompts(given: Prompt | Iterable[Prompt], name: str = "prompts") -> list[Any]:
+    """`name`: of the argument. Raises InvalidRequestError."""
+    several = _listed(given, name, "a text, token ids, or several of these")
+    return [several] if several and isinstance(several[0], int) else several
 
 
-def _chats(given: Messages | Sequence[Messages]) -> list[Any]:
-    return [given] if given and isinstance(given[0], dict) else list(given)
+def _chats(given: Messages | Iterable[Messages]) -> list[Any]:
+    several = _listed(given, "messages", "a list of messages, or several of these")
+    return [several] if several and isinstance(several[0], dict) else several
+
+
+def _listed(given: Any, name: str, expected: str) -> list[Any]:
+    if isinstance(given, str):
+        return [given]
+    if isinstance(given, Mapping | bytes) or not isinstance(given, Iterable):
+        raise InvalidRequestError(f"{name}: {expected} should be given, and no {type(given).__name__}", name)
+    return list(given)
 
 
 def _fields(sampling: Mapping[str, Any] | None, others: Mapping[str, Any]) -> dict[str, Any]:
@@ -85,7 +96,7 @@ class LLM:
         return bool(self._calls.service.chat_template.source)
 
     def generate(
-        self, prompts: Prompt | Sequence[Prompt], sampling: Mapping[str, Any] | None = None, **fields: Any
+        self, prompts: Prompt | Iterable[Prompt], sampling: Mapping[str, Any] | None = None, **fields: Any
     ) -> list[Result]:
         """Continue one prompt or several: a result for each, in their order.
 
@@ -95,7 +106,7 @@ class LLM:
         return self._show("generating", len(given), lambda done: self._calls.generate(given, asked, done))
 
     def chat(
-        self, messages: Messages | Sequence[Messages], sampling: Mapping[str, Any] | None = None, **fields: Any
+        self, messages: Messages | Iterable[Messages], sampling: Mapping[str, Any] | None = None, **fields: Any
     ) -> list[Result]:
         """Answer one chat or several: a result for each, in their order.
 
@@ -116,14 +127,14 @@ class LLM:
         """Answer one chat: the pieces of the answer as they come."""
         return self._pieces(self._calls.stream_chat(messages, _fields(sampling, fields)))
 
-    def embed(self, texts: str | Sequence[str], **fields: Any) -> NDArray[np.float32]:
+    def embed(self, texts: str | Iterable[str], **fields: Any) -> NDArray[np.float32]:
         """The vectors of texts: [texts, dimensions]. `fields`: of /v1/embeddings, such as `dimensions=256`."""
-        given = _prompts(texts)
+        given = _prompts(texts, "texts")
         return self._show("embedding", len(given), lambda done: self._calls.embed(given, fields, done))
 
-    def classify(self, texts: str | Sequence[str], **fields: Any) -> list[Classification]:
+    def classify(self, texts: str | Iterable[str], **fields: Any) -> list[Classification]:
         """The labels of texts. `fields`: of /v1/classify."""
-        given = _prompts(texts)
+        given = _prompts(texts, "texts")
         return self._show("classifying", len(given), lambda done: self._calls.classify(given, fields, done))
 
     def score(self, text_1: str | list[str], text_2: str | list[str], **fields: Any) -> list[float]:
@@ -182,14 +193,14 @@ class AsyncLLM:
         return self._calls
 
     async def generate(
-        self, prompts: Prompt | Sequence[Prompt], sampling: Mapping[str, Any] | None = None, **fields: Any
+        self, prompts: Prompt | Iterable[Prompt], sampling: Mapping[str, Any] | None = None, **fields: Any
     ) -> list[Result]:
         """See `LLM.generate`."""
         calls = await self._use()
         return await self._wait(calls.generate(_prompts(prompts), _fields(sampling, fields), _unseen))
 
     async def chat(
-        self, messages: Messages | Sequence[Messages], sampling: Mapping[str, Any] | None = None, **fields: Any
+        self, messages: Messages | Iterable[Messages], sampling: Mapping[str, Any] | None = None, **fields: Any
     ) -> list[Result]:
         """See `LLM.chat`."""
         calls = await self._use()
@@ -213,13 +224,13 @@ class AsyncLLM:
             async for piece in pieces:
                 yield piece
 
-    async def embed(self, texts: str | Sequence[str], **fields: Any) -> NDArray[np.float32]:
+    async def embed(self, texts: str | Iterable[str], **fields: Any) -> NDArray[np.float32]:
         """See `LLM.embed`."""
-        return await self._wait((await self._use()).embed(_prompts(texts), fields, _unseen))
+        return await self._wait((await self._use()).embed(_prompts(texts, "texts"), fields, _unseen))
 
-    async def classify(self, texts: str | Sequence[str], **fields: Any) -> list[Classification]:
+    async def classify(self, texts: str | Iterable[str], **fields: Any) -> list[Classification]:
         """See `LLM.classify`."""
-        return await self._wait((await self._use()).classify(_prompts(texts), fields, _unseen))
+        return await self._wait((await self._use()).classify(_prompts(texts, "texts"), fields, _unseen))
 
     async def score(self, text_1: str | list[str], text_2: str | list[str], **fields: Any) -> list[float]:
         """See `LLM.score`."""

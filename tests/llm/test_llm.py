@@ -1,9 +1,11 @@
 """`LLM` and `AsyncLLM` with real engines, in scripts, threads and event loops."""
 
 import asyncio
+import os
 import re
 import signal
 import threading
+import warnings
 from collections.abc import AsyncGenerator, Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -63,11 +65,31 @@ def test_what_is_wrong_is_named(llm: LLM) -> None:
         llm.generate("Hi", temprature=0)
     with pytest.raises(InvalidRequestError) as raised:
         llm.chat([CHAT, [{"role": "nobody", "content": ""}]])
-    assert raised.value.param == "messages[0].role"
+    assert raised.value.param == "messages[1][0].role"
+    with pytest.raises(InvalidRequestError, match=r"^prompts\[1\]: This model's maximum context length") as raised:
+        llm.generate((text for text in ("Hi", "a " * 3000)), max_tokens=1)
+    assert raised.value.param == "prompts[1]"
+    for call, wrong, name in ((llm.generate, None, "prompts"), (llm.chat, 5, "messages"), (llm.embed, {}, "texts")):
+        with pytest.raises(InvalidRequestError, match=f"^{name}: ") as raised:
+            call(wrong)
+        assert raised.value.param == name
     with pytest.raises(UnsupportedError, match="echo"):
         llm.generate("Hi", echo=True)
     with pytest.raises(UnsupportedError, match="generates text"):  # of the endpoint for encoders
         llm.embed("Hi")
+
+
+def test_a_fork_is_told_that_the_model_is_not_its_own(llm: LLM) -> None:
+    with warnings.catch_warnings(action="ignore"):  # of forks and threads
+        child = os.fork()
+    if not child:
+        try:
+            llm.generate("Hi")
+        except EngineUnavailableError as error:
+            os._exit(7 if "another process" in error.message else 1)
+        finally:
+            os._exit(1)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
 
 
 def test_threads_share_the_engine_and_more_prompts_than_it_takes_wait() -> None:
