@@ -20,6 +20,7 @@ def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", default="", help="as for the service; default: the embedded one")
+    parser.add_argument("--load-format", default="auto", help="see the setting; dummy: a config.json is enough")
     parser.add_argument("--batch", type=int, nargs="+", default=[1, 8, 32])
     parser.add_argument("--input-len", type=int, default=128)
     parser.add_argument("--max-model-len", type=int, default=2048)
@@ -39,13 +40,14 @@ def main() -> None:
         settings = load_settings(
             device="cpu",
             quantization=quantization,
+            load_format=args.load_format,
             kv_dtype=args.kv_dtype,
             max_model_len=args.max_model_len,
             block_size=16,
             max_num_batched_tokens=512,
             **given,
         )
-        built = build_worker(settings, find_model(settings.model))
+        built = build_worker(settings, find_model(settings.model, needs_weights=args.load_format != "dummy"))
         execution = built.worker.execution
         assert isinstance(execution, Taped)
         ways = {"recorded": execution.run, "not recorded": partial(Eager.run, execution)}
