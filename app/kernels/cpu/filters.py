@@ -10,7 +10,7 @@ import math
 
 import numpy as np
 
-from .numerics import exp, inline
+from .numerics import called, exp, inline
 
 _ONE = np.float32(2.0**40)
 """The largest probability as an integer, so that a million of them can be added up."""
@@ -57,7 +57,7 @@ def _weight(logit, largest, temperature):  # type: ignore[no-untyped-def]
     return np.int64(exp((logit - largest) / temperature) * _ONE)
 
 
-@inline
+@called
 def _weight_of(logits, largest, temperature):  # type: ignore[no-untyped-def]
     weight = np.int64(0)
     for i in range(logits.shape[0]):
@@ -70,7 +70,7 @@ def _part_of(weight, part):  # type: ignore[no-untyped-def]
     return max(np.int64(np.float64(weight) * np.float64(part)), np.int64(1))
 
 
-@inline
+@called
 def _keep(logits, bound, kept):  # type: ignore[no-untyped-def]
     """Write the logits from a bound on to the beginning of `kept`; returns how many."""
     count = np.int64(0)
@@ -80,7 +80,7 @@ def _keep(logits, bound, kept):  # type: ignore[no-untyped-def]
     return count
 
 
-@inline
+@called
 def _maxima_of_groups(logits, groups, maxima):  # type: ignore[no-untyped-def]
     """The largest logit of each of so many groups. Those of a group lie apart, so that this becomes vectors."""
     for j in range(groups):
@@ -91,7 +91,7 @@ def _maxima_of_groups(logits, groups, maxima):  # type: ignore[no-untyped-def]
             maxima[j] = x if x > maxima[j] else maxima[j]
 
 
-@inline
+@called
 def _largest(logits, maxima):  # type: ignore[no-untyped-def]
     groups = min(_GROUPS, logits.shape[0])
     _maxima_of_groups(logits, groups, maxima)
@@ -101,7 +101,7 @@ def _largest(logits, maxima):  # type: ignore[no-untyped-def]
     return largest
 
 
-@inline
+@called
 def _bound_of_top_k(logits, top_k, maxima):  # type: ignore[no-untyped-def]
     """`top_k` logits or more are this or more: the k-th largest of groups' maxima. -inf if k is large."""
     groups = max(_GROUPS, 2 * top_k)  # the more, the fewer logits are beyond the bound
@@ -118,7 +118,7 @@ def _any_of(values, count, luck):  # type: ignore[no-untyped-def]
     return values[np.int64(luck >> np.uint32(8)) % count], luck
 
 
-@inline
+@called
 def _reached(values, count, target, largest, temperature):  # type: ignore[no-untyped-def]
     """The largest of the first `count` values that weighs `target` together with all above it. Overwrites them."""
     before = np.int64(0)  # what was above the values that are left

@@ -22,6 +22,11 @@ def inline(function: Callable[..., Any]) -> Any:
     return numba.njit(inline="always", fastmath=FAST, error_model="numpy")(function)
 
 
+def called(function: Callable[..., Any]) -> Any:
+    """A function that kernels call: for what stands in one in several places, since it is compiled once for all."""
+    return numba.njit(fastmath=FAST, error_model="numpy")(function)
+
+
 def to_float(_number: Any) -> np.float32:
     """A number of an array as float32."""
     raise NotImplementedError("for kernels only")
