@@ -16,6 +16,7 @@ from app.core.step_report import StepCounts, StepReport
 from app.core.wire import EngineReady, EngineStats, GenerateCommand, RequestOutput, RequestTiming
 from app.engine.client import RequestStream
 from app.errors import ApiError, QueueFullError
+from tests.patience import PATIENCE
 
 READY = EngineReady(
     tasks=("generate",),
@@ -131,8 +132,8 @@ class FakeEngine:
         self.aborted.put(request_id)
 
     def last_command(self) -> GenerateCommand:
-        """The latest request."""
-        command = self.commands.get_nowait()
+        """The latest request, which may be on its way."""
+        command = self.commands.get(timeout=PATIENCE)
         with suppress(queue.Empty):
             while True:
                 command = self.commands.get_nowait()

@@ -1,5 +1,6 @@
 """Tool calls and reasoning in texts, which may be cut anywhere."""
 
+import gc
 import json
 import re
 import time
@@ -305,12 +306,14 @@ def test_text_that_cannot_become_a_call_is_not_held_back() -> None:
 
 @pytest.mark.parametrize("name", FORMATS)
 @pytest.mark.parametrize("piece", ['[f(x="', "<|python_tag|>[f(", '<tool_call>{"name": "', "<tool_call>{", "{"])
-def test_parsing_takes_time_in_proportion_to_the_text(name: str, piece: str) -> None:
+def test_parsing_takes_time_in_proportion_to_the_text(name: str, piece: str, request: pytest.FixtureRequest) -> None:
     """Each character is read only a few times: otherwise a long text would take minutes and hold up other requests."""
+    request.addfinalizer(gc.enable)
+    gc.disable()  # what other tests have left takes a second to be looked through
     for text in (piece + "word " * 2_000, piece * 1_000):
         started = time.process_time()
         parse(FORMATS[name].parser(), [text[at : at + 4] for at in range(0, len(text), 4)])
-        assert time.process_time() - started < 1
+        assert time.process_time() - started < 2  # a tenth of a second, where nobody else has the processor's caches
 
 
 FRAGMENTS = [
