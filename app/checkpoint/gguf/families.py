@@ -54,6 +54,7 @@ _QKV_BIAS = {"attention_bias": "attn_q.bias"}
 _MLP_BIAS = {"mlp_bias": "ffn_up.bias"}
 _MAMBA_BIAS = {"mamba_conv_bias": "ssm_conv1d.bias", "mamba_proj_bias": "ssm_in.bias"}
 _ONLY_MAMBA_BIAS = {"use_conv_bias": "ssm_conv1d.bias", "use_bias": "ssm_in.bias"}
+_NO_RMS_NORM = ("attention.layer_norm_rms_epsilon",)
 _NO_ATTENTION = (
     "context_length",
     "feed_forward_length",
@@ -85,8 +86,8 @@ def _llama(file: GgufFile, _config: Config) -> Config:
 
 def _exaone(file: GgufFile, _config: Config) -> Config:
     """A Llama under other names, whose norms' epsilon has been under two."""
-    of_norms = file.of_model("attention.layer_norm_rms_epsilon"), file.of_model("attention.layer_norm_epsilon")
-    return {"rms_norm_eps": next(filter(None, of_norms), None)}
+    keys = "attention.layer_norm_rms_epsilon", "attention.layer_norm_epsilon"
+    return {"rms_norm_eps": file.first_of_model(*keys)}
 
 
 def _stablelm(file: GgufFile, _config: Config) -> Config:
@@ -283,27 +284,27 @@ FAMILIES = {
         model_type="llama",
         architecture="LlamaForCausalLM",
         own=_exaone,
-        left_out=("attention.layer_norm_rms_epsilon",),
+        left_out=_NO_RMS_NORM,
     ),
     "minicpm": Family(model_type="granite", architecture="GraniteForCausalLM", own=_minicpm),
     "olmo": Family(
         model_type="olmo",
         architecture="OlmoForCausalLM",
         own=_olmo,
-        left_out=("attention.layer_norm_rms_epsilon",),
+        left_out=_NO_RMS_NORM,
     ),
     "phi2": Family(
         model_type="phi",
         architecture="PhiForCausalLM",
         fields={"attention.layer_norm_epsilon": ("layer_norm_eps", None)},
-        left_out=("attention.layer_norm_rms_epsilon",),
+        left_out=_NO_RMS_NORM,
     ),
     "nemotron": Family(
         model_type="nemotron",
         architecture="NemotronForCausalLM",
         has=_QKV_BIAS | _MLP_BIAS,
         own=_nemotron,
-        left_out=("attention.layer_norm_rms_epsilon",),
+        left_out=_NO_RMS_NORM,
     ),
     "stablelm": Family(
         model_type="stablelm",
@@ -311,7 +312,7 @@ FAMILIES = {
         fields={"attention.layer_norm_epsilon": ("layer_norm_eps", None)},
         has={"use_qkv_bias": "attn_q.bias"},
         own=_stablelm,
-        left_out=("attention.layer_norm_rms_epsilon",),
+        left_out=_NO_RMS_NORM,
     ),
     "exaone4": Family(model_type="exaone4", architecture="Exaone4ForCausalLM", own=_windows),
     **dict.fromkeys(
@@ -389,14 +390,14 @@ FAMILIES = {
         architecture="CohereForCausalLM",
         has={"use_qk_norm": "attn_q_norm.weight"},
         fields={"logit_scale": ("logit_scale", 1.0), "attention.layer_norm_epsilon": ("layer_norm_eps", None)},
-        left_out=("attention.layer_norm_rms_epsilon",),
+        left_out=_NO_RMS_NORM,
     ),
     "cohere2": Family(
         model_type="cohere2",
         architecture="Cohere2ForCausalLM",
         fields={"logit_scale": ("logit_scale", 1.0), "attention.layer_norm_epsilon": ("layer_norm_eps", None)},
         own=_windows,
-        left_out=("attention.layer_norm_rms_epsilon",),
+        left_out=_NO_RMS_NORM,
     ),
     "seed_oss": Family(
         model_type="seed_oss",

@@ -101,6 +101,10 @@ class GgufFile:
             return value[0]
         return value
 
+    def first_of_model(self, *keys: str) -> Any:
+        """The value of the first of these keys that has one, or None. All of them count as read."""
+        return next(filter(None, [self.of_model(key) for key in keys]), None)
+
     def by_layer(self, key: str, default: Any, count: int) -> list[Any]:
         """A value of each of so many layers. A value that is no list is that of all."""
         value = self.of_model(key, default)

@@ -37,22 +37,27 @@ def _delta_nets(file: GgufFile, config: Config) -> Config:
     }
 
 
+def _kv_heads(file: GgufFile, config: Config) -> tuple[list[int], int]:
+    """Heads of keys of each layer, of which only those that attend have some; and how many these have."""
+    by_layer = file.by_layer("attention.head_count_kv", 0, config["num_hidden_layers"])
+    return by_layer, max(by_layer) or config["num_attention_heads"]
+
+
 def nemotron_h(file: GgufFile, config: Config) -> Config:
     """A layer is one thing: attention if it has heads of keys, else a feed-forward layer if it has a size of one."""
-    kv_heads = file.by_layer("attention.head_count_kv", 0, config["num_hidden_layers"])
+    kv_heads, num_kv_heads = _kv_heads(file, config)
     inner = file.by_layer("feed_forward_length", 0, config["num_hidden_layers"])
     experts = file.of_model("expert_count", 0)
     feed_forward = "moe" if experts else "mlp"
     heads = file.size("ssm.time_step_rank")
-    of_norms = file.of_model("attention.layer_norm_rms_epsilon"), file.of_model("attention.layer_norm_epsilon")
     own = {
         "layers_block_type": [
             "full_attention" if heads_of_layer else feed_forward if size else "linear_attention"
             for heads_of_layer, size in zip(kv_heads, inner, strict=True)
         ],
-        "num_key_value_heads": max(kv_heads) or config["num_attention_heads"],
+        "num_key_value_heads": num_kv_heads,
         "intermediate_size": max(inner),
-        "layer_norm_epsilon": next(filter(None, of_norms), None),
+        "layer_norm_epsilon": file.first_of_model("attention.layer_norm_rms_epsilon", "attention.layer_norm_epsilon"),
         "conv_kernel": file.size("ssm.conv_kernel"),
         "ssm_state_size": file.size("ssm.state_size"),
         "n_groups": file.size("ssm.group_count"),
@@ -112,11 +117,11 @@ def _mamba_2(file: GgufFile) -> Config:
 
 def granite_hybrid(file: GgufFile, config: Config) -> Config:
     """A layer with heads of keys is attention, and a model without experts has what these share."""
-    kv_heads = file.by_layer("attention.head_count_kv", 0, config["num_hidden_layers"])
+    kv_heads, num_kv_heads = _kv_heads(file, config)
     experts, shared = file.of_model("expert_count", 0), file.of_model("expert_shared_feed_forward_length")
     return _mamba_2(file) | {
         "layer_types": ["full_attention" if heads else "linear_attention" for heads in kv_heads],
-        "num_key_value_heads": max(kv_heads) or config["num_attention_heads"],
+        "num_key_value_heads": num_kv_heads,
         "position_embedding_type": "rope" if file.of_model("rope.scaling.finetuned", True) else None,
         "num_local_experts": experts,
         "num_experts_per_tok": file.of_model("expert_used_count", 0),
@@ -136,11 +141,11 @@ def falcon_h1(file: GgufFile, _config: Config) -> Config:
 def jamba(file: GgufFile, config: Config) -> Config:
     """Attention in layers with heads of keys, and experts in those with a router."""
     layers = range(config["num_hidden_layers"])
-    kv_heads = file.by_layer("attention.head_count_kv", 0, len(layers))
+    kv_heads, num_kv_heads = _kv_heads(file, config)
     attends = _period("attention.head_count_kv", [heads > 0 for heads in kv_heads])
     routes = _period("ffn_gate_inp.weight", [f"blk.{layer}.ffn_gate_inp.weight" in file.tensors for layer in layers])
     return {
-        "num_key_value_heads": max(kv_heads) or config["num_attention_heads"],
+        "num_key_value_heads": num_kv_heads,
         "attn_layer_period": attends[0],
         "attn_layer_offset": attends[1],
         "expert_layer_period": routes[0],
@@ -166,10 +171,10 @@ def _period(name: str, is_one: list[bool]) -> tuple[int, int]:
 
 def lfm2(file: GgufFile, config: Config) -> Config:
     """Short convolutions, and attention in layers with heads of keys."""
-    kv_heads = file.by_layer("attention.head_count_kv", 0, config["num_hidden_layers"])
+    kv_heads, num_kv_heads = _kv_heads(file, config)
     return {
         "layer_types": ["full_attention" if heads else "conv" for heads in kv_heads],
-        "num_key_value_heads": max(kv_heads) or config["num_attention_heads"],
+        "num_key_value_heads": num_kv_heads,
         "conv_L_cache": file.size("shortconv.l_cache"),
         "norm_eps": file.of_model("attention.layer_norm_rms_epsilon"),
         "block_auto_adjust_ff_dim": False,
