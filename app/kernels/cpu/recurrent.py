@@ -20,6 +20,12 @@ _WORTH_A_THREAD = 65536
 
 
 @inline
+def _read(entries, at):  # type: ignore[no-untyped-def]
+    """Slot, first token, the one behind the last, and what is to be copied: see `app.kernels.entries`."""
+    return entries[at, 0], entries[at, 1], entries[at, 2], entries[at, 3], entries[at, 4]
+
+
+@inline
 def _input(x, memory, start, at, d):  # type: ignore[no-untyped-def]
     """Of channel d at a token, which may be before the first of the step."""
     if at >= start:
@@ -43,8 +49,7 @@ def _convolve(begin, end, x, weight, has_bias, bias, is_silu, memory, entries, e
     sums = np.empty(_CHANNELS, np.float32)
     for task in range(begin, end):
         entry, first = task // parts, task % parts * _CHANNELS
-        slot, start, stop = entries[entry, 0], entries[entry, 1], entries[entry, 2]
-        cut, copy = entries[entry, 3], entries[entry, 4]
+        slot, start, stop, cut, copy = _read(entries, entry)
         last = min(dim, first + _CHANNELS)
         for token in range(start, stop):
             for d in range(first, last):
@@ -145,8 +150,7 @@ def _delta_rule(begin, end, q, k, v, g, beta, normed, raw, a_log, dt_bias, memor
     scale = np.float32(1) / np.sqrt(np.float32(k_dim))
     for task in range(begin, end):
         entry, head = task // heads, task % heads
-        slot, start, stop = entries[entry, 0], entries[entry, 1], entries[entry, 2]
-        cut, copy = entries[entry, 3], entries[entry, 4]
+        slot, start, stop, cut, copy = _read(entries, entry)
         key_head, state = head // (heads // k.shape[1]), memory[slot, head]
         for token in range(start, stop):
             _load(k[token, key_head], normed, np.float32(1), keys)
@@ -224,8 +228,7 @@ def _scan(  # type: ignore[no-untyped-def]
     inputs, seen = np.empty((2, dim), np.float32)
     for task in range(begin, end):
         entry, head = task // heads, task % heads
-        slot, start, stop = entries[entry, 0], entries[entry, 1], entries[entry, 2]
-        cut, copy = entries[entry, 3], entries[entry, 4]
+        slot, start, stop, cut, copy = _read(entries, entry)
         group, state = head // (heads // b.shape[1]), memory[slot, head]
         for token in range(start, stop):
             width = to_float(dt[token, head])
