@@ -111,10 +111,9 @@ def generate(
     """Write one answer, without a server. What a model thinks before it goes to stderr."""
     from .llm.llm import LLM
 
-    given = {name: value for name, value in flags.items() if value not in (None, [])}
     prompt = sys.stdin.read() if prompt == "-" else prompt
     fields = {"max_tokens": max_tokens, "temperature": temperature}
-    with LLM(progress=False, log_level=log_level, **given) as llm:
+    with LLM(progress=False, log_level=log_level, **flags) as llm:
         if not raw and not llm.has_chat_template:
             raise StartupError("the model has no chat template: with --raw it continues the prompt as it is")
         pieces = llm.stream(prompt, fields) if raw else llm.stream_chat([{"role": "user", "content": prompt}], fields)
